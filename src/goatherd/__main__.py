@@ -1,4 +1,4 @@
-"""``python -m goatherd`` and the ``goatherd`` command."""
+"""Entry point of ``python -m goatherd`` and of the ``goatherd`` command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def main() -> None:
 
 
 def _help() -> None:
-    """Print the command line's help, and import nothing that only a command needs (tests/unit/cli/test_start_up.py)."""
+    """Print the command line's help.
+
+    It imports nothing that only a command needs, so that the help appears quickly (tests/unit/cli/test_start_up.py).
+    """
     from goatherd.cli.menu import help_text
 
     # `goatherd.cli.output` is what only a command needs.

@@ -49,7 +49,7 @@ class SystemClock:
 
 
 class SteadyClock:
-    """A clock that is not affected when the system clock is set: its start time plus the monotonic time since.
+    """A clock that setting the system clock does not affect: the time at its creation plus the monotonic time since.
 
     Args:
         clock: The underlying clock.
@@ -85,23 +85,23 @@ class RemoteClock:
         """Record the ``Date`` header of an answer (RFC 9110, 6.6.1). A missing or unreadable header changes nothing.
 
         Args:
-            date: The header.
-            began: `Clock.monotonic` before the request was sent.
+            date: The value of the header.
+            began: Result of `Clock.monotonic` from before the request was sent.
         """
         told_ms = read_http_date(date)
         if told_ms is not None:
             self._seen = told_ms, began, self._clock.monotonic()
 
     def ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far the other machine's clock is certainly ahead of `now_ms`.
+        """Return by how many milliseconds the other machine's clock is at least ahead of `now_ms`, or behind it.
 
-        Rounding of the header and the duration of the request are subtracted.
+        The true difference may be larger by the header's rounding (a second) and the duration of the request.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.
 
         Returns:
-            Milliseconds, negative if it is behind; None if no answer had a date.
+            Milliseconds: positive if the other clock is ahead, negative if it is behind; None if no answer had a date.
         """
         if self._seen is None:
             return None
@@ -113,7 +113,7 @@ class RemoteClock:
 
 
 def read_http_date(header: str | None) -> int | None:
-    """Return an HTTP date in milliseconds since 1970; None if the header is missing or no date."""
+    """Parse an HTTP date into milliseconds since 1970; return None if the header is missing or no date."""
     if not header or len(header) > 64:
         return None
     from email.utils import parsedate_to_datetime  # here, since it takes long to import

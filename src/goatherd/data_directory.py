@@ -44,7 +44,7 @@ _NEWER_HINT: Final = (
 def read_records(log: Path) -> list[dict[str, Any]]:
     """Return the records that a log's file holds now; none if there is no file.
 
-    Damaged lines are skipped, as by a Goatherd server: records behind them still count.
+    As in a Goatherd server, damaged lines are skipped, and the records after them are returned.
 
     Raises:
         StorageError: The file cannot be read.
@@ -136,7 +136,7 @@ def check_understood(directory: Path) -> None:
 def check_logs_whole(directory: Path) -> None:
     """Check that a GoatDB server can be started on an organization's logs without losing records.
 
-    COMPAT: GoatDB 0.5.1 cuts a log off at its first damaged line, with every good record behind it.
+    COMPAT: GoatDB 0.5.1 cuts a log off at its first damaged line, and so loses every good record after this line.
 
     Raises:
         StorageError: Records would be lost (the message names the log and the line), or a log cannot be read.
@@ -209,13 +209,15 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
 
 
 def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
-    """Check that every organization in a data directory is named, before a GoatDB server is started on it.
+    """Check that `orgs` names every organization in a data directory, before a GoatDB server is started on it.
+
+    An organization that is not named gets no settings.json from Goatherd.
 
     COMPAT: GoatDB 0.5.1 creates a new root for every organization that it serves and that has no settings.json.
 
     Args:
         data: The data directory.
-        orgs: The names of the organizations' directories in it.
+        orgs: The organizations that the operator has named, by the names of their directories.
 
     Raises:
         ConfigurationError: The directory holds an organization that is not named; the message says which.
@@ -229,18 +231,18 @@ def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
     named = ", ".join(orgs)
     options = " ".join(f"--org {name}" for name in (*orgs, *unnamed[:_FEW]))
     raise ConfigurationError(
-        f"{data} holds the organizations {', '.join(unnamed[:_FEW])}, and only {named} is named with --org. The server"
-        " would make a new root for each organization that has no settings.json. It was not started",
-        hint=f"Name those that the server serves, such as {options}; leave out {named} if it does not serve it. Move"
-        " the directories that no server uses out of the data directory.",
+        f"{data} holds organizations that are not named with --org: {', '.join(unnamed[:_FEW])} (named: {named}). The"
+        " server would create a new root for each of them that has no settings.json, so it was not started",
+        hint=f"Name each organization that the server serves, such as {options}, and only these. Move the directories"
+        " that no server uses out of the data directory.",
     )
 
 
 def refuse_running(data: Path) -> None:
     """Check that no other process has a data directory open.
 
-    GoatDB takes no lock. So on systems with ``/proc``, the check reads the open files of all processes that it may
-    see. A Goatherd server is recognized by its lock.
+    GoatDB takes no lock. So on systems with ``/proc``, the check reads the open files of all processes that it may see.
+    A Goatherd server always has its lock file open.
 
     Raises:
         StorageError: A process has a file of the directory open.
@@ -268,7 +270,7 @@ _FEW: Final = 5
 
 
 def _list_entries(directory: Path) -> list[Path]:
-    """Return the entries of a directory, except hidden files and what a new file system contains."""
+    """Return the entries of a directory, except hidden files and the ``lost+found`` of a new file system."""
     try:
         found = sorted(directory.iterdir())
     except OSError as error:
@@ -277,7 +279,7 @@ def _list_entries(directory: Path) -> list[Path]:
 
 
 def _walk_files(directory: Path) -> Iterator[Path]:
-    """Yield the files of an organization, except hidden files and files of set-aside lines."""
+    """Yield the files of an organization, except hidden files and files of damaged lines that were set aside."""
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -287,7 +289,10 @@ def _walk_files(directory: Path) -> Iterator[Path]:
 
 
 def _is_newer_log(path: Path) -> bool:
-    """Return whether a file begins like a binary log: a length and ``G`` with a version, or the mark of a shard."""
+    """Return whether a file begins like a binary log of a newer GoatDB.
+
+    Such a log begins with a length, ``G`` and a version, or with the mark of a shard.
+    """
     with path.open("rb") as file:
         head = file.read(6)
     if head[:4] in _SHARD_MAGIC:

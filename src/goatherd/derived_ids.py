@@ -1,6 +1,6 @@
 """Derive identifiers from strings, so that every process derives the same identifier from the same string.
 
-Pure. They have the form of GoatDB's random identifiers, which `goatherd.ids` generates.
+The identifiers have the form of GoatDB's random ones, which `goatherd.ids` generates. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def derived_id(kind: str, text: str) -> str:
 
 
 def id_of_digest(digest: bytes) -> str:
-    """Convert a digest to an id in base 36, the lowest digit first."""
+    """Convert a digest to an id: the 24 lowest digits of the digest's number in base 36, the lowest digit first."""
     number = int.from_bytes(digest, "big")
     letters = []
     for _ in range(LENGTH):

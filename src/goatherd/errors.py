@@ -119,7 +119,7 @@ class InvalidSignatureError(VerificationError):
 
 
 class InvalidSealError(VerificationError):
-    """Sealed data was sealed with another key or for another purpose, or is damaged."""
+    """Sealed (encrypted) data was sealed with another key or for another purpose, or is damaged."""
 
     code = "verification.invalid_seal"
 
@@ -131,7 +131,7 @@ class UnknownSignerError(VerificationError):
 
 
 class ExpiredSessionError(VerificationError):
-    """The session had expired at the time for which it is verified."""
+    """The session had expired when it signed the data, or has expired when its request arrives."""
 
     code = "verification.expired_session"
 
@@ -144,7 +144,7 @@ class ClockSkewError(VerificationError):
 
 
 class UnboundRequestError(VerificationError):
-    """The signature of a root's request to a management endpoint does not cover the server and the body."""
+    """The signature of a root's request to a management endpoint does not cover the server and the body, as it must."""
 
     code = "verification.unbound_request"
     hint = "Upgrade the tool that sent the request. Upgrade Goatherd's tools before its servers."
@@ -169,19 +169,19 @@ class ReplayedRequestError(VerificationError):
 
 
 class UntrustedRootError(VerificationError):
-    """No trusted root has signed a commit that introduces a root."""
+    """The signer of a session commit is not a trusted root, or is a root that may not introduce other roots."""
 
     code = "verification.untrusted_root"
 
 
 class AuthorMismatchError(VerificationError):
-    """A commit names another session than the one that signed it."""
+    """A commit names another session as its author than the one that signed it."""
 
     code = "verification.author_mismatch"
 
 
 class RevokedSessionError(VerificationError):
-    """The signer has been revoked."""
+    """The session that signed the data or the request has been revoked."""
 
     code = "verification.revoked_session"
 
@@ -225,18 +225,21 @@ class NewerKeyError(MalformedIdentityError):
 
 
 class GenerationError(IdentityError):
-    """The generation of the identity document is lower than one seen before: a stale replica or a replayed value."""
+    """The generation of the identity document is lower than one seen before, or the same with other contents.
+
+    A replica is stale, an old value was replayed, or two writers used the same generation.
+    """
 
     code = "identity.generation_went_back"
     hint = "If you made this change, accept it once with --accept-identity. If not, find out who wrote the secret."
 
 
 class SuccessionError(IdentityError):
-    """No chain of endorsements leads from a trusted root to the current session of the identity document.
+    """No chain of endorsements leads from a trusted root to the current or another root of the identity document.
 
     Attributes:
         is_chain_open: Whether introductions that were not available could still complete the chain.
-        is_root_lost: Whether the check failed for a root that has left the document, not for the current root.
+        is_root_lost: Whether the check failed because a trusted root is missing in the document.
     """
 
     is_chain_open = False
@@ -269,7 +272,7 @@ class UnsignedIdentityError(SuccessionError):
 
 
 class UnanchoredIdentityError(SuccessionError):
-    """The identity document names a root, a revocation or another anchor that the anchor in use has not signed."""
+    """The identity document holds a root, a revocation or a new anchor that the anchor in use has not signed."""
 
     code = "identity.not_anchored"
     hint = (
@@ -286,7 +289,7 @@ class DirectModeError(IdentityError):
 
 
 class ForkedIdentityError(SuccessionError):
-    """The identity document and the one in use have a common origin, but different later histories."""
+    """The identity document and the one in use have a common predecessor, but were changed differently since."""
 
     code = "identity.forked"
     hint = "The store was restored from a backup and written since. Run `goatherd doctor` for the fixes."
@@ -450,7 +453,7 @@ class SignerError(GoatherdError):
 
     Attributes:
         signer: The signer's URI scheme, such as ``pkcs11``.
-        key: The key's name there.
+        key: The key's name in the signer.
         operation: The method that failed, such as ``sign``.
     """
 
@@ -503,7 +506,7 @@ class SignerThrottledError(SignerError):
 
 
 class SignerUnavailableError(SignerError):
-    """The platform or the device did not answer, or its answer was damaged."""
+    """The signer's platform or device did not answer, or its answer was damaged."""
 
     code = "signer.unavailable"
     hint = "Check the network or the device. Run the command again when the signer answers."
@@ -535,7 +538,7 @@ class UnsupportedKeyError(SignerError):
 
 
 class SignerConfigurationError(SignerError):
-    """The signer's URI, its configuration or the set-up of the key cannot work."""
+    """The signer cannot be used with this URI, this configuration or this set-up of the key."""
 
     code = "signer.invalid_configuration"
 
@@ -600,7 +603,7 @@ class DiscoveryError(NodeError):
 
 
 class UnsignedRequestError(NodeError):
-    """A request to a server was not sent, because the signer that holds the root's key has not signed it."""
+    """A request to a server was not sent, because the signer (the HSM or KMS with the root's key) has not signed it."""
 
     code = "node.unsigned_request"
     hint = "Run `goatherd doctor --signer URI` to check the signer that holds the root's key."
@@ -618,7 +621,7 @@ class NodeRefusedError(NodeError):
 
 
 class InvalidAnswerError(NodeRefusedError):
-    """The answer is not one that a GoatDB or Goatherd server gives. Nothing in it was used."""
+    """The server's answer is not one that GoatDB or Goatherd gives. Nothing in it was used."""
 
     code = "node.invalid_answer"
 
@@ -659,7 +662,7 @@ class RotationError(GoatherdError):
 
 
 class IllegalStepError(RotationError):
-    """The step is not allowed in the phase that the identity document records."""
+    """A step of a rotation, restore or revocation is not allowed in the identity document's present state."""
 
     code = "rotation.illegal_step"
 
@@ -761,7 +764,7 @@ class NotInMemoryError(AgentError):
 
 
 class KeyLeakedError(AgentError):
-    """The server returned a private key to an unauthenticated client. The agent stopped it; the key is exposed."""
+    """The server sent a private key to an unauthenticated client. The agent stopped the server; the key is exposed."""
 
     code = "agent.key_leaked"
     hint = "Every client that could reach the server may have the key. Revoke this root now: goatherd revoke ID."

@@ -18,7 +18,11 @@ Result = TypeVar("Result")
 
 
 class EventLoopNeededError(RuntimeError):
-    """A coroutine was run without an event loop, but needs one. Raise the error before anything else is done."""
+    """A coroutine was run without an event loop, but needs one.
+
+    The coroutine must raise the error before it does anything else, because `run_reader` then runs it again in an event
+    loop.
+    """
 
 
 def find_running_loop() -> AbstractEventLoop | None:

@@ -5,8 +5,9 @@ old file or the complete new one, also after a crash at any system call. Such a 
 ``.settings.json.….new``, which the next write or removal of the file deletes. Calls block.
 
 `System` is the file store's interface to the operating system; tests replace it, to stop the process after any call or
-to make any call fail (`goatherd.providers.file.layout` has the order of writes). Names are relative to a directory
-descriptor where a path could be replaced. Below the base directory, no symbolic link is followed.
+to make any call fail (`goatherd.providers.file.layout` has the order of writes). Its methods take names relative to an
+open directory, so that an attacker cannot replace a part of the path. Below the base directory, no symbolic link is
+followed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def read_if_there(path: Path) -> bytes | None:
 
 
 def create_file(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet.
+    """Create a file with this content, atomically; the file must not exist yet.
 
     Raises:
         IdentityExistsError: The file exists and was not changed.
@@ -71,7 +72,7 @@ def create_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file, or create it.
+    """Replace a file atomically, or create it if it does not exist.
 
     Raises:
         SettingsError: The file cannot be written; the old one is unchanged.
@@ -80,7 +81,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file and the temporary files of killed writers, durably even if the machine stops right afterwards.
+    """Remove a file, and the temporary files of killed writers. The removal survives a crash of the machine.
 
     Raises:
         SettingsError: The file cannot be removed.
@@ -144,7 +145,7 @@ def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -
 
 
 def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
-    """Remove temporary files of killed writers, last changed before `before` (seconds, by the file system's clock)."""
+    """Remove the temporary files that killed writers of `path` have left, if last changed before `before` (seconds)."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new")
     for one in path.parent.iterdir():
         if ours.fullmatch(one.name) and one.lstat().st_mtime < before:
@@ -172,7 +173,7 @@ _LOCK = os.O_RDWR | os.O_CREAT | _NO_LINK | getattr(os, "O_NONBLOCK", 0)
 
 
 class System:
-    """The operating system, as far as the file store needs it. Every method may raise `OSError`."""
+    """The operating system's calls that the file store needs, as methods. Every method may raise `OSError`."""
 
     def run_call(
         self, operation: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -194,19 +195,19 @@ class System:
         return status.f_bavail * status.f_frsize
 
     def open_base(self, path: str) -> int:
-        """Open a directory by path. Symbolic links on the way belong to the administrator and are followed."""
+        """Open a directory by path. Symbolic links in the path are followed, because the administrator made them."""
         return self.run_call(os.open, path, _DIRECTORY)
 
     def open_directory(self, name: str, parent: int) -> int:
-        """Open a directory inside another; a symbolic link fails."""
+        """Open the directory `name` in the open directory `parent`; fail if it is a symbolic link."""
         return self.run_call(os.open, name, _DIRECTORY | _NO_LINK, dir_fd=parent)
 
     def open_read(self, name: str, directory: int) -> int:
-        """Open a file for reading."""
+        """Open the file `name` in an open directory for reading, and return the descriptor."""
         return self.run_call(os.open, name, _READ, dir_fd=directory)
 
     def open_new(self, name: str, directory: int) -> int:
-        """Create a file that must not exist, mode 0600."""
+        """Create a file that must not exist yet, with mode 0600, and return its descriptor."""
         return self.run_call(os.open, name, _CREATE_NEW, 0o600, dir_fd=directory)
 
     def open_lock(self, name: str, directory: int) -> int:
@@ -226,7 +227,7 @@ class System:
         return self.run_call(os.fstat, descriptor)
 
     def status_of(self, name: str, directory: int) -> os.stat_result:
-        """Return the status of a name in a directory (lstat); of a symbolic link, not of its target."""
+        """Return the status of a name in a directory (lstat). For a symbolic link, it is that of the link itself."""
         return self.run_call(os.stat, name, dir_fd=directory, follow_symlinks=False)
 
     def list_names(self, directory: int) -> list[str]:
@@ -234,7 +235,7 @@ class System:
         return sorted(self.run_call(os.listdir, directory))
 
     def read_up_to(self, descriptor: int, limit: int) -> bytes:
-        """Read a file to the end, but at most one byte more than `limit`."""
+        """Read an open file to its end, but at most `limit` + 1 bytes, so that the caller can detect a longer file."""
         parts: list[bytes] = []
         left = limit + 1
         while left > 0 and (part := self.run_call(os.read, descriptor, min(left, _CHUNK))):
@@ -252,7 +253,7 @@ class System:
             view = view[written:]
 
     def sync_file(self, descriptor: int) -> None:
-        """Write a file or directory to the disk (fsync)."""
+        """Flush an open file or directory to the disk (fsync)."""
         if sys.platform == "darwin":
             # macOS: fsync leaves the data in the drive's cache; this one does not.
             self.run_call(fcntl.fcntl, descriptor, fcntl.F_FULLFSYNC)
@@ -260,7 +261,7 @@ class System:
             self.run_call(os.fsync, descriptor)
 
     def rename_file(self, old: str, new: str, directory: int) -> None:
-        """Rename `old` to `new` atomically, which replaces an existing `new`."""
+        """Rename a file in a directory from `old` to `new` atomically; an existing `new` is replaced."""
         self.run_call(os.rename, old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
     def unlink_file(self, name: str, directory: int) -> None:
@@ -272,7 +273,7 @@ class System:
         self.run_call(os.mkdir, path, 0o700)
 
     def make_directory(self, name: str, parent: int) -> None:
-        """Create a directory inside another, with mode 0700."""
+        """Create the directory `name` in the open directory `parent`, with mode 0700."""
         self.run_call(os.mkdir, name, 0o700, dir_fd=parent)
 
     def remove_directory(self, name: str, parent: int) -> None:
@@ -280,5 +281,5 @@ class System:
         self.run_call(os.rmdir, name, dir_fd=parent)
 
     def close_file(self, descriptor: int) -> None:
-        """Close a descriptor; closing the lock file releases the lock."""
+        """Close a descriptor. Closing that of the lock file also releases the lock."""
         self.run_call(os.close, descriptor)

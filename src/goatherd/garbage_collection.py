@@ -22,7 +22,7 @@ _pauses = 0
 def pause_collection() -> Iterator[None]:
     """Pause Python's garbage collection during the block, in all threads.
 
-    Pauses may overlap; a disabled collector stays disabled.
+    Pauses may overlap. A collector that was disabled before the block stays disabled after it.
     """
     global _pauses
     with _lock:
@@ -46,7 +46,8 @@ def collect_rarely() -> None:
 def exempt_present_objects() -> None:
     """Run Python's garbage collector once, and leave the present objects out of later collections.
 
-    Call the function when a server has started.
+    Call the function when a server has started: the objects that exist then stay in use, so collecting them would only
+    take time.
     """
     gc.collect()
     gc.freeze()
@@ -58,5 +59,9 @@ Python's own setting, and both cores idle. `make bench` shows the difference."""
 
 
 def shorten_switch_interval() -> None:
-    """Shorten the interval at which Python switches between the threads of this process."""
+    """Shorten the interval at which Python switches between the threads of this process.
+
+    With Python's default of 5 ms, a thread that has verified a signature waits long for its next turn, and cores are
+    idle.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL.total_seconds())

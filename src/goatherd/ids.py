@@ -1,4 +1,4 @@
-"""Generate random identifiers; no other module does.
+"""Generate random identifiers; no other module of Goatherd does.
 
 Pure modules take ids as arguments; their callers generate them here. The ids have the form of those that GoatDB takes
 from ``Math.random``, but come from the operating system's random source. `goatherd.derived_ids` derives ids from a

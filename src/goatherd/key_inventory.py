@@ -44,13 +44,16 @@ class Holding:
     """One stored version that may still hold private keys. Destroyed versions are not listed.
 
     Attributes:
-        private_ids: Roots whose private keys it holds; empty if `problem` says why they could not be read.
-        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
-        rotation_id: The rotation that was prepared or published in it, so that it holds the next root's private key.
+        private_ids: Ids of the roots whose private keys the version holds; empty if its value could not be read.
+        retired_ms: When the last of its keys that no longer sign last signed, but not before the version was written;
+            in milliseconds since 1970. The grace period starts then.
+        rotation_id: Id of the rotation that is prepared or published in this version, which then holds the next root's
+            private key; None if there is none.
         is_of_cancelled: Whether the document records that this rotation was cancelled.
-        problem: Why its value could not be read.
-        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
-            destroy it. The grace period counts from when it was written, or from when another root last began to sign.
+        problem: Why the value of the version could not be read; None if it was read.
+        is_unknown_leftover: Whether an interrupted change has left the version, its keys cannot be known, and the store
+            can destroy it. Its grace period starts when it was written or when the current root began to sign,
+            whichever is later.
     """
 
     version: SecretVersion
@@ -82,7 +85,8 @@ async def find_holdings(
         secret_id: The secret in it.
         document: The current identity; its history records when a root was retired.
         without: Versions not to read.
-        latest_ms: A version with a later time was written with a wrong clock; None if no time is known to be wrong.
+        latest_ms: The latest possible time. The time of a version that is later was recorded by a wrong clock, and is
+            not used. None if no recorded time is known to be wrong.
 
     Raises:
         ProviderError: The store failed.
@@ -100,11 +104,11 @@ async def find_holdings(
 def _with_retirement_time(
     holding: Holding, versions: Sequence[Holding], document: IdentityDocument, latest_ms: int | None
 ) -> Holding:
-    """Return a holding with its time of retirement; if the history does not record it, it is derived from the versions.
+    """Return a holding with its time of retirement, which is derived from the versions if the history lacks it.
 
-    The history drops the oldest rotations. For a root that it does not name only the last rotation would be known, and
-    if rotations follow each other within the grace period, its key would be kept permanently. But the root had stopped
-    signing when the first version without its key was written.
+    The history drops the oldest rotations. For a root that it no longer names, only the time of the last rotation is
+    known; if every rotation comes within the grace period of the one before, the grace period of that root's key would
+    never end. So the time of the first version without the key is used: the root had stopped signing by then.
     """
     if holding.is_unknown_leftover:
         return holding
@@ -131,14 +135,14 @@ async def find_cancelled_holdings(
 ) -> tuple[Holding, ...]:
     """Return the versions in which a rotation that was just cancelled was prepared or published, newest first.
 
-    Only a few values are read, because the search ends at the first version that is older than these. A version that it
-    misses, such as one left by a writer that died, is found by `find_holdings`.
+    Only a few values are read, because the search ends at the first version that is older than these. A version that
+    this search misses, such as one left by a process that died, is found by `find_holdings`.
 
     Args:
         provider: The store.
         secret_id: The secret in it.
         document: The current identity.
-        rotation_id: The rotation.
+        rotation_id: Id of the cancelled rotation.
         without: Versions not to read.
 
     Raises:
@@ -250,13 +254,14 @@ class KeyInventory:
 
     Attributes:
         holdings: The versions that are not destroyed, newest first.
-        signing: Roots whose private keys are needed: the current one, and the next one of a rotation.
-        roots: All roots of the document, in its order.
+        signing: Ids of the roots whose private keys are needed: the current root, and the next root of a rotation.
+        roots: Ids of all roots of the identity document, in its order.
         recorded: Ids of roots that are recorded as retired: no version holds their private keys.
-        unretired: The other previous roots, and when each stopped signing; none while a rotation is in progress.
+        unretired: The other previous roots, each by id with the time at which it last signed; empty while a rotation is
+            in progress.
         grace: How long a key is kept after its root was replaced.
-        copies: Where a value can still be read after it was destroyed; None if nowhere.
-        problem: The code of the error for which the store could not be read.
+        copies: Where a value can still be read after the store has destroyed it, as a phrase; None if nowhere.
+        problem: The code of the error for which the store could not be read; None if it was read.
         anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
     """
 
@@ -284,22 +289,28 @@ class KeyInventory:
         return tuple(one for one in self.retirable_holdings() if self.due_ms(one) <= now_ms)
 
     def holdings_kept_by_labels(self, now_ms: int) -> tuple[Holding, ...]:
-        """Return the versions that `goatherd retire` would destroy now if no foreign label pointed at them."""
+        """Return the versions that `goatherd retire` would destroy now if they had no foreign labels.
+
+        A foreign label is one that an operator or another tool has set.
+        """
         return tuple(one for one in self.retired_holdings() if one.foreign_labels and self.due_ms(one) <= now_ms)
 
     def next_due_ms(self, now_ms: int) -> int | None:
-        """Return when the next version is due to be destroyed; None if none is."""
+        """Return when the next version will be due to be destroyed, in milliseconds since 1970; None if none will."""
         return min([self.due_ms(one) for one in self.retirable_holdings() if self.due_ms(one) > now_ms], default=None)
 
     def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
-        """Return the ids of roots that `goatherd retire` would record as retired now."""
+        """Return the ids of roots that `goatherd retire` would record as retired now: no version holds their keys."""
         if not self.is_complete:
             return ()
         grace_ms = milliseconds(self.grace)
         return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
 
     def retired_holdings(self) -> list[Holding]:
-        """Return the versions with a private key that no longer signs, except the current and the stable one."""
+        """Return the versions with a private key that no longer signs, or with unknown keys.
+
+        The versions with the labels ``current`` and ``stable`` are left out.
+        """
         ours = {CURRENT, STABLE}
         return [
             one
@@ -308,7 +319,7 @@ class KeyInventory:
         ]
 
     def retirable_holdings(self) -> list[Holding]:
-        """Return the retired versions without a label that prevents their destruction."""
+        """Return the versions with retired keys that no label protects from being destroyed."""
         return [one for one in self.retired_holdings() if not one.foreign_labels]
 
     def due_ms(self, one: Holding) -> int:

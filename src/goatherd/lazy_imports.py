@@ -7,13 +7,13 @@ from importlib import import_module
 
 
 def lazy_attributes(package: str, **homes: str) -> Callable[[str], object]:
-    """Return a module's ``__getattr__`` that imports a name when it is first asked for.
+    """Return a ``__getattr__`` for a package that imports a name of the package when the name is first used.
 
-    For a plugin's package whose provider needs an SDK and whose policies do not.
+    Plugin packages use this function: their providers need an SDK, their policies do not.
 
     Args:
         package: The package's name.
-        homes: For each name, the module of the package that has it.
+        homes: For each name, the module in the package that defines the name.
     """
 
     def find(name: str) -> object:

@@ -5,8 +5,9 @@ collects the metrics of a process that rotates. Samples are exported as text, by
 node_exporter. Most events are counted by the code in which they happen, not here.
 
 Rules:
-- Names are in `goatherd.telemetry`, everything else about a metric in `FAMILIES`. Units are seconds. Points in time are
-  exported as timestamps, not as ages, because an age in a file is too low when the file is read later.
+- The names of the metrics are in `goatherd.telemetry`; everything else about a metric is in `FAMILIES`. Units are
+  seconds. Points in time are exported as timestamps, not as ages, because an age in a file is too low when the file is
+  read later.
 - Label values come from short lists: phases, error codes, URI schemes. The one exception is the id of the current root,
   of which there is only one at a time.
 - SECURITY: samples contain only ids, codes and numbers; a document's keys are not read (tests/unit/test_metrics.py).
@@ -80,13 +81,13 @@ class MetricFamily:
 
 FAMILIES: Final[dict[Metric, MetricFamily]] = {
     Metric.BUILD_INFO: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "1; the label is Goatherd's version.", ("version",)
+        MetricKind.GAUGE, Exporter.BOTH, "Always 1; the label is Goatherd's version.", ("version",)
     ),
     Metric.IDENTITY_GENERATION: MetricFamily(
         MetricKind.GAUGE, Exporter.BOTH, "Generation of the identity in use; rises by one with every write."
     ),
     Metric.IDENTITY_INFO: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "1; the label is the id of the current root.", ("root",)
+        MetricKind.GAUGE, Exporter.BOTH, "Always 1; the label is the id of the current root.", ("root",)
     ),
     Metric.ROOT_SIGNING_SINCE: MetricFamily(
         MetricKind.GAUGE,
@@ -102,8 +103,8 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
     Metric.WORKING_ROOT_LIFETIME: MetricFamily(
         MetricKind.GAUGE,
         Exporter.BOTH,
-        "Lifetime of the current root from its endorsement to its expiration; only if an anchor has endorsed it. It is"
-        " renewed when a third is left.",
+        "Lifetime of the current root from its endorsement to its expiration; only if an anchor has endorsed it. The"
+        " root is renewed when a third of its lifetime is left.",
     ),
     Metric.ROTATION_PHASE: MetricFamily(
         MetricKind.GAUGE, Exporter.BOTH, "1 for the current phase of the rotation, 0 for the others.", ("phase",)
@@ -314,7 +315,7 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """One value, or the durations of a histogram. `labels` are the values of the family's labels, in their order."""
+    """One sample of a metric: a value, or a histogram's durations. `labels` holds the values of the metric's labels."""
 
     metric: Metric
     value: float | Durations
@@ -352,7 +353,9 @@ def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
 
 
 def signing_since_ms(document: IdentityDocument) -> int | None:
-    """Return since when the current root signs, in milliseconds since 1970; if unknown, the earliest recorded time.
+    """Return when the current root began to sign, in milliseconds since 1970.
+
+    If that is unknown, return the earliest time that the document records; None if it records none.
 
     If a root signs again after a roll-back or a restore, its first time counts.
     """
@@ -369,7 +372,7 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
 
 
 def rotation_codes() -> tuple[str, ...]:
-    """Return the codes of all rotation errors, without those of stores."""
+    """Return the error codes of all kinds of `RotationError`, sorted; codes of store errors are not among them."""
     kinds: list[type[GoatherdError]] = [RotationError, *RotationError.__subclasses__()]
     return tuple(sorted({kind.code for kind in kinds}))
 
@@ -379,7 +382,7 @@ def _last_event(document: IdentityDocument, events: Collection[str]) -> float:
 
 
 def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
-    """Return the metrics of the freshness of a server's identity, and of rejected identities."""
+    """Return the metrics that say how current a server's identity is, and how many identities it has rejected."""
     if status.age is not None:
         yield MetricSample(Metric.SETTINGS_AGE_SECONDS, status.age / timedelta(seconds=1))
     yield MetricSample(Metric.SETTINGS_DEGRADED, status.is_degraded)
@@ -416,7 +419,7 @@ def signer_samples(calls: SignerCounts) -> Iterator[MetricSample]:
 
 
 class RotationMetrics:
-    """Metrics of a process that rotates: pass `record_event` to the `Rotator`, and run that inside `count_run`.
+    """Metrics of a process that rotates. Pass `record_event` to the `Rotator`, and run the rotator inside `count_run`.
 
     Attributes:
         calls: The call counts of the store; None to export none.
@@ -468,7 +471,7 @@ class RotationMetrics:
             self._ended_ms = clock.now_ms()
 
     def all_samples(self) -> Iterator[MetricSample]:
-        """Return all metrics of this process."""
+        """Return the samples of all metrics of this process."""
         yield from build_samples()
         if self.document is not None:
             yield from identity_samples(self.document)
@@ -563,7 +566,7 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
 
 
 def require_library() -> None:
-    """Check that metrics can be written, before the work that they measure.
+    """Check that the library for metrics is installed, before work begins that the metrics measure.
 
     Raises:
         MissingExtraError: ``prometheus_client`` is not installed.
@@ -619,7 +622,7 @@ def _build_families(samples: Iterable[MetricSample], constant: dict[str, str]) -
 
 
 def _cumulative_buckets(durations: Durations) -> list[tuple[str, float]]:
-    """Return the cumulative counts by upper bound, as Prometheus requires them."""
+    """Return a histogram's buckets: the cumulative count for each upper bound, as Prometheus requires."""
     counts, running = [], 0
     for bound, count in zip((*map(str, BUCKETS), "+Inf"), durations.counts, strict=True):
         running += count

@@ -74,8 +74,8 @@ class _EntryPoint(NamedTuple):
 def entry_points(group: str) -> list[_EntryPoint]:
     """Return the entry points of a group, as `importlib.metadata` finds them.
 
-    Importing that module and reading every distribution would take longer than the rest of a short command. So the
-    files are read here, except in archives on the path, for which `importlib.metadata` is used.
+    Importing `importlib.metadata` and reading every distribution would take longer than the rest of a short command. So
+    this function reads the files itself, and uses `importlib.metadata` only for archives on ``sys.path``.
     """
     found: list[_EntryPoint] = []
     for place in dict.fromkeys(sys.path):
@@ -100,13 +100,13 @@ def _read_place(
     state: tuple[int, int, int],  # noqa: ARG001 - part of the cache's key
     group: str,
 ) -> tuple[_EntryPoint, ...]:
-    """Return the entry points of a group in one directory of the path.
+    """Return the entry points of a group in one directory of ``sys.path``.
 
     Args:
         place: The directory; empty for the working directory.
         state: The directory's device, inode and time of the last change, in nanoseconds. While they stay the same,
             the result is cached.
-        group: The group.
+        group: The group of entry points, such as ``goatherd.providers``.
 
     Raises:
         OSError: The directory cannot be read; `NotADirectoryError` if it is an archive.
@@ -124,7 +124,7 @@ def _read_place(
 
 
 def _read_section(path: str, head: str) -> list[tuple[str, str]]:
-    """Return the pairs of one section of an INI file; none if there is no such file or section."""
+    """Return the keys and values of the section `head`, such as ``[name]``, of an INI file; empty if it is missing."""
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slower
             lines = file.read().splitlines()
@@ -166,7 +166,7 @@ class PluginStatus:
 
 
 def provider_schemes() -> tuple[str, ...]:
-    """Return the URI schemes that some installed distribution registers, sorted. Imports none of them."""
+    """Return the URI schemes of the installed providers, sorted. Imports none of them."""
     return tuple(sorted({point.name for point in _entry_points(PROVIDERS)}))
 
 
@@ -190,7 +190,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     """Return the provider and the secret id that `uri` names; enter the provider (``async with``) to use it.
 
     Args:
-        uri: Such as ``file:///srv/keys/root``. ``{org}`` in it stays in the secret id.
+        uri: The address of a secret, such as ``file:///srv/keys/root``. A ``{org}`` in it stays in the secret id.
 
     Raises:
         ConfigurationError: The string is not a URI, or the plugin rejects it, or it contains a password or another
@@ -222,7 +222,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
 
 
 def signer_schemes() -> tuple[str, ...]:
-    """Return the URI schemes of signers that some installed distribution registers, sorted. Imports none of them."""
+    """Return the URI schemes of the installed signers, sorted. Imports none of them."""
     return tuple(sorted({point.name for point in _entry_points(SIGNERS)}))
 
 
@@ -291,7 +291,7 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
 
 
 def open_service_reader(scheme: str, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
-    """Return a reader of the Services of the platform that a provider stores its secrets in.
+    """Return a reader of the Services of the platform that stores a provider's secrets, such as Kubernetes.
 
     Args:
         scheme: The provider's scheme, such as ``k8s``.
@@ -324,7 +324,7 @@ def policy_text(name: str, role: str, secret: str) -> str:
     Args:
         name: The scheme, or GoatDB's name for the provider.
         role: ``server``, ``rotator`` or ``admin``.
-        secret: The address, or the provider's short form of it.
+        secret: The address, or a short form of it that the provider accepts, such as a path.
 
     Raises:
         ConfigurationError: The role is unknown, or no policy can be written for the address.
@@ -355,7 +355,7 @@ def _check_placeholders(text: str) -> None:
 
 @contextmanager
 def _address_of(scheme: str, kind: str = "provider") -> Iterator[None]:
-    """While a plugin reads an address, convert exceptions such as `ValueError` into Goatherd's errors."""
+    """Convert exceptions of a plugin that reads an address, such as `ValueError`, into Goatherd's errors."""
     try:
         yield
     except GoatherdError:

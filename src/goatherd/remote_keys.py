@@ -1,8 +1,9 @@
 """Sign with roots whose keys are in an HSM or a KMS (direct mode), without blocking an event loop.
 
-`goatherd.identity.remote_key.RemoteKey` is the key that a session holds; this module makes its signatures. A signer's
-connections belong to one thread with an event loop of its own, so a signature can be requested in any thread. Code on
-an event loop calls `sign_aside`, which signs with a local key at once and with a remote one in another thread.
+A session with such a key holds a `goatherd.identity.remote_key.RemoteKey`; this module makes its signatures. The
+connections to the HSM or KMS belong to one thread with an event loop of its own, so a signature can be requested in any
+thread. Code on another event loop calls `sign_aside`, which signs with a local key at once, and with a remote one in
+another thread.
 
 - A tool, such as ``goatherd rotate``, signs with the signer that the identity document names.
 - A server signs with a signer that it was started with (`RootSigners`), never with one that only the document names:
@@ -10,7 +11,7 @@ an event loop calls `sign_aside`, which signs with a local key at once and with 
   (tests/unit/test_remote_keys.py).
 
 Every signature is verified against the root's public key before it is used (`goatherd.signers.verified`). After a
-failed call, calls fail at once for `REST`, so that callers get their answer while the signer is unreachable.
+failed call, further calls fail at once for the time `REST`, so that callers need not wait for an unreachable signer.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def _threads() -> Threads:
 
 
 async def sign_aside(work: Callable[[], R], *signers: OwnedSession | None) -> R:
-    """Call `work`, which signs with some of these sessions: at once if their keys are local, else in another thread."""
+    """Call `work`, which signs with some of the sessions `signers`, and return its result.
+
+    If one of their keys is remote (in an HSM or a KMS), `work` runs in another thread, else at once in this one.
+    """
     if any(one is not None and one.is_remote for one in signers):
         return await _threads().run(work)
     return work()
@@ -76,17 +80,21 @@ async def call_signing(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> R:
-    """Call a function that signs with the roots of an identity document, its first argument (see `sign_aside`)."""
+    """Call a function that signs with the roots of an identity document, and return its result.
+
+    The document is the function's first argument. If a root's key is in an HSM or a KMS, the function runs in another
+    thread (`sign_aside`).
+    """
     return await sign_aside(partial(function, document, *args, **kwargs), document.current, document.next)
 
 
 async def run_remote(work: Callable[[], R]) -> R:
-    """Call `work`, which signs with a remote key, in a thread that is for nothing else."""
+    """Call `work`, which signs with a key in an HSM or a KMS, in a thread that is used only for signing."""
     return await _threads().run(work)
 
 
 class _SignerLoop:
-    """The thread and the event loop that own the connections to signers; started when needed."""
+    """The one thread, with its event loop, that owns the connections to signers; started when first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -105,7 +113,7 @@ _LOOP: Final = _SignerLoop()
 
 
 class RootSigner:
-    """One signer that holds the key of a root. Its methods block, and may be called in any thread.
+    """A signer in an HSM or a KMS that holds the key of a root. Its methods block, and may be called in any thread.
 
     Args:
         uri: The signer's URI.
@@ -133,7 +141,8 @@ class RootSigner:
         """Return a verified signature over `data`.
 
         Raises:
-            SignerError: The signer refused, did not answer, or returned an invalid signature; or it did so just before.
+            SignerError: The signer refused, did not answer, or returned an invalid signature; or this happened less
+                than `REST` ago, and the signer was not called again.
         """
         self._refuse_while_resting()
         return _LOOP.run(self._call(lambda signer: signer.sign(data)))
@@ -197,7 +206,7 @@ class RootSigner:
 
 
 class _NamedSigners:
-    """The signers that identity documents name, for tools; each is opened at its first signature."""
+    """The signers that identity documents name by URI, for tools; each signer is opened at its first signature."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -216,11 +225,11 @@ register_signing(_NAMED.sign)
 
 @dataclass(frozen=True, slots=True)
 class RootSignerState:
-    """What a server knows of one of its signers.
+    """What a server knows of one of its signers, which hold the keys of roots in an HSM or a KMS.
 
     Attributes:
-        fingerprint: Fingerprint of the public key; None while it is not known.
-        problem: Code of the error of the last call; None if it succeeded.
+        fingerprint: Fingerprint of the signer's public key; None while it is not known.
+        problem: Code of the error of the last call; None if the call succeeded.
     """
 
     fingerprint: str | None
@@ -234,7 +243,8 @@ class RootSigners:
     """The signers with which one server may sign as a root whose key is in an HSM or a KMS (direct mode).
 
     An async context manager. While it is entered, each signer is checked: at the start, every few minutes if it is not
-    used, and soon after a failure. So a server reports whether it could sign before a rotation lets it.
+    used, and soon after a failure. So a server can report that it is able to sign with a key before a rotation makes
+    that key the current root.
 
     Args:
         uris: URIs of the signers.
@@ -270,7 +280,7 @@ class RootSigners:
 
     @property
     def states(self) -> list[RootSignerState]:
-        """What is known of each signer."""
+        """The state of each signer: the fingerprint of its key, and the problem of its last call."""
         return [
             RootSignerState(
                 None if one.pinned is None else fingerprint(one.pinned),
@@ -280,7 +290,7 @@ class RootSigners:
         ]
 
     def find_problem(self, root: OwnedSession) -> str | None:
-        """Return the code of the error for which this server cannot sign as `root`; None if it can, as far as known."""
+        """Return the code of the error because of which this server cannot sign as `root`; None if none is known."""
         if not root.is_remote:
             return None
         mine = next((one for one in self._signers if one.pinned == root.session.public_key), None)
@@ -292,7 +302,10 @@ class RootSigners:
         return None if unknown.error is None else unknown.error.code
 
     def connect(self, root: OwnedSession) -> OwnedSession:
-        """Return a root that signs with one of these signers, if its key is in an HSM or a KMS; else the same root."""
+        """Return `root` as a session that signs with one of these signers; a root with a local key stays as it is.
+
+        Only a root in direct mode, whose key is in an HSM or a KMS, needs a signer.
+        """
         if not root.is_remote:
             return root
         key = root.session.public_key

@@ -1,6 +1,6 @@
 """Read a secret, such as a sealing key or a PIN, from a file, an environment variable or a systemd credential.
 
-The configuration or a URI names the place of the secret, never the secret itself. So do errors.
+The configuration, a URI or an error names the place of the secret, and never contains the secret itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
 @dataclass(frozen=True, slots=True)
 class SecretSource:
-    """Where the operator keeps a secret.
+    """The place where the operator keeps a secret.
 
     Attributes:
         kind: ``file``, ``env`` or ``credential``.
-        name: A path, the name of an environment variable, or that of a systemd credential.
+        name: A path, or the name of an environment variable or of a systemd credential.
         subject: What the secret is, for errors; a subclass sets it.
     """
 
@@ -64,7 +64,7 @@ class SecretSource:
         """Read and return the secret's bytes as they are stored.
 
         Raises:
-            ConfigurationError: The secret is missing, or readable by others.
+            ConfigurationError: The secret is missing, or other users can read or change its file.
         """
         if self.kind == "env":
             text = environ.get(self.name, "")
@@ -86,7 +86,7 @@ class SecretSource:
         """Return a random key of `length` bytes that is stored as base64 or hexadecimal.
 
         Raises:
-            ConfigurationError: The key is missing, readable by others, or malformed.
+            ConfigurationError: The key is missing or malformed, or other users can read or change its file.
         """
         # SECURITY: 32 characters that a user made up are no key, so raw bytes are not accepted.
         text = self.read_bytes(environ).strip()
@@ -123,7 +123,7 @@ class SecretSource:
 
 
 class PageToken(SecretSource):
-    """Where the operator keeps the token that a reader of the page must give."""
+    """The place where the operator keeps the token that a reader of the web page must give."""
 
     subject: ClassVar[str] = "the token of the page"
 

@@ -1,6 +1,6 @@
 """Parse the addresses that an operator gives: the URL of a server or a health probe, or an address to listen on.
 
-All of them are parsed here: those in flags, environment variables, the configuration file and Python programs. Pure: no
+This module parses the addresses in flags, environment variables, the configuration file and Python programs. Pure: no
 name is resolved. Addresses that stand for any number of servers (``dns://…``, ``k8s-service://…``) belong to
 `goatherd.cluster.discovery`.
 
@@ -58,8 +58,8 @@ def parse_server_url(text: str, *, hint: str = FORM) -> ServerURL:
     """Read the URL of a GoatDB server: scheme, host, and a port if it is not the scheme's own.
 
     Args:
-        text: The URL. A single slash at its end means nothing.
-        hint: What the error's hint says, unless the error knows a better one.
+        text: The URL. A single slash at its end is ignored.
+        hint: The hint of the error, unless there is a more specific one.
 
     Raises:
         ConfigurationError: The text is not such a URL. The message names the part that is wrong.
@@ -103,10 +103,10 @@ def parse_listen_host(text: str) -> str:
 
 
 def parse_listen_address(text: str) -> tuple[str, int]:
-    """Read ``ADDRESS:PORT``, such as ``127.0.0.1:9464`` or ``[::1]:9464``; port 0 takes a free one.
+    """Parse ``ADDRESS:PORT``, such as ``127.0.0.1:9464`` or ``[::1]:9464``; port 0 selects a free one.
 
     Raises:
-        ConfigurationError: It has another form.
+        ConfigurationError: The text is not of this form.
     """
     hint = "Write ADDRESS:PORT, such as 127.0.0.1:9464; 0.0.0.0 is all addresses of this machine, port 0 a free one."
     host, colon, port = text.rpartition(":")
@@ -122,7 +122,7 @@ def parse_listen_address(text: str) -> tuple[str, int]:
 
 
 def masked(text: str) -> str:
-    """Return an address as a message may show it: without user name, password and query."""
+    """Return an address in a form that a message may show: without user name, password and query."""
     scheme, colon, rest = text.partition("://")
     if not colon:
         scheme, rest = "", text

@@ -268,7 +268,7 @@ _COMMANDS_TERMINAL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200
 
 
 def describe_count(number: int, noun: str, one: str = "", many: str = "") -> str:
-    """Return a number with its noun, such as ``1 root`` or ``2 roots``, and the verb that fits, if there is one.
+    """Return a number with its noun, such as ``1 root`` or ``2 roots``, and with the matching verb, if verbs are given.
 
     Args:
         number: The number.
@@ -281,12 +281,12 @@ def describe_count(number: int, noun: str, one: str = "", many: str = "") -> str
 
 
 def make_visible(text: str) -> str:
-    """Return `text` without what commands a terminal: each is written as an escape, such as ``\\u001b``.
+    """Return `text` with each character that controls a terminal replaced by an escape, such as ``\\u001b``.
 
-    The escapes are those of JSON, so JSON stays the same JSON.
+    The escapes are those of JSON, so JSON text keeps its meaning.
 
-    SECURITY: the last line of defence for texts of servers and stores (tests/unit/cli/test_output.py,
-    tests/unit/audit/test_trail.py).
+    SECURITY: the last protection against control sequences in texts from servers and stores
+    (tests/unit/cli/test_output.py, tests/unit/audit/test_trail.py).
     """
     return _COMMANDS_TERMINAL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -299,7 +299,7 @@ _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{
 def hide_key_material(text: str) -> str:
     """Replace every part of `text` that is long enough to be a key or a signature by ``<hidden>``.
 
-    SECURITY: the last line of defence for strings from outside (tests/unit/cli/test_no_keys_in_output.py,
-    tests/unit/audit/test_trail.py).
+    SECURITY: the last protection against keys in texts from servers and stores
+    (tests/unit/cli/test_no_keys_in_output.py, tests/unit/audit/test_trail.py).
     """
     return _KEY_MATERIAL.sub("<hidden>", text)

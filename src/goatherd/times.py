@@ -18,7 +18,7 @@ def milliseconds(duration: timedelta) -> int:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Return the shortest string for a duration, exact to the millisecond, which `goatherd.config.values` can parse."""
+    """Return a duration as a short string such as ``1h30m``, exact to the millisecond, as options accept it."""
     left = round(duration.total_seconds() * 1000)
     if left == 0:
         return "0s"
@@ -45,7 +45,7 @@ def iso(ms: int) -> str:
 
 
 def read_iso(text: str) -> int:
-    """Parse a timestamp with a time zone, such as `iso` writes it, into milliseconds since 1970.
+    """Parse an ISO 8601 timestamp with a time zone, as `iso` writes it, into milliseconds since 1970.
 
     Raises:
         ValueError: The string is no timestamp, or has no time zone.

@@ -1,6 +1,6 @@
 """Decide which sessions may sign what. Stricter than GoatDB's rules (docs/reference/goatdb-protocol.md#trust).
 
-Each organization has one pool. A session can come from three sources; a source earlier in this list wins:
+Each organization has one `TrustPool`. A session can come from three sources; a source earlier in this list wins:
 
 1. The identity document: its roots, including the current root. They can sign session commits and any other commit
    (COMPAT: in GoatDB a root that is only in the list of roots can sign session commits only).
@@ -93,7 +93,7 @@ class _Revocation(Protocol):
 
 
 class TrustSource(Protocol):
-    """The members of an identity document that the pool reads (`goatherd.identity.document.IdentityDocument`)."""
+    """The interface of an identity document, as far as a `TrustPool` reads it."""
 
     @property
     def current(self) -> OwnedSession: ...
@@ -174,8 +174,11 @@ class Verification:
     def start(self, executor: Executor | None = None) -> None:
         """Begin to verify the commits in the executor's threads, and return before they have ended.
 
-        `finish` must be called afterwards. The argument is that of `run`. Without an executor, `finish` does the work,
-        and also if one thread verifies as fast as several.
+        `finish` must be called afterwards. Without an executor, or with few commits, this call verifies them itself. If
+        several threads verify no faster than one, `finish` lets one thread verify them.
+
+        Args:
+            executor: As for `run`.
         """
         list(_start_verification(_SessionCommitCheck.verify, self._jobs, executor))
         found: dict[str, Session] = {}
@@ -249,10 +252,10 @@ class TrustPool:
 
     @classmethod
     def from_identity(cls, identity: TrustSource, *, org: str, trusted: Iterable[Session] = ()) -> TrustPool:
-        """Return the trust pool of an identity: its roots, its revocations, and its anchor's rule.
+        """Return the trust pool of an identity: its roots, its revocations, and its anchor with the rules for roots.
 
-        SECURITY: a pool that is made without it must be given `anchored` too, or a working root could introduce roots
-        there (tests/unit/operations/test_data.py).
+        SECURITY: a pool that is made without this method must be given `anchored` too, or a working root could
+        introduce roots there (tests/unit/operations/test_data.py).
 
         Args:
             identity: An identity document.
@@ -344,7 +347,10 @@ class TrustPool:
     # --- live changes ----------------------------------------------------------------------------------------------
 
     def adopt_document(self, document: TrustSource) -> None:
-        """Adopt current root, roots and revocations of a checked identity document; sessions from commits stay."""
+        """Adopt the current root, the roots and the revocations of a checked identity document.
+
+        The sessions that were learned from commits stay.
+        """
         self.replace_roots(
             current=document.current,
             roots=document.roots,
@@ -360,9 +366,9 @@ class TrustPool:
         revoked: Iterable[str] = (),
         anchored: AnchoredTrust | None = None,
     ) -> None:
-        """Replace current root, roots and revocations; see `adopt_document`.
+        """Replace the current root, the roots and the revocations of this pool; see `adopt_document`.
 
-        A root with a known id is updated; a root that is missing is no longer a root of the document.
+        A root with a known id is updated; one that is missing in `roots` no longer counts as a root of the document.
 
         Raises:
             RevokedSessionError: The current session is among the revoked ones. Nothing was changed.
@@ -419,7 +425,10 @@ class TrustPool:
         return self.add_verified_session_commit_unsafe(commit)
 
     def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
-        """Learn a session from a commit whose signature by `commit.session` this pool has just verified."""
+        """Learn a session from a commit whose signature by `commit.session` this pool has just verified.
+
+        Return whether the session was learned: False if the signer may not introduce it.
+        """
         root = self._find_introducer(commit)
         if root is None:
             return False
@@ -445,7 +454,7 @@ class TrustPool:
         return session
 
     def may_introduce(self, commit: Commit) -> bool:
-        """Return whether the author of a commit may introduce the session in it, if the identity has an anchor.
+        """Return whether the anchor's rules let a commit's author introduce the session in it; True without an anchor.
 
         SECURITY: a working root introduces no root. It may repeat what the anchor has introduced, so that clients that
         know only a working root can follow (tests/unit/rotation/test_anchor.py).
@@ -521,7 +530,7 @@ class TrustPool:
         settled = False
         for job in verification._jobs:
             if job.outcome is None:
-                raise RuntimeError("call run() before conclude()")
+                raise RuntimeError("call Verification.run() before TrustPool.conclude_verification()")
             commits = self._pending.get(job.session_id, ())
             position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
             if position is None:
@@ -576,7 +585,7 @@ class TrustPool:
         return session
 
     def prepare_pending(self, limit: int) -> Verification:
-        """Return the verification of up to `limit` pending sessions, to run in a thread and then conclude."""
+        """Return a `Verification` of up to `limit` pending sessions, to run in a thread, then to conclude."""
         taken: list[list[_SessionCommitCheck]] = []
         while self._queue and len(taken) < limit:
             session_id, _ = self._queue.popitem()
@@ -593,7 +602,7 @@ class TrustPool:
 
     @property
     def queued_count(self) -> int:
-        """Number of session ids for `prepare_pending`; those without an introduction by a trusted root do not count."""
+        """Number of session ids that `prepare_pending` can take; those that wait for a trusted root do not count."""
         return len(self._queue)
 
     def verify_pending(self, limit: int) -> int:
@@ -615,7 +624,7 @@ class TrustPool:
         return frozen is not None and commit.session in self._vouchers and commit_digest(commit) in frozen.digests
 
     def _is_working_root(self, session_id: str) -> bool:
-        """Return whether an anchor has introduced a root as a new one, and not as one from before the anchor."""
+        """Return whether an anchor has introduced a root as a working root, not as one from before the anchor."""
         anchored = self._anchored
         if anchored is None or session_id in anchored.anchors:
             return False
@@ -714,7 +723,7 @@ class TrustPool:
         return learnt - grounded
 
     def _reassess_introductions(self) -> None:
-        """After a change of revocations, decide again which accepted session commits count; verifies no signature."""
+        """Decide again, after a change of revocations, which accepted session commits count; verify no signature."""
         tainted = self._revoked | self._find_ungrounded()
         counting = self._revoked - self._settled
         for session_id, introductions in list(self._accepted.items()):
@@ -752,17 +761,17 @@ def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Exe
 
 
 def verify_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
-    """Call `function`, which verifies a signature, for all items; return the results in order."""
+    """Call `function`, which verifies a signature, for all items, maybe in threads; return the results in order."""
     return list(chain.from_iterable(_start_verification(function, items, executor)))
 
 
 def _start_verification(
     function: Callable[[T], R], items: Sequence[T], executor: Executor | None
 ) -> Iterator[Sequence[R]]:
-    """As `_start_in_threads`, for a function that verifies a signature.
+    """Begin to call `function`, which verifies a signature, for all items, as `_start_in_threads` does.
 
-    If threads verify no faster than one, the work is done in one of them, and only when the iterator is used: until
-    then, it would compete with the caller for the GIL.
+    If several threads verify no faster than one, one thread does the work, and only when the iterator is used: before
+    that, it would compete with the caller for the GIL.
     """
     if executor is None or len(items) <= _CHUNK or not is_verification_serial():
         return _start_in_threads(function, items, executor)
@@ -774,7 +783,7 @@ def _start_in_threads(
 ) -> Iterator[Sequence[R]]:
     """Begin to call `function` for all items; return the results in order, part by part.
 
-    Few items, or those without an executor, are processed when the iterator is used.
+    Without an executor, or with few items, they are processed before this function returns.
     """
     if executor is None or len(items) <= _CHUNK:
         return (each for each in ([function(item) for item in items],))

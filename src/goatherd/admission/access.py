@@ -1,4 +1,4 @@
-"""Decide who may read and write which repository (docs/reference/goatdb-protocol.md#authorization).
+"""Decide which sessions may read and write which repository (docs/reference/goatdb-protocol.md#authorization).
 
 The first of these rules that concerns the repository decides. If no rule concerns it, everything is allowed:
 
@@ -29,7 +29,7 @@ Operation = Literal["read", "write"]
 
 
 def is_allowed_by_default(path: str, owner: str | None) -> bool:
-    """Return whether GoatDB's documentation lets a session of `owner`, which is not a root, use a repository."""
+    """Return whether GoatDB's documented defaults let a non-root session of the user `owner` use a repository."""
     if path.startswith("/user/"):
         return owner is not None and path == f"/user/{owner}"
     return not path.startswith("/sys/")
@@ -81,7 +81,7 @@ class Rulebook:
         self._rules = tuple(rules)
 
     def rule_for(self, path: str) -> Allow | None:
-        """Return the access rule that decides about a repository; None if every access is allowed."""
+        """Return the first access rule that applies to a repository; None if every access is allowed."""
         if path == SESSIONS_PATH:
             return _allow_reading
         if path == STATS_PATH:
@@ -113,9 +113,9 @@ class Rulebook:
 
 
 def apply_rule(rule: Allow, access: Access) -> bool:
-    """Return whether an access rule allows an access;
+    """Return whether an access rule allows an access; False if the rule raises an exception.
 
-    False if the rule raises an exception, so that other requests continue.
+    Rules are the application's code, whose errors must not stop other requests.
     """
     try:
         return bool(rule(access))

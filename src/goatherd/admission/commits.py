@@ -27,7 +27,7 @@ _KEY = re.compile(r"[a-z0-9_-]{1,200}")
 
 
 class CommitFault(StrEnum):
-    """The part of a commit that is wrong. The door (reverse proxy) has a rule of the same name for each."""
+    """The part of a commit that is wrong. The door (reverse proxy) has a rule with the same name for each part."""
 
     COMMIT = "commit"
     TIME = "time"
@@ -37,7 +37,7 @@ class CommitFault(StrEnum):
 
 
 class NotAdmittedError(DecodeError):
-    """A commit is well-formed, but Goatherd's servers reject it.
+    """A commit is well-formed, but rejected, because it could crash servers or clients, or win every later conflict.
 
     Args:
         text: The reason for the rejection.
@@ -52,7 +52,7 @@ class NotAdmittedError(DecodeError):
 
 
 def is_nested_deeper(value: Any, depth: int, forbidden: Sequence[str] = ()) -> bool:
-    """Return whether parsed JSON is nested deeper than `depth`, or contains a member with a forbidden name."""
+    """Return whether parsed JSON has more than `depth` levels, or contains a member with a forbidden name."""
     for index, level in enumerate(nesting_depth(value)):
         if index == depth or any(name in item for item in level if type(item) is dict for name in forbidden):
             return True

@@ -65,7 +65,7 @@ def check_filter_size(held: BloomFilter, limits: RequestLimits) -> None:
         DecodeError: The filter is too large.
     """
     if len(held.seeds) > limits.seeds or len(held.bits) > limits.filter_bytes:
-        raise DecodeError("the filter must not be larger than GoatDB's largest filter")
+        raise DecodeError("the Bloom filter must not be larger than the largest that GoatDB makes")
 
 
 def decode_session_request(body: bytes) -> PublicKey:

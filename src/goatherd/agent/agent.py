@@ -1,9 +1,11 @@
 """Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-The agent runs the server itself (`run`), or keeps the settings.json of a server that another program runs up to date
-(`watch`; `Supervisor` is None). It never writes the identity to the store, and decides nothing about rotation. Rules:
+The agent runs the server itself (``goatherd run``). Or another program runs the server, and the agent only keeps its
+settings.json up to date (``goatherd run --watch``; there is no `Supervisor`). The agent never writes the identity to
+the store, and decides nothing about rotation. Rules:
 
-- settings.json is written while the server is stopped; `watch` instead notifies the server at once (signal, command).
+- settings.json is written while the server is stopped. With ``--on-change signal`` or ``command``, the agent instead
+  writes the file while the server runs, and notifies the server at once.
 - A change is prepared while the server serves, and applied only while this agent holds the restart lease, which lets
   one server of the cluster restart at a time.
 - When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent starts
@@ -64,8 +66,9 @@ class Rules:
         on_change: What to do when the identity changes.
         stop_signal: Signal that stops the server for a restart.
         ready_timeout: How long a server may take until it answers signed requests.
-        crashes: How many times in a row the server may exit with an error before the agent gives up.
-        look_every: How often to check the file.
+        crashes: How many times in a row the server may exit with an error and is started again before the agent gives
+            up.
+        look_every: How often to check settings.json for edits by the server.
     """
 
     on_change: OnChange = OnChange.RESTART
@@ -100,18 +103,20 @@ class Agent:
     Args:
         organizations: The organizations that the server serves.
         lock: The lock on the data directory; entered by the caller.
-        supervisor: Runs the server process; None beside a server that another program runs.
+        supervisor: Runs the server process; None if another program runs the server.
         lease: The restart lease.
         rules: Options of the agent.
-        notify: Notifies the server that its file has changed: for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Returns what listens in front of the server, a `goatherd.door.Door` or an
-            `goatherd.agent.own_address.OwnAddress`, given the agent's own answers; open as long as the agent runs.
+        notify: Notifies the server that its settings.json has changed; needed for `OnChange.SIGNAL` and
+            `OnChange.COMMAND`.
+        front: Returns what listens in front of the server: a `goatherd.door.Door` (reverse proxy) or a
+            `goatherd.agent.own_address.OwnAddress`. The arguments are the organizations and the `OwnAPI`, which answers
+            requests for the agent itself. The result is entered as long as the agent runs.
         service: Reports to systemd that the server is ready, or stops.
         clock: Supplies the current time.
 
     Attributes:
-        owns_files: Whether the agent may remove the settings files. False before they were checked, and if one holds a
-            root that the store does not know.
+        owns_files: Whether the agent may remove the settings files. False until the files were checked, and if one of
+            them holds a root that the store does not know.
     """
 
     def __init__(
@@ -178,7 +183,10 @@ class Agent:
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Stop the agent: send this signal to the server and wait for its end. A later call sends another signal."""
+        """Stop the agent: send the signal `number` to the server; `run` returns when the server has ended.
+
+        The method may be called again to send another signal.
+        """
         self._stop_number = number if self._stop_number is None else self._stop_number
         self._service.report_stopping()
         if self._supervisor is not None:
@@ -246,7 +254,11 @@ class Agent:
         return 0 if code is None else code
 
     async def _stop_server(self, grace: timedelta | None) -> int | None:
-        """Stop the server, then remove its settings files. If another program runs the server, change nothing."""
+        """Stop the server, remove its settings files, and return its exit code.
+
+        If another program runs the server, change nothing and return None. The server is killed if it has not stopped
+        after `grace` (default: the grace of the supervisor).
+        """
         if self._supervisor is None:
             return None
         number = self._stop_number if self._stop_number is not None else self._rules.stop_signal
@@ -319,7 +331,15 @@ class Agent:
             await self._follow_until_end()
 
     async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
-        """Handle a server that runs but is not ready: try the previous root, give up, or keep waiting."""
+        """Handle a server that runs but is not ready: try the previous root, give up, or keep waiting.
+
+        Args:
+            up: What was found: the server does not answer, or does not know the root in its settings.json.
+            is_first: Whether no server has become ready since the start of the agent.
+
+        Raises:
+            AgentError: The first server answers, but does not read the settings.json that the agent wrote.
+        """
         if self._note_failed_start():
             await self._step_back()
         elif up is _Readiness.UNKNOWN_ROOT and is_first:
@@ -447,7 +467,7 @@ class Agent:
                 _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=organization.wanted.current.id))
 
     async def _hand_over(self) -> _Readiness:
-        """Give the server the wanted identity in the configured way, and wait until it is ready."""
+        """Give the server the wanted identity (by restart, signal or command), and wait until it is ready."""
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
@@ -503,8 +523,8 @@ class Agent:
                     names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
-                        f" {names}), and has created a new root for it in {directory / SETTINGS_NAME}. It was"
-                        " stopped",
+                        f" {names}), and has created a new root for it in {directory / SETTINGS_NAME}. The"
+                        " agent stopped the server",
                         hint=f"Move {directory} away: this start has created it, and no store has its root. Then start"
                         f" again with --org {directory.name}.",
                     )
@@ -513,7 +533,8 @@ class Agent:
         """Wait until the server answers requests that its root signed, then check whether it exposes its key.
 
         Args:
-            sees_signer: Whether to check as well which root signs, because the agent did not restart the server itself.
+            sees_signer: Whether to check as well that the server signs with the new root. This is needed if the agent
+                notified the server instead of restarting it.
 
         Raises:
             KeyLeakedError: The server returned a private key.
@@ -556,7 +577,7 @@ class Agent:
         self._service.report_ready(f"the server serves, signed {signing}")
 
     def _log_forced_stop(self) -> None:
-        """Log that the server had to be killed, or (once) that it does not handle SIGTERM."""
+        """Log if the server had to be killed, or (once) if it does not handle the signal that stops it."""
         if self._supervisor is None:
             return
         if self._supervisor.was_killed:
@@ -575,7 +596,12 @@ class Agent:
 
 
 async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> None:
-    """Stop the server of an earlier agent that was killed, if it still runs.
+    """Stop the server of an earlier agent that was killed, if this server still runs.
+
+    Args:
+        lock: The lock on the data directory, which has read the earlier agent's state.
+        grace: How long the server may take to stop before it is killed.
+        clock: Supplies the current time.
 
     Raises:
         AgentError: The server cannot be stopped.
@@ -589,7 +615,7 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
     """Run a command that makes a server read its new file; its output goes to standard error.
 
     Raises:
-        AgentError: The command cannot be started, fails, or takes too long.
+        AgentError: The command cannot be started, fails, or takes longer than `patience`.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -602,9 +628,9 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
     try:
         await asyncio.wait({ending, limit}, return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
-            raise AgentError(f"{command[0]} did not end within {patience.total_seconds():g} s")
+            raise AgentError(f"the command {command[0]} did not end within {patience.total_seconds():g} s")
         if process.returncode:
-            raise AgentError(f"{command[0]} ended with exit status {process.returncode}")
+            raise AgentError(f"the command {command[0]} ended with exit status {process.returncode}")
     finally:
         limit.cancel()
         if process.returncode is None:

@@ -2,8 +2,8 @@
 
 `goatherd.agent.agent` decides when to start and stop it. Rules: the child inherits the agent's input, output,
 environment and working directory. Its arguments and environment contain no key material. The child leads its own
-process group. So a signal from a terminal reaches it only once, from the agent, and its descendants can be stopped with
-it.
+process group. So a signal from a terminal reaches the child only once, from the agent, and the child's descendants can
+be stopped with the child.
 
 If the agent is killed, the kernel sends the child a signal to stop (on Linux). Otherwise the child would keep the port
 and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal.
@@ -102,7 +102,7 @@ class Supervisor:
 
     @property
     def child(self) -> Process | None:
-        """The running child, in a form by which another process can find it again."""
+        """PID and start time of the running child, by which a later agent can find it; None if none is running."""
         return Process.find_process(self._process.pid) if self._process is not None and self.is_running else None
 
     @property
@@ -151,7 +151,7 @@ class Supervisor:
                 self._process.send_signal(number)
 
     def has_stopped(self, code: int) -> bool:
-        """Return whether this exit code is that of a child that stopped because it was asked to."""
+        """Return whether a child with this exit code has stopped as requested: with 0, or by a signal sent to it."""
         return not self.was_killed and (code == 0 or code - 128 in self.asked)
 
     async def wait(self) -> int:
@@ -187,7 +187,9 @@ class Supervisor:
 
 
 async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool:
-    """Stop the child of an agent that was killed, if it still runs; return whether it did.
+    """Stop the child of an earlier agent that was killed; return whether the child was still running.
+
+    The child is killed if it has not stopped after `grace`.
 
     Raises:
         AgentError: The child cannot be stopped.

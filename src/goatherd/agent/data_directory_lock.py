@@ -1,8 +1,9 @@
 """Lock a data directory for one agent, and save the agent's state for the next agent in case this one is killed.
 
-The lock ends with the process. The state file beside the lock names the agent's files, their directory in memory and
-the server process. The module stops no process. Rules: the state is saved before the action that it describes, and
-removed last. The state contains no key material. Every call blocks, so call it in a thread.
+The kernel releases the lock when the process ends. The state file beside the lock names the organizations whose
+settings.json the agent has written, the directory in memory, and the server process. The module stops no process.
+Rules: the state is saved before the action that it describes, and removed last. The state contains no key material.
+Every call blocks, so call it in a thread.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class AgentState:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Decode what `to_bytes` has encoded.
+        """Decode a state that `to_bytes` has encoded as JSON.
 
         Raises:
             ValueError: The state is damaged.
@@ -105,7 +106,8 @@ class DataDirectoryLock:
 
     Attributes:
         before: The state that the previous agent left; empty after a clean end.
-        token: Identifies this agent to the other nodes; the previous agent's token, if that one was killed.
+        token: Identifies this agent as a holder of the restart lease. If the previous agent was killed, this is its
+            token; otherwise a new random one.
     """
 
     def __init__(self, data: Path) -> None:
@@ -143,7 +145,7 @@ class DataDirectoryLock:
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._release_lock()
             raise AgentError(
-                f"{self._path} cannot be read: {error}",
+                f"the agent's state file {self._path} cannot be read: {error}",
                 hint="The file names the last agent's server. Check that this server has ended, then remove the file.",
             ) from error
         return self

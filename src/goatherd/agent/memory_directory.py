@@ -28,11 +28,11 @@ _HINT: Final = (
 
 
 def kind_of(device: int, mounts: str) -> str | None:
-    """Return the kind of the file system with this device number, or None if it is not listed.
+    """Return the kind of a file system, such as ``tmpfs``, or None if the kernel does not list the file system.
 
     Args:
-        device: ``st_dev`` of any file on it.
-        mounts: The text of ``/proc/self/mountinfo``.
+        device: ``st_dev`` of any file on the file system.
+        mounts: The text of ``/proc/self/mountinfo``, the kernel's list of mounted file systems.
     """
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.splitlines():
@@ -49,8 +49,8 @@ def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path 
     Args:
         given: The directory that the operator names. Without it, systemd's ``RUNTIME_DIRECTORY``, ``XDG_RUNTIME_DIR``,
             and ``/dev/shm`` are tried in this order.
-        environ: The environment.
-        mounts: The text of ``/proc/self/mountinfo``.
+        environ: The environment variables.
+        mounts: Path of the kernel's list of mounted file systems.
 
     Raises:
         NotInMemoryError: The directory is on a disk, or cannot be written, or none was found; the hint says what to do.
@@ -82,7 +82,10 @@ def _find_problem(place: Path, mounts: Path) -> str | None:
 
 
 def directory_for(base: Path, data: Path) -> Path:
-    """Return the directory in memory for a data directory; always the same one, so that a later agent finds it."""
+    """Return the directory below `base` for the settings files of a data directory.
+
+    It is the same at every call, so that a later agent finds the files of an earlier one.
+    """
     digest = hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
     return base / f"goatherd-{os.geteuid()}-{digest}"
 

@@ -80,11 +80,13 @@ class _SignerCheckTimes:
 
 
 class ManagedOrganization:
-    """One organization of the agent's server. Enter it to follow its identity in the store; call `load_identity` first.
+    """One organization of the agent's server: its identity in the store, and its settings.json.
+
+    An async context manager: enter it, then call `load_identity` before any other method.
 
     Args:
         org: The organization's id.
-        settings: The organization's identity in the store.
+        settings: Reads the organization's identity from the store.
         directory: The organization's directory in the server's data directory.
         file: The organization's settings.json.
         client: HTTP client of the server, at the URL that this organization's clients use.
@@ -163,7 +165,11 @@ class ManagedOrganization:
 
     @property
     def wanted(self) -> IdentityDocument:
-        """The identity document to run with: the store's, or one with the previous root if the server rejected that."""
+        """The identity document to run the server with.
+
+        This is the store's document. If the server did not become ready with its current root, it is the document with
+        the previous root instead.
+        """
         document = self.document
         if self._refused == document.generation and self._good is not None:
             return with_previous_root(document, self._good) or document
@@ -183,7 +189,7 @@ class ManagedOrganization:
         self._good = self._running
 
     def step_back(self) -> bool:
-        """Record that the server did not become ready; return whether it can be tried with the previous root."""
+        """Record that the server did not become ready; return whether it can be started with the previous root."""
         if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
             return False
         self._refused = self.document.generation
@@ -196,8 +202,8 @@ class ManagedOrganization:
 
         Args:
             is_left_over: Whether an agent that was killed wrote the file. Its content may then be replaced, even if
-                damaged. But a root that the store has never had was created by the server, and the file may be the
-                only copy.
+                damaged. But if it holds a root that the store has never had, the server created this root, and the file
+                may be the only copy: this is an error.
 
         Raises:
             IdentityExistsError: A settings.json exists that holds another identity, or cannot be read.
@@ -340,7 +346,7 @@ class ManagedOrganization:
     async def check_file(self) -> bool:
         """Log edits that the server made to settings.json, and repair the link to it.
 
-        Return whether to check for key exposure.
+        Return whether an edit makes a check for key exposure necessary.
         """
         now = self._clock.monotonic()
         if self._running is None or now < self._seen.not_before:
@@ -359,7 +365,10 @@ class ManagedOrganization:
         return must_ask
 
     async def is_regressed(self) -> bool:
-        """Return whether the server has overwritten a settings.json that it had not read: it holds another root."""
+        """Return whether settings.json holds another root than the agent wrote.
+
+        The server has then overwritten the file without having read it.
+        """
         raw = await asyncio.to_thread(self.file.read)
         view = None if raw is None else read_file_view(raw)
         return self._running is not None and view is not None and view.current_id != self._running.current.id
@@ -425,7 +434,7 @@ class ManagedOrganization:
     async def is_root_trusted(self) -> bool | None:
         """Return whether the server accepts requests that its configured root has signed; None if it did not answer.
 
-        If it does not, it has not read the settings.json that the agent wrote.
+        A server that rejects them has not read the settings.json that the agent wrote.
         """
         assert self._running is not None
         found = await observe_trust(self._client, self._running.current)
@@ -435,8 +444,8 @@ class ManagedOrganization:
     async def check_signer(self) -> bool:
         """Return whether the server was seen to sign with the root in the settings.json that the agent wrote.
 
-        Each check creates a session, which GoatDB stores permanently. So it is made after the server was unreachable,
-        since a GoatDB server changes its root only at a restart, and otherwise at growing intervals.
+        Each check creates a session, which GoatDB stores permanently. So the check is repeated only at growing
+        intervals, and after the server was unreachable, because a GoatDB server changes its root only at a restart.
 
         Raises:
             KeyLeakedError: The answer held a private key.
@@ -470,7 +479,7 @@ class ManagedOrganization:
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the organization's identity."""
+        """How fresh the organization's identity is, and how reading it from the store has gone."""
         return self._settings.status
 
     def describe(self) -> dict[str, Any]:
@@ -498,7 +507,7 @@ class ManagedOrganization:
 
 
 def remains_of(directory: Path) -> tuple[str, str] | None:
-    """Return the secret and the root that `goatherd migrate` has noted beside a settings.json; None without a note."""
+    """Return the secret and root that the note of `goatherd migrate` in this directory names; None without one."""
     try:
         note = orjson.loads((directory / REMAINS).read_bytes())
         return str(note["store"]), str(note["current"]["id"])

@@ -39,7 +39,7 @@ class OwnAddress:
     Args:
         upstream: The server's URL.
         answer: Answers the requests that are for the agent itself.
-        guard: Checks whether a request that was signed for one server is meant for this agent's server.
+        guard: Checks whether a request whose signature names a server is meant for this agent's server.
         clock: Supplies the current time.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.

@@ -33,7 +33,7 @@ class OwnAPI:
         clock: Supplies the current time.
 
     Attributes:
-        figures: Returns the door's status; None without a door.
+        figures: Returns the status of the door (Goatherd's reverse proxy); None without a door.
         guard: Checks whether a request was signed for this agent's server, and was not received before. The door uses
             the same guard.
     """
@@ -60,7 +60,11 @@ class OwnAPI:
     async def answer_request(
         self, method: str, path: str, query: str, signature: str, body: bytes = b""
     ) -> tuple[int, bytes]:
-        """Answer a request below ``/goatherd/v1/``. An answer with status 421 names the id of `guard`'s instance."""
+        """Return the status and body of the answer to a request below ``/goatherd/v1/``.
+
+        `query` can select the organization (``org=…``); the default is the first one. Status 421 means that the request
+        was signed for another server process than that of `guard`.
+        """
         organization = self._first
         if wanted := parse_qs(query).get("org"):
             found = self._organizations.get(wanted[0])
@@ -92,7 +96,7 @@ class OwnAPI:
     async def _refresh_identity(
         self, organization: ManagedOrganization, path: str, body: bytes, signature: str
     ) -> tuple[int, bytes]:
-        """Read the store now, if a root requests it."""
+        """Answer a request to read the store now: if a root signed the request, read the store; otherwise reject it."""
         document = organization.document
         pool = TrustPool.from_identity(document, org=organization.org)
         now_ms = self._clock.now_ms()

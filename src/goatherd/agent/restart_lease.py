@@ -74,7 +74,7 @@ class LeaseRecord:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """Decode what `to_bytes` has encoded.
+        """Decode a lease that `to_bytes` has encoded as JSON.
 
         Raises:
             AgentError: The value is not a lease.
@@ -89,8 +89,8 @@ class LeaseRecord:
             return cls(holder=holder, token=token, until_ms=int(tree["until"]), term_ms=int(tree["term"]))
         except (ValueError, KeyError, TypeError):
             raise AgentError(
-                "the secret for the restart lease contains something else; it was not changed",
-                hint="Name another secret with --lease, or remove this one.",
+                "the secret for the restart lease contains something else, not a lease; it was not changed",
+                hint="Name another secret with --lease, or remove this secret.",
             ) from None
 
 
@@ -136,8 +136,8 @@ class Lease:
     async def hold(self) -> AsyncIterator[None]:
         """Wait for the lease, hold it inside the block, and release it.
 
-        Waits indefinitely: if the store fails, or holds another value in place of the lease, the node tries again at
-        growing intervals.
+        Waits indefinitely: if the store fails, or its secret for the lease contains something else, the node tries
+        again at growing intervals.
         """
         await self._acquire_lease()
         renewing = asyncio.create_task(self._renew_lease(), name="renew the lease")
@@ -252,8 +252,8 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
     Args:
         provider: The store.
         secret_id: The secret that stores the lease.
-        make: Whether to create a lease that nobody holds if there is none. The commands of an operator do,
-            so that the nodes need no permission to create secrets.
+        make: Whether to create a free lease if there is none. The commands of an operator create it, so that the nodes
+            need no permission to create secrets.
 
     Raises:
         SecretNotFoundError: There is no lease, and `make` is false.
@@ -277,7 +277,10 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
 
 
 class NoLease:
-    """No lease: for a single server, or servers that an orchestrator restarts one at a time."""
+    """A replacement for `Lease` that never waits.
+
+    For a single server, or for servers that an orchestrator restarts one at a time.
+    """
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:

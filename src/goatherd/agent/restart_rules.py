@@ -90,9 +90,10 @@ def reasons_to_restart(running: IdentityDocument, wanted: IdentityDocument) -> t
 
 
 def with_previous_root(wanted: IdentityDocument, good: IdentityDocument) -> IdentityDocument | None:
-    """Return `wanted` with the previous root as the current one; None if that root must not sign any more.
+    """Return `wanted` with the current root of `good`; None if this root must not sign any more.
 
-    The list of roots stays that of `wanted`: on another server, the rejected root may have signed already.
+    `good` is the identity with which the server was last ready. The list of roots stays that of `wanted`, because the
+    rejected root may have signed on another server already.
     """
     earlier = good.current.session
     known = wanted.find_root(earlier.id)
@@ -103,7 +104,7 @@ def with_previous_root(wanted: IdentityDocument, good: IdentityDocument) -> Iden
 
 
 def require_life(document: IdentityDocument, now_ms: int) -> None:
-    """Check that a server may be started with the document's current root.
+    """Check that the document's current root is valid long enough to start a server with it.
 
     COMPAT: if a root has 15 days or less left, GoatDB extends it at its start and then publishes the private key.
 
@@ -199,9 +200,9 @@ def find_differences(before: FileView, after: FileView, *, is_known: Callable[[s
     """Return the edits that the server made to its file, the serious ones first.
 
     Args:
-        before, after: The file then and now.
-        is_known: Returns whether a root belongs or has belonged to the identity; a revoked one is in no list of the
-            file.
+        before, after: The content of the file before and after the edits.
+        is_known: Returns whether the identity contains the root with this id, or contained it earlier. If the server
+            now signs with a root that is not known, the server has created this root.
     """
     found = []
     if after.current_id != before.current_id and after.current_id is not None and is_known(after.current_id):
@@ -233,7 +234,7 @@ def _sessions_of(value: Any) -> list[Mapping[str, Any]]:
 def _short_id(session: Mapping[str, Any]) -> str | None:
     """Return a session's id, or None if it is not a valid id of at most 63 characters.
 
-    SECURITY: so a private key that was written in place of an id is never returned.
+    SECURITY: the limit ensures that a private key in place of the id is never returned.
     """
     found = session.get("id")
     return found if isinstance(found, str) and 0 < len(found) < 64 and found.isprintable() else None

@@ -7,7 +7,8 @@ while the server runs, so that a restart is not delayed. Verification runs in th
 Sessions in records after a damaged line are reported, too: GoatDB cuts the log off at that line at its next start, and
 then knows these sessions only from ``trustedSessions``.
 
-COMPAT: GoatDB's start takes quadratic time for sessions of the log that ``trustedSessions`` lacks.
+COMPAT: GoatDB's start takes time that grows with the square of the number of sessions that are in the log but not in
+``trustedSessions``.
 
 COMPAT: GoatDB trusts every session in its log without verifying it. So `SessionLogContents.unvouched` lists the
 sessions that no trusted root has signed.
@@ -43,7 +44,7 @@ class SessionLogContents:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
         unvouched: Ids in the log that no trusted root has introduced; the server trusts these sessions anyway.
         unvouched_roots: The ids among `unvouched` that claim to be roots.
-        revoked_roots: Revoked roots in the log. The server trusts them as well after a start.
+        revoked_roots: Ids of revoked roots in the log. The server trusts them, too, after a start.
         damage: Description of a damaged line, if any; at its next start the server cuts the log off there.
     """
 
@@ -117,7 +118,7 @@ class SessionLogReader:
         return found, decode_commits(new, self._org)
 
     def _continues(self, file: BinaryIO) -> bool:
-        """Return whether the part of the log that was read last is unchanged.
+        """Return whether the last part of the log that was read is unchanged, so that reading can continue after it.
 
         COMPAT: GoatDB may cut good records off and append others, so that the log has the same length as before
         (docs/reference/goatdb-formats.md#defects).

@@ -55,11 +55,11 @@ class SettingsFile:
 
     @property
     def bytes_at(self) -> Path:
-        """The path of the file with the content."""
+        """The path of the file that holds the content: in memory, or at `link` if a plain file is allowed."""
         return self.target or self.link
 
     def write(self, text: bytes) -> Stamp:
-        """Write the file, and create the link to it if necessary.
+        """Write the settings.json atomically, and create the link to it if necessary.
 
         Raises:
             SettingsError: The file cannot be written.

@@ -136,9 +136,9 @@ async def init(
         store: See `open_store`.
         org: The organization.
         policy: How long the root is valid: `Policy.lifetime`, or `Policy.working_lifetime` if there is an anchor.
-        anchor: The signer that holds the key of the identity's anchor: its URI, or what `open_signer` returns, which
-            stays open. None for an identity without an anchor.
-        create_key: Create that key first. It must not exist.
+        anchor: The signer (an HSM or a KMS) that holds the key of the identity's anchor: its URI, or what `open_signer`
+            returns, which stays open. None for an identity without an anchor.
+        create_key: Create the anchor's key first. It must not exist yet.
         direct: Let the anchor itself sign (direct mode). Signatures are made by the signer that the URI names.
 
     Raises:
@@ -179,13 +179,14 @@ async def migrate(
 
     Args:
         store: See `open_store`.
-        sources: A ``settings.json``, or a data directory; several are several servers of one cluster.
+        sources: A ``settings.json`` or a data directory; for several servers of one cluster, one for each.
         nodes: Running servers, which are asked for their sessions and whether they accept the root.
         org: The only organization to migrate; None for all that the sources hold.
         policy: The timeout of a request, and by how much clocks may differ.
         dry_run: Write nothing.
         write_sessions: Write sessions that only ``settings.json`` has into the server's log of ``/sys/sessions``.
-        is_only_server: State that no other server of the cluster was migrated before.
+        is_only_server: State that no other server of the cluster was migrated before. Sessions are then written even if
+            no other server can be asked for them.
         root_id: The root that becomes the current root if the servers have different ones.
         remove_key: Remove ``settings.json`` after the identity was read back from the store.
 
@@ -342,9 +343,9 @@ async def rotate(
         direct: Let the new anchor itself sign, without a working root (direct mode). Every server must be a `Server`
             with that key among its ``root_signers``.
         working_root: End direct mode: rotate to a working root, which the present anchor endorses.
-        remove_anchor: Rotate to a root without an anchor; the anchor must sign that.
-        create_key: Create the key of the new anchor first. It must not exist.
-        signer: The signer of the present anchor, if it is not to be opened by the URI that the identity names.
+        remove_anchor: Rotate to a root without an anchor; the present anchor must sign this change.
+        create_key: Create the key of the new anchor first. It must not exist yet.
+        signer: The signer of the present anchor; None to open it by the URI that the identity names.
         replace_expired: Replace a root that has expired, which cannot endorse a next root; what it has signed stays
             valid. The result is then a `goatherd.rotation.replacement.ReplacementReport`. If its ``is_complete`` is
             false, a listed server has not followed: call again. Not with ``to_phase``, ``anchor``, ``remove_anchor``,
@@ -358,7 +359,8 @@ async def rotate(
         ConfigurationError: No server is listed, or an argument is wrong. Nothing was written.
         IllegalStepError: With ``replace_expired``: the current root has not expired. Nothing was written.
         RotationBusyError: A rotation is in progress: `resume`, `cancel` or `roll_back` ends it.
-        NotAdoptedError: A server did not follow in time. The rotation was cancelled or rolled back.
+        NotAdoptedError: A server did not adopt a change of the identity in time. The rotation was cancelled or rolled
+            back.
         SignerError: The signer of an anchor refused or did not answer. Nothing was written.
         RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.rotate`.
     """
@@ -398,11 +400,11 @@ async def drop_lost_anchor(
     policy: Policy | None = None,
     **options: Unpack[RunOptions],
 ) -> IdentityDocument:
-    """Remove an anchor whose key is lost, without its signature, and return the new identity.
+    """Remove an anchor (a root key in an HSM or a KMS) whose key is lost, and return the new identity.
 
-    The working root signs on; in direct mode, a new root signs from now on. Every server rejects the new identity
-    until it is started once with ``--accept-identity``. If the anchor can still sign, use `rotate` with
-    ``remove_anchor`` instead.
+    The working root, whose key is in the store, continues to sign; in direct mode, in which the anchor itself signs, a
+    new root signs from now on. Every server rejects the new identity until it is started once with
+    ``--accept-identity``. If the anchor can still sign, use `rotate` with ``remove_anchor`` instead.
 
     Args:
         store, org, options: As for `rotate`.
@@ -569,13 +571,16 @@ async def revoke(
         confirmed: Must be true, since a revocation cannot be undone.
         successor: The root that becomes the current root, if the revoked one is the current root: ``"new"``,
             ``"next"``, or the id of a previous root.
-        leave_out: User sessions not to reissue.
+        leave_out: Ids of user sessions that are not reissued (signed again by another root), so that servers reject
+            them.
         destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
-        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
+        reopen: Rebuild the list of frozen commits (those of the root that stay valid), with the commits of servers that
+            were unreachable before.
         distrust: URLs of compromised servers, whose lists of commits are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
         signer: As for `rotate`; the anchor signs the revocation.
-        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
+        unsafe_without_nodes: Allow a revocation without servers. It only writes the identity: no commits are frozen,
+            and no sessions are reissued.
 
     Raises:
         UnconfirmedError: `confirmed` is false. Nothing was written.
@@ -631,7 +636,7 @@ def _signer_uri(signer: str | VerifiedSigner | None) -> str | None:
 
 def _check_key_is_named(uri: str | None, *, create_key: bool) -> None:
     if create_key and uri is None:
-        raise ConfigurationError("create_key needs an anchor", hint=_SIGNER_HINT)
+        raise ConfigurationError("create_key needs `anchor`, the signer in which to create the key", hint=_SIGNER_HINT)
 
 
 def _anchor_choice(
@@ -643,7 +648,7 @@ def _anchor_choice(
 
 
 def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSigner | None) -> SignerOpener:
-    """Return a function that opens signers, and uses those that the caller has opened without closing them.
+    """Return a function that opens signers. A signer that the caller has opened is used as it is, and stays open.
 
     Args:
         new: The signer of a new anchor, whose key is not known yet.
@@ -671,7 +676,10 @@ def _addresses(nodes: Servers) -> tuple[str, ...]:
 
 
 def _policy_for(policy: Policy | None, nodes: Servers) -> Policy:
-    """Return the given policy, or a default one that allows time for servers that discovery has missed."""
+    """Return the given policy, or a default one if it is None.
+
+    If servers are discovered, the default policy allows time for servers that the discovery has missed.
+    """
     if policy is not None:
         if not isinstance(policy, Policy):
             raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""The records of an audit trail: hash-chained, each signed by a root of the identity whose changes it records. Pure.
+"""The records of an audit trail: hash-chained, each signed by a root of the identity whose changes it records.
 
-This module encodes one record as a line of bytes, and verifies a whole file line by line. `goatherd.audit.trail` opens
-the file.
+This module encodes one record as a line of bytes, and verifies a whole file line by line. It does no I/O:
+`goatherd.audit.trail` opens the file.
 
 A record is a JSON object on one line: number, time, actor, event, data, the SHA-256 of the previous line, the id of the
 root that signs, and the signature over all of that. Its format version is ``"v":1``. When another root starts to sign,
@@ -64,7 +64,7 @@ class Torn:
 class Head:
     """The end of an audit trail: the number of its last record, and the SHA-256 of that record's line.
 
-    A head that is kept in another place is a checkpoint.
+    A head that is stored outside the file is a checkpoint: it shows later whether records at the end are missing.
     """
 
     seq: int = 0
@@ -96,7 +96,7 @@ class Record:
         actor: The user or process that acted, human-readable.
         by: The root that signed the record.
         lost: How many records before this one could not be written.
-        torn: The bytes between the previous record and this one that are no record.
+        torn: The lines between the previous record and this one that a crash has cut short.
         line: The whole line as it is in the file.
     """
 
@@ -131,6 +131,7 @@ def write_record(
 
     Args:
         data: Plain JSON values; never key material.
+        lost, torn: As in `Record`.
 
     Raises:
         ValueError: The line would be longer than `MAX_LINE`.
@@ -153,7 +154,7 @@ def write_record(
     signature = base64.urlsafe_b64encode(signer.signer.sign(_DOMAIN + signed))
     line = signed + b',"sig":"' + signature + b'"}\n'
     if len(line) > MAX_LINE:
-        raise ValueError(f"a record of {len(line)} bytes is longer than {MAX_LINE}")
+        raise ValueError(f"the record is longer than the {MAX_LINE} bytes that are allowed: it has {len(line)}")
     return read_record(line)
 
 
@@ -244,11 +245,12 @@ class Checked:
 
     Attributes:
         signers: Ids of the roots that have signed, in order of appearance.
-        rests_on: The root on whose trust the rest depends; None if the identity in the store confirms all signers.
-        torn: Lines that a crash has cut short, each noted by the record after it.
+        rests_on: The first signer, which was trusted without a proof; None if the signers were checked with the
+            identity.
+        torn: Numbers of the lines that a crash has cut short, as the record after each line states.
         lost: How many records could not be written at the time, as later ones report.
-        by_revoked: How many records are signed by a root that was revoked later, and are not yet followed by a record
-            of another root.
+        by_revoked: How many records at the end are signed by a root that was revoked later. With its exposed key they
+            could have been rewritten, since no record of another root follows them.
     """
 
     head: Head
@@ -268,7 +270,7 @@ class Chain:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
             endorses, directly or through others, a root that the identity lists. Without anchors the first signer is
             trusted, and every root that a trusted one endorses.
-        checkpoint: A head of this trail that was kept in another place.
+        checkpoint: An earlier head of this trail, stored outside the file; records up to it must not be missing.
     """
 
     def __init__(self, *, anchors: Anchors | None = None, checkpoint: Head | None = None) -> None:
@@ -286,10 +288,13 @@ class Chain:
         self._unlisted: tuple[int, str] | None = None
 
     def feed(self, line: bytes) -> Record | None:
-        """Verify the next line, newline included; return None if it is no record, which the next record may explain.
+        """Verify the next line, newline included, and return its record; None if the line is no record.
+
+        The next record may state that a crash has cut such a line short. If it does not, the trail is broken.
 
         Raises:
-            AuditBrokenError: This line, or one before it that this one does not explain, is not as it was written.
+            AuditBrokenError: This line is not as it was written, or it does not state that a crash has cut short the
+                unreadable lines before it.
         """
         self._line += 1
         try:

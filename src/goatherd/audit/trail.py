@@ -70,7 +70,7 @@ class _Tail:
 
 
 class AuditTrail:
-    """Adds records to one audit trail file. Call `use` with the identity before the first `record`.
+    """Adds records to one audit trail file. Call `use_identity` before the first `record`.
 
     Attributes:
         head: The end of the file after this object's last record; None before the first.
@@ -80,7 +80,7 @@ class AuditTrail:
         path: The file; created if missing, in an existing directory.
         actor: The user or process that acts, human-readable: ``user@host:pid``.
         clock: Tells the time.
-        system: The system calls.
+        system: Makes the system calls on the file.
     """
 
     def __init__(self, path: Path, *, actor: str, clock: Clock | None = None, system: System | None = None) -> None:
@@ -98,7 +98,7 @@ class AuditTrail:
     def use_identity(self, document: IdentityDocument) -> None:
         """Sign audit records from now on with the current root of `document`.
 
-        Call it whenever the document was read again.
+        Call it whenever the document was read again, since its current root may have changed.
         """
         if self._signer is None or self._signer.id != document.current.id:
             self._introduction = signer_data(document)
@@ -131,16 +131,16 @@ class AuditTrail:
             raise AuditError(f"audit trail {self.path}: the root has not signed the record: {error}") from error
         except OSError as error:
             self._miss()
-            raise AuditError(f"audit trail {self.path}: {error.strerror or error}") from error
+            raise AuditError(f"audit trail {self.path} cannot be written: {error.strerror or error}") from error
 
     def _miss(self) -> None:
         self._lost += 1
         self.missing += 1
 
     def add_if_possible(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
-        """Add one record to the audit trail if possible, else log the failure.
+        """Add one record to the audit trail if possible, else log the failure; return whether it was added.
 
-        The next record reports the missing one.
+        The next record that can be added states how many are missing.
         """
         try:
             self.record(event, data, at_ms=at_ms)
@@ -153,7 +153,7 @@ class AuditTrail:
         return True
 
     def log_head(self) -> None:
-        """Log the end of the audit trail, so that the log contains a checkpoint of it."""
+        """Log the end of the audit trail: a checkpoint, which later shows whether records at the end were removed."""
         if self.head is not None:
             _log.info(event_text(LogEvent.AUDIT_HEAD, file=self.path, seq=self.head.seq, sha256=self.head.digest))
 
@@ -163,7 +163,7 @@ class AuditTrail:
         signer = self._signer
         if signer is None:
             raise AuditError(
-                f"audit trail {self.path}: the identity whose root must sign the record could not be read yet"
+                f"audit trail {self.path}: the identity could not be read yet, so no root can sign the record"
             )
         with self._locked() as descriptor:
             tail = self._tail(descriptor)
@@ -220,10 +220,10 @@ class AuditTrail:
                     self._system.close_file(parent)
             except OSError as error:
                 if error.errno == errno.ELOOP:
-                    raise AuditError(f"audit trail {self.path} is a symbolic link") from error
+                    raise AuditError(f"audit trail {self.path} is a symbolic link, which is not allowed") from error
                 raise
             return descriptor
-        raise AuditError(f"audit trail {self.path} is deleted and created again by another process")
+        raise AuditError(f"another process keeps deleting and creating audit trail {self.path}")
 
     def _lock(self, descriptor: int) -> None:
         until = time.monotonic() + _LOCK_PATIENCE
@@ -285,15 +285,16 @@ def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
 class Journal:
     """Records the events of runs: in the log, and in an audit trail if there is one.
 
-    Give `told` to a `goatherd.rotation.Rotator` as its `on_event`.
+    Give `record_event` to a `goatherd.rotation.Rotator` as its `on_event`.
 
     Args:
         trail: The audit trail, or None.
-        holds: Whether to hold records in memory until `use` names the root that signs them. This is for a run that
-            revokes the current root, whose signatures in the trail are not accepted after its revocation.
+        holds: Whether to hold records in memory until `use_identity` names the root that signs them. This is for a run
+            that revokes the current root, whose signatures in the trail are not accepted after its revocation.
 
     Attributes:
-        on_step: Called after each step of a revocation: call `mark`, read the identity, and call `use` up to the mark.
+        on_step: Called after each step of a revocation. It should call `mark_position`, read the identity, and call
+            `use_identity` with that mark as `up_to`.
     """
 
     def __init__(self, trail: AuditTrail | None = None, *, holds: bool = False) -> None:
@@ -305,7 +306,7 @@ class Journal:
         self._evidence = EventData()
 
     def mark_position(self) -> int:
-        """Return a mark for the number of events reported to the journal so far."""
+        """Return how many events were reported to the journal so far, as a mark for `use_identity`."""
         return self._given + len(self._held)
 
     def use_identity(self, document: IdentityDocument, *, up_to: int | None = None) -> None:
@@ -313,7 +314,8 @@ class Journal:
 
         Args:
             document: The identity.
-            up_to: A mark from before the identity was read; later records are held until the next call.
+            up_to: A mark from before the identity was read (`mark_position`): records after it are held until the next
+                call. None to add all.
         """
         if self.trail is not None:
             self.trail.use_identity(document)
@@ -376,11 +378,11 @@ def is_trail(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(_FIRST)) == _FIRST
     except OSError as error:
-        raise AuditError(f"audit trail {path}: {error.strerror or error}") from error
+        raise AuditError(f"audit trail {path} cannot be read: {error.strerror or error}") from error
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a trail in its present state, each with its newline.
+    """Yield the lines of a trail, each with its newline. Lines that are added after the call began are left out.
 
     Raises:
         AuditError: The file cannot be read.
@@ -392,11 +394,11 @@ def read_lines(path: Path) -> Iterator[bytes]:
                 left -= len(line)
                 yield line
     except OSError as error:
-        raise AuditError(f"audit trail {path}: {error.strerror or error}") from error
+        raise AuditError(f"audit trail {path} cannot be read: {error.strerror or error}") from error
 
 
 def _settled_size(path: Path) -> int:
-    """Return a file's size while no process is writing a record; do not wait long for that."""
+    """Return a file's size while no process is writing a record, or after waiting 5 seconds for that."""
     system = System()
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:

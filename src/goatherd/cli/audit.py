@@ -30,7 +30,7 @@ from goatherd.telemetry import describe_count
 @click.option(
     "--checkpoint",
     metavar="N:SHA256",
-    help="With verify: an earlier head of this trail, kept in another place; detects a truncated trail.",
+    help="With verify: head that an earlier verify printed; detects records that are missing at the end.",
 )
 @click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: show only the last N records.")
 def audit(
@@ -43,10 +43,10 @@ def audit(
 ) -> int:
     """Check an audit trail, or show it.
 
-    `verify` reports the first record that was changed, removed, moved or repeated, is cut short (unless the next record
-    notes this), or is not signed by a root of the identity in the store. It prints the head of the trail: the number
-    and digest of the last record. Keep the head in another place, and give it as --checkpoint later: nothing else
-    detects records that are missing at the end.
+    `verify` reports the first record that was changed, removed, moved or repeated, or that is not signed by a root of
+    the identity in the store. It also reports a record that is cut short, unless the next record states that a crash
+    has cut it short. It prints the head of the trail: the number and digest of the last record. Keep the head in
+    another place, and give it as --checkpoint later: nothing else detects records that are missing at the end.
 
     `show` prints the records without verifying them.
     """

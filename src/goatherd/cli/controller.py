@@ -31,7 +31,12 @@ from goatherd.serving.sockets import cannot_listen
 )
 @click.option("--explain", is_flag=True, help="Show what the controller would do, when and why; write nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, then exit; for a systemd timer or a CronJob.")
-@click.option("--cron", "controller_cron", metavar="EXPRESSION", help="When to rotate, in crontab format.")
+@click.option(
+    "--cron",
+    "controller_cron",
+    metavar="EXPRESSION",
+    help="When to rotate, in crontab format, such as '0 3 1 * *' (default: when the key has the age in --max-age).",
+)
 @click.option("--max-age", "controller_max_age", metavar="TIME", help="Age at which a key is replaced, such as 60d.")
 @click.option(
     "--timezone", "controller_timezone", metavar="NAME", help="Time zone of --cron and --window (default: UTC)."
@@ -47,10 +52,13 @@ from goatherd.serving.sockets import cannot_listen
     "--missed",
     "controller_missed",
     type=click.Choice([one.value for one in Missed]),
-    help="After a missed time of --cron: rotate soon, or wait for the next time (default: catch-up).",
+    help="What to do after a missed time of --cron: rotate soon (catch-up, the default), or wait for the next (skip).",
 )
 @click.option(
-    "--alert-command", "controller_alert_command", metavar="CMD", help="Command to run when an operator is needed."
+    "--alert-command",
+    "controller_alert_command",
+    metavar="CMD",
+    help="Shell command to run when an operator is needed; it gets the reason as JSON on standard input.",
 )
 @click.option(
     "--metrics",
@@ -63,8 +71,8 @@ from goatherd.serving.sockets import cannot_listen
     "web_address",
     metavar="ADDRESS:PORT",
     callback=checked(parse_listen_address),
-    help="Address on which the controller serves the page of `goatherd web`; its other options are in the section"
-    " [web] of goatherd.toml.",
+    help="Address on which the controller serves the page of `goatherd web`; the section [web] of goatherd.toml has"
+    " the page's other options.",
 )
 @click.option(
     "--metrics-file",
@@ -77,7 +85,7 @@ from goatherd.serving.sockets import cannot_listen
 @click.option(
     "--unsafe-without-nodes",
     is_flag=True,
-    help="Allow a run without a list of servers: it waits for no server.",
+    help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
 )
 @log_level_option("info")
 def controller(
@@ -94,7 +102,7 @@ def controller(
 
     A cron expression or the age of the key determines the time of a rotation, within maintenance windows. The
     controller keeps no state but the identity document, so several controllers can run at once: one of them rotates,
-    and the others read in the document that it has. A root that expires soon is replaced regardless of the schedule.
+    and the others see the rotation in the document. A root that expires soon is replaced regardless of the schedule.
 
     After SIGTERM or Ctrl-C the controller stops at a safe point; a second signal makes it stop sooner. It logs to
     standard error.
@@ -104,7 +112,7 @@ def controller(
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file needs --once; without --once, use --metrics ADDRESS:PORT")
     if web_address is not None and once:
-        raise click.UsageError("--web needs a controller that keeps running: leave out --once")
+        raise click.UsageError("--web needs a controller that keeps running; leave out --once")
     log_to_stderr(log_level)
     warn_of_short_life(app.out, app.options.rotation_lifetime)
     return asyncio.run(_run(app, once, metrics, web_address, metrics_file, unsafe_without_nodes))

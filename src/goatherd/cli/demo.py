@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--regions",
     is_flag=True,
-    help="Run a store and a server in each of three regions; lose one region in a rotation, promote another, heal it.",
+    help="Run a store and a server in each of three regions; during a rotation, one fails and another is promoted.",
 )
 def demo(app: App, regions: bool) -> int:
     """Run three servers with one identity, and rotate twice under traffic.

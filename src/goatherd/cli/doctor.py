@@ -93,7 +93,7 @@ def _check_signer(app: App, uri: str) -> int:
     is_flag=True,
     help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
 )
-@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; at least 2m.")
+@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; less than 2m counts as 2m.")
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
@@ -111,7 +111,7 @@ def data(app: App, action: str, directory: Path, offline: bool) -> int:
     no store is given, the roots in the server's own files are used; if there are none, no signature is verified, and
     the command says so.
 
-    The exit code is 11 if `check` finds something, if `repair` leaves something, or if a peer does not answer.
+    The exit code is 11 if `check` finds something, if `repair` cannot repair everything, or if a peer does not answer.
     """
     return asyncio.run(_data(app, action, directory, offline=offline))
 

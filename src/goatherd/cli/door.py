@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a door that `goatherd run --door` has, too."""
+    """Add the options that `goatherd door` and `goatherd run --door` have in common."""
     for option in reversed(
         [
             click.option(
@@ -32,15 +32,15 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--private",
                 is_flag=True,
-                help="Through the door, let only roots write to /sys/*, and only roots and that user to /user/ID.",
+                help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and the user ID.",
             ),
             click.option(
                 "--forwarded-by",
                 "limits_forwarded_by",
                 multiple=True,
                 metavar="NETWORK",
-                help="Network of a proxy in front, whose X-Forwarded-For header is trusted. Can be given more than"
-                " once.",
+                help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more"
+                " than once.",
             ),
         ]
     ):

@@ -21,7 +21,7 @@ from goatherd.telemetry import describe_count
     help="Data directory of the server; sessions of its /sys/sessions log become `trustedSessions`.",
 )
 @click.option("--replace", is_flag=True, help="Overwrite an existing FILE and the private key in it.")
-@click.option("--unsafe-short-life", is_flag=True, help="Allow a root with less than 15 days left.")
+@click.option("--unsafe-short-life", is_flag=True, help="Export the root although it has less than 15 days left.")
 def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 

@@ -19,7 +19,7 @@ from goatherd.web.view import history_rows
     example="goatherd history --provider file:///srv/keys/root\n"
     "goatherd history --timeline --audit-log /var/log/goatherd/audit.jsonl",
 )
-@click.option("--timeline", is_flag=True, help="Draw the events on a line of time, oldest first.")
+@click.option("--timeline", is_flag=True, help="Show the events as a timeline, oldest first, with the times between.")
 @audit_option()
 def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.

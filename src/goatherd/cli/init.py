@@ -23,9 +23,11 @@ from goatherd.times import format_duration, iso
 @click.option(
     "--anchor",
     metavar="URI",
-    help="Signer that holds the key of the anchor, such as transit://vault.internal/transit/goatdb.",
+    help="URI of the HSM or KMS key that becomes the anchor, such as transit://vault.internal/transit/goatdb.",
 )
-@click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
+@click.option(
+    "--create-key", is_flag=True, help="Create the key of --anchor first. It must not exist yet; only with --anchor."
+)
 @click.option(
     "--direct",
     is_flag=True,

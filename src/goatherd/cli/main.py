@@ -177,7 +177,10 @@ def is_at_terminal() -> bool:
 
 
 def _flags_of(name: str, words: list[str]) -> list[str]:
-    """Return the arguments that may be flags of the command, not of the server command that `goatherd run` starts."""
+    """Return the words that may select another form of the command `name`, such as ``--once`` for `run`.
+
+    The words of the server command that `goatherd run` starts are left out.
+    """
     if name == "run":
         return words[:1]
     return words[: words.index("--")] if "--" in words else words
@@ -188,8 +191,8 @@ def _flags_of(name: str, words: list[str]) -> list[str]:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--version", is_flag=True, help="Show the versions of Goatherd and of what it runs on, and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON document, also for an error.")
+@click.option("--version", is_flag=True, help="Show the versions of Goatherd, Python and libraries, and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Write the result or the error as one JSON document.")
 @click.pass_context
 def cli(context: click.Context, version: bool, as_json: bool) -> None:
     """Keep the server identity of a GoatDB cluster in a secret store, and rotate it while the cluster serves."""
@@ -264,7 +267,7 @@ def command(
                 type=PathType(path_type=Path),
                 help="Path of the configuration file (default: ./goatherd.toml).",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Write one JSON document, also for an error."),
+            click.option("--json", "as_json", is_flag=True, help="Write the result or the error as one JSON document."),
             click.option("--debug", is_flag=True, help="Show the traceback of an error."),
         ]
         if nodes:
@@ -299,7 +302,7 @@ def audit_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "--audit-log",
         "audit_log",
         type=PathType(path_type=Path, dir_okay=False),
-        help="File to which the command appends every decision with its evidence: an audit trail, chained and signed.",
+        help="File of the audit trail, a chain of signed records, to which the command appends every decision.",
     )
 
 
@@ -322,17 +325,18 @@ def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "rotation_distrust",
         multiple=True,
         metavar="URL",
-        help="URL of a server whose report about the store's history is ignored. Can be given more than once.",
+        help="URL of a server to ignore when it reports a later identity than the store holds. Can be given more than"
+        " once.",
     )
 
 
 def region_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--region``, for commands that run where a server stands."""
+    """Return the option ``--region``, for commands that run on the machine of a server."""
     return click.option(
         "--region",
         "stores_region",
         metavar="NAME",
-        help="Region of this machine, with [stores] in goatherd.toml: its store is read first.",
+        help="Region of this machine, whose store is read first; only with [stores] in goatherd.toml.",
     )
 
 
@@ -343,7 +347,8 @@ def allow_lagging_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]
         "stores_allow_lagging",
         multiple=True,
         metavar="REGION",
-        help="Region whose store may lag. Its servers then follow late, or not at all. Can be given more than once.",
+        help="Region whose store may lag: changes do not wait for it, and its servers follow late, or not at all. Can"
+        " be given more than once.",
     )
 
 
@@ -373,7 +378,7 @@ def _here() -> Path:
 
 
 def exit_code(error: GoatherdError) -> int:
-    """Return the exit code for an error, by the first part of its code."""
+    """Return the exit code for an error; the part of its error code before the first dot decides."""
     return EXIT_CODES.get(error.code.partition(".")[0], EXIT_INTERNAL)
 
 
@@ -414,7 +419,7 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error of a group that is reported: the first `GoatherdError`, else the first error."""
+    """Return the error to report for an exception group: its first `GoatherdError`, or else its first error."""
     flat: list[BaseException] = []
     queue: list[BaseException] = [group]
     while queue:

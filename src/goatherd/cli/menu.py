@@ -67,8 +67,8 @@ Usage: goatherd [OPTIONS] COMMAND [ARGS]...
   it while the cluster serves.
 
 Options:
-  --version   Show the versions of Goatherd and of what it runs on, and exit.
-  --json      Write one JSON document, also for an error.
+  --version   Show the versions of Goatherd, Python and libraries, and exit.
+  --json      Write the result or the error as one JSON document.
   -h, --help  Show this message and exit.
 
 {groups}

@@ -27,7 +27,7 @@ from goatherd.config.build import build_migration_target
 @click.option(
     "--only-server",
     is_flag=True,
-    help="Confirm that this server of the cluster is migrated first, and that no other can have the same sessions.",
+    help="Confirm that no server of the cluster was migrated before, and that no other server can have these sessions.",
 )
 @click.option(
     "--root",

@@ -45,7 +45,7 @@ class Output:
 
     @property
     def may_ask(self) -> bool:
-        """Whether the command can ask a question: standard input and standard error are terminals."""
+        """Whether the command can ask a question: input and standard error are terminals; the output is not JSON."""
         return self.is_live and sys.stdin.isatty()
 
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
@@ -72,14 +72,14 @@ class Output:
             self._line(self.stderr, text)
 
     def event(self, name: str, data: Mapping[str, object], text: str) -> None:
-        """Write one line of progress."""
+        """Write one line of progress: `text`, or in JSON output an object with `name` and `data`."""
         if self.as_json:
             self._line(self.stderr, _json(self.stderr, {"event": name, **data}))
         else:
             self._line(self.stderr, text)
 
     def error(self, error: BaseException, *, debug: bool = False) -> None:
-        """Write an error with its code and hint; with `debug`, after its traceback, in which keys are hidden."""
+        """Write an error with its code and hint. With `debug`, write its traceback first, in which keys are hidden."""
         if debug:
             import traceback  # here, since most commands print none
 
@@ -132,7 +132,7 @@ class Output:
 
 
 def abandon(stream: TextIO) -> None:
-    """Redirect a stream to /dev/null after its reader has closed it (`goatherd rotate | head`)."""
+    """Redirect a stream to /dev/null, after its reader has closed it, so that writes no longer fail."""
     with contextlib.suppress(OSError):  # a stream without a file descriptor, in a test
         number = stream.fileno()
         null = os.open(os.devnull, os.O_WRONLY)
@@ -141,7 +141,10 @@ def abandon(stream: TextIO) -> None:
 
 
 def settle() -> None:
-    """Flush standard output and error, discarding what cannot be written, which would change Python's exit code."""
+    """Flush standard output and standard error, and discard what cannot be written.
+
+    Otherwise Python would try to write it at exit, fail, and change the exit code.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

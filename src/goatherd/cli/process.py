@@ -59,7 +59,10 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
 
 
 def give_way(app: App) -> None:
-    """Lower the priority of this process, so that servers and clients on the same machine are not slowed down."""
+    """Lower the priority of this process, so that servers and clients on the same machine are not slowed down.
+
+    Do nothing if a program or a test runs the command in its own process.
+    """
     if app.owns_process:
         with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
             os.nice(LOW_PRIORITY)

@@ -44,7 +44,7 @@ from goatherd.revocation.revoker import NEW
     "leave_out",
     multiple=True,
     metavar="ID",
-    help="User session not to reissue. Can be given more than once.",
+    help="Id of a user session that is not reissued. Can be given more than once.",
 )
 @click.option(
     "--destroy",

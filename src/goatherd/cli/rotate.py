@@ -71,7 +71,9 @@ from goatherd.rotation.machine import Phase
     help="Stop when this phase is reached; --resume continues.",
 )
 @click.option(
-    "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; only with --rollback or --cancel."
+    "--reason",
+    metavar="TEXT",
+    help="Reason, recorded in the identity's history; only with --rollback, --cancel or --drop-lost-anchor.",
 )
 @click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
 @click.option(
@@ -83,9 +85,11 @@ from goatherd.rotation.machine import Phase
 @click.option(
     "--anchor",
     metavar="URI",
-    help="Signer that holds the key of the anchor. A new anchor is added, or replaces the present one.",
+    help="URI of the HSM or KMS key that becomes the anchor, or replaces the present anchor.",
 )
-@click.option("--create-key", is_flag=True, help="Create that key first. It must not exist; only with --anchor.")
+@click.option(
+    "--create-key", is_flag=True, help="Create the key of --anchor first. It must not exist yet; only with --anchor."
+)
 @click.option(
     "--direct",
     is_flag=True,
@@ -96,11 +100,15 @@ from goatherd.rotation.machine import Phase
     is_flag=True,
     help="End direct mode: rotate to a working root, which the present anchor endorses.",
 )
-@click.option("--remove-anchor", is_flag=True, help="Rotate to a root without an anchor; the anchor must sign that.")
+@click.option(
+    "--remove-anchor",
+    is_flag=True,
+    help="Rotate to a root without an anchor; the present anchor must sign this change.",
+)
 @click.option(
     "--drop-lost-anchor",
     is_flag=True,
-    help="Remove an anchor whose key is lost. Every server rejects that until you start it with --accept-identity.",
+    help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
 )
 @click.option(
     "--adoption",
@@ -112,20 +120,20 @@ from goatherd.rotation.machine import Phase
     "--quorum",
     "rotation_quorum",
     metavar="N|N%|all",
-    help="How many servers must follow when --adoption has passed (default: all).",
+    help="How many servers must have followed when the time in --adoption is over (default: all).",
 )
 @click.option(
     "--unlisted",
     "rotation_unlisted",
     metavar="TIME",
-    help="How long to wait for servers that are not listed; give 0s if there are none.",
+    help="How long the next root is published before it signs, for servers that are not listed; 0s if there are none.",
 )
 @click.option(
     "--bare",
     "rotation_bare",
     multiple=True,
     metavar="URL",
-    help="Unmodified GoatDB server that you restart by hand. Can be given more than once.",
+    help="URL of an unmodified GoatDB server that you restart by hand. Can be given more than once.",
 )
 @distrust_option()
 @allow_lagging_option()
@@ -133,13 +141,13 @@ from goatherd.rotation.machine import Phase
     "--health-url",
     "rotation_health_url",
     metavar="URL",
-    help="URL of a health check. A status other than 2xx is a failure; failures end the rotation.",
+    help="URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
 )
 @click.option(
     "--health-command",
     "rotation_health_command",
     metavar="CMD",
-    help="Command of a health check. An exit code other than 0 is a failure; failures end the rotation.",
+    help="Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
 )
 @click.option(
     "--metrics-file",
@@ -150,7 +158,7 @@ from goatherd.rotation.machine import Phase
 @click.option(
     "--unsafe-without-nodes",
     is_flag=True,
-    help="Allow a run without a list of servers: it waits for no server.",
+    help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
 )
 def rotate(
     app: App,

@@ -36,7 +36,7 @@ Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
 
 
 def directory_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Add the options about the data directory and the settings.json in it."""
+    """Add the options that say where the server's data directory is, and how its settings.json is written."""
     for option in reversed(
         [
             click.option(
@@ -113,8 +113,8 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     "--lease",
                     "agent_lease",
                     metavar="URI",
-                    help="URI of the secret that holds the restart lease (default: `<secret>-lease`); `none` for a"
-                    " single server.",
+                    help="URI of the secret that holds the restart lease, whose holder may restart its server (default:"
+                    " `<secret>-lease`); `none` for a single server.",
                 ),
                 click.option(
                     "--ready-timeout",
@@ -154,10 +154,10 @@ def run_for_server(
         orgs: The organizations of the server.
         supervisor: Starts and stops the server; None if another program does.
         pid_file: File with the process id of a server that another program runs.
-        front: Opens the door, or the agent's own address; None for neither.
-        create: The flag --create.
-        plain_file: The flag --plain-file.
-        accept_identity: The flag --accept-identity.
+        front: Opens the agent's HTTP address: a door, or an address of its own; None for neither.
+        create: Whether to create missing directories (--create).
+        plain_file: Whether to write settings.json to the disk instead of a tmpfs (--plain-file).
+        accept_identity: Whether to accept, once, an identity that no trusted root has endorsed (--accept-identity).
     """
     from goatherd.operations.run_agent import run_agent
 
@@ -206,7 +206,7 @@ def run_for_server(
     "agent_pass_env",
     multiple=True,
     metavar="NAME",
-    help="Environment variable with a store credential to pass to the server. Can be given more than once.",
+    help="Name of a variable with a store credential that the server gets, too. Can be given more than once.",
 )
 @click.option(
     "--door",
@@ -347,13 +347,13 @@ def watch(
 
     Run this command as a sidecar. The agent writes settings.json when it starts and when the identity changes; the
     agents of a cluster do so one at a time. After a change, the agent restarts the server with a signal or a command,
-    and waits until the server signs with the new root. If the server does not, the agent writes the previous root
-    again. The file stays when the agent exits, because the server may need it for its next start.
+    and waits until the server signs with the new root. If the server does not sign with it in time, the agent writes
+    the previous root again. The file stays when the agent exits, because the server may need it for its next start.
     """
     log_to_stderr(log_level)
     options, named = app.options, chosen_organizations(app.options, orgs)
     if "agent.on_change" not in options.origin or options.agent_on_change == "restart":
-        raise click.UsageError("--on-change is missing: how to notify the server (signal, command or ignore)")
+        raise click.UsageError("--on-change is missing; it says how to notify the server: signal, command or ignore")
     if options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
     return run_for_server(

@@ -37,7 +37,8 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     "serve_root_signers",
     multiple=True,
     metavar="URI",
-    help="Signer with which the server may sign as the root, in direct mode. Can be given more than once.",
+    help="URI of an HSM or KMS key with which the server may sign as the root, in direct mode. Can be given more than"
+    " once.",
 )
 @click.option(
     "--settings",
@@ -62,7 +63,7 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     "limits_forwarded_by",
     multiple=True,
     metavar="NETWORK",
-    help="Network of a proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
+    help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
 )
 @region_option()
 @log_level_option("info")
@@ -75,7 +76,7 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     is older or unrelated.
 
     In direct mode the root's key is in an HSM or a KMS. The server signs with a --root-signer that holds this key, and
-    never with one that only the identity names.
+    never with a signer that only the identity names.
 
     The data directory must exist, and be empty or hold the organization's data; --create creates what is missing.
     """

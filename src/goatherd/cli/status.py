@@ -80,8 +80,8 @@ def lease(app: App, make: bool) -> None:
 
     The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time: an agent restarts its
     server only while it holds the restart lease, a small secret that is stored beside the identity and holds no key.
-    The first agent creates the lease if its credentials allow that. Otherwise, create it with --make and credentials
-    that do.
+    The first agent creates the lease if its credentials allow that. Otherwise, run this command with --make and with
+    credentials that may create secrets.
     """
     # Imported here, because the status of a file store alone needs neither an agent nor an event loop.
     import asyncio

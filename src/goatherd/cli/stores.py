@@ -37,10 +37,11 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
     The section [stores] of goatherd.toml names the stores (how-to page: More than one region).
 
     `status` shows each region's store: whether it answers, its generation and labels, and since when it lags. `sync`
-    brings every follower forward to what the primary store holds; it never overwrites a later identity.
+    updates every follower to what the primary store holds; it never overwrites a later identity.
 
-    `promote REGION` makes a follower the primary store. It must hold the highest generation that any store or listed
-    server has shown. The command writes a new version to it, and prints the [stores] section for goatherd.toml.
+    `promote REGION` makes a follower the primary store. The follower must hold the highest generation that any store or
+    listed server has shown. The command writes a new version to this store, and prints the [stores] section for
+    goatherd.toml.
 
     The exit code is 11 if a store does not answer, lags, or holds another history.
     """

@@ -59,15 +59,15 @@ from goatherd.web.publisher import publish_views
     "--audit-log",
     "audit_log",
     type=PathType(path_type=Path, dir_okay=False),
-    help="Audit trail to verify and to show.",
+    help="File of the audit trail that the page verifies and shows.",
 )
 def web(app: App) -> None:
     """Serve a read-only page with the status of a cluster, live.
 
-    It shows the store, the identity and every server. The page is served to this machine only. To serve it to others,
-    give a token and TLS, or name a reverse proxy that authenticates readers. Each server and the store are read once in
-    an interval, however many pages are open. The process that answers readers is a process of its own and holds no key.
-    No request changes anything in the cluster.
+    The page shows the store, the identity and every server. By default, only this machine can open the page. To serve
+    it to others, give a token and TLS, or name a reverse proxy that authenticates readers. The command reads the store
+    and each server once in an interval, however many pages are open. A separate process without any key answers the
+    readers. No request changes anything in the cluster.
 
     The command prints one line when the page is served. SIGTERM or Ctrl-C stops it.
     """
@@ -75,7 +75,7 @@ def web(app: App) -> None:
 
 
 def page_address(options: Options, host: str, port: int) -> PageAddress:
-    """Return an address of the page with the token, the certificate and the proxies that the options name.
+    """Return the address of the status page, with the token, the certificate and the proxies that the options name.
 
     Args:
         options: The options.
@@ -97,13 +97,13 @@ def page_address(options: Options, host: str, port: int) -> PageAddress:
 def make_collector(
     options: Options, store: Store, nodes: NodeDirectory | None, *, may_write: bool = False
 ) -> Collector:
-    """Return what builds the views of a cluster.
+    """Return the collector, which builds the views of a cluster for the status page.
 
     Args:
         options: The policy, the schedule and the audit trail.
         store: The open store.
         nodes: The servers; None for the store alone.
-        may_write: Whether the process rotates too, so that its rights to write are no excess.
+        may_write: Whether the process also rotates, so that the page must not warn of credentials that may write.
     """
     return Collector(
         store=store,

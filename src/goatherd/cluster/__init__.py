@@ -1,4 +1,4 @@
-"""The servers of a cluster, as Goatherd sees them over the network.
+"""Find the servers of a cluster, send requests to them, and observe their state.
 
 - `goatherd.cluster.client`: sends requests to one server; `goatherd.cluster.server_answers`: checks its answers.
 - `goatherd.cluster.node`: the requests that Goatherd makes to a server, and what its answers have shown.

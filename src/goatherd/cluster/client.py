@@ -3,8 +3,8 @@
 The client works with unmodified GoatDB servers and with Goatherd's. It is not a replica: it stores and merges no
 commits. It parses answers and does not trust them; the caller verifies signatures. One timeout covers connecting,
 sending and the whole answer, which may have at most `MAX_ANSWER_BYTES`. The client does not retry; callers do. The
-signature of a request covers the server process, the endpoint and the body (`goatherd.identity.request_binding`). A
-request is signed a second time only if another server process answers.
+signature of a request is valid for the endpoint, the body, and the server processes that are known to answer at the URL
+(`goatherd.identity.request_binding`). If another process answers, the request is signed again for that process, too.
 
 Errors: `NodeUnreachableError` (no connection, no answer in time, no HTTP) and `NodeRefusedError` (a refusal, or an
 answer that no GoatDB server would give). Their messages contain the URL.
@@ -79,7 +79,10 @@ _HINTS: Final = {
 
 
 class Sendable(Protocol):
-    """The interface of an object that can be pushed: a `goatherd.wire.commit.Commit`, or one that encodes as such."""
+    """The interface of an object that can be pushed to a server: `to_json` returns a commit in GoatDB's JSON form.
+
+    `goatherd.wire.commit.Commit` implements it.
+    """
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -89,9 +92,9 @@ class NewSession:
     """The answer to ``POST /auth/session``.
 
     Attributes:
-        owned: The new session with the key made for it.
+        owned: The new session, with the private key that the client has made for it.
         roots: The roots that the server publishes; unverified.
-        leaked: Ids of the roots whose private key the server published: those keys are exposed.
+        leaked: Ids of the roots whose private keys were in the server's answer, so that these keys are exposed.
     """
 
     owned: OwnedSession
@@ -120,8 +123,8 @@ class NodeClient:
         clock: The clock for the time in request signatures, unless a call gives `now_ms`.
         server_name: The server's name, if it differs from the URL's host: requests are addressed to this name, and the
             certificate must have it.
-        org: The organization to ask about, if an agent's server has several.
-        sender: Id of the server process that sends the requests.
+        org: The organization that requests are about; needed if the agent at this URL serves several.
+        sender: Id of the server process that sends the requests, if a server uses the client.
 
     Attributes:
         answered_by: Id of the server process that answered the last `batch_sync`; None if it did not report one.
@@ -179,18 +182,21 @@ class NodeClient:
         """Create an anonymous session with a new key; return it and the roots that the server publishes.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         new = await self.new_session()
         return new.owned, list(new.roots)
 
     async def new_session(self) -> NewSession:
-        """Create a session as `create_session` does, and report whether the answer had a root's private key.
+        """Create an anonymous session, and report which roots' private keys were in the server's answer.
 
-        SECURITY: a private key in the answer is noticed and dropped, never kept (tests/unit/cluster/test_client.py).
+        An unmodified server whose root is near its end exposes the key in this way. SECURITY: a private key in the
+        answer is noticed and dropped, never kept (tests/unit/cluster/test_client.py).
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         draft = OwnedSession.generate(session_id="draft", owner=None, now_ms=self._clock.now_ms())
         body = to_json_bytes({"publicKey": draft.session.public_key.to_jwk()})
@@ -214,7 +220,7 @@ class NodeClient:
     async def batch_sync(
         self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
     ) -> list[Message]:
-        """Send one ``POST /batch-sync`` and return the replies' messages in the order of `requests`.
+        """Synchronize repositories by one ``POST /batch-sync``; return a sync message for each request, in their order.
 
         Args:
             requests: Repository paths, sent as given, each with the JSON of a sync message.
@@ -222,7 +228,9 @@ class NodeClient:
             now_ms: The time to sign with; the client's clock by default.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 403: the server does not trust `signer`.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 403: the server does not
+                trust `signer`.
         """
         body = to_json_bytes([{"path": path, "msg": message} for path, message in requests])
         response = await self._send_signed("/batch-sync", body, signer, now_ms)
@@ -245,7 +253,7 @@ class NodeClient:
         """Return whether the server accepts an empty batch signed by `signer`, which means that it trusts `signer`.
 
         Raises:
-            NodeUnreachableError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
             NodeRefusedError: The status is neither 200 nor 403.
         """
         try:
@@ -257,10 +265,12 @@ class NodeClient:
         return True
 
     async def accepts_signature(self, signature: str) -> bool:
-        """Return whether the server accepts an empty batch with the given request signature, of any session and time.
+        """Return whether the server accepts a request that has this signature, whichever session made it and when.
+
+        The request is an empty ``POST /batch-sync``.
 
         Raises:
-            NodeUnreachableError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
             NodeRefusedError: The status is neither 200 nor 403.
         """
         headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
@@ -277,16 +287,17 @@ class NodeClient:
         signer: OwnedSession,
         now_ms: int | None = None,
     ) -> Message | None:
-        """Send commits, in messages of at most `PUSH_CHUNK`, without requesting any; return the last reply.
+        """Send commits to a repository of the server, `PUSH_CHUNK` in each request, without requesting any commits.
 
-        GoatDB does not report refused commits: status 200 does not mean that they were stored. To be sure, `pull` the
-        repository and check (the Bloom filter in the reply has false positives).
+        GoatDB does not report commits that it rejects: status 200 does not mean that they were stored. To be sure,
+        `pull` the repository and check; the Bloom filter in the reply is not enough, because it has false positives.
 
         Returns:
-            The last reply's message, or None if there was nothing to push.
+            The sync message in the last reply; None if there was nothing to push.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         encoded = [dict(commit) if isinstance(commit, Mapping) else commit.to_json() for commit in commits]
         reply: Message | None = None
@@ -308,10 +319,11 @@ class NodeClient:
             path: The repository.
             signer: The session that signs the requests.
             now_ms: The time to sign with; the client's clock by default.
-            known: Ids of commits that the caller has; they are left out.
+            known: Ids of commits that the caller has already, which the result leaves out.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         commits: dict[str, dict[str, Any]] = {}
         for _ in range(PULL_ROUNDS):
@@ -335,7 +347,8 @@ class NodeClient:
         The report is unsigned, and contains ids but no keys.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         path = f"/goatherd/v1/identity{self._query}"
         response = await self._send("GET", path)
@@ -355,13 +368,19 @@ class NodeClient:
         return identity
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
-        """Ask the server to read its settings now (``POST /goatherd/v1/refresh``). `signer` must be a root.
+        """Ask the server to read its identity from the store now (``POST /goatherd/v1/refresh``).
+
+        Args:
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
 
         Returns:
-            ``{"generation", "changed"}``, or None if the server is not a Goatherd server.
+            The members ``generation`` (of the identity that the server then uses) and ``changed`` (whether it was
+            another one before); None if the server is not a Goatherd server.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         path = "/goatherd/v1/refresh"
         response = await self._send_signed(path, b"", signer, now_ms, query=self._query)
@@ -377,17 +396,18 @@ class NodeClient:
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
     ) -> bytes:
-        """Return the encoded list of a revoked root's commits that the server holds (`goatherd.identity.revocations`).
+        """Return the list of a revoked root's commits that the server holds, encoded (`goatherd.identity.revocations`).
 
         Args:
-            session_id: The revoked root.
+            session_id: Id of the revoked root.
             signer: The root that signs the request.
-            now_ms: Milliseconds since 1970.
-            early: Whether to ask even if the server does not know of the revocation yet.
+            now_ms: The time to sign with; the client's clock by default.
+            early: Whether the server must answer even if it does not know of the revocation yet.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409: the
-                root is not revoked there.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server; 409: this root is not revoked at the server.
         """
         path = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
@@ -398,10 +418,18 @@ class NodeClient:
     async def describe_held(
         self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
     ) -> list[HeldCommit]:
-        """Return the server's descriptions of some commits that `held` lists. `signer` is a root.
+        """Return the server's descriptions of a revoked root's commits, which it holds.
+
+        Args:
+            session_id: Id of the revoked root.
+            digests: Digests of the commits, from the list that `held` returns. Unknown ones are left out.
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server.
         """
         url = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True, "show": list(digests)})
@@ -417,12 +445,20 @@ class NodeClient:
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
     ) -> list[str]:
-        """Return which of the given commits the server does not hold. `signer` is a root.
+        """Return the ids of those given commits of a repository that the server does not hold.
 
         Unlike the answer of a Bloom filter, the result is exact.
 
+        Args:
+            path: The repository.
+            commit_ids: Ids of the commits.
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
+
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server.
         """
         url = "/goatherd/v1/lacking"
         body = to_json_bytes({"path": path, "commits": list(commit_ids)})
@@ -444,8 +480,8 @@ class NodeClient:
         """Send the server anonymous sessions that have signed nothing yet, so that it stores them.
 
         Args:
-            sessions: As `goatherd.node.unused_sessions.record_of` makes them.
-            recipients: The ids of all server processes that the sessions are sent to, and of the sender.
+            sessions: Records of the sessions, as `goatherd.node.unused_sessions.record_of` makes them.
+            recipients: Ids of all server processes to which the sessions are sent, and of the sender.
             signer: A root that the server trusts.
             now_ms: The time to sign with; the client's clock by default.
 
@@ -453,8 +489,10 @@ class NodeClient:
             The id of the server process that has stored the sessions.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server. 409: the
-                server refuses, since it has peers that are no recipients and need the sessions' introductions.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server; 409: the server has a peer that is not among the recipients, and that needs the sessions'
+                introductions.
         """
         asked = {"sessions": list(sessions), "servers": list(recipients)}
         answer = await self._unused(asked, signer, now_ms)
@@ -464,10 +502,17 @@ class NodeClient:
         return instance
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
-        """Return some of the server's sessions that have signed nothing yet, ordered by id, that follow the id `after`.
+        """Return a part of the list of the server's sessions that have signed nothing yet, ordered by id.
+
+        Args:
+            after: The part begins after this session id; empty for the beginning of the list.
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server.
         """
         answer = await self._unused({"sessions": [], "after": after}, signer, now_ms)
         try:
@@ -484,20 +529,31 @@ class NodeClient:
         return answer
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
-        """Send the server the list of a revoked root's commits that stay valid (frozen commits). `signer` is a root.
+        """Send the server the list of a revoked root's commits that stay valid (frozen commits), so that it keeps it.
+
+        Args:
+            body: The encoded list.
+            signer: A root that the server trusts; it signs the request.
+            now_ms: The time to sign with; the client's clock by default.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module. Status 404: it is not a Goatherd server.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
+                server.
         """
         path = "/goatherd/v1/frozen"
         response = await self._send_signed(path, body, signer, now_ms)
         self._check("POST", path, response)
 
     async def frozen(self, digest: str) -> bytes | None:
-        """Read from the server the list of frozen commits with this SHA-256, unverified; None if the server lacks it.
+        """Return from the server a list of frozen commits: those of a revoked root that stay valid.
+
+        `digest` is the SHA-256 of the list, which is not compared with it here. The result is None if the server lacks
+        this list.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
+            NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         path = f"/goatherd/v1/frozen/{digest}"
         response = await self._send("GET", path)
@@ -515,22 +571,22 @@ class NodeClient:
         return response.status_code == 200
 
     async def time_ms(self) -> int | None:
-        """Return the server's time in milliseconds since 1970, in whole seconds; None if it does not report it.
+        """Return the server's time in milliseconds since 1970, exact to a second; None if its answer has no date.
 
         Raises:
-            NodeUnreachableError: See the module.
+            NodeUnreachableError: No connection to the server, or no answer in time.
         """
         response = await self._send("GET", "/healthy")
         return read_http_date(response.headers.get("date"))
 
     def clock_ahead_ms(self, now_ms: int) -> int | None:
-        """Return how far the server's clock is ahead of `now_ms`, negative if behind, by the date of its last answer.
+        """Return how far the server's clock is ahead of this machine's, according to the date of its last answer.
 
         Args:
             now_ms: This machine's time, in milliseconds since 1970.
 
         Returns:
-            Milliseconds; None if no answer had a date.
+            The difference in milliseconds, negative if the server's clock is behind; None if no answer had a date.
         """
         return self._server_clock.ahead_ms(now_ms)
 
@@ -538,16 +594,16 @@ class NodeClient:
 
     @property
     def _query(self) -> str:
-        """The query string that tells an agent with several organizations which of them is meant."""
+        """The query string that names the organization, for an agent that serves several; empty without `org`."""
         return "" if self._org is None else f"?org={quote(self._org, safe='')}"
 
     async def _send_signed(
         self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None, *, query: str = ""
     ) -> _Answer:
-        """Send a ``POST`` whose signature is valid for this server process and this request only.
+        """Send a ``POST`` whose signature is valid for this request only, and for the known processes of this server.
 
-        The query is not part of what is signed. A server process that is not the one named in the request answers 421
-        and its own id, since several processes may answer at one URL.
+        Several processes may answer at one URL. A process that the signature does not name answers 421 with its own id;
+        the request is then signed again, and names this process, too. The query is not signed.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._timeout.total_seconds()
@@ -586,7 +642,7 @@ class NodeClient:
             raise UnsignedRequestError(problem) from None
 
     def _learn_instance(self, told: object) -> str | None:
-        """Record which server process answers at the URL; return its id, or None if `told` is no valid id."""
+        """Record the id of a server process that answers at the URL; return it, or None if `told` is not a valid id."""
         if not isinstance(told, str) or _INSTANCE.fullmatch(told) is None:
             return None
         self._instances.pop(told, None)
@@ -679,7 +735,7 @@ class NodeClient:
 
 
 def _connection_problem(error: Exception) -> str:
-    """Return in a few words why a connection to a server failed."""
+    """Return in a few words why a connection to a server failed, from the error of the HTTP library."""
     text = str(error) or type(error).__name__
     if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "RECORD_LAYER_FAILURE" in text:
         return "the port does not speak TLS; is the URL http:// and not https://?"

@@ -1,19 +1,22 @@
 """Discover the servers of a cluster from URLs, DNS names or a Kubernetes Service, again for each observation.
 
+An address in one of these forms stands for servers:
+
 - ``http://host:port``, ``https://…``: one server.
-- ``dns://host:port``: one for each A and AAAA record from the platform's resolver, which also reads ``/etc/hosts``.
-- ``dns://_service._tcp.domain``: one for each SRV record (RFC 2782) and address of its target.
-- ``k8s-service://namespace/name:port``: one for each pod behind a Service, from its EndpointSlices.
+- ``dns://host:port``: a server for each A and AAAA record. The operating system resolves the name, also from
+  ``/etc/hosts``.
+- ``dns://_service._tcp.domain``: a server for each SRV record (RFC 2782) and each address of its target.
+- ``k8s-service://namespace/name:port``: a server for each pod behind a Service, from its EndpointSlices.
 
 The result is one open client for each server; `goatherd.cluster.observer` observes the servers.
 
 Rules:
 - SECURITY: a failed discovery, or an answer that names no server, is an error. If it counted as "there are no servers",
   a rotation would wait for no server and lose commits (tests/unit/cluster/test_discovery.py).
-- A partial answer is an error, too: one of several sources fails, one record type times out, or a list is truncated.
-- The client connects to the address that was found, but TLS and the ``Host`` header use the name in the URL.
-- DNS may return only some of its records, and omits servers that are not ready. So a server that DNS has named stays
-  listed for `LINGER`. A Service's list is complete and includes pods that are not ready, which may hold the old key.
+- A partial answer is an error, too: if one of several sources fails, one record type times out, or a list is truncated.
+- The client connects to the IP address that was found, but TLS and the ``Host`` header use the server's name.
+- DNS may return only some of its records, and may omit servers that are not ready. So a server that DNS has named stays
+  listed for `LINGER`. A Service's list is complete, and includes pods that are not ready, which may hold the old key.
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ class Source(Protocol):
 
 
 def is_discovered(address: str) -> bool:
-    """Return whether an address discovers servers, rather than naming one."""
+    """Return whether an address names a source that finds servers, such as DNS, and not one server by its URL."""
     return address.partition("://")[0] in SCHEMES
 
 
@@ -95,12 +98,13 @@ def source_of(address: str, *, timeout: timedelta) -> Source:
     """Return the source that finds the servers of one address. No request is made yet.
 
     Args:
-        address: An address in one of the forms that the module describes.
+        address: A server's URL, ``dns://…`` or ``k8s-service://…`` (see the module).
         timeout: Timeout of one request.
 
     Raises:
         ConfigurationError: The address has none of these forms.
-        MissingExtraError: SRV records or ``server=`` are requested, and ``dnspython`` is not installed.
+        MissingExtraError: The address needs SRV records or names a DNS server (``server=``), and ``dnspython``, which
+            does that, is not installed.
     """
     scheme = address.partition("://")[0]
     if scheme == "dns":
@@ -111,17 +115,17 @@ def source_of(address: str, *, timeout: timedelta) -> Source:
 
 
 class NodeDirectory:
-    """The servers at any number of addresses; a `goatherd.cluster.node.NodeSource`.
+    """Discovers the servers at any number of addresses, and returns a client for each at every call.
 
-    Use it as an async context manager. It owns the clients that it returns, and closes a client when its server is no
-    longer listed.
+    It is a `goatherd.cluster.node.NodeSource`. Use it as an async context manager. It owns the clients that it returns,
+    and closes a client when its server is no longer listed.
 
     Args:
-        addresses: Addresses in the forms that the module describes.
+        addresses: Servers' URLs, ``dns://…`` or ``k8s-service://…`` (see the module).
         timeout: Timeout of one request to a server, and of one discovery request.
         clock: Tells the time.
-        connect: Makes the client for a place; over HTTP by default.
-        org: The organization to ask about, if an agent's server has several.
+        connect: Makes the client for a server's address; over HTTP by default.
+        org: The organization that requests are about; needed if an agent serves several.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class NodeDirectory:
         await self._close(list(self._clients))
 
     async def __call__(self) -> list[NodeClient]:
-        """Return a client for each server that is listed now, one per URL; none only if no address was given.
+        """Discover the servers, and return a client for each, one per URL. Empty only if no address was given.
 
         Raises:
             DiscoveryError: The servers cannot be discovered. The caller must not treat known servers as removed.
@@ -197,7 +201,7 @@ class NodeDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A source of one server, which the operator has listed by its URL."""
+    """A source that names one server, which the operator has listed by its URL."""
 
     place: Place
     linger: timedelta = timedelta(0)
@@ -207,7 +211,7 @@ class Listed:
 
 
 class PlatformNames:
-    """A source that resolves one name with the operating system's resolver, as other programs on this machine do."""
+    """A source that finds servers by a host name, with the operating system's resolver, as other programs do."""
 
     linger = LINGER
 
@@ -234,11 +238,11 @@ class PlatformNames:
 
 @dataclass(slots=True)
 class Records:
-    """A source that asks DNS servers directly, for SRV records and their targets or for one name's addresses.
+    """A source that finds servers by asking DNS servers directly: for SRV records, or for the addresses of one name.
 
     Attributes:
-        port: The servers' port; None for SRV records, which contain it.
-        server_name: The servers' name for TLS and ``Host``; None to use the host name in the SRV record.
+        port: The servers' port, to look up the addresses of `host`; None to look up SRV records, which contain ports.
+        server_name: The servers' name for TLS and ``Host``; None to use the host name that was looked up.
     """
 
     resolver: Resolver
@@ -267,7 +271,7 @@ class Records:
         return _places(addresses, port, self.scheme, self.server_name or host)
 
     async def _ask(self, kind: str, host: str | None = None) -> list[Any]:
-        """Return the DNS records of one type; an empty list if the name has none of this type."""
+        """Return the DNS records of type `kind` for `host` (default: `self.host`); empty if the name has none."""
         from dns.exception import DNSException
         from dns.resolver import NXDOMAIN
 
@@ -275,14 +279,14 @@ class Records:
         try:
             answer = await self.resolver.resolve(name, kind, raise_on_no_answer=False)
         except NXDOMAIN as error:
-            raise DiscoveryError(f"dns://{name}: there is no such name", hint=_NO_SERVER_NAMED) from error
+            raise DiscoveryError(f"dns://{name}: there is no such name in DNS", hint=_NO_SERVER_NAMED) from error
         except (DNSException, OSError) as error:
-            raise DiscoveryError(f"dns://{name}: {kind} cannot be looked up: {error}") from error
+            raise DiscoveryError(f"dns://{name}: {kind} records cannot be looked up: {error}") from error
         return [] if answer.rrset is None else list(answer)
 
 
 class ServiceEndpoints:
-    """A source of the pods behind a Kubernetes Service, ready or not, except those that terminate and no longer serve.
+    """A source that finds the pods behind a Kubernetes Service, ready or not, but not those that have stopped serving.
 
     A pod that is not ready may hold the old key and become ready with it, so it counts. A pod that terminates but still
     serves accepts commits, so it counts until it stops serving:
@@ -370,7 +374,7 @@ def _counts(endpoint: Mapping[str, Any]) -> bool:
 
 def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) -> list[Place]:
     if not addresses:
-        raise DiscoveryError(f"{server_name} has no addresses", hint=_NO_SERVER_NAMED)
+        raise DiscoveryError(f"{server_name} has no IP addresses", hint=_NO_SERVER_NAMED)
     # DNS servers rotate their answers; a fixed order is easier to follow in logs.
     return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
 
@@ -391,7 +395,7 @@ def _dns_source(address: str, timeout: timedelta) -> Source:
         raise _not_an_address(address)
     scheme, family = _scheme(address, options), options.get("family")
     if family not in (None, *_FAMILIES):
-        raise ConfigurationError(f"{address}: family must be 4 or 6")
+        raise ConfigurationError(f"{address}: the option family must be 4 (IPv4) or 6 (IPv6)")
     is_srv = host.startswith("_")
     if is_srv == bool(port):
         raise ConfigurationError(
@@ -427,7 +431,7 @@ def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
         resolver = Resolver(configure=server is None)
     except NoResolverConfiguration as error:
         raise ConfigurationError(
-            f"{address}: this machine has no DNS server configured; add ?server=ADDRESS"
+            f"{address}: this machine has no DNS server configured; add ?server=ADDRESS to name one"
         ) from error
     resolver.lifetime = timeout.total_seconds()
     resolver.use_search_by_default = server is None
@@ -436,7 +440,9 @@ def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
             parts = urlsplit(f"//{server}")
             name_server, port = str(ip_address(parts.hostname or "")), parts.port or 53
         except ValueError:
-            raise ConfigurationError(f"{address}: server must be an IP address, such as 127.0.0.1:8600") from None
+            raise ConfigurationError(
+                f"{address}: the option server must be an IP address, such as 127.0.0.1:8600"
+            ) from None
         resolver.nameservers, resolver.port = [name_server], port
     return resolver
 
@@ -460,7 +466,11 @@ def _service_source(address: str, timeout: timedelta) -> Source:
 
 
 def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
-    """Split an address into the part before the port, the port, and the options."""
+    """Split an address into the part before the port, the port (empty if there is none), and the options by name.
+
+    Raises:
+        ConfigurationError: The address is malformed; or an option is not among `known`, is repeated, or has no value.
+    """
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -481,7 +491,7 @@ def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[st
 def _scheme(address: str, options: Mapping[str, str]) -> str:
     scheme = options.get("scheme", "http")
     if scheme not in ("http", "https"):
-        raise ConfigurationError(f"{address}: scheme must be http or https")
+        raise ConfigurationError(f"{address}: the option scheme must be http or https")
     return scheme
 
 

@@ -1,8 +1,8 @@
 """Check that the servers of a cluster synchronize: a session that one of them has stored must reach the others.
 
-The check works with any GoatDB server, whether or not the server reports its peers. It changes nothing, with one
-exception: if no server has created a session recently, the check creates an anonymous one, which GoatDB keeps
-permanently.
+The check works with any GoatDB server, also with one that does not report with which servers it synchronizes. It
+changes nothing, with one exception: if no server has created a session recently, the check creates an anonymous one,
+which GoatDB keeps permanently.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ async def probe_flow(
     clock: Clock,
     timeout: float,
 ) -> FlowProbe:
-    """Check that the sessions which the servers have created recently reach all of them within `patience`.
+    """Check that each session that a server has created recently is on all servers within `patience`.
 
-    Only if no server has created one, create an anonymous session at one server, and check that the others accept a
-    request that it has signed.
+    If no server has created a session, create an anonymous one at a server, and check that the other servers accept a
+    request signed by this session.
 
     Args:
-        nodes: The servers, by URL. The probe fails for one that does not answer.
+        nodes: The servers, by URL. A server that does not answer counts as one that the session has not reached.
         at: URL of the server that creates the session, if one is needed.
         others: URLs of the other servers.
-        asker: A root that the servers trust. Only sessions that it has introduced are checked.
+        asker: A root that the servers trust, which signs the requests. Only sessions introduced by this root are
+            checked.
         patience: How long a session may take to reach the others.
         clock: Tells the time and waits.
         timeout: Timeout of one server, in seconds.
@@ -78,7 +79,11 @@ async def _wait_for_all(
     patience: timedelta,
     clock: Clock,
 ) -> dict[str, list[str]]:
-    """Check servers repeatedly until none lacks anything; return what servers still lack when `patience` ends."""
+    """Ask servers repeatedly what they lack, until none lacks anything or `patience` is over.
+
+    Returns:
+        For each server that lacks something at the end, by URL, what `find_missing` returned for it last.
+    """
     until = clock.monotonic() + patience.total_seconds()
     left = list(urls)
     while True:
@@ -94,9 +99,9 @@ async def _wait_for_all(
 async def _find_recent(
     nodes: Mapping[str, Node], urls: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
 ) -> dict[str, str]:
-    """Return recent commits by which `asker` has introduced anonymous sessions, each with a server that holds it.
+    """Return the ids of recent commits by which root `asker` introduces anonymous sessions, each with a server's URL.
 
-    If a server has many sessions, only a sample of them is read.
+    The server holds the commit. If a server has many sessions, only a sample of them is read.
     """
 
     async def find(url: str) -> list[tuple[float, str]]:
@@ -122,7 +127,7 @@ async def _find_recent(
 async def _find_missing(
     nodes: Mapping[str, Node], url: str, commit_ids: Sequence[str], asker: OwnedSession, clock: Clock, timeout: float
 ) -> list[str]:
-    """Return which of the given commits a server does not send; all of them if the server does not answer."""
+    """Return which of the given session commits a server does not hold; all of them if the server does not answer."""
     try:
         async with asyncio.timeout(timeout):
             held = await read_held(nodes[url], commit_ids, asker, clock.now_ms())
@@ -132,9 +137,9 @@ async def _find_missing(
 
 
 async def _is_accepted(nodes: Mapping[str, Node], url: str, signer: OwnedSession, clock: Clock, timeout: float) -> bool:
-    """Return whether a server accepts a request signed by a session, which shows that it holds the session's commit.
+    """Return whether a server accepts a request signed by `signer`, which shows that it holds that session's commit.
 
-    COMPAT: GoatDB accepts requests of every session whose commit it holds.
+    COMPAT: GoatDB accepts requests of every session whose commit in ``/sys/sessions`` it holds.
     """
     try:
         async with asyncio.timeout(timeout):

@@ -1,12 +1,12 @@
 """Get root introductions from a server's own log and from its peers, for a server that was offline for many rotations.
 
-A root introduction is a session commit by which one root declares another root trusted. This module only collects them;
-`goatherd.identity.succession` verifies the chain, so a lying peer can at most send commits that do not verify. The
-server's own log is read first, then one peer after the other, and only while the chain is incomplete. If a source
-fails, its error is reported.
+A root introduction is a session commit by which one root declares another root trusted. Such a server needs a chain of
+them, from a root that it trusts to the current one. This module only collects them, and `goatherd.identity.succession`
+verifies the chain, so a malicious peer can at most send commits that do not verify. The server's own log is read first,
+then one peer after the other, until the chain is complete. If one of them cannot be read, the error is reported.
 
-Requests are signed with the current root of the new identity document. The server itself does not trust this root yet,
-but its peers do. The requests are ordinary ``/batch-sync`` requests, which unmodified GoatDB servers answer, too.
+Requests to peers are signed with the current root of the new identity document. The server itself does not trust this
+root yet, but its peers do. The requests are ordinary ``/batch-sync`` requests, which unmodified GoatDB servers answer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def introduction_source(
     connect: Callable[[str], NodeClient],
     clock: Clock,
 ) -> IntroductionSource:
-    """Return a function that yields the root introductions of one organization, from one place after the other.
+    """Return a function that yields root introductions: first from this server's own log, then from each peer.
+
+    A root introduction is a commit by which one root declares another root trusted.
 
     Args:
         org: The organization; it is part of the signed bytes.

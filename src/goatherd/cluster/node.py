@@ -1,4 +1,4 @@
-"""One server: the requests that Goatherd makes to it (`Node`), and all that is known about it (`NodeView`)."""
+"""One server of a cluster: the requests that Goatherd makes to it (`Node`), and its observed state (`NodeView`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from goatherd.identity.session import OwnedSession, Session
 
 
 class Node(Protocol):
-    """The requests that Goatherd makes to a server. `goatherd.NodeClient` implements them over HTTP."""
+    """The interface of a client of one server, for the requests that Goatherd makes, such as `goatherd.NodeClient`."""
 
     @property
     def base_url(self) -> str: ...
@@ -47,7 +47,7 @@ class NodeView:
     """Everything that is known of one server: what it reports about itself, and what its answers prove.
 
     None means not known (not asked, or no answer). `goatherd.cluster.observer` makes the views. Two views are equal if
-    nothing has changed that a rotation decides by.
+    they differ in nothing on which a rotation bases its decisions; their clocks, for example, may differ.
 
     Attributes:
         reachable: The server answered, possibly with a refusal.
@@ -61,15 +61,16 @@ class NodeView:
         revoked: Ids of the sessions that the server reports as revoked.
         generation: Generation of the identity that the server uses, as it reports; None at an unmodified server.
         digest: Digest of that identity's text; None if the server does not report it.
-        clock_ahead_ms: How far the server's clock is ahead of this machine's, negative if behind, after subtracting
-            what the duration of the request explains.
+        clock_ahead_ms: How far the server's clock is ahead of this machine's, negative if behind, at the least: a
+            difference that the duration of the request can explain is not counted.
         instance: The id of the server process that answered.
         partners: Ids of the server processes with which the server has recently synchronized, as it reports.
         is_partner_unknown: The server has a peer whose process id or reachability it does not know.
-        signs_with: The root that signs there: as a Goatherd server reports it, and as an unmodified server proves it.
+        signs_with: Id of the root that signs at the server: a Goatherd server reports it, and the commits of an
+            unmodified server prove it.
         holds_earlier: Ids of previous roots that are to be removed from the document, and whose introduction by the
             current root the server holds.
-        activity: What the server's agent does with it, as a phrase such as "is being restarted by its agent".
+        activity: What the server's agent does with the server, as a phrase such as "is being restarted by its agent".
         problem: Why something could not be observed, in one line.
     """
 
@@ -104,17 +105,23 @@ class NodeView:
 
     @property
     def version(self) -> str | None:
-        """Version of Goatherd that the server or its agent reports; empty if neither is Goatherd, None if unknown."""
+        """Version of Goatherd that the server or its agent reports.
+
+        Empty for an unmodified GoatDB server without an agent; None if the version is not known.
+        """
         is_without_goatherd = self.is_unmodified and self.report.agent is None
         return self.report.version or ("" if is_without_goatherd else None)
 
     def is_in_step(self, current_id: str) -> bool:
-        """Whether the server trusts the current root and, as far as it is known, signs with it."""
+        """Return whether the server trusts the current root and, as far as is known, signs with it.
+
+        It is not known with which root an unmodified server signs that was not asked.
+        """
         is_silent = self.is_unmodified and self.signs_with is None
         return self.trusts_current is True and (is_silent or self.signs_with == current_id)
 
     def why_cannot_sign(self, fingerprint: str) -> str | None:
-        """Return why the server cannot sign with a key in an HSM or a KMS, as a phrase; None if it reports that it can.
+        """Return why the server cannot sign with a root's key in an HSM or a KMS, as a phrase; None if it can.
 
         Args:
             fingerprint: Fingerprint of the public key.
@@ -129,10 +136,10 @@ class NodeView:
         return "was not started with the signer of the key" if unknown is None else f"cannot read the key: {unknown}"
 
     def is_of_another_identity(self, root_ids: Set[str]) -> bool:
-        """Whether the server knows none of the given roots, as its report shows.
+        """Return whether the server belongs to another identity: it reports roots, but none of the given ones.
 
-        A root that it rejects as revoked counts as known: a store that was restored from a backup from before a
-        revocation may list only the revoked root.
+        A root that the server rejects as revoked counts as reported. So a server is not taken for one of another
+        identity if the store was restored from a backup that lists only a root which has been revoked since.
 
         Args:
             root_ids: The roots that the identity in the store lists.
@@ -141,16 +148,21 @@ class NodeView:
         return self.roots is not None and bool(known and root_ids) and root_ids.isdisjoint(known)
 
     def is_stale(self, usual: timedelta) -> bool:
-        """Whether the server has not read the store for three of its intervals, as it reports.
+        """Return whether the server's last valid read of the store is longer ago than three of its read intervals.
+
+        Both times are as the server reports them; False if it does not report when it last read the store.
 
         Args:
-            usual: The interval of a server that does not report one.
+            usual: The interval to assume for a server that does not report one.
         """
         age, interval = self.report.view_age, self.report.view_interval if self.report.says_interval else usual
         return age is not None and interval is not None and age > 3 * interval
 
     def find_problem(self) -> str | None:
-        """Return why the server does not answer, that it rejects the store's identity, or that it cannot sign."""
+        """Return what is wrong with the server, as a phrase; None if no problem is known.
+
+        It did not answer, rejects the identity in the store, or cannot sign as the current root.
+        """
         code = self.report.refusal or ""
         if self.problem is None and code.startswith("identity."):
             return f"rejects the store's identity: {code}"
@@ -159,12 +171,18 @@ class NodeView:
 
 
 def group_by_region(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:
-    """Return the servers by the region that they report, in the order of their first server."""
+    """Return the servers grouped by the region that they report, None for those that report none.
+
+    The regions are in the order in which they first occur among the servers.
+    """
     return _group(nodes, lambda node: node.region)
 
 
 def group_by_version(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:
-    """Return the Goatherd servers and agents that answered, by the version that they report."""
+    """Return the servers that report about themselves, grouped by the version of Goatherd that they report.
+
+    These are Goatherd servers and servers under an agent. The version is None for those that do not report it.
+    """
     return _group((node for node in nodes if node.report != ServerIdentity()), lambda node: node.version)
 
 
@@ -180,9 +198,9 @@ class FlowProbe:
     """Result of checking that a session created at one server reaches the other servers.
 
     Attributes:
-        at: URL of the server that created the session.
+        at: URL of the server that created the session, or was to create it.
         unreached: URLs of the servers that the session did not reach in time.
-        problem: Why no session could be created.
+        problem: Why no session could be created; None if there was one.
     """
 
     at: str

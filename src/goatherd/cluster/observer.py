@@ -1,20 +1,21 @@
-"""Observe every server of a cluster: which roots it trusts, which commits it holds, which root signs.
+"""Observe every server of a cluster: which roots it trusts, which commits it holds, and with which root it signs.
 
-The observer makes no decisions. It changes nothing on a server, with one exception: to find out which root an
-unmodified server signs with, it must create one anonymous session.
+The observer makes no decisions. It changes nothing on a server, with one exception: to find out which root signs at an
+unmodified server, it must create one anonymous session.
 
 How the observer finds the answer to each question:
 
-- *Does the server trust the next root?* A ``/batch-sync`` request signed by that root: 200 or 403.
-- *Does the server hold this commit?* `goatherd.cluster.session_queries` requests it by ``/batch-sync``.
+- *Does the server trust the next root?* It answers a ``/batch-sync`` request signed by that root with status 200, and
+  with 403 if it does not trust the root.
+- *Does the server hold this commit?* `goatherd.cluster.session_queries` requests the commit by ``/batch-sync``.
 - *Which root signs?* A Goatherd server answers ``GET /goatherd/v1/identity``. An agent answers the same request for its
   unmodified server, and names a commit that proves the answer. Otherwise the observer creates an anonymous session, and
-  reads the signature of its commit in ``/sys/sessions``. This is done once per server start, because GoatDB keeps every
-  session.
-- *Has the server restarted?* The answer to the previous question also identifies the process, by ``instance`` or by the
-  commit's connection id. Later, `goatherd.cluster.process_mark` shows whether the process is still the same.
+  reads the signature of its commit in ``/sys/sessions``. The observer tries to create only one session after each start
+  of the server, because GoatDB keeps every session.
+- *Has the server restarted?* The answers about the signing root also identify the server process, by ``instance`` or by
+  the commit's connection id. Later, `goatherd.cluster.process_mark` shows whether the process is still the same.
 
-Rules: if an answer is missing or invalid, the result is "not known" (None), never "no" or "yes". Observing one server
+If an answer is missing or invalid, the result is "not known" (None), never "no" or "yes". The observation of one server
 takes at most `Policy.node_timeout`.
 """
 
@@ -78,17 +79,17 @@ class Question:
     Attributes:
         asker: A root that the servers already trust; it signs the requests to a server that rejects `next_root`.
         next_root: The next root, or None if there is none.
-        introductions: The commits that introduce `next_root`; a server needs only one of them.
-        cross_signature: The introduction of the previous root, signed by the next one.
+        introductions: The commits that introduce `next_root`; it is enough that a server holds one of them.
+        cross_signature: The commit by which the next root introduces the previous one; None if it is not asked for.
         is_next_new: Whether no server can sign with `next_root` yet: it is new, and the store does not have it as the
             current root.
-        signer: Whether to find out which root signs. At an unmodified server this creates one session after each
-            start of the server.
+        signer: Whether to find out which root signs at each server. At an unmodified server without an agent, this
+            creates one session after each start of the server.
         process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
             server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
         answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
-        earlier: The introductions of roots that are to be removed from the document. They are read only while no
-            rotation is in progress.
+        earlier: The commits that introduce previous roots which are to be removed from the identity document. They are
+            read only while no rotation is in progress.
     """
 
     asker: OwnedSession
@@ -107,11 +108,13 @@ class _NodeMemory:
     """What earlier observations of one server have shown, so that expensive requests are made rarely.
 
     Attributes:
-        mark: The mark that the observed process has accepted; None if it was not asked, or accepts none.
+        mark: The mark by which the observed server process is recognized (`goatherd.cluster.process_mark`); None if it
+            has none.
         marked_at: When the process accepted the mark.
-        forgets: Whether the server has lost a mark although the process had not changed.
+        forgets: Whether marks cannot be used, because the server has lost one although its process was the same, or
+            accepts signatures of any time.
         process: Connection id of the observed process; None if no session created by it was read.
-        signer: The root that signs there; None if no session was read.
+        signer: The root that signs at the server; None if no session created by it was read.
         cannot_sign_with: Roots that are newer than the observed process, which therefore does not sign with them.
     """
 
@@ -129,14 +132,17 @@ class _NodeMemory:
     proven: tuple[str, str, str] | None = None
 
     def start_over(self, mark: ProcessMark | None, now: float) -> None:
-        """Forget the observed process, because another process may run now, which has accepted `mark`."""
+        """Forget what is known of the observed process, because another process may run now.
+
+        `mark` is the one that the present process has accepted at time `now`; None if it has none.
+        """
         self.mark, self.marked_at, self.process, self.signer = mark, now, None, None
         self.cannot_sign_with = frozenset()
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A `NodeView` that is being filled in."""
+    """The results for one server during an observation, from which its `NodeView` is made."""
 
     reachable: bool = False
     trusts_current: bool | None = None
@@ -193,7 +199,10 @@ class Observer:
 
     @property
     def hint(self) -> str | None:
-        """What to do about unmodified servers that are not listed as manual-restart servers; None if there are none."""
+        """What the operator can do about unmodified servers that have no agent and are not listed for manual restarts.
+
+        None if no such server was observed.
+        """
         found = [
             url for url, one in self._memory.items() if one.unmodified and not one.has_agent and url not in self._bare
         ]
@@ -210,14 +219,16 @@ class Observer:
         self._asked_for_process.clear()
 
     def count_restarts(self) -> dict[str, int | None]:
-        """Return how often each server has restarted, by URL; None for a server whose process is not known.
+        """Return how often each server was seen to restart, by URL; None for a server whose process is not known.
 
-        A server that restarts twice between two observations is counted once.
+        If a server restarts twice between two observations, this counts as one restart.
         """
         return {url: len(processes) - 1 if processes else None for url, processes in self._processes.items()}
 
     async def refresh_nodes(self) -> None:
-        """List the servers again. If that fails, keep the known ones, and record the reason in `unknown`.
+        """Discover the servers again. If that fails, keep the known servers, and record the reason in `unknown`.
+
+        Does nothing if the servers are listed one by one.
 
         SECURITY: a missing or empty answer does not count as "no servers": a rotation would then wait for none
         (tests/unit/rotation/test_joining.py).
@@ -238,16 +249,17 @@ class Observer:
             self.nodes = {node.base_url: node for node in found}
 
     async def observe(self, question: Question) -> tuple[NodeView, ...]:
-        """Return a view of each server, in the order of `nodes`. A server's failure is part of its view."""
+        """Observe all servers; return a view of each, in the order of `nodes`. If a server fails, its view says why."""
         await self.refresh_nodes()
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._observe_node(url, question)) for url in self.nodes]
         return tuple([task.result() for task in tasks])
 
     async def call_each(self, urls: Iterable[str], call: Callable[[Node], Awaitable[object]]) -> None:
-        """Call the given servers concurrently, each within the timeout. A server that is not listed is not called.
+        """Run `call` for each of the given servers, concurrently, each within the timeout.
 
-        A server that fails is reported to `on_failure`. The next observation shows the effect of the calls.
+        URLs that are not listed are skipped. A server that fails is reported to `on_failure`, and no error is raised:
+        the next observation shows what the calls have changed.
         """
 
         async def one(node: Node) -> None:
@@ -263,9 +275,9 @@ class Observer:
                 group.create_task(one(node))
 
     async def read_commits(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
-        """Yield, for one server after another, which of the given ``/sys/sessions`` commits it holds; unverified.
+        """Yield, for one server after another, those of the given ``/sys/sessions`` commits that it holds; unverified.
 
-        A server that does not answer yields nothing.
+        Servers that do not answer are skipped.
         """
         await self.refresh_nodes()
         for url in self.nodes:
@@ -285,7 +297,7 @@ class Observer:
 
     @property
     def is_discovered(self) -> bool:
-        """Whether the servers are discovered, rather than listed one by one."""
+        """Whether the servers are discovered by a source, such as DNS, rather than listed one by one."""
         return self._source is not None
 
     async def probe_flow(
@@ -303,7 +315,7 @@ class Observer:
 
     @property
     def known_unmodified(self) -> tuple[str, ...]:
-        """The result of `find_unmodified` from earlier observations, without asking the servers again."""
+        """URLs of the servers that ran unmodified GoatDB when last observed, and of the manual-restart servers."""
         found = {url for url, one in self._memory.items() if one.unmodified}
         return tuple(url for url in self.nodes if url in found | self._bare)
 
@@ -394,7 +406,7 @@ class Observer:
         return None if node is None else node.clock_ahead_ms(self._clock.now_ms())
 
     async def read_clocks(self) -> tuple[NodeView, ...]:
-        """Ask each server for its time only. In the view of a server that does not answer, the time is None."""
+        """Ask each server for its time only; return views with `clock_ahead_ms`, which is None without an answer."""
         await self.refresh_nodes()
 
         async def ask(node: Node) -> None:
@@ -436,10 +448,11 @@ class Observer:
             _record_error(draft, error)
 
     async def _observe_process(self, url: str, question: Question) -> None:
-        """Identify the process of an unmodified server: by a mark that it accepts, or else by a session.
+        """Identify the process of an unmodified server, so that a later restart is noticed.
 
-        If a server does not answer in time, or not with the commit, this is tried at most three times in a run: each
-        attempt creates a session, and may delay the other requests.
+        A mark that the process accepts identifies it (`goatherd.cluster.process_mark`); otherwise the commit of a new
+        session does. If the server does not send that commit in time, a session is created again at a later
+        observation, at most three times in a run, because GoatDB keeps each session permanently.
         """
         memory = self._memory.setdefault(url, _NodeMemory())
         if question.is_next_new and await self._mark_process(url, question, memory):
@@ -457,10 +470,10 @@ class Observer:
         memory.asked_at, memory.pause, memory.was_unreachable = now, _ASK_SIGNER_EVERY.total_seconds(), False
 
     async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:
-        """Let the server's present process keep a mark in its memory, and return whether it does.
+        """Leave a mark in the server's process, by which it can be recognized; return whether the process has one.
 
-        The process is recorded as one that cannot sign with the next root, because a server does that only after a
-        restart. Its connection id need not be known.
+        The process is recorded as one that cannot sign with the next root, because an unmodified server signs with
+        another root only after a restart.
         """
         if memory.forgets or question.next_root is None:
             return False
@@ -529,7 +542,7 @@ class Observer:
         )
 
     def _is_expected(self, expected: ExpectedCommit, commit: Mapping[str, object]) -> bool:
-        """Return whether the commit is the expected one. A commit that was verified before is only compared."""
+        """Return whether `commit` is the expected one; a signature that was verified before is not verified again."""
         if self._verified.get(expected) == commit:
             return True
         is_it = expected.matches(commit, org=self._org)
@@ -538,12 +551,12 @@ class Observer:
         return is_it
 
     async def _find_signer(self, url: str, asker: OwnedSession, memory: _NodeMemory) -> str | None:
-        """Return the root that signs at a server which does not report it: create a session and see which root signs.
+        """Return the id of the root that signs at an unmodified server, from the commit of a session created there.
 
-        GoatDB keeps that session permanently, so sessions are created as rarely as possible. A server signs with
-        another root only after a restart. If its process can be recognized (`goatherd.cluster.process_mark`), one
-        session is created for each start. Otherwise one is created after the server was unreachable, and at
-        increasing intervals; at the longest interval if the expected root signs.
+        GoatDB keeps that session permanently, so sessions are created as rarely as possible, and the last result is
+        returned meanwhile. A server signs with another root only after a restart. If its process can be recognized
+        (`goatherd.cluster.process_mark`), one session is created for each start. Otherwise one is created after the
+        server was unreachable, and then at increasing intervals; at the longest interval if root `asker` signs.
         """
         now = self._clock.monotonic()
         state = None if memory.mark is None or memory.forgets else await find_mark(self.nodes[url], memory.mark)
@@ -578,7 +591,7 @@ class Observer:
             url: The server.
             asker: A root that the server may trust.
             memory: What earlier observations have shown; the result is stored here.
-            state: Whether the process still has the last mark; None if that was not checked.
+            state: Whether the process still has the mark that was left in it; None if that was not checked.
         """
         node, now = self.nodes[url], self._clock.monotonic()
         try:
@@ -612,10 +625,10 @@ class Observer:
     async def _prove_signer(
         self, url: str, identity: ServerIdentity, question: Question, memory: _NodeMemory
     ) -> str | None:
-        """Return the root that signs at an agent's server, if the commit that the agent names proves it; else None.
+        """Return the id of the root that signs at a server under an agent, if a commit proves it; else None.
 
-        The agent has created a session after the start of its server, and names that session's commit. The server must
-        hold the commit, signed by the root that the agent names.
+        The agent has created a session after the start of its server, and reports that session's commit and the root
+        that signs. The server must hold the commit, signed by that root.
         """
         claim = read_claim(identity)
         if claim is None or memory.proven == claim:
@@ -629,7 +642,8 @@ class Observer:
 def _rejection(identity: ServerIdentity) -> str | None:
     """Return the error code with which a server rejects the identity in the store; None if it does not.
 
-    An unreachable store or a replica that lags is no rejection: both may pass before the deadline.
+    It is no rejection if the server cannot reach the store, or has read from a replica that lags: both conditions may
+    pass before the deadline of the rotation's phase.
     """
     code = identity.refusal
     if identity.is_degraded is not True or code is None:
@@ -638,14 +652,16 @@ def _rejection(identity: ServerIdentity) -> str | None:
 
 
 def _is_without_store(identity: ServerIdentity) -> bool:
-    """Return whether a server reports that it cannot read the store now, whichever identity it uses meanwhile."""
+    """Return whether a server reports that it cannot read the store now, so that it uses an identity read earlier."""
     if identity.source == Origin.LAST_KNOWN_GOOD:
         return True
     return identity.is_degraded is True and (identity.refusal or "").startswith(_STORE_FAILED)
 
 
 def _ahead_ms(now_ms: int | None, *, before_ms: int, after_ms: int) -> int | None:
-    """Return how far a server's clock is certainly ahead of this machine's, negative if behind; None if unknown.
+    """Return how far a server's clock is ahead of this machine's at the least, in milliseconds; None if unknown.
+
+    Negative if the server's clock is behind; 0 if the duration of the request can explain the difference.
 
     Args:
         now_ms: The server's time, as it reports it.
@@ -671,7 +687,7 @@ async def observe_servers(
 ) -> tuple[NodeView, ...]:
     """Observe each server once: what it reports, whether it trusts the current root, and which root signs.
 
-    No session is created: the root that signs at an unmodified server without an agent is not known.
+    No session is created. So the root that signs at an unmodified server without an agent stays unknown.
 
     Args:
         nodes: The servers.
@@ -684,7 +700,10 @@ async def observe_servers(
 
 
 async def observe_trust(client: NodeClient, root: OwnedSession) -> NodeView:
-    """Ask one server only whether it accepts a request signed by `root` (`NodeView.trusts_current`)."""
+    """Ask one server whether it trusts `root`: whether it accepts a request signed by this root.
+
+    The answer is `NodeView.trusts_current` in the result; nothing else is observed.
+    """
     try:
         is_trusted = await client.answers(root)
     except NodeError as error:

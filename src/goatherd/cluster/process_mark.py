@@ -1,10 +1,10 @@
-"""Find out whether an unmodified GoatDB server has restarted, without writing to its data.
+"""Find out whether an unmodified GoatDB server has restarted, by a mark in its process and without writing any data.
 
 COMPAT: a GoatDB process caches the results for the last thousand request signatures, and continues to accept a cached
 signature after it has expired. So a signature that is about to expire marks the process that has cached it: as long as
 the server accepts this signature, but rejects another one with the same timestamp, the process is the same.
 
-A missing mark does not prove a restart: a server that has answered a thousand other requests has lost the mark, too.
+A missing mark does not prove a restart: a process that has checked a thousand other signatures has lost the mark, too.
 
 SECURITY: a mark is a request signature. Once it has expired, only the process that has cached it accepts it. Goatherd
 keeps it in memory only. The signature names no server, so no Goatherd server and no door accepts it
@@ -30,7 +30,10 @@ TOO_OLD_AFTER: Final = timedelta(seconds=30)
 
 
 class Markable(Protocol):
-    """A server that keeps a mark in the memory of its process; when the mark is gone, the process was restarted."""
+    """The interface of a server in whose process a mark can be left: it says whether it accepts a request signature.
+
+    A mark is a signature that the process has accepted, and that another process would reject as too old.
+    """
 
     async def accepts_signature(self, signature: str) -> bool: ...
 
@@ -56,7 +59,9 @@ class ProcessMark:
 
 
 async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
-    """Leave a mark in the memory of a server's present process, to notice a restart; None if it accepts no mark.
+    """Leave a mark in the memory of a server's present process, to notice a restart; return the mark.
+
+    The mark is a request signature that is about to expire. The result is None if the server accepts none.
 
     Args:
         node: The server.
@@ -75,7 +80,7 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
 
 
 async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
-    """Return whether a server still runs in the process in which a mark was left.
+    """Return whether the process of a server still has a mark that was left in it, which shows that it is the same.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: The server does not answer, or answers neither yes nor no.

@@ -1,6 +1,7 @@
-"""Parse the JSON answers of servers, and check their form, so that other code needs no further check.
+"""Parse the JSON answers of servers, and check their form, so that other code need not check it again.
 
-The module does not check whether an answer is true: a server can claim anything, and only signatures prove something.
+The module does not check whether an answer is true: a server can report anything, and only signatures prove something.
+It does no I/O.
 
 Rules:
 1. A missing member means "not known" (None). A member of another type, or out of its limits, makes the whole answer
@@ -8,8 +9,6 @@ Rules:
 2. Every value can be shown and stored: a string is printable and at most `LONGEST_TEXT` characters long; a number or a
    duration can be computed with and written as JSON.
 3. Unknown members are ignored: a newer server may send them.
-
-Pure.
 """
 
 from __future__ import annotations
@@ -49,7 +48,15 @@ def make_printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogsReport:
-    """A server's report on its logs: whether it has read all of them, and how many records it cannot use."""
+    """A server's report on its logs: whether it has read all of them, and how many records it cannot use.
+
+    Attributes:
+        is_complete: Whether it has read all logs.
+        records: Number of records in them.
+        damaged: Number of records that are damaged.
+        unverifiable: Number of commits whose signature is wrong, or whose signer is unknown at present.
+        unwritable: Number of logs to which it cannot write.
+    """
 
     is_complete: bool
     records: int
@@ -59,12 +66,12 @@ class LogsReport:
 
     @property
     def cannot_write(self) -> str | None:
-        """The number of repositories that cannot be written, in words; None if all can be written."""
+        """A phrase with the number of logs to which the server cannot write; None if it can write to all."""
         return f"storage: {self.unwritable} of its logs cannot be written" if self.unwritable else None
 
     @property
     def unusable(self) -> str | None:
-        """The number of records that cannot be used, in words; None if all can be used."""
+        """A phrase with the numbers of records that the server cannot use, by reason; None if it can use all."""
         parts = [
             f"{count} {what}"
             for count, what in ((self.damaged, "damaged"), (self.unverifiable, "unverifiable"))
@@ -78,9 +85,9 @@ class DoorReport:
     """An agent's report on the door, the verifying proxy in front of its server.
 
     Attributes:
-        passed_on: Number of requests that the server answered.
-        stopped: Number of requests that the door rejected, in all.
-        is_exposed: Whether clients could reach the server without passing the door.
+        passed_on: Number of requests that the door passed on and the server answered; None if not reported.
+        stopped: Number of requests that the door rejected, for all reasons; None if not reported.
+        is_exposed: Whether clients could reach the server directly, without the door.
     """
 
     passed_on: int | None
@@ -94,12 +101,13 @@ class AgentReport:
 
     Attributes:
         state: ``starting``, ``serving``, ``restarting`` or ``stopped``.
-        started: Id of the root that the server was started with.
-        restarts: How often the agent has restarted it.
-        pending: Why the server is to be restarted.
-        checked_ms: When the agent last checked that it does not expose a private key; None if it has not.
+        started: Id of the root with which the server was started.
+        restarts: How often the agent has restarted the server.
+        pending: The reasons why the server is to be restarted; empty if it is not.
+        checked_ms: When the agent last checked that the server does not expose a private key, in milliseconds since
+            1970; None if it has not.
         check_commit: Id of the commit by which the server introduced the session created for that check.
-        door: The door in front of it; None without one.
+        door: The report on the door, a verifying proxy in front of the server; None without one.
     """
 
     state: str | None
@@ -112,7 +120,7 @@ class AgentReport:
 
     @property
     def is_down(self) -> bool:
-        """Whether the server is not expected to answer now."""
+        """Whether the server is not expected to answer now, because it is being started or restarted, or has ended."""
         return self.state in _ACTIVITIES
 
     @property
@@ -128,8 +136,8 @@ class PeerReport:
     """A server's report on one of its peers.
 
     Attributes:
-        is_online: Whether the peer's last answer was valid; None before the first.
-        instances: Ids of the server processes that have recently answered there.
+        is_online: Whether the peer's last answer was valid; None before the first answer.
+        instances: Ids of the server processes that have recently answered at the peer's URL.
     """
 
     is_online: bool | None
@@ -138,11 +146,11 @@ class PeerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootSignerReport:
-    """A server's report on a signer that it was started with (direct mode).
+    """A server's report on one of its signers: a key in an HSM or a KMS with which it can sign as a root (direct mode).
 
     Attributes:
         fingerprint: Fingerprint of the signer's public key; None while the server does not know it.
-        problem: Code of the error for which the signer does not sign; None if it does.
+        problem: Code of the error because of which the signer does not sign; None if it signs.
     """
 
     fingerprint: str | None
@@ -151,10 +159,13 @@ class RootSignerReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerIdentity:
-    """The answer to ``GET /goatherd/v1/identity``: the report of a server, or of its agent, about itself. Unsigned.
+    """The answer to ``GET /goatherd/v1/identity``: an unsigned report of a Goatherd server or an agent.
+
+    Below, "it" is the server: the Goatherd server itself, or the unmodified server that the agent runs. None means that
+    the value is not reported.
 
     Attributes:
-        org: The organization.
+        org: Id of the organization.
         signer: Id of the session with which the server signs; an agent reports it after it has asked its server.
         roots: Ids of the roots that it trusts.
         revoked: Ids of the sessions that it rejects as revoked.
@@ -169,7 +180,7 @@ class ServerIdentity:
         is_watching: Whether the store notifies it of changes.
         is_degraded: Whether the last read of the source failed, or its result was rejected.
         source: Where its identity comes from.
-        refusal: The error code for which it is degraded.
+        refusal: Code of the error because of which it is degraded; None if it is not.
         data: The result of the check of its logs.
         instance: Id of the server process.
         peers: The peers that it synchronizes with; None if it does not report them.
@@ -181,7 +192,7 @@ class ServerIdentity:
         stores_not_followed: Regions whose store did not answer it, or holds an earlier identity than it uses.
         root_signers: The signers with which it can sign as a root; None if it cannot use a root whose key is in an HSM
             or a KMS, or does not report it.
-        signing_problem: Code of the error for which it cannot sign as the current root; None if it can.
+        signing_problem: Code of the error because of which it cannot sign as the current root; None if it can.
         agent: The report of its agent; None if a Goatherd server answers.
     """
 
@@ -215,10 +226,10 @@ class ServerIdentity:
 
     @classmethod
     def from_json(cls, answer: object) -> ServerIdentity | None:
-        """Parse an answer; None if the JSON comes from neither a Goatherd server nor an agent.
+        """Parse the JSON of an answer; None if it is that of neither a Goatherd server nor an agent.
 
         Raises:
-            DecodeError: The answer has the members of a Goatherd server or an agent, and is invalid.
+            DecodeError: The answer has the members of a Goatherd server or an agent, but one of them is invalid.
         """
         if not isinstance(answer, Mapping) or (answer.get("signer") is None and answer.get("agent") is None):
             return None
@@ -277,10 +288,10 @@ class HeldCommit:
     def from_json(cls, found: object) -> HeldCommit:
         """Parse a server's description of one commit that it holds.
 
-        An attacker may have written the commit, so its strings are made printable.
+        An attacker may have written the commit, so its strings are made safe to print.
 
         Raises:
-            DecodeError: The entry is invalid.
+            DecodeError: The description is not an object, or the digest, the path or the key is missing or no string.
         """
         values = _mapping(found)
         read, ts = _Members(values), values.get("ts")
@@ -292,9 +303,10 @@ class HeldCommit:
 
 
 def read_sync_reply(answer: object) -> dict[str, Any]:
-    """Parse a reply to a sync message: its commits must be objects, its filter decodable, and its size a number.
+    """Check the form of a server's reply to a sync message, and return it.
 
-    The commits themselves are not checked: the caller decodes each, and leaves out those that cannot be decoded.
+    Its commits must be objects, its Bloom filter must be decodable, and its number of commits in range. The commits
+    themselves are not checked: the caller decodes each, and leaves out those that cannot be decoded.
 
     Raises:
         DecodeError: The reply is invalid.
@@ -305,14 +317,14 @@ def read_sync_reply(answer: object) -> dict[str, Any]:
     if commits is not None and not all(isinstance(one, dict) for one in commits):
         raise DecodeError("c: every entry must be an object")
     if (size := read.of("s", _number)) is not None and not 0 <= size <= _MOST_COUNT:
-        raise DecodeError("s: the number is out of range")
+        raise DecodeError(f"s: must be a number from 0 to {_MOST_COUNT}")
     if "f" in reply:
         SyncMessage.from_json(reply)
     return reply
 
 
 def read_texts(answer: object, member: str) -> list[str]:
-    """Return a member of an answer that must be a list of strings.
+    """Return the member named `member` of a server's answer, which must be a list of strings.
 
     Raises:
         DecodeError: The member is missing or invalid.
@@ -324,7 +336,7 @@ def read_texts(answer: object, member: str) -> list[str]:
 
 
 def read_entries(answer: object, member: str) -> list[Any]:
-    """Return a member of an answer that must be a list.
+    """Return the member named `member` of a server's answer, which must be a list.
 
     Raises:
         DecodeError: The member is missing or not a list.
@@ -336,7 +348,7 @@ def read_entries(answer: object, member: str) -> list[Any]:
 
 
 def read_refresh(answer: object) -> dict[str, Any]:
-    """Parse the answer to ``POST /goatherd/v1/refresh``: the members ``generation`` and ``changed``, as far as present.
+    """Parse the answer to ``POST /goatherd/v1/refresh``; return its members ``generation`` and ``changed``, if present.
 
     Raises:
         DecodeError: The answer is invalid.
@@ -353,14 +365,14 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class _Members:
-    """The members of a JSON object in an answer."""
+    """The members of a JSON object in a server's answer, which `of` parses one by one."""
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self._values = values
         self._where = where
 
     def of(self, name: str, read: Callable[[Any], T]) -> T | None:
-        """Return a member as parsed by `read`; None if the member is missing or null.
+        """Return the member named `name`, as parsed by the function `read`; None if the member is missing or null.
 
         Raises:
             DecodeError: The member is invalid; the message names the member and not its value.
@@ -395,7 +407,7 @@ def _entries(value: object) -> list[Any]:
 
 def _digest(value: object) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise DecodeError("must be a SHA-256 digest")
+        raise DecodeError("must be a SHA-256 digest: 64 hexadecimal digits")
     return value
 
 
@@ -408,7 +420,7 @@ def _text(value: object) -> str:
 def _id(value: object) -> str:
     text = _text(value)
     if not text or len(text) > LONGEST_TEXT or not text.isprintable():
-        raise DecodeError("must be a short printable string")
+        raise DecodeError(f"must be a short printable string: 1 to {LONGEST_TEXT} characters")
     return text
 
 
@@ -433,7 +445,7 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DecodeError("must be a number")
     if isinstance(value, float) and not math.isfinite(value):
-        raise DecodeError("must be a number")
+        raise DecodeError("must be a finite number")
     return value
 
 
@@ -445,14 +457,14 @@ def _count(value: object) -> int:
 
 def _time(value: object) -> int:
     if type(value) is not int or not 0 <= value <= LAST_TIME:
-        raise DecodeError("must be a timestamp")
+        raise DecodeError("must be a timestamp, in milliseconds since 1970")
     return value
 
 
 def _duration(value: object) -> timedelta:
     number = _number(value)
     if not 0 <= number <= LAST_TIME:
-        raise DecodeError("must be a duration")
+        raise DecodeError("must be a duration, in milliseconds")
     return timedelta(milliseconds=number)
 
 
@@ -460,7 +472,7 @@ def _data(value: object) -> LogsReport:
     read = _Members(_mapping(value))
     records, damaged, unverifiable = (read.of(name, _count) for name in ("records", "damaged", "unverifiable"))
     if records is None or damaged is None or unverifiable is None:
-        raise DecodeError("must contain all three counts")
+        raise DecodeError("must contain the counts records, damaged and unverifiable")
     is_complete = read.of("complete", _bool) is True
     unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not report it
     return LogsReport(

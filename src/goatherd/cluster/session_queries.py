@@ -1,8 +1,8 @@
 """Read session commits (``/sys/sessions``) from a server that runs unmodified GoatDB 0.5.1.
 
 GoatDB has no request for a single commit: a server sends all commits that the Bloom filter in the request does not
-contain. So the request has a filter that seems to contain everything except a few ids. The server then sends those
-commits, and one in 8192 of all others, so the answer is small even with 50 000 sessions.
+contain. So Goatherd sends a filter that seems to contain every commit except a few. The server then sends these few,
+and by chance one in 8192 of all others, so the answer is small even with 50 000 sessions.
 
 The commits in an answer are unverified until `ExpectedCommit.matches` or `prove_signer` has verified them.
 """
@@ -33,12 +33,12 @@ _EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedCommit:
-    """The commit of ``/sys/sessions`` that must introduce a root.
+    """The description of a commit in ``/sys/sessions`` that must introduce a root, to compare a server's commit with.
 
     Attributes:
         commit_id: Id of the commit.
         session: The root that the commit introduces.
-        signers: The roots any of which must have signed it.
+        signers: Roots; one of them must have signed the commit.
     """
 
     commit_id: str
@@ -53,8 +53,9 @@ class ExpectedCommit:
     def matches(self, raw: Mapping[str, Any], *, org: str) -> bool:
         """Return whether `raw` is the expected commit, and not another one under the same id.
 
-        The commit must have a valid signature, and introduce this root with its key and its expiration. Bytes are not
-        compared, because another version of Goatherd may have encoded the commit differently.
+        The commit must have a valid signature of one of `signers`, and introduce the root with its key and an
+        expiration that is not earlier. Bytes are not compared, because another version of Goatherd may have encoded the
+        commit differently.
 
         SECURITY: the next root signs only if servers hold a commit by which others can follow it
         (tests/unit/rotation/test_cross_signing.py, tests/unit/cluster/test_observer.py).
@@ -82,7 +83,7 @@ class ExpectedCommit:
 
 
 def read_signer(commit: Mapping[str, Any]) -> str | None:
-    """Return the session id in a commit's signature envelope, printable and unverified; None if there is none."""
+    """Return the id of the session that a commit names as its signer, unverified, safe to print; None without one."""
     signature = commit.get("sig")
     if not isinstance(signature, str):
         return None
@@ -95,12 +96,15 @@ def read_signer(commit: Mapping[str, Any]) -> str | None:
 async def prove_signer(
     node: Node, identity: ServerIdentity, roots: Sequence[OwnedSession], *, org: str, now_ms: int
 ) -> str | None:
-    """Return the root that signs at a server under an agent, if the server proves the agent's claim; else None.
+    """Return the id of the root that signs at a server under an agent, if a commit proves it; else None.
+
+    The agent reports the root, and a commit that the server has signed with it. The server must hold that commit.
 
     Args:
         node: The server.
-        identity: The agent's answer.
-        roots: Roots that the server may trust. They sign the requests and verify the commit that the agent names.
+        identity: The agent's report.
+        roots: One or two roots that the server may trust. The first one signs the request, or the second if the server
+            does not trust the first. If the reported root is among them, the commit's signature is verified.
         org: The organization; it is part of the signed bytes.
         now_ms: Milliseconds since 1970.
 
@@ -129,7 +133,7 @@ async def prove_signer(
 async def read_held(
     node: Node, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int
 ) -> dict[str, dict[str, Any]]:
-    """Return those of the given ``/sys/sessions`` commits that the server holds, by id; unverified.
+    """Return those of the given ``/sys/sessions`` commits that a server holds, by id and unverified.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
@@ -139,7 +143,9 @@ async def read_held(
 
 
 async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> Any:
-    """Return a Bloom filter to send along: the answer then lacks most present sessions, but none that comes later.
+    """Return a Bloom filter of the session commits that a server holds now, for a later request of the new ones only.
+
+    If the server holds few commits, the filter is empty, so that the later answer contains all of them.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
@@ -170,7 +176,7 @@ async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_m
 
 
 def introduces_user(commit: Mapping[str, Any]) -> bool:
-    """Return whether a commit is the first of an anonymous session, as ``POST /auth/session`` creates it."""
+    """Return whether a commit of ``/sys/sessions`` introduces an anonymous session, which has no owner."""
     contents = commit.get("c")
     record = contents.get("r") if isinstance(contents, Mapping) else None
     fields = record.get("d") if isinstance(record, Mapping) else None
@@ -187,7 +193,11 @@ def _is_signed_by(session: Session, raw: Mapping[str, Any], org: str) -> bool:
 
 
 def read_claim(identity: ServerIdentity) -> tuple[str, str, str] | None:
-    """Return the process, commit and signer that an agent reports; None before it has checked its server."""
+    """Return which root signs at an agent's server, as the agent claims: the ids of process, commit and root.
+
+    The commit is one that the server process has signed with the root. The result is None if the agent has not checked
+    its server yet.
+    """
     commit_id = None if identity.agent is None else identity.agent.check_commit
     if identity.instance is None or commit_id is None or identity.signer is None:
         return None
@@ -195,7 +205,7 @@ def read_claim(identity: ServerIdentity) -> tuple[str, str, str] | None:
 
 
 def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
-    """Return a Bloom filter that claims to contain every commit except these, so that a server sends them."""
+    """Return a Bloom filter that seems to contain every commit except the given ones, so that a server sends these."""
     (seed,) = new_seeds(1)
     bits = bytearray(b"\xff" * _FILTER_BYTES)
     for commit_id in commit_ids:
@@ -205,7 +215,7 @@ def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _filter_sample(share: float) -> dict[str, Any]:
-    """Return a Bloom filter that makes a server send about this fraction of all commits."""
+    """Return a Bloom filter that makes a server send about the fraction `share` (0 to 1) of its commits, at random."""
     if share >= 1:
         return _EMPTY
     (seed,) = new_seeds(1)
@@ -217,7 +227,7 @@ def _filter_sample(share: float) -> dict[str, Any]:
 
 
 async def read_sessions_sample(node: Node, asker: OwnedSession, now_ms: int) -> list[Mapping[str, Any]]:
-    """Return the commits of ``/sys/sessions``; if there are more than `SMALL_REPOSITORY`, a random sample of that size.
+    """Return a server's commits of ``/sys/sessions``, unverified; if they are many, about `SMALL_REPOSITORY` at random.
 
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.

@@ -43,7 +43,7 @@ def configured_provider(
 
     Args:
         options: The options; they name the store.
-        orgs: The organizations whose identity is read; by default the options' own.
+        orgs: The organizations whose identity is read; None for the organization of the options.
         is_writer: Whether a command may write: it then uses the primary store, and checks the followers.
 
     Raises:
@@ -125,7 +125,7 @@ def _no_store() -> ConfigurationError:
     return ConfigurationError(
         "no store is named",
         hint='Give --provider URI, set GOATHERD_PROVIDER, or write `provider = "URI"` into goatherd.toml. '
-        "A first one: --provider file:///srv/keys/root.",
+        "To try it out: --provider file:///srv/keys/root.",
     )
 
 
@@ -146,7 +146,7 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
 
     Args:
         options: The options; they name the store.
-        org: The organization; by default the options' own.
+        org: The organization; None for the organization of the options.
         is_reader: Whether the command writes nothing. With stores in several regions, it then reads the store of its
             own region, or the next one that answers; other commands use the primary store.
     """
@@ -207,7 +207,7 @@ async def open_peers(options: Options, *, repairs: bool) -> AsyncIterator[list[N
 
 
 def build_migration_target(options: Options) -> MigrationTarget:
-    """Return the stores that `goatherd migrate` writes to, and the servers that it asks."""
+    """Return the stores that `goatherd migrate` writes to, and the servers with which it checks the migrated root."""
     from goatherd.operations.migrate import MigrationTarget
 
     return MigrationTarget(
@@ -245,7 +245,8 @@ async def open_two_stores(options: Options, source: str, destination: str) -> As
 def build_policy(options: Options) -> Policy:
     """Return the rotation policy that the options describe.
 
-    If servers are discovered, discovery may have missed some, so by default the policy allows them time (`unlisted`).
+    Discovery (``dns://``, ``k8s-service://``) may miss servers. If it is used, the default of `unlisted` gives those
+    servers time to follow.
     """
     from goatherd.cluster.discovery import is_discovered
     from goatherd.rotation.machine import Policy, Quorum

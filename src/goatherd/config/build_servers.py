@@ -107,7 +107,7 @@ def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSet
 
 
 def build_store_settings(options: Options) -> CloudSecretSettings:
-    """Return the settings of a door: the identity in the store, without a local record or copy of it."""
+    """Return the settings provider of a door: the identity from the store, without a local record or copy of it."""
     from goatherd.settings import CloudSecretSettings
 
     provider, template = configured_provider(options)
@@ -200,7 +200,7 @@ def build_front(
     public_url: str | None = None,
     private: bool = False,
 ) -> Front | None:
-    """Return a function that opens the HTTP address of an agent: its door, or its own; None if neither is named.
+    """Return a function that opens an agent's HTTP address: a door, or an address of its own; None if neither is named.
 
     Args:
         options: The limits of callers, and the proxies in front of the door.
@@ -240,7 +240,7 @@ def build_server_files(options: Options, orgs: Sequence[str], *, creates: bool, 
         options: The data directory, and the directory on a tmpfs.
         orgs: The organizations of the server.
         creates: Whether to create missing directories.
-        plain_file: Write to the disk instead of a tmpfs.
+        plain_file: Whether to write settings.json to the disk instead of a tmpfs.
 
     Raises:
         ConfigurationError: The options name no data directory.
@@ -266,7 +266,7 @@ def build_organizations(
     Args:
         options: The store, the server's URL, and its peers.
         files: The server's data directory.
-        accept_identity: Accept, a single time, an identity in the store that no trusted root has endorsed.
+        accept_identity: Whether to accept, a single time, an identity in the store that no trusted root has endorsed.
 
     Raises:
         ConfigurationError: No store is named, or its address is the same for several organizations.

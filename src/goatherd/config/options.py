@@ -212,8 +212,8 @@ class Options:
         values.parse_regions,
         (),
         "list of texts",
-        "Regions whose store may lag: changes are made although this store does not show the one before. A server that "
-        "reads only this store then follows late, or not at all.",
+        "Regions whose store may lag: a change is written although this store does not show the previous change yet. "
+        "A server that reads only this store then follows late, or not at all.",
     )
 
     limits_forwarded_by: tuple[str, ...] = _option(
@@ -353,8 +353,8 @@ class Options:
         values.parse_root_lifetime,
         timedelta(days=30),
         "time",
-        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. Has the "
-        "same lower limits as `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
+        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. It has "
+        "the same lower limits as `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _option(
         "rotation.adoption",
@@ -692,8 +692,8 @@ def load_options(
 
     Raises:
         ConfigurationError: The file is missing, is not TOML, has an unknown key, or has an invalid value, even if a
-            flag or a variable overrides that value; a variable has the name of one of Goatherd's, mistyped; or another
-            user could have written the goatherd.toml that was found in `directory`.
+            flag or a variable overrides that value; the name of a variable is a mistyped name of one of Goatherd's
+            variables; or another user could have written the goatherd.toml that was found in `directory`.
     """
     for name in environ:
         _check_variable(name, environ)
@@ -750,7 +750,10 @@ def _check_owner(path: Path) -> None:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether this user is the only member of a group, as on systems that give each user a group of the same name."""
+    """Whether a group is root's, or has only this user as a member and the user's own name.
+
+    Some systems give each user such a group of the same name.
+    """
     import grp
     import pwd
 
@@ -837,7 +840,7 @@ class _File:
 
 
 def _find_close(name: str, known: Iterable[str], *, cutoff: float) -> list[str]:
-    """Return the known name that is most like a misspelt one; none if the likeness is below `cutoff` (0 to 1)."""
+    """Return, as a list, the known name most similar to `name`; empty if the similarity (0 to 1) is below `cutoff`."""
     import difflib  # here, since most commands need no suggestion
 
     return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
@@ -917,7 +920,10 @@ def _flatten_sections(document: Mapping[str, object], sections: Sequence[str]) -
 
 
 def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
-    """Return the line number of each key and section of goatherd.toml, found by a pattern: `tomllib` reports none."""
+    """Return the line number of each key and section of goatherd.toml, for error messages.
+
+    A regular expression finds the lines, because `tomllib` does not report them.
+    """
     found: dict[str, int] = {}
     section = ""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -930,7 +936,7 @@ def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
 
 
 def describe_nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint: the most similar key of the section, or the keys with the same last part, or all keys."""
+    """Return a hint for an unknown key: the most similar key of its section, keys with the same last part, or all."""
     known = list(known)
     section, dot, tail = name.rpartition(".")
     own = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
@@ -953,10 +959,10 @@ class Setting:
     """One option with its effective value, as `goatherd doctor --options` shows it.
 
     Attributes:
-        key: Its name in goatherd.toml.
+        key: The option's name in goatherd.toml.
         value: The value as text, with possible secrets masked; None if there is none.
         source: ``flag``, an environment variable, the file with its line, or ``default``.
-        variable: The environment variable that sets it; None if there is none.
+        variable: The environment variable that sets the option; None if there is none.
     """
 
     key: str

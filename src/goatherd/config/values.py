@@ -57,11 +57,11 @@ def parse_positive_duration(value: object) -> timedelta:
 
 
 def parse_page_interval(value: object) -> timedelta:
-    """Parse how often the page's store and servers are read, at least a second."""
+    """Parse the interval at which the status page reads the store and the servers; it must be at least a second."""
     interval = parse_duration(value)
     if interval < timedelta(seconds=1):
         raise ConfigurationError(
-            f"{value!r} is too short: the store and each server are read once in this time",
+            f"{value!r} is too short an interval: the page reads the store and each server once in it",
             hint="Give at least 1s; the default, 10s, suits most clusters.",
         )
     return interval
@@ -120,7 +120,10 @@ def parse_port(value: object) -> int:
 
 
 def _parse_whole_number(value: object) -> int | None:
-    """Return a whole number, else None. A very long number is cut to 12 digits, which every limit rejects."""
+    """Return the value as a whole number; None if it is not one.
+
+    A very long number is cut to 12 digits, which every limit rejects.
+    """
     text = str(value).removeprefix("-")
     if isinstance(value, bool) or not text.isascii() or not text.isdigit():
         return None
@@ -210,7 +213,7 @@ def parse_urls(value: object) -> tuple[str, ...]:
 
 
 def _split_addresses(value: object) -> tuple[str, ...]:
-    """Split a list of server addresses. An empty string, as from an unset variable, is kept and rejected later."""
+    """Split a list of server addresses. An empty string, as from an unset variable, is kept; the caller rejects it."""
     if isinstance(value, str):
         value = [part for part in re.split(r"[,\s]+", value) if part] or [""]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -368,7 +371,7 @@ def parse_region(value: object) -> str:
     if not _REGION.fullmatch(text):
         raise ConfigurationError(
             f"{text[:80]!r} is not a valid region",
-            hint="A region is a name of your own, such as eu or us-east-1: up to 63 of A-Z a-z 0-9 _ -.",
+            hint="Choose any name, such as eu or us-east-1, of up to 63 characters of A-Z a-z 0-9 _ -.",
         )
     return text
 

@@ -41,11 +41,11 @@ def raw_from_der(der: bytes) -> bytes:
         r, s = decode_dss_signature(der)
         return r.to_bytes(COORDINATE_BYTES, "big") + s.to_bytes(COORDINATE_BYTES, "big")
     except (ValueError, OverflowError):
-        raise DecodeError("not a signature over P-384 in DER") from None
+        raise DecodeError("the bytes are not an ECDSA signature over P-384 in DER") from None
 
 
 def der_from_raw(signature: bytes) -> bytes:
-    """Convert a raw ECDSA signature (``r || s``) to DER, which OpenSSL reads."""
+    """Convert a raw ECDSA signature (``r || s``, 96 bytes) to DER, the encoding that OpenSSL reads."""
     r = int.from_bytes(signature[:COORDINATE_BYTES], "big")
     s = int.from_bytes(signature[COORDINATE_BYTES:], "big")
     return encode_dss_signature(r, s)
@@ -60,7 +60,7 @@ _COORDINATE = re.compile("[A-Za-z0-9_-]{64}")
 
 
 def _decode_coordinate(jwk: Mapping[str, Any], member: str) -> bytes:
-    """Return a coordinate of a JWK as 48 bytes. An error names the member and never quotes it."""
+    """Return a coordinate (such as ``x``) of a JWK as 48 bytes. An error names the member and never quotes it."""
     text = jwk.get(member)
     if not isinstance(text, str) or _COORDINATE.fullmatch(text) is None:
         raise DecodeError(f"JWK member {member!r} must be 64 characters of base64url")
@@ -85,7 +85,7 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
 
 
 class ImportedKey(Protocol):
-    """A public key in another library than OpenSSL."""
+    """The interface of a public key that a library other than OpenSSL has imported."""
 
     def verify(self, digest: bytes, signature: bytes) -> bool:
         """Return whether a DER signature matches the SHA-384 digest of the signed data."""
@@ -94,11 +94,11 @@ class ImportedKey(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OtherLibrary:
-    """A library that also verifies signatures.
+    """A library that can verify signatures instead of OpenSSL; see `verify_with`.
 
     Attributes:
-        import_key: Makes its key from a SubjectPublicKeyInfo in DER; raises RuntimeError if it cannot.
-        is_preferred: Whether the calling thread verifies with this library rather than with OpenSSL.
+        import_key: Makes the library's public key from a SubjectPublicKeyInfo in DER; raises RuntimeError if it cannot.
+        is_preferred: Returns whether the calling thread is to verify with this library rather than with OpenSSL.
         is_serial: Whether all threads verify with this library, and it verifies only one signature at a time.
     """
 
@@ -111,7 +111,7 @@ _other: OtherLibrary | None = None
 
 
 def verify_with(library: OtherLibrary | None) -> None:
-    """Let this process verify signatures with another library, or with OpenSSL alone."""
+    """Let this process verify signatures with another library; with None, with OpenSSL alone."""
     global _other
     _other = library
 
@@ -326,7 +326,7 @@ class PrivateKey:
         """Read a private key from the member ``d`` of a JWK alone.
 
         Raises:
-            DecodeError: It is not a scalar of P-384. The error never quotes the key.
+            DecodeError: `encoded` is not a scalar of P-384. The error never quotes the key.
         """
         return cls._from_bytes(_decode_coordinate({"d": encoded}, "d"))
 

@@ -15,7 +15,7 @@ _TAG_BYTES = 16
 def seal_data(data: bytes, *, key: bytes, associated: bytes) -> bytes:
     """Encrypt and authenticate `data` with AES-256-GCM (NIST SP 800-38D), under a fresh random nonce.
 
-    One key may be used about four thousand million times.
+    Use one key at most about 2**32 times: with more, two random nonces could be equal.
 
     Args:
         data: The data to encrypt.
@@ -38,7 +38,7 @@ def open_sealed(sealed: bytes, *, key: bytes, associated: bytes) -> bytes:
             returned. The error cannot say which of these it is.
     """
     if len(sealed) < _NONCE_BYTES + _TAG_BYTES:
-        raise InvalidSealError("the data is too short to be sealed data")
+        raise InvalidSealError(f"the data has {len(sealed)} bytes, which is too short for sealed data")
     try:
         return AESGCM(_check_key(key)).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], associated)
     except InvalidTag:

@@ -1,7 +1,8 @@
-"""Check that a request that Goatherd's tools have signed for one server is for the server behind this reverse proxy.
+"""Check for which server a request was signed: the reverse proxy (door) rejects one that is meant for another server.
 
-The server is an unmodified GoatDB and does not make this check. A request that names no server is accepted, because
-GoatDB's clients and servers send only such requests.
+Only Goatherd's tools name the server in their signatures. The server behind the door is an unmodified GoatDB and does
+not make this check. A request that names no server is accepted, because GoatDB's clients and servers send only such
+requests.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ async def is_misdirected(
         exchange: The request.
         body: The request's body.
         envelope: The request's signature, which the server verifies.
-        session: The session that signed the request; None if it is unknown here.
+        session: The session that signed the request; None if the door does not know it.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -69,7 +70,7 @@ async def is_misdirected(
 
 
 def parse_bound_signature(header: str) -> SignatureEnvelope | None:
-    """Return a request's signature; None if it is missing or malformed, which the server rejects itself."""
+    """Return a request's signature; None if it is missing or malformed. The server itself rejects such a request."""
     try:
         return parse_signature(header)
     except VerificationError:
@@ -77,10 +78,10 @@ def parse_bound_signature(header: str) -> SignatureEnvelope | None:
 
 
 def instance_headers(guard: RequestGuard, status: int) -> Headers:
-    """Return the header with the server's instance id for the answer to a misdirected request; else none."""
+    """Return the header with the server's instance id if `status` is that of a misdirected request; else no header."""
     return [(INSTANCE_HEADER.encode(), guard.instance.encode())] if status == MISDIRECTED else []
 
 
 async def give_misdirected(exchange: Exchange, guard: RequestGuard) -> None:
-    """Answer a request that was signed for other servers."""
+    """Answer a request that was signed for other servers only, with the instance id of the server behind this door."""
     await exchange.give_answer(MISDIRECTED, b"", instance_headers(guard, MISDIRECTED))

@@ -1,10 +1,10 @@
 """Index the commits of the server's repositories, to detect new commits that would crash the server.
 
 An unmodified GoatDB server has three defects that matter here (docs/reference/goatdb-protocol.md#defects). It crashes
-when it merges several commits of one item key of which none has a child ("empty ancestors filter"). It loops forever
-over deltas that build on each other. It reads a second commit with the same id, in any repository, as the first one.
-Whether a commit triggers a defect depends on the commits already stored. So for each repository that clients write to,
-the door (the proxy in front of the server) knows the ids, which of them are deltas, which keys have a commit with a
+when it merges several commits of one item key if no commit of the key has a child ("empty ancestors filter"). It loops
+forever over deltas that build on each other. It reads a second commit with the same id, in any repository, as the first
+one. Whether a commit triggers a defect depends on the commits already stored. So for each repository that clients write
+to, the door (the proxy in front of the server) knows the ids, which of them are deltas, which keys have a commit with a
 child, and the schema of each key. An id belongs to the repository in which the door saw it first.
 
 Two clients may create one key at the same time. GoatDB can merge the two creations if some commit of the key has a
@@ -91,7 +91,7 @@ class RepositoryIndex:
         ask: Sends a request to the server.
         signer: Returns the root that signs requests.
         clock: Supplies the current time.
-        first_seen: The repository that held each id first.
+        first_seen: For each commit id, the repository that the door saw it in first.
         server_generation: Returns a number that changes whenever the server may have been restarted.
         org: The organization.
     """
@@ -140,12 +140,12 @@ class RepositoryIndex:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a push to the repository is being judged or delivered, or is not confirmed by a read yet."""
+        """Whether the door is checking or delivering a push to the repository, or has not read the result back yet."""
         return bool(self._pending or self._claims)
 
     @property
     def held_count(self) -> int:
-        """Number of commits that the server has or is assumed to have."""
+        """Number of commits in the repository that the server has, or is assumed to have until the next read."""
         return len(self._key_of) + len(self._unconfirmed)
 
     @property
@@ -241,14 +241,16 @@ class RepositoryIndex:
             await self.refresh()
 
     def without_held(self, commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
-        """Return those commits that the server is not known or assumed to hold; it would ignore the others."""
+        """Return the commits that the server lacks, as far as the index knows. It would ignore the others."""
         held, unconfirmed = self._key_of, self._unconfirmed
         return [each for each in commits if each.id not in held and not (each.is_known and each.id in unconfirmed)]
 
     # --- one push -----------------------------------------------------------------------------------------------------
 
     async def hold_accepted(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Decide which commits cannot crash the server, and hold these until `settle_commits`.
+        """Check commits, and hold those that cannot crash the server until `settle_commits`.
+
+        Return for each commit the reason for its rejection; None if it is accepted.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The index is too old, and the server cannot be read.
@@ -313,12 +315,12 @@ class RepositoryIndex:
         return own, claimed
 
     def find_claimant(self, commit_id: str | None) -> object:
-        """Return the delivery that has claimed a commit; None if there is none."""
+        """Return the delivery (a push being sent to the server) that has claimed a commit; None if there is none."""
         claim = self._claims.get(commit_id) if commit_id is not None else None
         return None if claim is None else claim[1]
 
     def release_claims(self, commit_ids: Iterable[str], claimant: object) -> None:
-        """Release claimed commits, after their delivery or its failure."""
+        """Release the commits that `claimant` has claimed, after they were delivered or their delivery has failed."""
         for commit_id in commit_ids:
             if self.find_claimant(commit_id) is claimant:
                 del self._claims[commit_id]
@@ -347,7 +349,7 @@ class RepositoryIndex:
                     await self.wait_for_release()
         except TimeoutError:
             raise NodeUnreachableError(
-                f"{self.path}: the server has not stored the first creation of a key yet"
+                f"{self.path}: the server has not stored the first creation of an item key yet"
             ) from None
 
     def _is_settled(self, commit: Commit) -> bool:
@@ -393,7 +395,7 @@ class RepositoryIndex:
         await self.refresh()
 
     def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
-        """Record whether the server has stored commits that were accepted. If in doubt, record that it has not."""
+        """Record whether the server has stored accepted commits. If in doubt, the caller says that it has not."""
         self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:
@@ -418,7 +420,10 @@ class RepositoryIndex:
         return self._key_of.get(commit_id) == key
 
     def _judge_commits(self, commits: Sequence[Commit]) -> list[DroppedError | None]:
-        """Judge commits together: a commit's parent may be among them, in any order, but must itself be accepted."""
+        """Check the commits of a push, in any order; return for each one the reason for its rejection, or None.
+
+        The parent of a commit may be another commit of the push, but must itself be accepted.
+        """
         problems: list[DroppedError | None] = [
             DroppedError(
                 DoorRule.BIRTH, f"commit {commit.id!r} needs an accepted ancestor among the commits of {commit.key!r}"
@@ -500,7 +505,7 @@ class _ConcurrentCreationError(DroppedError):
 
 @dataclass(slots=True)
 class _Batch:
-    """The accepted commits of the same push: keys with their schemas, ids with their keys, ids of deltas."""
+    """The commits of a push that were accepted so far: keys with their schemas, ids with their keys, ids of deltas."""
 
     keys: dict[str, str | None]
     ids: dict[str, str]
@@ -588,7 +593,7 @@ class RepositoryIndexes:
                 total -= len(index)
 
     async def aclose(self) -> None:
-        """Stop reading."""
+        """Stop reading the repositories from the server."""
         for index in self._indexes.values():
             await index.aclose()
         self._indexes.clear()

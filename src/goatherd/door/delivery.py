@@ -112,7 +112,9 @@ class Delivery:
         return self.own_count <= FIRST and not self.others
 
     async def claim_commits(self) -> None:
-        """Claim the commits that no other push is delivering; of a large push, only those that the server lacks.
+        """Claim the commits of this push that no other push is delivering, so that each is sent only once.
+
+        Of a large push, only commits that the server lacks are claimed.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's repositories cannot be read.
@@ -141,7 +143,9 @@ class Delivery:
                 }
 
     async def run(self) -> list[Verified]:
-        """Deliver all but the last portion; return the last one, held until `settle_held`. If `is_alone`, deliver all.
+        """Deliver the commits in portions, and return the last portion unsent; it is held until `settle_held`.
+
+        The caller sends the last portion in the client's own request. If `is_alone`, all portions are delivered here.
 
         Raises:
             RefusedError: The server rejected a portion.
@@ -169,9 +173,10 @@ class Delivery:
             await _cancel_sending(sending)
 
     async def _wait_for_others(self) -> None:
-        """Wait for the commits that earlier deliveries have claimed, and claim those that they have failed to deliver.
+        """Wait for the commits that earlier deliveries have claimed, and claim those whose delivery failed.
 
-        A later delivery may claim such a commit first. It may itself wait for this one, so it is not waited for.
+        A later delivery may claim such a commit first. This delivery does not wait for later ones, because they may
+        wait for it.
         """
         for element, left in self._awaited:
             index = self._indexes[element.path]
@@ -189,7 +194,7 @@ class Delivery:
         return isinstance(other, Delivery) and other._number < self._number
 
     def _add_own(self, element: Element, commits: Sequence[ReceivedCommit]) -> None:
-        """Add commits to those that this delivery has claimed, to be put into order together."""
+        """Add commits of an element to those that this delivery has claimed, so that all are sent in one order."""
         for other, own in self._own:
             if other is element:
                 own.extend(commits)
@@ -229,7 +234,7 @@ class Delivery:
             self.stored_count += len(portion)
 
     def release_commits(self) -> None:
-        """Release the claims on all commits that were not delivered. May be called twice."""
+        """Release this delivery's claims on all commits that were not delivered. May be called twice."""
         self.settle_held(is_stored=False)
         for element, commits in self._own:
             index = self._indexes.get(element.path)
@@ -238,7 +243,9 @@ class Delivery:
 
 
 def smallest_portion(held: int) -> int:
-    """Return the minimum size of a portion: each answer costs the server a filter over all commits that it holds.
+    """Return the minimum number of commits in a portion; it grows with the commits that the server holds.
+
+    For each answer, the server builds a filter over all of these commits, so many small portions would be slow.
 
     Args:
         held: How many commits the server holds.
@@ -247,7 +254,7 @@ def smallest_portion(held: int) -> int:
 
 
 def _builds_on(portion: Sequence[Verified], others: Sequence[Verified]) -> bool:
-    """Return whether `others` must be stored before `portion`: the server may reorder concurrent requests."""
+    """Return whether `others` must be stored before `portion` is sent, because the server may reorder requests."""
     if not others:
         return False
     if any(each.element.path == SESSIONS_PATH for each in (*portion, *others)):
@@ -287,10 +294,10 @@ def _sync_messages(portion: Sequence[Verified]) -> list[tuple[Element, dict[str,
 
 
 async def encode_batch(parts: Sequence[tuple[Element, Mapping[str, Any], Sequence[ReceivedCommit]]]) -> bytes:
-    """Return the body of a batch; in a thread, if it may be large.
+    """Return the body of a ``/batch-sync`` request; encode it in a thread if it may be large.
 
     Args:
-        parts: For each element where it came from, what to send of it, and the commits that take the place of its own.
+        parts: For each element of the batch: the received element, the JSON to send, and the commits to send with it.
     """
     if any(element.is_large for element, _, _ in parts):
         return await asyncio.to_thread(_encode_elements, parts)
@@ -298,7 +305,7 @@ async def encode_batch(parts: Sequence[tuple[Element, Mapping[str, Any], Sequenc
 
 
 def _encode_elements(parts: Sequence[tuple[Element, Mapping[str, Any], Sequence[ReceivedCommit]]]) -> bytes:
-    """Return elements as JSON; the commits are the bytes that were received."""
+    """Return the elements of a batch as JSON; their commits are the bytes that were received."""
     texts = []
     for _, raw, commits in parts:
         rest = to_json_bytes({name: value for name, value in raw.items() if name != "msg"})
@@ -312,8 +319,8 @@ class _Ahead:
     """Verifies commits in the background, before the delivery needs them.
 
     Args:
-        work: The commits of each element.
-        judge: Returns the good ones of some commits.
+        work: The commits of each element of the push.
+        judge: Returns those commits that are well-formed and have a valid signature.
     """
 
     def __init__(self, work: Sequence[tuple[Element, list[ReceivedCommit]]], judge: Judge) -> None:
@@ -349,7 +356,7 @@ class _Ahead:
                 begin, size = end, STEP
 
     async def wait_for_commits(self, limit: int, *, least: int) -> tuple[list[Verified], bool]:
-        """Wait for `least` verified commits, or for all that are left; return them, and whether they are the last.
+        """Wait for `least` verified commits, or all that are left; return up to `limit`, and whether they are the last.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The judge failed, and all commits verified before were returned.
@@ -371,7 +378,7 @@ class _Ahead:
 
 
 def parents_first(commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
-    """Return commits with each one after those that it builds on; otherwise the order stays."""
+    """Return commits in an order in which each comes after its parents and its base; otherwise the order stays."""
     positions = {each.id: position for position, each in enumerate(commits) if each.id is not None}
     needed = [_required_positions(each, positions) for each in commits]
     if all(other < position for position, others in enumerate(needed) for other in others):

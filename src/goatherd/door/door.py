@@ -1,8 +1,8 @@
 """Open and close the parts of the door, a reverse proxy in front of a GoatDB server: listener, proxy, trusted sessions.
 
-Use `Door` as an async context manager. The door can open before its server answers; until then it answers 503 with
-Retry-After. Rules: everything that the door rejects is counted, but logged at a limited rate, so that callers cannot
-fill a log. A log line contains nothing that a caller has sent except ids.
+Use `Door` as an async context manager. The door can open before its server answers; until the server does, the door
+answers 503 with Retry-After. Rules: everything that the door rejects is counted, but logged at a limited rate, so that
+callers cannot fill a log. A log line contains nothing that a caller has sent except ids.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ class DoorStatus:
         connections: Open connections of callers.
         requests: Requests that are being answered.
         upstream_connections: Open connections to the server.
-        sessions: Sessions that the server is known to hold.
+        sessions: Number of sessions that the door has read from the server.
         is_exposed: Whether the server also answered at another address of its machine, so that callers can bypass the
             door.
-        is_blind: Whether the last attempt to read the server's sessions failed; pushes by unknown sessions wait.
+        is_blind: Whether the last attempt to read the server's sessions failed; pushes by unknown sessions then get
+            503.
     """
 
     url: str
@@ -76,7 +77,7 @@ class DoorStatus:
 
     @property
     def leaks(self) -> int:
-        """How many private keys the server tried to disclose. Each of these keys is exposed and must be revoked."""
+        """How often the server tried to send a private key to a caller. Such a key is exposed and must be revoked."""
         return self.stopped.get(DoorRule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -260,7 +261,7 @@ class Door:
         return HeaderRewriter(self._server.names, public)
 
     async def _check_address(self) -> None:
-        """Warn if the server gives browsers or login mails another address than the door's.
+        """Log a warning if the server sends browsers, or the links in login mails, to another address than the door's.
 
         COMPAT: GoatDB puts the result of ``domain.resolveOrg`` into CORS headers, ``/app.js`` and login mails.
 
@@ -285,7 +286,7 @@ class Door:
         _log.warning(event_text(Event.DOOR_BYPASSED, why=why, remedy=remedy))
 
     async def _check_exposure(self, trust: TrustedSessions) -> None:
-        """Warn if the server answers at another address of this machine than the one that the door uses.
+        """Log a warning if the server answers at another address of this machine, so that clients can bypass the door.
 
         COMPAT: GoatDB listens on all addresses, and has no option to change that.
         """
@@ -306,7 +307,7 @@ class Door:
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
 
     async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
-        """Return whether a server that trusts our root answers at this address on the server's port."""
+        """Return whether a server that trusts the current root answers at this address, on the server's port."""
         host = f"[{address}]" if ":" in address else address
         if self._server.is_encrypted:
             # Its certificate is not for this address; that something takes connections there has to be enough.
@@ -341,7 +342,7 @@ class Door:
         return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
-        """Read the server's sessions at intervals, so that few pushes have to wait for such a read."""
+        """Read the server's sessions at intervals, so that few pushes by new sessions have to wait for a read."""
         was_blind = False
         must_check = trust is self.trusts[0]
         while True:
@@ -363,7 +364,7 @@ class Door:
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
     def _report_away(self, why: str) -> None:
-        """Report that a caller must retry because the server did not answer; its agent may be restarting it."""
+        """Log that the server did not answer a request: as a warning, unless its agent is restarting it."""
         is_restarting = self._is_restarting is not None and self._is_restarting()
         if self._count_stopped(DoorRule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]
@@ -391,7 +392,7 @@ class Door:
 
 
 def _port_of(origin: str) -> int | None:
-    """Return the port of an origin; None if it has no port or is not an origin."""
+    """Return the port of an origin such as ``http://host:8080``; None if it has no port or is not an origin."""
     try:
         return urlsplit(origin).port
     except ValueError:

@@ -57,13 +57,13 @@ class HeaderRewriter:
     public: bytes | None
 
     def __call__(self, name: bytes, value: bytes) -> bytes:
-        """Rewrite the value of a header of the server's answer."""
+        """Return the value of a header of the server's answer, with the server's address replaced by the door's."""
         if self.public is None or name not in (b"access-control-allow-origin", b"location"):
             return value
         return self.rewrite_address(value)
 
     def rewrite_address(self, value: bytes) -> bytes:
-        """Replace the server's own address by the public URL in a URL."""
+        """Return a URL with the door's public URL in place of the server's own address."""
         if self.public is None:
             return value
         for own in self.own:
@@ -78,7 +78,7 @@ class Exchange:
 
     Args:
         method: The method, as the caller sent it.
-        path: The path in lower case, by which the server dispatches.
+        path: The path in lower case, by which the server chooses the handler.
         target: Path and query, as sent; may be changed before the request is passed on.
         headers: The headers as sent, with names in lower case.
         found: The same headers, by name.
@@ -147,7 +147,7 @@ class Exchange:
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
     async def read_body(self, share: Share) -> bytes:
-        """Return the whole body; its bytes count against the share of memory until the share is given back.
+        """Return the request's whole body; its bytes count against `share` until the share is given back.
 
         Raises:
             RefusedError: The body is too large or too slow.
@@ -190,7 +190,7 @@ class Exchange:
         return await self._unless_gone(sending)
 
     async def deliver_body(self, server: ServerConnections, body: bytes, timeout: float) -> int:
-        """Send this body under the request's own headers, even if the caller disconnects; return the answer's status.
+        """Send `body` to the server under the caller's headers, even if the caller disconnects; return the status.
 
         Raises:
             NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`, or the answer ended
@@ -265,7 +265,7 @@ class Exchange:
     # --- the answer ---------------------------------------------------------------------------------------------------
 
     def handed_back(self, headers: Headers) -> Headers:
-        """Return the server's headers without hop-by-hop headers."""
+        """Return the headers of the server's answer for the caller: rewritten, and without hop-by-hop headers."""
         dropped = _HOP_BY_HOP | connection_tokens(headers)
         return [(name, self.header_rewriter(name, value)) for name, value in headers if name not in dropped]
 
@@ -285,7 +285,7 @@ class Exchange:
         await self._send_event({"type": "http.response.body", "body": body})
 
     async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:
-        """Stream the server's answer to the caller, through the filter if one is given.
+        """Stream the server's answer to the caller; `keys` overwrites private keys in it, None changes nothing.
 
         Raises:
             LostError, TimeoutError: The connection ended, or the server paused too long, before the end.
@@ -305,10 +305,10 @@ class Exchange:
         await self.finish_answer(b"" if keys is None else keys.close())
 
     async def read_answer(self, connection: ServerConnection, size: int, timeout: float) -> bytes:
-        """Return the body of the server's answer.
+        """Return the whole body of the server's answer, which must have at most `size` bytes.
 
         Raises:
-            LostError, TimeoutError, GoneError: As `stream_answer`. A body longer than `size` is a `LostError`.
+            LostError, TimeoutError, GoneError: As in `stream_answer`. A longer body causes a `LostError`.
         """
 
         async def collect() -> bytes:
@@ -335,7 +335,7 @@ class Exchange:
             raise GoneError from None
 
     async def answer_refusal(self, refused: RefusedError) -> None:
-        """Answer with a refusal; if another answer has begun already, cut it off."""
+        """Send the caller the answer to a rejected request; if another answer has begun, cut that answer off."""
         if self.has_started:
             await self.cut_off()
             return
@@ -343,7 +343,7 @@ class Exchange:
         await send_refusal(refused, self._receive, self._send_event, is_head=self.method == "HEAD")
 
     async def cut_off(self) -> None:
-        """Close the caller's connection in the middle of the answer."""
+        """Close the caller's connection in the middle of the answer, which shows that the answer is incomplete."""
         self.is_gone = True
         if self.caller is None:
             raise GoneError

@@ -2,7 +2,7 @@
 
 The answer to ``POST /auth/session`` is small: `filter_session_answer` parses it and reduces its list of roots to the
 public keys of trusted roots. Any other JSON streams through a `KeyFilter`, which overwrites the private part of every
-key with the same number of characters, so that ``Content-Length`` stays valid and nothing has to be buffered.
+key with as many other characters, so that ``Content-Length`` stays valid and no answer has to be buffered.
 
 Rules: data without keys passes unchanged. A key is a JSON object with the members ``kty`` and ``d``, also where that
 object is serialized inside a JSON string. In answers of ``/batch-sync`` only the keys of roots are overwritten: the
@@ -47,7 +47,7 @@ class KeyFilter:
         """How many private keys were overwritten."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Filter the next part of the stream; return what can be sent: all but an object that is not complete yet."""
+        """Filter the next part of the stream; return the data that can be sent: all but an incomplete JSON object."""
         data = self._held + chunk if self._held else chunk
         # A JWK holds no other object, so only what begins at the last brace can still become one.
         start = data.rfind(b"{")
@@ -96,16 +96,16 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
     """
     answer = parse_json(body)
     if not isinstance(answer, dict) or not isinstance(answer.get("session"), dict):
-        raise DecodeError("the answer must contain a session")
+        raise DecodeError("the answer of /auth/session must contain a session")
     raw_roots = answer.get("roots")
     if not isinstance(raw_roots, list):
-        raise DecodeError("the answer must contain a list of roots")
+        raise DecodeError("the answer of /auth/session must contain a list of roots")
     leaked: list[str] = []
     untrusted: list[str] = []
     roots: list[dict[str, Any]] = []
     for raw in raw_roots:
         if not isinstance(raw, dict) or not isinstance(raw.get("id"), str):
-            raise DecodeError("a root in the answer must be an object with an id")
+            raise DecodeError("a root in the answer of /auth/session must be an object with an id")
         key = raw.get("publicKey")
         public = PublicKey.from_jwk(key if isinstance(key, Mapping) else {})
         if "privateKey" in raw or (isinstance(key, Mapping) and "d" in key):
@@ -123,7 +123,7 @@ _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
 def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
-    """Return the commits of a ``/batch-sync`` answer that introduce roots, trusted or not.
+    """Return the commits in a ``/batch-sync`` answer that introduce roots, whether these are trusted or not.
 
     Raises:
         DecodeError: The body is not such an answer.
@@ -134,11 +134,11 @@ def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
 
 
 def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
-    """Replace the introductions of roots in a ``/batch-sync`` answer, and put them before all other session commits.
+    """Replace the commits that introduce roots in a ``/batch-sync`` answer, and put them before other session commits.
 
     Args:
         body: The server's answer.
-        choose: Returns the replacement for the introductions of roots in one element of the answer.
+        choose: Returns the commits to send in place of those that introduce roots in one element of the answer.
 
     Raises:
         DecodeError: The body is not such an answer.
@@ -161,7 +161,7 @@ def _session_commits(answer: Any) -> list[list[Any]]:
     found = []
     for element in answer:
         if not isinstance(element, dict) or not isinstance(element.get("path"), str):
-            raise DecodeError("an element of an answer must be an object with a path")
+            raise DecodeError("an element of an answer of /batch-sync must be an object with a path")
         message = element.get("res")
         path = "/" + element["path"].strip("/").lower()
         if path.startswith(SESSIONS_PATH) and isinstance(message, dict) and isinstance(message.get("c"), list):
@@ -182,14 +182,15 @@ _CONFIG = re.compile(rb"(?:;\r?\n|)globalThis\.GoatDBConfig = ")
 def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> bytes:
     """Return an application's script with another `serverURL` in the configuration that GoatDB puts in front of it.
 
-    COMPAT: ``;\\nglobalThis.GoatDBConfig = {...};\\n;`` on lines of their own, before the application's code.
+    COMPAT: GoatDB puts ``;\\nglobalThis.GoatDBConfig = {...};\\n;`` on lines of their own before the application's
+    code.
 
     Args:
         script: The body of an answer to ``GET .../app.js``.
         rename: Returns the address that takes the place of the server's own.
 
     Returns:
-        The script; itself where nothing had to change.
+        The script; the same object if nothing had to change.
     """
     first, newline, rest = script.partition(b"\n")
     line, end, code = rest.partition(b"\n")
@@ -213,7 +214,7 @@ def script_with_server_url(script: bytes, rename: Callable[[bytes], bytes]) -> b
 
 
 def _public_members(session: Mapping[str, Any], members: tuple[str, ...]) -> dict[str, Any]:
-    """Return a session's public members, in the order in which the server wrote them."""
+    """Return those of the given `members` that a session has, in the order in which the server wrote them."""
     public = {name: value for name, value in session.items() if name in members}
     key = public.get("publicKey")
     if isinstance(key, Mapping):

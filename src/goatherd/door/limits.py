@@ -1,6 +1,6 @@
 """Limits that only the door (the proxy in front of an unmodified GoatDB server) sets on requests. Pure.
 
-The limits that it shares with a Goatherd server are in `goatherd.serving.caller_limits` and
+The limits that the door shares with a Goatherd server are in `goatherd.serving.caller_limits` and
 `goatherd.admission.requests`.
 """
 

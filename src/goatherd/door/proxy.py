@@ -1,7 +1,7 @@
 """Handle each request of the door: check it, pass it on to the server, and answer.
 
-The module is an ASGI application for `goatherd.serving.listener`, which reports when a caller disconnects. The rules
-are in `request_checks`, `trusted_sessions` and `commit_index`; this module applies them in order.
+The module is an ASGI application for `goatherd.serving.listener`, which reports when a caller disconnects. It applies
+the checks of `request_checks`, `trusted_sessions` and `commit_index`, in this order.
 
 Rules: four kinds of request are read whole and checked (`/batch-sync`, `/auth/session`, `/auth/send-login-email`,
 `/auth/temp-login`); all others stream in both directions, and so do answers. Hop-by-hop headers are removed, and each
@@ -119,7 +119,7 @@ class Proxy:
         private: Whether only roots may write to ``/sys/*`` and only the owner to ``/user/<id>``.
         header_rewriter: Rewrites the headers of the server's answer.
         report: Called for each rejection, with the rule and the reason.
-        report_away: Called for each request that failed because the server did not answer.
+        report_away: Called, with the reason, for each request that failed because the server did not answer.
         own: Answers requests below ``/goatherd/v1/``; None answers them with 404.
         guard: Checks whether a request that was signed for one server is meant for this one.
     """
@@ -165,7 +165,7 @@ class Proxy:
         """How many requests have reached the server."""
 
     async def aclose(self, grace: float) -> None:
-        """Let deliveries that no request waits for continue for `grace` seconds, then cancel them."""
+        """Let deliveries whose clients have their answer already continue for `grace` seconds, then cancel them."""
         if self._deliveries:
             await asyncio.wait(self._deliveries, timeout=grace)
         for task in list(self._deliveries):
@@ -248,7 +248,7 @@ class Proxy:
         return await self._pass_on(exchange)
 
     async def _answer_own(self, exchange: Exchange) -> None:
-        """Answer a request below ``/goatherd/v1/`` without the server.
+        """Answer a request below ``/goatherd/v1/`` in the door, without passing it on to the server.
 
         SECURITY: the application must not answer in the agent's name (tests/cluster/test_agent_status.py).
         """
@@ -278,7 +278,7 @@ class Proxy:
         await self._stream_answer(exchange, connection, KeyFilter() if is_json else None)
 
     async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
-        """Answer with an application's script, with the door's address in place of the server's."""
+        """Answer with the application's script (``app.js``), with the door's address in place of the server's."""
         status, headers = connection.status, exchange.handed_back(connection.headers)
         try:
             script = await exchange.read_answer(connection, SCRIPT_BYTES, self._timeout)
@@ -361,9 +361,9 @@ class Proxy:
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
 
     async def _answer_client(self, exchange: Exchange, connection: ServerConnection, session_id: str) -> None:
-        """Answer a client with those introductions of roots that it can follow, as `goatherd serve` does.
+        """Answer a client's ``/batch-sync`` with those introductions of roots that the client can follow.
 
-        Introductions of untrusted roots are left out.
+        `goatherd serve` chooses the same ones. Introductions of untrusted roots are left out.
 
         SECURITY: a client cannot be notified that a root was revoked, so the door does not send it such a root
         (tests/cluster/test_door_writers.py).
@@ -392,7 +392,10 @@ class Proxy:
     async def _make_chooser(
         self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
     ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Return a function that selects the introductions of roots for a client; read the server's ones first."""
+        """Return a function that selects the introductions of roots to send to a client.
+
+        If the door does not know all of the `introductions`, read the server's sessions first.
+        """
         if not any(trust.knows_introductions(introductions) for trust in self._trusts):
             with suppress(NodeUnreachableError, NodeRefusedError):
                 async with self._in_time(exchange):
@@ -407,7 +410,7 @@ class Proxy:
         return lambda raws: [each for each in raws if each["k"] not in untrusted]
 
     async def _find_untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
-        """Return which of these roots are untrusted. If a root is new to the door, read the sessions again first."""
+        """Return which of these roots are untrusted. If a root is new to the door, read the server's sessions first."""
         untrusted = root_ids - self._trusted_roots()
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
         if untrusted - revoked - self._left_out.keys():
@@ -454,10 +457,10 @@ class Proxy:
         return envelope
 
     async def _look_up_before_the_body(self, exchange: Exchange, header: str) -> bool:
-        """Look up the session of a large push before its body is read, so that a waiting request takes no memory.
+        """Look up the session that signed a large push before the body is read, so that waiting for it takes no memory.
 
         Returns:
-            Whether the session was looked up.
+            Whether the session was unknown and was looked up in the server's sessions.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
@@ -476,7 +479,7 @@ class Proxy:
     async def _find_requester(
         self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
     ) -> tuple[TrustedSessions | None, Session | None]:
-        """Return the session that sent a request, and its organization; None for an unknown session."""
+        """Return the organization's trusted sessions and the session that sent a request; None for both if unknown."""
         try:
             found = self._find_session(envelope.session_id)
             if found[1] is None and may_look_up:
@@ -498,7 +501,7 @@ class Proxy:
         return None, None
 
     def _known_commits(self, session_id: str) -> KnownCommits:
-        """Return the commits that were verified before in the organization of a session."""
+        """Return the record of the commits that were verified before in the organization of a session."""
         with suppress(RevokedSessionError):
             trust, _ = self._find_session(session_id)
             if trust is not None:
@@ -538,7 +541,7 @@ class Proxy:
             self._repositories.popitem(last=False)
 
     async def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
-        """Verify a request's own signature before the signatures of its commits, if it has many commits."""
+        """Verify the signature of a request with many commits, before the costly check of the commits' signatures."""
         if sum(len(element.commits) for element in elements) <= MANY_COMMITS:
             return
         try:
@@ -548,7 +551,7 @@ class Proxy:
 
     @asynccontextmanager
     async def _in_time(self, exchange: Exchange) -> AsyncIterator[None]:
-        """Limit the block, in which a request is checked, to the time that the client waits.
+        """Limit the ``async with`` block, in which a request is checked, to the time for which a client waits.
 
         Raises:
             NodeUnreachableError: The server did not answer in time.
@@ -561,16 +564,16 @@ class Proxy:
             if not limit.expired():
                 raise
             raise NodeUnreachableError(
-                f"{self._server.url} did not return in time the data that a request is checked with"
+                f"{self._server.url} did not return the data for the check of a request in time"
             ) from None
 
     async def _deliver_push(
         self, exchange: Exchange, trust: TrustedSessions, elements: Sequence[Element], body: bytes, share: Share
     ) -> ServerConnection:
-        """Deliver the commits and return the server's answer.
+        """Deliver the commits of a push to the server, and return the server's answer.
 
-        The last portion, or the only one, is sent in the client's own request. A client that would wait too long is
-        answered earlier: the answer's filter shows it what the server has so far.
+        The last portion, or the only one, is sent in the client's own request. A client that would wait too long gets
+        an answer earlier, whose filter shows the client which commits the server has so far.
         """
         for element in elements:
             if element.left_out:
@@ -617,7 +620,7 @@ class Proxy:
     async def _wait_for_delivery(
         self, exchange: Exchange, delivery: Delivery, running: asyncio.Task[list[Verified]]
     ) -> bool:
-        """Wait for the delivery of all but the last portion; return False if the client must have an answer before."""
+        """Wait until all but the last portion are delivered; return False if the client must get an answer earlier."""
         now = asyncio.get_running_loop().time()
         try:
             await asyncio.wait({running}, timeout=max(exchange.answer_by - now, 0))
@@ -629,7 +632,7 @@ class Proxy:
         return not delivery.is_alone
 
     def _count_early_answer(self, delivery: Delivery) -> None:
-        """Count an answer that is sent before all commits are delivered.
+        """Count an answer that the client gets before all commits of its push are delivered.
 
         Raises:
             NodeUnreachableError: Such an answer is not allowed: the server has stored nothing since the last one, or
@@ -664,7 +667,7 @@ class Proxy:
     def _read_commits(
         self, trust: TrustedSessions, path: str, received: Sequence[ReceivedCommit]
     ) -> tuple[list[tuple[ReceivedCommit, Commit]], list[DroppedError]]:
-        """Return the well-formed commits, and the errors of the others. May be called in any thread."""
+        """Return the received commits that are well-formed, and the errors of the others. Any thread may call this."""
         now_ms = self._clock.now_ms()
         commits, dropped = [], []
         for each in received:
@@ -677,7 +680,7 @@ class Proxy:
     async def _verify_commits(
         self, trust: TrustedSessions, element: Element, received: Sequence[ReceivedCommit], *, may_look_up: bool
     ) -> tuple[list[Verified], bool]:
-        """Return the good commits, and whether a signer is unknown."""
+        """Return the commits that are well-formed and have a valid signature, and whether a signer is unknown."""
         path = element.path
         if element.is_large:
             commits, dropped = await asyncio.to_thread(self._read_commits, trust, path, received)
@@ -809,7 +812,7 @@ class Proxy:
         verify_data(session, envelope, external=email)
 
     def _login_token(self, exchange: Exchange) -> None:
-        """Remove a login token from the request unless a root signed it recently. Without it there is no login."""
+        """Remove the login token from a request unless a root signed it recently; without a token the login fails."""
         query = exchange.target.partition(b"?")[2]
         tokens = parse_qs(query.decode("latin-1")).get("t", [])
         if not tokens:
@@ -836,7 +839,7 @@ class Proxy:
 
 
 class _Verdicts:
-    """Judges the commits of one push in parts. An unknown signer is looked up only once.
+    """Verifies the commits of one push, some at a time. The server's sessions are read for an unknown signer only once.
 
     Args:
         proxy: Verifies the commits.

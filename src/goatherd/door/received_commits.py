@@ -3,8 +3,8 @@
 A client that got no answer in time sends all its commits again. `KnownCommits` remembers the digests of commits whose
 signature was valid, so that the same bytes need neither be parsed nor verified again.
 
-Rules: only bytes that every JSON parser reads in the same way are passed on to the server as they arrived; from other
-bytes, the parsed commit is encoded anew. A commit is recognized only if all its bytes are the same.
+Rules: only bytes that every JSON parser reads in the same way are passed on to the server as they arrived; any other
+commit is parsed and encoded anew. A commit is recognized only if all its bytes are the same.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _HEAD: Final = re.compile(rb'\{(?:"ver":[0-9]{1,16},)?"id":"([A-Za-z0-9_-]{1,64}
 
 
 class ReceivedCommit:
-    """One commit of a request, parsed or not. It may be anything that JSON can express.
+    """One commit of a request, parsed or not, and not checked yet: it may be any JSON value.
 
     Args:
-        raw: The parsed commit; None if it is a known one that has not been parsed.
+        raw: The parsed commit; None for a known commit that has not been parsed.
         source: The body that contains the commit, and the offsets of its first byte and after its last one; None if
             the commit must be encoded anew.
-        known_id: The id of a known commit.
+        known_id: The id of the commit if its bytes were verified before; else None.
     """
 
     __slots__ = ("_digest", "_raw", "_source", "id", "is_known")
@@ -51,7 +51,7 @@ class ReceivedCommit:
 
     @property
     def text(self) -> bytes:
-        """The commit as JSON, as it is passed on."""
+        """The commit as JSON in UTF-8, as it is passed on to the server."""
         if self._source is None:
             self._source = (text := to_json_bytes(self._raw)), 0, len(text)
         data, start, end = self._source
@@ -59,7 +59,7 @@ class ReceivedCommit:
 
     @property
     def digest(self) -> bytes:
-        """The digest of the commit's bytes."""
+        """The SHA-256 of the commit's bytes."""
         if self._digest is None:
             self._digest = hashlib.sha256(self.text).digest()
         return self._digest
@@ -102,7 +102,7 @@ class KnownCommits:
         return entry is not None and entry[2] == signer and entry[0] == commit.digest
 
     def find(self, body: bytes, start: int) -> tuple[str, int] | None:
-        """Return the id of the known commit whose bytes begin at an offset of a body, and the offset of their end."""
+        """Return the id and the end of the verified commit whose bytes begin at an offset of a body; else None."""
         head = _HEAD.match(body, start)
         if head is None:
             return None
@@ -119,7 +119,7 @@ NOTHING_KNOWN: Final = KnownCommits(0)
 
 
 class ReceivedList(RawCommits):
-    """The commits of one sync message in a large body; known ones are not parsed.
+    """The commits of one sync message in a large body. Commits that were verified before are not parsed.
 
     Args:
         data: The body.
@@ -133,7 +133,7 @@ class ReceivedList(RawCommits):
         self._values: dict[int, Any] = {}  # both by the offset of the commit's first byte
 
     def find_known(self, start: int) -> int:
-        """Return the end of the commit that begins at an offset of the body, if it is known; otherwise 0."""
+        """Return the end of the commit that begins at an offset of the body, if it was verified before; otherwise 0."""
         found = self._known.find(self._data, start)
         if found is None:
             return 0

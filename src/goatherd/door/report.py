@@ -1,4 +1,4 @@
-"""Answer the health and metrics requests of monitoring, for a door (reverse proxy) and for the agent of a server.
+"""Answer monitoring's requests for health and metrics, for a door (reverse proxy) and for the agent of a server.
 
 Requests for GoatDB's own ``/healthy`` are passed on to the server. Answers contain only codes, ids and numbers.
 `goatherd.metrics` describes each metric.
@@ -44,9 +44,9 @@ def health_answer(status: SettingsStatus, door: DoorStatus | None, state: str | 
     """Return the answer to ``GET /goatherd/v1/health``: ``ok``, or ``degraded`` and the first reason.
 
     Args:
-        status: The freshness of the identity.
+        status: How current the identity in use is, and whether the last refresh failed.
         door: The door's status; None without a door.
-        state: What the agent does with its server; None without an agent.
+        state: The state of the agent's server, such as ``serving``; None without an agent.
     """
     reason: str | None = None
     if status.is_degraded:
@@ -78,7 +78,7 @@ def door_samples(door: DoorStatus) -> Iterator[MetricSample]:
 
 
 def agent_samples(agent: Mapping[str, Any]) -> Iterator[MetricSample]:
-    """Return the metrics of an agent."""
+    """Return the metrics of an agent: the restarts and the state of its server."""
     yield MetricSample(Metric.SERVER_RESTARTS, agent["restarts"])
     for state in STATES:
         yield MetricSample(Metric.SERVER_STATE, agent["state"] == state, (state,))
@@ -91,9 +91,9 @@ async def metrics_answer(
 
     Args:
         document: The identity document in use.
-        status: The freshness of the identity.
+        status: How current the identity in use is, and whether the last refresh failed.
         door: The door's status; None without a door.
-        agent: What the agent does with its server; None without an agent.
+        agent: The state of the agent, as `Agent.describe` returns it; None without an agent.
 
     Raises:
         MissingExtraError: The library that writes metrics is not installed.
@@ -115,7 +115,7 @@ class DoorAPI:
         settings: The settings from which the door gets its identity.
 
     Attributes:
-        figures: Returns the door's status; None until the door exists.
+        figures: Function that returns the door's status; None until the door exists.
     """
 
     def __init__(self, settings: SettingsProvider) -> None:
@@ -125,7 +125,7 @@ class DoorAPI:
     async def answer_request(
         self, method: str, path: str, query: str, signature: str, body: bytes = b""
     ) -> tuple[int, bytes]:
-        """Answer a request below ``/goatherd/v1/``."""
+        """Answer a request below ``/goatherd/v1/``: return status and body; only health and metrics exist."""
         del query, signature, body
         door = None if self.figures is None else self.figures()
         if method == "GET" and path == HEALTH_PATH:

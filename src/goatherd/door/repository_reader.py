@@ -1,4 +1,4 @@
-"""Read the commits of one repository of the server, as a GoatDB peer does.
+"""Read the commits of one repository of the server, by the sync protocol with which GoatDB peers read.
 
 The reader remembers only the ids of commits. It parses the commits that the server sends, and does not verify them.
 
@@ -71,7 +71,7 @@ class RepositoryReader:
         """Whether the server has lost commits: at the last read it had fewer than it has shown before."""
 
     def drop_all(self) -> None:
-        """Forget all commit ids that are known from earlier reads."""
+        """Forget all commit ids from earlier reads, so that the next read returns every commit."""
         self.ids.clear()
         self._unreturned.clear()
         self._room = _SMALLEST
@@ -90,11 +90,11 @@ class RepositoryReader:
             await self.renew_filter()
 
     def hides_commit(self, commit_id: str) -> bool:
-        """Return whether the filter contains an unknown id by mistake, so that the server would not send its commit."""
+        """Return whether the filter contains an unread id by chance, so that the server would not send its commit."""
         return commit_id not in self.ids and commit_id in self._filter
 
     async def renew_filter(self) -> None:
-        """Build the filter again with new seeds, and so with other false positives."""
+        """Build the filter again with new seeds, so that other ids are false positives."""
         ids, renewed = list(self.ids), self._new_filter(self._room)
         if len(ids) <= SLICE:
             renewed.update(ids)
@@ -106,7 +106,7 @@ class RepositoryReader:
     async def read_new(self) -> list[dict[str, Any]]:
         """Return the commits that are new since the last read, in the server's order.
 
-        If a round fails, the next call returns what the rounds before it have read.
+        A read takes several rounds. If one fails, the next call also returns the commits of the rounds before it.
 
         Raises:
             NodeUnreachableError: The server did not answer.
@@ -133,7 +133,7 @@ class RepositoryReader:
         await self._send_sync(self._filter if self.ids else None, commits)
 
     async def fetch_commits(self, ids: set[str]) -> list[dict[str, Any]]:
-        """Return the commits with these known ids, except those that the server no longer has.
+        """Fetch commits again by their ids, known from earlier reads; leave out those that the server no longer has.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: As `read_new`.
@@ -177,7 +177,7 @@ class RepositoryReader:
 
 
 def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
-    """Return the commits in a server's answer, and the number of commits that the server says it has."""
+    """Return the commits in an answer, and how many the server says it has; None if the answer is malformed."""
     try:
         decoded = orjson.loads(answer)
     except orjson.JSONDecodeError:
@@ -195,7 +195,7 @@ def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
 
 
 class SharedRounds:
-    """Shares a task between callers: one round runs at a time, and one more for all callers that arrived during it.
+    """Share rounds of one task between callers: one round runs at a time, then one more for all that called meanwhile.
 
     Args:
         work: Runs one round.
@@ -208,16 +208,16 @@ class SharedRounds:
         self._next: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Wait for a round of the shared task that began after this call.
+        """Wait until a round of the shared task that began after this call has ended.
 
         Raises:
-            NodeUnreachableError, NodeRefusedError: As `work`.
+            NodeUnreachableError, NodeRefusedError: The round failed with this error.
         """
         # One caller that goes away must not take the round from the others.
         await asyncio.shield(self.start())
 
     def start(self) -> asyncio.Task[None]:
-        """Start a round of the shared task without waiting for it."""
+        """Start a round of the shared task, or schedule one after the running round; return it without waiting."""
         if self._active is None or self._active.done():
             self._active = self._start_task(self._work())
             return self._active
@@ -237,7 +237,7 @@ class SharedRounds:
         await self._work()
 
     async def aclose(self) -> None:
-        """Cancel the running round of the shared task."""
+        """Cancel the running and the scheduled round of the shared task."""
         tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
         for task in tasks:
             task.cancel()

@@ -114,7 +114,7 @@ _LASTING: Final = frozenset(
 
 
 def check_target(path: bytes) -> str:
-    """Return the lower-case path by which the server dispatches.
+    """Check a request's target, and return the lower-case path by which the server chooses the handler.
 
     SECURITY: the server reads URLs as browsers do: it resolves dot segments, also ``%2e``, and reads a backslash as a
     slash, so ``/x/..%5cbatch-sync`` would bypass every other rule. If it resolves the target against a base, as servers
@@ -129,7 +129,7 @@ def check_target(path: bytes) -> str:
 
 
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Return the headers by name; of a repeated header the last one.
+    """Check the request's headers, and return them by name; of a repeated header, the last value.
 
     SECURITY: the server puts the value of ``Host`` into the URL by which it dispatches. A Host with a slash changes the
     path, and an invalid Host makes it throw. It joins repeated headers by commas
@@ -162,7 +162,7 @@ def connection_tokens(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes
 
 
 def check_method(method: str) -> None:
-    """Reject methods for the connection or the proxy itself, which the server does not serve.
+    """Reject the methods CONNECT and TRACE, which address a proxy itself and which the server does not serve.
 
     Raises:
         RefusedError: The method is CONNECT or TRACE.
@@ -173,7 +173,7 @@ def check_method(method: str) -> None:
 
 @lru_cache(maxsize=256)
 def _is_host(text: bytes) -> bool:
-    """Return whether the server can parse a host in a URL (https://url.spec.whatwg.org/#host-parsing)."""
+    """Return whether the server can parse this text as a URL's host (https://url.spec.whatwg.org/#host-parsing)."""
     match = _HOST.fullmatch(text.decode("latin-1"))
     if match is None:
         return False
@@ -196,7 +196,10 @@ def _is_host(text: bytes) -> bool:
 
 
 def _is_label(text: str) -> bool:
-    """Return whether a host name may have this decoded label; some invalid right-to-left ones are accepted."""
+    """Return whether a host name may have this decoded label (part between dots).
+
+    Some invalid right-to-left labels are accepted.
+    """
     if text.isascii() or normalize("NFKC", text.lower()) != text or category(text[0]).startswith("M"):
         return False
     return not any(category(character) in ("Cc", "Cn", "Co", "Cs") for character in text)
@@ -214,7 +217,7 @@ def check_encoding(headers: Mapping[bytes, bytes]) -> None:
     """Reject a compressed body: neither the server nor the door decompresses it, so the door could not check it.
 
     Raises:
-        RefusedError: The body is encoded.
+        RefusedError: The body has a content encoding.
     """
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"identity", b""):
@@ -232,7 +235,7 @@ class Element:
         raw: The element as sent; of a large body without its commits.
         path: The repository's path in its normal form.
         commits: The commits as received.
-        left_out: How many items in its list of commits are not commits, or are too large.
+        left_out: How many items in the element's list of commits are no commits, or are too large.
         is_large: Whether the element came in a large body, so that its commits are checked in a thread.
     """
 
@@ -306,7 +309,7 @@ _MEMBERS: Final = frozenset({"ver", "f", "s", "c", "ad"})
 
 
 def _is_base64(text: str) -> bool:
-    """Return whether a string is base64 with its padding."""
+    """Return whether a string is base64 with correct padding."""
     try:
         pybase64.b64decode(text, validate=True)
     except ValueError:
@@ -383,7 +386,7 @@ def _check_nesting(value: Any, depth: int) -> None:
 
 
 def _check_marks(element: Mapping[str, Any]) -> None:
-    """Reject type markers that the server could decode to another element, message or filter than the door checks.
+    """Reject type markers by which the server could read another element, message or filter than the door has checked.
 
     SECURITY: GoatDB decodes an object with ``__r`` and ``__d`` to the value of ``__d``, and one with ``__t`` and
     ``__v`` to the value of ``__v``; in valid requests only the filter has this form
@@ -444,7 +447,7 @@ def read_commit(
 
 
 def _check_ancestors(commit: Commit) -> None:
-    """Reject data about ancestors that crash GoatDB when it merges; Goatherd's own server accepts them."""
+    """Reject an ancestors filter or count that would crash GoatDB in a merge; Goatherd's own server accepts it."""
     held = commit.ancestors_filter
     if held is not None:
         if not held.seeds:
@@ -475,7 +478,7 @@ _VERDICTS: Final[tuple[tuple[type[GoatherdError], DoorRule], ...]] = (
 
 
 def rule_of(error: GoatherdError) -> DoorRule:
-    """Return the door's rule for an error of the trust pool."""
+    """Return the door's rule that names the reason of a rejection by the trust pool (the trusted sessions)."""
     return next((rule for kind, rule in _VERDICTS if isinstance(error, kind)), DoorRule.SIGNATURE)
 
 
@@ -486,8 +489,8 @@ def check_session_request(body: bytes) -> None:
     """Check the body of ``POST /auth/session``.
 
     Raises:
-        RefusedError: The body is malformed. The answer is GoatDB's own; keys of other curves and points off the curve
-            are 400, too (COMPAT: GoatDB answers 500 after it has stored a session).
+        RefusedError: The body is malformed. The answer is GoatDB's own. Keys of other curves and points off the curve
+            are answered with 400, too (COMPAT: GoatDB answers 500 after it has stored a session).
     """
     try:
         decode_session_request(body)
@@ -498,7 +501,7 @@ def check_session_request(body: bytes) -> None:
 
 
 def read_mail_request(body: bytes) -> tuple[str, str]:
-    """Return the normalized address and the signature of ``POST /auth/send-login-email``.
+    """Return the normalized email address and the signature in the body of ``POST /auth/send-login-email``.
 
     Raises:
         RefusedError: The request is malformed. The answer is GoatDB's own, with 400 in place of 500.

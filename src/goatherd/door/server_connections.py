@@ -1,10 +1,10 @@
-"""Connect to the server by HTTP/1.1, with reused connections and streaming in both directions.
+"""Connect to the server behind the door by HTTP/1.1, with reused connections and streaming in both directions.
 
 The client follows no redirects, keeps no cookies and decodes no bodies. httptools parses the answers, in a fifth of the
 time that httpx2 takes (docs/explanation/door.md).
 
-Rules: a connection is used again only after a complete request and a complete answer, and never when the server has
-closed it. If a reused connection closes before the first byte of the answer, the request is sent again once, on a new
+Rules: a connection is used again only after a complete request and a complete answer, and if the server has not closed
+it. If a reused connection closes before the first byte of the answer, the request is sent again once, on a new
 connection, provided that its whole body is in memory. While a caller does not read its answer, the module does not read
 from the server (flow control).
 """
@@ -142,7 +142,7 @@ class ServerConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def end_exchange(self) -> None:
-        """End the current request and answer. If more data arrives, the connection is closed."""
+        """Mark the current request and answer as complete. If the server sends more data, the connection is closed."""
         self._parser = None
 
     def write(self, data: bytes) -> None:
@@ -150,20 +150,20 @@ class ServerConnection(asyncio.Protocol):
             self._transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until more data may be written."""
+        """Wait until the connection's write buffer has room for more data (flow control)."""
         if self._writable is not None:
             await asyncio.shield(self._writable)
 
     async def read_head(self, limit: float) -> None:
-        """Wait for the answer's status and headers.
+        """Wait for the status and the headers of the server's answer.
 
         Raises:
             LostError: The connection ended.
-            TimeoutError: They did not arrive within `limit` seconds.
+            TimeoutError: No data arrived for `limit` seconds.
         """
         while not self._has_head:
             if self._is_lost:
-                raise LostError("the server closed the connection", is_untouched=not self._bytes_in)
+                raise LostError("the server closed the connection before it answered", is_untouched=not self._bytes_in)
             await self._wait_for_data(limit)
 
     async def read_body(self, limit: float) -> AsyncIterator[bytes]:
@@ -190,7 +190,7 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the whole answer has arrived."""
+        """Whether the whole answer has arrived and its body was read."""
         return self._is_complete and not self._chunks
 
     @property
@@ -243,11 +243,11 @@ class ServerConnections:
         connect_timeout: Timeout for opening a connection.
 
     Attributes:
-        server_generation: Number that changes whenever no connection is open. A process that ends closes all of its
-            connections, so as long as the number is the same, the server is the same process.
+        server_generation: Number that rises whenever the last open connection closes. A process that ends closes all of
+            its connections, so while the number stays the same, the server is the same process.
 
     Raises:
-        ConfigurationError: The URL has another form.
+        ConfigurationError: The URL is not of this form.
     """
 
     def __init__(self, url: str, *, connect_timeout: timedelta = timedelta(seconds=5)) -> None:
@@ -280,17 +280,17 @@ class ServerConnections:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the server speaks TLS."""
+        """Whether the connections to the server use TLS."""
         return self._tls is not None
 
     @property
     def names(self) -> tuple[bytes, ...]:
-        """The URLs by which a server at this address names itself as long as it knows no public URL."""
+        """The URLs that the server may use for itself if its application sets no public URL."""
         hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
         return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
 
     def is_at(self, host: str, port: int) -> bool:
-        """Return whether a listener on `host` and `port` of this machine would have the server's address."""
+        """Return whether a listener on `host` and `port` of this machine would listen at the server's own address."""
         mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
         return port == self._port and self._host in mine
 
@@ -337,7 +337,7 @@ class ServerConnections:
         return connection, False
 
     def release_connection(self, connection: ServerConnection) -> None:
-        """Take back a connection from the caller; one with an unfinished exchange is closed."""
+        """Take back a connection from the caller: keep it for reuse, or close it if its exchange is unfinished."""
         self._busy.discard(connection)
         if connection.is_usable and len(self._idle) < IDLE_CONNECTIONS:
             connection.end_exchange()

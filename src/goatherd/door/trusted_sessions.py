@@ -59,7 +59,7 @@ class TrustedSessions:
 
     Args:
         org: The organization's id.
-        identity: Current session, roots, revocations: an identity document.
+        identity: The identity document: current root, trusted roots and revocations.
         trusted: Sessions to trust without verification, as the server does (``trustedSessions`` of its settings).
         clock: Supplies the current time.
     """
@@ -83,7 +83,7 @@ class TrustedSessions:
         """Why the last attempt to read the server's sessions failed."""
 
     def adopt_identity(self, identity: TrustSource) -> None:
-        """Adopt a new identity document; known sessions stay, revocations take effect immediately."""
+        """Adopt a new identity document; known sessions stay known, and revocations take effect immediately."""
         self.pool.adopt_document(identity)
         self._coordinates = None
 
@@ -101,17 +101,17 @@ class TrustedSessions:
     def pause(self) -> timedelta:
         """How long to wait between two reads: five times as long as a read takes, up to `LONGEST_PAUSE`.
 
-        The quicker one of the last two reads counts, because the server may have stalled during the other.
+        The shorter of the last two reads counts, because the server may have stalled during the longer one.
         """
         return min(max(PAUSE, 5 * min(self._took, self._took_before)), LONGEST_PAUSE)
 
     @property
     def session_count(self) -> int:
-        """Number of sessions that the server is known to hold."""
+        """Number of sessions that were read from the server."""
         return 0 if self._reader is None else len(self._reader.ids)
 
     def holds_commit(self, commit_id: str) -> bool:
-        """Return whether the server's ``/sys/sessions`` is known to hold a commit."""
+        """Return whether a commit with this id was read from the server's ``/sys/sessions``."""
         return self._reader is not None and commit_id in self._reader.ids
 
     def refresh_soon(self) -> None:
@@ -127,7 +127,7 @@ class TrustedSessions:
         await self._rounds.run()
 
     async def look_up(self) -> None:
-        """Read the server's sessions for a waiting request, at most for as long as a client waits.
+        """Read the server's sessions for a request that waits; give up after the time for which a client waits.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: The sessions cannot be read, or not in time. The read continues.
@@ -178,7 +178,7 @@ class TrustedSessions:
             self._introductions.extend([commit])
 
     def root_coordinates(self) -> frozenset[bytes]:
-        """Return the ``x`` of every root's public key, in base64url. The result is cached for a few seconds."""
+        """Return the base64url coordinate ``x`` of each root's public key. The result is cached for a few seconds."""
         now = self.clock.monotonic()
         if self._coordinates is None or now - self._coordinates[0] > REMEMBER.total_seconds():
             found = frozenset(root.public_key.to_jwk()["x"].encode() for root in self.pool.roots)
@@ -188,7 +188,7 @@ class TrustedSessions:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def find_session(self, session_id: str) -> Session | None:
-        """Return the session with this id if it is known now; reads nothing from the server.
+        """Return the session with this id; None if the door does not know it yet. Nothing is read from the server.
 
         Raises:
             RevokedSessionError: The session is revoked.
@@ -201,7 +201,7 @@ class TrustedSessions:
             return None
 
     def is_root(self, session_id: str, public_key: PublicKey) -> bool:
-        """Return whether clients may learn of this root: it is trusted, not revoked, and has this key."""
+        """Return whether the door may name this root to clients: it is trusted, not revoked, and has this key."""
         try:
             return self.pool.get_root(session_id).public_key == public_key
         except VerificationError:
@@ -249,10 +249,11 @@ class TrustedSessions:
         *,
         are_large: bool = False,
     ) -> list[VerificationError | None]:
-        """Verify commits, as received and decoded, for one repository; one verdict per commit, None for a good one.
+        """Verify the commits of one repository; return one verdict per commit, None for a good one.
 
-        An unknown signer is looked up once, or not at all. Session commits are verified in their order, and each good
-        one counts for those after it. If the other commits may be large, even a few of them are verified in a thread.
+        If a signer is unknown and `may_look_up` is true, the server's sessions are read once. Session commits are
+        verified in their order, and each good one counts for those after it. If the other commits may be large
+        (`are_large`), even a few of them are verified in a thread.
 
         Raises:
             NodeUnreachableError, NodeRefusedError: A signer is unknown, and the server cannot be read.
@@ -293,7 +294,7 @@ class TrustedSessions:
     def _find_unknown(
         self, commits: Sequence[tuple[ReceivedCommit, Commit]], signers: Sequence[Session | None]
     ) -> list[int]:
-        """Return the positions of the commits that were not verified before for the session that they name."""
+        """Return the positions of the commits whose bytes were not verified before with the session that they name."""
         is_valid = self.known_commits.is_valid
         pairs = zip(commits, signers, strict=True)
         return [index for index, ((received, _), signer) in enumerate(pairs) if not is_valid(received, signer)]

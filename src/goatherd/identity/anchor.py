@@ -1,13 +1,15 @@
 """The anchor of an identity: a root whose key is in an HSM or a KMS, and which alone says which roots may sign.
 
 Pure. `AnchorRecord` names the anchor in the identity document. The root that signs every day is then a *working root*:
-an ordinary local key with a short life, endorsed by the anchor. A server that uses an identity with an anchor follows
-only the anchor's word (`goatherd.identity.succession`; the rules are in docs/explanation/anchor.md).
+an ordinary local key with a short life, endorsed by the anchor. A server that uses an identity with an anchor trusts
+only roots that the anchor has endorsed or introduced (`goatherd.identity.succession`; the rules are in
+docs/explanation/anchor.md).
 
-The role itself passes on by an `AnchorChange`: the anchor's signed statement that another root is the anchor from now
-on, or that a root needs no anchor. An endorsement is not enough for that, because every working root has one.
+The role of the anchor ends by an `AnchorChange`: the anchor's signed statement that another root is the anchor from now
+on, or that a given root signs without an anchor. An endorsement by the anchor does not end the role, because every
+working root has one.
 
-The signer itself is not used here: the functions return the text to sign, and take signatures as arguments.
+This module does not call the HSM or KMS: its functions return the text to sign, and take signatures as arguments.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ MAX_SIGNER_CHARACTERS: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorRecord:
-    """The anchor as the identity document names it.
+    """The entry for the anchor (the root that alone says which roots may sign) in an identity document.
 
     Attributes:
         id: Session id of the anchor; its public half is among the roots.
-        signer: URI of the signer that holds its key. It contains no credential.
+        signer: URI of the signer (the HSM or KMS) that holds the anchor's key. It contains no credential.
         extra: Members of the JSON that this version of Goatherd does not know.
     """
 
@@ -49,14 +51,15 @@ class AnchorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorChange:
-    """The anchor's signed statement that its role ends: `to` is the next anchor, or root `root` needs no anchor.
+    """The anchor's signed statement that its role ends: root `to` is the next anchor, or root `root` signs without one.
 
     Attributes:
         by: Id of the anchor that has signed.
         to: Id of the next anchor; None if there is none.
         root: Id of the root that signs without an anchor; None if `to` is given.
-        until: The last generation of the document for which the statement counts; None for no limit. A statement that
-            only makes a roll-back possible is limited, so that it is worthless after the rotation.
+        until: The last generation of the identity document for which the statement counts; None for no limit. A
+            statement that only makes the rollback of a rotation possible has a limit, so that it is worthless after the
+            rotation.
         signature: A signature string in GoatDB's format.
         extra: Members of the JSON that this version of Goatherd does not know; they are not signed.
     """
@@ -73,20 +76,21 @@ class AnchorChange:
         return {**{name: value for name, value in members.items() if value is not None}, **self.extra}
 
     def counts_at(self, generation: int) -> bool:
-        """Return whether the statement counts for a document of this generation."""
+        """Return whether the statement counts for an identity document of this generation (see `until`)."""
         return self.until is None or generation <= self.until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorWord:
-    """The anchor's signatures for one write of the identity document, collected before the document is made.
+    """The anchor's signatures for one change of the identity document, collected before the new document is made.
 
     Attributes:
-        anchor: The anchor from the moment at which the next root signs; None if there is none then.
-        session: The anchor's root session; None if there is no anchor then.
-        endorsements: Endorsements by this anchor and by the anchor before it.
-        changes: The changes of the anchor that begin with the next root.
-        proofs: For each root that is revoked, by id, the anchor's signature of the revocation.
+        anchor: The anchor from the time at which the next root is the current root; None if there is no anchor then.
+        session: The root session of `anchor`; None if `anchor` is None.
+        endorsements: Endorsements of roots, by this anchor and by the anchor that it replaces.
+        changes: The statements by which the role of the anchor passes on, or passes back if the rotation is rolled
+            back.
+        proofs: The anchor's signature over the revocation of each root that is revoked, by the id of that root.
     """
 
     anchor: AnchorRecord | None
@@ -98,7 +102,7 @@ class AnchorWord:
 
 @dataclass(frozen=True, slots=True)
 class AnchoredTrust:
-    """Which roots may introduce other roots, in an identity with an anchor.
+    """Which roots may introduce other roots, in an identity with an anchor (a root that says which roots may sign).
 
     Attributes:
         anchors: Ids of the roots that are, were, or will be the anchor.
@@ -116,7 +120,7 @@ def change_text(by_id: str, subject: Session, *, is_anchor: bool, until: int | N
         by_id: Id of the anchor that signs.
         subject: The next anchor, or the root that needs no anchor.
         is_anchor: Whether `subject` is the next anchor.
-        until: As `AnchorChange.until`.
+        until: The last generation of the identity document for which the statement counts; None for no limit.
     """
     return signed_text(by_id, _change_statement(subject, is_anchor=is_anchor, until=until), None)
 
@@ -129,13 +133,16 @@ def _change_statement(subject: Session, *, is_anchor: bool, until: int | None) -
 
 
 def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> None:
-    """Check that anchor `by` has signed the change to `subject`, the next anchor or the root that needs none.
+    """Check that anchor `by` has signed that its role ends: `subject` is the next anchor, or signs without one.
 
     Raises:
-        SuccessionError: The ids differ, the signature covers other data, or it was made after `by` had expired.
+        SuccessionError: The change names other roots, its signature covers other data, or it was signed after `by` had
+            expired.
     """
     if change.by != by.id or subject.id != (change.to or change.root) or subject.id == by.id:
-        raise SuccessionError(f"the change of the anchor {change.by} names other roots")
+        raise SuccessionError(
+            f"the change of the anchor must lead from root {by.id} to root {subject.id}, but names other roots"
+        )
     _verify_change(change.signature, by, subject, change.to is not None, change.until)
 
 
@@ -166,7 +173,7 @@ def _revocation_statement(revoked_id: str, at: int) -> dict[str, Any]:
 
 
 def is_revocation_signed(signature: str, *, anchor: Session, revoked_id: str, at: int) -> bool:
-    """Return whether `signature` is the anchor's valid signature of exactly this revocation."""
+    """Return whether the anchor has signed in `signature` that root `revoked_id` is revoked at `at` (ms since 1970)."""
     try:
         envelope = parse_signature(signature)
         if envelope.data is not UNDEFINED:

@@ -79,11 +79,12 @@ class RotationRecord:
         to_id: Id of the next root.
         started_at: When the rotation was started, in milliseconds since 1970.
         started_by: The user and machine that started the rotation; human-readable.
-        phase_at: When the phase began, in milliseconds since 1970.
-        stable_version: The store's version id of the document to roll back to.
+        phase_at: When `phase` began, in milliseconds since 1970.
+        stable_version: The version id, in the store, of the identity document to roll back to.
         is_restore: Whether `to_id` is a previous root that is restored, and not a new one.
-        anchor: The anchor from the activation on; None if the rotation does not change the anchor.
-        removes_anchor: Whether there is no anchor from the activation on.
+        anchor: The new anchor (the root that says which roots may sign), which replaces the present one at the
+            activation; None if the rotation brings no new anchor.
+        removes_anchor: Whether the activation removes the anchor and brings no new one.
         extra: Members of the JSON that this version of Goatherd does not know.
     """
 
@@ -147,10 +148,11 @@ class IdentityDocument:
         version: The version of the document's format.
         generation: Rises by one with every write; 0 if the JSON has none.
         current: The current root, with its private key; in direct mode that key is in an HSM or a KMS.
-        roots: The public halves of all trusted roots, including the current one and the anchor.
+        roots: The public halves of all listed roots, including the current one, the anchor and revoked roots.
         anchor: The root that alone says which roots may sign, and the URI of the signer that holds its key; None if
             the current root itself endorses the next one.
-        anchor_changes: How the role of the anchor passed on, oldest first; their number is limited.
+        anchor_changes: The signed statements by which the role of the anchor passed to another root, oldest first; only
+            the latest are kept.
         next: The next root, with its private key; set only during a rotation before activation.
         last_updated: When the document was last written, in milliseconds since 1970.
         rotated_from: Id of the previous root.
@@ -158,10 +160,10 @@ class IdentityDocument:
         rotation: The rotation in progress, or None.
         endorsements: The signatures by which one root endorses another, oldest first.
         revoked: The revoked roots.
-        history: Past events, oldest first. The number is limited, except for one retirement record for each of `roots`.
+        history: Past events, oldest first. Only the latest are kept, and one retirement record for each of `roots`.
         pruned: Number of previous roots that were removed from the document; commits in ``/sys/sessions`` introduce
             them.
-        lineage: The digests of the document's latest earlier generations; None if the JSON names none.
+        lineage: The digests of the document's latest predecessors (earlier generations); None if the JSON names none.
         signature: The current root's signature over the document; None in a document that Goatherd 0.1.0 wrote. Not
             compared, because two signatures over one document differ.
         extra: Top-level members that this version of Goatherd does not know.
@@ -213,21 +215,27 @@ class IdentityDocument:
 
     @property
     def next_anchor(self) -> AnchorRecord | None:
-        """The anchor once the next root signs; the anchor itself if no rotation that changes it is in progress."""
+        """The anchor after the activation of the rotation in progress; None if the identity has no anchor then.
+
+        The present anchor, if no rotation that changes it is in progress.
+        """
         if self.rotation is None or (self.rotation.anchor is None and not self.rotation.removes_anchor):
             return self.anchor
         return self.rotation.anchor
 
     @property
     def anchor_ids(self) -> frozenset[str]:
-        """The ids of the roots that are the anchor, were it, or will be it once the next root signs."""
+        """The ids of the present anchor, of the anchor after a rotation, and of those that `anchor_changes` names."""
         found = {one.id for one in (self.anchor, self.next_anchor) if one is not None}
         for change in self.anchor_changes:
             found |= {change.by} if change.to is None else {change.by, change.to}
         return frozenset(found)
 
     def is_endorsed_to_sign(self, root_id: str, anchor: AnchorRecord) -> bool:
-        """Return whether an anchor has endorsed a root as a new working root, not only as one that signed before it."""
+        """Return whether an anchor has endorsed a root to sign, as a new working root.
+
+        An endorsement of a root that was trusted before the anchor (`IntroducedBy.is_earlier`) does not count.
+        """
         return any(
             one.by == anchor.id and one.of == root_id and one.commit is not None and not one.commit.is_earlier
             for one in self.endorsements
@@ -235,7 +243,7 @@ class IdentityDocument:
 
     @property
     def anchored_trust(self) -> AnchoredTrust | None:
-        """Which of the identity's roots may introduce other roots; None if it has no anchor."""
+        """Which of the identity's roots may introduce other roots; None if the identity has no anchor, and each may."""
         if self.anchor is None and self.next_anchor is None:
             return None
         anchors = self.anchor_ids
@@ -282,20 +290,21 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
     """
     if not isinstance(raw, bytes | str):
         raise TypeError(
-            f"an identity document must be bytes or a string, not {type(raw).__name__} (reveal() gives its bytes)"
+            f"an identity document must be bytes or a string, not {type(raw).__name__}"
+            " (SecretValue.reveal() returns the bytes)"
         )
     return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
 
 
 def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
-    """Check an identity document that is already parsed into JSON values, and return it; see `decode_document`."""
+    """Decode and check an identity document that is already parsed into JSON values, as `decode_document` does."""
     if "trustedSessions" in tree:
         raise MalformedIdentityError(
             "user sessions (trustedSessions) do not belong in an identity document",
             hint="`goatherd migrate` makes an identity document from a settings.json.",
         )
     if tree.get("version") != VERSION or isinstance(tree.get("version"), bool):
-        raise MalformedIdentityError(f"version is not {VERSION}")
+        raise MalformedIdentityError(f"version is not {VERSION}, the format that this version of Goatherd reads")
     _refuse_private_keys(tree)
     decoded: dict[str, Any] = {"version": VERSION}
     for name, (attribute, reader) in _MEMBERS.items():
@@ -314,10 +323,12 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
 
 
 def _name_signers(decoded: dict[str, Any]) -> None:
-    """Let a root without a private key in the document sign with the signer of the anchor that it is.
+    """Set the anchor's signer as the signer of a current or next root that has no private key in the document.
+
+    Such a root is the anchor itself, whose key is in an HSM or a KMS (direct mode).
 
     Raises:
-        MalformedIdentityError: A root without a private key is not the anchor.
+        MalformedIdentityError: A current or next root without a private key is not the anchor.
     """
     rotation = decoded.get("rotation")
     records = (decoded.get("anchor"), None if rotation is None else rotation.anchor)
@@ -381,20 +392,20 @@ def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Sess
     key = value.get("publicKey")
     if isinstance(key, Mapping) and key.get("kty") == "OKP":
         raise NewerKeyError(
-            f"{where}.publicKey is an Ed25519 key: a newer GoatDB's key; Goatherd supports GoatDB 0.5.1, whose keys are"
-            " P-384"
+            f"{where}.publicKey is an Ed25519 key, which is a newer GoatDB's key; Goatherd supports GoatDB 0.5.1, whose"
+            " keys are P-384"
         )
     read_id(value.get("id"), f"{where}.id")
     if value.get("owner") is not None:
         read_text(value["owner"], f"{where}.owner")
     expiration = value.get("expiration")
     if isinstance(expiration, bool) or not isinstance(expiration, int | float) or not 0 < expiration <= _MAX_MS:
-        raise MalformedIdentityError(f"{where}.expiration must be a date")
+        raise MalformedIdentityError(f"{where}.expiration must be a time in seconds since 1970")
     session = _session_or_none(value, is_key_checked)
     if session is None:
         raise MalformedIdentityError(f"{where}.publicKey must be the JWK of a P-384 public key")
     if session.expiration_ms > _MAX_MS:
-        raise MalformedIdentityError(f"{where}.expiration must be a date")
+        raise MalformedIdentityError(f"{where}.expiration must be a time in seconds since 1970")
     return session
 
 
@@ -430,7 +441,10 @@ def read_owned(value: Any, where: str) -> OwnedSession:
 
 
 def _read_signing_root(value: Any, where: str) -> OwnedSession:
-    """Read a root that signs: with its private key, or in direct mode without one. `_name_signers` completes it."""
+    """Read the current or the next root, which signs, from its JSON object.
+
+    In direct mode the root has no private key in the document, and `_name_signers` sets its signer afterwards.
+    """
     if isinstance(value, Mapping) and "privateKey" not in value:
         session = read_session(value, where)
         return OwnedSession(session=session, signer=RemoteKey(session.public_key, ""))
@@ -509,7 +523,9 @@ def _read_introduced_by(value: Any, where: str) -> IntroducedBy:
     member = _read_object(value, where)
     earlier = member.get("earlier", False)
     if not isinstance(earlier, bool) or set(member) - {"ts", "org", "earlier"}:
-        raise MalformedIdentityError(f"{where} must have the members ts, org and earlier, and no others")
+        raise MalformedIdentityError(
+            f"{where} must have only the members ts, org and, optionally, earlier (true or false)"
+        )
     return IntroducedBy(
         ts=_read_generation(member.get("ts"), f"{where}.ts"),
         org=read_text(member.get("org"), f"{where}.org"),
@@ -533,7 +549,7 @@ def _read_anchor_changes(value: Any, where: str) -> tuple[AnchorChange, ...]:
         member = _read_object(item, position)
         to, root, until = member.get("to"), member.get("root"), member.get("until")
         if (to is None) == (root is None):
-            raise MalformedIdentityError(f"{position} must have either the member to or the member root")
+            raise MalformedIdentityError(f"{position} must have exactly one of the members `to` and `root`")
         result.append(
             AnchorChange(
                 by=read_id(member.get("by"), f"{position}.by"),
@@ -691,9 +707,9 @@ def _check_rotation(document: IdentityDocument) -> None:
             raise MalformedIdentityError("there is a nextSession but no rotation")
         return
     if rotation.from_id == rotation.to_id:
-        raise MalformedIdentityError("the rotation leads from a root to itself")
+        raise MalformedIdentityError("the rotation leads from a root to itself: members `from` and `to` must differ")
     if document.find_root(rotation.from_id) is None:
-        raise MalformedIdentityError("the rotation's member from is not among the roots")
+        raise MalformedIdentityError("the root that the rotation's member `from` names is not among the roots")
     if rotation.phase in (Phase.PREPARED, Phase.PUBLISHED):
         if following is None:
             raise MalformedIdentityError(f"the rotation is {rotation.phase} but there is no nextSession")
@@ -729,10 +745,12 @@ def _check_proofs(document: IdentityDocument) -> None:
         revoked, successor = document.find_root(revocation.id), document.find_root(revocation.successor or "")
         try:
             if revoked is None or successor is None:
-                raise SuccessionError("a session that is not among the roots")
+                raise SuccessionError("the revocation names a session that is not among the roots")
             verify_proof(revocation, revoked=revoked, successor=successor)
         except SuccessionError:
-            raise MalformedIdentityError(f"the proof of revoked[{index}] has an invalid signature") from None
+            raise MalformedIdentityError(
+                f"the proof of revoked[{index}] names an unlisted root or has an invalid signature"
+            ) from None
 
 
 def _check_anchor(document: IdentityDocument) -> None:
@@ -745,13 +763,15 @@ def _check_anchor(document: IdentityDocument) -> None:
         if document.find_root(record.id) is None:
             raise MalformedIdentityError(f"{name} is not among the roots")
         if record.id in document.revoked_ids or record.id in local:
-            raise MalformedIdentityError(f"{name} must be neither revoked nor a root whose private key is stored")
+            raise MalformedIdentityError(
+                f"{name} names {record.id}; it must be neither a revoked root nor one whose private key is stored"
+            )
     for owned, anchor, name in (
         (document.current, document.anchor, "currentSession"),
         (document.next, authority, "nextSession"),
     ):
         if owned is not None and owned.is_remote and (anchor is None or anchor.id != owned.id):
-            raise MalformedIdentityError(f"{name} has no private key, and is not the anchor")
+            raise MalformedIdentityError(f"{name} must have a private key, because it is not the anchor")
     # SECURITY: without the anchor's signature no root may sign (tests/unit/identity/test_anchor.py).
     for owned, anchor, name in (
         (document.current, document.anchor, "currentSession"),
@@ -798,7 +818,10 @@ def document_digest(document: IdentityDocument) -> str:
 
 
 def source_digest(document: IdentityDocument) -> str:
-    """Return the SHA-256 of the JSON from which an identity document was decoded, even if it was changed since."""
+    """Return the SHA-256, hexadecimal, of the JSON from which an identity document was decoded.
+
+    Later changes of the document do not count. A document that was not decoded has its `document_digest`.
+    """
     if document.source is None:
         return document_digest(document)
     return hashlib.sha256(to_pretty_json(document.source.tree)).hexdigest()
@@ -914,6 +937,6 @@ def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 def normalize_document(document: IdentityDocument) -> IdentityDocument:
     """Encode an identity document and decode it again.
 
-    The result is fully checked and keeps none of the earlier JSON.
+    The result has passed every check, and keeps nothing of the JSON from which `document` was decoded.
     """
     return decode_document(encode_document(document))

@@ -1,22 +1,25 @@
 """Choose which root introductions to send to a GoatDB client, and in which order, so that it trusts every root.
 
-Pure; used by `goatherd serve` and by the door (the proxy in front of a server). A server, which signs as a root, gets
-all introductions.
+An introduction is a commit of ``/sys/sessions`` by which one root declares another trusted. `goatherd serve` and the
+door (the proxy in front of a server) use this module. Another server, which signs its requests as a root, gets all
+introductions. Pure.
 
 COMPAT: a GoatDB client evaluates a commit of ``/sys/sessions`` when the commit arrives, but not if the client already
 holds a child of that commit. If a root that the client trusts has signed the commit, the client trusts the session in
 it; otherwise it tries again only at its next start. The client reports what it holds by a Bloom filter, which can have
 false positives. Hence four rules:
 
-1. Introductions are sent before other commits, each after the introduction of its signer, beginning with the root under
-   which the client was created. A client that was created under a working root has also got the anchor of that root.
-2. If the client lacks an introduction, it also gets those of the `MARGIN` roots before and all later ones, even if its
-   filter contains them: the client ignores an introduction that arrives before that of its signer.
+1. Introductions are sent before other commits, each after the introduction of its signer. The first ones are signed by
+   the root under which the client was created. A client that was created under a working root (one that an anchor
+   endorses) trusts the anchor of that root from its creation, too.
+2. If the client lacks the introduction of a root, it also gets those of the `MARGIN` roots before that root and of all
+   later roots, even if its filter contains them: the filter can be wrong, and the client ignores an introduction that
+   arrives before that of its signer.
 3. A child of an introduction by which the client learns a root is never sent, because the client would then ignore that
    introduction. The child adds nothing that the client needs. (Cross-signatures of earlier builds of Goatherd are such
    children, see ADR 17.)
-4. An introduction is not sent if this server does not trust its root, or does not yet hold the introductions that lead
-   to its signer.
+4. An introduction is not sent if this server does not trust the introduced root, or does not yet hold the introductions
+   that lead to its signer.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class Route:
     """The order in which a client learns a cluster's roots from their introductions, starting from one known root.
 
     Attributes:
-        steps: For each root, the introductions from which the client learns it, all signed by the same root.
+        steps: One tuple for each root that the client learns: the introductions of that root, all signed by one other
+            root.
         rest: The other introductions; after `steps` the client knows their signers.
     """
 
@@ -50,8 +54,8 @@ class Route:
     def children(self) -> frozenset[str]:
         """The ids of the introductions that have an introduction of `steps` as their parent commit.
 
-        Merge commits are not included. A client crashes if it holds two different commits that create the same item,
-        but not their merge.
+        These introductions are not sent. Merge commits (with two parents) are not included, so they are sent: a client
+        crashes if it holds two different commits that create the same item, but not their merge.
         """
         taken = {commit.id for step in self.steps for commit in step}
         return frozenset(one.id for one in self.rest if len(one.parents) == 1 and one.parents[0] in taken)
@@ -69,7 +73,10 @@ class RootIntroductions:
         self._commits += [commit for commit in commits if claims_root(commit)]
 
     def for_peer(self, missing: Sequence[Commit]) -> list[Commit]:
-        """Return session commits in the order to send them to another server: introductions of roots first, by time."""
+        """Return session commits in the order to send them to another server: introductions of roots first.
+
+        Each introduction of a root comes after the introduction of its signer.
+        """
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
@@ -135,9 +142,10 @@ def _build_route(introductions: Sequence[Commit], *start: str) -> Route:
 
 
 def _find_anchors(introductions: Sequence[Commit], root_id: str, anchors: Collection[str]) -> tuple[str, ...]:
-    """Return the anchors that have introduced a root as a new working root, and so were roots before it signed.
+    """Return the anchors that a client which was created under root `root_id` has trusted from its creation.
 
-    No root introduces the first root of an identity, nor an anchor that the identity has from the beginning.
+    They have introduced that root as a new working root. If no root has introduced it, it is the first root of the
+    identity; then they are the anchors that no root has introduced, which the identity has had from the beginning.
     """
     first, ids = introduction_id(root_id), {one.id for one in introductions}
     if first not in ids:
@@ -146,7 +154,7 @@ def _find_anchors(introductions: Sequence[Commit], root_id: str, anchors: Collec
 
 
 def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:
-    """Return the id of the oldest root among `among` (or among all): the root from which the others were introduced."""
+    """Return the id of the oldest root in `among` (if empty, of all roots): the root that led to the others."""
     if len(among) == 1:
         return next(iter(among))
     if not introductions:

@@ -1,8 +1,8 @@
 """Calculate how soon the current root expires, and when each previous root last signed.
 
 Pure. A cluster whose root has expired accepts no new client. So the stages of urgency begin early: with the default
-lifetime, each leaves the operator weeks to rotate. If the root's lifetime is known, the stages are fractions of it, so
-that a short-lived root is not urgent on its first day.
+lifetime, each stage leaves the operator weeks to rotate. If the root's lifetime is known, the stages are fractions of
+it, so that a short-lived root is not urgent on its first day.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ left, so at half of that the renewal has failed for a long time."""
 
 
 def working_life(document: IdentityDocument) -> timedelta | None:
-    """Return the lifetime of the current root if an anchor has endorsed it; None without an anchor, or if it signs."""
+    """Return the lifetime of a current root that an anchor has endorsed.
+
+    Return None if the identity has no anchor, or if the current root is the anchor itself (direct mode).
+    """
     anchor, current = document.anchor, document.current
     if anchor is None or document.is_direct:
         return None
@@ -89,9 +92,9 @@ def time_left(document: IdentityDocument, now_ms: int) -> timedelta:
 
 
 def is_fresh_and_short(document: IdentityDocument) -> bool:
-    """Return whether an identity had at most 30 days left when it was created, and its root was never rotated since.
+    """Return whether an identity's root had at most 30 days left at its creation and was never rotated since.
 
-    This is the case after `goatherd migrate` has converted a GoatDB server's identity.
+    This is the case after `goatherd migrate` has converted a GoatDB server's identity, whose root lives for 30 days.
     """
     if document.rotated_at is not None or document.generation > 1 or document.last_updated is None:
         return False
@@ -135,9 +138,9 @@ def roots_with_keys(document: IdentityDocument) -> tuple[tuple[str, int], ...]:
 def last_signed_ms(document: IdentityDocument, session_id: str) -> int:
     """Return when a root last signed, in milliseconds since 1970; the root's grace period starts then.
 
-    The time is taken from the history, whose oldest entries are dropped. A root that the history does not name last
-    signed before the last rotation or, if there was none, before the document was last written. A cancelled restore
-    does not count: the previous root signed nothing.
+    The time is taken from the history, whose oldest entries are dropped. For a root that the history does not name, it
+    is the latest possible time: that of the last rotation or, if there was none, of the last write of the document. A
+    cancelled restore of a previous root does not count, because that root signed nothing.
     """
     named = [entry for entry in document.history if session_id in (entry.from_id, entry.to_id)]
     signed = [entry.at for entry in named if not (entry.event == "cancelled" and entry.to_id == session_id)]

@@ -1,8 +1,8 @@
 """Find private keys of GoatDB sessions in bytes of any kind: a settings.json, a log, a manifest, a shell script.
 
 Pure. A key is found as JSON, as JSON within a string of JSON, and in base64, as in a Kubernetes Secret. A candidate
-counts only if its public key stands beside it, or the name of its curve, so that a random string is no finding.
-What is found is described by its public key; the private key is not kept.
+counts only if its public key or the name of its curve is near it, so that a random string is not reported. A finding
+describes the public key; the private key is not kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _BASE64: Final = re.compile(rb"[A-Za-z0-9+/_-](?:[A-Za-z0-9+/_-]|\s{1,99}(?=[A-Z
 
 
 def _encodings_of(text: bytes) -> tuple[bytes, ...]:
-    """Return what base64 has for `text` at each of the three positions, without what depends on its neighbours."""
+    """Return what `text` looks like in base64, for each of the three offsets at which a longer text can hold it.
+
+    The characters that also depend on the neighbouring bytes are left out.
+    """
     found = []
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + text)
@@ -48,14 +51,14 @@ _ENCODED_NAMES: Final = _encodings_of(_NAMED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeakedKey:
-    """A private key that was found.
+    """A private key that `find_private_keys` has found; described by its public key.
 
     Attributes:
-        offset: Where it is in the bytes that were searched.
+        offset: Position of the key, in bytes, in what was searched; for a key in base64, of the base64 string.
         fingerprint: Fingerprint of its public key, as ``goatherd show`` prints it.
-        session_id: Id of its session; None if no id stands beside it.
-        is_root: Whether it is said to be a root's.
-        is_settings: Whether it is in a settings file of GoatDB, or in an identity document.
+        session_id: Id of its session; None if there is no id near the key.
+        is_root: Whether the searched content says that the key is a root's; not verified.
+        is_settings: Whether the key is in a settings file of GoatDB or in an identity document.
     """
 
     offset: int
@@ -66,7 +69,7 @@ class LeakedKey:
 
 
 def find_private_keys(content: bytes) -> list[LeakedKey]:
-    """Return the private keys in `content`, in the order of their offsets. Never raises for what the bytes hold."""
+    """Return the private keys in `content`, in the order of their offsets. Never raises, whatever the bytes are."""
     found = {(key.offset, key.fingerprint): key for key in _find_in_text(content)}
     for start, decoded in _decode_base64(content):
         for key in _find_in_text(decoded):
@@ -105,7 +108,7 @@ def _find_in_text(content: bytes) -> Iterator[LeakedKey]:
 
 
 def _decode_base64(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the offset and the decoded bytes of each base64 string that names a private key."""
+    """Yield the offset and the decoded bytes of each base64 string that contains the name ``privateKey``."""
     squeezed = content.translate(None, b" \t\r\n")  # base64 is often wrapped, and the name cut in two
     if not any(name in squeezed for name in _ENCODED_NAMES):
         return

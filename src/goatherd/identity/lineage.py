@@ -1,9 +1,9 @@
-"""A bounded list of digests of an identity document's latest predecessors.
+"""A bounded list of digests of an identity document's latest predecessors (its earlier generations).
 
 Pure. If a store is restored from a backup, a second document with the same generation number can be written; the
 digests tell the two apart. An older release of Goatherd copies the list without adding to it. Each entry names its
-generation, so the list then lacks a generation, but all its entries stay correct. A document that is not in the list
-counts as unknown, not as wrong.
+generation, so such a copy lacks one generation, but all its entries stay correct. An earlier document whose generation
+is not in the list counts as unknown, not as wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lineage:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Lineage:
-        """Read a lineage from the JSON value that `to_json` returned.
+        """Read a lineage from the JSON value that `to_json` returned; an error names the value by `where`.
 
         Raises:
             MalformedIdentityError: The value is not one that `to_json` returns.
@@ -43,9 +43,11 @@ class Lineage:
         entries = []
         for generation, digest in value.items():
             if not _GENERATION.fullmatch(generation):
-                raise MalformedIdentityError(f"each name in {where} must be a generation")
+                raise MalformedIdentityError(f"each name in {where} must be a generation number")
             if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-                raise MalformedIdentityError(f"each value in {where} must be a digest")
+                raise MalformedIdentityError(
+                    f"each value in {where} must be a digest of {DIGEST_CHARACTERS} hexadecimal digits"
+                )
             entries.append((int(generation), digest))
         return cls(tuple(sorted(entries)))
 

@@ -23,14 +23,14 @@ def limit_times(
 ) -> IdentityDocument:
     """Return an identity document in which each timestamp in the future is replaced by the latest possible time.
 
-    The latest possible time is `written_ms`, or `now_ms` if the store has no clock of its own and so recorded the same
-    wrong time. Other timestamps do not change.
+    The latest possible time is `written_ms`. If that is in the future too, because the store has no clock of its own
+    and recorded the same wrong time, it is `now_ms`. Timestamps in the past do not change.
 
     Args:
         document: The identity document as it was read.
         now_ms: Milliseconds since 1970, from a correct clock.
         written_ms: When the document was written, by the store's clock, in milliseconds since 1970.
-        tolerance: A timestamp counts as in the future if it is more than this ahead of `now_ms`.
+        tolerance: How far a timestamp may be ahead of `now_ms` without counting as in the future.
     """
     last_ms = now_ms + milliseconds(tolerance)
     if recorded_ahead_ms(document, last_ms) == 0:

@@ -30,9 +30,7 @@ def days_left(document: IdentityDocument, now_ms: int) -> float:
 
 
 def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
-    """Return warnings for the operator about an identity document, such as a root that expires soon.
-
-    The document is valid.
+    """Return warnings for the operator about a valid identity document, such as a root that expires soon.
     """
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))

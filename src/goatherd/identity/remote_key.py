@@ -1,7 +1,8 @@
 """The key of a root that is in an HSM or a KMS, where each of its signatures is made (direct mode).
 
-Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.remote_keys` makes the
-signatures: it registers itself here when it is imported, because this package knows of no plugin.
+Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.remote_keys` makes the signatures. It
+registers its function here when it is imported, so that this package does not depend on the plugins that call an HSM or
+a KMS.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ Sign = Callable[[str, PublicKey, bytes], bytes]
 
 
 class RemoteKey:
-    """A private key that no process holds. `sign` makes a request to the signer and blocks until the answer.
+    """A private key in an HSM or a KMS, which no process holds. `sign` sends a request and blocks until the answer.
 
     Do not call `sign` on an event loop: `goatherd.remote_keys.sign_aside` calls it in another thread.
 
     Args:
         public_key: The public half, which each signature must match.
         uri: URI of the signer that holds the key.
-        sign: Makes the signatures; None for the signer that the URI names, opened with this process's credentials.
+        sign: The function that makes the signatures; None for the registered one, which opens the signer that the URI
+            names with this process's credentials.
     """
 
     __slots__ = ("_sign", "public_key", "uri")
@@ -35,7 +37,7 @@ class RemoteKey:
         self._sign = sign
 
     def sign(self, data: bytes) -> bytes:
-        """Return the raw signature over `data`, verified with the public key. Blocks.
+        """Return the raw signature over `data`, verified with the public key. Blocks until the signer answers.
 
         Raises:
             SignerError: The signer refused, did not answer, or returned an invalid signature.
@@ -43,7 +45,7 @@ class RemoteKey:
         sign = self._sign or next(iter(_REGISTERED), None)
         if sign is None:
             raise SignerMisuseError(
-                "this process has not loaded goatherd.remote_keys",
+                "this process has not imported goatherd.remote_keys, which makes such signatures",
                 signer=self.uri.partition(":")[0],
                 key=self.uri,
                 operation="sign",
@@ -55,5 +57,5 @@ _REGISTERED: Final[list[Sign]] = []
 
 
 def register_signing(sign: Sign) -> None:
-    """Make the signatures of remote keys with `sign`, unless a key has its own function."""
+    """Register the function that signs for every remote key (in an HSM or a KMS) that was made without its own."""
     _REGISTERED[:] = [sign]

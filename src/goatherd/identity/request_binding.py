@@ -40,7 +40,7 @@ _MAX_NONCES: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class RequestBinding:
-    """What ties a request's signature to one request: the server processes, method, path and body that it is for.
+    """The server processes, method, path and body for which a request was signed, so that it cannot be sent elsewhere.
 
     Attributes:
         audience: Ids of the server processes that may accept the request; empty if the sender does not know them.
@@ -75,7 +75,7 @@ def sign_bound_request(owned: OwnedSession, binding: RequestBinding, *, now_ms: 
 
 
 def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
-    """Return the binding in a request's signature; None if it has none, as in requests of GoatDB itself.
+    """Return the server, path and body to which a signature binds its request; None if it names none, as GoatDB's do.
 
     Raises:
         InvalidSignatureError: The signature contains a binding in an invalid form.
@@ -92,7 +92,7 @@ def read_binding(envelope: SignatureEnvelope) -> RequestBinding | None:
     ):
         raise InvalidSignatureError("the part of the signature that names server, path and body is malformed")
     if type(envelope.data.get("ts")) not in (int, float):
-        raise InvalidSignatureError("the time of a request that is bound to a server must be a number")
+        raise InvalidSignatureError("the signed timestamp (ts) of a request that is bound to a server must be a number")
     method, path, digest = texts
     return RequestBinding(tuple(audience), str(method), str(path), str(digest))
 
@@ -135,7 +135,7 @@ class RequestGuard:
             binding: The binding that `read_binding` returned for the signature; None if it has none.
             method: The HTTP method of the request.
             path: The path of the request, in lower case, without the query.
-            digest: What `digest_body` returns for the body.
+            digest: SHA-256 of the body of the request, as `digest_body` returns it.
             is_root: Whether a root has signed the request. Only such requests are remembered, to detect replays.
             now_ms: Milliseconds since 1970.
             must_be_bound: Whether to reject a request without a binding.
@@ -154,10 +154,10 @@ class RequestGuard:
             return
         if (binding.method, binding.path, binding.digest) != (method, path, digest):
             raise RequestMismatchError(
-                f"{method} {path}: the signature is for {binding.method:.20} {binding.path:.100}"
+                f"{method} {path}: the request was signed for {binding.method:.20} {binding.path:.100} or another body"
             )
         if self.instance not in binding.audience:
-            raise OtherServerError(f"{method} {path}: the signature is for another server")
+            raise OtherServerError(f"{method} {path}: the request was signed for another server process")
         if is_root:
             self._accept_nonce(envelope, now_ms)
 
@@ -169,12 +169,12 @@ class RequestGuard:
         nonce = envelope.data["id"]
         key = (envelope.session_id, nonce)
         if len(nonce) > _MAX_NONCE:
-            raise InvalidSignatureError("the request's id is too long")
+            raise InvalidSignatureError(f"the request's id is too long: it has more than {_MAX_NONCE} characters")
         if key in self._accepted:
             raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} was received a second time")
         if len(self._accepted) >= _MAX_NONCES:
             raise ReplayedRequestError(
-                "too many requests signed by roots within three minutes to detect a repeated one"
+                "too many requests signed by roots within three minutes: a repeated one could not be detected"
             )
         # The signed time counts until it is three minutes old.
         self._accepted[key] = max(now_ms, float(envelope.data["ts"])) + window_ms

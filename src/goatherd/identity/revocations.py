@@ -1,4 +1,4 @@
-"""Revoked roots: the entry in the identity document, its proof, and the list of frozen commits.
+"""Revoked roots: the entry in the identity document, its proof, and the list of commits that stay valid.
 
 Pure. `transitions` writes these into a document, and `succession` decides what follows from them.
 
@@ -6,7 +6,7 @@ A proof is a signature by the revoked root that names its successor. Servers tha
 reason to follow the successor, but only in a document that they have read from the store. So neither an attacker who
 can only write to the store nor one who has only the root's private key can make servers follow a false successor.
 
-The list of frozen commits holds digests of those commits of the revoked root that the cluster already held. The
+The list of *frozen commits* holds digests of those commits of the revoked root that the cluster already held. The
 document holds the digest of the list. A commit of the root is accepted only if it is in the list and its signature is
 valid. Each digest covers the text that the root signed, not the commit's id, which another commit can have, nor the
 signature, since one key can make many valid signatures of a text.
@@ -60,13 +60,15 @@ class Revocation:
         at: When the root was revoked, in milliseconds since 1970.
         reason: The operator's reason, human-readable.
         successor: Id of the root that was or became the current root at the revocation; set only together with `proof`.
-        proof: The revoked root's signature over the revocation and its successor.
+        proof: The revoked root's signature over the revocation and its successor; None if there is none, as with an
+            anchor.
         anchor_proof: The anchor's signature over the revocation (`goatherd.identity.anchor`); None if the identity has
             no anchor, or if the current root was replaced by a new root that the anchor endorses.
-        freeze: Identifies the list of frozen commits, the root's only valid ones. None until the list is complete;
-            until then each server accepts only those commits of the root that it already holds.
-        settled_at: When every session that the root had introduced had been introduced by another root instead, in
-            milliseconds since 1970; from then on the root's introductions no longer count.
+        freeze: Identifies the list of frozen commits, which are the only commits of the root that stay valid. None
+            until the list is complete; until then each server accepts only those commits of the root that it already
+            holds.
+        settled_at: When all sessions that the root had introduced had been reissued (introduced by another root), in
+            milliseconds since 1970; None before. From then on the root's introductions no longer count.
         extra: Members of the JSON that this version of Goatherd does not know.
     """
 
@@ -96,7 +98,9 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
             data.
     """
     if revocation.proof is None or revocation.id != revoked.id or revocation.successor != successor.id:
-        raise SuccessionError(f"the proof of the revocation of {revocation.id} is for other sessions")
+        raise SuccessionError(
+            f"the proof of the revocation of {revocation.id} is missing, or names another revoked root or successor"
+        )
     try:
         envelope = parse_signature(revocation.proof)
         # SECURITY: as for an endorsement, the signature must embed no other data
@@ -155,7 +159,7 @@ class FrozenList:
 
     @classmethod
     def union(cls, lists: Iterable[FrozenList]) -> FrozenList:
-        """Return the list of all frozen commits that are in at least one of the given lists."""
+        """Return the list of the frozen commits that are in at least one of the given lists."""
         return cls(frozenset().union(*(one.digests for one in lists)))
 
     @classmethod
@@ -178,7 +182,7 @@ class FrozenList:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the encoded list of frozen commits, hexadecimal."""
+        """SHA-256, hexadecimal, of the list of frozen commits as `to_bytes` encodes it."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -193,9 +197,9 @@ def merge_frozen_lists(
     trusted_alone: Collection[str] = (),
     instances: Mapping[str, str] | None = None,
 ) -> FrozenList:
-    """Merge the lists of a revoked root's commits that servers report to hold.
+    """Merge servers' lists of the commits of a revoked root that they hold, into the list of those that stay valid.
 
-    A commit is included if two servers report it, or one server whose list needs no confirmation by a second.
+    A commit is included if two servers report it, or if one server reports it whose list needs no confirmation.
 
     Args:
         lists: The reported lists, by URL of the server.

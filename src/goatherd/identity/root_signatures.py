@@ -1,8 +1,8 @@
 """The two signatures that a root makes in the identity document: endorsements of other roots, and the document's own.
 
 Pure. An endorsement is root A's signature over root B's public session: its id, public key, owner and expiration. An
-anchor endorses a root by the commit of ``/sys/sessions`` that introduces it, so that one signature serves both purposes
-(`IntroducedBy`).
+anchor (a root whose key is in an HSM or a KMS) endorses a root by the commit of ``/sys/sessions`` that introduces it,
+so that one signature serves both purposes (`IntroducedBy`).
 
 The document signature is the current root's signature over the whole document except the signature string itself; it
 covers private keys and unknown members, too. White space and the order of members are not signed, because a store may
@@ -39,12 +39,14 @@ ENDORSEMENT_DOMAIN = "endorsement/1"
 
 @dataclass(frozen=True, slots=True)
 class IntroducedBy:
-    """The members of a session commit that its session and its author do not determine.
+    """What is needed, besides the introduced session and the author's id, to make an anchor's session commit again.
+
+    An endorsement by an anchor stores these members, because its signature covers that commit.
 
     Attributes:
         ts: Time of the commit, in milliseconds since 1970.
         org: The organization of the servers' data; it is part of the signed bytes.
-        is_earlier: Whether the commit introduces a root that was trusted before its author.
+        is_earlier: Whether the commit introduces a root that was trusted before the author of the commit was.
     """
 
     ts: int
@@ -84,7 +86,7 @@ class Endorsement:
         return {"by": self.by, "of": self.of, "signature": self.signature, **commit, **self.extra}
 
     def introduction(self, of: Session) -> Commit:
-        """Return the signed commit that introduces the endorsed root `of`; only if `commit` is not None."""
+        """Return the signed commit that introduces the endorsed root `of`. Call it only if `commit` is not None."""
         assert self.commit is not None
         return self.commit.draft_commit(of, by_id=self.by).with_signature(self.signature)
 
@@ -92,7 +94,7 @@ class Endorsement:
 def endorse_root(by: OwnedSession, of: Session, now_ms: int) -> Endorsement:
     """Return the endorsement of root `of`, signed by root `by`.
 
-    Only GoatDB's four public members of `of` are signed.
+    The signature covers the four public members of a GoatDB session: id, publicKey, owner and expiration.
     """
     signature = sign_data(by, now_ms=now_ms, external=_endorsement_statement(of))
     return Endorsement(by=by.id, of=of.id, signature=signature)
@@ -102,8 +104,8 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
     """Check that root `by` has endorsed exactly the root `of`.
 
     Raises:
-        SuccessionError: The ids differ, the signature covers other data (another key, owner, expiration or purpose), or
-            it was made after `by` had expired.
+        SuccessionError: The endorsement names other roots, its signature covers other data (another key, owner,
+            expiration or purpose), or it was made after `by` had expired.
     """
     if endorsement.by != by.id or endorsement.of != of.id:
         raise SuccessionError(f"the endorsement must be by root {by.id} of root {of.id}, but names other roots")

@@ -70,7 +70,7 @@ class Session:
     def from_json(cls, encoded: Mapping[str, Any]) -> Session:
         """Decode the public half of a session from its JSON object. A private key in it is ignored.
 
-        A caller that must reject a private key checks for it separately.
+        A caller that must not accept a private key checks for it separately.
 
         Raises:
             DecodeError: A member is missing or has the wrong type.
@@ -167,10 +167,10 @@ class OwnedSession:
         """Encode the session with its private key, in GoatDB's member order, for the store or a ``settings.json`` only.
 
         Raises:
-            TypeError: The key is in a KMS and cannot be exported.
+            TypeError: The key is in an HSM or a KMS and cannot be exported.
         """
         if not isinstance(self.signer, PrivateKey):
-            raise TypeError("this session's key cannot be exported")
+            raise TypeError(f"the key of session {self.session.id!r} is in an HSM or a KMS and cannot be exported")
         public = self.session.to_json()
         encoded: dict[str, Any] = {
             "id": public["id"],
@@ -222,15 +222,15 @@ def parse_signature(text: str) -> SignatureEnvelope:
             raise InvalidSignatureError("the signature string does not hold a JSON object")
         signature = base32_decode(str(envelope.get("s", "?")))
     except DecodeError:
-        raise InvalidSignatureError("the signature string is malformed") from None
+        raise InvalidSignatureError("the signature string is malformed: it must be base32 of JSON") from None
     session_id = envelope.get("i")
     if not isinstance(session_id, str) or not session_id:
-        raise InvalidSignatureError("the signature names no session")
+        raise InvalidSignatureError("the signature does not name the session that made it")
     return SignatureEnvelope(session_id, signature, envelope.get("ts", UNDEFINED), envelope.get("d", UNDEFINED))
 
 
 def signed_text(session_id: str, external: Any, embedded: Any) -> str:
-    """Return the exact text that GoatDB signs for a session, external data and data embedded in the signature.
+    """Return the exact text that GoatDB signs for a session, external data, and data embedded in the signature string.
 
     Raises:
         EncodeError: The data contain a null, which GoatDB cannot sign.
@@ -246,8 +246,8 @@ def signed_text(session_id: str, external: Any, embedded: Any) -> str:
 def _to_number(value: Any) -> float:
     """Return JavaScript's ``Number(value)`` for a JSON value; NaN if it is not a number.
 
-    SECURITY: the value comes from a header whose signature is not checked yet, so a string that is longer than any real
-    number is not parsed and gives NaN (tests/unit/identity/test_session.py).
+    SECURITY: the value comes from a header whose signature is not checked yet, so a string of more than 40 characters,
+    longer than any real number, is not parsed and gives NaN (tests/unit/identity/test_session.py).
     """
     if value is None:
         return 0.0
@@ -287,7 +287,7 @@ _MAX_NUMBER_TEXT: Final = 40
 
 
 def sign_data(owned: OwnedSession, *, now_ms: int, external: Any = None, embedded: Any = None) -> str:
-    """Sign external data, and data that is embedded in the signature; return the signature string.
+    """Sign `external` (sent separately) and `embedded` (part of the signature string); return the signature string.
 
     Raises:
         EncodeError: The data contain a null, which GoatDB cannot sign.
@@ -333,27 +333,27 @@ def verify_data(session: Session, signature: str | SignatureEnvelope, *, externa
 
 def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
     if envelope.session_id != session.id:
-        raise UnknownSignerError(f"signed by session {envelope.session_id!r:.100}, not by {session.id!r}")
+        raise UnknownSignerError(f"the signature is by session {envelope.session_id!r:.100}, not by {session.id!r}")
     ts = envelope.ts
     if _is_long_text(ts):
         raise InvalidSignatureError("the signature's timestamp has more than 40 characters")
     # COMPAT: JavaScript's comparison; a missing ts never counts as late.
     if ts is not UNDEFINED and _to_number(ts) > session.expiration_ms:
-        raise ExpiredSessionError(f"session {session.id!r} had expired when this was signed")
+        raise ExpiredSessionError(f"session {session.id!r} had expired when it made the signature")
 
 
 def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
     """Return the commit with the signature of the session `owned` over its canonical form.
 
     Args:
-        now_ms: The timestamp for the signature's envelope.
+        now_ms: The time of signing, in milliseconds since 1970, which the signature string contains.
 
     Raises:
         EncodeError: The commit's contents have a null, or the commit has no timestamp or connection id, so that no
             reader could verify it.
     """
     if not commit.ts or not commit.connection or not commit.version:
-        raise EncodeError(f"commit {commit.id!r:.100} lacks a ts, a connection id or a version")
+        raise EncodeError(f"commit {commit.id!r:.100} lacks a timestamp (ts), a connection id or a version")
     return commit.with_signature(_sign_text(owned, commit.signed_text(owned.session.id), now_ms))
 
 
@@ -375,7 +375,7 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
     _check_envelope(session, envelope)
     if not commit.ts or not commit.connection:
         # COMPAT: GoatDB fills these in with its own time and connection, and then finds another text.
-        raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a ts or a connection id")
+        raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a timestamp (ts) or a connection id")
     if is_truthy(envelope.data):
         text = _text_with_embedded(session.id, commit, envelope.data)
     else:
@@ -404,7 +404,7 @@ def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:
 def verify_request(session: Session, signature: str | SignatureEnvelope, *, now_ms: int) -> None:
     """Check the signature of a request, and that its timestamp is close to `now_ms`.
 
-    The timestamp is checked against the clock at each call, so the result must not be cached.
+    The result depends on `now_ms`, so it must not be cached.
 
     Raises:
         ClockSkewError: The embedded timestamp is missing, or more than three minutes from `now_ms`.

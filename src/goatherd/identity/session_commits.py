@@ -32,13 +32,13 @@ SESSIONS_SCHEMA = "sessions/1"
 def earlier_introduction_id(session_id: str, signer_id: str) -> str:
     """Return the id of the commit by which root `signer_id` introduces an earlier root (`session_id`).
 
-    After this commit, the earlier root can be removed from the identity document.
+    Once every server holds this commit, the earlier root can be removed from the identity document.
     """
     return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
 
 def introduction_id(session_id: str) -> str:
-    """Return the id of the commit that introduces a new root to its cluster."""
+    """Return the id of the commit that introduces a new root to its cluster. It depends on the id of the root only."""
     return derived_id("introduction", session_id)
 
 
@@ -86,12 +86,14 @@ def session_from_commit(commit: Commit) -> Session:
     """Read the session that a commit of ``/sys/sessions`` introduces, from this commit alone.
 
     Raises:
-        DecodeError: The commit does not contain a whole item with the schema ``sessions/1`` (but a delta), is malformed
-            or marks a deletion, holds a private key, or is stored under a key that is not the session's id.
+        DecodeError: The commit contains no whole item with the schema ``sessions/1`` (but, for example, a delta), is
+            malformed, deletes a session, holds a private key, or is stored under a key that is not the session's id.
     """
     fields = commit.data
     if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
-        raise DecodeError(f"commit {commit.id!r} introduces no session")
+        raise DecodeError(
+            f"commit {commit.id!r} introduces no session: it holds no whole item with the schema {SESSIONS_SCHEMA}"
+        )
     if fields.get("isDeleted"):
         raise DecodeError(f"commit {commit.id!r} deletes a session")
     if not isinstance(fields.get("publicKey"), str):
@@ -105,7 +107,7 @@ def session_from_commit(commit: Commit) -> Session:
     members: dict[str, Any] = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
     session = Session.from_json({**members, "publicKey": jwk})
     if session.id != commit.key:
-        raise DecodeError(f"commit {commit.id!r}: its key must be the id of its session")
+        raise DecodeError(f"commit {commit.id!r}: its item key must be the id of the session that it introduces")
     return session
 
 
@@ -121,9 +123,9 @@ def session_fields(session: Session) -> dict[str, Any]:
 
 
 def verify_commit_by(session: Session, commit: Commit) -> None:
-    """Check that `session` wrote and signed a session commit. Thread-safe.
+    """Check that `session` wrote and signed a commit, and that it had not expired then. Thread-safe.
 
-    The function checks every rule for session commits that needs no other session.
+    These are the rules for a commit that can be checked without another session.
 
     Raises:
         InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
@@ -134,7 +136,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
     if envelope.session_id != commit.session:
         # SECURITY: rights are the author's, so the author must be the signer (tests/unit/test_upstream_traps.py).
         raise AuthorMismatchError(
-            f"commit {commit.id!r} claims session {commit.session!r} but {envelope.session_id!r} signed it"
+            f"commit {commit.id!r} names author {commit.session!r}, but session {envelope.session_id!r} signed it"
         )
     ts = envelope.ts
     if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
@@ -151,7 +153,8 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
 def preferred_session(known: Session | None, new: Session) -> Session:
     """Choose between two versions of the same session, as GoatDB does (docs/reference/goatdb-protocol.md#trust).
 
-    Goatherd adds one rule: a root stays a root, so that a later copy without an owner cannot demote it.
+    The version that expires later, or has an owner where the known one has none, replaces the known one. Goatherd adds
+    one rule: a root stays a root, so that a later copy without an owner cannot demote it.
     """
     if known is None:
         return new

@@ -1,8 +1,8 @@
 """Convert GoatDB's ``settings.json`` to an identity document and user sessions, and back.
 
-The format is in docs/reference/goatdb-formats.md#settingsjson. GoatDB's own reader skips members that it cannot read
-and creates missing ones; this reader rejects such a file. Pure. A private key is written to ``currentSession`` only.
-The reader reports each value that it changes.
+The format is in docs/reference/goatdb-formats.md#settingsjson. GoatDB itself skips members that it cannot read and
+creates missing ones; this reader rejects such a file. Pure. A private key is written to ``currentSession`` only. The
+reader reports each value that it changes.
 """
 
 from __future__ import annotations
@@ -197,10 +197,10 @@ def to_settings(
 
 
 def check_exportable(document: IdentityDocument) -> None:
-    """Check that unmodified GoatDB can sign with the current root, and with the next one of a rotation.
+    """Check that unmodified GoatDB can sign with the current root, and with the next root of a rotation in progress.
 
     Raises:
-        DirectModeError: The key of one of them is in an HSM or a KMS.
+        DirectModeError: The key of one of these roots is in an HSM or a KMS.
     """
     for owned in (document.current, document.next):
         if owned is not None and owned.is_remote:
@@ -210,7 +210,10 @@ def check_exportable(document: IdentityDocument) -> None:
 
 
 def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:
-    """Return a ``settings.json`` that is also a complete identity document, with user sessions."""
+    """Return a ``settings.json`` that is also a complete identity document: it keeps members that GoatDB ignores.
+
+    `trusted` are the user sessions that are added as ``trustedSessions``.
+    """
     tree = document_tree(document)
     return to_pretty_json({**tree, "trustedSessions": _trusted_members(document, trusted)})
 

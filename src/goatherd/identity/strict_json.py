@@ -78,26 +78,26 @@ def _parse_value(raw: bytes | str, max_bytes: int) -> tuple[Any, str | None]:
 def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise _NotStrictError("an object must not have the same member twice")
+        raise _NotStrictError("an object in the identity must not have the same member twice")
     return value
 
 
 def _finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise _NotStrictError("a number is out of range")
+        raise _NotStrictError("the identity holds a number that is out of JavaScript's range")
     return value
 
 
 def _javascript_integer(text: str) -> int | float:
     if len(text) > 308:
-        raise _NotStrictError("a number is out of range")
+        raise _NotStrictError("the identity holds a number that is out of JavaScript's range")
     value = int(text)
     return value if abs(value) <= 2**53 else float(value)
 
 
 def _refuse_constant(_: str) -> NoReturn:
-    raise _NotStrictError("a number is not finite")
+    raise _NotStrictError("the identity holds a number that is not finite (NaN or Infinity)")
 
 
 def _is_deeper_than(value: Any, levels: int) -> bool:
@@ -113,7 +113,7 @@ def _is_deeper_than(value: Any, levels: int) -> bool:
 def to_pretty_json(value: Any) -> bytes:
     """Return a value as indented JSON in UTF-8, as JavaScript's ``JSON.stringify(value, null, 2)``.
 
-    Members keep their order, also those with numbers as names. No final newline.
+    Members keep their order, even those whose names are numbers, which JavaScript would move. No final newline.
     """
     if orjson_agrees(value, are_names_in_order=True):
         return orjson.dumps(value, option=orjson.OPT_INDENT_2)
@@ -209,5 +209,5 @@ def holds_private_key(value: Any) -> bool:
 
 
 def _is_private_jwk(value: Mapping[str, Any]) -> bool:
-    """Return whether an object with a member ``d`` is a private key."""
+    """Return whether an object with a member ``d`` is a private key: it has a key type or a curve, or ``d`` is long."""
     return "kty" in value or "crv" in value or (isinstance(value["d"], str) and len(value["d"]) >= 43)

@@ -69,10 +69,10 @@ def verify_succession(
 ) -> None:
     """Check that a server that trusts the roots `trusted` may trust the identity document `document`.
 
-    Its current root, and every other root that it lists, must be trusted already (with the same id and key), or a chain
-    of endorsements and introductions must lead to it from a trusted root that the document does not revoke. A rollback
-    passes, because the previous root is still trusted. After a revocation one more link counts: from a revoked root
-    that is trusted here, or reached from one that is, to the successor that its proof names.
+    The document's current root, and every other root that it lists, must be trusted already (with the same id and key),
+    or a chain of endorsements and introductions must lead to it from a trusted root that the document does not revoke.
+    A rollback passes, because the previous root is still trusted. The proof of a revocation is one more link: from a
+    revoked root that is trusted so far, or that a chain reaches, to the successor that the proof names.
 
     Args:
         document: The new identity document, fully checked.
@@ -83,8 +83,8 @@ def verify_succession(
             and introductions by the anchor count, and those by the anchor to which it has passed its role.
 
     Raises:
-        SuccessionError: No chain leads to the current root or to another listed root (`is_chain_open`), a trusted
-            root's id has another key, or the current root is revoked.
+        SuccessionError: No chain leads to the current root or to another listed root (then `is_chain_open` is set), a
+            root has another key than the trusted root with its id, or the current root is revoked.
         UnanchoredIdentityError: The document has another anchor, or none, without the anchor's signature.
     """
     revoked = document.revoked_ids
@@ -93,7 +93,7 @@ def verify_succession(
         raise SuccessionError(f"the current root {document.current.id} is revoked")
     for root in document.roots:
         if root.id in known and known[root.id].public_key != root.public_key:
-            raise SuccessionError(f"root {root.id} has come back with another key")
+            raise SuccessionError(f"root {root.id} is listed with another key than the one that is trusted here")
     if anchor is None:
         believed = _trusted_roots(document, known, introductions)
     else:
@@ -110,39 +110,46 @@ def verify_succession(
 def _anchored_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit], anchor: Session
 ) -> frozenset[str]:
-    """Return the ids of the unrevoked roots that the anchor lets a server trust, in addition to those that it knows.
+    """Return the ids of the unrevoked roots that a server may trust: those that it knows, and those the anchor allows.
 
     SECURITY: the thief of a working root can sign documents, so nothing that such a root alone says about another root
     may count (tests/unit/identity/test_anchor.py).
     """
     for root in document.roots:
         if root.id in known and known[root.id] != root:
-            raise UnanchoredIdentityError(f"root {root.id} has come back with another owner or expiration")
+            raise UnanchoredIdentityError(
+                f"root {root.id} is listed with another owner or expiration than the one that is trusted here"
+            )
     anchors, released = find_anchors(document, anchor)
     commits = tuple(introductions)
     if document.anchor is not None:
         if document.anchor.id not in anchors:
             raise UnanchoredIdentityError(
-                f"the anchor is {document.anchor.id}, but anchor {anchor.id} has not signed that"
+                f"the identity names root {document.anchor.id} as its new anchor, but the anchor so far, {anchor.id},"
+                " has not signed that"
             )
         return frozenset({**known, **_reachable_roots(document, anchors, commits, leaders=anchors)}) - (
             document.revoked_ids
         )
     if not released:
-        raise UnanchoredIdentityError(f"the identity has no anchor, but anchor {anchor.id} has not signed that")
+        raise UnanchoredIdentityError(
+            f"the identity no longer has an anchor, but the anchor so far, {anchor.id}, has not signed that"
+        )
     by_release = _trusted_roots(document, released, commits)
     if document.current.id not in by_release:
         raise UnanchoredIdentityError(
-            f"no chain of endorsements leads from the root that anchor {anchor.id} has named to the current root"
+            f"anchor {anchor.id} has ended its role, but no chain of endorsements leads from the root that it named to"
+            " the current root"
         )
     by_anchor = _reachable_roots(document, anchors, commits, leaders=anchors)
     return (frozenset({**known, **by_anchor}) - document.revoked_ids) | by_release
 
 
 def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str, Session], dict[str, Session]]:
-    """Return the anchor and those to which its role has passed, and the roots that need no anchor; both by id.
+    """Return the anchors, and the roots that may sign without an anchor; both by id.
 
-    Revoked roots are left out.
+    The anchors are `anchor` and the roots to which its role has passed by the document's signed statements. Revoked
+    roots are left out.
     """
     listed = {root.id: root for root in document.roots if root.id not in document.revoked_ids}
     anchors = {} if anchor.id in document.revoked_ids else {anchor.id: anchor}
@@ -170,15 +177,16 @@ def check_revocations(
 ) -> None:
     """Check that the anchor has signed each revocation that is new in an identity document.
 
-    A revocation needs no signature of its own if the document's current root is new here: then the anchor has just
-    endorsed that root, and a thief of an earlier one does not have its key.
+    A revocation needs no signature of its own if this server does not know the document's current root yet: then the
+    anchor has just endorsed that root, and the thief of an earlier root does not have its key.
 
     Args:
         new: The new identity document; `verify_succession` has passed.
         known: The roots that this server trusts, by id.
         revoked: Ids of the roots that this server knows to be revoked.
         anchor: The anchor of the identity that the server uses.
-        introductions: As for `verify_succession`. They show which roots were pruned, which this server trusts, too.
+        introductions: As for `verify_succession`. They show the pruned roots, which are no longer in the document but
+            which this server still trusts.
 
     Raises:
         UnanchoredIdentityError: The anchor has not signed a revocation.
@@ -195,7 +203,9 @@ def check_revocations(
             is_revocation_signed(one.anchor_proof or "", anchor=by, revoked_id=one.id, at=one.at)
             for by in anchors.values()
         ):
-            raise UnanchoredIdentityError(f"root {one.id} is revoked, but anchor {anchor.id} has not signed that")
+            raise UnanchoredIdentityError(
+                f"root {one.id} is listed as revoked, but anchor {anchor.id} has not signed the revocation"
+            )
 
 
 def _open_chain_error(to: str) -> SuccessionError:
@@ -205,7 +215,10 @@ def _open_chain_error(to: str) -> SuccessionError:
 
 
 def find_introduced(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, Session]:
-    """Return the unrevoked roots, by id, that endorsements or introductions link to an identity document's roots.
+    """Return, by id, the unrevoked roots of an identity document and those to which a chain leads from them.
+
+    A chain consists of endorsements and introductions, so that it also leads to roots that the document no longer
+    lists.
 
     Args:
         document: An identity document that is trusted.
@@ -230,11 +243,11 @@ def _reachable_roots(
     *,
     leaders: Collection[str] | None = None,
 ) -> dict[str, Session]:
-    """Return the known roots, and those to which endorsements and introductions lead from them.
+    """Return, by id, the known roots and those to which chains of endorsements and introductions lead from them.
 
     Args:
         document, known, introductions: As for `verify_succession`.
-        leaders: Ids of the roots whose word counts; None for all roots.
+        leaders: Ids of the roots whose endorsements and introductions count; None for all roots.
     """
     revoked = document.revoked_ids
     listed = {root.id: root for root in document.roots}
@@ -302,7 +315,7 @@ def check_generation(new: IdentityDocument, seen: IdentityDocument | TrustCheckp
     """
     if new.generation > seen.generation + MAX_JUMP:
         raise GenerationJumpError(
-            f"generation {new.generation} cannot come after {seen.generation}: it is too far ahead"
+            f"generation {new.generation} cannot come after {seen.generation}: it is more than {MAX_JUMP} higher"
         )
     if new.generation < seen.generation:
         raise GenerationError(f"generation went back from {seen.generation} to {new.generation}")
@@ -318,7 +331,7 @@ def check_first(document: IdentityDocument) -> None:
     """
     if document.generation > MAX_JUMP and not document.is_signed:
         raise GenerationJumpError(
-            f"generation {document.generation} cannot be that of an unsigned document: it is above {MAX_JUMP}"
+            f"generation {document.generation} is above {MAX_JUMP}, which an unsigned document cannot have reached"
         )
 
 
@@ -326,8 +339,8 @@ def check_signature(new: IdentityDocument, seen: IdentityDocument | TrustCheckpo
     """Check that a new identity document is signed by its current root, if a signed one was seen before.
 
     Raises:
-        UnsignedIdentityError: The signature is missing or invalid. The document `seen` itself passes even so, because
-            the operator has accepted it.
+        UnsignedIdentityError: The signature is missing or invalid. If `new` is the document `seen` itself, it passes
+            even so, because the operator has accepted it.
     """
     before = _as_checkpoint(seen)
     if before.is_signed and document_digest(new) != before.digest:
@@ -361,7 +374,7 @@ def check_lineage(new: IdentityDocument, seen: IdentityDocument | TrustCheckpoin
     if new.lineage is not None and new.lineage.contradicts(seen.generation, _as_checkpoint(seen).digest):
         raise ForkedIdentityError(
             f"generation {new.generation} has not grown from the generation {seen.generation} that is in use, but from"
-            " another one with that number"
+            f" another document with the number {seen.generation}"
         )
 
 
@@ -389,8 +402,8 @@ def verify_successor(
     Raises:
         GenerationError: As for `check_generation`.
         ForkedIdentityError: As for `check_lineage`, unless `may_fork`.
-        SuccessionError: As for `verify_succession`; or a revocation or a root is missing without a reason
-            (`is_chain_open`).
+        SuccessionError: As for `verify_succession`; or a revocation is missing, or a root is missing without a reason
+            (then `is_root_lost` is set).
         UnanchoredIdentityError: As for `verify_succession` and `check_revocations`.
         UnsignedIdentityError: As for `check_signature`.
     """
@@ -427,9 +440,9 @@ def find_lost_roots(
 ) -> tuple[Session, ...]:
     """Return the roots of the earlier identity `seen` that the document `new` no longer lists without a valid reason.
 
-    A root may leave a document if it was only prepared when it was seen (its rotation was cancelled), if it is revoked
-    or recorded as retired, or if it was pruned: then a later root has introduced it as an earlier root, in
-    ``/sys/sessions``. An introduction by an older root is no valid reason.
+    A root may be missing if it was only prepared in `seen` (its rotation was cancelled), if it is revoked or recorded
+    as retired, or if it was pruned: then a later root has introduced it as an earlier root, in ``/sys/sessions``. An
+    introduction by an older root is no valid reason.
 
     Args:
         new: The new identity document, fully checked.
@@ -446,7 +459,7 @@ def find_lost_roots(
 
 
 def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[Commit]) -> dict[str, PublicKey]:
-    """Return the public keys of roots that later roots have introduced, starting from the identity document's roots.
+    """Return, by id, the public keys of roots that later roots have introduced, starting from the document's roots.
 
     Introductions by revoked roots count, too: the result only shows which roots may be missing; it makes none trusted.
     """
@@ -497,7 +510,7 @@ class TrustCheckpoint:
 
     @property
     def anchor(self) -> Session | None:
-        """The identity's anchor; None if it has none."""
+        """The root session of the identity's anchor; None if the identity has no anchor."""
         return next((root for root in self.roots if root.id == self.anchor_id), None)
 
     @classmethod
@@ -527,18 +540,18 @@ class TrustCheckpoint:
 
         Raises:
             MalformedIdentityError: The bytes are not a checkpoint, or do not match their checksum. A checkpoint of
-                Goatherd 0.1.0 has no checksum.
+                Goatherd 0.1.0 has no checksum and is accepted.
         """
         tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
-            raise MalformedIdentityError("its checksum does not match its contents")
+            raise MalformedIdentityError("the record's checksum does not match its contents")
         generation, digest = tree.get("generation"), tree.get("digest")
         roots, revoked = tree.get("roots"), tree.get("revoked")
         prepared, pruned, anchor = tree.get("prepared"), tree.get("prunedRoots", 0), tree.get("anchor")
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
             raise MalformedIdentityError("generation must be a non-negative integer")
         if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
-            raise MalformedIdentityError("digest, roots or revoked is missing")
+            raise MalformedIdentityError("digest must be a string, and roots and revoked must be lists")
         if not isinstance(tree.get("signed", False), bool):
             raise MalformedIdentityError("signed must be true or false")
         if isinstance(pruned, bool) or not isinstance(pruned, int):

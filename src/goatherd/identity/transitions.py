@@ -103,11 +103,11 @@ def prepare_rotation(
             signatures are missing.
     """
     if document.rotation is not None:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
+        raise IllegalStepError(f"rotation {document.rotation.id} is already in progress ({document.rotation.phase})")
     if not successor.session.is_root:
         raise IllegalStepError("the successor's owner must be `root`")
     if document.find_root(successor.id) is not None or successor.id in document.revoked_ids:
-        raise IllegalStepError(f"root {successor.id} was used before")
+        raise IllegalStepError(f"root {successor.id} was used before; the successor must be a new root")
     if document.current.session.is_expired(now_ms):
         raise IllegalStepError(
             f"the current root {document.current.id} has expired and cannot endorse a successor",
@@ -151,7 +151,7 @@ def _require_word(word: AnchorWord | None) -> AnchorWord:
 def _with_word(
     document: IdentityDocument, record: RotationRecord, successor: Session, word: AnchorWord, now_ms: int
 ) -> dict[str, Any]:
-    """Return the members of a prepared document that the anchor's signatures change."""
+    """Return the members of a document that change when a rotation is prepared with an anchor's signatures."""
     before = None if document.anchor is None else document.anchor.id
     after = None if word.anchor is None else word.anchor.id
     pairs = {(one.by, one.of) for one in word.endorsements}
@@ -187,11 +187,11 @@ def prepare_restore(
     stable_version: str | None,
     has_left: bool = False,
 ) -> IdentityDocument:
-    """Start the restore of a previous root in an identity document: it becomes the next root, with the same entry.
+    """Start the restore of a previous root in an identity document: this root becomes the next root.
 
     The current root endorses the previous root, unless the current root has already done so or has expired. In an
-    identity with an anchor, the anchor's earlier endorsement of the previous root counts instead. Trust need not spread
-    first: the servers trust the previous root already.
+    identity with an anchor, the anchor's earlier endorsement of the previous root counts instead. The servers trust the
+    previous root already, so the rotation need not wait until they learn of it.
 
     Args:
         document: An identity document without a rotation in progress.
@@ -205,19 +205,19 @@ def prepare_restore(
 
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
-            expiration, is the current root, is revoked, is recorded as destroyed, or has expired. Or it was removed
-            from the document, and the current root, which must endorse it, has expired. Or the anchor does not let it
-            sign again (`may_sign_again`).
+            expiration, is the current root, is revoked, is recorded as retired (its key was destroyed), or has expired.
+            Or it was removed from the document, and the current root, which must endorse it, has expired. Or the anchor
+            does not let it sign again (`may_sign_again`).
     """
     if document.rotation is not None:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase} already")
+        raise IllegalStepError(f"rotation {document.rotation.id} is already in progress ({document.rotation.phase})")
     listed, is_listed_again = document.find_root(earlier.id), False
     if listed is None and has_left and not document.current.session.is_expired(now_ms):
         is_listed_again = True
     elif listed != earlier.session or earlier.id == document.current.id:
         raise IllegalStepError(f"{earlier.id} is not a previous root of this identity")
     if earlier.id in document.revoked_ids | document.retired_ids or earlier.session.is_expired(now_ms):
-        raise IllegalStepError(f"the previous root {earlier.id} is revoked, destroyed or has expired")
+        raise IllegalStepError(f"the previous root {earlier.id} is revoked or has expired, or its key was destroyed")
     record = _begin_record(document, earlier.id, now_ms, rotation_id, started_by, stable_version)
     current, endorsements = document.current, document.endorsements
     if not may_sign_again(document, earlier.id):
@@ -237,11 +237,11 @@ def prepare_restore(
 
 
 def may_sign_again(document: IdentityDocument, root_id: str) -> bool:
-    """Return whether a previous root can sign again as far as the anchor is concerned; True if there is no anchor.
+    """Return whether the identity's anchor allows that a previous root signs again; True if there is no anchor.
 
     The anchor must have endorsed the root as a working root, and servers must know the root by an introduction of this
-    anchor. The introductions of one root by two anchors have the same commit id, so a server that holds one of them
-    does not store the other.
+    anchor. The introductions of one root by two anchors have the same commit id, so a server that holds the
+    introduction by a former anchor does not store one by the present anchor.
     """
     anchor = document.anchor
     if anchor is None:
@@ -285,7 +285,7 @@ def replace_expired(
         raise IllegalStepError("the successor must be a root that has not expired")
     is_prepared = find_successor(document, now_ms) == successor
     if not is_prepared and (document.find_root(successor.id) is not None or successor.id in document.revoked_ids):
-        raise IllegalStepError(f"root {successor.id} was used before")
+        raise IllegalStepError(f"root {successor.id} was used before; the successor must be a new root")
     roots, endorsements = document.roots, document.endorsements
     if not is_prepared:
         roots = (*roots, successor.session)
@@ -353,7 +353,7 @@ def with_phase(document: IdentityDocument, phase: Phase, now_ms: int) -> Identit
     """
     record = _require_rotation(document, "enter the next phase")
     if (record.phase, phase) not in {(Phase.PREPARED, Phase.PUBLISHED), (Phase.ACTIVATED, Phase.VERIFIED)}:
-        raise IllegalStepError(f"rotation {record.id} is {record.phase}; it cannot become {phase} next")
+        raise IllegalStepError(f"rotation {record.id} cannot go from phase {record.phase} to phase {phase}")
     return _next_document(document, now_ms, rotation=replace(record, phase=phase, phase_at=now_ms))
 
 
@@ -382,7 +382,7 @@ def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Record that every server signs with the new root and holds its cross-signature of the previous root.
 
-    See `with_phase`.
+    The rotation goes to phase verified; for the errors see `with_phase`.
     """
     return with_phase(document, Phase.VERIFIED, now_ms)
 
@@ -390,7 +390,7 @@ def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Return the next generation of an identity document whose timestamps were corrected.
 
-    `goatherd.identity.recorded_times` corrects the timestamps.
+    The caller has corrected the timestamps of `document` with `goatherd.identity.recorded_times`.
     """
     return _next_document(document, now_ms)
 
@@ -409,8 +409,8 @@ def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
 def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
     """Cancel a rotation before its activation. The current root does not change.
 
-    Servers know a next root that was published, so its public key stays among the roots. So does a previous root that
-    was being restored, with the current root's endorsement.
+    Servers know a next root that was published, so its public key stays among the roots. A previous root that was being
+    restored stays too, with the current root's endorsement of it.
 
     Raises:
         IllegalStepError: The rotation is already activated (roll it back instead), or no rotation is in progress.
@@ -434,12 +434,15 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
 
 
 def _lasting_changes(document: IdentityDocument) -> tuple[AnchorChange, ...]:
-    """Return the last permanent changes of the anchor, without what it has signed for a roll-back."""
+    """Return the latest `KEPT_CHANGES` permanent changes of the anchor.
+
+    Changes with a limit (`AnchorChange.until`), which only allow a rollback, are left out.
+    """
     return tuple(one for one in document.anchor_changes if one.until is None)[-KEPT_CHANGES:]
 
 
 def _earlier_changes(document: IdentityDocument, record: RotationRecord) -> tuple[AnchorChange, ...]:
-    """Return the changes of the anchor without those that the rotation in progress would bring."""
+    """Return the changes of the anchor as they were before the rotation in progress, which may bring new ones."""
     if record.anchor is None and not record.removes_anchor:
         return document.anchor_changes
     new = {record.to_id} | ({record.anchor.id} if record.anchor is not None else set())
@@ -496,9 +499,11 @@ def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) 
             retired already.
     """
     if document.rotation is not None and session_id not in document.revoked_ids:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; it may be rolled back")
+        raise IllegalStepError(
+            f"rotation {document.rotation.id} is in progress; a rollback may need the private key of root {session_id}"
+        )
     if document.find_root(session_id) is None or session_id == document.current.id:
-        raise IllegalStepError(f"{session_id} is not a previous root")
+        raise IllegalStepError(f"{session_id} is not a previous root of this identity")
     if session_id in document.retired_ids:
         raise IllegalStepError(f"root {session_id} is retired already")
     return _next_document(document, now_ms, entry=HistoryEntry(at=now_ms, event=_RETIRED, from_id=session_id))
@@ -514,7 +519,9 @@ def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms
         IllegalStepError: A rotation is in progress, or one of the roots is not in `prunable_roots`.
     """
     if document.rotation is not None:
-        raise IllegalStepError(f"rotation {document.rotation.id} is {document.rotation.phase}; no root can leave now")
+        raise IllegalStepError(
+            f"rotation {document.rotation.id} is in progress, in phase {document.rotation.phase}; no root can leave now"
+        )
     staying = sorted(set(session_ids) - prunable_roots(document))
     if staying or not session_ids:
         raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not a previous root that can leave the document")
@@ -562,7 +569,7 @@ def revoke_root(
             the root is the anchor, or the anchor's signatures are missing.
     """
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
-        raise IllegalStepError(f"{session_id} is not a root that can be revoked")
+        raise IllegalStepError(f"{session_id} is not a root of this identity, or is revoked already")
     if document.anchor is not None:
         if session_id in {one.id for one in (document.anchor, document.next_anchor) if one is not None}:
             raise IllegalStepError(
@@ -580,7 +587,7 @@ def revoke_root(
     if document.anchor is not None:
         prover = None
     if prover is not None and prover.session != document.find_root(session_id):
-        raise IllegalStepError("the proof is not signed by the revoked root")
+        raise IllegalStepError(f"the proof must be signed by the revoked root {session_id}")
     revoked = [
         Revocation(
             id=session_id,
@@ -626,6 +633,7 @@ def revocations_to_sign(document: IdentityDocument, session_id: str, successor: 
     """Return the ids of the roots whose revocation the anchor must sign when root `session_id` is revoked.
 
     There are none if the successor is a new root, because the anchor's endorsement of that root is proof enough.
+    Otherwise a next root, which is revoked too, can be among them.
 
     Args:
         document: An identity document with an anchor.
@@ -643,11 +651,11 @@ def revocations_to_sign(document: IdentityDocument, session_id: str, successor: 
 def drop_lost_anchor(
     document: IdentityDocument, now_ms: int, *, reason: str, successor: OwnedSession | None = None
 ) -> IdentityDocument:
-    """Remove an anchor whose key is lost, without its signature. The current root signs on, as an ordinary root.
+    """Remove an anchor whose key is lost, without its signature. The current root stays, as an ordinary root.
 
     In direct mode the anchor is the current root, so a new ordinary root takes its place.
 
-    Servers reject the document until each is told to accept it (``--accept-identity``).
+    A server rejects the document until the operator makes it accept the document (``--accept-identity``).
 
     Args:
         document: An identity document with an anchor, without a rotation in progress.
@@ -662,7 +670,7 @@ def drop_lost_anchor(
         raise IllegalStepError("the identity has no anchor")
     if document.rotation is not None:
         raise IllegalStepError(
-            f"rotation {document.rotation.id} is {document.rotation.phase}",
+            f"rotation {document.rotation.id} is in progress, in phase {document.rotation.phase}",
             hint="Finish it with `goatherd rotate --resume`, or cancel it with `goatherd rotate --cancel`.",
         )
     if document.is_direct != (successor is not None):
@@ -691,7 +699,7 @@ def sign_again(
 ) -> IdentityDocument:
     """Sign an identity document whose signature is invalid, or an older one that is to be used again.
 
-    The history gets no entry, because the schedule and restores read it.
+    The history gets no entry, because the rotation schedule and restores read it, and no root changes here.
 
     Args:
         document: The identity document to sign.
@@ -713,7 +721,7 @@ def record_frozen_commits(
 ) -> IdentityDocument:
     """Record in an identity document the list of a revoked root's frozen commits.
 
-    Servers accept no others of that root.
+    From then on servers accept no other commits of that root.
 
     Args:
         document: An identity document that lists the root as revoked.
@@ -726,7 +734,7 @@ def record_frozen_commits(
         IllegalStepError: The root is not revoked.
     """
     if session_id not in document.revoked_ids:
-        raise IllegalStepError(f"{session_id} is not revoked")
+        raise IllegalStepError(f"root {session_id} is not revoked, so it has no frozen commits")
     freeze = Freeze(at=now_ms, commits=commits, digest=digest)
     revoked = tuple(replace(one, freeze=freeze) if one.id == session_id else one for one in document.revoked)
     return _next_document(document, now_ms, revoked=revoked)
@@ -742,7 +750,7 @@ def record_reissued_sessions(document: IdentityDocument, session_id: str, now_ms
     """
     found = next((one for one in document.revoked if one.id == session_id), None)
     if found is None or found.freeze is None:
-        raise IllegalStepError(f"{session_id} is not revoked, or the list of its frozen commits is not complete")
+        raise IllegalStepError(f"root {session_id} is not revoked, or the list of its frozen commits is not complete")
     revoked = tuple(replace(one, settled_at=now_ms) if one.id == session_id else one for one in document.revoked)
     return _next_document(document, now_ms, revoked=revoked)
 
@@ -773,7 +781,8 @@ def record_promotion(
 def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ...]:
     """Return the revocations of an identity document, with reason and proof removed from the older ones.
 
-    Few servers still need these. An unfinished revocation is not shortened.
+    This limits the size of the document; few servers still need an old proof. A revocation whose sessions are not all
+    reissued stays complete.
     """
     old = revoked[: max(0, len(revoked) - KEPT_PROOFS)]
     bare = (replace(one, reason="", successor=None, proof=None) if one.settled_at is not None else one for one in old)
@@ -782,11 +791,11 @@ def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ..
 
 def _check_successor(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
     if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
-        raise IllegalStepError("the successor is not a trusted root")
+        raise IllegalStepError(f"the successor {heir.id} must be a root, not revoked, and not the root to revoke")
     if document.find_root(heir.id) not in (None, heir.session):
-        raise IllegalStepError("the successor is known with another key")
+        raise IllegalStepError(f"the identity lists root {heir.id}, the successor, with another key or expiration")
     if heir.session.is_expired(now_ms):
-        raise IllegalStepError("the successor has expired")
+        raise IllegalStepError(f"the successor {heir.id} has expired")
 
 
 def _renew_endorsements(
@@ -797,9 +806,10 @@ def _renew_endorsements(
     now_ms: int,
     word: AnchorWord | None,
 ) -> tuple[Endorsement, ...]:
-    """Let the current root endorse the other unrevoked roots, because only the revoked root may have endorsed some.
+    """Return the endorsements of an identity document after a revocation.
 
-    In an identity with an anchor, the anchor has endorsed them.
+    Those by revoked roots are dropped. The current root endorses every other unrevoked root, because maybe only the
+    revoked root had endorsed it. In an identity with an anchor, the anchor's endorsements (`word`) are added instead.
     """
     kept = [item for item in document.endorsements if item.by not in revoked_ids]
     if word is not None:
@@ -814,7 +824,7 @@ def _require_rotation(document: IdentityDocument, step: str, *phases: Phase) -> 
     if record is None:
         raise IllegalStepError(f"cannot {step}: there is no rotation in progress")
     if phases and record.phase not in phases:
-        raise IllegalStepError(f"cannot {step}: rotation {record.id} is {record.phase}")
+        raise IllegalStepError(f"cannot {step}: rotation {record.id} is in phase {record.phase}")
     return record
 
 
@@ -886,7 +896,8 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
 
     All roots may be removed except: the current and the next root; the previous root, because a server that missed the
     last rotation needs it to accept the current root, and because it is needed if the current root must be revoked;
-    revoked roots, whose public keys verify their frozen commits; and successors that a revocation's proof names.
+    revoked roots, whose public keys verify their frozen commits; successors that a revocation's proof names; and
+    anchors, with the roots that the anchor's signed statements name.
     """
     staying = {document.current.id, document.rotated_from, *document.revoked_ids}
     staying |= {revocation.successor for revocation in document.revoked if revocation.proof is not None}
@@ -900,7 +911,7 @@ def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
     """Return the ids of the roots to remove from an identity document without a rotation in progress, oldest first.
 
     Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Of the other
-    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay.
+    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor).
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     done = document.retired_ids | _cancelled_roots(document)

@@ -1,21 +1,22 @@
 """Goatherd's own GoatDB server.
 
 * `log_storage`: stores commits on disk or in memory; one disk flush serves several requests (group commit)
-* `repository`: holds the commits of one repository: their graph, leaves, heads and items
-* `concurrent_creation`: merges the first commits of an item that several clients have created
-* `commit_checks`: checks of a commit against its repository, beyond those of `goatherd.admission`
-* `views`: the commits that a session may read, and the answer to its sync message
+* `repository`: holds the commits of one repository: their graph, leaves (commits without children), heads and items
+* `concurrent_creation`: merges the first commits of an item that several clients have created at the same time
+* `commit_checks`: compares a new commit with its repository, in addition to the checks in `goatherd.admission`
+* `views`: selects the commits that a session may read, and builds the answer to its sync message
 * `engine`: computes the answers to GoatDB's requests, without I/O
-* `unused_sessions`, `unused_session_exchange`: store and copy sessions that have not signed a request yet
-* `database`: runs one organization: identity, engine, threads, disk, peers
+* `unused_sessions`: stores new sessions until they sign their first request
+* `unused_session_exchange`: copies these new sessions to the other servers
+* `database`: runs one organization: its identity, engine, threads, disk, and peers (the other servers)
 * `peer`: synchronizes a database with another server
 * `data_check`: verifies the logs while the server runs
-* `frozen_commits`: stores the lists of valid commits of revoked roots
-* `management`: answers Goatherd's management
-  requests; `expiry_warning`: warns that the root is about to expire
-* `server`: the HTTP endpoints and the process
+* `frozen_commits`: stores the lists of those commits of revoked roots that stay valid
+* `management`: answers the requests to Goatherd's management endpoints
+* `expiry_warning`: warns that the current root is about to expire
+* `server`: provides the HTTP endpoints and runs the process
 
-Read `Server` first. `serve` runs a server until a signal stops it; `ServerListener` opens its socket.
+Start reading with the class `Server`. `serve` runs a server until a signal stops it; `ServerListener` opens its socket.
 """
 
 from goatherd.node.database import Database, DatabaseRepository

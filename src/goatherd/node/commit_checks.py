@@ -17,9 +17,16 @@ from goatherd.wire.commit import Commit
 def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms: int) -> Commit:
     """Decode a commit that a peer or client sent, and check everything except its signature.
 
+    Args:
+        raw: The commit as received, as parsed JSON.
+        repository: The repository to which the commit was sent.
+        limits: Limits on the commit's size, nesting, and how far its timestamp may be in the future.
+        now_ms: The time of the server's clock in milliseconds.
+
     Raises:
         DecodeError: The received value is not a commit.
-        NotAdmittedError: The commit could crash a server or a client.
+        NotAdmittedError: The commit exceeds a limit, contradicts the repository (`check_against`), or could crash a
+            server or client that reads it.
     """
     if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth):
         raise NotAdmittedError("a commit's contents are nested too deeply", CommitFault.CONTENTS)
@@ -32,13 +39,14 @@ def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms:
 
 
 def check_against(commit: Commit, repository: Repository) -> None:
-    """Check a decoded commit for contradictions to the commits that its repository already holds.
+    """Check that a decoded commit does not contradict the commits that its repository already holds.
 
-    It is called when the commit arrives, and again just before the commit is stored.
+    The server calls this function when the commit arrives, and again just before it stores the commit, because another
+    request may have stored commits in between.
 
     Raises:
-        NotAdmittedError: The commit changes the schema of its item, or is a delta in a place where a delta could harm a
-            reader.
+        NotAdmittedError: The commit changes the schema of its item. Or it is a delta (a change to a base commit) and
+            its base is itself a delta or belongs to another item, or another delta is already based on it.
     """
     if commit.is_delta:
         # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself
@@ -51,4 +59,4 @@ def check_against(commit: Commit, repository: Repository) -> None:
         return
     known = repository.namespace_of(commit.key)
     if known is not None and commit.namespace != known:
-        raise NotAdmittedError(f"commit {commit.id!r} must not change the schema of {commit.key!r} from {known!r}")
+        raise NotAdmittedError(f"commit {commit.id!r} must not change the schema of item {commit.key!r} from {known!r}")

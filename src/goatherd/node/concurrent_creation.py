@@ -7,7 +7,7 @@ server creates this merge commit before it sends the two commits to anyone.
 The merged value follows GoatDB's rule: it has the fields of all creations, the later value wins, and sets and maps are
 united. The merge commit, including its timestamp, id and seeds, is computed from its parents only, so all servers that
 sign with the same root create the same commit. All other concurrent commits of an item have a common ancestor. GoatDB's
-servers and clients merge those themselves; until then a read returns the head.
+servers and clients merge those themselves; until then a read returns the item's head, which is one of these commits.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
 def portions_of(creations: Sequence[Commit]) -> Iterator[Sequence[Commit]]:
     """Split the concurrent creations of an item, oldest first, into portions that one merge commit each can unite.
 
-    A merge commit has a limited number of parents: one portion and the previous merge commit.
+    The number of parents of a commit is limited. The parents of a merge commit are the creations of one portion and,
+    from the second portion on, the previous merge commit.
     """
     for start in range(0, len(creations), PORTION):
         yield creations[start : start + PORTION]
@@ -64,9 +65,9 @@ def merge_creations(
 
     Args:
         creations: Creations to merge, oldest first, as `unmerged_creations` returns them; the first may be the merge of
-            earlier creations. There may be as many creations as a commit may have parents.
+            earlier creations. At most as many as a commit may have parents.
         repository: The repository that contains the creations.
-        session_id: Id of the session that will sign the merge commit, and is recorded as its merge leader.
+        session_id: Id of the session that will sign the merge commit; also recorded in the commit as its merge leader.
         merged: Those commits among `creations` that are merge commits and are not in the repository yet.
     """
     whole = {merge.id: merge.record for merge in merged}
@@ -118,7 +119,10 @@ class _FieldUnion:
         self._members = _mergeable_members(value)
 
     def merge_value(self, value: Any) -> bool:
-        """Unite a field's value with an earlier one and return True if both are sets or maps; else return False."""
+        """Unite the value so far with a later one, and return True, if both are sets or both maps; else return False.
+
+        If the result is False, the object is unchanged, and the later value must replace it.
+        """
         members = _mergeable_members(value)
         if self._members is None or members is None or ("__t" in self._value) != ("__t" in value):
             return False
@@ -134,7 +138,7 @@ class _FieldUnion:
 def _mergeable_members(value: Any) -> dict[str, Any] | None:
     """Return the members of an encoded map or set as a dict, or None if the value is neither.
 
-    The entries of a map are returned by their names, the elements of a set by their JSON.
+    The dict's keys are the names of the map's entries, or the JSON of the set's elements. Rich text counts as neither.
     """
     if not isinstance(value, Mapping) or _is_rich_text(value):
         return None

@@ -73,7 +73,7 @@ class LineProblem(StrEnum):
 class Unreadable:
     """A line of a repository's log that is not a commit.
 
-    It names the kind of damage, its description, and the commit's id if one was found.
+    `kind` and `reason` describe the damage. `commit_id` is the id that the line seems to contain, or None.
     """
 
     kind: LineProblem
@@ -82,7 +82,10 @@ class Unreadable:
 
 
 def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unreadable]]:
-    """Decode each line of a repository's log except blank lines; yield it with its commit, or with what is wrong."""
+    """Decode the lines of a repository's log; yield each line with its commit, or with its damage.
+
+    Blank lines are skipped. `org` is the id of the organization to which the commits belong.
+    """
     for line in read_lines(data):
         raw = data[line.start : line.end]
         if not line.is_finished:
@@ -99,8 +102,9 @@ def decode_lines(data: bytes, org: str) -> Iterator[tuple[LogLine, Commit | Unre
 def decode_file(log: FileLog, org: str) -> Iterator[tuple[int, Commit | Unreadable]]:
     """Decode the present contents of a repository's log file part by part, so that a large file needs little memory.
 
-    Yield the offset of each line with the commit in it, or with its damage. Commits that are appended meanwhile need no
-    check. An unfinished line may be a write in progress, and ends the log.
+    Yield the offset in bytes of each line, with the commit in it or with its damage. Commits that are appended
+    meanwhile need no check, because the server verified them when it received them. An unfinished line may be a write
+    in progress; reading ends there.
     """
     position, end = 0, log.read_size()
     while position < end and (part := log.read_part(position, PART_BYTES)):
@@ -114,7 +118,7 @@ def decode_file(log: FileLog, org: str) -> Iterator[tuple[int, Commit | Unreadab
 def order_repositories(paths: Sequence[str]) -> list[str]:
     """Return repository paths in the order in which to check their logs: ``/sys/sessions`` first.
 
-    The sessions determine who may sign the commits of the other repositories.
+    The sessions in it determine which signatures in the other repositories are valid.
     """
     return sorted(paths, key=lambda path: (path not in _FIRST, path))
 
@@ -170,7 +174,8 @@ class DataCheck:
         logs: The organization's log directory.
         workers: Executor that reads, decodes and verifies commits; the check submits one task at a time.
         clock: Supplies the current time.
-        withheld: Called with a repository's path after damaged commits were removed from the repository.
+        withheld: Called with a repository's path after damaged commits were removed from the repository, so that the
+            caller can fetch them from the peers.
     """
 
     def __init__(
@@ -221,7 +226,10 @@ class DataCheck:
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
 
     async def _is_checked(self, path: str) -> bool:
-        """Check one repository's log; return False if the check failed and must be repeated later."""
+        """Check one repository's log; return False if the check failed and must be repeated later.
+
+        A log that cannot be read causes a warning, and its check is not repeated.
+        """
         before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
         try:
             await self._check_log(path)

@@ -1,16 +1,17 @@
 """Run one organization: its identity, trust pool, engine, data directory and peers.
 
-`goatherd.node.server` handles HTTP. `goatherd.node.engine` makes the decisions without I/O. This module gives it the
-time, ids, threads and a disk, and makes the flushes and notifications that its responses request. The module also keeps
-commits from peers whose signers are not trusted yet (`PendingCommits`).
+`goatherd.node.server` handles HTTP. `goatherd.node.engine` makes the decisions without I/O. This module gives the
+engine the time, ids, threads and a disk, and makes the flushes and notifications that the engine's responses request.
+The module also keeps commits from peers whose signers are not trusted yet (`PendingCommits`).
 
 Rules:
 
-* The engine and the pool belong to the event loop's thread. Other threads run steps and flush logs.
-* No commit is sent before it is on the disk. The answer to a push, and any other answer that could contain its commits,
-  waits until they are flushed (GoatDB does not wait). One flush serves all waiting requests (group commit).
+* Only the event loop's thread changes the engine and the trust pool. Other threads run the steps that the engine
+  yields, and flush logs.
+* No commit is sent before it is on the disk. An answer that confirms or contains commits waits until these commits are
+  flushed (GoatDB does not wait). One flush serves all waiting requests (group commit).
 * A request that has started is completed even if its client disconnects.
-* A new identity takes effect with the next signature, without a restart.
+* After a change of the identity, the new root makes the next signature, without a restart.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ RETRY_REST: Final = 4
 
 
 class PendingCommits:
-    """Hold commits whose signers are not trusted yet.
+    """Hold commits whose signers are not trusted yet, to verify them again when the trusted sessions change.
 
     If there are too many commits or bytes, the oldest commits are dropped.
     """
@@ -113,7 +114,7 @@ class PendingCommits:
 def fingerprint_of(path: str, raw: Any) -> bytes:
     """Return bytes that identify a commit by its repository's path and its whole content.
 
-    The commit's id would not identify it, because an id can be forged.
+    The commit's id alone does not identify the commit, because an attacker can send another commit with the same id.
     """
     try:
         return path.encode() + b"\0" + orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)
@@ -190,9 +191,10 @@ class _RepositoryView:
 class DatabaseRepository:
     """Read and write the items of one repository.
 
-    Writes are signed by the current root, and return when the data are on the disk.
+    Each write makes a commit that the current root signs, and returns when this commit is on the disk.
 
-    Values are GoatDB's encoded fields: JSON, with dates in seconds. An aware `datetime` is converted to such a date.
+    Field values are in GoatDB's encoded form: JSON, with dates as seconds since 1970. A `datetime` must have a time
+    zone, and is converted to this form.
     """
 
     def __init__(self, database: Database, path: str) -> None:
@@ -284,7 +286,8 @@ class Database:
     Args:
         org: The organization's id.
         directory: The data directory (a path, or an object that replaces it); locked while the database is open.
-        settings: The settings provider with the organization's identity; the database enters and leaves it.
+        settings: The settings provider that loads the organization's identity; the database enters and leaves its
+            context.
         workers: Thread pool for the engine's work on requests.
         verifiers: Thread pool for the verification of signatures; must not be the same pool as `workers`.
         clock: Supplies the current time.
@@ -295,8 +298,10 @@ class Database:
         new_id: Returns a new unique id.
         connect: Returns a client for a peer's URL; by default an HTTP client.
         unused_sessions: Maximum number of sessions that are kept out of ``/sys/sessions`` until they sign their first
-            request; 0 introduces each session when it is created. Always 0 without a directory on the disk.
-        root_signers: The signers of roots whose keys are in an HSM or a KMS; none by default. The caller enters them.
+            request; 0 introduces each session when it is created. Has no effect if the data are not on a disk: each
+            session is then introduced at once.
+        root_signers: The signers of roots whose keys are in an HSM or a KMS; none by default. The caller enters and
+            leaves their context.
 
     Attributes:
         instance: A random id of this process's database. The id shows whether two URLs lead to the same server.
@@ -502,7 +507,7 @@ class Database:
             SettingsError: The database is not open.
         """
         if self._engine is None:
-            raise SettingsError(f"the database of {self.org!r} is not open")
+            raise SettingsError(f"the database of {self.org!r} is not open: call open() first")
         return self._engine
 
     @property
@@ -527,7 +532,7 @@ class Database:
 
     @property
     def signing_problem(self) -> str | None:
-        """The code of the error for which this server cannot sign as the current root; None if it can."""
+        """The code of the error that keeps this server from signing as the current root; None if it can sign."""
         return self._root_signers.find_problem(self.pool.current)
 
     def now_ms(self) -> int:
@@ -535,7 +540,10 @@ class Database:
         return self._clock.now_ms()
 
     async def drive(self, steps: EngineSteps[R]) -> R:
-        """Run a generator of the engine to its end, and return its result."""
+        """Run a generator of the engine to its end, and return its result.
+
+        Threads run the steps that the generator yields, so that the event loop does not wait.
+        """
         return await self._drive_steps(steps)
 
     def repository(self, path: str) -> DatabaseRepository:
@@ -547,7 +555,10 @@ class Database:
         return DatabaseRepository(self, path)
 
     async def open_repository(self, path: str) -> Engine:
-        """Open a repository, which reads its log in a thread, and return the engine that holds it."""
+        """Open the repository with this path, and return the engine, which then holds the repository.
+
+        A thread reads the repository's log, so that the event loop does not wait.
+        """
         await self._drive_steps(self.engine.open_in_steps(path))
         return self.engine
 
@@ -563,7 +574,7 @@ class Database:
         self._notify_peers(path)
 
     async def wait_for_peers(self, path: str, timeout: timedelta) -> bool:
-        """Push a repository's commits to every peer; return whether each peer has answered within `timeout`."""
+        """Push a repository's new commits to every peer; return whether all peers have answered within `timeout`."""
         watchers = {peer.push_changes(path) for peer in self._peers}
         if not watchers:
             return True
@@ -587,12 +598,14 @@ class Database:
 
         Args:
             body: The request's body.
-            header: The value of the header ``x-goat-sig``, which contains the request's signature, possibly parsed.
+            header: The request's signature: the value of the header ``x-goat-sig``, or its parsed form; None without
+                the header.
             admit: Called with the id of the session that signed the request, unless the session is a root. It raises an
                 exception to reject the request.
             sender: Id of the server process that sent the request, from `SENDER_HEADER`; None if the request has no
-                such header.
-            verified_by: What `find_signer` returned for this header, if it was called before.
+                such header, and `NO_SERVER` if the sender is not a server.
+            verified_by: The session that `find_signer` returned for this header, so that the signature is not verified
+                twice; None if `find_signer` was not called.
         """
         return await self._run_to_end(self._answer_sync(body, header, admit, sender, verified_by))
 
@@ -643,7 +656,7 @@ class Database:
     async def find_signer(self, header: str | SignatureEnvelope | None) -> Session | None:
         """Return the session that signed a request; None if the signature is invalid.
 
-        This check comes before the server reads the body.
+        The server calls this before it reads a large body, so that only trusted sessions can send one.
         """
         try:
             return await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
@@ -671,7 +684,11 @@ class Database:
         )
 
     async def _sign_session(self, body: bytes) -> Response:
-        """Create a session that an HSM or a KMS introduces. Sessions leave room for the requests to peers."""
+        """Create a session whose commit in ``/sys/sessions`` is signed by an HSM or a KMS.
+
+        Only a few sessions are signed at the same time, so that requests to peers can be signed meanwhile. If too many
+        requests for a session wait already, the answer is 503.
+        """
         if self._sessions_waiting >= SESSIONS_WAITING:
             return CANNOT_SIGN
         self._sessions_waiting += 1
@@ -682,9 +699,9 @@ class Database:
             self._sessions_waiting -= 1
 
     async def answer_unused(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: take a peer's sessions that have not signed a request yet, and return
-        ours.
+        """Answer ``POST /goatherd/v1/unused``: exchange sessions that have not signed a request yet with a peer.
 
+        This server stores the sessions in the request, and returns its own such sessions if the request asks for them.
         The request must be signed by a root.
         """
         if self._exchange is None:
@@ -693,7 +710,7 @@ class Database:
 
     @property
     def unused(self) -> tuple[int, int]:
-        """Number of stored sessions that have not signed a request yet, and how many the limit has dropped."""
+        """Number of stored sessions that have signed no request yet, and of those dropped because of the limit."""
         unused = self.engine.unused
         return (0, 0) if unused is None else (len(unused), unused.dropped_count)
 
@@ -713,18 +730,18 @@ class Database:
 
     @property
     def status(self) -> SettingsStatus:
-        """The freshness of the identity that this database uses at present."""
+        """How fresh the identity in use is, and how reading it from its source has gone."""
         return self._settings.status
 
     @property
     def frozen_commits(self) -> FrozenCommitStore:
-        """The frozen-commit lists of revoked roots that this server stores.
+        """The store of frozen-commit lists, which name those commits of revoked roots that stay valid.
 
         Raises:
             SettingsError: The database is not open.
         """
         if self._frozen_commits is None:
-            raise SettingsError(f"the database of {self.org!r} is not open")
+            raise SettingsError(f"the database of {self.org!r} is not open: call open() first")
         return self._frozen_commits
 
     @property
@@ -772,7 +789,8 @@ class Database:
 
         Args:
             response: The response that will be sent.
-            failures: The value of `Disk.failure_count` before the response was built.
+            failures: The value of `GroupCommit.failure_count` before the response was built. If the count has grown
+                since, the response may contain commits that are not on the disk, and is built again.
         """
         for commit_id, error in response.refused:
             _log.debug("commit %s was rejected: %s: %s", commit_id, error.code, error)
@@ -827,13 +845,16 @@ class Database:
             peer.sync_now()
 
     def _connect_root(self, document: IdentityDocument) -> IdentityDocument:
-        """Return the document with a current root that signs by the signer that the server has opened (direct mode)."""
+        """Return the document with a current root that signs through the opened signer of its HSM or KMS.
+
+        If the document itself contains the root's private key, return the document unchanged.
+        """
         if not document.current.is_remote:
             return document
         return replace(document, current=self._root_signers.connect(document.current))
 
     async def _merge_withheld(self) -> None:
-        """Merge, until cancelled, the concurrent creations whose merge an HSM or a KMS must sign."""
+        """Merge, until cancelled, concurrent creations that stay hidden until an HSM or a KMS signs their merge."""
         while True:
             await self._is_withholding.wait()
             self._is_withholding.clear()
@@ -887,7 +908,7 @@ class Database:
         self._notify_peers(path)
 
     async def _retry_writes(self) -> None:
-        """Retry, until cancelled, to write the logs whose last write failed."""
+        """Write the logs whose last write failed, trying again at intervals, until cancelled."""
         while True:
             await self._cannot_write.wait()
             said_at = -SAY_AGAIN.total_seconds()
@@ -977,8 +998,8 @@ class Database:
     async def _follow_trust(self) -> None:
         """Verify pending commits again, at the start and whenever a new session becomes trusted.
 
-        A failure is logged and retried after a pause: a loop that ended would leave sessions unknown, and commits
-        pending, until the next start.
+        Pending commits are commits from peers whose signers were not trusted yet. A failure is logged and retried after
+        a pause: a loop that ended would leave sessions unknown, and commits pending, until the next start.
         """
         rest = VERIFY_AGAIN
         while True:

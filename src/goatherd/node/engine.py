@@ -4,10 +4,10 @@ The module does no I/O, reads no clock and uses no randomness. It answers GoatDB
 endpoints are in `goatherd.node.management` and `goatherd.node.frozen_commits`.
 
 Steps
-    Long work is cut into steps, so that threads can do it although this code is pure. `batch_sync`, `ingest_commits`
-    and `open_in_steps` are generators. Each `EngineStep` that a generator yields is work for a thread: the driver calls
-    ``step.run()`` and sends the result back. All other code runs on the event loop's thread, to which the engine
-    belongs. `load_sessions` (blocking, once, before serving) opens ``/sys/sessions`` and ``/sys/users``;
+    Long work is cut into steps, so that the caller can run it in threads although this code starts none. `batch_sync`,
+    `ingest_commits` and `open_in_steps` are generators. Each `EngineStep` that a generator yields is work for a thread:
+    the driver calls ``step.run()`` and sends the result back. All other code runs on the event loop's thread, to which
+    the engine belongs. `load_sessions` (blocking, once, before serving) opens ``/sys/sessions`` and ``/sys/users``;
     `create_session` answers at once::
 
         response = await drive_steps(engine.batch_sync(header, body, now_ms), run)   # run: async, step -> its result
@@ -20,34 +20,38 @@ Steps
     even if the client has disconnected (COMPAT): shield it from cancellation.
 
     Before the answer is sent, the logs of `Response.flush` must be durable (``engine.flush_log(path).flush()`` in a
-    thread). Afterwards the peers are notified of `Response.changed_paths`. `Response.wait_for_peers` requests GoatDB's
-    delay of one second after a new session. `ingest_commits` does the same for commits pulled from a peer.
+    thread). Afterwards the peers are notified of `Response.changed_paths`. If `Response.wait_for_peers` is true, the
+    caller waits up to a second for the peers, as GoatDB does after a new session. `ingest_commits` stores commits that
+    were pulled from a peer; the caller then flushes and notifies in the same way.
 
-Order within a batch. Elements of ``/sys/sessions`` are ingested first, then ``/sys/users``, then the others. Within
-``/sys/sessions``, commits by unknown signers are verified again after each new session, until nothing changes. So a
-batch in any order works (GoatDB drops commits that come too early). Replies keep the order of the request.
+Order within a batch. A batch has one element for each repository. Commits for ``/sys/sessions`` are stored first, then
+those for ``/sys/users``, then the others. Within ``/sys/sessions``, commits by unknown signers are verified again after
+each new session, until nothing changes. So the order of a batch does not matter (GoatDB drops commits that come before
+the session that signed them). Replies keep the order of the request.
 
 Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons in docs/reference/compatibility.md:
 
 * a malformed batch, element or path is answered with 400, and no part of the request takes effect (500 or a crash)
 * a malformed signature header is answered with 403 (500)
 * a login token is rejected as a request signature (accepted)
-* a commit's claimed session must be its signer, and the commit's timestamp must not be later than that session's
-  expiration; a signature without a timestamp is invalid
+* the session that a commit names must have signed the commit, and the commit's timestamp must not be later than that
+  session's expiration; a signature without a timestamp is invalid
 * a request signature is valid for three minutes, even if it was used before
-* session commits must be signed by a root, and must contain only the session with their own id; everything else in
+* session commits must be signed by a root, and must contain only the session with their own id; any other commit for
   /sys/sessions is rejected
 * a session that arrives in one message with the root that introduces it is accepted at once (in the next round)
-* /sys/* and /user/<id> are closed to others unless the application's rules open them
-* limits (`goatherd.node.views.SyncLimits`): elements, seeds, filter size, a peer's count, nesting, ids, keys
+* /sys/* and /user/<id> are closed to other sessions unless the application's access rules open them
+* the number of elements and seeds, the size of filters, the count that a peer states, the nesting of values, and ids
+  and keys are limited (`goatherd.node.views.SyncLimits`)
 * commits with a timestamp more than a day ahead are rejected
 * commits that change a key's schema, lack required fields or have wrong types, and deltas on deltas, are rejected:
   they crash the servers and clients that merge or read them
-* commits of schemas that are not registered are stored and sent on (skipped)
+* commits of schemas that are not registered are stored and sent to clients and peers (skipped)
 * an answer holds at most `SyncLimits.reply_commits` commits per element, `SyncLimits.reply_bytes` in all, and is
   computed with about `SyncLimits.reply_lookups` lookups; the rest follows in later rounds
-* what the clients of a session hold is remembered, and only a part of it is looked up in their filters
-* the answer waits for the disk (a crash may lose acknowledged commits)
+* the server remembers which commits the clients of a session hold, and looks up only some of these commits in each
+  filter (looks up all)
+* the answer waits until the commits are on the disk (does not wait: a crash may lose acknowledged commits)
 * repositories are opened only for well-formed paths, and a file is created with the first commit
 * invalid keys at /auth/session are answered with 400 (500 for P-256, points off the curve and short keys); while the
   root is expired, the answer is 503
@@ -119,8 +123,10 @@ class EngineStep:
     The work uses only data that no other thread changes meanwhile.
 
     Attributes:
-        work: The work.
-        is_remote: Whether it waits for an HSM or a KMS to sign. It must not take one of the threads that do other work.
+        work: The function that does the work. Its argument is an executor that verifies signatures in parallel, or
+            None.
+        is_remote: Whether the work waits for an HSM or a KMS to sign. The driver must then run it in a separate thread,
+            so that slow signatures do not delay other work.
     """
 
     work: Callable[[Executor | None], Any]
@@ -140,7 +146,8 @@ EngineSteps = Generator[EngineStep, Any, R]
 def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
     """Run a generator and all the steps that it yields in the calling thread; return the generator's result.
 
-    An error of a step is raised inside the generator.
+    The threads of `executor`, if given, verify signatures in parallel. An error of a step is raised inside the
+    generator.
     """
     try:
         step = next(steps)
@@ -198,13 +205,14 @@ class Response:
         cors: Whether the answer has CORS headers (not if the signature was rejected).
         flush: Paths of the repositories whose log must be written durably before the answer is sent.
         changed_paths: Paths of the repositories with new commits, of which peers must be notified.
-        wait_for_peers: Whether to wait for the peers before the answer is sent.
+        wait_for_peers: Whether to wait, before the answer is sent, until the peers have received the new commits, or a
+            second has passed.
         refused: Ids of the commits that were rejected, and the reasons; for logs and metrics only.
         lacking: Paths of the repositories that a client asked for and of which this server has no commit.
         requester: Id of the session to which the processing time is charged; None for a root, which servers use.
-        unused: The session that was created and is not introduced yet; None if there is none.
-        again: Builds the answer again without the commits in it that could not be written; only for requests that bring
-            no new commits.
+        unused: The session that was created, if it has no commit in ``/sys/sessions`` yet; otherwise None.
+        again: Builds the answer again, without commits that could not be written to the disk; the commits in the
+            request are not stored a second time. None if the answer contains no commits.
     """
 
     status: int
@@ -222,7 +230,10 @@ class Response:
 
 
 def refuse_request(error: VerificationError) -> Response:
-    """Return the answer to a request whose signature this server rejects."""
+    """Return the answer to a request whose signature this server rejects.
+
+    The status is 421 if the request was signed for another server, otherwise 403.
+    """
     return Response(status=MISDIRECTED if isinstance(error, OtherServerError) else 403, cors=False)
 
 
@@ -283,13 +294,13 @@ class Engine:
         registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.
         limits: Limits on one request and its answer.
-        instance: The id of this server process. A request that is valid for this process only names this id. By default
-            a new id is made.
+        instance: The id of this server process. A client that signs a request for this process only puts this id into
+            the signature. By default a new id is made.
 
     Attributes:
         instance: The id of this server process.
-        on_withheld: Called when concurrent creations are withheld, because a root whose key is in an HSM or a KMS must
-            sign their merge; `merge_withheld` merges them.
+        on_withheld: Called when concurrent creations are withheld (hidden from clients and peers), because a root whose
+            key is in an HSM or a KMS must sign their merge. The caller then runs `merge_withheld`.
         guard: Checks whether a request was signed for this server, and was not received before.
         unused: The sessions that have not signed a request yet and are not introduced; None if each session is
             introduced when it is created.
@@ -390,7 +401,7 @@ class Engine:
         return self._read_repository(path)
 
     def flush_log(self, path: str) -> Log:
-        """Return the log that must be flushed for a repository path in `Response.flush`."""
+        """Return the log of an open repository, for a caller that must flush it because of `Response.flush`."""
         return self._repositories[path].log
 
     def _read_repository(self, path: str) -> Repository:
@@ -448,7 +459,7 @@ class Engine:
             StorageError: The last write failed.
         """
         if path in self._unwritable:
-            raise StorageError(f"{path} cannot be written: the last write to its log failed, and is retried")
+            raise StorageError(f"{path} cannot be written: the last write to its log failed; the server retries it")
 
     def _register_repository(self, path: str, read: Repository) -> EngineSteps[Repository]:
         """Add a repository that was just read to the open ones, and merge concurrent creations in it.
@@ -466,7 +477,11 @@ class Engine:
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:
-        """Open a repository for one request. `_release_repository` closes the repository again if it stayed empty."""
+        """Open a repository for one request.
+
+        When the request ends, `_release_repository` closes a repository that is still empty, so that requests for
+        unused paths take no memory.
+        """
         if path not in self._repositories:
             read = yield EngineStep(lambda _: self._read_repository(path))
             yield from self._register_repository(path, read)
@@ -484,18 +499,20 @@ class Engine:
     # --- POST /auth/session ------------------------------------------------------------------------------------------
 
     def create_session(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> Response:
-        """Do what `create_session_in_steps` does, in the calling thread."""
+        """Answer ``POST /auth/session`` in the calling thread; otherwise like `create_session_in_steps`."""
         return drive_inline(self.create_session_in_steps(body, now_ms, is_deferred=is_deferred))
 
     def create_session_in_steps(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> EngineSteps[Response]:
         """Answer ``POST /auth/session``: create an anonymous session for the caller's key.
 
-        The current root introduces the session. If its key is in an HSM or a KMS that does not sign, the answer is 503.
+        The current root introduces the session. If the root's key is in an HSM or a KMS that does not sign, the answer
+        is 503.
 
         Args:
             body: The request's body.
             now_ms: The time of the server's clock in milliseconds.
-            is_deferred: Whether the session is introduced only when it signs its first request.
+            is_deferred: Whether to store the session in `unused` now, and to introduce it only when it signs its first
+                request.
         """
         unused = self.unused if is_deferred else None
         if not self._can_introduce(now_ms):
@@ -543,8 +560,8 @@ class Engine:
     def introduce_unused(self, count: int, now_ms: int) -> EngineSteps[int]:
         """Introduce up to `count` sessions that have not signed a request yet; return how many were introduced.
 
-        Flush ``/sys/sessions`` afterwards. This is needed for servers that learn of a session only by its commit in
-        ``/sys/sessions``.
+        Servers that do not exchange unused sessions learn of a session only by its commit in ``/sys/sessions``. The
+        caller flushes the log of ``/sys/sessions`` afterwards.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return 0
@@ -555,6 +572,9 @@ class Engine:
 
     def _begin_use(self, envelope: SignatureEnvelope, now_ms: int) -> EngineSteps[Session | None]:
         """Introduce the session that claims to have signed a request, if this is the session's first request.
+
+        Returns:
+            The session; None if it was introduced before or is not in the table of unused sessions.
 
         Raises:
             VerificationError: The session has not signed the request.
@@ -570,13 +590,14 @@ class Engine:
         return unused
 
     def introduce_session(self, session: Session, now_ms: int) -> Commit:
-        """Do what `introduce_in_steps` does, in the calling thread."""
+        """Introduce and trust a session, in the calling thread; otherwise like `introduce_in_steps`."""
         return drive_inline(self.introduce_in_steps(session, now_ms))
 
     def introduce_in_steps(self, session: Session, now_ms: int) -> EngineSteps[Commit]:
         """Store the session commit that introduces `session`, signed by the current root, and trust the session.
 
-        If the session has a commit already, the new one is its child. Flush ``/sys/sessions`` afterwards.
+        If the session has a commit already, the new commit is its child. The caller flushes the log of
+        ``/sys/sessions`` afterwards.
         """
         repository = self.get_repository(SESSIONS_PATH)
         head = repository.find_head(session.id)
@@ -613,12 +634,14 @@ class Engine:
         """Answer ``POST /batch-sync``: store the commits in the request, and return those that the sender lacks.
 
         Args:
-            header: The value of the header ``x-goat-sig``, which contains the request's signature, possibly parsed.
+            header: The request's signature: the value of the header ``x-goat-sig``, or its parsed form; None without
+                the header.
             body: The request's body.
             now_ms: The time of the server's clock in milliseconds.
             admit: Called with the id of the session that signed the request, unless the session is a root. An exception
                 that this function raises ends the request.
-            verified_by: What `authenticate_request` returned for this header, if it was called before.
+            verified_by: The session that `authenticate_request` returned for this header, so that the signature is not
+                verified twice; None if it was not called.
         """
         if not header:
             return Response(status=400)
@@ -699,8 +722,8 @@ class Engine:
     ) -> EngineSteps[Session]:
         """Verify a request's signature and return the session that signed the request.
 
-        `guard` also checks whether the request was meant for this server. If the header was verified before,
-        `verified_by` is the session that was returned then (`TrustPool.verify_request`).
+        This does not check for which server the request was signed; `guard` checks that. `verified_by` is the session
+        that an earlier call returned for the same header, so that the signature is not verified twice.
 
         Raises:
             VerificationError: The signature is invalid, or the session's user no longer exists.
@@ -709,7 +732,7 @@ class Engine:
         session = yield from self._begin_use(envelope, now_ms)
         session = session or self.pool.verify_request(envelope, now_ms, verified_by=verified_by)
         if session.owner is not None and not session.is_root and not (yield from self._is_user(session.owner)):
-            raise AccessDeniedError(f"session {session.id!r} belongs to a user who does not exist")
+            raise AccessDeniedError(f"session {session.id!r} belongs to a user that does not exist")
         return session
 
     def _is_user(self, owner: str) -> EngineSteps[bool]:
@@ -734,7 +757,7 @@ class Engine:
     def ingest_commits(self, path: str, commits: Sequence[Any], now_ms: int) -> EngineSteps[Ingested]:
         """Verify and store commits that a peer sent in answer to a request, as if the peer had pushed them.
 
-        Flush the log of `path` afterwards.
+        The caller flushes the log of `path` afterwards.
 
         Raises:
             PathError: The path is not a repository path.
@@ -769,9 +792,9 @@ class Engine:
     ) -> EngineSteps[None]:
         """Decode, verify and store the commits of several elements of a request.
 
-        This is done in portions, so that other requests can run. While one portion is verified, the next one is
-        decoded, and the previous one stored. In ``/sys/sessions``, a portion can introduce the signers of the next one,
-        so there each is stored before the next one is verified.
+        The commits are processed in portions, so that other requests can run in between. While one portion is verified,
+        the next one is decoded, and the previous one stored. In ``/sys/sessions``, a portion can introduce the signers
+        of the next one, so each portion is stored before the next one is verified.
 
         Args:
             elements: The elements of the ``/batch-sync`` request.
@@ -780,8 +803,8 @@ class Engine:
             is_small: Whether the request was read without a thread. Its commits are decoded and verified without one
                 too, if they are few and small.
             is_offered_again: Whether the sender is a server, which offers commits again until they are stored. Then
-                commits that another request is having verified are left out: servers push commits and answer polls with
-                them at the same time.
+                commits that are already being verified for another request are skipped: a server often sends the same
+                commit in a push and in the answer to a poll.
         """
         begun: dict[str, Commit] = {}
         try:
@@ -836,10 +859,11 @@ class Engine:
         ]
 
     def _introduce_authors(self, early: Sequence[tuple[_Element, Commit]], now_ms: int) -> EngineSteps[bool]:
-        """Introduce sessions that signed one of these commits but no request yet; return whether there were any.
+        """Introduce the unused sessions that signed commits in `early`; return whether there were any.
 
-        A session is usually introduced at its first request. A commit by it can arrive earlier, for example in a
-        request that a root has signed; the session is then introduced here, so that the commit need not wait.
+        An unused session has signed no request yet, and is usually introduced at its first request. A commit by the
+        session can arrive earlier, for example in a request that a root has signed. The session is then introduced
+        here, so that the commit need not wait.
         """
         if self.unused is None or not self._can_introduce(now_ms):
             return False
@@ -872,8 +896,9 @@ class Engine:
     def _take_in(
         self, candidates: list[tuple[_Element, Commit]], done: Ingested, *, is_small: bool = False
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Verify and store decoded commits. One or two small ones are verified without a thread.
+        """Verify and store decoded commits; add each accepted or rejected commit to `done`.
 
+        With `is_small`, one or two signatures are verified without a thread.
         Return the commits whose signing session is unknown, and whether a new session was stored.
         """
         if not candidates:
@@ -888,7 +913,10 @@ class Engine:
     def _finish_verification(
         self, candidates: Sequence[tuple[_Element, Commit]], verification: Verification, done: Ingested
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Wait for a verification that has been started, and store its commits; the result is that of `_take_in`."""
+        """Wait for a verification that was started before, then store the verified commits.
+
+        Return the commits whose signing session is unknown, and whether a new session was stored.
+        """
         yield EngineStep(verification.finish)
         return (yield from self._store_verified(candidates, verification, done))
 
@@ -898,7 +926,10 @@ class Engine:
     def _store_verified(
         self, candidates: Sequence[tuple[_Element, Commit]], verification: Verification, done: Ingested
     ) -> EngineSteps[tuple[list[tuple[_Element, Commit]], bool]]:
-        """Store decoded commits whose verification has ended; the result is that of `_take_in`."""
+        """Store decoded commits whose verification has ended; add each accepted or rejected commit to `done`.
+
+        Return the commits whose signing session is unknown, and whether a new session was stored.
+        """
         verdicts = self.pool.conclude_verification(verification)
         early: list[tuple[_Element, Commit]] = []
         learnt = False
@@ -931,7 +962,8 @@ class Engine:
     ) -> tuple[list[tuple[_Element, Commit]], list[DecodeError]]:
         """Decode the commits of some portions; return those that could be decoded, and the errors of the others.
 
-        If two commits have the same id, both are returned, since the first may be forged.
+        Commits that the repository already holds are skipped. If two received commits have the same id, both are
+        returned, since the first may be forged.
         """
         decoded: list[tuple[_Element, Commit]] = []
         refused: list[DecodeError] = []
@@ -991,7 +1023,8 @@ class Engine:
     ) -> EngineSteps[None]:
         """Merge concurrent creations of items before clients and peers receive them.
 
-        Unmerged, they would crash a GoatDB server or client.
+        Unmerged, they would crash a GoatDB server or client. If an HSM or a KMS must sign the merge, the items are only
+        hidden here, and `merge_withheld` merges them later.
 
         Args:
             repository: The repository. The caller hides its new commits until this function ends.
@@ -1024,9 +1057,10 @@ class Engine:
         return len(self._withheld)
 
     def merge_withheld(self) -> EngineSteps[str | None]:
-        """Merge the concurrent creations of one item that is withheld, show the item, and return its repository's path.
+        """Merge the concurrent creations of one withheld item, show the item, and return its repository's path.
 
-        None if no item is withheld. Flush the repository's log afterwards.
+        A withheld item is hidden until an HSM or a KMS has signed the merge. Return None if no item is withheld. The
+        caller flushes the repository's log afterwards.
 
         Raises:
             SignerError: The HSM or the KMS that holds the root's key did not sign. The item stays hidden.
@@ -1121,13 +1155,13 @@ class Engine:
         return None if item is None or item.deleted else item
 
     def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Do what `create_item_in_steps` does, in the calling thread."""
+        """Create an item, in the calling thread; otherwise like `create_item_in_steps`."""
         return drive_inline(self.create_item_in_steps(path, key, schema, data, now_ms))
 
     def create_item_in_steps(
         self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int
     ) -> EngineSteps[Commit]:
-        """Create an item with a commit that the current root signs. Flush the log of `path` afterwards.
+        """Create an item with a commit that the current root signs. The caller then flushes the log.
 
         Raises:
             ItemExistsError: The item exists already.
@@ -1139,11 +1173,11 @@ class Engine:
         return (yield from self._write_item(repository, commit, now_ms))
 
     def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Do what `set_item_in_steps` does, in the calling thread."""
+        """Replace an item's fields, in the calling thread; otherwise like `set_item_in_steps`."""
         return drive_inline(self.set_item_in_steps(path, key, data, now_ms))
 
     def set_item_in_steps(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> EngineSteps[Commit]:
-        """Replace an item's fields with a commit that the current root signs. Flush the log of `path` afterwards.
+        """Replace an item's fields with a commit that the current root signs. The caller then flushes the log.
 
         Raises:
             ItemNotFoundError: The item does not exist.
@@ -1154,11 +1188,11 @@ class Engine:
         return (yield from self._write_item(repository, commit, now_ms))
 
     def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
-        """Do what `delete_item_in_steps` does, in the calling thread."""
+        """Delete an item, in the calling thread; otherwise like `delete_item_in_steps`."""
         return drive_inline(self.delete_item_in_steps(path, key, now_ms))
 
     def delete_item_in_steps(self, path: str, key: str, now_ms: int) -> EngineSteps[Commit]:
-        """Delete an item with a commit that the current root signs. Flush the log of `path` afterwards.
+        """Delete an item with a commit that the current root signs. The caller then flushes the log.
 
         Raises:
             ItemNotFoundError: The item does not exist.
@@ -1194,9 +1228,10 @@ def _without_traceback(error: DecodeError) -> DecodeError:
 
 
 def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
-    """Split the commits of some elements into portions.
+    """Split the commits of some elements into groups of portions.
 
-    One step decodes one portion, and its commits are stored before the next portion.
+    One step decodes one group, and the group's commits are stored before those of the next group, so that other
+    requests can run in between.
     """
     gathered: list[_Portion] = []
     count = 0

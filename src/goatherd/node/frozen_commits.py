@@ -5,9 +5,9 @@ of them are accepted. The identity document contains the SHA-256 of each list, s
 from any sender. Lists are stored on disk beside the logs, fetched from peers if missing, and returned to every client
 that requests them.
 
-Rules: the server reports which commits of a root it holds only after it has begun to reject new commits of that root.
-It never reports introductions of roots that the identity document does not list, so that an attacker's roots do not
-spread.
+Rules: the server reports which commits of a root it holds only after it has begun to reject new commits of that root,
+so that none is missing in the report. It never reports introductions of roots that the identity document does not list,
+so that an attacker's roots do not spread.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FrozenCommitStore:
         engine: The engine whose pool of trusted sessions is updated.
         folder: Directory in which the lists are stored; None stores the lists in memory only.
         repositories: Returns the paths of the repositories on the disk; may block.
-        peers: Returns the peers from which lists are fetched.
+        peers: Returns the HTTP clients of the peers, from which missing lists are fetched.
         clock: Supplies the current time.
         changed: Called when a frozen-commit list has taken effect.
     """
@@ -161,7 +161,7 @@ class FrozenCommitStore:
     def answer_get(self, digest: str) -> Response:
         """Answer ``GET /goatherd/v1/frozen/<digest>`` with the frozen-commit list that has this digest.
 
-        No signature is needed: the list contains only digests of commits, which reveal nothing.
+        No signature is needed: the list contains only digests of commits, which reveal nothing about their contents.
         """
         frozen = self._lists.get(digest) if _DIGEST.fullmatch(digest) else None
         if frozen is None:
@@ -171,7 +171,7 @@ class FrozenCommitStore:
     async def answer_put(self, body: bytes, header: str | None) -> Response:
         """Answer ``POST /goatherd/v1/frozen``: store a frozen-commit list that a root sends.
 
-        The list is kept until the identity document names it.
+        The list takes effect once the identity document names its digest.
         """
         if refusal := await self._refuse_unless_root("frozen", body, header):
             return refusal
@@ -186,8 +186,8 @@ class FrozenCommitStore:
         """Answer ``POST /goatherd/v1/held``: list the commits of a revoked root that this server holds.
 
         The answer has status 409 if this server does not know that the root is revoked: commits that arrive later would
-        be missing. A request can allow this case. If the request contains digests of commits, the answer also has the
-        path, key and timestamp of each of these commits.
+        be missing. A request with ``early`` is answered in this case, too. If the request lists digests in ``show``,
+        the answer has instead the path, key and timestamp of each held commit with one of these digests.
         """
         if refusal := await self._refuse_unless_root("held", body, header):
             return refusal

@@ -5,8 +5,9 @@ disk. `flush` writes all appended records with one write and one fsync, so one f
 it. The file format is GoatDB's (docs/reference/goatdb-formats.md#logs).
 
 Torn writes. A last line without a newline is a write that a crash interrupted before it was confirmed. Only this line
-is removed; GoatDB removes good lines, too. A damaged line that is followed by other lines is not a torn write: it stays
-in the file, and is skipped and counted. The next append begins with a newline.
+is removed. (GoatDB also removes good lines: docs/reference/goatdb-formats.md#defects.) A damaged line that is followed
+by other lines is not a torn write: it stays in the file, and is skipped and counted. Each append begins with a newline,
+so that an unfinished line before it cannot damage it.
 
 Group commit. A `TrackedLog` reports each append to `GroupCommit`. `GroupCommit.wait_until_durable` waits for everything
 appended so far. One flush runs at a time, in a separate thread, and serves every request that waits when it begins. A
@@ -14,8 +15,8 @@ log that cannot be written does not stop the others: `GroupCommit.failing` lists
 error, and `GroupCommit.retry_failed` flushes it again.
 
 Rules: directories have mode 0700, files 0600. Only the lock file stays open. A repository without commits has no file.
-Every path passes `check_repository_path`. Calls block, so the server makes them in threads. One `LogDirectory` and its
-logs can be used from several threads.
+`check_repository_path` checks every path, so that no file is outside of the directory. Calls block, so the server makes
+them in threads. One `LogDirectory` and its logs can be used from several threads.
 """
 
 from __future__ import annotations
@@ -169,10 +170,10 @@ class FileLog:
             raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
 
     def read_part(self, start: int, size: int) -> bytes:
-        """Return whole lines of the log file from an offset on: about `size` bytes, or more if a line is longer.
+        """Return whole lines of the log file from byte `start` on: about `size` bytes, or more if a line is longer.
 
-        The last line of the file may be unfinished. This does not wait for a write in progress. The result is empty at
-        the end of the file.
+        The last line of the file may be unfinished, because the call does not wait for a write in progress. The result
+        is empty at the end of the file.
 
         Raises:
             StorageError: The file cannot be read.
@@ -201,11 +202,11 @@ class FileLog:
         """Move lines unchanged from the log file to the end of `set_aside_file`. All other bytes stay as they are.
 
         Each file is replaced atomically, with the log's owner and mode. After a crash every line is in one of the two
-        files, or in both. Then the same call again completes the move without duplicates.
+        files, or in both. Repeating the call then completes the move without duplicates.
 
         Args:
-            lines: Lines from `goatherd.wire.commit_log.read_lines` over `read_bytes`; the log must not have been
-                written since then.
+            lines: Lines that `goatherd.wire.commit_log.read_lines` found in the bytes that `read_bytes` returned. The
+                log must not have been written since then.
 
         Raises:
             StorageError: The move failed; no line is lost.
@@ -231,7 +232,7 @@ class FileLog:
             self._pending.append(record)
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
-        """Make the next flush replace the whole log by these records and by those that are appended from now on.
+        """Make the next flush replace the whole log with these records and those that are appended from now on.
 
         Args:
             records: Returns the records that replace the log. The next flush calls it, in the thread that writes.
@@ -358,7 +359,7 @@ class LogDirectory:
         """Flush every open log and release the lock on the data directory.
 
         Raises:
-            StorageError: A log could not be written. The lock is released nevertheless.
+            StorageError: A log could not be written. The lock is released even then.
         """
         try:
             for log in list(self._logs.values()):
@@ -383,7 +384,7 @@ class LogDirectory:
         if len(kind) > 100 or len(name) > 100:
             raise PathError(f"a name in a repository path must have at most 100 characters: {repository!r:.120}")
         if self._lock is None:
-            raise StorageError(f"{self.path} is not open")
+            raise StorageError(f"the data directory {self.path} is not open")
         with self._guard:
             log = self._logs.get(f"/{kind}/{name}")
             if log is None:
@@ -409,7 +410,7 @@ class LogDirectory:
             StorageError: The directory is not locked.
         """
         if self._lock is None:
-            raise StorageError(f"{self.path} is not open")
+            raise StorageError(f"the data directory {self.path} is not open")
         with self._guard:
             log = self._logs.get(UNUSED_NAME)
             if log is None:
@@ -507,7 +508,7 @@ class TrackedLog:
 
 
 class TrackedUnusedLog(TrackedLog):
-    """The log of unused sessions: it reports each append to `GroupCommit`, and can also be rewritten."""
+    """The log of unused sessions: reports each append or rewrite to `GroupCommit`, for the next flush."""
 
     __slots__ = ("_rewritten",)
 
@@ -556,7 +557,8 @@ class GroupCommit:
         """Wait until all records that were appended so far are on the disk, or writing them has failed.
 
         Args:
-            paths: Paths of the repositories whose records must be on the disk.
+            paths: Paths of the repositories whose records must be on the disk. If the log of another repository fails,
+                the result is False, but no error is raised.
 
         Returns:
             Whether all logs that were waited for are on the disk.

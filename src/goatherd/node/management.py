@@ -1,7 +1,8 @@
 """A server's management endpoints: check who may use them, and answer with the health report or the metrics.
 
-A root must sign each ``POST``, and the signature must cover this server, this endpoint and this body. At GoatDB's own
-endpoints (`goatherd.node.engine`) it need not, because the signatures of GoatDB's clients and servers never do.
+Each ``POST`` must be signed by a root, and the signature must cover this server, this endpoint and this body. At
+GoatDB's own endpoints (`goatherd.node.engine`) a signature need not cover these, because the signatures of GoatDB's
+clients and servers never do.
 
 ``GET /goatherd/v1/health`` also reports problems of a server that still answers requests; GoatDB's ``/healthy`` does
 not. Reports contain only codes, ids and numbers. `goatherd.metrics` describes each metric.
@@ -51,11 +52,16 @@ def describe_health(
 ) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the reason.
 
-    A degraded node still answers requests and verifies with the identity that it has. No rotation starts while a node
-    is degraded. Damaged records do not degrade a node, since it withholds these records from clients. A node that
-    cannot write some of its logs is degraded with the reason `storage`: it answers reads with what its logs hold, and
-    rejects writes to these repositories with status 507. A node whose root's key is in an HSM or a KMS that does not
-    sign is degraded with the code of the signer's error: it creates no sessions, and does not synchronize.
+    A degraded server still answers requests, with the identity that it has. No rotation starts while a server is
+    degraded. The reasons are:
+
+    * the code of the error with which the last refresh of the identity failed, or the identity was rejected
+    * ``storage``: some logs cannot be written. Reads are answered from the logs; writes to these repositories are
+      rejected with status 507
+    * `signing_problem`, the code of the error with which the HSM or KMS that holds the root's key does not sign. The
+      server then creates no sessions, and does not synchronize
+
+    Damaged records in `data` do not degrade a server, since it withholds these records from clients.
     """
     refusal = status.last_refusal
     reason = refusal.code if status.is_degraded and refusal is not None else None
@@ -88,7 +94,11 @@ def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
 
 
 def root_signer_samples(problem: str | None, signers: RootSigners, withheld: int) -> Iterator[MetricSample]:
-    """Return the metrics of a server that signs with an HSM or a KMS; none if it was started without a signer."""
+    """Return the metrics of a server that signs with an HSM or a KMS; none if it was started without a signer.
+
+    `problem` is the code of the error that prevents signatures, or None. `withheld` is the number of items that are
+    hidden until the merge of their concurrent creations is signed.
+    """
     if not signers.states and problem is None:
         return
     yield MetricSample(Metric.ROOT_SIGNER_UP, problem is None)

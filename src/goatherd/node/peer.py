@@ -15,7 +15,8 @@ Differences from GoatDB's scheduler, with their reasons:
 * All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server processes
   a batch in order, and must know a session before the commits that the session signed. Requests are small enough for a
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
-* The current root signs every request. After a 403 the loop continues, because the peer may trust the root later.
+* The current root signs every request. If the peer answers 403, the loop continues, because the peer may trust the root
+  later.
 """
 
 from __future__ import annotations
@@ -229,7 +230,10 @@ class Peer:
         self._repositories.pop(path, None)
 
     def resync_path(self, path: str) -> None:
-        """Compare all commits of a repository with the peer again, and request those that were removed here."""
+        """Compare all commits of a repository with the peer again, after damaged commits were removed on this server.
+
+        The next poll requests the removed commits from the peer.
+        """
         self._state_of(path).is_outdated = True
         self.mark_changed(path, pull=True)
 
@@ -237,7 +241,8 @@ class Peer:
         """Send a repository's new commits to the peer at once, even if the last request to the peer failed.
 
         Returns:
-            A future. Its result is True once the peer has answered for all commits, or False if a request failed.
+            A future. Its result becomes True when the peer has answered requests with all the new commits, or False if
+            a request failed.
         """
         self.sync_now()
         watcher: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -342,7 +347,7 @@ class Peer:
     def _reset_peer_state(self, state: _Repository, ids: Sequence[str]) -> None:
         """Mark every commit of a repository as not confirmed by the peer.
 
-        Commits that the peer's next filter contains are not sent.
+        The peer's next Bloom filter shows which of them the peer holds; these are not sent again.
         """
         for commit_id in ids[: state.seen]:
             if commit_id not in state.waiting:
@@ -354,7 +359,7 @@ class Peer:
     ) -> list[Mapping[str, Any]]:
         """Choose commits to send to the peer, the least often sent first.
 
-        None are chosen before the peer has sent its first filter.
+        None are chosen before the peer has sent its first Bloom filter, which shows the commits that it holds.
         """
         if not state.has_filter:
             state.pull = True
@@ -384,7 +389,7 @@ class Peer:
     def _own_filter(self, state: _Repository, ids: Sequence[str]) -> BloomFilter:
         """Return a Bloom filter over all commits of a repository on this server.
 
-        For a large repository an earlier filter is updated.
+        For a large repository, the previous filter is extended instead of building a new one.
         """
         stale = state.own is None or len(ids) > state.own_size or state.size > len(ids) or len(ids) <= SMALL
         if state.own is None or stale:
@@ -531,7 +536,7 @@ class _RequestBudget:
     def take_commit(self, commit: Mapping[str, Any]) -> bool:
         """Reserve room for a commit in the request; return False if there is not enough.
 
-        The first commit always fits.
+        The first commit fits even if it is larger than the whole limit of bytes.
         """
         size = len(to_json_bytes(commit))
         if self.commits <= 0 or (size > self.bytes and self.bytes < MAX_BYTES):
@@ -544,7 +549,7 @@ class _RequestBudget:
 async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> T:
     """Run a function, in a thread if `is_much` says that it takes long.
 
-    Only the peer's own loop, which waits for the function, uses the same state.
+    No lock is needed: only the loop of this peer uses the same state, and the loop waits for the function.
     """
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
 

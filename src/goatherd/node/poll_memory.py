@@ -10,15 +10,16 @@ them. So a `PollMemory` stores for each session what earlier polls have shown, a
   Only `ROTATING_HASHES` hash functions are used for this part. They find a commit that the client lacks with a
   probability of 7/8
 
-The surplus of a client is the number of its commits that this server does not hold. It is calculated from the number
-that the client sends, the number of commits here, and the number that the client lacks. If the surplus differs from the
-stored one, all commits are looked up. So a client that has lost commits gets them at its next poll, or within a few
-hundred polls if it has gained exactly as many that this server does not hold. The part that changes with each poll also
-detects the empty filter that a client sends after its start.
+The surplus of a client is the number of its commits that this server does not hold. It is calculated from the number of
+commits that the client states, the number of commits on this server, and the number that the client lacks. If the
+surplus differs from the stored one, all commits are looked up. So a client that has lost commits gets them at its next
+poll. If it has also gained exactly as many commits that this server does not hold, the surplus stays the same, and the
+client gets the lost commits within a few hundred polls. The part that changes with each poll also detects the empty
+filter that a client sends after its start.
 
-The first poll of a session looks up the newest commits and a sample of the others. If the client's number is exactly
-what these results explain, the others count as held until the part that changes with each poll has looked them up.
-Otherwise all commits are looked up.
+The first poll of a session looks up the newest commits and a sample of the others. If these results fully explain the
+number that the client states, the other commits count as held until the part that changes with each poll has looked
+them up. Otherwise all commits are looked up.
 
 Clients with the same session (tabs of a browser) and the same surplus share one memory. A client that holds other
 commits has another surplus, and so a memory of its own.
@@ -50,7 +51,7 @@ _ROUND: Final = 256
 
 
 class HasID(Protocol):
-    """Any object with a commit's id, which is all of a commit that this module uses."""
+    """Any object with a commit's id, the only part of a commit that this module uses."""
 
     @property
     def id(self) -> str: ...
@@ -65,8 +66,8 @@ class Memory:
 
     Attributes:
         surplus: How many commits these clients hold that this server does not hold.
-        spans: For each span of commits, the position of its end, and the probability that a client lacks a commit in it
-            although the filters contained the commit.
+        spans: The commits as spans of consecutive positions. For each span: the position of its end, and the
+            probability that a client lacks a commit in it although the client's filters contained the commit.
         position: Position at which the next poll continues to look up a part of the commits that are known to be held.
         seeds: The seeds of the last filter. A filter with the same seeds must not count as further evidence.
     """
@@ -97,7 +98,9 @@ class Look:
 class PollMemory:
     """Remember which commits the clients of each session hold, for one view of a repository.
 
-    Several threads may use an object: all values in it are immutable.
+    A view is the set of commits that the sessions of one owner may read.
+
+    Several threads may use an object, because all values in it are immutable.
     """
 
     def __init__(self, max_sessions: int = MAX_SESSIONS, slice_size: int = SLICE) -> None:
@@ -115,15 +118,14 @@ class PollMemory:
     ) -> Look | None:
         """Find the commits that a client lacks by looking up only those that it may lack, as far as earlier polls show.
 
-        At most `limit` commits are looked up for this, and a part of the other commits, which is different at each
-        call.
+        In addition, a small part of the other commits is looked up, a different one at each call.
 
         Args:
             session_id: Id of the session that signed the request.
             commits: All commits that the session may read. New commits are only added at the end.
             held: The client's Bloom filter over the commits that it holds, with at least one seed.
             size: The number of commits that the client says it holds.
-            limit: How many commits may be looked up.
+            limit: Maximum number of commits to look up, apart from the part that differs at each call.
 
         Returns:
             The result; None if too little is remembered, so that `look_at_all` must be called.
@@ -156,8 +158,8 @@ class PollMemory:
         """Look up the newest commits and a sample of the others, for a client about which nothing is remembered.
 
         Returns:
-            The result, if the client's number is what it shows: the client lacks some of the newest commits and nothing
-            else, and holds nothing that this server does not hold. Otherwise None.
+            The result, if it explains the number of commits that the client states: the client then lacks only commits
+            among the newest ones, and holds none that this server lacks. Otherwise None.
         """
         count = len(commits)
         tail = max(0, count - min(limit, _NEWEST))
@@ -177,7 +179,7 @@ class PollMemory:
     def look_at_all(self, session_id: str, commits: Sequence[HasID], held: BloomFilter, size: float) -> Look:
         """Find the commits that a client lacks by looking up all commits in its Bloom filter.
 
-        The arguments are those of `recall`.
+        The arguments have the same meaning as those of `recall`.
         """
         count = len(commits)
         missing = _lacking(commits, range(count), held)
@@ -225,7 +227,10 @@ def _lacking(
 
 
 def _extend_spans(spans: Sequence[tuple[int, float]], count: int) -> Sequence[tuple[int, float]]:
-    """Return the spans so that they cover `count` commits, if necessary with a span for commits not looked up yet."""
+    """Return the spans, extended to `count` commits if necessary.
+
+    The added span has the probability 1, because its commits were not looked up yet.
+    """
     return spans if spans and spans[-1][0] >= count else (*spans, (count, 1.0))
 
 

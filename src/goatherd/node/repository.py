@@ -9,8 +9,9 @@ The repository verifies nothing: `goatherd.node.engine` verifies and authorizes 
 accepted ones. The repository never changes or drops a commit. Of two commits with the same id it keeps the first.
 (GoatDB also keeps the first, but compares ids across all repositories, and before it verifies commits.)
 
-A read returns the head by GoatDB's order. Leaves are not merged here, except concurrent creations
-(`goatherd.node.concurrent_creation`); GoatDB's servers and clients merge the others, by ordinary commits.
+Reading an item returns its head: of its leaves (commits without children), the one that GoatDB's order prefers. Leaves
+are not merged here, except concurrent creations (`goatherd.node.concurrent_creation`); GoatDB's servers and clients
+merge the others, by ordinary commits.
 
 COMPAT: a delta counts as *corrupted* if it does not fit its base, or if it changes rich text, which Goatherd cannot
 read yet. Reading the item then returns its newest commit that is not corrupted, and `Item.fallback` is true. Chains of
@@ -59,7 +60,7 @@ class Log(Protocol):
         ...
 
     def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
-        """Yield every record of the log in order, as an object or as bytes. A record as bytes may be damaged.
+        """Yield every record of the log in order, as an object or as JSON in bytes, which may be damaged.
 
         `append_record` accepts both forms.
 
@@ -211,8 +212,8 @@ class Repository:
         The commit is durable after the log's next flush.
 
         Returns:
-            Whether the commit was added. It is not if a commit with this id exists already, or if the commit would
-            close a cycle of deltas.
+            Whether the commit was added. False if a commit with this id exists already, or if the commit would close a
+            cycle of deltas (each based on the next).
         """
         if commit.id in self._commits or self.closes_a_cycle(commit):
             return False
@@ -248,7 +249,11 @@ class Repository:
         self.version += 1
 
     def _link_parents(self, commit: Commit, parents: Sequence[Commit | None]) -> None:
-        """Update the list of commits without children, so that a read need not scan an item's whole history."""
+        """Update the list of commits without children after `commit` was added.
+
+        With this list, a read need not scan an item's whole history. `parents` are the parents of `commit` in its
+        order; None stands for one that the repository does not hold.
+        """
         if commit.id in self._with_child:
             self._linked.add(commit.key)
         else:
@@ -369,7 +374,7 @@ class Repository:
 
     @property
     def shown_ids(self) -> Sequence[str]:
-        """The ids of the commits that clients and peers may receive: all but those that `hold_back` hides."""
+        """The ids of the commits that clients and peers may receive: all commits that are not hidden at present."""
         if self._closed:
             return ()
         return self._showable_ids() if self._written is None else self._written
@@ -413,9 +418,10 @@ class Repository:
         """Hide commits of an item from clients and peers until `show_item`.
 
         Args:
-            key: The item.
-            is_shown: Whether clients and peers may have received commits of it, which are then not hidden: only those
-                that `hold_back` hides now, and those that come later.
+            key: The item's key.
+            is_shown: Whether clients and peers may have received commits of the item. If True, these stay visible; only
+                commits that `hold_back` hides now, and later ones, stay hidden. If False, all commits of the item are
+                hidden.
         """
         self._withheld.add(key)
         hidden = set() if is_shown else {commit.id for commit in self._commits_by_arrival(key)} - set(self._delayed)
@@ -451,7 +457,7 @@ class Repository:
         return len(self._commits_by_arrival(key))
 
     def namespace_of(self, key: str) -> str | None:
-        """Return the schema namespace of an item: that of the item's first full commit in this repository."""
+        """Return the schema namespace of an item: that of its first full (non-delta) commit; None without one."""
         first = next(iter(self._commits_by_arrival(key)), None)
         return self._namespaces.get(key) if first is None or first.is_delta else first.namespace
 
@@ -497,7 +503,11 @@ class Repository:
         return self.read_item(key, head, ()) or self.read_item(key, head, self.commits_of(key))
 
     def read_item(self, key: str, head: Commit, commits: Sequence[Commit]) -> Item | None:
-        """Return the item with this key, given its head commit and its other commits. May be called in any thread."""
+        """Return the item with this key, given its head commit and its other commits. May be called in any thread.
+
+        If the head cannot be read, the item has the value of the first readable commit in `commits`; None if there is
+        none.
+        """
         record = self.build_record(head)
         if record is not None:
             return Item(key=key, schema=str(record["s"]), data=record["d"], commit=head, head=head)
@@ -521,9 +531,9 @@ class Repository:
         return record
 
     def _delta_chain(self, commit: Commit) -> list[Commit] | None:
-        """Return a delta commit, its base, the base of that, and so on to a full commit.
+        """Return a delta commit, its base, the base of that base, and so on to a full commit.
 
-        The result is None if a base is missing or the chain has no end.
+        The result is None if a base is missing, or the chain is longer than `MAX_CHAIN` or a cycle.
         """
         chain = [commit]
         while chain[-1].base is not None:
@@ -555,7 +565,7 @@ class Repository:
         """
         item = self.find_item(key)
         if item is not None and not item.deleted:
-            raise ItemExistsError(f"{self.path}/{key} already exists")
+            raise ItemExistsError(f"item {self.path}/{key} already exists")
         return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
 
     def build_set(
@@ -573,7 +583,7 @@ class Repository:
         )
 
     def build_delete(self, key: str, *, commit_id: str, session_id: str, ts: int, seeds: Seeds) -> Commit:
-        """Build the unsigned commit that deletes an item: it has the same fields and ``isDeleted``.
+        """Build the unsigned commit that deletes an item: it repeats the item's fields and sets ``isDeleted``.
 
         The arguments are those of `build_create`.
 
@@ -589,7 +599,7 @@ class Repository:
     def _require_item(self, key: str) -> Item:
         item = self.find_item(key)
         if item is None or item.deleted:
-            raise ItemNotFoundError(f"{self.path}/{key} does not exist")
+            raise ItemNotFoundError(f"item {self.path}/{key} does not exist")
         return item
 
     def _build_commit(
@@ -630,7 +640,7 @@ class Repository:
         unknown = data.keys() - schema.by_name.keys()
         problem = f"Unknown field {min(unknown)}" if unknown else schema.problem(normalize_data(values, schema))
         if problem is not None:
-            raise EncodeError(f"{self.path}: {problem}")
+            raise EncodeError(f"invalid data for {self.path}: {problem}")
         return encode_data(normalize_data(values, schema), schema)
 
 

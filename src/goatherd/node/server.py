@@ -1,15 +1,16 @@
 """Serve GoatDB's endpoints and Goatherd's management endpoints over HTTP, as an ASGI application or as a process.
 
 `goatherd.node.database` and `goatherd.node.engine` answer the requests. This module finds the organization, selects the
-endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures into statuses, and starts and stops.
+endpoint as docs/reference/goatdb-protocol.md#endpoints says, turns failures into HTTP statuses, and starts and stops
+the server.
 
 Rules:
 
 * Paths are compared in lower case, otherwise as the client sent them. The query is ignored; a trailing slash matters.
   Repeated headers are joined by commas, as `fetch` does. Answers have CORS headers, also those with status 400 and 404,
   but not those with 403 (signature rejected), 500 and 503.
-* Each organization has one `Database`. Concurrent first requests share one attempt to open it. If it fails, they get a
-  500, and the next request tries again.
+* Each organization has one `Database`. Concurrent first requests share one attempt to open it. If the attempt fails,
+  these requests get a 500, and the next request tries again.
 * The application is a plain ASGI callable, because a router cannot reproduce GoatDB's dispatch (any ``OPTIONS``,
   lower-case paths).
 """
@@ -106,7 +107,7 @@ class Server:
     Args:
         path: The data directory; an organization has ``<path>/<org>/``.
         settings_provider: A settings provider (the server calls its ``for_org``), or a function that returns one for an
-            organization's id: the server enters and leaves it. Or options as for
+            organization's id; the server enters and leaves the provider's context. Or options as for
             `goatherd.settings.settings_from_options`: ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``,
             or the URI of a secret. The server then records in its data directory which identity it has used, and
             rejects older ones.
@@ -132,7 +133,7 @@ class Server:
         limiter: Counts the requests, connections and bytes of each caller, and enforces `limits`.
 
     Raises:
-        ConfigurationError: A network of `forwarded_by` is invalid, or `settings_provider` names no settings.
+        ConfigurationError: A network of `forwarded_by` is invalid, or the options in `settings_provider` are invalid.
         PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
     """
 
@@ -305,7 +306,7 @@ class Server:
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI request. This is the ASGI application.
 
-        It uses no lifespan events: the caller enters the server.
+        It ignores ASGI lifespan events; the caller enters the server instead.
         """
         if scope["type"] != "http":
             if scope["type"] == "websocket":
@@ -457,7 +458,7 @@ class Body:
         limiter: Reads the body and enforces the limits.
         scope: The request's ASGI scope.
         receive: The ASGI receive function.
-        path: The request's path, in the form by which the server dispatches requests.
+        path: The request's path in lower case; it determines the limit on the body's size.
         address: The caller's address, to which the bytes of the body are charged.
     """
 

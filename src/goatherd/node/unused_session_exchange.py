@@ -6,8 +6,9 @@ to its peers. If every peer confirms in time that it has stored the session, no 
 is unreachable, or is an unmodified GoatDB server or an older Goatherd) the session is *introduced* at once: it gets a
 commit in ``/sys/sessions``, which replicates to all servers.
 
-Each request lists the server processes to which the session is sent. A peer that synchronizes with any other server
-does not confirm. So if not all servers are peers of each other, sessions are introduced when they are created.
+Each request lists the server processes to which the session is sent. A peer that also synchronizes with a server
+outside of this list does not confirm. So if not all servers are peers of each other, sessions are introduced when they
+are created.
 
 Servers that are not peers are noticed when they request ``/sys/sessions``, signed by a root; a Goatherd server names
 its process in the request. Until such a server has confirmed a session, every new session is introduced at once. If the
@@ -128,10 +129,11 @@ class UnusedSessionExchange:
         clients: HTTP clients of the peers.
         signer: Returns the session that currently signs requests to peers.
         clock: Supplies the current time.
-        durable: Writes the log of `unused` durably.
+        durable: Writes the log of `unused` durably to the disk.
         publish: Writes ``/sys/sessions`` durably and notifies the peers.
         drive: Runs a generator of the engine.
-        is_wanted: Whether sessions may be kept out of ``/sys/sessions`` until their first request.
+        is_wanted: Whether new sessions may be kept out of ``/sys/sessions`` until their first request; if not, all
+            unused sessions are introduced.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class UnusedSessionExchange:
     def may_defer(self) -> bool:
         """Whether a new session may be kept out of ``/sys/sessions`` until its first request, if all peers store it.
 
-        Not in direct mode: a request that hands a session to a peer costs a signature, as the introduction does.
+        False in direct mode (the root's key is in an HSM or a KMS), because a request that sends a session to a peer
+        costs a signature, as the introduction does.
         """
         if self._signer().is_remote:
             return False
@@ -207,7 +210,10 @@ class UnusedSessionExchange:
         return self._askers
 
     def _unconfirmed_askers(self) -> list[tuple[float, float]]:
-        """Return the first and last request times of servers that request sessions but have not confirmed any."""
+        """Return when servers requested ``/sys/sessions`` that have not confirmed to store unused sessions.
+
+        For each such server process the result has the times of its first and its last request.
+        """
         return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 
     async def share_session(self, session: Session) -> bool:
@@ -307,7 +313,11 @@ class UnusedSessionExchange:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     async def answer_request(self, body: bytes, header: str | None) -> Response:
-        """Answer ``POST /goatherd/v1/unused``: store the unused sessions that a peer sends, or return this server's."""
+        """Answer ``POST /goatherd/v1/unused``: store the unused sessions of a peer, and return this server's if asked.
+
+        Status 409 means that this server has not stored the sessions, so that the peer must introduce them in
+        ``/sys/sessions``.
+        """
         if refusal := await refuse_unless_root(self._engine, PATH, body, header, now_ms=self._engine_now()):
             return refusal
         try:

@@ -37,7 +37,7 @@ _LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
 
 
 class UnusedLog(Log, Protocol):
-    """The interface of the log of unused sessions, which can be rewritten as well as appended to."""
+    """The interface of the log of unused sessions (which have signed no request yet); it can also be rewritten."""
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Make the next flush replace the whole log by these records and by those that are appended from now on."""
@@ -74,7 +74,7 @@ class UnusedSessions:
     def load_log(self, is_introduced: Callable[[str], bool], now_ms: int) -> None:
         """Read the unused sessions from their log, except those that have been introduced meanwhile or have expired.
 
-        Blocks.
+        The call blocks.
 
         Raises:
             StorageError: The log cannot be read.
@@ -93,7 +93,8 @@ class UnusedSessions:
     ) -> int:
         """Add the sessions in records from a peer or the log; return how many sessions were new.
 
-        Malformed records are ignored.
+        Malformed records, and sessions for which `is_introduced` returns True, are ignored. `is_recorded` is true if
+        the log contains the records already.
         """
         before = len(self._sessions)
         for record in records:

@@ -198,7 +198,7 @@ class Views:
         brought: Sequence[bool],
         now_ms: int,
     ) -> list[Look | None]:
-        """Find the messages whose sender is known, from earlier polls, to lack nothing and so can be answered quickly.
+        """Find the sync messages that can be answered quickly, as earlier polls show that the client lacks nothing.
 
         For each message the result has the lookup, or None if the message needs more work.
         """
@@ -264,7 +264,8 @@ class Views:
             brought: Whether the message brought a commit that was new and stored.
             now_ms: The time of the server's clock in milliseconds.
             born_under: Ids of the roots that introduced the requesting client's session; None if a root signed the
-                request, since then the sender is a server.
+                request, since then the sender is a server. They decide which commits that introduce roots the client
+                needs.
             room: What the whole answer may still use.
         """
         count = len(view.commits)
@@ -285,11 +286,11 @@ class Views:
         return EncodedReply(filter=shown, size=count, commits=commits)
 
     def _filter_key(self, view: SessionView, asked: SyncMessage, look: Look | None, brought: bool) -> tuple[int, int]:
-        """Return for how many commits the filter of an answer is made, and in how many rounds GoatDB is to converge.
+        """Return the properties of an answer's filter: its number of commits, and the rounds until GoatDB converges.
 
-        COMPAT: GoatDB answers new commits with a filter for one round, in which hardly any commit is contained by
-        chance. It is three times as large. A client that holds no commit which this server lacks does not need it, and
-        gets one only from a small view.
+        COMPAT: after a message with new commits, GoatDB answers with a filter for one round, which contains hardly any
+        commit by chance, but is three times as large. A client that holds no commit which this server lacks does not
+        need such a filter, and gets one only from a small view.
         """
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine_answers.py).
@@ -307,7 +308,10 @@ class Views:
         return BloomFilter.for_size(size, fpr, self._new_seeds(seed_count(size, fpr)))
 
     def _encode_empty_filter(self, size: int, cycles: int) -> bytes:
-        """Return the JSON of an empty filter. Unlike other filters, it does not need new seeds each time."""
+        """Return the JSON of an empty filter, from a cache if possible.
+
+        An empty filter contains no commit by chance, so it does not need new seeds each time.
+        """
         if (size, cycles) not in self._empty_filters:
             if len(self._empty_filters) >= _MOST or size > _MOST_KEPT:
                 return encode_filter(self._empty_filter(size, cycles))
@@ -326,12 +330,12 @@ class Views:
     def _view_filter(self, view: SessionView, size: int, cycles: int, now_ms: int, *, may_be_old: bool) -> bytes:
         """Return the JSON of a Bloom filter over the commits of a view.
 
-        For a large view, one filter is reused and extended; for a small one, a filter is reused only for clients that
-        hold no commit which this server lacks.
+        The filter of a large view is reused and extended with new commits. The filter of a small view is reused only if
+        `may_be_old`: the client holds the same commits as this server.
 
         If a client holds a commit that the filter contains only by chance, the client sends it once the filter has new
         seeds. So a filter is reused for at least a second (one or two rounds; building a filter over 50 000 commits
-        takes a third of a second), and longer for clients that hold no commit which this server lacks.
+        takes a third of a second), and longer if `may_be_old`.
         """
         known = view.filters.get((size, cycles))
         life = _filter_life(view) if len(view.commits) > BIG_VIEW else 0
@@ -412,7 +416,7 @@ def _may_lack(asked: SyncMessage) -> bool:
 
 
 def _may_be_old(look: Look | None) -> bool:
-    """Return whether an earlier filter may be sent to a client, because it holds no commit that this server lacks."""
+    """Return whether a filter from an earlier answer may be sent, because client and server hold the same commits."""
     return look is not None and _holds_nothing_else(look) and not look.missing
 
 

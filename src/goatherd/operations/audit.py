@@ -1,6 +1,7 @@
 """Verify an audit trail, or read its records.
 
-`goatherd.audit` writes the trail. A file that is not an audit trail is reported as that, and not as a damaged trail.
+`goatherd.audit` writes the trail. If a file is no audit trail at all, such as after a mistyped path, the error says so,
+and does not call the file a damaged trail.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from goatherd.operations.identity_store import Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailRecords:
-    """The records of an audit trail, unverified, and the number of lines that are no records."""
+    """The unverified records of an audit trail, and the number of its lines that cannot be parsed as records."""
 
     records: tuple[Record, ...]
     unreadable: int
 
 
 async def read_trail_anchors(store: Store) -> Anchors:
-    """Return the roots whose signatures an audit trail may have: those of the identity in an open store."""
+    """Return the roots that may sign an audit trail: those that the identity in the store lists."""
     _, document = await store.read()
     return Anchors.of(document)
 
@@ -33,8 +34,9 @@ def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None
 
     Args:
         file: The file of the trail.
-        anchors: The roots that may sign it; None to trust the first signer in the file.
-        checkpoint: A head of this trail that was kept in another place; it shows whether the file's end is missing.
+        anchors: The roots that may sign the records; None to trust the first signer in the file.
+        checkpoint: Number and hash of a record of this trail, stored elsewhere; if the file no longer holds that
+            record, its end is missing. None for no such check.
 
     Raises:
         AuditBrokenError: A record was changed, removed or moved, or has no signature of a trusted root; or the file is

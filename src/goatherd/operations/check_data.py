@@ -1,8 +1,8 @@
 """Check the logs in an organization's data directory: every record must be whole and signed by a trusted session.
 
 The check writes nothing; `goatherd.operations.repair_data` repairs. The directories of unmodified GoatDB servers can be
-checked as well, since their logs have the same format. The caller holds the lock of the directory
-(`goatherd.operations.data`): no server may run on it.
+checked as well, since their logs have the same format. The caller must hold the lock of the directory
+(`goatherd.operations.data`), so that no server writes to it during the check.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LogFinding:
         length: Length of the line in bytes.
         kind: The kind of problem.
         reason: The problem, in a sentence.
-        code: Error code of the verification; None for other kinds.
+        code: Error code of the failed verification; None if the line is damaged or is no commit.
         commit_id: Id of the commit; None if it cannot be read.
     """
 
@@ -75,14 +75,16 @@ class LogFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedRoots:
-    """The roots by which an organization's records are verified.
+    """The roots with which the signatures of an organization's records are verified.
 
     Attributes:
         source: Name of the store or the file that names the roots.
         roots: The roots.
         revoked: Ids of revoked roots. Commits that they have signed are valid if the log already holds them.
-        current: The current root, which can sign requests to peers; None if its private key is not known.
-        anchored: Which roots may introduce other roots, if the identity has an anchor; None if every root may.
+        current: The current root, which can sign requests to peers (other servers of the cluster); None if its private
+            key is not known.
+        anchored: Which roots may introduce other roots, if the identity has an anchor (a root key in an HSM or a KMS);
+            None if every root may.
     """
 
     source: str
@@ -104,7 +106,10 @@ class TrustedRoots:
 
     @classmethod
     def from_checkpoint(cls, seen: TrustCheckpoint, source: str) -> TrustedRoots:
-        """Return the roots that a server remembers. Their private keys are not known."""
+        """Return the roots in a trust checkpoint, the file in which a server remembers the identity that it uses.
+
+        Their private keys are not known.
+        """
         return cls(source=source, roots=seen.roots, revoked=seen.revoked_ids, anchored=seen.anchored_trust)
 
     def make_pool(self, org: str) -> TrustPool:
@@ -140,8 +145,9 @@ class DataReport:
         directory: Its directory.
         verified_with: Name of the store or the file that names the roots; None if no signature was verified.
         logs: One report for each log.
-        conflicts: Concurrent creations of a session, in this directory and on the peers that were asked.
-        problems: Why peers could not be asked.
+        conflicts: Sessions that are created by different commits, in this directory or on peers (other servers) that
+            were asked. GoatDB crashes when it merges such commits.
+        problems: The error of each peer that could not be asked.
     """
 
     org: str
@@ -158,7 +164,7 @@ class DataReport:
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """The lines that cannot be used, from the logs of all repositories, in order."""
+        """The lines that are damaged, no commit, or unverifiable, of all logs in their order."""
         return tuple(finding for log in self.logs for finding in log.findings)
 
     @property
@@ -190,18 +196,19 @@ def check_organization(
     executor: Executor | None = None,
     held_by_peers: Mapping[str, Iterable[Commit]] | None = None,
 ) -> DataReport:
-    """Read every record of an organization and verify its signature. Writes nothing; blocks until it has finished.
+    """Read every record of an organization and verify its signature. Writes nothing; blocks until all are checked.
 
     Args:
         logs: The organization's directory, locked.
         org: The organization.
         trusted: The trusted roots; None to verify no signature.
         executor: Verifies signatures in parallel.
-        held_by_peers: Commits of other servers' ``/sys/sessions`` (`read_peers`), by URL.
+        held_by_peers: Commits of other servers' ``/sys/sessions``, by URL (as `read_peers` returns them), to find
+            sessions that two servers create differently.
 
     Raises:
         StorageError: A log cannot be read.
-        ConfigurationError: The records belong to another identity or organization.
+        ConfigurationError: No record verifies, so the records belong to another identity or organization.
     """
     pool = None if trusted is None else trusted.make_pool(org)
     found, verified, signers = [], 0, set()
@@ -286,7 +293,8 @@ def verify_commits(
 ) -> list[VerificationError | None]:
     """Verify commits of one log; return an error for each invalid commit, and None for each valid one.
 
-    Sessions that a root has introduced in ``/sys/sessions`` are added to the pool.
+    If `repository` is ``/sys/sessions``, the sessions that a root introduces there are added to the pool, so that
+    commits of these sessions can be verified, too.
     """
     if repository != SESSIONS_PATH:
         return pool.verify_commits(commits, executor, held=True)
@@ -302,7 +310,9 @@ def _check_introducer(pool: TrustPool, commit: Commit) -> VerificationError | No
     # SECURITY: a root that only a working root has introduced must not come back from a repaired log
     # (tests/unit/operations/test_data.py).
     if not pool.may_introduce(commit):
-        return UntrustedRootError(f"working root {commit.session!r} cannot introduce root {commit.key!r}")
+        return UntrustedRootError(
+            f"working root {commit.session!r} cannot introduce root {commit.key!r}: only the anchor can"
+        )
     try:
         pool.get_root(commit.session)
     except RevokedSessionError:

@@ -1,6 +1,8 @@
-"""Check one signer: read its public key, sign a test text, verify the signature, and report the signer's facts.
+"""Check one signer, which holds a private key outside the store, such as in an HSM or a KMS.
 
-GoatDB would accept the signed test text neither as a commit nor as a request. The check creates and changes nothing.
+The check reads the public key, signs a test text, verifies the signature, and reports what the signer declares about
+itself. It creates and changes nothing. GoatDB would accept the signed test text neither as a commit nor as a request,
+so the signature cannot be misused.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ class SignerReport:
     Attributes:
         scheme: The signer's URI scheme.
         name: The key's name on its platform.
-        facts: What the signer declares.
+        facts: What the signer declares about itself, such as its region, and whether its key can be exported.
         key: The public key; None if it could not be read.
-        seconds: The median time of a signature; None if none was made.
-        checks: What was checked.
+        seconds: The median duration of a signature, in seconds; None if no signature was made.
+        checks: The checks and their results.
     """
 
     scheme: str
@@ -64,8 +66,9 @@ class SignerReport:
 
 
 async def check_signer(uri: str) -> SignerReport:
-    """Make every check of a signer and return the results. A signer that does not answer is a failed check, not an
-    error.
+    """Make every check of a signer and return the results.
+
+    A signer that does not answer is reported as a failed check, and raises no error.
 
     Args:
         uri: The signer's URI.

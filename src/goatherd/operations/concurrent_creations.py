@@ -4,9 +4,9 @@ COMPAT: GoatDB 0.5.1 crashes with "Merge commit got empty ancestors filter" when
 of which none has a child. Two such commits of one session crash a server that gets the second one from a peer, and
 every client that connects. They do no harm once a third commit, the joining commit, has both as parents.
 
-Pure. No commit is removed, since a peer or client that holds it would send it again. The contents of the joining commit
-depend only on the commits that it joins. So servers that are repaired at different times, with different roots, agree
-on these contents.
+The module does no I/O. It removes no commit, since a peer or client that holds the commit would send it again. The
+contents of the joining commit depend only on the commits that it joins. So servers that are repaired at different
+times, with different roots, agree on these contents.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Conflict:
 
 
 def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
-    """Find sessions that different first commits create, in one log or on different servers; sorted by session.
+    """Find the sessions that several different commits create, in one log or on different servers; sorted by session.
 
-    GoatDB crashes when it merges such commits before one of them has a child. A server whose log has a child of one
-    can merge them, so it is not reported.
+    GoatDB crashes when it merges such commits before one of them has a child. A server can merge them if its log holds
+    a child of one of them, so the commits of that server are left out.
 
     Args:
-        logs: The commits in ``/sys/sessions``, by directory or URL.
+        logs: The commits in each ``/sys/sessions``, by the directory or the server's URL from which they were read.
     """
     found: dict[str, dict[str, Commit]] = {}
     holders: dict[str, set[str]] = {}
@@ -115,7 +115,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
 
 
 def _merge_sessions(sessions: Iterable[Session]) -> Session:
-    """Return one session with the latest expiration, and the owner if any of them has one: a root stays a root."""
+    """Merge versions of one session: use the latest expiration and any owner. A root stays a root."""
     first, *others = sessions
     united = first
     for session in others:

@@ -3,9 +3,10 @@
 ``goatherd controller`` and Python programs call this. The loop is `goatherd.schedule.controller`, and
 `goatherd.schedule.due` decides when to rotate.
 
-Rules: before its first pause, the controller tries everything that it will need, except the alert command, which would
-page an operator at every start. A configuration mistake prevents the start; a problem that may be temporary is a
-warning. For each configured command, the shell checks that the program exists.
+Rules: before it waits for the first time, the controller tries everything that it will need, so that problems show at
+the start. It does not run the alert command, which would page an operator at every start. A configuration mistake
+prevents the start; a problem that may be temporary is a warning. For each configured command, the controller asks the
+shell whether the program exists.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ class ScheduleExplanation:
 
     Attributes:
         facts: What the identity document says that matters for the schedule.
-        verdict: The next action.
+        verdict: The next action, with its time and the reason for it.
         begins: When the next rotations would begin if each succeeded at once, in milliseconds since 1970.
         obstacles: What prevents a rotation from starting now.
-        at_ms: When this was found out, in milliseconds since 1970.
+        at_ms: When this explanation was made, in milliseconds since 1970.
     """
 
     facts: Facts
@@ -87,7 +88,7 @@ async def explain_schedule(store: Store, nodes: NodeDirectory, schedule: Schedul
     Args:
         store: The open store.
         nodes: The servers; may be empty.
-        schedule: When to rotate, checked.
+        schedule: When to rotate, as checked by `make_schedule`.
 
     Raises:
         ProviderError, IdentityError: The identity cannot be read.
@@ -127,9 +128,9 @@ async def run_controller(
     Args:
         store: The open store.
         nodes: Every server that holds this identity.
-        schedule: When to rotate, checked, and its policy.
+        schedule: When to rotate, as checked by `make_schedule`, and the policy of each rotation.
         stop: Event that asks the controller to stop at a safe point.
-        hurry: Event that asks the controller not to wait for the end of a rotation.
+        hurry: Event that asks a controller that is stopping not to wait for the end of a rotation.
         once: Do what is due now, without the checks at the start, and return.
         interval: How often the identity is read.
         stop_timeout: How long a rotation in progress may take to complete after `stop`.
@@ -141,7 +142,7 @@ async def run_controller(
         counts_runs: Whether each rotation counts as a run in `metrics`; false if the caller counts this call as one.
 
     Returns:
-        With `once`, what was done; None if the controller was stopped before.
+        What the last read of the identity led to; None if the controller was stopped during it.
 
     Raises:
         ConfigurationError: No server is listed, or something is configured wrongly, such as a missing program.
@@ -226,7 +227,7 @@ class _CountedWorker:
 
 
 async def _check_start(store: Store, rotator: Rotator, journal: Journal, commands: Mapping[str, str | None]) -> None:
-    """Try everything that a rotation will need, and warn of what does not work now.
+    """Try everything that a rotation will need: temporary problems are logged as warnings, others are an error.
 
     Raises:
         ConfigurationError: Something is configured wrongly.

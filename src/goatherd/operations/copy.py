@@ -1,13 +1,14 @@
 """Copy a secret from one store to another: first every readable version, oldest first, and then its labels.
 
 The destination must not hold the secret yet, unless an interrupted copy is resumed. Nothing is changed in the source
-and nothing is deleted. An identity is decoded only to see whether a rotation is in progress. Rules:
+and nothing is deleted. The versions are copied as bytes; the current one is decoded only to refuse a copy while a
+rotation is in progress. Rules:
 
 - The label `current` is set last, so an interrupted copy has no current version, and no server starts with it. The
   report names the two exceptions: a platform that itself makes the first version current, and a source that has no
   other label.
-- The destination is written by compare-and-swap only. A copy is resumed only if the versions in the destination are the
-  first ones of the source, compared by digest.
+- The destination is written by compare-and-swap only. A copy is resumed only if the destination holds exactly the first
+  versions of the source, which is checked by their digests.
 - A copy has succeeded when every version was read back with the same value and every label is on the right version.
 """
 
@@ -74,7 +75,8 @@ class CopyPlan:
         items: The versions, oldest first.
         labels: For each label, the id of its version in the source.
         skipped: The versions that are not copied.
-        left_labels: Labels of other tools that the destination rejects, each with the id of its version in the source.
+        left_labels: Labels of other tools that are not copied, because the destination does not accept them; each with
+            the id of its version in the source.
         listing: The versions that the source listed, to detect a change during the copy.
     """
 
@@ -86,7 +88,10 @@ class CopyPlan:
 
     @property
     def carrier(self) -> Label:
-        """The label with which a copy writes each new version: a copied label other than `current`, or `current`."""
+        """The label that each new version is written with, since a version cannot be written without one.
+
+        It is `stable` or another label that is copied; `current` only if there is no other.
+        """
         others = sorted(set(self.labels) - {CURRENT})
         return STABLE if STABLE in others else Label(others[0]) if others else CURRENT
 
@@ -144,7 +149,7 @@ async def copy_secret(
     if there and not resume:
         raise IdentityExistsError(
             f"{destination.name} holds a secret already; nothing was changed",
-            hint="If the destination is an interrupted copy, --resume completes it.",
+            hint="Choose another secret. If this one is an interrupted copy of the source, --resume completes it.",
         )
     plan, holders = await _match_versions(plan, destination, there)
     promised = destination.provider.guarantees
@@ -187,7 +192,7 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
     known = {item.source for item in items}
     if labels.get(CURRENT) not in known:
         raise SecretNotFoundError(
-            "no readable version holds the label 'current'",
+            "no readable version of the source holds the label 'current'",
             provider=source.provider.scheme,
             secret_id=source.secret_id,
             operation="copy",
@@ -204,7 +209,7 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
     for item in items:
         if item.value.size > limit:
             raise SecretTooLargeError(
-                f"version {item.source} is {item.value.size} bytes long, the destination accepts at most {limit}",
+                f"version {item.source} is {item.value.size} bytes long, but the destination accepts at most {limit}",
                 provider=destination.provider.scheme,
                 secret_id=destination.secret_id,
                 operation="copy",
@@ -213,7 +218,10 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
 
 
 def _refuse_rotation(plan: CopyPlan) -> None:
-    """Refuse to copy during a rotation: its document names versions of the source, which a roll-back needs."""
+    """Refuse a copy while a rotation is in progress.
+
+    The rotation's record names version ids of the source. A roll-back in the destination would not find them.
+    """
     current = next(item for item in plan.items if item.source == plan.labels[CURRENT])
     try:
         document = decode_document(current.value.reveal())
@@ -228,7 +236,7 @@ def _refuse_rotation(plan: CopyPlan) -> None:
 
 
 async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
-    """Check that the source has not changed since it was listed."""
+    """Check that the versions and labels of the source are still those that the plan was made from."""
     before = {(version.id, version.labels, version.state) for version in plan.listing}
     now = {(version.id, version.labels, version.state) for version in await source.versions()}
     if now != before:
@@ -254,7 +262,7 @@ async def _list_destination(destination: Store) -> list[SecretVersion]:
 async def _match_versions(
     plan: CopyPlan, destination: Store, there: Sequence[SecretVersion]
 ) -> tuple[CopyPlan, dict[Label, VersionId]]:
-    """Add to the plan the ids of versions that the destination already holds; also return the destination's labels."""
+    """Add to the plan the ids of versions that are already copied; also return the destination's labels."""
     holders = {label: version.id for version in there for label in version.labels}
     items = list(plan.items)
     reason = None
@@ -364,7 +372,7 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
 
 
 def check_durable(destination: Store) -> None:
-    """Refuse a store that exists only in this process, for callers that end after the copy.
+    """Refuse a destination that exists only in this process, for callers whose process ends after the copy.
 
     Raises:
         ProviderConfigurationError: The store exists only in this process.

@@ -1,4 +1,4 @@
-"""Check or repair a server's data directory: find and lock its organizations, and the roots to verify commits with.
+"""Check or repair a server's data directory: lock each organization in it, and find the roots that verify its commits.
 
 The logs of one organization are checked by `goatherd.operations.check_data` and repaired by
 `goatherd.operations.repair_data`. No server may run on the directory. Signatures are verified with the identity in the
@@ -46,8 +46,8 @@ async def check_data(
     Args:
         path: A data directory, or the directory of one organization.
         org: The organization to check; None for all.
-        open_store: Opens the store with an organization's identity; None to read no store.
-        peers: Other servers of the cluster.
+        open_store: Opens the store with an organization's identity; None to use the roots in the server's own files.
+        peers: Other servers of the cluster, whose sessions are compared with those in the directory.
 
     Raises:
         ConfigurationError: The path holds no such organization, or there are peers but no roots to verify their commits
@@ -73,7 +73,7 @@ async def repair_data(
     Args:
         path: A data directory, or the directory of one organization.
         org: The organization to repair; None for all.
-        open_store: Opens the store with an organization's identity; None to read no store.
+        open_store: Opens the store with an organization's identity; None to use the roots in the server's own files.
         peers: Other servers of the cluster, which may hold the commits that are damaged here.
 
     Raises:
@@ -95,7 +95,8 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
 
     Args:
         path: A data directory, or the directory of one organization.
-        org: The only organization to return; also the name of the organization if `path` is its directory.
+        org: The only organization to return, or None for all. If `path` is the directory of one organization, `org` is
+            its name, and None stands for the name of the directory.
 
     Raises:
         ConfigurationError: The path holds no organization, or not the one named by `org`.
@@ -130,11 +131,11 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
             pass
         except BlockingIOError:
             raise AgentBusyError(
-                f"`goatherd run`, `watch` or `fetch` uses {directory.parent}",
+                f"a `goatherd run` command uses {directory.parent}",
                 hint="Stop that command, then run this one again.",
             ) from None
         except OSError as error:
-            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME}: {error.strerror}") from error
+            raise StorageError(f"{directory.parent / AGENT_LOCK_NAME} cannot be locked: {error.strerror}") from error
         with LogDirectory(directory) as logs:
             refuse_running(directory)
             yield logs
@@ -146,9 +147,9 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
 def find_trusted_roots(directory: Path, now_ms: int) -> TrustedRoots | None:
     """Return the roots that an organization's own files name; None if there is no such file.
 
-    They are the roots of the identity that a server last used in this directory, or else those of settings.json. An
-    attacker who can write to the directory can change these files, too: only roots from a store prove that commits were
-    not forged.
+    The roots are those of the identity that a server last used in this directory or, if no server has recorded it,
+    those of settings.json. An attacker who can write to the directory can change these files, too: only roots from a
+    store prove that commits were not forged.
 
     Raises:
         IdentityError: A file is malformed.

@@ -60,7 +60,11 @@ class DemoPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """The result of the demo. `passed` determines the exit code."""
+    """The result of the demo.
+
+    The demo has passed, with exit code 0, if writes were accepted, no request was refused, no commit is lost or
+    unverifiable, and every server ended cleanly (`passed`).
+    """
 
     servers: int
     clients: int
@@ -177,7 +181,7 @@ _ROOT_ID: Final = "root"
 
 
 def _open_regions(top: Path, primary: str) -> tuple[StoreMember, ...]:
-    """Return a file store for each region, the primary store first."""
+    """Return a file store in `top` for each region; the primary store, that of region `primary`, comes first."""
     members = []
     for region in (primary, *(one for one in REGIONS if one != primary)):
         provider, template = open_provider(f"file://{top}/keys-{region}/root")
@@ -187,7 +191,7 @@ def _open_regions(top: Path, primary: str) -> tuple[StoreMember, ...]:
 
 
 def _write_regions_file(top: Path) -> Path:
-    """Write the configuration file of the servers, and return its path."""
+    """Write the servers' configuration file, which lists the store of each region, and return its path."""
     stores = [f'{{region = "{one}", provider = "file://{top}/keys-{one}/root"' for one in REGIONS]
     followers = ", ".join(f'{one}, replication = "goatherd"}}' for one in stores[1:])
     file = top / "regions.toml"
@@ -254,7 +258,7 @@ async def _run_region_parts(
 
 
 class _Parts:
-    """The parts of a demo as they run: the load in each, and the phases of its rotations."""
+    """Records the parts of the demo while they run: the load during each part, and the phases of its rotations."""
 
     def __init__(self, load: Workload, tell: Tell) -> None:
         self.done: list[DemoPart] = []
@@ -263,7 +267,7 @@ class _Parts:
         self._entered: list[tuple[str, float]] = []
 
     def listen(self, event: Event) -> None:
-        """Note when a rotation enters a phase."""
+        """Record the time of an event if it reports that a rotation enters a phase."""
         if isinstance(event, PhaseEntered):
             self._entered.append((str(event.phase), self._load.now()))
 
@@ -306,7 +310,7 @@ async def _run_parts(
 
 
 def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Return, for each phase, how many seconds passed from the phase before it until it was reached."""
+    """Return how many seconds each rotation phase took to be reached from the one before, or the first from `began`."""
     durations: dict[str, float] = {}
     previous = began
     for phase, at in entered:
@@ -368,7 +372,8 @@ def _reserve_port() -> Iterator[int]:
 
     Each server is given the URLs of the others before it starts, so none can choose its own port. On Linux, a socket
     that is bound with SO_REUSEADDR and does not listen keeps the port from every other program, and a server that sets
-    the option too can still bind it. Other systems do not let it, so there the port is free until the server starts.
+    the option too can still bind it. Other systems do not allow that second bind, so there the port is released at
+    once, and the server may find it in use.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,8 +1,8 @@
 """Check the store, the identity and every server of a cluster: what ``goatherd doctor`` reports.
 
 Nothing is changed, with one exception: to find out whether a server exposes its key, the check creates one anonymous
-session on it, unless its agent has done so already. A check that could not be made does not count as passed. Results
-contain ids and times, never key material.
+session on it, unless the server's agent has already made this check. A check that could not be made does not count as
+passed. Results contain ids and times, never key material.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class CheckScope:
         timeout: Timeout of one request to a server.
         org: The organization.
         policy: The policy of a rotation.
-        refresh_interval: How often a server reads the store if it does not report that itself.
+        refresh_interval: How often a server is assumed to read the store, if the server does not report its own
+            interval.
         health: The health checks of a rotation.
     """
 
@@ -97,8 +98,9 @@ class CheckScope:
 
 
 async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckScope) -> list[Check]:
-    """Make every check of `goatherd doctor` and return the results. An unreadable store is a failed check, not an
-    error.
+    """Make every check of `goatherd doctor` and return the results.
+
+    A store that cannot be read is reported as a failed check, and raises no error.
 
     Args:
         opening: Opens the store.
@@ -141,7 +143,7 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
 
 
 async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
-    """Return what prevents a rotation from starting; nothing if no server is listed."""
+    """Return the checks of whether a rotation can start or continue; an empty list if no server is listed."""
     addresses = tuple(dict.fromkeys((*scope.addresses, *sorted(scope.policy.bare))))
     if not addresses:
         return []
@@ -154,7 +156,7 @@ async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
 
 
 async def _check_regions(store: Store) -> list[Check]:
-    """Check the store of every region; two stores with different histories are shown with both."""
+    """Check the store of every region. If stores have different histories, also describe each history."""
     checks, split = [], []
     states = await read_regions(store)
     for one in states:
@@ -246,7 +248,11 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
 
 
 def check_obstacles(survey: Survey) -> list[Check]:
-    """Return one check for each remark, and one for each obstacle to a rotation that is not already a failed check."""
+    """Turn a survey into checks: one for each obstacle to a rotation, and one for each remark.
+
+    Obstacles that another check of `goatherd doctor` reports, such as an unreachable server, are left out. If the
+    survey has no obstacle at all, one check states that a rotation can start or continue.
+    """
     checks = [
         Check(
             name="store history" if one.kind in WENT_BACK else "rotation",
@@ -281,7 +287,10 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
 
 
 async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list[Check]:
-    """Check for sessions whose concurrent creations crash GoatDB servers and clients, on one server or between two."""
+    """Check that no session was created by two different commits, on one server or on two.
+
+    GoatDB servers and clients crash when they merge such commits.
+    """
     name = "sessions"
     org = scope.org
     held: dict[str, list[Commit]] = {}
@@ -354,7 +363,10 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
 
 
 async def _check_key_exposure(client: NodeClient) -> Check:
-    """Create a session without authentication, as an attacker would, and check the answer for a private key."""
+    """Create a session without authentication, as an attacker would, and check the answer for a private key.
+
+    If the server has an agent, which makes the same check after each start, the agent's result is used instead.
+    """
     url = client.base_url
     answer = await client.identity()
     agent = None if answer is None else answer.agent

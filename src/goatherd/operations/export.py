@@ -47,8 +47,8 @@ async def export_settings(
         file: The file to write.
         data: Data directory of one organization; the user sessions of its ``/sys/sessions`` log become
             ``trustedSessions``.
-        replace: Overwrite a file with other contents, including the key in it.
-        unsafe_short_life: Accept a root with less than 15 days left.
+        replace: Overwrite an existing file that has other contents, and so the private key in it.
+        unsafe_short_life: Accept a root with less than 15 days left, whose private key GoatDB exposes.
 
     Raises:
         IdentityExistsError: The file exists with other contents, and `replace` is False.

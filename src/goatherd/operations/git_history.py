@@ -1,8 +1,8 @@
-"""Read a git repository's history: for one private key (`goatherd migrate`), or every object of it (`goatherd scan`).
+"""Search a git repository's history for a private key (`goatherd migrate`), or read all objects (`goatherd scan`).
 
 The module runs only ``git`` commands that read, and none that a repository's configuration can turn into another
-program. It does not search other clones, or objects that git has deleted. It never passes a key to a process: it reads
-the objects and searches them itself. A repository that could not be checked is never reported as clean.
+program. It does not search other clones, or objects that git has deleted. It never passes the key to another process:
+it reads the objects and searches them itself. A repository that could not be checked is never reported as clean.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class GitFinding:
 
     Attributes:
         repository: The repository's top directory.
-        path: The file that git tracks, or that a commit holds; None if the repository could not be checked.
-        problem: Why the repository could not be checked.
+        path: The file with the key, which git tracks or a commit holds; None if the repository could not be checked.
+        problem: Why the repository could not be checked; None if the key was found.
     """
 
     repository: Path
@@ -38,7 +38,7 @@ class GitFinding:
 
 
 class GitUnreadableError(Exception):
-    """The git command could not be run, or failed. It does not leave `goatherd.operations`."""
+    """Git could not be run, or a git command failed. Callers in `goatherd.operations` always catch this error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class ObjectReader:
         self._left = size
 
     def read(self, size: int = -1) -> bytes:
-        """Return at most `size` bytes; all that is left if `size` is negative; none at the end."""
+        """Return at most `size` bytes of the object, or all that are left if `size` is negative; empty at its end."""
         found = self._stream.read(self._left if size < 0 else min(size, self._left))
         self._left -= len(found)
         return found
@@ -73,7 +73,8 @@ def find_in_git(settings: Path, secret: bytes) -> GitFinding | None:
 
     Args:
         settings: The file itself, not a link to it.
-        secret: Bytes that only the private key contains; files with other names are searched for them, too.
+        secret: Bytes that only the private key contains. They are searched for in files with similar names, too, since
+            the file may have been renamed or copied.
     """
     top = next((one for one in settings.parents if (one / ".git").exists()), None)
     if top is None:
@@ -98,7 +99,7 @@ def _find_secret(settings: Path, secret: bytes) -> str | None:
 
 
 def _read_contents(at: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the path and the content of each git object that may be a settings.json by its name."""
+    """Yield path and content of each object in the history or the index whose name suggests a settings.json."""
     paths: dict[bytes, str] = {}
     commits = _run_git(at, "rev-list", "--all", "--full-history", "--", *_NAMES)
     options = ("-r", "-m", "-z", "--root", "--raw", "--no-abbrev", "--no-commit-id", "--no-renames")
@@ -120,7 +121,7 @@ def _read_contents(at: Path) -> Iterator[tuple[str, bytes]]:
             total += int(rest[0])
             wanted.append(blob)
     if total > _MOST:
-        raise GitUnreadableError("its history is too large to be searched")
+        raise GitUnreadableError("the repository's history is too large to be searched")
     found = _run_git(at, "cat-file", "--batch", given=_join_lines(wanted))
     position = 0
     for blob in wanted:
@@ -135,9 +136,10 @@ def _join_lines(names: Sequence[bytes] | dict[bytes, str]) -> bytes:
 
 
 def read_objects(repository: Path) -> Iterator[tuple[str, ObjectReader]]:
-    """Yield the id of every object that the repository stores, and a reader of its content; no directories.
+    """Yield the id of every object in the repository except directories (trees), and a reader of the object's content.
 
-    Objects to which no branch leads are among them: git keeps what a rebase or a deleted branch has left for weeks.
+    Objects to which no branch leads are among them, since git keeps the remains of a rebase or a deleted branch for
+    weeks.
 
     Raises:
         GitUnreadableError: Git is not installed, or fails.
@@ -172,7 +174,7 @@ def read_objects(repository: Path) -> Iterator[tuple[str, ObjectReader]]:
 
 
 def locate_objects(repository: Path, ids: Collection[str]) -> dict[str, GitPlace]:
-    """Return where objects are: in the oldest commit that has each, or only in the index, or in no commit.
+    """Return where each object is, by id: in the oldest commit that holds it, else in the index, else nowhere.
 
     Raises:
         GitUnreadableError: Git is not installed, or fails.
@@ -218,7 +220,7 @@ def _git_environ() -> dict[str, str]:
 
 
 def _run_git(at: Path, *words: str, given: bytes = b"", timeout: float | None = _TIMEOUT) -> bytes:
-    """Run a git command that only reads, and return its output.
+    """Run a git command that only reads, with `given` as its standard input, and return its output.
 
     Raises:
         GitUnreadableError: Git is not installed, takes too long, or fails, such as for a repository of another user.

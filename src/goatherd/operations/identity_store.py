@@ -1,7 +1,7 @@
 """Read the identity of one organization from an open store.
 
 This module never creates an identity. A secret that does not exist and a secret that cannot be read are two different
-errors.
+errors, so that no caller takes an unreachable identity for a missing one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from goatherd.wire.paths import DEFAULT_ORG
 
 
 def check_address_has_org(template: str, name: str, org: str, *, hint: str) -> None:
-    """Check that the store's address leads to the identity of one organization.
+    """Check that the store's address names the organization, so that each organization has an identity of its own.
 
     Args:
         template: The secret's id, with ``{org}`` not yet replaced.
         name: Name of the store in messages.
-        org: The organization; the default one needs no place in the address.
-        hint: How the caller names another organization or address.
+        org: The organization. The default organization need not be named in the address.
+        hint: The hint of the error: how the operator names another organization or address.
 
     Raises:
         ConfigurationError: The address is the same for every organization.
@@ -86,7 +86,7 @@ class Store:
         return list(await self.provider.versions(self.secret_id))
 
     async def find(self, text: str) -> Label | VersionId:
-        """Find a version by its id or its label, and return what `read` takes.
+        """Find a version by its id or its label, and return the id or label to pass to `read`.
 
         Raises:
             SecretNotFoundError: No version has this id or label.

@@ -34,9 +34,10 @@ async def init_identity(
     Args:
         store: The open store.
         policy: The lifetime of the root, and the tolerance for clocks.
-        anchor: URI of the signer that holds the anchor's key; None for an identity without an anchor.
-        create_key: Whether to create that key first.
-        direct: Whether the anchor itself is the root that signs, so that each signature is made by its signer.
+        anchor: URI of the signer (HSM or KMS) that holds the anchor's key; None for an identity without an anchor.
+        create_key: Whether to create the anchor's key first; it must not exist yet.
+        direct: Whether the anchor itself is the root that signs (direct mode), so that the HSM or KMS makes each
+            signature. Otherwise a new root signs, which the anchor, if any, endorses.
         open_signer: Opens the signer by its URI.
 
     Returns:
@@ -50,7 +51,9 @@ async def init_identity(
         SignerError: The anchor's signer refused or did not answer. Nothing was written.
     """
     if direct and anchor is None:
-        raise ConfigurationError("direct mode needs an anchor", hint="Give the URI of the signer that holds its key.")
+        raise ConfigurationError(
+            "direct mode needs an anchor", hint="Give the URI of the signer that holds the anchor's key."
+        )
     policy = policy.for_identity(has_anchor=anchor is not None)
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()
@@ -79,7 +82,10 @@ async def init_identity(
 
 
 async def _holds_identity(store: Store) -> bool:
-    """Return whether the store is seen to hold an identity; its answer also carries the store's time."""
+    """Return whether a read of the store returns an identity.
+
+    The answer to this read also carries the store's time, which `Store.check_clock` needs.
+    """
     try:
         await store.read()
     except GoatherdError:

@@ -72,7 +72,7 @@ class Installation:
 
 
 def describe_installation() -> Installation:
-    """Return the versions of what is installed. No provider is imported."""
+    """Return the versions of what is installed. Extras are looked up in package metadata; no provider is imported."""
     library, openssl = library_versions()
     try:
         about = metadata.metadata(PACKAGE)

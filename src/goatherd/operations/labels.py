@@ -54,7 +54,7 @@ def check_custom_label(text: str) -> Label:
     """Check that an operator may move the label `text`, and return it as a `Label`.
 
     Raises:
-        ConfigurationError: `text` is no label, or one of `PROTECTED_LABELS`.
+        ConfigurationError: `text` is not a valid label, or is one of `PROTECTED_LABELS`.
     """
     label = check_label(text)
     check_removable_label(text)
@@ -86,7 +86,7 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
         to: The version's id, or a label that the version holds.
 
     Raises:
-        ConfigurationError: `label` is protected or no label, or the store supports only Goatherd's own labels.
+        ConfigurationError: `label` is protected or not a valid label, or the store supports only Goatherd's own labels.
         SecretNotFoundError: There is no such secret, or no such version.
         ConflictError: Another writer moved the label in the meantime. Nothing was changed.
     """
@@ -104,7 +104,8 @@ async def move_label(provider: SecretProvider, secret_id: str, label: str, to: s
 async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
     """Remove `label` from the version that holds it. Do nothing if no version holds it.
 
-    Any label that the store lists can be removed, including labels of other tools, which `move_label` refuses.
+    Any label that the store lists can be removed, except Goatherd's own (`PROTECTED_LABELS`). This includes labels of
+    other tools whose names `move_label` rejects.
 
     Raises:
         ConfigurationError: `label` is protected, or the store supports only Goatherd's own labels.
@@ -147,7 +148,7 @@ async def change_label(store: Store, label: str, to: str | None, *, audit_log: A
 
 @contextmanager
 def _explain_conflict() -> Iterator[None]:
-    """Replace the hint of a `ConflictError` by a hint about labels."""
+    """Give a `ConflictError` that the ``with`` block raises a hint about labels."""
     try:
         yield
     except ConflictError as error:
@@ -161,7 +162,7 @@ def _explain_conflict() -> Iterator[None]:
 def _check_store(provider: SecretProvider) -> None:
     if not provider.guarantees.custom_labels:
         raise ConfigurationError(
-            f"the store ({provider.scheme}) supports no labels but Goatherd's own",
+            f"the store ({provider.scheme}) supports only Goatherd's own labels",
             hint=(
                 "Its provider declares custom_labels=False. Note the version's id instead; `goatherd show "
                 "--at ID` reads that version."

@@ -1,7 +1,7 @@
 """Merge the identities of several servers of one cluster into one, and describe what changes for each server.
 
 Identities with different roots are merged only if the operator has chosen which root becomes the current one; the other
-roots stay trusted. Pure, except for `describe_double_keys`, which reads the logs of the servers' repositories.
+roots stay trusted. Only `describe_double_keys` does I/O: it reads the logs of the servers' repositories.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def merge_server_identities(
 ) -> IdentityDocument:
     """Merge the settings of several servers into the one identity of an organization.
 
-    Each GoatDB server extends the expiration of its root when it starts, so the latest expiration is used.
+    Each GoatDB server extends the expiration of its root when it starts, so that servers with the same root may differ
+    in its expiration. The latest one is used.
 
     Args:
         org: The organization.
@@ -66,7 +67,7 @@ def merge_server_identities(
 
 
 def _choose_latest(org: str, found: Sequence[tuple[Path, IdentityDocument]]) -> IdentityDocument:
-    """Of the identities of servers with the same root, return the one with the latest expiration.
+    """Return, of several identities with the same root, the one in which the root expires last.
 
     Raises:
         SettingsError: The root has different keys on two servers.
@@ -90,14 +91,21 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
 
 
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
-    """Return each root that needs an introduction, with the root that must make it; empty if all have the same root."""
+    """Return each root that must be introduced, with the root that introduces it.
+
+    The current root of `identity` introduces each other root in `roots` and is introduced by it, so that clients of
+    either root trust both. The result is empty if all servers have the current root.
+    """
     current = identity.current
     given_up = {root.id: root for root in roots if root.id != current.id}
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
 
 
 def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
-    """Describe in lines what it means to choose one of several roots; no lines if there is only one root."""
+    """Describe, one consequence in each line, what it means that one of several roots becomes the current root.
+
+    The list is empty if all servers have the same root.
+    """
     current = identity.current.id
     given_up = {document.current.id: document.current.session for _, document in found}
     given_up.pop(current, None)

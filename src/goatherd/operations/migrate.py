@@ -1,8 +1,9 @@
 """Migrate a GoatDB cluster: put its identity into a store, verify the stored copy, remove the key from the disks.
 
 `migrate_all` reads settings.json and the ``/sys/sessions`` log of one or several servers and organizations, writes each
-identity into the store, writes every trusted user session into that server's log, reads the store back, and asks the
-running servers whether they accept the root. It stops no server. `remove_keys` removes the settings.json files.
+identity into the store, writes the trusted user sessions of each settings.json into the log of the same server, reads
+the store back, and asks the running servers whether they accept the root. It stops no server. `remove_keys` removes the
+settings.json files.
 
 Rules: an identity that the store already holds is never overwritten. A log that a process has open is not changed. A
 second run changes nothing. A key is removed from a disk only after the store has returned the same identity, and only
@@ -65,8 +66,8 @@ class MigrationTarget:
 
     Attributes:
         open_store: Opens the store of one organization.
-        secret_for: Returns the secret's id for the given organizations, with ``{org}`` not yet replaced; raises an
-            error if the secret is not meant for them.
+        secret_for: Returns the secret's id, with ``{org}`` not yet replaced; raises an error if the secret is not meant
+            for the given organizations.
         addresses: URLs of running servers, or URLs that discover them.
         timeout: Timeout of one request to a server.
         clock_tolerance: By how much this machine's clock may differ from the store's.
@@ -89,7 +90,7 @@ class MigratedServer:
         settings: That server's settings.json.
         is_new: Whether the identity was written into the store; False if the store held it already.
         in_log: How many trusted user sessions the server's log already introduces.
-        written: Ids of sessions that were written into the log.
+        written: Ids of sessions that were written into the log or, in a dry run, would be.
         missing: Ids of trusted sessions that the log does not introduce.
         notes: What was changed, and what the operator should know.
         is_read_back: Whether the store returned the identity when it was read afterwards.
@@ -130,7 +131,7 @@ class Migration:
 
     Attributes:
         outcomes: One outcome for each organization of each server.
-        proofs: One answer for each organization and running server.
+        proofs: For each organization and running server, whether the server accepts the organization's root.
         removable: The settings.json files that may be removed, since the store has returned their identity.
         is_dry: Whether this was a dry run, in which nothing was written.
     """
@@ -164,9 +165,11 @@ async def migrate_all(
         paths: Data directories and settings.json files.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
-        is_only_server: State that no other server was migrated by an earlier run.
+        is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
+            written even if no other server can be asked for them.
         root_id: The root that becomes the current root if the servers have different ones.
-        tell: Called before anything is written, with the consequences of that choice, one line at a time.
+        tell: Called before anything is written, with each line that describes what follows if servers have different
+            roots.
 
     Raises:
         ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
@@ -184,8 +187,9 @@ async def migrate_all(
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in secret_id:
         raise ConfigurationError(
-            f"there are several organizations ({', '.join(orgs)}), and each has an identity of its own",
-            hint="Put {org} into the secret's name, such as file:///srv/keys/{org}/root.",
+            f"there are several organizations ({', '.join(orgs)}), but the name of the secret is the same for all",
+            hint="Each organization has an identity of its own. Put {org} into the secret's name, such as"
+            " file:///srv/keys/{org}/root.",
         )
     read = [(source, *read_settings(source, now_ms)) for source in sources]
     of_each = {
@@ -349,15 +353,15 @@ def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:
 
 
 def _check_same_identity(present: IdentityDocument, document: IdentityDocument, name: str) -> None:
-    """Check that a store holds the identity `document`, possibly after later rotations.
+    """Check that the identity in a store, `present`, has the current root of `document`, now or as a previous one.
 
     Raises:
-        IdentityExistsError: The store holds another identity.
+        IdentityExistsError: The store, called `name`, holds another identity.
     """
     if not contains_root(present, document.current):
         raise IdentityExistsError(
             f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
-            " it was kept",
+            " the stored identity was kept",
             hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
             " cluster, migrate them together, into a new secret, with --root.",
         )
@@ -365,7 +369,10 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAcceptance:
-    """Whether one running server accepts requests that are signed with an organization's root (`server`)."""
+    """Whether a running server accepts requests that are signed with the root of an organization.
+
+    `server` is the server as it was observed; its `trusts_current` holds the answer.
+    """
 
     org: str
     root: str
@@ -395,7 +402,7 @@ async def ask_servers(
 
     Args:
         addresses: URLs of the servers, or URLs that discover them.
-        signers: For each organization its root.
+        signers: The organizations, each with the root that signs the request.
         timeout: Timeout of one request.
 
     Raises:
@@ -413,16 +420,15 @@ async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> Roo
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
     """Replace a settings.json by a note without the key. Return, in lines, what the operator should know.
 
-    SECURITY: call it only after `read_back` (tests/unit/cli/test_migrate_cluster.py).
+    SECURITY: call it only after `read_back` has found the root in the store (tests/unit/cli/test_migrate_cluster.py).
 
     Raises:
         SettingsError: The file is a link, or cannot be removed.
     """
     if settings.is_symlink():
         raise SettingsError(
-            f"{settings} is a link to {settings.readlink()}",
-            hint="`goatherd run` makes such a link, to a file in memory, and removes the file when you stop"
-            " `goatherd run`.",
+            f"{settings} was not removed, because it is a link to {settings.readlink()}",
+            hint="`goatherd run` makes such a link to a file in memory. Stop `goatherd run`: it removes that file.",
         )
     remains = settings.with_name(REMAINS)
     note = {
@@ -444,5 +450,5 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
 
 
 def servers_rejecting_root(proofs: Iterable[RootAcceptance]) -> list[RootAcceptance]:
-    """Return the answers of the servers that do not trust the root."""
+    """Return the answers of the servers that rejected the root; servers that gave no answer are not included."""
     return [proof for proof in proofs if proof.server.trusts_current is False]

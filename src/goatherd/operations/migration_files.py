@@ -45,7 +45,7 @@ class SessionLog:
     Attributes:
         pool: The sessions that a trusted root introduced.
         latest: For each session id, the id of its last commit.
-        problems: Sessions that could not be verified, in human-readable sentences.
+        problems: A human-readable sentence for each session that could not be verified.
     """
 
     pool: TrustPool

@@ -68,7 +68,10 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
 
 
 def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, list[Commit]]:
-    """Return, for each session that a server's log introduces, the commits that introduce it."""
+    """Return, for each session that a log on a disk introduces, the commits that introduce the session.
+
+    Other servers copy these commits. So the result is empty if there is only one server.
+    """
     held: dict[str, list[Commit]] = {}
     for source in sources if len(sources) > 1 else ():
         if source.data is None:
@@ -92,13 +95,16 @@ async def find_held_by_servers(
     held: Collection[str],
     is_only_server: bool,
 ) -> dict[str, list[Commit]]:
-    """Return, for each session that no log introduces, the commits that running servers hold of it.
+    """Ask running servers for the sessions that no log on a disk introduces; return their commits, by session id.
 
     COMPAT: two different commits of one session without parents crash GoatDB servers and clients. So a commit that an
-    earlier run wrote on another server must be found and copied.
+    earlier run wrote on another server must be found and copied. `read` has the files and trusted sessions of each
+    server, `held` the sessions that a log introduces. With `is_only_server`, the operator states that there is no such
+    other server.
 
     Raises:
-        SettingsError: An earlier run has migrated a server, and not every server could be asked.
+        SettingsError: An earlier run has migrated a server, not every server could be asked, and `is_only_server` is
+            false.
     """
     missing: set[str] = set()
     for source, users in read:
@@ -131,11 +137,12 @@ async def find_held_by_servers(
         why = f" ({'; '.join(silent)})" if silent else ""
         sessions = describe_count(len(unknown), "session", "is", "are")
         raise SettingsError(
-            f"another run has put the identity of {org} into {name}, and {sessions} in this settings.json only:"
-            f" {' '.join(unknown[:SHOWN])}. A server that was migrated before may create them"
-            f" differently, which ends GoatDB servers and clients{why}",
-            hint="Name the servers that were migrated before: each by --node URL while it runs, or its data directory"
-            " beside this one. --only-server if there is none; --no-write-sessions leaves these sessions out.",
+            f"an earlier run has put the identity of {org} into {name}, and {sessions} in this settings.json only:"
+            f" {' '.join(unknown[:SHOWN])}. If a server that was migrated earlier has created the same sessions in"
+            f" other commits, GoatDB servers and clients crash when they merge both{why}",
+            hint="Name the servers that were migrated earlier: a running one by --node URL, a stopped one by its data"
+            " directory beside this one. If there is none, give --only-server. --no-write-sessions leaves these"
+            " sessions out.",
         )
     return found
 
@@ -154,7 +161,10 @@ async def _pull_sessions(
 def _select_signed(
     sent: Iterable[Any], document: IdentityDocument, present: IdentityDocument | None, org: str
 ) -> dict[str, list[Commit]]:
-    """Return the commits that a root of the identity has signed, by session id."""
+    """Return the commits that a root of the identity has signed, by session id.
+
+    The identity is `present`, which the store holds, or else `document`, which is to be migrated.
+    """
     identity = present or document
     pool = TrustPool.from_identity(identity, org=org)
     commits = decode_commits(sent, org)
@@ -167,7 +177,7 @@ def _select_signed(
 
 
 def find_missing_sessions(log: SessionLog, users: Iterable[Session]) -> tuple[list[Session], int]:
-    """Return the trusted sessions that are missing or incomplete in the log, and the number of the others."""
+    """Return the trusted sessions that are missing or incomplete in the log, and how many the log holds completely."""
     lacking, fine = [], 0
     for user in users:
         try:
@@ -207,12 +217,13 @@ class SessionComparison:
     directory: LogDirectory | None
 
     def write(self, signer: OwnedSession, org: str, held: Mapping[str, Sequence[Commit]]) -> None:
-        """Append session commits for each session that the log lacks.
+        """Append the commits that introduce each session that the log lacks.
 
         Args:
             signer: The root that signs.
             org: The organization; it is part of the signed bytes.
-            held: Commits of sessions that other servers hold; they are copied if this log has none for the session.
+            held: By session id, the commits that other servers hold. They are copied if this log has no commit of the
+                session.
         """
         if self.directory is None or not self.lacking:
             return
@@ -235,10 +246,10 @@ class SessionComparison:
     def write_roots(
         self, pairs: Iterable[tuple[Session, OwnedSession]], org: str, held: Mapping[str, Sequence[Commit]]
     ) -> None:
-        """Append the introduction of each root by the other one, unless the log holds it.
+        """Append, for each pair, the commit by which one root introduces the other, unless the log holds such a commit.
 
         Args:
-            pairs: A root, and the root that introduces it.
+            pairs: Each root to introduce, with the root that introduces it.
             org: The organization; it is part of the signed bytes.
             held: As for `write`.
         """
@@ -269,7 +280,7 @@ def _is_by(signer: Session, commit: Commit) -> bool:
 
 
 def _is_covered(commits: Iterable[Commit], session: Session) -> bool:
-    """Whether the commits of a session already contain everything in `session`."""
+    """Whether the commits of a session already state its owner, and an expiration at least as late as in `session`."""
     best: Session | None = None
     for commit in commits:
         try:
@@ -312,7 +323,7 @@ def introduction_of_migrated(
 def compare_sessions(
     source: MigrationSource, users: tuple[Session, ...], identity: IdentityDocument, *, writes: bool
 ) -> Iterator[SessionComparison]:
-    """Compare the sessions of a settings.json with the log. With `writes`, lock the data directory."""
+    """Compare a settings.json's sessions with the log. If `writes` is true, the data directory is locked meanwhile."""
     if source.data is None:
         problems = (
             ("no data directory was given, so the trusted sessions were not looked up in its log",) if users else ()

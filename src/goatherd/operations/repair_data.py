@@ -1,9 +1,9 @@
 """Repair the logs of an organization's data directory.
 
 `repair_organization` moves unusable lines into files ``*.damaged`` in the directories of the logs, and restores the
-commits that can be verified, from those files and from peers. It also joins concurrent creations of a session, which
-crash GoatDB (`goatherd.operations.concurrent_creations`), in the log and on the peers. The caller holds the lock of the
-directory (`goatherd.operations.data`): no server may run on it.
+commits that can be verified, from those files and from peers. If different commits create the same session, which
+crashes GoatDB, it joins them, in the log and on the peers (`goatherd.operations.concurrent_creations`). The caller must
+hold the lock of the directory (`goatherd.operations.data`), so that no server runs on it.
 
 Rules: no byte is ever deleted. A log without damage is not written. The next repair completes an interrupted one. A
 commit is restored only after its signature was verified.
@@ -55,9 +55,9 @@ class Repair:
         fetched: Number of commits that were fetched from peers.
         lacking: Ids of commits that were moved away and could not be restored from a file or a peer.
         unidentified: Number of moved lines whose commit id cannot be read.
-        joined: The sessions whose concurrent creations were joined.
+        joined: Ids of the sessions that different commits had created, and that a joining commit now unites.
         given: Number of joining commits that were pushed to peers.
-        problems: Why peers could not be asked, or creations could not be joined.
+        problems: Errors of peers that could not be asked, and reasons why creations could not be joined.
     """
 
     before: DataReport
@@ -124,8 +124,8 @@ async def repair_organization(
 ) -> Repair:
     """Move unusable lines into ``*.damaged`` files, and restore verifiable commits from these files and from peers.
 
-    Concurrent creations of a session are joined by a commit of the current root, in the log and on each peer that holds
-    one of them.
+    If different commits create the same session, which crashes GoatDB, the current root signs a commit that joins them,
+    in the log and on each peer that holds one of them.
 
     While lines of ``/sys/sessions`` are set aside, a commit with an unknown signer stays in its log, because one of
     those lines may introduce the signer.
@@ -133,7 +133,7 @@ async def repair_organization(
     Args:
         logs: The organization's directory, locked.
         org: The organization.
-        trusted: The trusted roots. None: only lines without a commit are set aside, and no commit is restored.
+        trusted: The trusted roots; if None, only lines that hold no commit are set aside, and no commit is restored.
         peers: Servers that may hold the damaged commits.
         executor: Verifies signatures in parallel.
 
@@ -195,7 +195,7 @@ async def read_peers(
     peers: Sequence[RepairPeer],
     executor: Executor | None = None,
 ) -> tuple[dict[str, list[Commit]], tuple[str, ...]]:
-    """Return the verified commits of the peers' ``/sys/sessions``, by URL, and why peers could not be asked.
+    """Return the verified commits in each peer's ``/sys/sessions``, by URL, and the errors of peers that were not read.
 
     Raises:
         ConfigurationError: There are peers and no trusted roots.
@@ -213,12 +213,12 @@ def _check_verifiable(peers: Sequence[RepairPeer], trusted: TrustedRoots | None)
     if peers and trusted is None:
         raise ConfigurationError(
             "commits from peers could not be verified, because the trusted roots are not known",
-            hint="Give --provider URI.",
+            hint="Give --provider URI: the identity in that store names the trusted roots.",
         )
 
 
 class _CreationJoiner:
-    """Joins concurrent creations of sessions, in a log and on peers."""
+    """Joins different commits that create the same session, in a log and on peers, so that GoatDB can merge them."""
 
     def __init__(
         self, logs: LogDirectory, org: str, trusted: TrustedRoots, fetcher: _PeerClient, executor: Executor | None
@@ -231,7 +231,7 @@ class _CreationJoiner:
         self._executor = executor
 
     async def join(self) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
-        """Join every conflict that can be joined.
+        """Join every conflict (different commits that create the same session) that can be joined.
 
         Returns:
             The sessions whose creations were joined, the number of commits that were pushed to peers, and the commits
@@ -307,7 +307,7 @@ def _list_set_aside(logs: LogDirectory) -> list[str]:
 
 
 class _CommitRestorer:
-    """Adds verified commits to one repository."""
+    """Adds verified commits to the log of one repository, from its ``*.damaged`` file or from peers."""
 
     def __init__(self, log: FileLog, path: str, org: str, pool: TrustPool, executor: Executor | None) -> None:
         self._log = log
@@ -324,11 +324,11 @@ class _CommitRestorer:
         return self._repository.ids
 
     def restore_set_aside(self) -> int:
-        """Restore the set-aside commits that can be verified now, and return their number."""
+        """Restore the commits in the ``*.damaged`` file that can be verified now, and return their number."""
         try:
             data = self._log.set_aside_file.read_bytes()
         except OSError as error:
-            raise StorageError(f"{self._log.set_aside_file}: {error.strerror}") from error
+            raise StorageError(f"{self._log.set_aside_file} cannot be read: {error.strerror}") from error
         fresh = self._select_new(decode_log_commits(data, self._org))
         verdicts = verify_commits(self._pool, self._path, fresh, self._executor)
         return self._add_commits([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
@@ -369,7 +369,7 @@ class _PeerClient:
     """Reads and writes commits of peers.
 
     Attributes:
-        problems: Why a peer could not be asked.
+        problems: The errors of requests to peers that failed.
     """
 
     def __init__(self, peers: Sequence[RepairPeer], current: OwnedSession | None) -> None:
@@ -399,7 +399,7 @@ class _PeerClient:
         return found
 
     async def push(self, url: str, path: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
-        """Push commits to a peer, and return whether it answered."""
+        """Push commits to the peer at `url`; return whether it accepted them. A failure is added to `problems`."""
         (peer,) = [peer for peer in self._peers if peer.base_url == url]
         try:
             await peer.push(path, commits, signer)
@@ -409,7 +409,7 @@ class _PeerClient:
         return True
 
     async def _choose_signer(self, peer: RepairPeer) -> OwnedSession:
-        """Return the session that signs requests: the current root, or an anonymous session if its key is unknown."""
+        """Return the session that signs requests: the current root if its key is known, or an anonymous session."""
         if self._current is not None:
             return self._current
         if peer.base_url not in self._anonymous:

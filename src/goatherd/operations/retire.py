@@ -24,7 +24,7 @@ class Retirement:
 
     Attributes:
         report: The versions that were destroyed, marked for later destruction, or kept.
-        keys: The key inventory afterwards.
+        keys: Which stored version holds which private keys, after the operation.
     """
 
     report: Report

@@ -57,12 +57,15 @@ async def revoke(
         confirmed: Must be true, since a revocation cannot be undone.
         successor: The root that becomes the current root, if the revoked one is the current root: ``new``, ``next``, or
             the id of a previous root.
-        leave_out: User sessions not to reissue.
+        leave_out: Ids of user sessions that are not reissued (signed again by another root), so that servers reject
+            them.
         destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
-        reopen: Rebuild the list of frozen commits, including servers that were unreachable.
+        reopen: Rebuild the list of frozen commits (those of the root that stay valid), with the commits of servers that
+            were unreachable before.
         distrust: URLs of compromised servers, whose lists of commits are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
-        unsafe_without_nodes: Only write the identity: no commits are frozen, no sessions reissued.
+        unsafe_without_nodes: Allow a revocation without servers. It only writes the identity: no commits are frozen,
+            and no sessions are reissued.
         audit_log, on_event, clock, open_signer: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
@@ -75,7 +78,7 @@ async def revoke(
     check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     if not reason:
         raise ConfigurationError(
-            "a revocation needs a reason", hint="The reason is recorded in the identity's history."
+            "a revocation needs a reason", hint="Give `reason`; it is recorded in the identity's history."
         )
     if not confirmed:
         raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
@@ -122,7 +125,7 @@ async def plan_revocation(
 
 
 def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
-    """Refuse a revocation that would freeze no commits, because no server is listed.
+    """Refuse a revocation without servers, which would freeze none of the commits that the root has signed.
 
     SECURITY: a commit can be frozen only if a server has reported it (tests/unit/operations/test_revoke.py).
 

@@ -1,8 +1,8 @@
 """Replace the root key of an identity: plan, rotate, resume, cancel, roll back, and replace an expired root.
 
 ``goatherd rotate`` and Python programs call this; the caller opens the store and the servers. The rotation itself is
-`goatherd.rotation.rotator`. A rotation without servers is an error unless the caller explicitly allows it. Each run is
-recorded in the audit trail, if there is one.
+`goatherd.rotation.rotator`. A rotation without servers is an error unless the caller explicitly allows it, because it
+cannot wait until servers trust the new root. Each run is recorded in the audit trail, if there is one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def rotate(
         nodes: Every server that holds this identity. The rotation does not wait for a server that is missing here.
         policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached; `resume` continues.
-        anchor: What the rotation changes about the anchor; by default nothing.
+        anchor: What the rotation changes about the anchor (the root key in an HSM or a KMS); by default nothing.
         unsafe_without_nodes: Rotate although no server is listed.
         open_signer: Opens the signer of the anchor by its URI.
         options: Health checks, and the options of every run.
@@ -195,11 +195,11 @@ async def run_rotation(
     Args:
         work: The operation; called with the rotator.
         store, nodes, policy, to_phase, unsafe_without_nodes, open_signer, options: As for `rotate`.
-        what: What the operation does, for the audit trail.
-        command: The command that runs it.
+        what: Name of the operation in the audit trail, such as ``resume``.
+        command: Name of the command that runs the operation.
         reason: The reason, for the audit trail.
         asked: Other arguments that the audit trail records.
-        waits_for_servers: Whether it is an error that no server is listed.
+        waits_for_servers: Whether the operation waits for servers, so that it is an error if none is listed.
     """
     servers = await resolve_nodes(nodes)
     if waits_for_servers:
@@ -238,7 +238,7 @@ async def run_rotator(
     Args:
         work: The operation; called with the rotator.
         store, policy, unsafe_without_nodes, open_signer: As for `rotate`.
-        health, audit_log, on_event, clock: As `RotationOptions`.
+        health, audit_log, on_event, clock: As in `RotationOptions`.
         servers: The result of `resolve_nodes`.
         command: The name of the command.
         asked: The arguments that the audit trail records.
@@ -295,9 +295,10 @@ async def drop_lost_anchor(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
-    """Remove an anchor whose key is lost, and return the new identity. The working root signs on.
+    """Remove an anchor (a root key in an HSM or a KMS) whose key is lost, and return the new identity.
 
-    In direct mode there is no working root, so a new root, whose key is in the store, signs from then on.
+    The working root, whose key is in the store, continues to sign. In direct mode the anchor itself signs, so there is
+    no working root: a new root, whose key is in the store, signs from then on.
 
     Every server rejects the new identity until it is started with ``--accept-identity``.
 
@@ -305,7 +306,7 @@ async def drop_lost_anchor(
         store: The open store.
         reason: The reason, recorded in the identity's history.
         policy: In direct mode, the lifetime of the new root.
-        audit_log, on_event, clock: As `RunOptions`.
+        audit_log, on_event, clock: As in `RunOptions`.
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress.
@@ -352,11 +353,11 @@ async def replace_expired(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> ReplacementReport:
-    """Replace a root that has expired, which cannot endorse a next root. The commits that it has signed stay valid.
+    """Replace a current root that has expired, and so cannot endorse a next root. Commits that it signed stay valid.
 
     Args:
         store, nodes, policy, unsafe_without_nodes, open_signer: As for `rotate`.
-        audit_log, on_event, clock: As `RunOptions`.
+        audit_log, on_event, clock: As in `RunOptions`.
 
     Raises:
         ConfigurationError: No server is listed.
@@ -383,7 +384,10 @@ async def replace_expired(
 
 
 async def resolve_nodes(nodes: Nodes) -> Nodes:
-    """Return a list if the servers are listed, so that their number is known; return a discovery function unchanged."""
+    """Return the servers as a list if they are named one by one, so that their number is known.
+
+    A function that discovers the servers is returned unchanged.
+    """
     if isinstance(nodes, NodeDirectory) and not nodes.is_discovered:
         return await nodes()
     return nodes
@@ -411,7 +415,8 @@ def make_rotator(
     Args:
         store, policy, health, on_event, clock, unsafe_without_nodes, open_signer: As for `rotate`.
         servers: The result of `resolve_nodes`.
-        started_by: The name recorded as the one who runs the rotation; by default the user and process of the caller.
+        started_by: Name recorded in the identity for the process that runs the rotation; by default user, host and
+            process id.
     """
     return Rotator(
         store.provider,

@@ -47,7 +47,8 @@ class ServerFiles:
     Attributes:
         data: The data directory, as an absolute path.
         orgs: The organizations that the server serves.
-        memory: Directory on a tmpfs for this data directory; None to write settings.json to the disk.
+        memory: Directory on a tmpfs, so in memory, for the settings.json files of this data directory; None to write
+            them to the disk.
         creates: Whether to create the data directory, and each organization's directory in it, if missing.
     """
 
@@ -74,12 +75,12 @@ class ServerFiles:
         """Check that the data directory belongs to these organizations, and create it if `creates` is set.
 
         Raises:
-            ConfigurationError: The data directory is missing, or holds something else.
+            ConfigurationError: The data directory is missing, or holds something other than these organizations.
         """
         check_data_directory(self.data, self.directory_names, create=self.creates)
 
     def is_memory_of_this_server(self, directory: Path) -> bool:
-        """Whether an agent of this data directory has created `directory` on a tmpfs."""
+        """Whether `directory` is a tmpfs directory that an agent creates for this data directory, by its name."""
         return directory == directory_for(directory.parent, self.data)
 
 
@@ -110,11 +111,12 @@ async def run_agent(
         files: The server's data directory.
         organizations: The organizations of the server, with their identities in the store.
         supervisor: Runs the server process; None if another program runs the server.
-        lease_secret: The provider, not open yet, and the id of the secret that holds the restart lease; None for a
-            cluster of one server. Not used if the server is never restarted.
-        rules: How the agent behaves.
+        lease_secret: The provider, not open yet, and the id of the secret that holds the restart lease (so that only
+            one server of the cluster restarts at a time); None for a cluster of one server. Not used if the server is
+            never restarted.
+        rules: Options of the agent, such as what it does when the identity changes.
         notify: Makes the server read its new file, for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Opens the door (the verifying proxy) before the server, or the agent's own HTTP address.
+        front: Opens the door (the verifying proxy) in front of the server, or the agent's own HTTP address.
         grace: How long a server that an earlier agent left running may take to stop.
         clock: Tells the time and waits.
 
@@ -122,7 +124,7 @@ async def run_agent(
         The exit code.
 
     Raises:
-        ConfigurationError: The data directory is missing, or holds an organization that is not named.
+        ConfigurationError: The data directory is missing, or holds an organization that is not in `files`.
         AgentBusyError: Another agent uses the data directory.
         AgentError: The server cannot be run, or exposed its private key.
     """
@@ -177,14 +179,14 @@ async def run_agent(
 
 
 async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrganization]) -> list[WrittenSettings]:
-    """Write the settings.json of each organization once. The files stay.
+    """Write the settings.json of each organization once. The files stay on the disk or in memory.
 
     Args:
         files: The data directory of the server, which must not run.
         organizations: The organizations of the server, with their identities in the store.
 
     Raises:
-        ConfigurationError: The data directory is missing, or holds something else.
+        ConfigurationError: The data directory is missing, or holds something other than these organizations.
         AgentBusyError: An agent uses the data directory.
         StorageError: The server runs, or a log in the data directory is damaged.
         ProviderError, IdentityError: An identity cannot be read. Nothing was written.
@@ -214,7 +216,7 @@ async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrga
 
 
 async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make: bool) -> tuple[LeaseRecord, bool]:
-    """Return the restart lease, and whether this call has created it.
+    """Return the restart lease (it lets one server restart at a time), and whether this call has created it.
 
     Args:
         provider: The provider, not open yet.
@@ -226,14 +228,17 @@ async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make:
 
 
 def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
-    """Create the directory on the tmpfs, and first record its path where the next agent finds it."""
+    """Create the directory on the tmpfs, in which settings.json files are written.
+
+    Its path is recorded first, where the next agent finds it, so that no key is left behind in memory.
+    """
     if files.memory is not None:
         lock.save(memory=files.memory)
         make_private(files.memory)
 
 
 def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
-    """Move settings.json files from the directory that an earlier --memory named to the present one.
+    """Move settings.json files to the present tmpfs directory from one that an earlier run was given with --memory.
 
     SECURITY: otherwise the key would stay where no agent looks for it (tests/unit/cli/test_agent_commands.py).
     """
@@ -246,9 +251,10 @@ def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganizati
 def hide_credentials(
     environ: Mapping[str, str], *, stores: Collection[str], sealing_key: str | None, passed: Collection[str]
 ) -> dict[str, str]:
-    """Return the server's environment, without credentials of the store or the last known good identity.
+    """Return the environment for the server: that of the agent without its credentials.
 
-    Nor does the server get what systemd has given the agent: its notification socket and its credentials' directory.
+    The server gets neither the credentials of the stores, nor the key of the last known good identity (an encrypted
+    copy on the disk), nor what systemd has given the agent: its notification socket and its credentials' directory.
 
     SECURITY: an attacker who compromises the server must not get the keys of future roots
     (tests/unit/operations/test_run_agent.py).
@@ -278,7 +284,7 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
     """Return a function that sends a signal to the supervisor's process or to the process in the PID file.
 
     Raises:
-        ConfigurationError: Neither of them is given.
+        ConfigurationError: Neither `supervisor` nor `pid_file` is given.
     """
     if supervisor is None and pid_file is None:
         raise ConfigurationError(
@@ -295,6 +301,6 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
             if pid > 1:
                 os.kill(pid, number)
         except (OSError, ValueError) as error:
-            raise AgentError(f"cannot signal the server of {pid_file}: {error}") from error
+            raise AgentError(f"cannot signal the server whose process id is in {pid_file}: {error}") from error
 
     return notify

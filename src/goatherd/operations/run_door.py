@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorSetup:
-    """Where a door listens, and which requests it passes on.
+    """Where a door (a proxy that verifies requests) listens, and which requests it passes on.
 
     Attributes:
         upstream: URL of the server behind the door.
         host: Address to listen on.
         port: Port to listen on; 0 for any free port.
         public_url: URL at which clients reach the door; it replaces the server's own address in answers.
-        private: Whether only roots and owners may write to ``/sys/*`` and ``/user/<id>``.
+        private: Whether only roots may write to ``/sys/*``, and only its owner to ``/user/<id>``.
         limits: Rate limits and quotas of callers.
         forwarded_by: Networks of proxies whose ``X-Forwarded-For`` header is used.
     """
@@ -86,8 +86,8 @@ async def run_door(
     Call it in a process of its own, since it changes the process's thread switch interval and garbage collection.
 
     Args:
-        setup: The door.
-        settings: The identities in the store, not entered yet.
+        setup: Where the door listens, and which requests it passes on.
+        settings: Reads the identities in the store; an async context manager that is not entered yet.
         org: The organization.
         on_ready: Called once the door listens.
 
@@ -110,7 +110,7 @@ async def run_door(
 
 
 def door_of_agent(setup: DoorSetup) -> Front:
-    """Return a function that opens the door of an agent.
+    """Return a function that opens the door (the verifying proxy) in front of an agent's server.
 
     The door uses the identity documents that the agent has loaded, and reads no store itself.
     """

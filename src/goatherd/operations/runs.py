@@ -1,4 +1,4 @@
-"""Parts of every run of an operation: report its events, record it in the audit trail, and write its metrics to a file.
+"""What the runs of all operations share: they report events, write the audit trail, and write a metrics file.
 
 If the audit trail cannot be written, the operation stops before it has done anything. If records cannot be written
 later, the operation continues and reports their number at the end.
@@ -149,7 +149,7 @@ async def record_run(
 
 
 async def _use_current_root(journal: Journal, store: Store) -> None:
-    """Sign the trail with the current root, which may have changed, and write the records that were held back."""
+    """Read the identity again, sign the trail with its current root, and write the records that were held back."""
     if journal.trail is not None:
         with suppress(GoatherdError):
             mark = journal.mark_position()

@@ -35,7 +35,7 @@ _ZSTANDARD: Final = b"\x28\xb5\x2f\xfd"
 
 
 class Readable(Protocol):
-    """What bytes are read from: a file, a member of an archive, an object of git."""
+    """A source of bytes: a file, a member of an archive, or a git object."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -46,16 +46,16 @@ class KeyFinding:
 
     Attributes:
         path: The file; for a member of an archive, the archive, ``!`` and the member's name; for a git object, the path
-            in the repository, or words in its place.
-        line: Line in it, from 1.
-        repository: The git repository whose history has it; None for a file on the disk.
-        commit: Oldest commit that has it; None for a file on the disk, and for an object of no commit.
-        blob: Id of the git object.
-        root: Id of the session; None if unknown.
-        fingerprint: Fingerprint of its public key.
-        is_root: Whether it is a root's, by what stands beside it or by the store.
-        is_settings: Whether it is in a settings file of GoatDB.
-        in_store: What the store says of it, such as `CURRENT`; None if no store was given.
+            in the repository, or a description if the object has no path.
+        line: Number of the line in the file, from 1.
+        repository: The git repository whose history holds the key; None for a file on the disk.
+        commit: The oldest commit that holds the key; None for a file on the disk, and for an object of no commit.
+        blob: Id of the git object; None for a file on the disk.
+        root: Id of the session that the key belongs to; None if unknown.
+        fingerprint: Fingerprint of the public key.
+        is_root: Whether the key is that of a root, as the text around it or the store shows.
+        is_settings: Whether the key is in a settings file of GoatDB, or in an identity document.
+        in_store: How the identity in the store lists the key, such as `CURRENT`; None if no store was given.
     """
 
     path: str
@@ -97,7 +97,7 @@ class ScanReport:
     Attributes:
         findings: The keys, in the order of the paths.
         unsearched: What could not be searched, and why.
-        notes: What limits the result although nothing failed.
+        notes: What limits the result although nothing failed, such as a shallow clone.
         files: How many files and members of archives were searched.
         objects: How many git objects were searched.
     """
@@ -141,7 +141,7 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
 
 
 def compare_with_identity(report: ScanReport, document: IdentityDocument) -> None:
-    """Write into each finding what the identity in the store says of the key."""
+    """Write into each finding whether the identity in the store lists the key, and as which kind of root."""
     states = _states_of(document)
     report.findings = [
         replace(
@@ -200,7 +200,7 @@ def _scan_file(report: ScanReport, path: Path) -> None:
 
 
 def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0) -> None:
-    """Search one file, or the files in it if it is an archive."""
+    """Search one file or, if it is an archive, the files in it; add what is found to `report`."""
     reader = _Peekable(stream)
     head = reader.peek(512)
     try:
@@ -247,7 +247,7 @@ class _Peekable(io.RawIOBase):
 
 
 def _find_keys(stream: Readable) -> Iterator[tuple[LeakedKey, int]]:
-    """Yield each key of a stream with its line, however long the stream is. A key twice in a line is one."""
+    """Yield each private key in a stream of any length, with its line number; a key repeated in one line only once."""
     kept, lines, seen = b"", 1, set[tuple[str, int]]()
     while True:
         more = stream.read(_WINDOW)

@@ -1,6 +1,6 @@
 """Run Goatherd's own GoatDB server (`goatherd.node`) on a data directory.
 
-It does not start on a data directory that may belong to another server.
+The server does not start on a data directory that may belong to another server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def serve_organization(
 ) -> None:
     """Run a server until SIGTERM or SIGINT, which stop it gracefully. A second signal stops it sooner.
 
-    Call it in a process of its own.
+    Call it in a process of its own, since it changes the process's garbage collection.
 
     Args:
         server: The server, not entered yet.
@@ -59,7 +59,7 @@ async def serve_organization(
         on_ready: Called once the server answers requests.
 
     Raises:
-        ConfigurationError: The data directory is missing, or holds something else.
+        ConfigurationError: The data directory is missing, or holds something other than this organization.
         GoatherdError: The identity or the data cannot be loaded, or the address is in use.
     """
     # Imported here, since the command line first asks this module whether the server's libraries are installed.

@@ -42,7 +42,7 @@ __all__ = [
 
 
 class SignatureState(StrEnum):
-    """Whether an identity document has a valid signature, none, an outdated one, or an invalid one."""
+    """The state of an identity's signature: valid, missing, outdated (of an earlier generation), or invalid."""
 
     VALID = "valid"
     MISSING = "missing"
@@ -53,7 +53,7 @@ class SignatureState(StrEnum):
 
 
 def signature_state(document: IdentityDocument) -> SignatureState:
-    """Return whether an identity document has a valid signature, none, an outdated one, or an invalid one."""
+    """Return whether the signature is valid, missing, outdated (of an earlier generation), or invalid."""
     if document.is_signed:
         return SignatureState.VALID
     if document.signature is None:
@@ -181,10 +181,11 @@ async def _write(
 async def _last_signed(
     provider: SecretProvider, secret_id: str, document: IdentityDocument
 ) -> tuple[VersionId, IdentityDocument] | None:
-    """Return the last version before a document that a root signed.
+    """Return the newest stored version before `document` that a root has signed; None if there is none.
 
-    In a store that writes a value before it moves the label, a writer that lost a race also leaves a signed version.
-    So the version whose signature the document still has takes precedence over a newer one.
+    In a store that writes a value before it moves the label, a writer that lost a race also leaves a signed version,
+    which never was the current one. So if the signature in `document` is that of an earlier version, this version is
+    returned, even if there is a newer one.
     """
     newest, mark = None, document.signature
     async for version, earlier in read_earlier(provider, secret_id):
@@ -209,7 +210,7 @@ async def sign_current(
         secret_id: The secret that holds the identity.
         examined: The result of `examine_signature`.
         ask: Asks the listed servers which identity they use.
-        policy: As for `check_store_history`.
+        policy: `distrust` names the servers whose reports are ignored.
         clock: Tells the time and waits.
 
     Raises:
@@ -242,8 +243,8 @@ async def sign_earlier(
 
     Raises:
         StoreWentBackError: As `sign_current`.
-        IllegalStepError: The current version is signed, or there is no earlier signed version, or a root that this
-            version does not have has begun to sign since.
+        IllegalStepError: The current version is signed, or there is no earlier signed version, or a root that was
+            validly added since that version signs now.
         ConflictError: Another writer was faster; examine the store again.
         ProviderError: The store failed.
     """
@@ -256,8 +257,8 @@ async def sign_earlier(
         )
     if document.current.id != signed.current.id and _follows(document, signed):
         raise IllegalStepError(
-            f"root {document.current.id} signs since the last signed version, endorsed by a root of it, and may have"
-            " signed commits; they would no longer be trusted",
+            f"root {document.current.id} became the current root after the last signed version, with a valid"
+            " endorsement, and may have signed commits; they would no longer be trusted if that version were restored",
             hint="`goatherd restore --signature --accept` signs what the store holds; `goatherd restore` lets the"
             " earlier root sign.",
         )

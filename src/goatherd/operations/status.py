@@ -51,7 +51,7 @@ class ClusterStatus:
         notes: Remarks about the identity and the clocks.
         store_ahead_ms: How far the clock of the store is ahead of this machine's, in milliseconds; None if unknown.
         at_ms: When this was read, in milliseconds since 1970.
-        written_ms: When the current version was written, by the store's clock.
+        written_ms: When the current version was written, by the store's clock, in milliseconds since 1970.
         versions: The stored versions, newest first.
         regions: The store of each region; empty with a single store.
     """
@@ -148,7 +148,10 @@ async def read_status(
 
 
 def _add_evidence(servers: Sequence[NodeView], observed: Sequence[NodeView]) -> Sequence[NodeView]:
-    """Return the servers with what they have shown about the next root, which only the rotation's questions ask."""
+    """Return `servers`, with what `observed` reports about the next root added to each.
+
+    Only the questions of a rotation find out whether a server trusts and holds the next root.
+    """
     by_url = {one.url: one for one in observed}
     return [
         one
@@ -204,7 +207,7 @@ async def _survey_without_probing(store: Store, nodes: NodeDirectory, policy: Po
 
 
 def find_last_rotation(document: IdentityDocument) -> HistoryEntry | None:
-    """Return how the last rotation ended; None if the identity records none."""
+    """Return the history entry that records how the last rotation ended; None if there is no such entry."""
     return next((entry for entry in reversed(document.history) if entry.event in _ENDINGS), None)
 
 

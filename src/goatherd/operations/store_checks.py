@@ -42,8 +42,8 @@ _LEVELS: Final = {
 
 
 KEY_EXPOSURE: Final = "key exposure"
-SERVERS: Final = "servers"
 """Name of the check for a private key in a server's answer to an unauthenticated request."""
+SERVERS: Final = "servers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class Check:
         object.__setattr__(self, "hint", ". ".join(kept))
 
     def to_json(self) -> dict[str, str]:
-        """Return the check as JSON data. If the check was renamed, `name` is its former name, for compatibility."""
+        """Return the check as JSON data. `name` is the former name of a renamed check; `check`, the present one."""
         former = {KEY_EXPOSURE: "attacker's question", SERVERS: "nodes"}.get(self.name, self.name)
         return asdict(self) | {"name": former, "check": self.name, "level": self.level.lower()}
 
@@ -192,7 +192,7 @@ async def _check_stable(store: Store, stable: SecretVersion | None, document: Id
 
 
 def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
-    """Return a warning for each other label whose version cannot be read."""
+    """Return a warning for each label except `current` and `stable` whose version cannot be read."""
     lost = [
         (label, one)
         for label, one in sorted(labels.items())
@@ -213,7 +213,7 @@ def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
 def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int | None, tolerance: timedelta) -> Check:
     """Compare this machine's clock with the date of the store's last answer and with the newest version's time.
 
-    The time of a version is evidence only if it is in the future, since a version may be of any age.
+    The time of a version shows a wrong clock only if it is in the future, since a version may be of any age.
     """
     if ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > STORE_SKEW:
         text = describe_difference(THE_STORE, ahead_ms)

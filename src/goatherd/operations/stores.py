@@ -56,12 +56,14 @@ class RegionState:
     Attributes:
         region: The region.
         scheme: URI scheme of the store.
-        replication: How the store is written; None for the primary store.
-        generation: The generation of its identity; None if it is not known.
-        standing: How the identity stands to the latest one that a store holds; None if it is not known.
+        replication: Whether the platform or Goatherd copies the identity here; None for the primary store.
+        generation: The generation of the identity in this store; None if it is not known.
+        standing: How this identity compares with the latest one in any store (same, behind, or another history); None
+            if it is not known.
         labels: For each label, the id of the version that it points at.
-        lag_since_ms: When the first change was written that it lacks; None if it lacks none, or if that is not known.
-        problem: Why it cannot be read or cannot follow; None if there is no problem.
+        lag_since_ms: When the first change that this store lacks was written, in milliseconds since 1970; None if no
+            change is missing, or if the time is not known.
+        problem: Why this store cannot be read or cannot follow the primary store; None if there is no problem.
         hint: What to do about the problem.
     """
 
@@ -78,20 +80,20 @@ class RegionState:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether its identity could be read."""
+        """Whether the identity in the region's store could be read."""
         return self.document is not None
 
     @property
     def is_in_step(self) -> bool:
-        """Whether it holds the latest identity that a store holds, and nothing is wrong with it."""
+        """Whether the region's store holds the latest identity in any store, and has no problem."""
         return self.standing is Standing.SAME and self.problem is None
 
 
 def writer_of(store: Store) -> ReplicatedStore:
-    """Return the stores of several regions, to compare and to write them; they must be open already.
+    """Return the object that compares and writes the stores of several regions, which must be open already.
 
     Raises:
-        ConfigurationError: The store is a single one.
+        ConfigurationError: There is only one store, without regions.
     """
     provider = store.provider
     if isinstance(provider, ReplicatedStore):
@@ -99,7 +101,7 @@ def writer_of(store: Store) -> ReplicatedStore:
     if isinstance(provider, RegionalReader):
         return ReplicatedStore(provider.listed)
     raise ConfigurationError(
-        "there is only one store",
+        "there is only one store, but this command needs a store in each of several regions",
         hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
     )
 
@@ -111,7 +113,7 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
         store: The open stores.
 
     Raises:
-        ConfigurationError: The store is a single one.
+        ConfigurationError: There is only one store, without regions.
     """
     stores = writer_of(store)
     states = await asyncio.gather(*(_read_region(one, stores, store.secret_id) for one in stores.members))
@@ -171,13 +173,13 @@ def _compare(state: RegionState, latest: DocumentMark, newest: RegionState, view
 
 
 async def _add_lag(state: RegionState, newest: RegionState, member: StoreMember, secret_id: str) -> RegionState:
-    """Add since when a store is behind: when the first change was written that it lacks.
+    """Set `lag_since_ms` of a store that is behind: when the first change that it lacks was written.
 
     Args:
         state: The store that may be behind.
-        newest: The store that holds the latest identity, whose earlier versions are read if needed.
-        member: That store.
-        secret_id: The secret's id there.
+        newest: The state of the store that holds the latest identity.
+        member: The store that holds the latest identity; its earlier versions are read if needed.
+        secret_id: The secret's id in `member`.
     """
     if state.standing is not Standing.BEHIND or state.document is None or newest.document is None:
         return state
@@ -199,7 +201,7 @@ async def _add_lag(state: RegionState, newest: RegionState, member: StoreMember,
 
 
 def _is_next(document: IdentityDocument, held: DocumentMark) -> bool:
-    """Return whether an identity document was made from the one that `held` describes."""
+    """Return whether an identity document is the direct successor of the one that `held` describes."""
     if document.lineage is None or not document.lineage.entries:
         return document.generation == held.generation + 1
     generation, digest = document.lineage.entries[-1]
@@ -239,14 +241,14 @@ class SyncReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every follower shows what the primary store holds."""
+        """Whether every follower holds what the primary store holds."""
         return all(one.is_in_step for one in self.followers)
 
 
 async def sync_stores(
     store: Store, *, audit_log: AuditLog | None = None, patience: timedelta = timedelta(seconds=30)
 ) -> SyncReport:
-    """Bring every follower forward to what the primary store holds. A later identity there stays as it is.
+    """Copy the identity in the primary store to every follower that is behind. Later identities in followers are kept.
 
     Args:
         store: The open stores.
@@ -254,7 +256,7 @@ async def sync_stores(
         patience: How long to wait for the platform's replication.
 
     Raises:
-        ConfigurationError: The store is a single one.
+        ConfigurationError: There is only one store, without regions.
         ProviderError: The primary store cannot be read.
     """
     stores = writer_of(store)
@@ -284,7 +286,7 @@ class PromotionReport:
         generation: The generation that it holds now.
         overruled: What the operator has overruled with ``--force-generation``.
         unseen: Stores and servers that did not answer, so that it is not known what they hold.
-        is_repeated: Whether the store had been promoted before, so that nothing was written.
+        is_repeated: Whether an earlier call had promoted the store, so that this call wrote nothing.
     """
 
     region: str
@@ -304,12 +306,12 @@ async def promote_store(
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> PromotionReport:
-    """Make the store of a region the primary store, by a new version that is later than all that was seen.
+    """Make a region's store the primary store: write a version there with a higher generation than any that was seen.
 
     Args:
         store: The open stores.
         region: The region of the store.
-        nodes: The servers, which are asked which generation they use; None for none.
+        nodes: The servers, which are asked for the generation that they use; None to ask no server.
         force: Whether to promote the store although another store or a server has shown a later identity. Servers that
             use that identity reject the promoted one until they are started with ``--accept-identity``.
         audit_log: The file of the audit trail; None to write only the log.
@@ -325,7 +327,7 @@ async def promote_store(
     member = next((one for one in stores.members if one.region == region), None)
     if member is None:
         regions = ", ".join(one.region for one in stores.followers)
-        raise ConfigurationError(f"no store has the region {region!r}", hint=f"Followers: {regions}.")
+        raise ConfigurationError(f"no store has the region {region!r}", hint=f"Name a follower: {regions}.")
     if member.is_primary:
         raise ConfigurationError(f"region {region} is the primary store already", hint="Name a follower.")
     inner = find_secret_id(member, stores.primary, store.secret_id)
@@ -383,7 +385,7 @@ async def promote_store(
 async def _gather_evidence(
     stores: ReplicatedStore, secret_id: str, region: str, nodes: NodeDirectory | None
 ) -> tuple[dict[str, DocumentMark], tuple[str, ...]]:
-    """Return what the other stores and the servers hold, by name, and the names of those that did not answer."""
+    """Return the identities that the other stores and the servers hold, by name, and the names of those not reached."""
     others = [one for one in stores.members if one.region != region]
     states = await asyncio.gather(*(_read_region(one, stores, secret_id) for one in others))
     seen, unseen = {}, []

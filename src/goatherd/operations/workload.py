@@ -58,8 +58,8 @@ class LoadAudit:
     Attributes:
         accepted: Number of commits that the servers accepted.
         lost: Ids of accepted commits that a server does not hold, with the URLs of these servers.
-        unverifiable: Ids of commits on a server whose signature cannot be verified from the given roots.
-        by_signer: Number of session commits that each root signed.
+        unverifiable: Ids of commits, on any server, that cannot be verified from the given roots.
+        by_signer: Number of session commits on the first server that each root signed, by the root's id.
     """
 
     accepted: int
@@ -132,11 +132,11 @@ class Workload:
         await asyncio.gather(*tasks)
 
     def now(self) -> float:
-        """Return the monotonic time, as used in the samples' timestamps."""
+        """Return the monotonic time in seconds, by the clock that also times the samples."""
         return self._clock.monotonic()
 
     def window(self, since: float, until: float | None = None) -> LoadWindow:
-        """Summarize the requests that were sent from `since` to `until`."""
+        """Summarize the requests that were sent from `since` to `until` (None: until now), in monotonic seconds."""
         inside = [s for s in self.samples if s.at >= since and (until is None or s.at < until)]
         times = sorted(s.seconds * 1000 for s in inside)
         reasons: dict[str, int] = {}
@@ -277,7 +277,10 @@ def decode_commit(encoded: Mapping[str, Any]) -> Commit:
 
 
 def learn_sessions(known: dict[str, Session], introductions: Sequence[Commit]) -> dict[str, int]:
-    """Add the sessions that known or newly introduced roots have introduced, and count them by root."""
+    """Add the sessions that known roots have introduced to `known`; return how many each root has introduced.
+
+    A root that is introduced in this way is known, too, and so are the sessions that it introduces.
+    """
     signers: dict[str, int] = {}
     waiting = list(introductions)
     while True:

@@ -1,8 +1,8 @@
-"""Parse the addresses of secrets: one parser for the URIs and the ``cloudConfig`` objects of all stores.
+"""Parse the addresses of secrets in all stores: URIs, and GoatDB's ``cloudConfig`` (the same address as an object).
 
-Pure. This module defines the form that all addresses share; each store's `address` module defines what a host, a path
-or an option means for that store. An unknown, empty or repeated option is an error, and no error quotes the URI. An
-address never holds a secret, because addresses are logged.
+Pure: it reads no file and connects to nothing. This module defines the form that all addresses share; each store's
+`address` module defines what a host, a path or an option means for that store. An unknown, empty or repeated option is
+an error, and no error quotes the URI. An address never holds a secret, because addresses are logged.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Option:
     """One option in the address of a secret: ``?name=value`` in a URI, or a member of GoatDB's ``cloudConfig``.
 
     Attributes:
-        config: The option's name in ``cloudConfig``; None for the same name, empty if ``cloudConfig`` cannot hold it.
+        config: The option's name in ``cloudConfig``; None if it is the same as in a URI, empty if the option is not
+            allowed there.
         choices: The allowed values; empty if any string is allowed.
-        is_number: Whether ``cloudConfig`` may hold it as a number.
+        is_number: Whether the value may also be an integer in ``cloudConfig``.
     """
 
     config: str | None = None
@@ -39,7 +40,7 @@ class AddressForm:
 
     Attributes:
         scheme: The URI scheme.
-        example: A hint with an example.
+        example: The hint of errors, which shows a valid address.
         options: The allowed options, by their names in a URI.
         parts: Members of ``cloudConfig`` that are parts of the address and not options, such as ``project``.
         missing: The error message for a URI without a path.
@@ -54,9 +55,9 @@ class AddressForm:
     subject: str = "a secret"
 
     def error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
-        """Return the error to raise for a URI that does not have this form; its hint is an example."""
+        """Return the error for a URI that does not have this form; the hint is `hint` or else the example."""
         return ConfigurationError(
-            f"not an address of {self.subject}, {self.scheme}: {problem}", hint=hint or self.example
+            f"invalid {self.scheme} address of {self.subject}: {problem}", hint=hint or self.example
         )
 
 
@@ -67,7 +68,7 @@ class ParsedAddress:
     Attributes:
         host: The text between ``//`` and the path, as written; may be empty.
         path: The path without its leading slash, decoded; never empty.
-        options: The options; all names and values are allowed by the store's `AddressForm`.
+        options: The values of the options by name. All are checked: the store's `AddressForm` allows them.
     """
 
     host: str
@@ -82,7 +83,7 @@ class ParsedConfig:
     Attributes:
         secret_id: The member ``secretId``.
         parts: ``region``, and the other members that the store's `AddressForm` lists as parts, if they are present.
-        options: The options by their names in a URI.
+        options: The values of the options; the keys are the names that the options have in a URI.
     """
 
     secret_id: str
@@ -153,11 +154,14 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
         # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/vault/test_address.py).
         if name in _SECRETS:
             raise ConfigurationError(
-                f"{form.scheme} address: {name!r} must not be part of it", hint="Use the environment or a file."
+                f"{form.scheme} address: {name!r} must not be part of it, because addresses are logged",
+                hint="Give this value in an environment variable or a file.",
             )
         if name not in form.options:
             known = ", ".join(sorted(form.options)) or "none"
-            raise ConfigurationError(f"{form.scheme} address: no option {name[:40]!r}", hint=f"Options: {known}.")
+            raise ConfigurationError(
+                f"{form.scheme} address: unknown option {name[:40]!r}", hint=f"Known options: {known}."
+            )
         choices = form.options[name].choices
         if not value or (choices and value not in choices):
             raise ConfigurationError(
@@ -172,7 +176,7 @@ def split_path(path: str, *, example: str) -> tuple[str, str]:
     so that all organizations share the base directory.
 
     Raises:
-        ConfigurationError: The path is not absolute, or a component is empty, ``.`` or ``..``.
+        ConfigurationError: The path is not absolute, or a component is empty, ``.`` or ``..``. The hint is `example`.
     """
     components = path.split("/")[1:]
     if not path.startswith("/") or not all(components) or {".", ".."} & set(components):
@@ -185,7 +189,8 @@ def path_of_uri(uri: str, *, hosts: tuple[str, ...] = ("",), example: str) -> st
     """Return the decoded path of a URI that names a file or a directory and has no other parts.
 
     Raises:
-        ConfigurationError: The URI has a host that is not one of `hosts`, options or a fragment.
+        ConfigurationError: The URI has options, a fragment, or a host that is not one of `hosts`. The hint is
+            `example`.
     """
     parts = urlsplit(uri)
     if parts.netloc not in hosts or parts.query or parts.fragment:

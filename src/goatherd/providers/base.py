@@ -79,8 +79,8 @@ class Guarantees:
     """The properties that a secret provider promises, as data. The contract suite tests them.
 
     Attributes:
-        cas: Of two writers or label moves with the same `expected`, exactly one wins. Where False, the provider's
-            page says what can happen instead.
+        cas: Whether exactly one succeeds of two writes or label moves with the same `expected` (compare-and-swap). If
+            False, the provider's page says what can happen instead.
         best_effort_cas: If `cas` is False, whether at most one writer succeeds, and all readers agree which, under the
             conditions that the provider's page states.
         read_consistency: Which version a read may return after a write.
@@ -118,8 +118,9 @@ class Guarantees:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how fast to retry a failed call: jittered exponential backoff, in which the pause after attempt n
-    is a random part of ``base * 2**(n-1)``, at most `cap`.
+    """How often and how fast to retry a failed call: at most `attempts` times, with jittered exponential backoff.
+
+    The pause after attempt n is a random part, at least a tenth, of ``base * 2**(n-1)`` or of `cap`, whichever is less.
     """
 
     attempts: int = 5
@@ -127,7 +128,7 @@ class RetryPolicy:
     cap: timedelta = timedelta(seconds=3)
 
     def delay(self, attempt: int) -> timedelta:
-        """Return how many seconds to wait after the failed attempt number `attempt` (the first is 1)."""
+        """Return how long to wait after the failed attempt number `attempt` (the first is 1)."""
         longest = min(self.cap.total_seconds(), self.base.total_seconds() * 2.0 ** (attempt - 1))
         return timedelta(seconds=longest * _RANDOM.uniform(0.1, 1))
 
@@ -242,7 +243,7 @@ class SecretProvider(ABC):
         ``scheme:///secretId``; ``region`` is ignored, and other members are rejected.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+            ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         secret_id = parse_config(AddressForm(scheme=cls.scheme), config).secret_id
         return cls.from_uri(f"{cls.scheme}:///{secret_id.removeprefix('/')}")
@@ -270,7 +271,7 @@ class SecretProvider(ABC):
         """Do nothing: a provider cannot be used in a plain ``with`` block, because `__enter__` raises."""
 
     async def aclose(self) -> None:
-        """Close a provider that was used outside of ``async with``, with what its first call has opened."""
+        """Close what the first call outside of ``async with`` has opened, such as a connection pool."""
         await self._lifetime.release()
 
     # --- the algebra ----------------------------------------------------------------------------------------------
@@ -300,7 +301,8 @@ class SecretProvider(ABC):
         Args:
             secret_id: The secret's name in the store.
             at: A label (any plain string is a label), or a version id such as ``VersionId("7")`` or `SecretVersion.id`.
-            attempts: The maximum number of attempts, for a caller that retries itself; never more than `retry` allows.
+            attempts: The maximum number of attempts, for a caller that retries itself; never more than `retry` allows,
+                and None for as many.
 
         Raises:
             SecretNotFoundError: There is no such secret or version, or no version has the label.
@@ -348,7 +350,7 @@ class SecretProvider(ABC):
         return await self._run_call(call, put)
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
-        """Move `label` to an existing version of a secret, if it still points at the version `expected` (or at none).
+        """Move `label` to an existing version, if it still points at the version `expected` (None: at no version).
 
         Raises:
             ConflictError: `label` points at another version; nothing was changed.
@@ -546,7 +548,10 @@ class SecretProvider(ABC):
 
     @abstractmethod
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        """Create a secret, for `create`. If `Call.request` is already stored, return the version that it created."""
+        """Create a secret, for `create`.
+
+        If an earlier attempt of the same call has created it (`Call.request` is stored with it), return that version.
+        """
 
     @abstractmethod
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
@@ -554,8 +559,10 @@ class SecretProvider(ABC):
 
     @abstractmethod
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        """Add a version and move its label in the store, for `write`. If `Call.request` is already stored, complete
-        that write without a second version.
+        """Add a version and move its label in the store, for `write`.
+
+        If an earlier attempt of the same call has added the version (`Call.request` is stored with it), move only the
+        label.
         """
 
     @abstractmethod
@@ -631,14 +638,14 @@ class SecretProvider(ABC):
         """Check that a secret's name is valid. A plugin overrides this if its store allows other characters.
 
         Raises:
-            ConfigurationError: The name must be components of ``[A-Za-z0-9._-]`` between slashes, none of them only
-                dots.
+            ConfigurationError: The name does not consist of components of ``[A-Za-z0-9._-]`` with slashes between them,
+                or a component has only dots.
         """
         # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_base.py).
         if ORG_FIELD in secret_id:
             raise ConfigurationError(
-                f"the secret id still holds {ORG_FIELD}: name an organization",
-                hint="There is one secret for each organization; the organization's id is inserted there.",
+                f"the secret id still contains {ORG_FIELD}: name an organization",
+                hint=f"Each organization has a secret of its own: the organization's id replaces {ORG_FIELD}.",
             )
         components = secret_id.split("/")
         if len(secret_id) > MAX_SECRET_ID_CHARS or not all(
@@ -685,7 +692,7 @@ class SecretProvider(ABC):
     async def _run_call(
         self, call: Call, action: Callable[[Call], Awaitable[Result]], attempts: int | None = None
     ) -> Result:
-        """Attempt a provider call until it succeeds, the retry policy ends, or the deadline passes; count the call."""
+        """Attempt a provider call until it succeeds, no attempt is left, or the deadline passes; count the call."""
         with self.call_counts.count_call(call.operation, self.clock.monotonic):
             return await self._run_attempts(call, action, attempts)
 
@@ -780,10 +787,10 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
 
 
 class PlatformError(Exception):
-    """An error of a store's platform that does not contain yet to which provider call it belongs.
+    """An error of a store's platform, raised by code that does not know the provider call to which it belongs.
 
-    `for_call` adds the provider, the secret and the operation. The message may hold names, HTTP statuses and server
-    texts that cannot contain a secret value, but never a token.
+    `for_call` makes the final error, with the provider, the secret and the operation. The message may hold names, HTTP
+    statuses and server texts that cannot contain a secret value, but never a token.
 
     Attributes:
         kind: The class of the error that `for_call` returns.

@@ -3,8 +3,8 @@
 It is pure: the time and random numbers are arguments. It does not retry calls (`goatherd.providers.base` does).
 
 Rules: one failed call opens the breaker, since the call's own retries have failed already. "Not found" and "access
-denied" open it, too. Each pause is random, from zero to twice the previous maximum, up to a cap, so that servers that
-failed together do not retry together.
+denied" open it, too. Each pause is random, from zero to a maximum that doubles after each failure, up to a cap: so
+servers that failed together do not retry together.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Breaker:
     """A circuit breaker for calls to a store: closed while the store answers, and open after a failed call.
 
     Args:
-        first: Longest first pause after a failure.
-        cap: Longest pause after any number of failures.
-        gap: Shortest time between two calls to the store while the breaker is open.
+        first: Maximum of the random pause after the first failure; it doubles with each further one.
+        cap: Upper limit of that maximum.
+        gap: The time after which an open breaker admits another call even before the pause has ended.
         roll: Returns a random number from 0 to 1.
     """
 
@@ -55,7 +55,7 @@ class Breaker:
         return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def time_to_probe(self, now: float) -> timedelta:
-        """Return how long until the circuit breaker allows the next call to the store; zero while it is closed."""
+        """Return how long until the pause after the last failure ends, so that a probe is due; zero while closed."""
         if not self.is_open:
             return timedelta(0)
         # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.

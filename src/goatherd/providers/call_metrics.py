@@ -75,7 +75,7 @@ class CallCounts:
             self._ended_with(operation, outcome, monotonic() - began)
 
     def count_retry(self, operation: str) -> None:
-        """Count one more attempt of a provider's or signer's call, which was already counted."""
+        """Count one more attempt of a provider's or signer's call; `count_call` has counted the call itself."""
         self._retries[operation] = self._retries.get(operation, 0) + 1
 
     @property

@@ -17,7 +17,7 @@ MOMENT: Final = timedelta(seconds=1)
 
 
 async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = MOMENT) -> Result:
-    """Await a request to a store. If cancelled, wait a moment for its answer, then abandon it and re-raise."""
+    """Await a request to a store. If cancelled, wait up to `moment` for its answer, then cancel it and re-raise."""
     running = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(running)

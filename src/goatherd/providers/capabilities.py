@@ -43,7 +43,8 @@ class Finding:
         verdict: The result.
         text: The finding in words.
         hint: What the operator should do, or empty.
-        may_write: Of the finding ``rights``: whether the credentials may write; None if that is not known.
+        may_write: In the finding ``rights``, whether the credentials may write; None if not known, or in another
+            finding.
     """
 
     name: str
@@ -137,7 +138,7 @@ class ServiceReader(Protocol):
     """Reads which pods are behind a Kubernetes Service."""
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
-        """Return all EndpointSlices of a Service; an empty list if there is no such Service.
+        """Return all EndpointSlices of a Kubernetes Service; an empty list if there is no such Service.
 
         Raises:
             PlatformError, GoatherdError: The API server cannot be reached, or gives no complete answer.
@@ -146,11 +147,11 @@ class ServiceReader(Protocol):
 
 
 class ServiceReadingProvider(Protocol):
-    """A `SecretProvider` class whose platform also runs servers, and knows where. Only Kubernetes has it."""
+    """A `SecretProvider` class for a platform that also runs servers and can list them; only Kubernetes does."""
 
     @classmethod
     def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
-        """Return a reader of Services. No request is made yet.
+        """Return a reader of Kubernetes Services. No request is made yet.
 
         Args:
             options: ``kubeconfig`` and ``context``, as in the URI of a secret.
@@ -166,7 +167,7 @@ class ReplicaState:
     Attributes:
         place: The platform's name of the region.
         is_in_sync: Whether the replica has everything that was written.
-        has_failed: Whether the platform has given up until the operator repairs the replica.
+        has_failed: Whether the platform has stopped the replication until an operator repairs the replica.
         message: The platform's explanation, printable; empty if there is none.
     """
 
@@ -181,7 +182,7 @@ class ReplicatingSecretProvider(Protocol):
     """A `SecretProvider` whose platform itself replicates a secret to other regions, and reports on the replicas.
 
     Attributes:
-        tolerated_replicas: Places whose replica may lag while a label is moved.
+        tolerated_replicas: Regions whose replica may lag when a label is moved; by default, all must be in sync.
     """
 
     tolerated_replicas: frozenset[str]
@@ -192,7 +193,7 @@ class ReplicatingSecretProvider(Protocol):
         ...
 
     async def replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
-        """Return the state of each replica of a secret, by place; empty if it has none.
+        """Return the state of each replica of a secret, by region; empty if it has no replicas.
 
         Raises:
             ProviderError: As for `SecretProvider.versions`.
@@ -208,7 +209,7 @@ class ReplicatingSecretProvider(Protocol):
         ...
 
     async def promote_replica(self, secret_id: str) -> None:
-        """Make the replica in this provider's region a secret of its own, which can be written. Idempotent.
+        """Make the replica in this provider's region an independent secret, which can be written. Idempotent.
 
         Raises:
             ProviderError: The platform refused, or did not answer.

@@ -1,4 +1,4 @@
-"""Read the answers of platforms that providers call over HTTP themselves, without an SDK.
+"""Check the answers of platforms that a provider calls over HTTP without an SDK, such as Vault.
 
 No error here holds or chains the request, whose headers carry the token and whose body carries the value.
 """
@@ -19,32 +19,32 @@ from goatherd.providers.base import PlatformError
 
 
 def damaged_answer_error(why: str) -> PlatformError:
-    """Return the error for an answer that does not hold what was requested."""
+    """Return the error for an answer that does not hold what was requested; `why` says what is wrong with it."""
     return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
 
 
 def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> PlatformError:
-    """Return the error for a request without a whole answer.
+    """Return the error for a request that got no complete answer.
 
     Args:
         error: What the HTTP client raised.
         where: The server's URL.
-        distrust_hint: What to do if the server's certificate is not trusted.
+        distrust_hint: The hint of the error if the server's certificate is not trusted.
     """
     for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return PlatformError(
                 ProviderConfigurationError,
-                f"the certificate of {where} is not to be trusted: {cause.verify_message}",
+                f"the certificate of {where} is not trusted: {cause.verify_message}",
                 hint=distrust_hint,
             )
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-        return PlatformError(ProviderConfigurationError, f"{where} cannot be asked: {type(error).__name__}")
-    return PlatformError(UnavailableError, f"no whole answer from {where}: {type(error).__name__}")
+        return PlatformError(ProviderConfigurationError, f"{where} is not a valid URL: {type(error).__name__}")
+    return PlatformError(UnavailableError, f"no complete answer from {where}: {type(error).__name__}")
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Return an exception and those that led to it, the last one first."""
+    """Return an exception and the chain of exceptions that led to it, from `error` itself to the first cause."""
     found = [error]
     while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
         found.append(cause)
@@ -63,7 +63,8 @@ def parse_object(raw: bytes) -> Mapping[str, Any] | None:
 def parse_retry_after(header: str | None, now_ms: int) -> float | None:
     """Return for how many seconds a ``Retry-After`` header asks to wait; None if there is none, or it is invalid.
 
-    The header is a number or a date (RFC 9110, 10.2.3).
+    The header is a number or a date (RFC 9110, 10.2.3); a date is compared with `now_ms`, the time in milliseconds
+    since 1970.
     """
     if header is None:
         return None

@@ -21,7 +21,7 @@ from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
 
 @dataclass(slots=True)
 class MemoryStore:
-    """The secrets of one or more memory providers, which share them."""
+    """The secrets that one or more memory providers share."""
 
     ledgers: dict[str, VersionedRecord] = field(default_factory=dict)
     values: dict[tuple[str, int], SecretBytes] = field(default_factory=dict)
@@ -149,5 +149,5 @@ def policy(role: str, secret: str) -> str:
     check_role(role)
     raise ConfigurationError(
         f"{secret[:200]!r} is in one process's memory, where there are no permissions to grant",
-        hint="It is for tests. `goatherd policy file` is for a store on this machine.",
+        hint="The memory store is for tests. For a store on this machine, use `goatherd policy file`.",
     )

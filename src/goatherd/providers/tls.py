@@ -1,4 +1,4 @@
-"""Make the TLS context that trusts the system's certificate authorities, once per process, because that takes 10 ms.
+"""Make the TLS context that trusts the system's certificate authorities, and cache it, because that takes 10 ms.
 
 A provider that needs its own certificate authority or a client certificate makes its own context.
 """
@@ -15,8 +15,8 @@ import httpx2
 def default_context() -> ssl.SSLContext:
     """Return the TLS context that httpx uses by default; it checks certificates and host names.
 
-    All callers share the context: do not change it. It uses ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` as they are at the
-    call.
+    All callers share the context: do not change it. It uses the present values of the environment variables
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
     """
     return _make_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 

@@ -125,8 +125,8 @@ def secret_id_for(template: str, org: str) -> str:
     """Return the secret id of one organization: `template` with ``{org}`` replaced by the organization's id.
 
     Raises:
-        ConfigurationError: The organization's id must consist of ``[A-Za-z0-9._-]``; another id could lead to a
-            different secret.
+        ConfigurationError: The organization's id has a character that is not in ``[A-Za-z0-9._-]``, such as a slash,
+            which could lead to another secret.
     """
     # SECURITY: an organization named `../other` must not reach another secret
     # (tests/unit/providers/test_base.py::test_an_organization_cannot_step_out_of_its_place).

@@ -172,7 +172,7 @@ class LabelledVersions(Generic[Key, Kept]):
 class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     """All versions and labels of one secret, for a store whose versions Goatherd numbers; empty if there is no secret.
 
-    Version ids are the numbers 1, 2, 3…; callers pass them as strings, which are parsed and never compared.
+    Version ids are the numbers 1, 2, 3…; callers pass them as strings, which are parsed before they are compared.
     """
 
     labels: Mapping[Label, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -274,7 +274,7 @@ class RecordForm:
 
     Attributes:
         name: The name of the format, which is stored in the record.
-        members: The order of a version's members, which is part of the format.
+        members: The members of a version in the order in which they are written, which is part of the format.
         may_be_empty: Whether the store writes a record before the first version exists.
         is_alone: Whether only Goatherd writes where the record is stored, so that a record in another format counts as
             damaged.
@@ -347,8 +347,9 @@ def with_digest(form: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_record(stored: str | bytes, *formats: str) -> dict[str, Any]:
-    """Parse a stored record of versions from JSON and return its members, without checking its digest
-    (`must_be_equal`).
+    """Parse a stored record of versions from JSON and return its members.
+
+    The digest in the record is not checked here, but later by `must_be_equal`.
 
     Args:
         stored: The record as JSON.
@@ -413,7 +414,8 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
         may_be_empty: Whether the store writes a record before the first version exists.
 
     Raises:
-        DamagedRecordError: A member is missing or of the wrong type, or a label points at a missing version.
+        DamagedRecordError: A member is missing or of the wrong type, a label points at a missing version, or there is
+            no version although `may_be_empty` is False.
     """
     with reading_members():
         ledger = VersionedRecord(
@@ -421,7 +423,7 @@ def record_of(document: Mapping[str, Any], *, may_be_empty: bool = False) -> Ver
             labels=MappingProxyType({Label(name): int(n) for name, n in document["labels"].items()}),
         )
     if not (ledger.versions or may_be_empty) or not set(ledger.labels.values()) <= set(ledger.versions):
-        raise DamagedRecordError("a label points at a version that does not exist")
+        raise DamagedRecordError("it has no versions, or a label points at a version that does not exist")
     return ledger
 
 

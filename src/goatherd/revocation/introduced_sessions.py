@@ -32,7 +32,7 @@ class Introduced:
     Attributes:
         session: The session, merged from the root's commits about it.
         commit_id: Id of the commit that reissues the session.
-        parents: The commits of the session that have no child; they become the parents of the new one.
+        parents: Ids of the commits of the session that have no child; they become the parents of the new commit.
         is_long: Whether the session's lifetime is longer than that of any session that GoatDB makes.
     """
 
@@ -47,10 +47,10 @@ class IntroducedSessions:
     """The sessions that a revoked root had introduced.
 
     Attributes:
-        sessions: User sessions, in the order of the log.
-        rogue_roots: Roots that the revoked root had introduced and that the identity does not list.
+        sessions: User sessions, in the order of the commits in which they were found.
+        rogue_roots: Ids of roots that the revoked root had introduced and that the identity does not list.
         forged: Number of commits that claim to be signed by the revoked root and are not.
-        left_out: Sessions that the operator does not want to be reissued.
+        left_out: Ids of the sessions that the operator does not want to be reissued.
     """
 
     sessions: tuple[Introduced, ...]
@@ -74,7 +74,7 @@ def survey(
     Args:
         commits: All commits that any server holds, in any order.
         revoked: The revoked root.
-        successor_id: The root that reissues the sessions.
+        successor_id: Id of the root that reissues the sessions.
         roots: Ids of the identity's roots.
         frozen: The list of the revoked root's valid commits; None to accept all of them, for a preview.
         leave_out: Ids of sessions not to be reissued.
@@ -133,7 +133,8 @@ def introduce_again(
     Args:
         introduced: The sessions to reissue.
         signer: The current root, which signs.
-        at: When the other root was revoked, in milliseconds since 1970; this is the commits' time.
+        at: When the root that had introduced the sessions was revoked, in milliseconds since 1970; this is the commits'
+            time.
         org: The organization; it is part of the signed bytes.
         executor: Makes signatures in parallel.
     """

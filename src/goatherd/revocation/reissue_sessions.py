@@ -2,10 +2,10 @@
 
 This module reads the old commits, pushes the new ones, and checks which have arrived. `introduced_sessions` chooses the
 sessions and makes the commits; `revoker` writes the identity. Commits that a server already holds are not pushed again.
-New commits are pushed to all Goatherd servers at once, so that each server verifies while the others do, and the next
-commits are signed meanwhile. If there is none, they are pushed to one unmodified server, and the servers synchronize
-them. A commit that does not arrive is pushed to each server. A server that fails gets no more of them until the others
-have all.
+New commits are pushed to all Goatherd servers at once, so that they verify at the same time, and the next commits are
+signed meanwhile. If there is no Goatherd server, the commits are pushed to one unmodified server, and the servers
+synchronize them. A server that a commit does not reach gets it by a push of its own. A server that fails gets no more
+new commits until the other servers have all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
 class SessionNode(Node, Protocol):
-    """The interface of a server, as far as reissuing sessions needs it."""
+    """The interface of a server, as far as `SessionReissuer` needs it."""
 
     async def lacking(
         self, path: str, commit_ids: Sequence[str], signer: OwnedSession, now_ms: int | None = None
@@ -77,7 +77,7 @@ class SessionReissuer:
         nodes: The servers, by URL.
         outcomes: The result at each server, by URL; filled in here.
         report: The report of the run; filled in here.
-        on_each: Calls servers.
+        on_each: Calls servers concurrently, and records each failure in `outcomes`.
         pushed: Called after each batch with the server and the number of sessions pushed so far.
         org, policy, clock: As for `goatherd.revocation.revoker.Revoker`.
     """
@@ -111,13 +111,17 @@ class SessionReissuer:
         frozen: FrozenList | None = None,
         leave_out: Collection[str] = (),
     ) -> tuple[IntroducedSessions, set[str]]:
-        """Collect ``/sys/sessions`` from every server; each is asked for the commits that the ones before did not have.
+        """Collect ``/sys/sessions`` from the servers, and find the sessions that the revoked root had introduced.
+
+        Each server is asked for the commits that the servers before it did not have. Unmodified servers are asked only
+        if there is no Goatherd server to ask.
 
         Args:
             document: The identity.
             session_id: The revoked root.
-            frozen: The list of its valid commits; None, before there is such a list, to accept all of them.
-            leave_out: Sessions not to be reissued.
+            frozen: The list of the revoked root's commits that stay valid; None, before there is such a list, to accept
+                all.
+            leave_out: Ids of sessions not to be reissued.
 
         Returns:
             The sessions to reissue, and the ids of all commits that were found.
@@ -158,7 +162,10 @@ class SessionReissuer:
         return found, set(raw)
 
     async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
-        """Return a root that is no longer in the document, as found in verified introductions on the servers."""
+        """Return a root that is no longer in the document, from verified introductions on the servers.
+
+        Return None if no server has one.
+        """
         raw: dict[str, Any] = {}
         for url in self._outcomes:
             await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
@@ -205,13 +212,13 @@ class SessionReissuer:
     ) -> None:
         """Reissue the sessions whose new commits are missing, and check that every server gets them.
 
-        A server that fails does not delay the others, and is retried after them; its outcome has the reason.
+        A server that fails does not delay the others, and is retried after them; its outcome records the reason.
 
         Args:
             document: The identity.
-            entry: The revocation.
+            entry: The revocation, as recorded in the document.
             found: The sessions to reissue.
-            known: Ids of the commits that some server holds.
+            known: Ids of the commits that at least one server holds already.
             comes_back: Whether to retry failed servers, for `Policy.adoption` at most.
 
         Raises:
@@ -339,16 +346,17 @@ class SessionReissuer:
             self._report.node_calls += 2
         if lacking:
             raise RotationError(
-                f"{outcome.url} did not store {len(lacking)} of {len(commits)} session commits of {signer.id}",
+                f"{outcome.url} did not store {len(lacking)} of {len(commits)} session commits signed by {signer.id}",
                 hint="Check the server's log, then run the command again.",
             )
 
     async def _find_lacking(self, outcome: NodeOutcome, wanted: Sequence[str], signer: OwnedSession) -> list[str]:
         """Return which of the commits `wanted` a server does not hold.
 
-        An unmodified server only sends Bloom filters of what it holds, and a filter of a few commits wrongly claims
-        every second id. Filters with other seeds are requested, at most `_MOST_FILTERS`, until the probability that all
-        of them claim an id wrongly is below `_CERTAIN`.
+        A Goatherd server answers this question. An unmodified server only sends Bloom filters of the commits that it
+        holds, and such a filter of a few commits wrongly contains every second other id. So filters with other seeds
+        are requested, at most `_MOST_FILTERS`, until the probability that all of them contain an id wrongly is below
+        `_CERTAIN`.
         """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Commits of a revoked root to one item, which only one server reports to hold; unverified.
+    """Commits by a revoked root that change one item and that only one server reports to hold; not verified.
 
     Attributes:
-        path: The repository.
-        key: The item; in ``/sys/sessions`` the session that is introduced.
+        path: The repository of the item.
+        key: The key of the item; in ``/sys/sessions``, the id of the session that is introduced.
         commits: Number of commits.
         first_ms, last_ms: Earliest and latest time of the commits, which their author chose; None if none has a valid
             time.
@@ -37,18 +37,21 @@ class NodeOutcome:
     """The result of a revocation at one server.
 
     Attributes:
-        is_unmodified: It runs unmodified GoatDB, which continues to trust the root.
-        refuses: The server has the revocation.
-        held: How many commits of the root it holds.
-        in_flight: How many commits of the list it did not hold yet; it gets them from the other servers.
-        late: How many commits it holds beyond a list that was closed without it; no other server accepts them.
-        is_distrusted: Its list is ignored, because the operator distrusts the server.
-        is_sole: It is the only server whose list counts, so there is no other list to compare it with.
+        is_unmodified: Whether the server runs unmodified GoatDB, which continues to trust the root.
+        refuses: Whether the server has adopted the revocation, so that it rejects what the root signs.
+        held: How many commits of the root the server holds; None if it has not reported that.
+        in_flight: How many commits of the list of valid commits the server did not hold yet; it gets them from other
+            servers.
+        late: How many commits the server holds that are not in the list of valid commits, because the list was
+            completed without this server; no other server accepts them.
+        is_distrusted: Whether the server's list is ignored, because the operator distrusts the server.
+        is_sole: Whether this is the only server whose list counts, so that there is no other list to compare it with.
         alone: How many commits of the root only this server reports, which are therefore not accepted.
-        claims: These commits; fewer than `alone` if the server does not describe them or there are too many.
+        claims: The commits that `alone` counts, grouped by item; fewer if the server does not describe them or there
+            are too many.
         counted_alone: How many commits that only this server reports are accepted, because the operator trusts it.
-        introduced: How many sessions reissued by the successor it holds.
-        problem: What went wrong, human-readable.
+        introduced: How many of the reissued sessions the server holds; None if that is not known.
+        problem: What went wrong at the server, human-readable; None if nothing did.
     """
 
     url: str
@@ -73,24 +76,24 @@ class RevocationReport:
     Attributes:
         revoked_id, current_id: The revoked root, and the current root.
         generation: Generation of the identity.
-        has_proof: Whether servers that know no other root follow automatically.
+        has_proof: Whether servers that know only the revoked root accept its successor automatically.
         closed: Whether the list of the revoked root's valid commits is complete and recorded.
         frozen: How many commits that list has.
         settled: Whether the revoked root's signature no longer introduces any session.
         sessions: How many sessions are to be reissued.
-        pushed: How many of them this run has pushed.
-        long_lived: Sessions with a longer lifetime than GoatDB allows; the operator should check them.
-        rogue_roots: Roots that only the revoked root had introduced.
+        pushed: How many reissued sessions this run has pushed to servers.
+        long_lived: Ids of sessions with a longer lifetime than GoatDB gives; the operator should check them.
+        rogue_roots: Ids of roots that only the revoked root had introduced; servers no longer trust them.
         forged: Number of commits that claim to be signed by the root and are not.
-        left_out: Sessions that were not reissued, as requested.
-        destroyed, given_up: Versions whose value was destroyed; and those that the store may keep for longer.
+        left_out: Ids of sessions that were not reissued, as requested.
+        destroyed, given_up: Versions whose value was destroyed; and those whose value the store may keep for longer.
         kept: Versions with a revoked key that were not destroyed, because of a label that is not Goatherd's.
         keys_left: Versions that still hold the revoked root's private key.
         unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
         also_stored: Other roots whose private keys the store holds; if the store was compromised, they were stolen,
             too.
-        seconds: How long each part took.
-        node_calls, store_calls: How many requests were made.
+        seconds: How long each part of the run took, in seconds, by the name of the part.
+        node_calls, store_calls: How many requests were made to servers, and to the store.
     """
 
     revoked_id: str
@@ -127,8 +130,8 @@ class RevocationReport:
     def is_complete(self) -> bool:
         """Whether `goatherd revoke` has nothing left to do.
 
-        Unmodified servers keep no list of valid commits. If there are only such servers, the sessions must be reissued
-        at each.
+        Unmodified servers keep no list of valid commits. If there are only such servers, the revocation is complete
+        when each of them holds the reissued sessions.
         """
         ours = [node for node in self.nodes if not node.is_unmodified and not node.is_distrusted]
         if self.kept:
@@ -139,7 +142,7 @@ class RevocationReport:
 
 
 def count_claims(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
-    """Group the commits that only one server reports by the item that they change, sessions first."""
+    """Group commits that only one server reports by the item that they change; ``/sys/sessions`` comes first."""
     by_item: dict[tuple[str, str], list[HeldCommit]] = {}
     for one in told:
         by_item.setdefault((one.path, one.key), []).append(one)

@@ -82,7 +82,7 @@ NEXT: Final = "next"
 
 
 class RevocableNode(SessionNode, Protocol):
-    """What a revocation needs of a server; `goatherd.cluster.client.NodeClient` implements this interface."""
+    """The interface of a server for a revocation, which `goatherd.cluster.client.NodeClient` implements."""
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
@@ -102,15 +102,15 @@ class Revoker:
 
     Args:
         provider: The store.
-        secret_id: The secret that holds the identity, with ``{org}`` replaced.
+        secret_id: Name of the secret that holds the identity, with the organization in place of ``{org}``.
         nodes: Every server that holds this identity.
         org: The organization id, which is part of every signed commit.
-        policy: Timeouts (`adoption`; `flow_patience` for commits that are being synchronized), and the lifetime of the
-            successor (`lifetime`).
+        policy: Timeouts (`adoption`: until every server has adopted the revocation; `flow_patience`: until commits have
+            reached a second server), and the lifetime of the successor (`lifetime`).
         distrust: URLs of servers whose lists of commits and reports on the store's history are ignored. The revocation
             does not wait for them.
         trust_alone: URLs of servers whose lists are accepted although no other server confirms them.
-        clock: Tells the time and waits.
+        clock: Returns the time, and sleeps; None for the system clock.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
     """
@@ -201,10 +201,10 @@ class Revoker:
             IllegalStepError: There is no such root, or no such successor.
             WrongClockError: This machine's clock differs from the store's, or from those of most servers.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
-                was restored. Nothing was written. `distrust` overrules a server.
+                was restored. Nothing was written. Servers in `distrust` do not count.
             ProviderError: The store failed. Run the revocation again.
             GenerationError: The store shows an older identity than it has shown before.
-            StuckError: The store refuses a change although nothing in it changes.
+            StuckError: The store has refused the same change twice, although nothing had changed in the store.
             RotationError: A server did not store the commits that were pushed to it.
             LifetimeError: The lifetime of the new root would be too short.
         """
@@ -331,9 +331,9 @@ class Revoker:
     async def _restore_pruned_root(self, document: IdentityDocument, session_id: str) -> IdentityDocument:
         """Add a root that the document no longer lists to the document again, so that it can be revoked.
 
-        The root was removed from the document, or the store was restored from an older backup. With its public key, its
-        frozen commits can still be verified; and servers that trust it because of its introduction reject it because of
-        the revocation.
+        Such a root was pruned, or the store was restored from an older backup. With its public key in the document,
+        servers can still verify its frozen commits; and servers that trust the root because of an introduction reject
+        it because of the revocation.
         """
         if document.find_root(session_id) is not None:
             return document
@@ -352,7 +352,7 @@ class Revoker:
             )
         if document.is_direct and session_id == document.current.id:
             raise IllegalStepError(
-                f"root {session_id} signs in its signer (direct mode), and only it can name another root",
+                f"the key of root {session_id} is in an HSM or a KMS (direct mode): only this root can name another",
                 hint="`goatherd rotate --anchor URI --direct` or `goatherd rotate --remove-anchor` replaces it; then it"
                 " can be revoked. If its key is lost: `goatherd rotate --drop-lost-anchor`.",
             )
@@ -372,7 +372,8 @@ class Revoker:
                 raise IllegalStepError("there is no next root: no rotation in progress has prepared one")
             if document.next.is_remote:
                 raise IllegalStepError(
-                    "the next root signs in its signer (direct mode), and the revocation ends its rotation",
+                    "the next root has its key in an HSM or a KMS (direct mode), and the revocation ends the rotation"
+                    " that would make it the current root",
                     hint="Revoke with a new root, which is the default, and rotate again afterwards.",
                 )
             return document.next, document.current
@@ -399,7 +400,7 @@ class Revoker:
         return {url: one for url, one in (await self._read_reports()).items() if one is not None}
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
-        """Return a previous root with its private key, from the stored version that holds it."""
+        """Return a previous root with its private key, from a stored version; None if no version holds the key."""
         known = document.find_root(session_id)
         for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
             if session_id in holding.private_ids:
@@ -473,7 +474,11 @@ class Revoker:
     async def _close_if_complete(
         self, document: IdentityDocument, session_id: str, *, reopen: bool
     ) -> tuple[IdentityDocument, FrozenList | None]:
-        """Close the list of the revoked root's valid (frozen) commits if it is complete; return the list, else None."""
+        """Close the revoked root's list of frozen commits if every server has reported; return document and list.
+
+        Frozen commits stay valid, and a closed list is final. The list is None as long as a server has not reported.
+        With `reopen`, a closed list is made again.
+        """
         ours = [one for one in self._outcomes.values() if not one.is_unmodified]
         entry = _find_entry(document, session_id)
         is_to_close = entry.freeze is None or reopen
@@ -516,7 +521,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _preview_claims(self, document: IdentityDocument, session_id: str) -> None:
-        """Record, for a plan, which commits only one server would report."""
+        """Record, for the report of a plan, which commits only one server would report to a revocation."""
         entry = next((one for one in document.revoked if one.id == session_id), None)
         if entry is None:
             await self._wait_until_spread(document, session_id)
@@ -547,7 +552,7 @@ class Revoker:
     ) -> dict[str, FrozenList]:
         """Read from each server the list of the revoked root's commits that it holds.
 
-        The lists are read again while a commit is on one list only and the lists still change.
+        With `is_repeated`, the lists are read again while they still change and a commit is on one list only.
         """
         lists: dict[str, FrozenList] = {}
 
@@ -586,7 +591,7 @@ class Revoker:
     async def _describe_claims(
         self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
     ) -> None:
-        """Record the commits of each server that are left out of the list, and ask the server to describe them."""
+        """Record the commits that only one server holds and that are not accepted; ask that server to describe them."""
         ours = [one for one in self._outcomes.values() if not one.is_unmodified and not one.is_distrusted]
         asked: dict[str, list[str]] = {}
         for url, found in lists.items():
@@ -635,7 +640,7 @@ class Revoker:
     async def _compare_with_closed(
         self, document: IdentityDocument, digest: str, lists: Mapping[str, FrozenList], union: FrozenList
     ) -> FrozenList:
-        """Find out which commits servers hold beyond a closed list, and send the list to servers that lack it."""
+        """Count the commits that servers hold beyond a closed (final) list; send the list to servers that lack it."""
         known = await self._read_closed_list(digest, union)
         for url, found in lists.items():
             self._outcomes[url].late = len(found.digests - known.digests)
@@ -693,7 +698,7 @@ class Revoker:
         )
 
     async def _introduce_roots(self, document: IdentityDocument, known: Collection[str]) -> None:
-        """Introduce the other valid roots by the current one, since the revoked root alone may have introduced them.
+        """Let the current root introduce the other valid roots, since maybe only the revoked root had introduced them.
 
         New clients may learn of the current root only, because the other roots have expired; with these introductions
         they can verify what the other roots have signed.
@@ -796,7 +801,9 @@ class Revoker:
         return changed
 
     async def _destroy_each(self, document: IdentityDocument, current: str, attempts: Attempts) -> bool:
-        """Destroy the versions that hold a revoked key, except those with labels that Goatherd did not set.
+        """Destroy the stored versions that hold or may hold a revoked root's key, except those with foreign labels.
+
+        A foreign label is one that Goatherd did not set.
 
         Returns:
             Whether a version could not be destroyed yet, so that the store must be checked again.
@@ -937,7 +944,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
-        """Write the identity, move label ``stable`` to it (there is no roll-back), and notify the servers."""
+        """Write the identity, move label ``stable`` to it (a revocation is not rolled back), and notify the servers."""
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
@@ -992,12 +999,13 @@ class Revoker:
     async def _call_each(
         self, urls: Collection[str], call: Callable[[RevocableNode], Awaitable[object]], *, is_long: bool = False
     ) -> None:
-        """Call servers concurrently. A server that fails does not delay the others; its outcome has the reason.
+        """Call servers concurrently. A server that fails does not delay the others; its outcome records the reason.
 
         Args:
             urls: The servers.
             call: The call to make.
-            is_long: Whether only the client's own timeout applies.
+            is_long: Whether the call can take long, so that `Policy.node_timeout` does not apply; the client has its
+                own timeout.
         """
 
         async def one(url: str) -> None:
@@ -1027,7 +1035,9 @@ class Revoker:
                 hint=f"Listed servers: {', '.join(self._nodes) or 'none'}.",
             )
         if both := sorted(self._distrust & self._trust_alone):
-            raise ConfigurationError(f"--distrust and --trust-alone both name {', '.join(both)}; give one of them")
+            raise ConfigurationError(
+                f"--distrust and --trust-alone both name {', '.join(both)}; name a server with only one of them"
+            )
 
     def _copy_state(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
@@ -1073,7 +1083,7 @@ def _find_entry(document: IdentityDocument, session_id: str) -> Revocation:
 def _list_lost() -> RotationError:
     return RotationError(
         "no server has the list of frozen commits, and the commits that the servers hold now differ from it",
-        hint="Make a new list from the commits that the servers hold now: --reopen.",
+        hint="Run the command with --reopen: it makes a new list from the commits that the servers hold now.",
     )
 
 

@@ -1,14 +1,20 @@
 """Replace the root key of a cluster while its servers run.
 
-- `machine`: phases, legal steps and their conditions as tables; `decide`, which returns the next action. Pure.
-- `observation`: the data on which `decide` decides. Pure. `policy`: timeouts, quorum, lifetimes. Pure.
-- `obstacles`: what prevents a rotation from starting. Pure. `clocks`: whether this machine's clock is wrong. Pure.
-- `plan`: what a rotation would do. Pure.
-- `cross_signing`: the commits by which one root introduces another. Pure.
-- `rotator`: observes, decides, acts and repeats. `events`: what it reports. `attempts`: how often it repeats.
-- `health_checks`: the operator's own health check of the cluster.
+Pure modules, which do no I/O and read no clock:
+
+- `machine`: phases, legal steps and their conditions as tables; `decide`, which returns the next action.
+- `observation`: the data on which `decide` decides. `policy`: timeouts, quorum, lifetimes.
+- `obstacles`: what prevents a rotation from starting. `clocks`: whether this machine's clock is wrong.
+- `plan`: what a rotation would do. `cross_signing`: the commits by which one root introduces another.
+
+Modules that carry a rotation out:
+
+- `rotator`: the loop that observes the store and the servers, decides, and acts. `events`: the events that it reports.
+- `attempts`: limits how often the loop tries an action. `repeating_store`: retries single calls to the store.
+- `signed_store`, `store_history`: checks of the identity in the store before a write.
+- `anchor_keys`: collects the signatures of an anchor, whose key is in an HSM or a KMS.
+- `health_checks`: the operator's own health checks of the cluster.
 - `restorable`: which previous root can sign again. `replacement`: replaces an expired root.
-- `signed_store`, `store_history`: checks of the store before a write. `repeating_store`: retries of single calls.
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,11 @@
 """Collect the signatures of an anchor, whose key is in an HSM or a KMS, before an identity document is written.
 
-All calls to the signer are made here, and all before the write: once a rotation is prepared, the identity document
-holds every signature of the anchor that the rotation needs. So a signer that fails later stops nothing.
+An anchor is a key that endorses each root of a cluster. This module makes all calls to its signer before the write:
+once a rotation is prepared, the identity document holds every signature of the anchor that the rotation needs. So a
+signer that fails later does not stop the rotation.
 
-Each signature is verified with the pinned public key (`goatherd.signers.verified`). A signer's error propagates; then
-nothing was written.
+Each signature is verified with the public key that is pinned for the signer (`goatherd.signers.verified`). If a signer
+fails, its error is raised, and nothing was written.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ROLL_BACK_WRITES: Final = 4
 
 
 class AnchorSigner(Protocol):
-    """What this module needs of a signer; `goatherd.signers.verified.VerifiedSigner` has it."""
+    """The methods that this module calls on a signer; `goatherd.signers.verified.VerifiedSigner` implements them."""
 
     async def public_key(self) -> SignerKey: ...
 
@@ -49,7 +50,10 @@ SignerOpener = Callable[[str, PublicKey | None], AnchorSigner]
 
 
 def open_pinned_signer(uri: str, pinned: PublicKey | None) -> AnchorSigner:
-    """Return the signer that `uri` names, whose signatures must match `pinned`. Connects to nothing."""
+    """Return the signer that `uri` names. Opens no connection.
+
+    Each signature must match the public key `pinned`; with None, the key that the signer reports at its first call.
+    """
     from goatherd.signers.verified import open_signer  # most identities have no anchor
 
     return open_signer(uri, pinned=pinned)
@@ -57,16 +61,18 @@ def open_pinned_signer(uri: str, pinned: PublicKey | None) -> AnchorSigner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorChoice:
-    """What a rotation changes about the anchor. By default nothing.
+    """What a rotation changes about the anchor, the key in an HSM or a KMS that endorses the roots (default: nothing).
 
     Attributes:
-        signer: URI of the signer that holds the key of a new anchor; None for no new anchor.
-        is_removed: Whether the next root signs without an anchor.
-        is_direct: Whether the new anchor is the next root itself, so that each root signature is made by its signer.
-        leaves_direct: Whether the next root is a working root again, which the present anchor endorses.
+        signer: URI of the signer that holds the key of a new anchor; None to set no new anchor.
+        is_removed: Whether the rotation removes the anchor, so that none endorses the roots after it.
+        is_direct: Whether the new anchor becomes the next root itself (direct mode): the HSM or the KMS then makes each
+            signature of the root.
+        leaves_direct: Whether the rotation leaves direct mode: the next root is a working root, an ordinary key in the
+            store, which the present anchor endorses.
 
     Raises:
-        ConfigurationError: The members exclude each other.
+        ConfigurationError: Two of these changes exclude each other, or direct mode is chosen without a signer.
     """
 
     signer: str | None = None
@@ -75,34 +81,38 @@ class AnchorChoice:
     leaves_direct: bool = False
 
     def check(self, document: IdentityDocument) -> None:
-        """Check that the choice fits an identity without a rotation in progress.
+        """Check that the identity, in which no rotation is in progress, allows this change of the anchor.
 
         Raises:
-            IllegalStepError: It does not.
+            IllegalStepError: The identity is not in direct mode, which the change would leave; or it is in direct mode,
+                where a rotation must change the anchor.
         """
         if self.leaves_direct and not document.is_direct:
             raise IllegalStepError(
-                "the identity is not in direct mode, so no working root must replace the anchor",
-                hint="`goatherd rotate` renews the root.",
+                "the identity is not in direct mode, so it has a working root already",
+                hint="`goatherd rotate` without --working-root renews the root.",
             )
         if document.is_direct and self == UNCHANGED:
             raise IllegalStepError(
-                f"root {document.current.id} signs in its signer (direct mode), and such a key is not renewed",
+                f"root {document.current.id} signs in an HSM or a KMS (direct mode), and such a key is not renewed",
                 hint="`goatherd rotate --anchor URI --direct` replaces the key by another one; `goatherd rotate"
-                " --working-root` goes back to a working root.",
+                " --working-root` goes back to a working root, whose key is in the store.",
             )
 
     def __post_init__(self) -> None:
         if self.signer is not None and self.is_removed:
-            raise ConfigurationError("one rotation cannot set and remove the anchor", hint="Choose one of the two.")
+            raise ConfigurationError(
+                "one rotation cannot both set a new anchor and remove the anchor", hint="Choose one of the two."
+            )
         if self.leaves_direct and (self.signer is not None or self.is_removed):
             raise ConfigurationError(
-                "a rotation to a working root of the present anchor cannot change the anchor",
+                "a rotation that leaves direct mode keeps the anchor: it cannot also set a new anchor or remove it",
                 hint="Choose one of the two.",
             )
         if self.is_direct and self.signer is None:
             raise ConfigurationError(
-                "direct mode needs the signer of a new key", hint="Name the signer of the new anchor."
+                "a rotation into direct mode needs the URI of the signer that holds the new key",
+                hint="Name the signer of the new anchor.",
             )
 
 
@@ -110,7 +120,7 @@ UNCHANGED: Final = AnchorChoice()
 
 
 class AnchorKey:
-    """One anchor: its session and its signer."""
+    """One anchor: its session (id and public key), and the signer in an HSM or a KMS that holds its key."""
 
     def __init__(self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str) -> None:
         self.session = session
@@ -120,16 +130,16 @@ class AnchorKey:
 
     @property
     def owned(self) -> OwnedSession:
-        """The anchor's key as the root of the cluster: in direct mode, the anchor itself signs."""
+        """The anchor as a root that can sign: in direct mode, the anchor itself is the current root."""
         return OwnedSession(session=self.session, signer=RemoteKey(self.session.public_key, self.record.signer))
 
     async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:
-        """Return the anchor's endorsement of a root, which is also its introduction in ``/sys/sessions``.
+        """Return the anchor's endorsement of a root, which is also the root's introduction in ``/sys/sessions``.
 
         Args:
             root: The root to endorse.
             now_ms: Milliseconds since 1970.
-            is_earlier: Whether the root was trusted before the anchor.
+            is_earlier: Whether servers trusted the root before they knew the anchor.
         """
         commit = IntroducedBy(ts=now_ms, org=self._org, is_earlier=is_earlier)
         text = commit.draft_commit(root, by_id=self.session.id).signed_text(self.session.id)
@@ -138,7 +148,14 @@ class AnchorKey:
     async def pass_on(
         self, subject: Session, now_ms: int, *, is_anchor: bool, until: int | None = None
     ) -> AnchorChange:
-        """Return the anchor's statement that `subject` is the next anchor, or needs no anchor."""
+        """Return a signed statement of this anchor about what follows it.
+
+        Args:
+            subject: With `is_anchor`, the next anchor; otherwise the root that needs no anchor.
+            now_ms: Milliseconds since 1970.
+            is_anchor: Whether another anchor follows this one.
+            until: The last generation of the identity for which the statement counts; None for no limit.
+        """
         text = change_text(self.session.id, subject, is_anchor=is_anchor, until=until)
         return AnchorChange(
             by=self.session.id,
@@ -149,11 +166,11 @@ class AnchorKey:
         )
 
     async def sign_revocation(self, revoked_id: str, at: int) -> str:
-        """Return the anchor's signature of a revocation."""
+        """Return the anchor's signature of the statement that root `revoked_id` is revoked at time `at`."""
         return await self._sign(revocation_text(self.session.id, revoked_id, at), at)
 
     async def check(self) -> None:
-        """Let the signer sign a test text, which GoatDB would accept neither as a commit nor as a request.
+        """Check that the anchor's signer signs: it signs a text that GoatDB accepts neither as commit nor as request.
 
         Raises:
             SignerError: The signer refused, did not answer, or returned an invalid signature.
@@ -165,7 +182,7 @@ class AnchorKey:
 
 
 class AnchorKeys:
-    """Opens the signers of anchors for one run of an operation, and closes them at its end.
+    """Opens the signers of anchors for one run of an operation, such as a rotation, and closes them at its end.
 
     Args:
         org: The organization id, which is part of every signed commit.
@@ -186,11 +203,11 @@ class AnchorKeys:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close every signer that was opened. The object can be used again."""
+        """Close every signer that this object has opened. It can open signers again afterwards."""
         await self._stack.aclose()
 
     def open_current(self, document: IdentityDocument) -> AnchorKey:
-        """Return the anchor of an identity. Connects to nothing."""
+        """Return the anchor that an identity has, with its signer. Opens no connection yet."""
         record, session = document.anchor, document.anchor_session
         assert record is not None
         assert session is not None
@@ -212,10 +229,11 @@ class AnchorKeys:
             session_id: A new id for the session; not used if the identity lists the key already.
             now_ms: Milliseconds since 1970.
             document: The identity that gets the anchor; None for a new identity.
-            is_direct: Whether the anchor will be the root that signs; then the identity must not list the key yet.
+            is_direct: Whether the anchor will itself be the current root (direct mode); then the identity must not list
+                the key yet.
 
         Raises:
-            IllegalStepError: The key belongs to a root of the identity that cannot become its anchor.
+            IllegalStepError: The identity lists the key already, as its anchor or as a root that cannot become one.
         """
         signer = self._open(uri, None)
         key = (await signer.public_key()).public_key
@@ -228,7 +246,11 @@ class AnchorKeys:
         if document is not None and known is not None:
             signing = {one.id for one in (document.current, document.next) if one is not None}
             if known.id in signing | document.revoked_ids or known.is_expired(now_ms):
-                raise IllegalStepError(f"the signer's key is that of root {known.id}, which cannot be the anchor")
+                raise IllegalStepError(
+                    f"the signer's key is that of root {known.id}, which cannot be the anchor: it signs, is the next"
+                    " root, was revoked, or has expired",
+                    hint="Name the signer of another key, or create one (--create-key).",
+                )
             if document.anchor is not None and known.id == document.anchor.id:
                 raise IllegalStepError(
                     f"the signer's key is that of the present anchor {known.id}",
@@ -258,30 +280,32 @@ async def collect_word(
     now_ms: int,
     direct: AnchorKey | None = None,
 ) -> AnchorWord | None:
-    """Return the anchor's signatures for a rotation to `successor`; None if the identity has no anchor and gets none.
+    """Return the signatures of the anchors that a rotation needs; None if there is no anchor before or after it.
 
-    A renewal of the working root needs one signature. A new anchor needs three, or six if it replaces one. All are
-    made before anything is written.
+    The renewal of a root that the anchor endorses needs one signature. To set an anchor takes three, to replace an
+    anchor six. All signatures are made before anything is written.
 
     Args:
         keys: Opens the signers.
         document: The identity, without a rotation in progress.
         successor: The next root.
         choice: What the rotation changes about the anchor.
-        anchor_id: A new id for the session of a new anchor.
+        anchor_id: An unused id, for the session of a new anchor.
         now_ms: Milliseconds since 1970.
-        direct: The new anchor, if it is the next root itself.
+        direct: The new anchor if it is the next root itself (direct mode); else None.
 
     Raises:
         SignerError: A signer refused, did not answer, or returned invalid signatures.
-        IllegalStepError: The choice does not fit the identity.
+        IllegalStepError: The identity does not allow this change of the anchor.
     """
     choice.check(document)
     before = None if document.anchor is None else keys.open_current(document)
     if choice.signer is None:
         if before is None:
             if choice.is_removed:
-                raise IllegalStepError("the identity has no anchor that could be removed")
+                raise IllegalStepError(
+                    "the identity has no anchor that could be removed", hint="`goatherd rotate` renews the root."
+                )
             return None
         endorsement = await before.introduce(successor, now_ms)
         if not choice.is_removed:

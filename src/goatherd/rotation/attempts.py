@@ -1,14 +1,14 @@
-"""Limit the attempts of a run: an action that had no effect twice on the same state of the store is not tried again.
+"""Limit how often a rotation tries an action: not a third time if two attempts did not change the store.
 
-Attempts are counted for each action and each state of the store in which it was decided. Two other limits exist:
-`Policy.store_patience` limits the retries if the store does not answer, and the deadline of the phase
-(`goatherd.rotation.machine`) limits waits and pushes to servers.
+A rotation decides on each action by the state of the store, and attempts are counted for each pair of action and state.
+This module does not limit calls that the store does not answer (`Policy.store_patience` does), nor waits and pushes to
+servers (the deadline of the phase does, `goatherd.rotation.machine`).
 
 Rules:
-1. If another writer was faster, the store shows a new state: the run decides again, and a new count begins. If a write
-   conflicts although the store shows the same state as before, the count continues.
-2. Some stores may show an older state for a while. With such a store, a run that has used up its attempts continues to
-   read for `Policy.store_patience`, without any change, before it fails.
+1. If another process wrote first, the store shows a new state: the run decides again, and a new count begins. If a
+   write conflicts although the store shows the same state as before, the count continues.
+2. Some stores may show an older state for a while. With such a store, a run that has used up its attempts only reads
+   for `Policy.store_patience`, in case the change shows after all, before it fails.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Attempts:
 
     Args:
         guarantees: The store's guarantees; they say whether reads of the store may lag.
-        policy: `Policy.store_patience` is how long reads may lag.
+        policy: The rotation's policy. If reads may lag, `Policy.store_patience` is the time allowed for that.
         clock: Tells the time.
     """
 
@@ -63,12 +63,12 @@ class Attempts:
         self._known: dict[Hashable, _Attempt] = {}
 
     def may_try(self, evidence: Hashable, action: Action | str) -> bool:
-        """Return whether an action of the rotation may be tried now. If not, the caller reads the store again first.
+        """Return whether an action of the rotation may be tried now; if not, the caller first reads the store again.
 
         Args:
-            evidence: The state on which the action was decided (from `evidence_of`); None for an action that is not
-                limited here.
-            action: The action, or its name in the error message.
+            evidence: The action with the state on which it was decided (from `evidence_of`); None for an action that
+                is not limited here.
+            action: The action, or a phrase that names it in the error message.
 
         Raises:
             StuckError: The action was tried as often as allowed, and the store has had time to show an effect.
@@ -79,10 +79,15 @@ class Attempts:
         if self._clock.monotonic() - known.last_at < self._patience.total_seconds():
             return False
         name = action if isinstance(action, str) else name_of(action)
-        raise StuckError(f"cannot {name}: tried {known.count} times, and the store has not changed ({known.answer})")
+        raise StuckError(f"cannot {name}: tried {known.count} times, but the store has not changed ({known.answer})")
 
     def count_attempt(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
-        """Count an attempt of an action which the store has answered, with success or with a conflict."""
+        """Count one attempt of an action that the store has answered.
+
+        Args:
+            evidence: The value from `evidence_of`; None for an action that is not limited, which is not counted.
+            conflict: The error if the store answered with a conflict; None if it reported success.
+        """
         if evidence is None:
             return
         known = self._known.setdefault(evidence, _Attempt())
@@ -92,12 +97,12 @@ class Attempts:
 
 
 def evidence_of(action: Action, observation: Observation) -> Hashable:
-    """Return an action together with the state on which it was decided, as one value to compare attempts by.
+    """Return an action together with the state on which it was decided; equal values count as the same attempt.
 
-    The result is None for an action that a deadline limits.
-
-    For a write only the state of the store is used. The servers' answers, and texts with counts, differ at every
-    observation but make the write no likelier to succeed.
+    Returns:
+        For a write, the action and the state of the store. The servers' answers, and texts with counts, are left out:
+        they differ at every observation, and make the write no likelier to succeed. None for an action that a deadline
+        limits.
     """
     store = observation.store
     match action:

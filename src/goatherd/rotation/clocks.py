@@ -1,12 +1,13 @@
 """Find out whether this machine's clock is wrong: compare it with the clocks of the store and of the servers.
 
-Pure: the differences between the clocks are arguments. `goatherd.rotation.obstacles` stops a rotation if a clock is
-wrong.
+This module reads no clock: the differences between the clocks are arguments. `goatherd.rotation.obstacles` stops a
+rotation if this machine's clock is wrong.
 
 Rules:
 1. The store is trusted: if it reports the time, its clock decides. If it does not (a file store), this machine's clock
-   must agree with the majority of all clocks, its own included. So a single lying server cannot stop a rotation.
-2. An unknown clock is ignored. If no other clock is known, this machine's clock is assumed to be right.
+   must agree with more than half of the clocks of this machine and the servers. So among several servers, a single one
+   that reports a wrong time cannot stop a rotation.
+2. A clock whose time is unknown is ignored. If no other clock is known, this machine's clock is assumed to be right.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ class Clocks:
 
     Attributes:
         store_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
-        servers_ahead_ms: How far the clock of each server that reports its time is ahead of this machine's, by URL.
-        tolerance: Clocks that differ by more than this count as different.
+        servers_ahead_ms: The same for each server that reports its time, by URL.
+        tolerance: A clock that differs from this machine's by more than this counts as different.
     """
 
     store_ahead_ms: int | None
@@ -35,7 +36,7 @@ class Clocks:
 
     @property
     def is_ours_wrong(self) -> bool:
-        """Whether this machine's clock is wrong, judged by the clocks of the store and the servers."""
+        """Whether this machine's clock is wrong, judged by the store's clock, or by the servers' if that is unknown."""
         if self.store_ahead_ms is not None:
             return self.differs(self.store_ahead_ms)
         differing = sum(map(self.differs, self.servers_ahead_ms.values()))
@@ -43,7 +44,7 @@ class Clocks:
 
     @property
     def is_ours_confirmed(self) -> bool:
-        """Whether the clock of the store or of a server confirms that this machine's clock is right."""
+        """Whether another clock is known, and the known clocks show that this machine's clock is right."""
         return (self.store_ahead_ms is not None or bool(self.servers_ahead_ms)) and not self.is_ours_wrong
 
     def describe_differences(self) -> tuple[str, ...]:
@@ -56,12 +57,12 @@ class Clocks:
         )
 
     def differs(self, ahead_ms: int) -> bool:
-        """Return whether a clock that is `ahead_ms` ahead of this machine's clock counts as different."""
+        """Return whether a clock counts as different: `ahead_ms`, positive or negative, is more than the tolerance."""
         return timedelta(milliseconds=abs(ahead_ms)) > self.tolerance
 
 
 def describe_difference(name: str, ahead_ms: int) -> str:
-    """Return a sentence that states how far a clock is ahead of this machine's clock, or behind it."""
+    """Return a sentence that states how far the clock of `name` is ahead of this machine's clock, or behind it."""
     where = "ahead of" if ahead_ms > 0 else "behind"
     return f"the clock of {name} is {describe_span(abs(ahead_ms))} {where} this machine's"
 

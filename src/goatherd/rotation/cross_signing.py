@@ -1,10 +1,10 @@
 """Make the ``/sys/sessions`` commits by which one root introduces another (cross-signatures).
 
-Pure. A commit depends on the identity document alone, including its id, time and signature. So any process that resumes
-a rotation makes the same commit again, and it does no harm to push it twice.
+Pure: each commit, with its id, its time and its signature, is computed from the identity document alone. So any process
+that resumes a rotation makes the same commit again, and to push it twice does no harm.
 
-No introduction of a root has a parent (ADR 17), because a GoatDB client ignores an introduction that arrives after a
-child of it. All introductions of one root have the same contents, so GoatDB does not merge them.
+The commit that introduces a root never has a parent commit (ADR 17), because a GoatDB client ignores an introduction
+that arrives after a child of it. All introductions of one root have the same contents, so GoatDB does not merge them.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ answer with a probability of 1 in 15, and all three with a probability of 1 in 3
 
 
 def introduction_ids(session_id: str) -> tuple[str, ...]:
-    """Return the ids of all commits that introduce a root session to its cluster; `introduction_id` returns the first.
+    """Return the ids of the `COPIES` commits by which a new root is introduced; `introduction_id` returns the first.
 
-    An unmodified server leaves a commit out of its answer if the client's Bloom filter contains it by chance. A client
-    that gets the introduction of one root later than those of the next roots never trusts these. So each introduction
-    is sent as `COPIES` commits.
+    Why several: a server leaves a commit out of its answer if the client's Bloom filter contains the commit by chance.
+    A client that gets a root's introduction only after those of later roots would never trust these later roots.
     """
     others = [derived_id(f"introduction/{number}", session_id) for number in range(2, COPIES + 1)]
     return (introduction_id(session_id), *others)
 
 
 def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return the further copies of the next root's introduction: commits with other ids and the same contents.
+    """Return the second and further copies of the commit that introduces the next root, which differ in their ids only.
 
-    `make_introduction` returns the first copy. There are no further copies for a previous root that is restored.
+    `make_introduction` returns the first copy. A previous root that is restored has one copy only, so the result is
+    empty.
 
     Args:
         document: An identity document with a rotation in phase prepared or published.
@@ -59,10 +59,11 @@ def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list
 
 
 def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dict[str, Any]]]:
-    """Return the commits that introduce the next root, in the order in which they must be pushed, a list for each push.
+    """Return the commits that introduce the next root: one list for each push, in the order in which to push them.
 
-    If the identity has an anchor, its signature is in the document. A new anchor is introduced first, in a push of its
-    own, because GoatDB verifies all commits of a request before it trusts any of them.
+    If the identity has an anchor (a key in an HSM or a KMS), the anchor has signed the introduction in advance, and the
+    document holds its signature. A new anchor is introduced first, in a push of its own, because GoatDB verifies all
+    commits of a request before it trusts any of them.
 
     Args:
         document: An identity document with a rotation in phase prepared or published.
@@ -90,13 +91,19 @@ def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dic
 
 
 def _find_introduction(document: IdentityDocument, root: Session, by_id: str | None) -> dict[str, Any] | None:
-    """Return the commit by which an anchor has introduced `root`, if the document holds its signature; None if not."""
+    """Return the commit by which an anchor has introduced `root`; None if the document holds no signature for it.
+
+    With `by_id`, only an introduction by this anchor counts; with None, one by any anchor.
+    """
     found = _find_endorsement(document, root.id, by_id)
     return None if found is None else found.introduction(root).to_json()
 
 
 def _find_endorsement(document: IdentityDocument, root_id: str, by_id: str | None = None) -> Endorsement | None:
-    """Return an endorsement of a root that is also its introduction by an unrevoked anchor; None if there is none."""
+    """Return an anchor's endorsement of a root that is also the root's introduction; None if the document has none.
+
+    With `by_id`, only an endorsement by this anchor counts. An endorsement by a revoked anchor never counts.
+    """
     return next(
         (
             one
@@ -109,11 +116,11 @@ def _find_endorsement(document: IdentityDocument, root_id: str, by_id: str | Non
 
 
 def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, ...]:
-    """Return the commits any of which shows that the next root was introduced; none if no rotation is in progress.
+    """Return the commits each of which proves that the next root was introduced; empty if no rotation is in progress.
 
-    A new root has one such commit, signed by the current root. A previous root that is restored was introduced before:
-    by the root that it replaced, or by the root that replaced it (the cross-signature). A server that holds none of
-    these commits gets a new introduction, which is the last commit in the result.
+    For a new root this is one commit, signed by the current root, or by the anchor if the identity has one. A previous
+    root that is restored was introduced earlier: by the root that it replaced, or by the root that replaced it (the
+    cross-signature). A server that holds none of these commits gets a new introduction, the last one in the result.
     """
     record = document.rotation
     if record is None:
@@ -144,7 +151,10 @@ def cross_signature_id(rotation_id: str) -> str:
 
 
 def former_cross_signature_id(rotation_id: str) -> str:
-    """Return the id of a rotation's cross-signature in older versions of Goatherd, where it had a parent (ADR 17)."""
+    """Return the id that a rotation's cross-signature had in older versions of Goatherd.
+
+    There, the cross-signature (the new root's introduction of the replaced one) had a parent commit (ADR 17).
+    """
     return derived_id("cross-signature", rotation_id)
 
 
@@ -161,7 +171,11 @@ def _expect(document: IdentityDocument, commit_id: str, session_id: str, signer_
 
 
 def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | None:
-    """Return the commit by which the next root must introduce the previous root; None if no rotation is in progress."""
+    """Return the commit by which the next root must introduce the root that it replaces (the cross-signature).
+
+    Returns:
+        The commit that servers must hold; None if no rotation is in progress.
+    """
     record = document.rotation
     if record is None:
         return None
@@ -169,7 +183,7 @@ def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | Non
 
 
 def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces the next root, signed by the current root.
+    """Return the commit that introduces the next root, signed by the anchor if there is one, else by the current root.
 
     Args:
         document: An identity document with a rotation in phase prepared or published.
@@ -187,9 +201,9 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
 
 
 def _authority(document: IdentityDocument) -> AnchorRecord | None:
-    """Return the anchor that must have introduced the next root; None if the current root must.
+    """Return the anchor that must introduce the next root; None if the current root must introduce it.
 
-    A next root that is the next anchor itself (direct mode) is introduced by the anchor before it.
+    If the next root is itself the next anchor (direct mode), the present anchor must introduce it.
     """
     authority, record = document.next_anchor or document.anchor, document.rotation
     if authority is not None and record is not None and record.to_id == authority.id:
@@ -225,13 +239,13 @@ def make_cross_signature(document: IdentityDocument, *, org: str) -> dict[str, A
 
 
 def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed: Iterable[str]) -> tuple[str, ...]:
-    """Return the ids of all commits by which the roots of one identity may have been introduced.
+    """Return the ids of all commits by which the roots of one identity may have been introduced to servers.
 
     Args:
         rotations: Ids of the identity's rotations.
         roots: Ids of the roots that took part in these rotations.
-        listed: Ids of the roots that the identity document lists; they may have introduced roots that were removed from
-            it.
+        listed: Ids of the roots that the identity document lists now; each may have introduced roots that the document
+            no longer lists.
     """
     found = [
         one
@@ -245,9 +259,9 @@ def find_introduction_ids(rotations: Iterable[str], roots: Iterable[str], listed
 
 
 def expected_earlier_introduction(document: IdentityDocument, session_id: str) -> ExpectedCommit:
-    """Return the commit by which the current root must introduce a previous root before that root is removed.
+    """Return the commit that servers must hold before a previous root may be removed from the identity document.
 
-    In an identity with an anchor, the anchor must have introduced it.
+    By this commit, the current root introduces the previous root. In an identity with an anchor, the anchor does.
     """
     current = document.current.id
     if document.anchor is not None:
@@ -262,9 +276,11 @@ def expected_earlier_introduction(document: IdentityDocument, session_id: str) -
 
 
 def make_earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
-    """Return the commit that introduces a previous root, signed by the current root.
+    """Return the commit that introduces a previous root, signed by the anchor or by the current root.
 
-    Because of this commit, the previous root stays trusted after it is removed from the identity document.
+    The anchor's introduction is used if the document holds it.
+
+    Because of this commit, servers trust the previous root also after it is removed from the identity document.
 
     Args:
         document: An identity document without a rotation in progress.
@@ -286,15 +302,19 @@ def make_earlier_introduction(document: IdentityDocument, session_id: str, *, or
 
 
 def is_introduced_by_anchor(document: IdentityDocument, session_id: str) -> bool:
-    """Return whether the document holds an anchor's introduction of a root, so that no new signature is needed."""
+    """Return whether the document already holds the signature by which a valid anchor introduces a root.
+
+    If so, no new signature of the anchor is needed.
+    """
     return _find_first_introduction(document, session_id) is not None
 
 
 def _find_first_introduction(document: IdentityDocument, session_id: str) -> Endorsement | None:
-    """Return the endorsement by which servers learned a root, if its anchor still counts; None otherwise.
+    """Return the anchor's endorsement by which servers learned a root; None if there is none, or it no longer counts.
 
-    An anchor of which the document says nothing any more may be a former one, or that of a cancelled rotation. Servers
-    do not let a root leave the document because of an introduction by such an anchor, so the present one makes another.
+    It counts while the document still lists its anchor, unrevoked. An unlisted anchor may be a former one, or that of a
+    cancelled rotation. Its introduction does not permit the removal of the root from the document, so the present
+    anchor must make another one.
     """
     first = next((one for one in document.endorsements if one.of == session_id and one.commit is not None), None)
     counts = first is not None and first.by in document.anchor_ids - document.revoked_ids
@@ -302,7 +322,7 @@ def _find_first_introduction(document: IdentityDocument, session_id: str) -> End
 
 
 def expected_late_introduction(document: IdentityDocument, expired_id: str) -> ExpectedCommit:
-    """Return the commit by which an expired root must introduce the current root, which has replaced it."""
+    """Return the commit, to be held by servers, by which an expired root introduces the root that has replaced it."""
     return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
@@ -338,8 +358,8 @@ def make_session_commit(
 
     Args:
         session: The session to introduce; only its public key is written.
-        signer: The root that introduces the session, and the commit's author.
-        commit_id: 24 characters of a-z and 0-9.
+        signer: The root that introduces the session, and that signs the commit as its author.
+        commit_id: Id of the commit: 24 characters of a-z and 0-9.
         ts: Time of the commit and of its signature, in milliseconds since 1970.
         org: The organization of the servers' data; it is part of the signed bytes.
         parents: Ids of the commit's parents.

@@ -1,7 +1,7 @@
 """The events that a rotation reports while it runs, and its final report.
 
-Progress views, logs and reports use these events. They contain ids, times and texts only, never key material. A
-`Rotator` calls its `on_event` with each event, in the order in which the events happen.
+Progress views, logs and reports use these events, which contain ids, times and texts, but never key material. A
+`Rotator` calls the function that it was given as `on_event` with each event, in the order in which they happen.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class PhaseEntered:
         at_ms: When the run saw the phase in the store, in milliseconds since 1970.
         since_ms: When the document entered the phase, in milliseconds since 1970.
         started_by, started_at: Who started the rotation in progress, and when; empty if there is no rotation.
-        is_own: Whether this run has begun the rotation; False if the run resumes or ends a rotation that another run
-            has begun.
+        is_own: Whether this run has begun the rotation, rather than resumed, cancelled or rolled back one that another
+            run has begun.
     """
 
     phase: Phase
@@ -37,7 +37,7 @@ class PhaseEntered:
     is_own: bool = True
 
     def fields(self) -> dict[str, object]:
-        """Return the fields of the event, by name, for a log line."""
+        """Return the fields of the event that a log line contains, by name."""
         return {
             "phase": self.phase,
             "generation": self.generation,
@@ -62,7 +62,7 @@ class HealthSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesUnknown:
-    """Event: the servers cannot be listed now. The run continues with the servers that were listed last."""
+    """Event: the discovery of the servers has failed. The run continues with the servers that were found last."""
 
     problem: str
 
@@ -81,7 +81,8 @@ class Decided:
 class NodeNotified:
     """Event: the run has notified a server that the identity has changed.
 
-    `is_reached` is False if the request failed. The server then sees the change at its next read of the store.
+    `is_reached` is False if the server did not accept the notification. The server then finds the change at its next
+    read of the store.
     """
 
     url: str
@@ -91,7 +92,7 @@ class NodeNotified:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConflictMet:
-    """Event: a write failed because another process wrote first. The run reads the store again."""
+    """Event: a write to the store failed because another process wrote first. The run reads the store again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,20 +107,20 @@ class Report:
     """The result of one run of a rotation.
 
     Attributes:
-        from_id, to_id: The root that signed when the run began, and the new root, if there was one.
+        from_id, to_id: Id of the root that signed when the run began, and of the new root, if there was one.
         current_id: The current root at the end of the run.
         phase: The phase of the identity document: steady, unless the run was asked to stop earlier.
         reason: Why the rotation was cancelled or rolled back, if it was.
         event: How the rotation ended, as the document's history records it: ``rotated``, ``restored``, ``cancelled`` or
             ``rolled-back``; None if it has not ended.
         is_restore: Whether the rotation's next root was a previous one.
-        trusts_next: Whether servers trust the next root. They do not trust a root that was cancelled before it was
+        trusts_next: Whether servers trust the new root; False if its rotation was cancelled before the root was
             published.
         behind: Servers that, as far as the run has seen, do not sign with the current root yet.
         left_out: Servers that did not answer in time, and for which the rotation did not wait because of the configured
             quorum.
         destroyed: Stored versions whose value was destroyed.
-        given_up: Stored versions that are only marked for destruction, because the store destroys no version
+        given_up: Stored versions that are only marked for destruction, because this store cannot destroy a version
             immediately (`goatherd.providers.base.Guarantees`). The keys in them are not recorded as destroyed.
         kept: Stored versions that were due to be destroyed, but have a label that is not Goatherd's.
         undestroyed: Versions of a cancelled rotation that the store refused to destroy, each with the error's code.
@@ -128,8 +129,8 @@ class Report:
         began_ms, ended_ms: When the run began and ended, in milliseconds since 1970.
         recorded_ms: When the rotation ended, as the document's history records it. The grace period of the replaced
             root's key counts from then. None if the rotation has not ended.
-        keeps_key: Whether the store may still hold the private key of the root that has stopped signing. Not the key of
-            a root that signed in direct mode.
+        keeps_key: Whether the store may still hold the private key of the root that has stopped signing; False for a
+            root in direct mode, whose key is in an HSM or a KMS.
     """
 
     outcome: Outcome
@@ -184,7 +185,7 @@ class RevocationStep(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationStepped:
-    """Event: a revocation has completed a step. `at_ms` is milliseconds since 1970."""
+    """Event: the revocation of a root has completed a step, at time `at_ms` (milliseconds since 1970)."""
 
     step: RevocationStep
     revoked_id: str
@@ -198,9 +199,10 @@ class RevocationStepped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostAnchorDropped:
-    """Event: a new identity without an anchor was written, because the anchor's key is lost; the anchor did not sign.
+    """Event: an identity without an anchor was written, because the key of the anchor, which endorses roots, is lost.
 
-    `signer` is the URI of the signer that held the key. `at_ms` is milliseconds since 1970.
+    So the anchor has not signed this change. `signer` is the URI of the signer (the HSM or KMS) that held its key.
+    `at_ms` is milliseconds since 1970.
     """
 
     anchor_id: str
@@ -213,9 +215,9 @@ class LostAnchorDropped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpiredRootReplaced:
-    """Event: a new identity was written to the store, in which another root replaces an expired current root.
+    """Event: a new identity was written to the store, in which another root replaces the expired current root.
 
-    `at_ms` is milliseconds since 1970.
+    `at_ms` is the time of the write, in milliseconds since 1970.
     """
 
     from_id: str

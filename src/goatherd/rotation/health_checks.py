@@ -1,11 +1,11 @@
 """Run the operator's health checks: an HTTP probe or a command.
 
-This module has these two kinds of checks, and the loop that counts consecutive failures during a rotation.
-`goatherd.rotation.machine` decides what a failure means.
+This module has these two kinds of checks, and the class that counts consecutive failures during a rotation.
+`goatherd.rotation.machine` decides what a failure means for the rotation.
 
 A check that does not end in time has failed. Each failure is described in one short line, which is written to logs and
-to the identity document's history. So the line contains a status or an exit code, but no output of a server or a
-command, and neither the credentials nor the query of a URL.
+to the identity document's history. So that it contains no secret, the line has a status or an exit code, but no output
+of a server or a command, and neither the credentials nor the query of a URL.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class HTTPProbe:
 class HealthCommand:
     """A health check that passes if a command ends with exit code 0.
 
-    ``/bin/sh -c`` runs the command, in a process group of its own. Its output is discarded. When the timeout is over,
-    the whole group is killed.
+    ``/bin/sh -c`` runs the command in a process group of its own, and its output is discarded. If the command exceeds
+    its timeout, the whole process group is killed, and the check has failed.
 
     Attributes:
         command: The command line.
@@ -109,7 +109,7 @@ class HealthCommand:
         self.name = f"command {(command.split() or [''])[0]}"
 
     def without_running(self) -> HealthCommand:
-        """Return a copy of the health check that always passes and does not run its command."""
+        """Return a copy of the health check that does not run its command, and always passes."""
         return HealthCommand(self.command, timeout=timedelta(seconds=self._timeout), is_run=False)
 
     async def ask(self) -> str | None:
@@ -146,7 +146,7 @@ class HealthWatch:
     Args:
         signals: The health checks; all of them must pass.
         clock: Supplies the time, to know when the next check is due.
-        interval: Shortest time between two checks.
+        interval: Shortest time between two runs of the checks.
     """
 
     def __init__(self, signals: Sequence[HealthSignal], *, clock: Clock, interval: timedelta) -> None:
@@ -160,7 +160,7 @@ class HealthWatch:
     async def ask(self) -> str | None:
         """Run all health checks now, concurrently; return what is wrong, or None if all pass.
 
-        Failures are not counted.
+        A failure does not change the count of consecutive failures.
         """
         answers = await asyncio.gather(*(one.ask() for one in self.signals))
         return "; ".join(answer for answer in answers if answer is not None) or None
@@ -169,8 +169,8 @@ class HealthWatch:
         """Return the latest result of the health checks; run them first if the interval has passed.
 
         Args:
-            anew: Run the checks even if the interval has not passed. Needed after a change, about which an older result
-                says nothing.
+            anew: Run the checks even if the interval has not passed. Needed after a change of the phase, because an
+                older result says nothing about the new phase.
         """
         now = self._clock.monotonic()
         if anew or self._ask_once is None or now - self._ask_once >= self._interval:
@@ -180,5 +180,5 @@ class HealthWatch:
         return HealthView(failures=self._failures, problem=self._problem)
 
     def forget(self) -> None:
-        """Reset the count of consecutive failures of the health checks to 0."""
+        """Discard the latest result of the health checks, and reset the count of consecutive failures to 0."""
         self._ask_once, self._failures, self._problem = None, 0, None

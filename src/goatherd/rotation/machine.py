@@ -4,19 +4,19 @@ The module defines the phases, the legal steps between them, and the evidence fr
 reads no store, contacts no server, holds no key and reads no clock.
 
 Rules of this file:
-1. Pure. The time is an argument, evidence is an `Observation`, and the result is one `Action`.
-2. `STEPS` alone defines which step is legal in which phase, and `GATES` alone defines which evidence a step needs.
-   Nothing else may change the phase.
+1. The functions are pure: the time and the observed facts (an `Observation`) are arguments, the result is one `Action`.
+2. The table `STEPS` alone defines which step is legal in which phase, and the table `GATES` alone which evidence a step
+   needs. Nothing else may change the phase.
 3. Evidence is yes, no or not known. "Not known" never counts as "yes": the rotation waits, and after the deadline "not
    known" counts as "no".
-4. No step is taken only because time has passed. Time can add evidence (`Policy.unlisted`, `Policy.health_soak`) or end
-   a wait. Every wait ends at the deadline of its phase. Then the rotation is cancelled (the next root, B, has signed
-   nothing yet), or rolled back (the previous root, A, signs again, and B stays trusted), or continues with the quorum
-   that the operator has set.
-5. With stores in several regions, the primary store is not changed before every follower shows its present state
-   (`_hold_for_followers`). Only a cancel or a roll-back does not wait for stores that lag.
-6. Nothing is done while other clocks show that this machine's clock is wrong (`goatherd.rotation.clocks`). A recorded
-   time that lies in the future makes no wait longer.
+4. No step is taken only because time has passed: a step may require that some time passes (`Policy.unlisted`,
+   `Policy.health_soak`), but it needs its evidence as well. Every wait ends at the deadline of its phase. Then the
+   rotation is cancelled (the next root, B, has signed nothing yet), or rolled back (the previous root, A, signs again,
+   and B stays trusted), or it continues with the quorum of servers that the operator has set.
+5. With stores in several regions, the primary store is not changed before the store of every other region shows its
+   present state (`_hold_for_followers`). Only a cancel or a roll-back does not wait for stores that lag.
+6. Nothing is done while other clocks show that this machine's clock is wrong (`goatherd.rotation.clocks`). A time in
+   the identity document that lies in the future makes no wait longer.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ __all__ = [
 
 
 class Step(StrEnum):
-    """A write of the identity document that changes the phase of a rotation. Only `PRUNE` does not change the phase."""
+    """A write of the identity document that changes the phase of a rotation.
+
+    `PRUNE` is the exception: it removes previous roots from the document, and the phase stays the same.
+    """
 
     PREPARE = "prepare"
     PUBLISH = "publish"
@@ -208,7 +211,10 @@ def after(phase: Phase, step: Step) -> Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelStable:
-    """Action: move the label ``stable`` to `version`, if the label still points at `expected`."""
+    """Action: move the label ``stable`` to `version`, if the label still points at version `expected`.
+
+    The label names the version in the store to which a roll-back would return.
+    """
 
     version: str
     expected: str | None
@@ -216,16 +222,19 @@ class LabelStable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Action: generate the next root and write the prepared document, if ``current`` still points at `expected`."""
+    """Action: generate the next root, and write the identity document that begins a rotation to it.
+
+    The write succeeds only if label ``current`` in the store still points at version `expected`.
+    """
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRestore:
-    """Action: write the document in which a previous root is the next root, to restore that root.
+    """Action: write the identity document that begins a rotation back to the previous root `root_id`.
 
-    The write succeeds only if label ``current`` still points at `expected`.
+    The write succeeds only if label ``current`` in the store still points at version `expected`.
     """
 
     expected: str
@@ -234,16 +243,16 @@ class PrepareRestore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduce:
-    """Action: push the introduction of the next root, signed by the current root, to the servers `nodes`."""
+    """Action: push the commits that introduce the next root to the servers `nodes`, so that these trust it."""
 
     nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossSign:
-    """Action: push the cross-signature to one server: the previous root's introduction, signed by the new current root.
+    """Action: push the cross-signature, by which the new current root introduces the previous one, to one server.
 
-    The servers synchronize this commit among themselves.
+    The other servers get this commit by synchronization, which shows that they pass on what the new root signs.
     """
 
     node: str
@@ -251,7 +260,9 @@ class CrossSign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advance:
-    """Action: write the document of the rotation's next phase, if label ``current`` still points at `expected`.
+    """Action: write the identity document of the rotation's next phase.
+
+    The write succeeds only if label ``current`` in the store still points at version `expected`.
 
     Attributes:
         left_out: Servers that did not answer, and for which the rotation does not wait because of the configured
@@ -265,7 +276,7 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abandon:
-    """Action: write the document that cancels the rotation or rolls it back (`step` is `CANCEL` or `ROLL_BACK`)."""
+    """Action: write the identity document that cancels the rotation or rolls it back (`step`), for `reason`."""
 
     step: Step
     expected: str
@@ -274,11 +285,10 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Action: wait, then observe the servers again, until all `nodes` meet the condition or `until_ms` has passed.
+    """Action: pause and observe again, until the condition `reason` is met or time `until_ms` has come.
 
-    `reason` names the condition.
-
-    If `nodes` is empty, the condition is not about servers, but about time, a health check, or the list of the servers.
+    The servers `nodes` must meet the condition. If there are none, the condition is about something else: the time, a
+    health check, the stores of other regions, or the discovery of the servers.
     """
 
     nodes: tuple[str, ...]
@@ -291,8 +301,8 @@ class Destroy:
     """Action: permanently destroy one stored version, which holds a private key that is no longer needed.
 
     Attributes:
-        is_best_effort: Whether the run continues, and reports the version as not destroyed, if the store refuses.
-        is_leftover: Whether an interrupted change has left the version, so that no record in the store names it.
+        is_best_effort: Whether the run continues if the store refuses, and reports the version as not destroyed.
+        is_leftover: Whether the version was left by an interrupted write, so that no record in the store names it.
     """
 
     version: str
@@ -302,7 +312,7 @@ class Destroy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRetired:
-    """Action: record in the document's history that no stored version holds a root's private key any more."""
+    """Action: record in the identity document's history that no stored version holds a root's private key any more."""
 
     session_id: str
     expected: str
@@ -310,16 +320,19 @@ class RecordRetired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorrectTimes:
-    """Action: write the identity document with times in the future replaced by the latest possible time."""
+    """Action: write the identity document with corrected times: those in the future become the latest possible time.
+
+    A machine whose clock was wrong has written such times.
+    """
 
     expected: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntroduceEarlier:
-    """Action: push the introductions of previous roots, signed by the current root, to the servers `nodes`.
+    """Action: push the commits by which the current root introduces the previous roots to the servers `nodes`.
 
-    After this, the previous roots can be removed from the identity document.
+    Servers that hold these commits trust the previous roots also when the identity document no longer lists them.
     """
 
     session_ids: tuple[str, ...]
@@ -328,7 +341,10 @@ class IntroduceEarlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Action: remove previous roots from the identity document, if label ``current`` still points at `expected`."""
+    """Action: remove previous roots from the identity document, which keeps it small.
+
+    The write succeeds only if label ``current`` in the store still points at version `expected`.
+    """
 
     session_ids: tuple[str, ...]
     expected: str
@@ -347,7 +363,7 @@ class Busy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Illegal:
-    """Action: stop, because the requested step is not allowed in this phase. `hint` names a step that is, if any."""
+    """Action: stop, because the phase does not allow the requested step. `why` is the reason, `hint` what to do."""
 
     why: str
     hint: str = ""
@@ -363,7 +379,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuse:
-    """Action: stop and write nothing, because of obstacles, such as a wrong clock of this machine."""
+    """Action: stop and write nothing, because obstacles prevent it, such as a wrong clock of this machine."""
 
     obstacles: tuple[Obstacle, ...]
 
@@ -394,14 +410,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseProgress:
-    """How far the current phase of a rotation is: since when, until when, and what it waits for.
+    """The progress of a rotation in its current phase: when it began, its deadline, and what it waits for.
 
     Attributes:
         since_ms: When the phase began, in milliseconds since 1970.
         until_ms: Deadline for the servers, in milliseconds since 1970. After the deadline, a run that drives the
             rotation cancels it or rolls it back.
-        waiting_for: What the servers have not shown yet, as human-readable lines. If empty, a run of `goatherd rotate`
-            can continue.
+        waiting_for: What the rotation still waits for before its next step, as human-readable lines; empty if a run of
+            `goatherd rotate --resume` can take the step now.
     """
 
     phase: Phase
@@ -460,8 +476,8 @@ class Intent:
         required_step: With `Goal.ABANDON`, the only step that may end the rotation; None to allow a cancel as well as a
             roll-back.
         is_restore: Whether the rotation restores a previous root. Used in the report only.
-        has_acted: Whether this run has already changed something. It has compared its clock before, and since then uses
-            a clock that cannot be set (`goatherd.clock.SteadyClock`).
+        has_acted: Whether this run has already changed something. If so, its clock is not compared with others again
+            (except to retire keys): it was compared before that, and cannot be set (`goatherd.clock.SteadyClock`).
     """
 
     goal: Goal
@@ -480,12 +496,12 @@ class Intent:
 
 
 def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
-    """Return the next action of a rotation's run, from the state of the store and the servers.
+    """Return what the run of a rotation must do next, given the state of the store and the servers.
 
     Args:
         observation: The state of the store and the servers.
-        policy: Timeouts and quorum.
-        intent: The goal of this run.
+        policy: Timeouts and quorum of the rotation.
+        intent: The goal of this run, such as to rotate or to roll back.
         now_ms: Milliseconds since 1970.
     """
     action = _choose_action(observation, policy, intent, now_ms)
@@ -518,12 +534,12 @@ def _choose_action(observation: Observation, policy: Policy, intent: Intent, now
 def _hold_for_followers(
     observation: Observation, policy: Policy, intent: Intent, now_ms: int, action: Action
 ) -> Action:
-    """Return the action, or, if it changes the store while a region's store is behind, what to do instead of it.
+    """Return the action; or what to do instead, if it changes the store while the store of another region is behind.
 
-    A change on top of one that a region has not seen could leave that region's servers behind by two steps, and at AWS
-    it can end the replication permanently. So the rotation waits, and at the deadline of the phase goes back. A store
-    that lags does not hold up a cancel or a roll-back. One that holds a later or another identity does: it was promoted
-    meanwhile, or the primary store went back.
+    A change on top of one that a region's store has not copied yet could leave the servers there behind by two steps,
+    and at AWS it can end the replication permanently. So the rotation waits, and at the deadline of the phase it is
+    cancelled or rolled back. These two do not wait for a store that lags. But every change is refused while another
+    store holds a later identity or a different one: that store was promoted meanwhile, or the primary store went back.
     """
     holding = observation.holding
     if not holding or not isinstance(action, (*_CHANGES, Abandon)):
@@ -560,7 +576,7 @@ _CHANGES: Final = (LabelStable, Prepare, PrepareRestore, Advance, Destroy, Recor
 
 
 def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
-    """Return whether a server has positively shown `evidence` for the next root of the rotation in progress."""
+    """Return whether a server has shown the fact `evidence` in the rotation in progress; "not known" counts as no."""
     if evidence is Evidence.ANSWERS:
         # Which commits the server holds is known only from an answer to a root that it trusts.
         return node.trusts_current is True or node.holds_introduction is not None
@@ -579,7 +595,7 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
 
 
 def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
-    """Return the servers that have not shown what a step of the rotation requires, by the kind of evidence."""
+    """Return the URLs of the servers that lack evidence which a step of the rotation requires, by kind of evidence."""
     lacking: dict[Evidence, tuple[str, ...]] = {}
     for evidence in GATES[step]:
         urls = tuple(node.url for node in observation.nodes if not has_shown(node, evidence, observation.store))
@@ -593,8 +609,14 @@ def find_obstacles_to_begin(
 ) -> tuple[Obstacle, ...]:
     """Return every obstacle that prevents a new rotation from starting now; empty if it may start.
 
-    With a quorum, a server that does not answer is no obstacle if enough others answer. An expired root is no obstacle
-    to a restore, because every server already trusts the root to be restored.
+    With a quorum, a server that does not answer is no obstacle if enough others answer.
+
+    Args:
+        observation: The state of the store and the servers.
+        policy: Timeouts and quorum of the rotation.
+        now_ms: Milliseconds since 1970.
+        is_restore: Whether the rotation would restore a previous root. Then it is no obstacle that the current root has
+            expired, because the servers trust the previous root already.
     """
     store = observation.store
     if store.phase is Phase.STEADY and not (is_restore and now_ms > store.current_expires_ms):
@@ -609,7 +631,10 @@ def find_obstacles_to_begin(
 
 
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
-    """Return the deadline of the current phase of a rotation, in milliseconds since 1970."""
+    """Return the deadline of a rotation's current phase, in milliseconds since 1970: when the run stops to wait.
+
+    It counts from the beginning of the phase, or of this run if that is later.
+    """
     since_ms = max(store.phase_since_ms, intent.began_ms)
     if store.phase is Phase.PUBLISHED:
         return since_ms + max(milliseconds(policy.adoption), milliseconds(policy.unlisted))
@@ -644,7 +669,7 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
 
 
 def excused(observation: Observation, policy: Policy) -> frozenset[str]:
-    """Return the URLs of servers that a rotation need not wait for: they do not answer, and a quorum of others does.
+    """Return the URLs of servers for which a rotation need not wait: they do not answer, but a quorum of servers does.
 
     SECURITY: a server that answers but does not trust the next root would reject and drop what that root signs, so it
     is never left out. An unreachable server gets no commits, and so drops none; when it is reachable again, it learns
@@ -656,10 +681,10 @@ def excused(observation: Observation, policy: Policy) -> frozenset[str]:
 
 
 def is_outvoted(observation: Observation, policy: Policy) -> bool:
-    """Return whether a configured quorum overrules the servers that report that they reject the new identity.
+    """Return whether a quorum of other servers overrules those which report that they reject the new identity.
 
-    Such a report is unsigned, so a quorum of other servers may overrule it. The rotation still observes a server that
-    sends it, and waits for it until the deadline, then goes on without it (`excused`).
+    Such a report is unsigned, so it may be false, and a quorum may overrule it. The rotation still waits for the server
+    that sent it, until the deadline, and continues without that server only if it does not answer (`excused`).
     """
     total = len(observation.nodes)
     others = sum(node.rejects is None and node.reachable for node in observation.nodes)
@@ -713,7 +738,10 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
 
 
 def _find_blocker(observation: Observation) -> str | None:
-    """Return what blocks every step of the rotation, whatever the servers have shown; None if nothing does."""
+    """Return the condition, not met now, without which no step of the rotation may be taken; None if there is none.
+
+    It is that the servers can be discovered, or that the health check passes.
+    """
     if observation.nodes_unknown is not None and GATES[FORWARD[observation.store.phase]]:
         return f"the servers can be discovered: {observation.nodes_unknown}"
     if observation.health is not None and observation.health.failures:
@@ -724,11 +752,10 @@ def _find_blocker(observation: Observation) -> str | None:
 def _without_excused(
     observation: Observation, policy: Policy, lacking: dict[Evidence, tuple[str, ...]]
 ) -> tuple[dict[Evidence, tuple[str, ...]], tuple[str, ...]]:
-    """Return the evidence still missing without that of excused servers, and these servers.
+    """Return the missing evidence after leaving out the excused servers, and the URLs of the servers left out.
 
-    A server is excused (left out) if it does not answer and the configured quorum allows it.
-
-    No server is excused if evidence would be missing even so.
+    A server is excused if it does not answer and the configured quorum allows a rotation without it. If other servers
+    lack evidence too, leaving servers out would not help: then `lacking` is returned unchanged, with no servers.
     """
     away = excused(observation, policy)
     behind = {url for urls in lacking.values() for url in urls}
@@ -738,7 +765,7 @@ def _without_excused(
 
 
 def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms: int, advance: Advance) -> Action:
-    """Return the given step of the rotation as the next action, or a wait if the step must not be taken yet."""
+    """Return the step `advance` as the next action, or a wait if the policy requires more time before that step."""
     store = observation.store
     since_ms = max(store.phase_since_ms, intent.began_ms)
     ready_ms, reason = 0, ""
@@ -752,9 +779,13 @@ def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms
 def _help_nodes(
     observation: Observation, lacking: dict[Evidence, tuple[str, ...]], away: frozenset[str], until_ms: int
 ) -> Action:
-    """Return an action after which servers can show the missing evidence, or a wait if there is no such action.
+    """Return an action that helps the servers to show the missing evidence, or a wait if there is no such action.
 
-    The rotation also waits for the servers in `away`, but they do not delay the others.
+    Args:
+        observation: The state of the store and the servers.
+        lacking: The missing evidence, each with the URLs of the servers that lack it.
+        away: Servers that the quorum may leave out. The rotation waits for them too, but acts for the others first.
+        until_ms: The deadline of a wait.
     """
     reachable = {node.url for node in observation.nodes if node.reachable}
     pressing = {evidence: left for evidence, urls in lacking.items() if (left := [u for u in urls if u not in away])}
@@ -827,7 +858,7 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
 
 
 def _without_followers(found: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
-    """Return the obstacles without those of regions whose store may still follow: a run waits for these."""
+    """Return the obstacles except for stores of other regions that are only behind: for these, a run waits."""
     return tuple(one for one in found if one.kind is not ObstacleKind.FOLLOWER_BEHIND)
 
 
@@ -874,10 +905,10 @@ def _outcome_of(store: StoreView, intent: Intent) -> Outcome:
 
 
 def _decide_prune(observation: Observation, patience: timedelta, intent: Intent, now_ms: int) -> Action | None:
-    """Return an action that helps to remove previous roots from the identity document; None if there is none now.
+    """Return the next action to remove previous roots from the identity document; None if nothing can be done now.
 
-    Previous roots do no harm if they stay. So a run waits for their removal no longer than `patience`, and not for a
-    server that does not answer.
+    Every server must first hold the roots' introductions. A previous root does no harm if it stays in the document. So
+    a run spends no more time on this than `patience`, and does not wait for a server that does not answer.
     """
     store, nodes = observation.store, observation.nodes
     if not store.leaving or not nodes or observation.nodes_unknown is not None:
@@ -896,7 +927,10 @@ def _shows_earlier(node: NodeView, root: str) -> bool:
 
 
 def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action | None:
-    """Return an action (or a refusal) to make room for a rotation in a full document; None if there is room."""
+    """Return an action that makes room for a rotation in the identity document; None if there is room.
+
+    The result is a refusal if the document is full and no previous root can be removed from it.
+    """
     store, nodes = observation.store, observation.nodes
     if not store.is_full:
         return None
@@ -923,18 +957,24 @@ def _since_ms(store: StoreView, intent: Intent) -> int:
 
 
 def _repair_label(store: StoreView) -> LabelStable | None:
-    """Return the action that moves label ``stable`` to the current version, if a crash prevented that; else None."""
+    """Return the action that moves label ``stable`` to the current version; None if the label is there already.
+
+    A crash at the end of a rotation leaves the label behind.
+    """
     if store.stable == store.version:
         return None
     return LabelStable(version=store.version, expected=store.stable)
 
 
 def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
-    """Return a version written for a cancelled rotation, to destroy it, and those that another tool's label protects.
+    """Return a stored version to destroy because its rotation was cancelled, and those that a foreign label protects.
 
-    The next root in such a version has signed nothing. Everything else in it is in other versions, too: the current
-    root's key in the version that cancelled the rotation, and a restored root's key in the version that it was read
-    from.
+    It is safe to destroy such a version: its next root has signed nothing, and every other key in it is also in another
+    version. The current root's key is in the version that cancelled the rotation. The key of a root that was to be
+    restored is in the version from which it was read.
+
+    Returns:
+        The first version to destroy, None if there is none; and the versions on which another tool has set a label.
     """
     store = observation.store
     found = [
@@ -981,10 +1021,9 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
     """Return the evidence that servers have not shown yet, as one human-readable line.
 
-    The line also goes into the history of the identity document.
-
-    A server that does not answer is marked as such, and named once. Evidence for which no server was asked yet is left
-    out.
+    The line becomes the reason in the identity document's history if the rotation is cancelled or rolled back. A server
+    that does not answer is marked as such, and named once. While servers do not sign with the next root yet, the
+    cross-signature, which is pushed after that, is left out.
     """
     if Evidence.SIGNS_WITH_NEXT in lacking:
         lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it

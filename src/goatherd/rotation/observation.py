@@ -1,6 +1,6 @@
 """The data on which `goatherd.rotation.machine.decide` decides: the store's state, the servers and the health check.
 
-Pure data: ids, times and counts, no keys.
+The classes hold ids, times and counts only, no keys; they do no I/O.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ class StoreView:
     Attributes:
         version: The version id that label ``current`` points at.
         stable: The version id that label ``stable`` points at, or None.
-        phase_since_ms: When the identity document was last written, and so entered its phase; at the latest when this
-            run first read it.
+        phase_since_ms: When the identity document entered its phase; at the latest the time at which this run first
+            read the document.
         current_expires_ms: Expiration of the current root.
         rotation_id, from_id, to_id, started_by, started_at: Members of the rotation in progress; None if there is none.
         rollback_version: The version that holds the private key of the root being replaced, for a roll-back; None if
             there is no rotation.
         next_due_ms: When the next root will itself be due for rotation; None if there is no next root.
         finished: Ids of the completed rotations, as far as the document records them.
-        restored: Ids of the completed rotations that restored a previous root.
+        restored: Ids of those completed rotations that restored a previous root.
         cancelled: Ids of the cancelled rotations, as far as the document records them.
         unretired: Previous roots whose private keys some version may still hold, and when each stopped signing.
         root_ids: Every root that the document lists.
-        leaving: Previous roots to be removed from the document, oldest first, once every server holds their
-            introduction by the current root (`goatherd.identity.transitions`).
+        leaving: Previous roots to be removed from the document, oldest first. Each is removed only when every server
+            holds the commit by which the current root introduces it (`goatherd.identity.transitions`).
         is_full: Whether the document is too large for another rotation.
         clock_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
         recorded_ahead_ms: How far the latest time that the document records is in the future, in milliseconds.
-        digest: SHA-256 of the document's text, hexadecimal, because a version id does not prove the content.
-        lineage: The predecessors that the document names.
+        digest: SHA-256 of the document's text, hexadecimal. It shows whether the content is the same, which a version
+            id does not.
+        lineage: The digests of the document's predecessors, as far as the document names them.
     """
 
     version: str
@@ -81,17 +82,20 @@ class StoreView:
 class VersionView:
     """One stored version of the identity, and the roots (session ids) whose private keys it holds.
 
-    Read for `Goal.RETIRE`, and after a cancelled rotation for the versions of that rotation.
+    A run that retires keys (`Goal.RETIRE`) reads all versions. After a cancelled rotation, its run reads the versions
+    that this rotation has written.
 
     Attributes:
-        rotation_id: The rotation that is prepared or published in this version, so that it holds the next root's
-            private key.
-        retired_ms: When the last of its keys that no longer signs was retired; the grace period counts from here.
-        problem: Why its value could not be read; its keys are then unknown.
+        private_ids: The roots whose private keys the version holds.
+        rotation_id: The rotation that is prepared or published in this version, so that the version holds the next
+            root's private key; None without one.
+        retired_ms: When the last of the version's roots that no longer sign stopped signing; the grace period counts
+            from then.
+        problem: Why the version's value could not be read, so that its keys are unknown; None if it was read.
         foreign_labels: Labels that another tool has set on the version; no store destroys a version with such a label.
-        is_leftover: Whether an interrupted change has left it, so that no record in the store names it.
-        is_unknown_leftover: Whether an interrupted change has left it, its keys cannot be known, and the store can
-            destroy it.
+        is_leftover: Whether an interrupted write has left the version, so that no record in the store names it.
+        is_unknown_leftover: Whether an interrupted write has left the version, its keys cannot be known, and the store
+            can destroy it.
     """
 
     version: str
@@ -110,8 +114,8 @@ class HealthView:
     """The latest results of the operator's health checks.
 
     Attributes:
-        failures: How many failures in a row; 0 after a success.
-        problem: The last failure, in one line.
+        failures: How many times in a row the checks have failed; 0 after a success.
+        problem: The last failure, in one line; None after a success.
     """
 
     failures: int
@@ -126,8 +130,8 @@ class Observation:
         nodes: The state of each server that is listed now. Servers may join or leave between two observations.
         health: Result of the health checks; None if none is configured, or none is run in this phase.
         nodes_unknown: Why the servers cannot be listed now; `nodes` are then the servers that were listed last.
-        flow: Result of the check that servers synchronize, if they do not report their peers; None if there was no
-            check.
+        flow: Result of the check that servers synchronize, which is made if they do not report their peers; None if it
+            was not made.
         are_nodes_discovered: Whether the servers were discovered, rather than listed one by one.
         followers: The stores of other regions that copy the primary store; empty with a single store.
         anchor_problem: Why the anchor's signer cannot sign now, and what to do about it; None if it can, or if it was
@@ -149,7 +153,7 @@ class Observation:
 
     @property
     def holding(self) -> tuple[FollowerView, ...]:
-        """The followers that do not show what the primary store holds, so that no change may be made."""
+        """The stores of other regions that do not yet show what the primary store holds, so that changes must wait."""
         return tuple(one for one in self.followers if one.is_holding)
 
 
@@ -162,10 +166,13 @@ def make_store_view(
     seen_ms: int,
     clock_ahead_ms: int | None,
 ) -> StoreView:
-    """Return the `StoreView` of an identity document and the version in which the store holds it.
+    """Return the `StoreView` of an identity document: what the store holds, as the rules of a rotation need it.
 
     Args:
+        document: The identity document that label ``current`` points at.
+        version: The stored version that holds the document.
         stable: The version that label ``stable`` points at. Read in phase steady only, and None in all others.
+        policy: The rotation's policy, from which follows when the next root will itself be due.
         seen_ms: When this run first read this version, in milliseconds since 1970; times recorded in it cannot be
             later.
         clock_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.

@@ -1,9 +1,9 @@
-"""Find everything that prevents a new rotation from starting: one list for rotate, plan, doctor, status and controller.
+"""Find everything that prevents a new rotation from starting, for the commands rotate, doctor, status and controller.
 
-The functions are pure: they take what was observed and return obstacles, each with what to do about it.
+The functions are pure: they take what was observed, and return obstacles, each with a hint what to do about it.
 
-Rules: missing information is no obstacle, with one exception: a listed server that did not answer, because the first
-step needs its answer. A possible problem that does not stop a rotation is a remark (`find_remarks`).
+What could not be observed is no obstacle, with one exception: a listed server that did not answer, because the first
+step of a rotation needs its answer. A problem that does not stop a rotation is a remark (`find_remarks`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WAYS_OUT: Final = (
 
 
 class ObstacleKind(StrEnum):
-    """The kind of an obstacle that prevents a new rotation from starting."""
+    """The kind of an obstacle, which prevents a new rotation from starting, such as a server that does not answer."""
 
     UNREACHABLE = "unreachable"
     OTHER_IDENTITY = "other identity"
@@ -99,8 +99,8 @@ class Survey:
     Attributes:
         obstacles: Why the rotation would be refused; empty if it would start.
         remarks: What the operator should know although it does not prevent the rotation.
-        is_in_progress: Whether a rotation is in progress, in which case the obstacles prevent it from continuing.
-        progress: The state of that rotation; None without one.
+        is_in_progress: Whether a rotation is in progress. If so, the obstacles are what prevents it from continuing.
+        progress: The progress of the rotation; None if none is in progress.
         nodes: The servers, as they were observed for these checks.
     """
 
@@ -116,10 +116,11 @@ class Flow:
     """Which servers synchronize commits with each other, as far as they report it.
 
     Attributes:
-        groups: URLs of the servers that answered and report their peers, in groups; a commit accepted by one server
-            reaches all of its group.
+        groups: URLs of the servers that answered and report their peers, in groups; a commit that one server accepts
+            reaches all servers of its group.
         silent: URLs of the servers that answered and do not report their peers.
-        is_vague: Whether a server has a peer whose process it does not know, or which it has not reached yet.
+        is_vague: Whether a server has a peer that it cannot identify or has not reached yet, so that the groups may be
+            larger than they seem.
     """
 
     groups: tuple[tuple[str, ...], ...]
@@ -140,7 +141,8 @@ class Flow:
 def find_flow(nodes: Sequence[NodeView]) -> Flow:
     """Return which servers synchronize commits with each other, according to their reports.
 
-    A server sends commits to its peer and also fetches them from it, so the report of one of the two is enough.
+    A server both sends commits to a peer and fetches commits from it. So two servers synchronize if one of them reports
+    the other as its peer.
     """
     telling = [node for node in nodes if node.instance is not None and node.partners is not None]
     known = {node.url for node in telling}
@@ -165,7 +167,7 @@ def find_flow(nodes: Sequence[NodeView]) -> Flow:
 
 
 def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
-    """Return groups of listed URLs that belong to the same server process."""
+    """Return groups of URLs, each of which belongs to one server process: that server is listed more than once."""
     urls: dict[str, list[str]] = {}
     for node in nodes:
         if node.instance is not None:
@@ -188,7 +190,7 @@ def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
 
 
 def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
-    """Return the obstacle that this machine's clock is too wrong to write anything; None if it is not."""
+    """Return an obstacle if this machine's clock is so wrong that nothing may be written; None if it is right."""
     if not clocks.is_ours_wrong:
         return None
     lines = clocks.describe_differences()
@@ -224,7 +226,7 @@ def check_own_clock(
 
 
 def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:
-    """Return the error for a command that may not write because this machine's clock is wrong."""
+    """Return the error for a command that may not write, because one of its obstacles is this machine's wrong clock."""
     # Other obstacles may be mere effects of the wrong clock.
     hint = next(one.hint for one in obstacles if one.kind is ObstacleKind.OWN_CLOCK)
     text = "; ".join(one.text for one in obstacles)
@@ -236,8 +238,9 @@ class StoredState:
     """The state of the identity in the store, to be compared with the identities that servers use.
 
     Attributes:
+        generation: Number of the identity document; each write raises it by one.
         digest: SHA-256 of the document's text, hexadecimal.
-        lineage: The predecessors that the document names.
+        lineage: The digests of the document's predecessors, as far as the document names them.
     """
 
     generation: int
@@ -249,11 +252,16 @@ class StoredState:
         return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
 
     def is_behind(self, generation: int) -> bool:
-        """Whether the store holds an older identity than a server that uses one of generation `generation`."""
+        """Return whether the store's identity is older than the one that a server uses, which has this generation."""
         return generation > self.generation
 
     def is_other(self, generation: int, digest: str | None) -> bool:
-        """Whether a server uses an identity document that the store neither holds now nor held at that generation."""
+        """Return whether a server uses an identity document that the store neither holds now nor held before.
+
+        Args:
+            generation: Generation of the document that the server uses. A later one than the store's is never "other".
+            digest: SHA-256 of that document; None if it is unknown, and then the result is False.
+        """
         if digest is None or generation > self.generation:
             return False
         if generation == self.generation:
@@ -262,7 +270,7 @@ class StoredState:
 
 
 def find_contradiction(url: str, generation: int | None, digest: str | None, held: StoredState) -> Obstacle | None:
-    """Return an obstacle if the identity that a server uses cannot have come from this store; else None.
+    """Return an obstacle if a server uses an identity that cannot have come from this store's history; else None.
 
     Args:
         url: URL of the server.
@@ -300,7 +308,7 @@ def went_back_error(obstacles: Iterable[Obstacle]) -> StoreWentBackError:
 def find_obstacles(
     observation: Observation, policy: Policy, now_ms: int, *, silent: frozenset[str], is_restore: bool = False
 ) -> tuple[Obstacle, ...]:
-    """Return every obstacle that prevents a new rotation from starting; the obstacles of the identity come first.
+    """Return every obstacle that prevents a new rotation from starting: first the clock, then identity, then servers.
 
     Args:
         observation: The state of the store and the servers.
@@ -337,7 +345,7 @@ def find_obstacles(
 
 
 def find_follower_obstacles(observation: Observation) -> tuple[Obstacle, ...]:
-    """Return one obstacle for each region whose store does not show what the primary store holds."""
+    """Return one obstacle for each region whose store does not yet show what the primary store holds."""
     return tuple(
         Obstacle(
             kind=ObstacleKind.FOLLOWER_DIFFERS if one.is_lasting else ObstacleKind.FOLLOWER_BEHIND,
@@ -602,7 +610,9 @@ def find_remarks(
 
 
 def _describe_versions(nodes: Sequence[NodeView]) -> list[str]:
-    """Return a remark if the servers run different versions of Goatherd, or all of them another one than this command.
+    """Return a remark if the servers run different versions of Goatherd, or one that differs from this command's.
+
+    The list is empty if there is nothing to remark.
 
     COMPAT: `goatherd revoke` does not finish if a server is newer than the command (how-to page: Upgrade Goatherd).
     """
@@ -620,7 +630,7 @@ def _describe_versions(nodes: Sequence[NodeView]) -> list[str]:
 
 
 def _describe_problem(node: NodeView) -> str:
-    """Return why a server could not be observed, in parentheses; the request that failed is not named."""
+    """Return why a server could not be observed, in parentheses and without the request's name; empty if unknown."""
     if not node.problem:
         return ""
     return f" ({node.problem.split('; ')[0].rpartition(': ')[2]})"

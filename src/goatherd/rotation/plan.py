@@ -1,6 +1,6 @@
 """Describe a rotation before it runs: its steps, their costs and risks, and what could stop it.
 
-Pure. The steps and their conditions are taken from the tables in `goatherd.rotation.machine`.
+The functions are pure, and take the steps and their conditions from the tables in `goatherd.rotation.machine`.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ RISKS: Final[dict[Step, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """How many requests a planned step of a rotation makes at least, if nothing fails and all servers are Goatherd's.
+    """The smallest number of requests that a planned step makes, if nothing fails and all servers are Goatherd servers.
 
-    Every further observation during a wait costs one read of the store, two requests to each server, and one
-    notification to each server that the step waits for. An unmodified GoatDB server is asked which root signs at most
-    every five seconds. Once per rotation its process is identified, by three requests that leave an anonymous session
-    behind.
+    Each further observation during a wait costs one read of the store, two requests to each server, and one
+    notification to each server that the step waits for. With an unmodified GoatDB server, finding out which root signs
+    costs more requests, at most every five seconds. Once per rotation, three requests identify the process of that
+    server; they create an anonymous session there.
 
     Attributes:
-        store_reads: Number of values read and lists of versions read.
-        store_writes: Number of versions written and labels moved.
+        store_reads: Number of reads from the store: of values, and of lists of versions.
+        store_writes: Number of changes in the store: versions written, and labels moved.
         node_requests: Number of requests to each server.
     """
 
@@ -83,10 +83,11 @@ class PlannedStep:
         effect: What the step does, human-readable.
         risk: What could go wrong because of the step, human-readable.
         gate: What every server must have shown before the step.
-        also: What else is required before the step: time for unlisted servers, health checks.
+        also: What else is required before the step, human-readable: time for unlisted servers, health checks.
         patience: Longest time that the step waits for the servers; None if it waits for no server.
-        otherwise: The step that ends the rotation if the servers do not meet the condition in time.
-        store_writes: Writes to the store, moves of labels included.
+        otherwise: The step that ends the rotation if the servers do not meet the condition in time; None if the step
+            waits for no server.
+        store_writes: Number of changes in the store: versions written, and labels moved.
         cost: How many requests the step makes.
     """
 

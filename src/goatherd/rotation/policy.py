@@ -1,6 +1,6 @@
 """The policy of a rotation: timeouts, quorum, and the lifetime of a root.
 
-Pure data. The defaults are the same as those in `goatherd.config.options`.
+The module does no I/O. The defaults are the same as those of the configuration file (`goatherd.config.options`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Quorum:
     """How many servers must adopt a new identity before the deadline of a phase (default: all of them).
 
     Attributes:
-        count: The number of servers; all of them if there are fewer.
-        fraction: The fraction of the servers, above 0 and at most 1; rounded up to whole servers.
+        count: The number of servers that must follow; all of them if there are fewer. None if not given as a count.
+        fraction: The fraction of the servers that must follow, above 0 and at most 1, rounded up to whole servers; None
+            if not given as a fraction. With neither, all servers must follow.
     """
 
     count: int | None = None
@@ -48,7 +49,8 @@ class Quorum:
         if re.fullmatch(r"\d{1,3}(\.\d+)?%", wanted) and 0 < float(wanted[:-1]) <= 100:
             return cls(fraction=float(wanted[:-1]) / 100)
         raise ConfigurationError(
-            f"{text!r} is not a quorum", hint="Write all, a count such as 4, or a part such as 80%."
+            f"{text!r} is not a quorum, which says how many servers must follow a rotation",
+            hint="Write all, a count such as 4, or a part such as 80%.",
         )
 
     def needed(self, total: int) -> int:
@@ -77,14 +79,14 @@ class Policy:
         adoption: Longest time that one phase may wait for servers; then the rotation is cancelled or rolled back.
         settle: Longest time to wait, after a cancel or a roll-back, for servers to sign with the previous root again.
         node_timeout: Timeout of one observation of one server.
-        poll_min, poll_max: Shortest and longest pause between two observations; the pause starts small and doubles.
+        poll_min, poll_max: Shortest and longest pause between two observations; each pause is twice the one before.
         store_patience: How long to retry if the store does not answer, in addition to the provider's own retries.
         clock_tolerance: By how much this machine's clock may differ from others, and how far in the future a recorded
             time may be. Beyond this, nothing is written.
         flow_patience: How long a session created at one server may take to reach the others, in the check before a
             rotation of servers that do not report their peers.
         lifetime: Time from the generation of a new root to its expiration. `check_lifetime` checks the lower limit.
-        working_lifetime: The same for a working root, which an anchor endorses.
+        working_lifetime: The same for a working root: a root that is endorsed by an anchor (a key in an HSM or a KMS).
         is_for_working_root: Whether `lifetime` and `renewal_fraction` are those of a working root (`for_identity`).
         grace: How long versions that hold a retired private key are kept before `retire` destroys them.
         renewal_fraction, renewal_cap: A root is due for rotation when the time left is less than this fraction of its
@@ -138,13 +140,14 @@ class Policy:
             if isinstance(field.default, timedelta) and not isinstance(value, timedelta):
                 raise ConfigurationError(
                     f"{field.name} must be a timedelta, not a {type(value).__name__}",
-                    hint=f"Such as Policy({field.name}=timedelta(hours=1)).",
+                    hint=f"Give a duration, such as Policy({field.name}=timedelta(hours=1)).",
                 )
 
     def for_identity(self, *, has_anchor: bool) -> Policy:
-        """Return the policy for a root with an anchor or without: a working root lives shorter and is renewed later.
+        """Return the policy for the next root of an identity that has an anchor (a key in an HSM or a KMS) or has none.
 
-        By default it lives 30 days and is renewed when 10 are left.
+        With an anchor, the next root is a working root, which lives shorter: by default 30 days, and it is due for
+        renewal when 10 are left. Without an anchor, the policy is returned unchanged.
         """
         if not has_anchor:
             return self
@@ -159,8 +162,8 @@ class Policy:
     def health_bound(self) -> timedelta:
         """Longest time from the first failure of a health check to the roll-back of the rotation, if the store answers.
 
-        Before each check there may be the interval, one observation and notification of the servers, and the pause
-        between two observations.
+        Each failure takes at most the interval of the checks, an observation, a notification of the servers, and the
+        pause between two observations.
         """
         look = max(self.node_timeout, self.health_timeout) + self.node_timeout + self.poll_max
         return self.health_failures * (self.health_interval + look)
@@ -185,8 +188,8 @@ class LifetimeFloor:
     """The shortest permitted lifetime of a new root.
 
     Attributes:
-        shortest: The lifetime must be at least this long.
-        is_exclusive: Whether the lifetime must be longer than `shortest`, not equal to it.
+        shortest: The limit for the lifetime.
+        is_exclusive: Whether the lifetime must be longer than `shortest`; otherwise an equal one is permitted.
         reason: The reason for the limit, as a phrase that follows "because" in an error message.
     """
 
@@ -239,17 +242,21 @@ def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> Lifet
 def rotation_due_ms(*, issued_ms: int, expires_ms: int, policy: Policy) -> int:
     """Return when a root is due for rotation, in milliseconds since 1970.
 
-    That is a fraction of its lifetime before its expiration, but at most a fixed time before it.
-
-    A fraction suits keys of an hour and keys of a year alike; the fixed time prevents a long-lived key from being
+    A root is due some time before its expiration: a fraction of its lifetime (`Policy.renewal_fraction`), which suits
+    keys of an hour and keys of a year alike. That time is at most `Policy.renewal_cap`, so that a long-lived key is not
     replaced far too early.
+
+    Args:
+        issued_ms: When the root was generated or began to sign, in milliseconds since 1970.
+        expires_ms: Expiration of the root, in milliseconds since 1970.
+        policy: The rotation's policy.
     """
     reserve = min(int((expires_ms - issued_ms) * policy.renewal_fraction), milliseconds(policy.renewal_cap))
     return expires_ms - reserve
 
 
 def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
-    """Check that a root generated under a rotation policy lives long enough to be replaced in time.
+    """Check that a root generated under a rotation policy lives long enough to be replaced before it expires.
 
     Args:
         policy: The policy: the `lifetime` of a root, and how long the parts of a rotation may take.
@@ -269,9 +276,12 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
 
 
 def check_quorum(policy: Policy, listed: int) -> None:
-    """Check that at least as many servers are listed as a quorum requires that is given as a count.
+    """Check that a quorum given as a count is not larger than the number of listed servers.
 
-    Discovered servers are counted only when they are observed; this check is for complete lists.
+    Args:
+        policy: The policy with the quorum. One that is a fraction always passes.
+        listed: The number of listed servers. With 0 nothing is checked: discovered servers are counted later, when they
+            are observed.
 
     Raises:
         ConfigurationError: The quorum is larger than the number of servers.
@@ -295,7 +305,7 @@ def _format_duration(duration: timedelta) -> str:
 
 
 def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:
-    """Return the value of `Policy.unlisted` after which every server that can read the store has read it.
+    """Return how long a root must be published (`Policy.unlisted`) until every server has read it from the store.
 
     Args:
         refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`).
@@ -305,7 +315,11 @@ def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedel
 
 
 def check_rotation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
-    """Check that servers are listed, because a rotation without servers would wait for none.
+    """Check that servers are listed for a rotation, because without them it would wait for none.
+
+    Args:
+        servers: The listed servers, or a function that discovers them.
+        unsafe_without_nodes: Whether the operator has asked to rotate without servers.
 
     Raises:
         ConfigurationError: No server is listed, and `unsafe_without_nodes` is False.
@@ -326,7 +340,7 @@ def check_servers_listed(
         command_hint: How to list servers on the command line.
 
     Raises:
-        ConfigurationError: No server is listed.
+        ConfigurationError: No server is listed, and `unsafe_without_nodes` is False.
     """
     # SECURITY: with no server listed, the next root would sign before servers trust it
     # (tests/unit/operations/test_rotate.py).

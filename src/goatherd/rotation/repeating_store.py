@@ -1,11 +1,11 @@
 """Retry a failed call to a store after a short pause, so that one failure does not end an observation of the cluster.
 
-A run reads and writes through `RepeatingStore`. It retries a call after the provider's own retries
+A rotation reads and writes the store through `RepeatingStore`, which retries a call after the provider's own retries
 (`goatherd.providers.base`) have all failed. If the store stays unreachable, `goatherd.rotation.rotator` waits for it
 (`Policy.store_patience`).
 
-Why: an observation reads the store several times, and takes seconds if a server is down. If it had to begin again after
-every failed call, a store that fails one call every few seconds could block a run indefinitely.
+Why: an observation reads the store several times, and takes seconds if a server is down. If the observation had to
+begin again after every failed call, a store that fails one call every few seconds could block a run indefinitely.
 
 A call is tried `TRIES` times, with short pauses. A retry is safe because every change is a compare-and-swap or is
 idempotent. If an attempt succeeded and only its answer was lost, the retry gets a conflict, and the run reads the store
@@ -31,16 +31,16 @@ R = TypeVar("R")
 
 
 class RepeatingStore:
-    """A secret store whose failed calls are retried at once, within the context of `repeating`.
+    """A secret store whose failed calls are retried after a short pause, while the context manager `repeating` is open.
 
     Args:
-        provider: The store.
-        policy: How long to pause between two attempts.
+        provider: The store to call.
+        policy: The rotation's policy, which says how long to pause between two attempts.
         clock: Tells the time and waits.
         troubled: Called with the error of every call that is retried.
 
     Attributes:
-        failing_since: Time of the first failure, by the clock's `monotonic`; None if a call has succeeded since.
+        failing_since: When the calls began to fail, by the clock's `monotonic`; None if a call has succeeded since.
     """
 
     def __init__(

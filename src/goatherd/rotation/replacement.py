@@ -1,22 +1,22 @@
 """Replace an expired root, and wait until every server signs with the new one.
 
-A rotation cannot replace an expired root, because a rotation needs a current root that has not expired. A revocation
+A rotation cannot replace an expired root, because servers reject the requests that the root signs. A revocation
 (`goatherd.revocation.revoker`) is not needed: the root was not stolen, so its commits stay valid everywhere.
 
-The order, and why:
+The steps, in order:
 
 1. *Check.* Nothing is written if a server has seen a later identity, belongs to another identity, or has a clock that
    disagrees with this machine's: the root may only seem to have expired.
-2. *Write* the identity in which the successor signs, endorsed by the expired root. Because of the endorsement, Goatherd
-   servers and agents follow the successor at their next read of the store.
-3. *Introduce* the successor by the expired root, so that clients follow it; and the expired root by the successor, so
-   that new clients can verify what the expired root has signed. The requests that push these introductions are signed
-   by the successor, because no server accepts a request signed by the expired root. So only servers that already follow
-   the successor get them.
+2. *Write* the identity in which a new root, the successor, is the current root. The expired root endorses it (if there
+   is an anchor, the anchor does), so Goatherd servers and agents follow the successor at their next read of the store.
+3. *Introduce* both roots to the servers, by commits in ``/sys/sessions``. The expired root introduces the successor, so
+   that existing clients follow it. The successor introduces the expired root, so that new clients can verify what that
+   root has signed. The successor signs the requests that push these commits, because no server accepts a request signed
+   by the expired root. So a server gets the commits only after it has read the new identity.
 
 Rules: the identity is written by a compare-and-swap, tried at most twice on the same state of the store. A store call
-that fails after the first read is retried at once (`repeating_store`). Another run resumes from the state of the
-identity and of the servers.
+that fails after the first read is retried after a short pause (`repeating_store`). If a run is interrupted, another run
+resumes from the state of the identity and of the servers.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class ReplacementReport:
         current_id: The root that has replaced it.
         generation: Generation of the identity.
         is_written: Whether this run has written the new identity; False if an earlier run had written it.
-        has_key: Whether the store still holds the expired root's private key, without which the current root cannot be
-            introduced to existing clients.
+        has_key: Whether the store still holds the expired root's private key. Without this key, and without an anchor,
+            the current root cannot be introduced to existing clients.
         nodes: The last observed state of each server. In it, "next root" means the new current root.
     """
 
@@ -93,7 +93,10 @@ class ReplacementReport:
     nodes: tuple[NodeView, ...]
 
     def has_followed(self, node: NodeView) -> bool:
-        """Return whether a server signs with the new root, and holds the introductions of new and expired root."""
+        """Return whether a server signs with the new root, and holds the introductions of the new and the expired root.
+
+        The new root's introduction is not required if it could not be signed (`has_key`).
+        """
         is_introduced = node.holds_introduction is True or not self.has_key
         return node.signs_with == self.current_id and is_introduced and node.holds_cross_signature is True
 
@@ -111,7 +114,7 @@ class Replacer:
         secret_id: The secret that holds the identity, with ``{org}`` replaced.
         nodes: Every server that holds this identity, or a source that lists them.
         org: The organization id, which is part of every signed commit.
-        policy: How long to wait for the servers (`adoption`), and the lifetime of the new root (`lifetime`).
+        policy: Says how long to wait for the servers (`adoption`), and how long the new root lives (`lifetime`).
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
@@ -158,13 +161,14 @@ class Replacer:
         """Replace the current root, which has expired, or resume where an earlier run has stopped.
 
         Raises:
-            IllegalStepError: The current root has not expired, and has not replaced an expired one.
+            IllegalStepError: The current root has not expired, and has not itself replaced an expired one; or it has
+                expired, but signs in direct mode, so that no other root can be endorsed.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one. Nothing was
                 written.
             ObstructedError: A server has seen a later identity, belongs to another identity, has a clock that differs
                 from this machine's, or is listed twice. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short. Nothing was written.
-            StuckError: The store refuses the change although nothing in it changes.
+            StuckError: The write of the new identity failed twice, although the store had not changed.
             ProviderError: The store failed. Run the replacement again.
         """
         self._continuity.forget()
@@ -216,7 +220,7 @@ class Replacer:
             now_ms = self._clock.now_ms()
             if document.is_direct and document.current.session.is_expired(now_ms):
                 raise IllegalStepError(
-                    f"root {document.current.id} has expired; it is the anchor too (direct mode), so nothing can "
+                    f"root {document.current.id} has expired; it is also the anchor (direct mode), so no key can "
                     "endorse another root",
                     hint="`goatherd rotate --drop-lost-anchor` writes a new root; then start each server once with"
                     " --accept-identity.",
@@ -313,7 +317,7 @@ class Replacer:
         return (await self._read_identity())[0]
 
     async def _move_stable(self, version: SecretVersion) -> None:
-        """Move label ``stable`` to the new version, because the version that it points at has an expired root."""
+        """Move label ``stable`` to `version`, because the version that the label points at has an expired root."""
         if STABLE in version.labels:
             return
         listed = await self._store.versions(self._secret_id)
@@ -328,9 +332,15 @@ class Replacer:
     async def _wait_until_followed(
         self, document: IdentityDocument, expired_id: str, key: OwnedSession | None
     ) -> tuple[NodeView, ...]:
-        """Notify the servers and push the introductions, until each server signs with the new root or the time is over.
+        """Notify the servers and push the introductions until each server signs with the new root and holds them.
 
-        `Policy.adoption` is the longest time to wait.
+        Args:
+            document: The identity in which the new root is the current one.
+            expired_id: Id of the expired root.
+            key: The expired root with its private key; None if no stored version holds the key.
+
+        Returns:
+            The last observed state of each server, at the latest when `Policy.adoption` is over.
         """
         current = document.current
         cross = expected_earlier_introduction(document, expired_id)

@@ -1,7 +1,7 @@
 """Find out which previous root can sign again, and read its private key, before `Rotator.restore` writes.
 
-This module writes nothing. A root is restored with the same key and the same expiration that the document lists or that
-its introduction in ``/sys/sessions`` has. If a root cannot be restored, the error states why.
+This module writes nothing. A restored root keeps its key and its expiration, as the identity document lists them, or as
+its introduction in ``/sys/sessions`` has them. If a root cannot be restored, the error states why.
 """
 
 from __future__ import annotations
@@ -32,21 +32,24 @@ _NEW_ROOT: Final = "`goatherd rotate` replaces the current root with a new one."
 def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> str:
     """Return the root to restore: the one that the operator named, or else the root before the current one.
 
-    The identity document need not list a named root any more; `find_left_root` then checks that it was a root of this
-    identity.
+    The operator may name a root that the identity document no longer lists. This function accepts it; `find_left_root`
+    then checks that it was a root of this identity.
 
     Args:
         document: An identity document without a rotation in progress.
-        named: Id of the root that the operator named, or None.
+        named: Id of the root that the operator named; None for the root before the current one.
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NotRestorableError: There is no previous root, or it was rolled back; or the root is the current root, was
-            revoked, has expired, its key is recorded as destroyed, or the anchor does not let it sign again.
+        NotRestorableError: No root was named, and there is no previous root, or it was rolled back. Or the root cannot
+            sign again: it is the current root or an anchor, was revoked, has expired, its key is recorded as destroyed,
+            or the present anchor has not endorsed it.
     """
     chosen = named or _find_previous(document)
     if chosen == document.current.id:
-        raise NotRestorableError(f"root {chosen} signs already", hint="There is nothing to restore.")
+        raise NotRestorableError(
+            f"root {chosen} signs already: it is the current root", hint="There is nothing to restore."
+        )
     revocation = next((one for one in document.revoked if one.id == chosen), None)
     if revocation is not None:
         raise NotRestorableError(f"root {chosen} was revoked at {iso(revocation.at)}: {revocation.reason}")
@@ -71,7 +74,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
 
 
 def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]) -> None:
-    """Check that the root to restore has enough time left to sign, and to be replaced before it expires.
+    """Check that the root to restore expires late enough to sign for some time and then be replaced.
 
     Args:
         root: The root to restore.
@@ -90,7 +93,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
     if left <= shortest:
         raise NotRestorableError(
             f"root {root_id} expires at {iso(root.expiration_ms)}: {shortest} or less are left, too little to restore "
-            "it and replace it again",
+            "it and to replace it in time",
             hint=_NEW_ROOT,
         )
     if unmodified and left <= SHORT_LIFE + START_MARGIN:
@@ -112,18 +115,18 @@ async def find_left_root(
     observer: Observer,
     now_ms: int,
 ) -> Session:
-    """Return a root that the identity document no longer lists, as introductions on the servers show it.
+    """Return a root that the identity document no longer lists, if introductions on the servers prove that it was one.
 
     SECURITY: a stored version with its private key does not prove that it was a root of this identity, because a writer
-    of the store could have put the key there. So a chain of introductions must lead to the root from a root of the
-    document. The listed servers hold the introductions, which are signed, so a copy from any server is enough
-    (tests/unit/rotation/test_restore_left.py).
+    of the store could have put the key there. So a chain of introductions (commits by which one root introduces
+    another) must lead from a root of the document to this root. The introductions are signed, so a copy from any
+    listed server is enough (tests/unit/rotation/test_restore_left.py).
 
     Args:
         provider: The store.
         secret_id: Id of the store's secret that holds the identity.
         document: The current identity.
-        root_id: Id of the root.
+        root_id: Id of the root to find.
         observer: Makes the requests to the listed servers.
         now_ms: Milliseconds since 1970.
 
@@ -151,8 +154,8 @@ async def find_left_root(
         )
     if document.current.session.is_expired(now_ms):
         raise NotRestorableError(
-            f"root {root_id} has left the identity document, and the current root, which would have to introduce it "
-            f"again, has expired at {iso(document.current.session.expiration_ms)}",
+            f"the identity document no longer lists root {root_id}, and the current root, which would have to "
+            f"introduce it again, has expired at {iso(document.current.session.expiration_ms)}",
             hint="A root that the document lists can be restored: `goatherd restore` without a name, or one of "
             f"{', '.join(one.id for one in document.roots if one.id != document.current.id)}.",
         )
@@ -162,8 +165,8 @@ async def find_left_root(
         if found is not None:
             return found
     raise NotRestorableError(
-        f"a stored version holds a private key of root {root_id}, which has left the identity document, but no listed "
-        "server holds an introduction of it that leads back to a root of the document",
+        f"the identity document no longer lists root {root_id}, and no listed server holds an introduction of it that "
+        "leads back to a root of the document; only a stored version holds a private key with this id",
         hint="List the servers with --node, and start those that do not answer. Without the introduction the key may "
         "be forged.",
     )
@@ -172,7 +175,8 @@ async def find_left_root(
 async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
     """Yield the identity documents of all stored versions, newest first.
 
-    For each version that cannot be read, its id and the reason are added to `unread`.
+    Destroyed versions are left out. For every other version that cannot be read, its id and the reason are added to
+    `unread`.
     """
     for version in await provider.versions(secret_id):
         if version.state is VersionState.DESTROYED:
@@ -213,7 +217,8 @@ async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Sessi
     if unread:
         raise NotRestorableError(
             f"no version that can be read holds the private key of root {root_id}; not read: {', '.join(unread)}",
-            hint="Enable the version that holds it with the platform's own tools, then run `goatherd restore` again.",
+            hint="If one of these versions holds the key, enable that version with the platform's own tools, then run "
+            "`goatherd restore` again.",
         )
     raise NotRestorableError(
         f"no stored version holds the private key of root {root_id} any more",

@@ -5,10 +5,9 @@ survive a crash is in the identity document, so any process can resume a rotatio
 
 Rules:
 - Every write of the document is a compare-and-swap on the version that was read. After a conflict the rotator reads and
-  decides again. An action that had no effect twice on the same state of the store is not tried a third time
-  (`attempts`).
-- Every action can be repeated without harm, and interrupted before, during and after it.
-- A failed store call is retried at once (`repeating_store`).
+  decides again. If an action was tried twice and the store has not changed, it is not tried a third time (`attempts`).
+- Every action can be repeated without harm, and the process may be killed before, during and after it.
+- A failed store call is retried after a short pause (`repeating_store`).
 - After each write the servers are notified; a server that cannot be notified reads the store at its next refresh.
 """
 
@@ -159,7 +158,7 @@ class Rotator:
         on_event: Called with each event as it happens; must not block and must not raise.
         health: Health checks that must pass before a rotation begins, and while the next root signs.
         unsafe_without_nodes: Whether to rotate although no server is listed.
-        open_signer: Opens the signer of an anchor by its URI.
+        open_signer: Opens the signer that holds the key of an anchor (in an HSM or a KMS) by its URI.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class Rotator:
         if not callable(nodes) and any(isinstance(node, str) for node in nodes):
             raise ConfigurationError(
                 "a Rotator needs a client object for each server, not URLs",
-                hint="`goatherd.rotate(store, nodes)` takes URLs; NodeClient(url) is a client.",
+                hint="Pass NodeClient(url) for each URL, or call `goatherd.rotate(store, nodes)`, which takes URLs.",
             )
         self.policy = policy or Policy()
         self._provider = provider
@@ -238,7 +237,8 @@ class Rotator:
 
         Args:
             to_phase: The phase at which to stop; `resume` continues the rotation. None to complete it.
-            anchor: What the rotation changes about the anchor.
+            anchor: What the rotation changes about the anchor, the key in an HSM or a KMS that endorses roots (default:
+                nothing).
 
         Raises:
             SignerError: The anchor's signer refused or did not answer. Nothing was written.
@@ -250,14 +250,14 @@ class Rotator:
                 because a backup was restored. Nothing was written.
             ObstructedError: An obstacle prevents the rotation (`goatherd.rotation.obstacles`), such as a server that
                 does not answer or belongs to another identity, or servers that do not synchronize. Nothing was written.
-            IllegalStepError: The current root has expired, or the change of the anchor does not fit the identity, such
-                as none in direct mode. Nothing was written.
+            IllegalStepError: The current root has expired; or the identity does not allow this change of the anchor. In
+                direct mode (the anchor itself signs), a rotation must change the anchor. Nothing was written.
             DegradedError: A server cannot read the store, and so could not adopt the new identity. Nothing was written.
             UnhealthyError: A health check fails before the rotation. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
             ConfigurationError: No server is listed, or the quorum is larger than their number.
             UnsignedIdentityError: The identity in the store was changed since a root signed it.
-            ProviderError: The store failed. It records the state of the rotation, so `resume` can continue.
+            ProviderError: The store failed. If the rotation had begun, `resume` continues it.
         """
         check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         if to_phase is Phase.STEADY:
@@ -273,8 +273,8 @@ class Rotator:
 
         Raises:
             NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
-                version holds its private key; or the document no longer lists it, and no listed server holds an
-                introduction which shows that it was a root of this identity. Nothing was written.
+                version holds its private key. Or the identity document no longer lists the root, and no listed server
+                holds an introduction which proves that it was a root of this identity. Nothing was written.
             RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
                 ProviderError: As for `rotate`.
         """
@@ -298,7 +298,10 @@ class Rotator:
         return await self._run_goal(Goal.RESTORE, to_phase=to_phase, to_id=root_id)
 
     async def resume(self, *, to_phase: Phase | None = None) -> Report:
-        """Resume the rotation in progress, whichever process began it, and repair what a crash has left.
+        """Resume the rotation in progress, whichever process began it; if there is none, repair what a crash has left.
+
+        Args:
+            to_phase: The phase at which to stop; None to complete the rotation.
 
         Raises:
             The errors of `rotate`, except `RotationBusyError`.
@@ -313,17 +316,18 @@ class Rotator:
     async def abandon(self, reason: str = _MEANT, *, by: Step | None = None) -> Report:
         """End the rotation in progress: cancel it if the next root has not signed yet, else roll it back.
 
-        Afterwards the root that was to be replaced signs again, and the new root stays trusted. The report lists
-        servers that do not sign with that root yet, as far as was observed.
+        Afterwards the root that was to be replaced is the current root again. Servers continue to trust the new root,
+        unless it was not published yet. The report lists the servers that do not sign with the current root yet, as far
+        as the run has seen (`Report.behind`).
 
         Args:
-            reason: The reason, recorded in the document's history.
-            by: `Step.CANCEL` or `Step.ROLL_BACK`, to allow only this way to end the rotation; None to choose it by the
-                phase.
+            reason: The reason, which the document's history records.
+            by: `Step.CANCEL` or `Step.ROLL_BACK`, to permit only this way to end the rotation; None to permit the one
+                that the phase requires.
 
         Raises:
-            IllegalStepError: `by` is not the step that ends this phase; or the root to roll back to has expired or is
-                revoked, so that the rotation can only be completed.
+            IllegalStepError: No rotation is in progress; or its phase requires another step than `by`; or the root to
+                roll back to has expired or is revoked, so that the rotation can only be completed.
             StoreWentBackError: As for `rotate`.
             ProviderError: The store failed, or no longer holds the private key of the root to roll back to.
         """
@@ -334,7 +338,7 @@ class Rotator:
 
         Raises:
             IllegalStepError: A rotation is in progress.
-            StoreWentBackError: As for `rotate`, judged by the servers that answer.
+            StoreWentBackError: As for `rotate`; only the servers that answer are compared with the store.
             ProviderError: The store failed, or cannot destroy a version.
         """
         return await self._run_goal(Goal.RETIRE)
@@ -342,13 +346,13 @@ class Rotator:
     async def plan(self, *, anchor: AnchorChoice = UNCHANGED) -> Plan:
         """Return the plan of a rotation: what `rotate` would do, or `resume` if a rotation is in progress.
 
-        Writes nothing. A signer of the anchor signs a test text.
+        Writes nothing to the store. If the identity has an anchor, or gets one, the anchor's signer signs a test text.
 
         Args:
-            anchor: What the rotation would change about the anchor.
+            anchor: What the rotation would change about the anchor (default: nothing).
 
         Raises:
-            IllegalStepError: The change of the anchor does not fit the identity.
+            IllegalStepError: The identity does not allow this change of the anchor.
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._anchor_choice = anchor
@@ -377,9 +381,11 @@ class Rotator:
         """Return the obstacles that prevent a rotation, as `rotate` would find them. Writes nothing to the store.
 
         Args:
-            is_probing: Whether to create one anonymous session if the servers do not report their peers, to check that
-                they synchronize. Also whether to let the anchor sign a test text.
-            has_remarks: Whether to return remarks as well; this reads every stored version.
+            is_probing: Whether to make the checks that have an effect: if the servers do not report their peers, check
+                by sessions that they synchronize, which may create one anonymous session; and let the anchor's signer
+                sign a test text.
+            has_remarks: Whether to return remarks, too: problems that do not prevent a rotation. They require a read of
+                every stored version.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -549,7 +555,7 @@ class Rotator:
                 poll = await self._wait(poll, None)
 
     def _is_half_way(self) -> bool:
-        """Return whether the identity in the store had a rotation in progress when this run last read it."""
+        """Return whether a rotation was in progress in the identity when this run last read it from the store."""
         return self._stored_phase is not None
 
     def _describe_half_way(self) -> str:
@@ -619,8 +625,9 @@ class Rotator:
 
         Args:
             document, version: The identity with label ``current``, and its version.
-            is_probing: Whether to notify servers that could not read the store, and to check that the servers
-                synchronize if they do not report it and there is no other obstacle.
+            is_probing: Whether to make requests that have an effect: notify servers that could not read the store, so
+                that they read it again; and, if there is no obstacle and the servers do not report their peers, check
+                by sessions that they synchronize.
             is_restore: Whether the rotation would be to a previous root.
             followers: The stores of other regions, if they were observed already.
         """
@@ -676,9 +683,10 @@ class Rotator:
     async def _read_after(
         self, document: IdentityDocument, *, is_waiting: bool
     ) -> tuple[IdentityDocument, SecretVersion]:
-        """Read the identity from the store again.
+        """Read the identity from the store again, because a server uses a later one than `document`.
 
-        With `is_waiting`, wait up to `Policy.store_patience` for a later identity if reads of the store may lag.
+        With `is_waiting`, and if reads of the store may lag, wait up to `Policy.store_patience` until the store returns
+        another identity.
         """
         lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
         poll, until = self.policy.poll_min, self._clock.monotonic() + self.policy.store_patience.total_seconds()
@@ -798,7 +806,7 @@ class Rotator:
                 raise AssertionError(f"the rotator has no method for the action {action}")
 
     async def _introduce_earlier(self, document: IdentityDocument, root_id: str) -> dict[str, Any]:
-        """Return the introduction of a previous root, which the anchor signs if the identity has one."""
+        """Return the commit that introduces a previous root, signed by the anchor or by the current root."""
         if document.anchor is None or is_introduced_by_anchor(document, root_id):
             return await call_signing(make_earlier_introduction, document, root_id, org=self._org)
         if root_id not in self._earlier:
@@ -810,10 +818,11 @@ class Rotator:
         return self._earlier[root_id]
 
     async def find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
-        """Let the signer of an identity's anchor sign a test text. Call it only while no other method runs.
+        """Check that the anchor of an identity can sign, by a test text. Call this only while no other method runs.
 
         Args:
-            document: The identity. Nothing is checked if it has no anchor, or while a rotation is in progress.
+            document: The identity. Nothing is checked if it has no anchor (a key in an HSM or a KMS that endorses
+                roots), or while a rotation is in progress, which has all the signatures that it needs.
 
         Returns:
             What is wrong and what to do about it; None if the signer signed, or nothing was checked.
@@ -822,7 +831,10 @@ class Rotator:
         return await self._find_anchor_problem(document)
 
     async def _find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
-        """Let each signer that a rotation would need sign a test text; return the first problem and its hint."""
+        """Let each signer that a rotation would need sign a test text; return the first problem and its hint, or None.
+
+        These are the signer of the present anchor, and that of a new anchor, if the rotation would set one.
+        """
         if document.rotation is not None:
             return None  # it has every signature that it needs
         async with self._anchor_keys as keys:
@@ -844,7 +856,7 @@ class Rotator:
         return None
 
     async def _open_direct(self, document: IdentityDocument, session_id: str) -> AnchorKey:
-        """Return the new anchor that will sign itself (direct mode)."""
+        """Return the new anchor that the rotation makes the current root (direct mode), as a session with this id."""
         assert self._anchor_choice.signer is not None
         return await self._anchor_keys.open_new(
             self._anchor_choice.signer,
@@ -855,12 +867,12 @@ class Rotator:
         )
 
     async def _read_direct_key(self, document: IdentityDocument) -> str:
-        """Return the fingerprint of the key with which every server must be able to sign (direct mode)."""
+        """Return the fingerprint of the new anchor's key, with which every server will have to sign (direct mode)."""
         new = await self._open_direct(document, new_id())
         return fingerprint(new.session.public_key)
 
     def _policy_for(self, document: IdentityDocument) -> Policy:
-        """Return the policy for the root that this run makes, or for the one that signs."""
+        """Return the policy for the next root: one with an anchor lives shorter (`Policy.for_identity`)."""
         choice = self._anchor_choice
         has_anchor = document.next_anchor is not None and not choice.is_removed
         return self.policy.for_identity(has_anchor=has_anchor or choice.signer is not None)
@@ -888,17 +900,17 @@ class Rotator:
         return timedelta(milliseconds=abs(self._clock.now_ms() - self._steady.now_ms())) > self.policy.clock_tolerance
 
     def _time_to_record(self) -> int:
-        """Return the time to record in the identity document: this machine's time, if its clock was not set wrong.
+        """Return the time to record in the identity document, in milliseconds since 1970.
 
-        If the clock was set to a wrong time during this run, the result is the start of the run plus the time since.
-
-        The machine's time is preferred because only it is right on a machine that slept in between.
+        It is this machine's time. But if the machine's clock was set to a wrong time during this run, it is the start
+        of the run plus the time measured since. The machine's time is preferred, because a machine that was suspended
+        in between has measured too little.
         """
         times = (self._clock.now_ms(), self._steady.now_ms())
         return next((now_ms for now_ms in times if not self._is_wrong(now_ms)), times[0])
 
     def _is_wrong(self, now_ms: int) -> bool:
-        """Return whether a time is wrong, judged by the last answers of the store and the servers."""
+        """Return whether `now_ms` is not the present time, judged by the last answers of the store and the servers."""
         seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
         return Clocks(
             store_ahead_ms=self._provider.store_clock.ahead_ms(now_ms),
@@ -915,9 +927,10 @@ class Rotator:
     def _limit_times(
         self, document: IdentityDocument, version: SecretVersion, nodes: Sequence[NodeView] = ()
     ) -> IdentityDocument:
-        """Return the identity document with times in the future replaced, if another clock confirms this machine's.
+        """Return the identity document with each time in the future replaced by the latest possible time.
 
-        Otherwise the document is returned unchanged.
+        That is done only if the clock of the store or of a server confirms this machine's clock. Otherwise it is not
+        known which times are in the future, and the document is returned unchanged.
         """
         clocks = Clocks(
             store_ahead_ms=self._store_ahead_ms(),
@@ -934,7 +947,7 @@ class Rotator:
         """Read the identity with label ``current`` from the store; return it and its version.
 
         Args:
-            nodes: What is known of the servers' clocks.
+            nodes: The state of the servers, whose clocks may confirm this machine's clock.
         """
         found = await self._store.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
@@ -942,7 +955,7 @@ class Rotator:
             # The answer of a replica that lags must not be used for a decision.
             raise GenerationError(
                 f"the store returned generation {document.generation} after generation {self._highest}",
-                hint="The store's replicas disagree, or an old version was restored.",
+                hint="The store's replicas disagree, or an old version was restored: run `goatherd doctor`.",
             )
         self._continuity.check(document, found.version)
         self._note_stored(document)
@@ -954,9 +967,9 @@ class Rotator:
     async def _check_history(self) -> IdentityDocument:
         """Return the identity in the store, after checking that no server has used a later or a different one.
 
-        SECURITY: a write on top of an older identity removes the root that has signed since
-        (tests/cluster/test_restored_store.py). If reads of the store lag, the identity may also be one from before a
-        rotation began or ended.
+        SECURITY: a write on top of an older identity would remove the root that has signed since
+        (tests/cluster/test_restored_store.py). If reads of the store lag, the identity that was read may also be one
+        from before the last rotation began or ended.
         """
         self._continuity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
@@ -971,7 +984,10 @@ class Rotator:
         )
 
     async def _observe_followers(self, *, catch_up: bool) -> tuple[FollowerView, ...]:
-        """Observe the stores of other regions, and bring forward those that Goatherd writes if `catch_up` is true."""
+        """Observe the stores of other regions (followers), which copy the primary store; empty if there are none.
+
+        With `catch_up`, first write the primary store's state to those followers that Goatherd itself keeps up to date.
+        """
         if not isinstance(self._provider, ReplicatedStore):
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)
@@ -1016,9 +1032,9 @@ class Rotator:
         return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 
     async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
-        """Return the stored versions that a cancelled rotation has left.
+        """Return the stored versions that a cancelled rotation has left, so that they can be destroyed.
 
-        Versions that cannot be read are reported, and left to `retire`.
+        If they cannot be read, the result is empty: the run reports that, and a later `retire` destroys them.
         """
         without = [*self._given_up, *self._undestroyed]
         if _UNREAD in without:
@@ -1176,8 +1192,8 @@ class Rotator:
             raise NotAdoptedError(message, report=report, hint=self._observer.hint)
         if intent.goal is Goal.ABANDON and not abandoned:
             raise IllegalStepError(
-                f"rotation {report.rotation_id} was finished by another process before this one could leave it: "
-                f"root {report.current_id} signs",
+                f"rotation {report.rotation_id} was finished by another process before this one could cancel it or "
+                f"roll it back: root {report.current_id} signs",
                 hint="`goatherd restore` makes the previous root the current root again.",
             )
         return report
@@ -1191,13 +1207,13 @@ class Rotator:
 
 
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:
-    """Return the errors of reads from the store that are retried during a rotation.
+    """Return the classes of errors after which a rotation reads the store again, although they are not retryable.
 
-    Missing permissions and mounts are among them, because an operator may restore these.
+    Missing permissions and a wrong configuration are among them, because an operator may repair these meanwhile.
 
     Args:
-        attempted: The change to be made; None while the store is only read. If a change needs a version that is not
-            found, that is not retried, since the version will not return.
+        attempted: The change that the run was making; None while it only read the store. If a change needs a version
+            that does not exist, the run does not retry, since the version will not return.
     """
     denied = (ProviderAccessDeniedError, ProviderConfigurationError)
     return denied if attempted is not None else (*denied, SecretNotFoundError)

@@ -4,10 +4,10 @@ Every command that writes the identity makes this check: rotate, resume, cancel,
 root, drop a lost anchor, retire, revoke, and the controller. To sign an unsigned document, use
 `goatherd.operations.sign`.
 
-Every write is signed. So a command that continued from an altered document would sign, with the root, changes that came
-from a writer who does not have the root's key. Goatherd 0.1.0 wrote documents without a signature. Such a document is
-accepted, unless this command has read a signed one before, or an earlier version of the secret or a listed server has
-one.
+The check is needed because a command signs each document that it writes with the root. If it continued from an altered
+document, it would sign changes that an attacker without the root's key has made. Goatherd 0.1.0 wrote documents without
+a signature. A document without a signature is accepted, unless a signed one has existed: this command has read one
+before, an earlier version of the secret has one, or a listed server has seen one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
 
 
 class SignatureCheck:
-    """Checks the signatures of the identity documents that one command reads, and remembers whether one was signed.
+    """Checks the signatures of the identity documents that one command reads from the store.
+
+    The object remembers whether a document was signed: from then on, it rejects documents without a signature.
 
     Args:
         provider: The store.
@@ -84,11 +86,10 @@ class SignatureCheck:
 async def read_earlier(
     provider: StoreReader, secret_id: str, *, most: int = MOST_VERSIONS
 ) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
-    """Yield the identity documents of the stored versions before the current one, newest first.
+    """Yield the stored versions other than the current one, newest first, each with its identity document.
 
-    Versions that cannot be read are left out.
-
-    So are versions left by interrupted changes, because they were never current.
+    Versions that cannot be read are left out, and versions that interrupted writes have left, because these were never
+    current. At most `most` versions are read.
 
     Raises:
         ProviderError: The store failed in a way that a retry may solve.

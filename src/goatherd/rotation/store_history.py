@@ -4,12 +4,14 @@ Every command that writes the identity makes this check: rotate, resume, cancel,
 root, retire, revoke, sign, and the controller. The check changes nothing and does not repair the store.
 
 A store holds an older identity after a backup was restored, or after a label was moved back with the platform's own
-tools. Servers reject that identity. If a command continued from it, the generation could exceed that of the servers,
-and they would adopt an identity without the root that has signed since the backup. So the command stops if a server has
-used a later identity, or a different one with the same generation.
+tools. Servers reject that identity, because its generation (a number that each write raises) is lower than the one that
+they use. If a command continued from it, the generation could exceed that of the servers, and they would adopt an
+identity without the root that has signed since the backup. So the command stops if a server has used a later identity,
+or a different one with the same generation.
 
-Rules: a server does not stop the command if it does not answer, gives no usable answer, or shares no root with the
-identity, not even a revoked one. The operator can overrule a lying server by name (`Policy.distrust`).
+A server does not stop the command if it does not answer, gives no usable answer, or shares no root with the identity,
+not even a revoked one. The operator can name servers whose reports are ignored, because they are wrong
+(`Policy.distrust`).
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ async def check_store_history(
 ) -> IdentityDocument:
     """Check that no server has used a later identity than the store holds, or a different one.
 
-    A store whose reads may lag gets the time `Policy.store_patience` to return the identity that the servers use.
+    If reads of the store may lag, it is read again for up to `Policy.store_patience`, until it returns the identity
+    that the servers use.
 
     Args:
         document: The identity that was read from the store.
@@ -100,11 +103,12 @@ def find_contradictions(
         answers: The servers' reports (``GET /goatherd/v1/identity``), by URL.
         document: The identity in the store.
         distrust: URLs of servers whose reports are ignored.
-        signed: If `document` is not signed, the last signed one before it. Servers that require signatures cannot use a
-            later document, and other servers may still use this one.
-        is_voted: Whether the majority decides: the servers that agree with the store overrule those that disagree if
-            these are fewer, so that in an emergency one lying server costs no time. After a restored backup, no running
-            server agrees.
+        signed: If `document` is not signed, the last signed identity before it; else None. A server that requires
+            signatures is compared with this one only, because it cannot use an unsigned identity. Another server may
+            use either of the two.
+        is_voted: Whether the majority decides. Then the result is empty if more servers agree with the store than
+            disagree, so that one server with a wrong report does not stop an operator in an emergency. (After a
+            restored backup, no running server agrees.)
     """
     held, listed = StoredState.of(document), {root.id for root in document.roots}
     last_signed = None if signed is None else StoredState.of(signed)
@@ -124,10 +128,10 @@ def find_contradictions(
 
 
 class Continuity:
-    """Remembers the identity document that a command last read or wrote, and rejects one that is no successor of it.
+    """Remembers the identity document that a command last read or wrote, and rejects one that does not follow it.
 
-    SECURITY: a store that is restored from a backup while the command runs assigns the same version ids again. A
-    compare-and-swap on an id would then overwrite another document than the one on which the command has decided
+    SECURITY: if a store is restored from a backup while the command runs, it assigns the same version ids again. A
+    compare-and-swap on an id could then overwrite another document than the one on which the command has decided
     (tests/unit/rotation/test_store_history.py).
 
     Args:
@@ -147,12 +151,13 @@ class Continuity:
         self._last = (version, document.generation, document_digest(document))
 
     def check(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Check that an identity document is the one last read or written, or a successor of that one.
+        """Check that an identity document is the one last read or written, or can follow that one.
 
-        The predecessors that the document names (its lineage) decide.
+        A document names the digests of its predecessors (its lineage). It is rejected if they contradict the remembered
+        document, or if the store returns it under the version id of the remembered one.
 
         Raises:
-            StoreWentBackError: The document is neither the remembered one nor a successor of it.
+            StoreWentBackError: The document is another one, and cannot follow the remembered one.
         """
         digest = source_digest(document)
         before, self._last = self._last, (version.id, document.generation, digest)
@@ -165,8 +170,8 @@ class Continuity:
         )
         if is_given_again or is_other:
             raise StoreWentBackError(
-                f"the store holds another version {version.id}, of generation {document.generation}, than it did when"
-                " this command read it before: a backup was restored meanwhile",
+                f"version {version.id} in the store, of generation {document.generation}, does not follow the identity"
+                " that this command read before: a backup was restored meanwhile",
                 hint="Run `goatherd doctor`, then run the command again.",
             )
 
@@ -174,9 +179,9 @@ class Continuity:
 async def find_later_versions(
     provider: StoreReader, secret_id: str, used: Mapping[str, tuple[int, str]]
 ) -> tuple[str, ...]:
-    """Return sentences that name the stored versions whose identities servers use, later than the current one.
+    """Return a sentence for each stored version that holds an identity which servers use, to be made current again.
 
-    An operator could make such a version the current one.
+    Used after the check has found that servers use later identities than the store's current one.
 
     Args:
         provider: The store.
@@ -209,10 +214,10 @@ async def find_later_versions(
 
 
 def check_distrusted(distrust: Collection[str], listed: Collection[str]) -> None:
-    """Check that every distrusted server's URL is also listed, since a mistyped URL would have no effect.
+    """Check that each server whose reports are to be ignored is listed, since a mistyped URL would have no effect.
 
     Args:
-        distrust: URLs of the distrusted servers.
+        distrust: URLs of the servers whose reports are to be ignored.
         listed: URLs of all servers; empty if they are discovered, or if none is listed.
 
     Raises:

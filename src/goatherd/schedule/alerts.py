@@ -1,7 +1,7 @@
 """Alert the operator: a log event at level ERROR, and a command that the operator has configured.
 
-The caller decides when to alert and when to repeat an alert. An alert contains ids, times and reasons, no key. A
-command that fails or does not end in time is logged, without any other effect.
+The caller decides when to send an alert and when to repeat it. An alert contains ids, times and reasons, no key. If the
+command fails or does not end in time, that is logged, and has no other effect.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class AlertKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """An alert to the operator: what is wrong with a scheduled rotation.
+    """An alert to the operator: what is wrong with the scheduled rotation, the store or the anchor.
 
     Attributes:
         reason: The reason for the alert, in one line.
-        code: The error's code, if there was an error.
+        code: The error's code; None if the reason is not an error.
         failures: Number of consecutive failures so far.
     """
 

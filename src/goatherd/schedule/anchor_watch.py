@@ -1,7 +1,7 @@
-"""Check between rotations that the signer of the identity's anchor can be reached and signs.
+"""Check between rotations that the anchor can still sign: a key in an HSM or a KMS, which endorses each new root.
 
-A rotation needs the anchor once in weeks. Without this check, an operator would learn of a signer that does not answer
-only when the working root has to be renewed.
+A rotation needs the anchor only once every few weeks. Without this check, an operator would find out that the HSM or
+the KMS does not answer only when the root has to be renewed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ FindProblem = Callable[[IdentityDocument], Awaitable[tuple[str, str] | None]]
 
 
 class AnchorWatch:
-    """Lets the anchor sign a test text from time to time, and remembers whether it did.
+    """Checks from time to time that the identity's anchor signs a test text, and remembers the result.
 
     Args:
-        find_problem: Asks the signer; see `FindProblem`.
-        clock: Measures the pauses.
+        find_problem: Lets the anchor's signer sign a test text, and returns the problem, if any (`FindProblem`).
+        clock: Measures the pauses between checks.
 
     Attributes:
-        is_reachable: Whether the anchor signed at the last check; None if there was none, or there is no anchor.
+        is_reachable: Whether the anchor signed at the last check; None before the first one, and without an anchor.
     """
 
     def __init__(self, find_problem: FindProblem, *, clock: Clock) -> None:
@@ -44,9 +44,10 @@ class AnchorWatch:
         self._next_at = 0.0
 
     async def check_if_due(self, document: IdentityDocument) -> str | None:
-        """Check the anchor if the last check is long ago; return the problem if it has lasted for several checks.
+        """Check the anchor if the next check is due; return the problem once several checks in a row have failed.
 
-        While a rotation is in progress nothing is checked: the rotation has every signature that it needs.
+        The result is None after a success, after the first failures, and if nothing was checked. Nothing is checked
+        while a rotation is in progress, because the rotation has every signature of the anchor that it needs.
         """
         anchor = document.anchor
         anchor_id = None if anchor is None else anchor.id

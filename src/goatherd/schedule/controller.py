@@ -4,11 +4,12 @@ This module has the pauses between reads, the choice of the operation, the alert
 `goatherd.schedule.due` decides when to rotate, and the rotator how.
 
 Rules:
-- The identity document alone determines when a rotation is due. So a controller may be killed at any time, and several
-  may run at once. The store's compare-and-swap decides which one begins a rotation; the others get a conflict and check
-  again later. State in the controller's memory only makes it check less often.
-- After a request to stop, the controller begins no new operation. It completes a rotation that makes progress. It
-  leaves a rotation that waits for servers as recorded in the store, where another process can resume it.
+- The schedule and the identity document alone determine when a rotation is due. So a controller may be killed at any
+  time, and several may run at once. The store's compare-and-swap decides which one begins a rotation; the others get a
+  conflict and check again later. State in the controller's memory only makes it act or check less often.
+- After a request to stop, the controller begins no new operation. It completes a rotation that makes progress, if that
+  does not take too long. It ends its work on a rotation that waits for servers: the store records the state of that
+  rotation, so another process can resume it.
 """
 
 from __future__ import annotations
@@ -69,10 +70,10 @@ class Turn:
     """The result of one turn of the controller: one read of the identity, and the action that followed.
 
     Attributes:
-        verdict: Which action is due, and when; None if the identity could not be read.
+        verdict: Which action is due next, and when; None if the identity could not be read.
         has_acted: Whether the controller has begun the action.
-        report: The report of the action, if it succeeded.
-        error: The error, if the read or the action failed. If it is that of the primary store, and the identity was
+        report: The report of the action, if it succeeded; else None.
+        error: The error, if the read or the action failed; else None. If the primary store failed, but the identity was
             read from another region's store, there is a verdict as well.
         has_yielded: Whether another process had begun the action first, which is no failure.
     """
@@ -88,8 +89,9 @@ class Controller:
     """Rotates the root of one identity on a schedule.
 
     Args:
-        provider: The store. If the identity is stored in several regions, it is read from a follower while the
-            primary store does not answer. The schedule is then still known, warnings are still sent, and actions wait.
+        provider: The store. If the identity is stored in several regions, it is read from another region's store while
+            the primary store does not answer. Then the next action is still known and alerts are still sent, but no
+            action is performed.
         secret_id: The secret that holds the identity, with ``{org}`` replaced.
         schedule: When to rotate, as `make_schedule` returns it.
         worker: Returns the object that performs rotations; called with a function to which that object must report each
@@ -97,9 +99,9 @@ class Controller:
         clock: Tells the time and waits.
         interval: How often the identity is read, approximately.
         alarm: Sends alerts to the operator.
-        journal: Records decisions and their evidence.
+        journal: The audit trail, which records decisions and their evidence.
         anchor_watch: Checks the signer of the identity's anchor after each read; None to check nothing.
-        on_look: Called with the identity document and the decision after each read; must not block and must not raise.
+        on_look: Called after each read with the identity document and the next action; must not block or raise.
         stop_patience: How long the controller waits, when asked to stop, for a rotation that makes progress to
             complete.
     """
@@ -147,7 +149,7 @@ class Controller:
     # --- one look -----------------------------------------------------------------------------------------------------
 
     async def read_next_action(self) -> tuple[IdentityDocument, DueDecision]:
-        """Read the identity, and return it with the action that the schedule makes due next. Writes nothing.
+        """Read the identity, and return it with the action that is due next by the schedule. Writes nothing.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -163,7 +165,7 @@ class Controller:
         return document, next_due(facts, self.schedule, now_ms)
 
     async def act_once(self) -> Turn:
-        """Read the identity once, and do what the schedule makes due, such as a rotation."""
+        """Read the identity once, and perform the action that is due by the schedule, such as a rotation, if any."""
         self._turns += 1
         self._is_acting = False
         try:
@@ -260,11 +262,11 @@ class Controller:
 
         Args:
             stop: Event that asks the controller to stop.
-            hurry: Event that asks the controller to stop without waiting for the end of a rotation.
-            once: Return after one read and the action that it led to.
+            hurry: Event that asks a controller that is stopping not to wait for the end of its rotation.
+            once: Whether to return after one read of the identity and the action that followed.
 
         Returns:
-            The result of the last read; None if it was interrupted.
+            The result of the last read and its action; None if these were interrupted, or if there was none.
         """
         _log.info(event_text(LogEvent.CONTROLLER_STARTED, controller=self.schedule.controller, secret=self._secret_id))
         hurry = hurry or asyncio.Event()
@@ -328,18 +330,19 @@ class Controller:
         return max(pause, _SHORTEST_PAUSE)
 
     def _choose_interval(self) -> timedelta:
-        """Return how long to wait before the next read of the identity: the interval plus up to a tenth.
+        """Return how long to wait before the next read of the identity: the interval plus up to a tenth of it.
 
-        The random part keeps controllers that were started together from reading together.
+        The additional time differs for each controller, so that controllers that were started at the same time do not
+        all read at the same time.
         """
         return self._interval * (1 + 0.1 * jitter_fraction(self.schedule, f"pause {self._turns}"))
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
     async def _report_miss(self, error: GoatherdError) -> None:
-        """Report to the operator that the identity could not be read from the store.
+        """Log that the identity could not be read from the store, or alert the operator to it.
 
-        The alert is sent at once if a retry would not help, else after several failures.
+        The alert is sent at once if a retry would not help, and otherwise only after several failures in a row.
         """
         self._missed += 1
         if error.retryable and self._missed <= QUIET_FAILURES:
@@ -349,7 +352,10 @@ class Controller:
         await self._ring_once(alert, error.code)
 
     async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
-        """Pause after a failed action that the identity document does not record, and alert the operator."""
+        """Alert the operator to a failed action, and compute when it may be tried again.
+
+        For failures that the identity document does not record; the pause doubles with each further failure.
+        """
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
@@ -359,9 +365,9 @@ class Controller:
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
-        """Alert the operator to stored versions that are due for destruction but protected by a label.
+        """Alert the operator to stored versions that are due to be destroyed, but kept because of another tool's label.
 
-        There is one alert, and another one whenever these versions change.
+        The alert is sent once, and again only when the set of these versions has changed.
         """
         if kept and kept != self._kept:
             reason = "; ".join(describe_kept(one.version, one.labels) for one in kept)

@@ -1,13 +1,13 @@
-"""Decide what is due: one function from the identity document and the current time to the next action and its time.
+"""Decide which action a controller performs next, and when: `next_due`, from the identity document and the schedule.
 
-The function considers the cron expression or key age, maintenance windows, jitter, missed scheduled times, and the
-waiting time after failures. It reads no store, does not wait and keeps no state (`controller` has the loop).
+The function considers the cron expression or the maximum age of a key, maintenance windows, jitter, missed scheduled
+times, and the pause after failures. It reads no store, does not wait and keeps no state (`controller` has the loop).
 
 Rules:
-1. Pure. Everything comes from the document: when the root was made, which attempts have failed since (its history), and
-   which process is rotating. So all controllers, including one that has just started, come to the same result.
+1. Everything else comes from the identity document: when the root began to sign, which rotations have failed since (its
+   history), and which process is rotating. So all controllers, including one that has just started, decide alike.
 2. Two controllers differ only in their jitter, which is derived from a hash of the controller's name and of the event
-   that it waits for.
+   that the controller waits for.
 3. Shortly before the root expires, it is replaced even outside maintenance windows and scheduled times.
 """
 
@@ -45,7 +45,7 @@ _GAPS: Final = 50
 
 
 class Missed(StrEnum):
-    """What the controller does if a scheduled time (slot) has passed without a rotation."""
+    """What the controller does if a scheduled time has passed without a rotation: rotate late, or skip that time."""
 
     CATCH_UP = "catch-up"
     SKIP = "skip"
@@ -62,7 +62,10 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Underway:
-    """The rotation in progress, as the identity document records it. Times are milliseconds since 1970."""
+    """The rotation in progress, as the identity document records it: its id, phase, owner, and when the phase began.
+
+    Times are milliseconds since 1970.
+    """
 
     id: str
     phase: Phase
@@ -75,12 +78,13 @@ class Facts:
     """The ids and times in the identity document that matter for a schedule. Times are milliseconds since 1970.
 
     Attributes:
-        unretired: Previous roots whose private keys the store may still hold, each with the time since which it has not
-            signed.
+        unretired: Previous roots whose private keys the store may still hold, each with the time at which it stopped
+            signing.
         is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
-        has_anchor: Whether an anchor endorses the roots, so that they live shorter and are renewed later.
-        is_direct: Whether the anchor itself signs, in an HSM or a KMS. Such a root is replaced only by an operator, who
-            names another key.
+        has_anchor: Whether an anchor (a key in an HSM or a KMS) endorses the roots. Such roots live shorter, and are
+            renewed when a smaller part of their lifetime is left.
+        is_direct: Whether the anchor itself is the current root (direct mode). Only an operator can replace such a
+            root, because the operator must name another key.
     """
 
     generation: int
@@ -98,9 +102,9 @@ class Facts:
 def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
     """Return the facts in an identity document that matter for a rotation schedule.
 
-    Times in the future are replaced by the latest possible time (`goatherd.identity.recorded_times`). If the phase of a
-    rotation began in the future even according to the store's clock, the rotation counts as one that no process drives;
-    otherwise a controller would wait for that time.
+    Times in the future are replaced by the latest possible time (`goatherd.identity.recorded_times`). If even the store
+    reports that the document was written in the future, a rotation in progress counts as one that no process drives;
+    otherwise a controller would wait for that time before it resumes the rotation.
 
     Args:
         document: The identity document as it was read.
@@ -138,9 +142,10 @@ class Schedule:
     Attributes:
         controller: The name of the controller; its hash determines the jitter, so that several controllers do not
             rotate at the same time.
-        started_by: The name that this controller writes into the rotations that it begins; it resumes these at once.
-        cron: Five fields as in a crontab, in `zone`; None to rotate when the key has reached its maximum age.
-        max_age: The maximum age of a key; None to use the renewal time of the rotation policy.
+        started_by: The name that this controller records in the rotations that it begins. After a restart, it resumes
+            a rotation with this name at once.
+        cron: Cron expression of five fields, in time zone `zone`; None to rotate by the age of the key.
+        max_age: The maximum age of a key, without `cron`; None to rotate when the rotation policy makes the root due.
         windows: Maintenance windows in which a rotation may begin; empty means always.
         missed: What the controller does if a slot has passed without a rotation.
         tolerance: How long after its slot a rotation may begin before the slot counts as missed.
@@ -171,9 +176,12 @@ class DueDecision:
     """The action that a controller performs next, with its time and reason. Times are milliseconds since 1970.
 
     Attributes:
-        at_ms: From when on the action is due; a past time means now. None if nothing will be due automatically.
+        act: The kind of action.
+        at_ms: The time from which the action is due; it is due now if that time has passed. None if nothing will be due
+            automatically.
         why: The reason for the action, human-readable.
-        slot_ms: The scheduled time or due time that the action serves, before jitter and windows.
+        slot_ms: The scheduled time, or the time by the key's age, because of which the action is due; jitter and
+            maintenance windows may delay the action to `at_ms`. None if there is no such time.
         urgent: Whether the root expires soon or has expired, so that the operator must be alerted.
         skipped_ms: A scheduled time that passed without a rotation and will not be made up for.
     """
@@ -186,12 +194,12 @@ class DueDecision:
     skipped_ms: int | None = None
 
     def is_due(self, now_ms: int) -> bool:
-        """Whether the time of the action has come at `now_ms`."""
+        """Return whether there is an action to perform, and its time has come at `now_ms`."""
         return self.act is not Act.NOTHING and self.at_ms is not None and self.at_ms <= now_ms
 
 
 def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
-    """Check a rotation schedule and return it.
+    """Check a rotation schedule and return it unchanged.
 
     Raises:
         ConfigurationError: The cron expression is invalid, matches no time in the future, or would rotate more often
@@ -203,14 +211,18 @@ def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
     if schedule.cron is not None:
         _check_cron(schedule, now_ms)
         if schedule.max_age is not None:
-            raise ConfigurationError("a cron expression and a maximum age cannot be combined")
+            raise ConfigurationError(
+                "a cron expression and a maximum age cannot be combined", hint="Configure only one of the two."
+            )
     if schedule.max_age is not None and not SHORTEST <= schedule.max_age < schedule.policy.lifetime:
         raise ConfigurationError(
-            "the maximum age of a key must be at least 1h and less than the lifetime of a new one",
-            hint="The lifetime is `rotation.lifetime`.",
+            "the maximum age of a key must be at least 1h and less than the lifetime of a new root",
+            hint="Set another maximum age, or a longer lifetime (`rotation.lifetime`).",
         )
     if schedule.windows and first_span(schedule.windows, schedule.zone, now_ms) is None:
-        raise ConfigurationError("no maintenance window ever opens")
+        raise ConfigurationError(
+            "no maintenance window ever opens", hint="Check the days, the times and the time zone of the windows."
+        )
     return schedule
 
 
@@ -226,14 +238,14 @@ def read_zone(name: str) -> ZoneInfo:
         raise ConfigurationError(
             f"{name!r} is not a time zone that this machine knows",
             hint=(
-                "Give a name such as Europe/Berlin or UTC. If the system has no time zones, `pip install "
-                "tzdata` brings them."
+                "Give a name such as Europe/Berlin or UTC. If the system has no time zone data, install it: `pip "
+                "install tzdata`."
             ),
         ) from None
 
 
 def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
-    """Return the action of the schedule that is due now, or else the one that will be due first.
+    """Return the action that is due now by the schedule, or else the action that will be due first.
 
     Args:
         facts: The facts in the identity document, from `read_facts`.
@@ -254,7 +266,11 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
 
 
 def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:
-    """Return when the next rotations would begin if each succeeded at once, in milliseconds since 1970."""
+    """Return when the next `count` rotations would begin, in milliseconds since 1970, if each succeeded at once.
+
+    There are fewer if the cron expression has an end. There are none while a rotation is in progress, in direct mode
+    (the anchor itself signs), and after the root has expired, because a schedule then begins no rotation.
+    """
     begins: list[int] = []
     schedule = _for_facts(schedule, facts)
     if facts.underway is not None or facts.is_direct or now_ms > facts.expires_ms:
@@ -337,7 +353,10 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
 
 
 def _decide_in_direct_mode(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
-    """Return that nothing is to be done; urgently so when the root, which no schedule can replace, expires soon."""
+    """Return that no action is due, because in direct mode (the anchor itself signs) an operator replaces the root.
+
+    The decision is urgent, so that the operator is alerted, when the root expires soon.
+    """
     is_urgent = now_ms >= facts.expires_ms - milliseconds(schedule.policy.renewal_cap)
     why = f"root {facts.current_id} signs in its signer (direct mode) until {_format_time(facts.expires_ms, schedule)}"
     if is_urgent:
@@ -395,7 +414,10 @@ def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDeci
 
 
 def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
-    """Return when the rotation for a scheduled time (slot) would begin: after the jitter, in a maintenance window."""
+    """Return when the rotation for a scheduled time (slot) would begin: after the jitter, in a maintenance window.
+
+    The result is None if no window opens after the slot.
+    """
     place = jitter_fraction(schedule, str(slot_ms))
     if not schedule.windows:
         return slot_ms + int(place * milliseconds(schedule.jitter))
@@ -408,13 +430,16 @@ def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
 
 
 def _find_possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
-    """Return the first time from `not_before_ms` on at which the rotation for a scheduled time (slot) may begin."""
+    """Return the earliest time, not before `not_before_ms`, at which the rotation for a scheduled time may begin.
+
+    Jitter and maintenance windows are considered; None if no window opens any more.
+    """
     begin_ms = _find_begin(schedule, slot_ms)
     return None if begin_ms is None else _find_open(schedule, max(begin_ms, not_before_ms))
 
 
 def _find_open(schedule: Schedule, from_ms: int) -> int | None:
-    """Return the first time from `from_ms` on that is in a maintenance window."""
+    """Return the first time from `from_ms` on that is in a maintenance window; None if no window opens any more."""
     if not schedule.windows:
         return from_ms
     span = first_span(schedule.windows, schedule.zone, from_ms)
@@ -422,7 +447,10 @@ def _find_open(schedule: Schedule, from_ms: int) -> int | None:
 
 
 def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
-    """Return until when to pause because of failed rotations, and why, from the attempts since the last success."""
+    """Return until when to pause because of failed rotations, in milliseconds since 1970, and the reason as a phrase.
+
+    The rotations that were cancelled or rolled back since the last success count. Without one, the result is 0 and "".
+    """
     failures: list[HistoryEntry] = []
     for entry in reversed(facts.history):
         if _is_success(entry):
@@ -448,9 +476,9 @@ def _is_success(entry: HistoryEntry) -> bool:
 def _issued_ms(facts: Facts, policy: Policy) -> int:
     """Return when the current root first began to sign, or when it was last restored, in milliseconds since 1970.
 
-    A restored root is not due at once because of the time for which it signed before: half of its remaining lifetime
-    must pass. Without a history, the result is the time at which the identity was created or migrated. If the history
-    no longer reaches back that far, the result is computed from the expiration and the policy's lifetime.
+    The time of the restore counts, so that a restored root is not due for rotation at once because it signed earlier.
+    If the document has no history, the result is the time at which the identity was created or migrated. If the history
+    no longer reaches back that far, the result is the root's expiration minus the policy's lifetime.
     """
     restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
     if restored:
@@ -463,9 +491,10 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
 
 
 def _served_ms(facts: Facts, issued_ms: int) -> int:
-    """Return the time up to which scheduled times (slots) no longer need a rotation.
+    """Return the time up to which each scheduled time (slot) counts as served, so that no rotation is due for it.
 
-    It is the time of the last successful rotation, or else of the creation of the identity.
+    It is the time of the last successful rotation; or, without one in the history, `issued_ms`, the time at which the
+    current root began to sign.
     """
     return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
 
@@ -485,8 +514,8 @@ def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
 def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
     """Yield the scheduled times (slots) after `after_ms`, without end unless the cron expression has an end.
 
-    As in Debian's cron, a slot in an hour that the clocks skip comes right after that hour, and a slot in a repeated
-    hour comes once.
+    When clocks change, Debian's cron is the model: a slot in an hour that the clocks skip comes right after that hour,
+    and a slot in an hour that occurs twice comes once.
     """
     assert schedule.cron is not None
     last_ms = after_ms
@@ -526,11 +555,13 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         if len(slots) == _GAPS:
             break
     if not slots:
-        raise ConfigurationError(f"{schedule.cron!r} matches no time in the future", hint=_CRON_HINT)
+        raise ConfigurationError(
+            f"the cron expression {schedule.cron!r} matches no time in the future", hint=_CRON_HINT
+        )
     if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
             f"{schedule.cron!r} would rotate more often than once an hour",
-            hint="Each rotation leaves a public key in the identity permanently.",
+            hint="Choose rarer times: each rotation leaves a public key on the servers permanently.",
         )
 
 

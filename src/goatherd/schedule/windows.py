@@ -1,11 +1,11 @@
 """Maintenance windows: days and times of day, in a time zone, when a rotation may start.
 
-This module parses windows and computes the spans of real time that they cover. Pure. Timestamps are milliseconds since
-1970; a local time always has a time zone.
+This module parses windows and computes the periods of real time that they cover. It reads no clock. Timestamps are
+milliseconds since 1970; a local time always has a time zone.
 
-Changes to and from daylight saving time are handled like this: local times that the clocks skip are in no window, so a
-window that lies entirely in them does not open on that day. In an hour that occurs twice, a window begins and ends at
-the first occurrence.
+When clocks change to or from daylight saving time: local times that the clocks skip are in no window, so a window that
+lies entirely in skipped times does not open on that day. If a window begins or ends in an hour that occurs twice, the
+first occurrence counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MINUTE: Final = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """A maintenance window, open from `start` to `end` on each of `days`; both are minutes after midnight.
+    """A maintenance window: open from `start` to `end`, in minutes after midnight, on each day of the week in `days`.
 
     Attributes:
         days: Days on which the window opens; 0 is Monday.
@@ -67,24 +67,25 @@ class Window:
 
     @property
     def length(self) -> int:
-        """Length of the maintenance window in minutes, on a day without a clock change."""
+        """Length of the maintenance window in minutes, on a day on which the clocks do not change."""
         return self.end - self.start if self.end > self.start else self.end + _DAY_MINUTES - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One period in which a maintenance window is open: from `open_ms` to `close_ms`, exclusive."""
+    """One period in which a maintenance window is open: from `open_ms` until `close_ms`, in milliseconds since 1970.
+
+    The window is no longer open at `close_ms` itself.
+    """
 
     open_ms: int
     close_ms: int
 
 
 def first_span(windows: Sequence[Window], zone: ZoneInfo, at_ms: int) -> Span | None:
-    """Return the period in which a maintenance window is open at `at_ms`, or else the next such period.
+    """Return the period in which a maintenance window is open at `at_ms`; if none is open, the next such period.
 
-    The result is None if no window opens again.
-
-    Windows that touch or overlap count as one period.
+    Windows that touch or overlap count as one period. The result is None if no window opens again.
 
     Args:
         windows: At least one window.
@@ -117,7 +118,10 @@ def _list_spans(windows: Sequence[Window], zone: ZoneInfo, day: date) -> Iterato
 
 
 def _find_moment(day: date, minutes: int, zone: ZoneInfo) -> int:
-    """Return when local clocks first show the given time of a day, or a later time if that one is skipped."""
+    """Return when local clocks first show a time of a day, given in minutes after midnight.
+
+    If the clocks skip that time, the result is when they show a later one for the first time.
+    """
     wall = datetime(day.year, day.month, day.day) + minutes * _MINUTE  # noqa: DTZ001 - the zone comes next
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if moment.astimezone(zone).replace(tzinfo=None) != wall:

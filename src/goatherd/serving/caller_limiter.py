@@ -1,8 +1,8 @@
 """Limit how many connections, requests, seconds and bytes each caller of a server or door (reverse proxy) may use.
 
-A `CallerLimiter` counts connections, requests and new sessions of each address, reads bodies with a limit on their size
-and duration, and bounds the memory that bodies take. It does not interpret requests. Rules: everything that is rejected
-is counted and reported; every wait for a caller has a timeout.
+A `CallerLimiter` counts the connections, requests and new sessions of each address, limits the size of each request
+body and the time in which it must arrive, and bounds the memory that all bodies take. It does not interpret requests.
+Rules: everything that is rejected is counted and reported; every wait for a caller has a timeout.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class CallerLimiter:
         return self._open.total()
 
     def count_connection(self, address: str) -> bool:
-        """Count a new connection of an address, and return whether it may stay open.
+        """Count a new connection of an address, and return whether the limits let it stay open.
 
-        Proxies in `forwarded_by` have no limit of their own.
+        Only the limit on all connections together applies to proxies in `forwarded_by`.
         """
         key = find_caller(address, "", ())
         self._open[key] += 1
@@ -96,7 +96,7 @@ class CallerLimiter:
             del self._open[key]
 
     def report_slow_head(self) -> None:
-        """Count a connection that was closed because the request's headers came too slowly or not at all."""
+        """Report a connection that was closed because the request's headers came too slowly or not at all."""
         self._report(Excess.TOO_SLOW, "a connection sent its headers too slowly")
 
     def _is_proxy(self, address: str) -> bool:
@@ -138,7 +138,7 @@ class CallerLimiter:
     async def pause_request(self, session_id: str) -> None:
         """Delay a request if its session has sent too many requests.
 
-        Nothing is charged to the session yet, since the signature is not verified.
+        Nothing is charged to the session yet, because the request's signature is not verified yet.
 
         COMPAT: after any answer but 200 a client considers itself offline until the next good one, so requests are
         delayed before they are rejected.
@@ -152,10 +152,11 @@ class CallerLimiter:
         await self._clock.sleep(timedelta(seconds=wait))
 
     def take_request_of(self, session_id: str) -> None:
-        """Charge a request to the session that signed it. A session may exceed its limit for a short time.
+        """Charge a request to the session that signed it, after the signature was verified.
 
-        The excess may be as much as the longest pause restores. SECURITY: only verified requests are charged, so that
-        no caller uses up another's share (tests/unit/serving/test_caller_limiter.py).
+        A session may exceed its limit for a short time, by as many requests as are restored in the longest pause.
+        SECURITY: only verified requests are charged, so that no caller uses up another's share
+        (tests/unit/serving/test_caller_limiter.py).
 
         Raises:
             RefusedError: The session has sent too many requests at one time.
@@ -171,7 +172,7 @@ class CallerLimiter:
         return wait
 
     def take_token(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
-        """Take one token out of the token bucket of a key, such as an address.
+        """Take one token out of the bucket of a key, such as an address, to count one use of what `what` names.
 
         Raises:
             RefusedError: The bucket is empty: the limit is exceeded.
@@ -299,14 +300,17 @@ class Share:
         return count
 
     def move(self) -> Share:
-        """Move all bytes that this request has taken from the memory budget to a new share, and return that share."""
+        """Move all bytes of this share to a new share, and return the new share.
+
+        Work that continues after the request was answered gives the new share back.
+        """
         other = Share(self._budget, self._address)
         other._count, self._count = self._count, 0
         return other
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse the IP networks of proxies, such as ``10.0.0.0/8``.
+    """Parse the IP networks of reverse proxies, such as ``10.0.0.0/8``.
 
     Raises:
         ConfigurationError: A string is not an IP network.
@@ -315,7 +319,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         return tuple([ipaddress.ip_network(text) for text in texts])
     except ValueError as error:
         raise ConfigurationError(
-            f"--forwarded-by must be a network: {error}", hint="Write it as 10.0.0.0/8 or 127.0.0.1."
+            f"--forwarded-by must be a network: {error}", hint="Write a network such as 10.0.0.0/8 or 127.0.0.1."
         ) from None
 
 
@@ -340,9 +344,9 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
 
 
 async def _read_on(receive: Receive) -> None:
-    """Read the rest of a rejected request's body for a short time.
+    """Read and discard the rest of a rejected request's body, for a short time.
 
-    Closing a connection with unread bytes could lose the answer.
+    If the connection were closed with unread bytes, the caller might not receive the answer.
     """
     left = LINGER_BYTES
     with suppress(TimeoutError):

@@ -58,7 +58,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A rate limit: the average number of events per second, and the maximum number at once."""
+    """A rate limit: the average number of events per second, and the maximum number of events at once (burst)."""
 
     per_second: float
     burst: float
@@ -71,10 +71,10 @@ class CallerLimits:
     Attributes:
         body_bytes: Maximum size of a request's body in bytes; a larger one is answered with 413. GoatDB's clients push
             all their commits in one body.
-        auth_body_bytes: The same for requests below ``/auth/``, whose bodies (a key or a signed mail address) have
-            about 1 KiB.
-        buffered_bytes: Maximum size of all bodies in memory together; beyond it, requests are answered with 503. One
-            address may use half of it, or `body_bytes` if that is more.
+        auth_body_bytes: Maximum size of the body of a request below ``/auth/``; real ones (a key or a signed mail
+            address) have about 1 KiB.
+        buffered_bytes: Maximum size of all bodies in memory together; requests beyond this limit are answered with 503.
+            One address may use half of this memory, or `body_bytes` if that is more.
         header_bytes: Maximum size of a request's line and headers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
         body_timeout: How long the caller may pause in sending a body; after that the answer is 408.
@@ -148,7 +148,7 @@ class TokenBuckets:
         return wait
 
     def charge(self, key: str, now: float, cost: float) -> None:
-        """Take `cost` tokens from a key's bucket for work that was already done.
+        """Take `cost` tokens from a key's bucket for work that was already done, even if it has fewer.
 
         The number of tokens may become negative, by one burst at most.
         """

@@ -39,7 +39,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     Args:
         limiter: Counts connections, and provides the limits on the size and duration of a request's head.
-        given: The arguments of uvicorn's own connection class.
+        given: The arguments for uvicorn's own connection class.
     """
 
     def __init__(self, limiter: CallerLimiter, **given: Any) -> None:
@@ -217,7 +217,7 @@ class _Recorder(asyncio.Transport):
 
 
 async def check_hooks() -> None:
-    """Check that this version of uvicorn calls the methods that `HTTPConnection` overrides.
+    """Check that the installed version of uvicorn calls the methods that `HTTPConnection` overrides.
 
     These methods are not a public interface of uvicorn. SECURITY: if uvicorn no longer called one of them, a limit
     would be gone without an error (tests/unit/serving/test_http_connection.py).

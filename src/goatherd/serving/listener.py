@@ -97,7 +97,7 @@ class HTTPListener:
                 raise
 
     def bind(self) -> str:
-        """Bind the listener's address without listening yet, and return the URL.
+        """Bind the listener's address, without accepting connections yet, and return the listener's URL.
 
         Raises:
             NodeError: The address cannot be bound.
@@ -159,7 +159,7 @@ class HTTPListener:
             self._abort_connections()
 
     def stop_waiting(self) -> None:
-        """Let `stop` wait no longer for running requests."""
+        """Make a running `stop` wait no longer for requests that are not answered yet."""
         self._hurry.set()
 
     async def stop(self, grace: timedelta) -> None:
@@ -207,7 +207,7 @@ class HTTPListener:
             self._clock_timer = None
 
     async def _cut_off(self, late: set[asyncio.Task[None]]) -> None:
-        """Close the connections of unanswered requests, so that their callers notice, then cancel these requests."""
+        """Close the connections of unanswered requests, so that callers notice it at once; then cancel the requests."""
         self._is_cutting = True
         self._abort_connections()
         await asyncio.sleep(0)  # the transports report their ends in the next round of the loop

@@ -42,7 +42,7 @@ class ServiceManager:
         self.watchdog = timedelta(microseconds=int(interval)) if interval.isdecimal() and is_ours else None
 
     def report_ready(self, status: str) -> None:
-        """Report that the service is ready, the first time, and what it does in a phrase for ``systemctl status``."""
+        """Report that the service is ready (only in the first call), and `status`, which ``systemctl status`` shows."""
         self._send(*(() if self._is_ready else ("READY=1",)), f"STATUS={status}")
         self._is_ready = True
 

@@ -38,7 +38,7 @@ class StopSignals:
 def handle_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
     """Call a function for each signal that arrives while the ``with`` block runs.
 
-    Only in the event loop of the main thread.
+    This works only in the event loop of the main thread.
     """
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:

@@ -72,7 +72,7 @@ def find_machine_addresses() -> list[str]:
 
 
 def allow_open_files(connections: int) -> int:
-    """Raise this process's limit of open files to suit a number of connections; return how many it then allows.
+    """Raise this process's limit of open files to suit a number of connections; return how many connections fit in it.
 
     Shells and service managers often start a process with a limit of 1024 files, which the process may raise itself.
     """

@@ -1,7 +1,7 @@
 """The settings of a server, and the base class of their sources, which handles subscribers, refreshes and failures.
 
 The subclasses read and write the settings. Rules: a rejected identity changes only `SettingsSource.status`. An accepted
-identity is put into use without an ``await`` in between.
+identity is put into use in one step, without an ``await`` in between, so that no other task sees only a part of it.
 
 SECURITY: `describe_identity` is built from single ids and numbers, never from a whole document
 (tests/cluster/test_exchanges.py, tests/unit/agent/test_own_api.py).
@@ -225,8 +225,9 @@ class SettingsSource(ABC):
 
     Attributes:
         origin: The kind of this source.
-        introductions: Returns introductions of roots, to verify an identity if roots were removed from it; None if
-            there is no source of introductions. Set by the server that uses these settings.
+        introductions: Reads, from other servers, commits by which one root introduces another. They prove that an
+            identity follows the one in use even if roots in between were removed from it. Set by the server that uses
+            these settings; None if there is no such source.
         recalled: The roots that this server used before its last start, according to its own record. Some of them may
             have been removed from the identity since.
     """
@@ -343,8 +344,8 @@ class SettingsSource(ABC):
     async def refresh(self) -> bool:
         """Read the settings from their file or store now, and adopt a changed identity.
 
-        Calls during a refresh wait for the next refresh and share it, because the one in progress may have started
-        before the change that the caller expects.
+        Calls that come during a refresh wait for the next one and share it, because the one in progress may have read
+        the source before the change that the caller expects.
 
         Returns:
             Whether the identity in use has changed. After a failure or a rejection it is False, and `status` has the
@@ -395,7 +396,8 @@ class SettingsSource(ABC):
     async def _read_again(self, *, is_requested: bool) -> DBSettings | None:
         """Read the file or store again; return the new settings, or None if nothing has changed.
 
-        An error that is raised here means that the new identity is rejected.
+        If it raises an error, the source could not be read or the new identity is rejected, and the settings in use
+        stay. `is_requested` is true if a caller waits for the result, false for a periodic poll.
         """
 
     def _apply_settings(self, settings: DBSettings, event: Event) -> None:

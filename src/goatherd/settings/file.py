@@ -180,7 +180,7 @@ class FileSettings(SettingsSource):
         return True
 
     async def flush(self) -> None:
-        """Write settings that were changed but not yet written to ``settings.json`` now.
+        """Write changed settings to ``settings.json`` now, without waiting for the write delay.
 
         Raises:
             SettingsError: The file cannot be written.

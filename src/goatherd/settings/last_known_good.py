@@ -63,7 +63,7 @@ class KeySource(SecretSource):
 class _Head:
     """The unencrypted header of the file with the last known good identity.
 
-    It is authenticated, so a change is detected.
+    The encryption authenticates the header, so a change to it is detected.
     """
 
     secret: str
@@ -137,7 +137,11 @@ class LastKnownGood:
         self._key = self._source.read(os.environ)
 
     def is_due(self, document: IdentityDocument, confirmed_ms: int) -> bool:
-        """Return whether to write the last known good copy again: the identity in it has changed, or is too old."""
+        """Return whether to write the last known good copy of the identity again.
+
+        This is the case if `document` differs from the copy, or if the time in the copy is much older than
+        `confirmed_ms`, when the store last confirmed the identity (milliseconds since 1970).
+        """
         if self._written is None:
             return True
         raw, stamped_ms = self._written
@@ -167,7 +171,7 @@ class LastKnownGood:
 
         Args:
             secret: The name of the store's secret that holds the identity.
-            now_ms: Milliseconds since 1970.
+            now_ms: The current time, in milliseconds since 1970.
 
         Raises:
             LastKnownGoodError: The copy must not be used; the message says why.

@@ -2,9 +2,10 @@
 
 `StoreRefresher` reads the store through a circuit breaker (`goatherd.providers.breaker`), in a loop.
 
-Rules: an explicit refresh ignores an open breaker, but at most once every few seconds. A regular poll makes few
-attempts, since another poll follows; a probe of a failed store makes one. A watch only reports that the value has
-changed; if the watch fails, the next poll detects the change.
+Rules: after a failure the breaker is open and delays polls. An explicit refresh ignores an open breaker, but at most
+once every few seconds. A regular poll makes few attempts, since another poll follows; while the breaker is open, a call
+makes one attempt. A watch only reports that the value has changed; if the watch fails, the next poll detects the
+change.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class StoreRefresher:
 
     @property
     def longest_pause(self) -> timedelta:
-        """Longest time between two polls of a store that answers; longer while the store itself reports changes."""
+        """Maximum time between two polls of a store that answers; ten times as long while the store reports changes."""
         return self._interval * (1 + self._jitter) * (SAFETY_FACTOR if self.is_watching else 1)
 
     def admits_call(self) -> bool:

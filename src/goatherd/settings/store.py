@@ -1,10 +1,10 @@
 """Read settings from a secret store, and refresh them while the server runs.
 
-The module decides nothing about rotation, and stores no user sessions. Rules: each refresh reads the store once; a
-request to the server never does. Bytes that were read before are not parsed again. The bytes are compared, not the
-version ids, because a store that was restored from a backup reuses ids. The module writes to the store only if the
-identity has changed. It holds no lock while it waits for the store. `goatherd.settings.refresh` alone decides when to
-read the store. A last known good copy is used only if the store did not answer.
+The module decides nothing about rotation, and stores no user sessions. Rules: each refresh reads the store once;
+requests to the server never cause a read. Bytes that were read before are not parsed again. Not only the version ids
+but also the bytes are compared, because a store that was restored from a backup reuses ids. The module writes to the
+store only if the identity has changed. It holds no lock while it waits for the store. `goatherd.settings.refresh` alone
+decides when to read the store. A last known good copy is used only if the store did not answer.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class CloudSecretSettings(SettingsSource):
         seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
             after a restart. ``{org}`` in it is replaced by `for_org`.
         last_known_good: The encrypted copy of the identity to keep, and to start from while the store is unreachable.
-            If None, the server cannot start then.
+            If None, the server cannot start while the store is unreachable.
         allows_direct: Whether to use an identity whose root's key is in an HSM or a KMS (direct mode), which unmodified
             GoatDB cannot use.
     """
@@ -152,7 +152,10 @@ class CloudSecretSettings(SettingsSource):
         )
 
     def for_org(self, org: str) -> CloudSecretSettings:
-        """Return the store settings of one organization; this object itself if the secret id contains no ``{org}``.
+        """Return the store settings of one organization.
+
+        The organization's id replaces ``{org}`` in the secret id and in the paths of files. If none of them contains
+        ``{org}``, return this object itself.
 
         Raises:
             ConfigurationError: The organization's id cannot be part of a secret id.
@@ -269,9 +272,9 @@ class CloudSecretSettings(SettingsSource):
         return before
 
     async def _read_copy(self, failure: ProviderError) -> DBSettings:
-        """Return the settings from the last known good copy of the identity.
+        """Return the settings from the last known good copy of the identity, because the store did not answer.
 
-        If there is none, raise the store's error.
+        If there is no copy, raise `failure`, the error with which reading the store failed.
         """
         if self._copy is None:
             raise failure
@@ -332,7 +335,10 @@ class CloudSecretSettings(SettingsSource):
         return self._settings_from(document)
 
     def _may_retry(self) -> bool:
-        """Return whether to ask the other servers again for introductions that lead to the rejected identity."""
+        """Return whether to search the other servers again for commits that lead to the rejected identity.
+
+        These are commits by which one root introduces another. The search is repeated at most once a minute.
+        """
         error = self._refused_error
         if not isinstance(error, SuccessionError) or not error.is_chain_open or self.introductions is None:
             return False
@@ -373,6 +379,9 @@ class CloudSecretSettings(SettingsSource):
         self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, open_: SuccessionError
     ) -> None:
         """Search the other servers for introductions that lead from the roots of `before` to the roots of `document`.
+
+        An introduction is a commit by which one root introduces another. `open_` is the error which says that the
+        endorsements in the document do not form such a chain.
 
         Raises:
             SuccessionError: There are no such introductions, or they could not help (then `open_` itself).
@@ -475,7 +484,8 @@ class CloudSecretSettings(SettingsSource):
     async def _write_records(self, document: IdentityDocument, now_ms: int, before: asyncio.Task[None] | None) -> None:
         """Write the last known good copy of the identity, then the record of the identity that was seen.
 
-        In this order, a restart after a crash in between can use the copy.
+        In this order, a restart after a crash in between can use the copy. `before` is the task that does the previous
+        such write, which must end first.
         """
         if before is not None:
             await asyncio.wait({before})
@@ -543,7 +553,9 @@ class CloudSecretSettings(SettingsSource):
                 f"{self._source} cannot be reached: the server uses its last known good identity and cannot change it"
             )
         if document.generation != seen.generation + 1:
-            raise GenerationError(f"generation {document.generation} does not follow generation {seen.generation}")
+            raise GenerationError(
+                f"generation {document.generation} must be one higher than the present generation {seen.generation}"
+            )
         self._check_successor(document, self._checkpoint_of(seen))
         failure: ConflictError | UnavailableError
         try:
@@ -634,9 +646,9 @@ def settings_from_options(
         options: ``{"type": "cloud", "cloudConfig": {"provider", "secretId", "region"}}`` or
             ``{"type": "file", "path"?}``; or the URI of a secret, such as ``aws://eu-west-1/goatdb/prod/root``.
         path: The server's data directory, used for the type ``file`` if the options have no path.
-        refresh_interval: As for `CloudSecretSettings`.
-        seen: As for `CloudSecretSettings`.
-        last_known_good: As for `CloudSecretSettings`.
+        refresh_interval: How often to read the store.
+        seen: A file that records the identity in use, so that no older one is adopted after a restart.
+        last_known_good: The encrypted copy of the identity to start from while the store is unreachable.
         clock: Supplies the current time.
 
     Raises:
@@ -654,15 +666,15 @@ def settings_from_options(
             raise ConfigurationError('settings: type must be "cloud" or "file"', hint=_OPTIONS_HINT)
         unknown = sorted(set(options) - allowed)
         if unknown:
-            raise ConfigurationError(f"settings: {kind} has no option {unknown[0]!r}", hint=_OPTIONS_HINT)
+            raise ConfigurationError(f'settings: type "{kind}" has no option {unknown[0]!r}', hint=_OPTIONS_HINT)
         if kind == "file":
             place = options.get("path", path)
             if not isinstance(place, str | Path) or not str(place):
-                raise ConfigurationError("settings: file needs a path")
+                raise ConfigurationError('settings: type "file" needs a path')
             return FileSettings(place, clock=clock)
         config = options.get("cloudConfig")
         if not isinstance(config, Mapping):
-            raise ConfigurationError("settings: cloud needs a cloudConfig", hint=_OPTIONS_HINT)
+            raise ConfigurationError('settings: type "cloud" needs a cloudConfig', hint=_OPTIONS_HINT)
         provider, secret_id = provider_from_config(config)
     return CloudSecretSettings(
         secret_id,

@@ -1,11 +1,11 @@
 """Signers: plugins that sign with a key that cannot be exported, such as a key in an HSM or a KMS.
 
-- `base`: `Signer`, the interface of a plugin; what a signer declares about its keys; the kinds of keys; the optional
-  interfaces.
-- `verified`: `open_signer` and `VerifiedSigner`, which makes and verifies every signature.
-- `threads`: runs blocking libraries in threads. `policies`: checks the role that is given to `goatherd policy`.
-- `local`: a sealed key in a file, the reference implementation. `pkcs11`, `awskms`, `gcpkms`,
-  `azurekms`, `transit`: a package each.
+- `base`: `Signer`, the interface of a plugin; the optional interfaces; what a signer declares about itself; and
+  `check_role`, which checks the role that is given to `goatherd policy`.
+- `verified`: `open_signer`, and `VerifiedSigner`, which verifies each signature that a plugin makes.
+- `threads`: runs blocking libraries in threads.
+- `local`: the reference implementation, which keeps an encrypted key in a file.
+- `pkcs11`, `awskms`, `gcpkms`, `azurekms`, `transit`: packages, each with the plugin for one platform.
 """
 
 from goatherd.signers.base import (

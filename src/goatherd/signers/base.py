@@ -1,7 +1,7 @@
 """The interface of a signer, which signs bytes with one key. Plugins implement it.
 
-A plugin makes one attempt and reports what happened. `goatherd.signers.verified` adds what all signers need: the check
-of each signature, a deadline, retries and counts.
+A plugin makes one attempt for each call and reports what happened. `goatherd.signers.verified` adds what all signers
+need: the check of each signature, a deadline, retries and counts.
 
 Rules:
 - A plugin raises `goatherd.errors.SignerError` only, made with `Signer.error`. It never retries, and never creates a
@@ -56,7 +56,7 @@ class KeyKind(StrEnum):
 
 
 class Latency(StrEnum):
-    """What a signature costs in time."""
+    """How long a signature takes: the order of magnitude, by where the key is."""
 
     MEMORY = "memory"
     """Below a millisecond: the key is in this process."""
@@ -72,10 +72,11 @@ class SignerFacts:
 
     Attributes:
         exportable: Whether any process can read the private key in a usable form.
-        latency: See `Latency`.
+        latency: How long a signature takes, as an order of magnitude.
         max_text_bytes: The longest text that can be signed; None for no limit.
-        region: Where the service is, or None.
-        signatures_per_second: The rate that the platform documents, often shared by a whole account; None for none.
+        region: The region of the cloud service; None without one.
+        signatures_per_second: The highest rate that the platform documents, often shared by a whole account; None if it
+            documents none.
     """
 
     exportable: bool
@@ -99,8 +100,8 @@ class Signer(ABC):
     An instance is an async context manager; leaving it calls `aclose`. Construction connects to nothing.
 
     Attributes:
-        scheme: The URI scheme, which is also the entry point's name.
-        name: The key's name on its platform, for errors and reports. It holds no secret.
+        scheme: The scheme of the signer's URIs, which is also the name of the plugin's entry point.
+        name: The key's name on its platform, for errors and reports. It contains no secret.
         credential_variables: Environment variables that hold credentials for the platform; ``*`` at the end matches any
             suffix.
     """
@@ -168,8 +169,8 @@ class Signer(ABC):
             operation: The method that failed.
             message: What went wrong. SECURITY: never with a PIN or a token (tests/unit/signers guards it).
             hint: What to do next, if the class's own hint is not the best one.
-            final: Whether another attempt is pointless although the class is retryable.
-            retry_after: The pause in seconds that the platform asks for, with `SignerThrottledError`.
+            final: Whether the error must not be retried although errors of its class are.
+            retry_after: The pause in seconds that the platform asks for; used with `SignerThrottledError` only.
         """
         error = kind(message, signer=self.scheme, key=self.name, operation=operation, hint=hint)
         if final:
@@ -179,7 +180,13 @@ class Signer(ABC):
         return error
 
     def error_of_provider(self, operation: str, error: ProviderError, message: str | None = None) -> SignerError:
-        """Return the signer's error for one that the client of the platform's secret store has made."""
+        """Convert an error of the platform's secret store, whose client this signer uses, to the signer's error.
+
+        Args:
+            operation: The method of the signer that failed.
+            error: The error of the secret store.
+            message: What went wrong; None for the message of `error`.
+        """
         kind = signer_error_kind(type(error))
         told = message or str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
         # A hint of the class names commands for stores; one of the error itself is about what happened.
@@ -209,7 +216,7 @@ _KINDS: tuple[tuple[type[ProviderError], type[SignerError]], ...] = (
 
 
 def signer_error_kind(kind: type[ProviderError]) -> type[SignerError]:
-    """Return the signer's error that has the meaning of an error of the platform's secret store."""
+    """Return the class of signer errors that corresponds to a class of secret store errors, such as "access denied"."""
     return next((ours for theirs, ours in _KINDS if issubclass(kind, theirs)), SignerError)
 
 
@@ -218,10 +225,12 @@ def signer_error_kind(kind: type[ProviderError]) -> type[SignerError]:
 
 @runtime_checkable
 class KeyCreator(Protocol):
-    """A signer that can create the key that its URI names. Nothing else creates a key."""
+    """A signer that can create the key that its URI names. No other method of a signer creates a key."""
 
     async def create_key(self) -> SignerKey:
-        """Create a key that cannot be exported, if the platform has such keys; return its public half.
+        """Create the key that the URI names; return its public half.
+
+        The key cannot be exported, if the platform has such keys.
 
         Raises:
             SignerKeyExistsError: The key exists; nothing was changed.
@@ -262,10 +271,10 @@ class KeyDestroyer(Protocol):
 
 @runtime_checkable
 class KeyLister(Protocol):
-    """A signer that can list other keys of its platform in the same place as its own."""
+    """A signer that can list the keys in the same place as its own key, such as its region, vault or token."""
 
     async def list_keys(self, label: str = "") -> list[str]:
-        """Return the URIs of the keys in the same place whose labels begin with `label`, sorted."""
+        """Return the URIs of the keys in the same place as the signer's key whose labels begin with `label`, sorted."""
         ...
 
 
@@ -273,12 +282,13 @@ SIGNER: Final = "signer"
 
 
 def check_role(role: str) -> None:
-    """Check the name of a role.
+    """Check the role that was given to `goatherd policy` for a signer; the only one is ``signer``.
 
     Raises:
-        ConfigurationError: The role is not ``signer``.
+        ConfigurationError: The role is another one.
     """
     if role != SIGNER:
         raise ConfigurationError(
-            f"a signer has no role {role!r}", hint="Give --role signer, the role that may only sign with this one key."
+            f"a signer has no role {role!r}; the only role is signer",
+            hint="Give --role signer, the role that may only sign with this one key.",
         )

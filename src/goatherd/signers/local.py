@@ -1,8 +1,9 @@
-"""A sealed key in a file: the reference implementation of a signer, for tests and for trying out.
+"""An encrypted key in a file: the reference implementation of a signer, for tests and for trying out.
 
-Any process that can read this file and the sealing key can copy the private key. The file is JSON. The public key in it
-is plain text. The private key is encrypted with AES-256-GCM, which also authenticates the rest of the file. The key is
-decrypted at the first signature, and kept in memory until `LocalSigner.aclose`.
+The file is JSON. The public key in it is plain text. The private key is sealed: encrypted with AES-256-GCM under a
+sealing key, which also authenticates the rest of the file. Any process that can read both the file and the sealing key
+can copy the private key. A signer decrypts the private key at the first signature, and keeps it in memory until
+`LocalSigner.aclose`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class SealSource(SecretSource):
 
 
 class LocalSigner(Signer):
-    """A key in a file of this machine, sealed with a key that the operator keeps elsewhere.
+    """A key in a file of this machine, sealed (encrypted) with a key that the operator keeps elsewhere.
 
     Address: ``local:/path/to/key.json``, with ``?seal-key=file:/PATH``, ``env:NAME`` or ``credential:NAME`` (systemd);
     the default is ``env:GOATHERD_SIGNER_SEAL_KEY``.
@@ -176,10 +177,10 @@ class LocalSigner(Signer):
 
 
 def parse_uri(uri: str) -> tuple[Path, SealSource]:
-    """Return the file and the source of its sealing key.
+    """Return the path of the file that a ``local:`` URI names, and the source of the key that decrypts it.
 
     Raises:
-        ConfigurationError: The URI does not have the form of `LocalSigner`.
+        ConfigurationError: The URI does not have the form ``local:/PATH?seal-key=SOURCE``, or an option is unknown.
     """
     parts = urlsplit(uri)
     path = unquote(parts.path)

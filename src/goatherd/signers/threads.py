@@ -24,7 +24,7 @@ class Threads:
 
     Args:
         name: The name that each of the threads gets.
-        most: How many calls run at the same time.
+        most: How many calls may run at the same time.
     """
 
     def __init__(self, name: str, most: int) -> None:
@@ -33,21 +33,22 @@ class Threads:
         self.forget()
 
     def forget(self) -> None:
-        """Drop the threads without ending them: after a fork, they do not exist in this process."""
+        """Forget the threads without ending them, for the child process after a fork, in which they do not exist."""
         self._lock = threading.Lock()
         self._started = 0
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """Run the blocking call `work` in a thread and return its result. A cancelled call that has not begun is never
-        made.
+        """Run the blocking call `work` in a thread and return its result.
+
+        If the caller is cancelled before the call has begun, the call is never made.
         """
         waiting = asyncio.wrap_future(self.submit(work))
         waiting.add_done_callback(retrieve_outcome)
         return await waiting
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Run `work` in a thread, whether or not the caller waits for it."""
+        """Start the blocking call `work` in a thread; return a future of its result, which need not be awaited."""
         job: Future[Result] = Future()
         with self._lock:
             if self._started < self._most:
@@ -58,7 +59,7 @@ class Threads:
         return job
 
     def close(self) -> None:
-        """End each thread after the calls that were made before. Does not wait for them."""
+        """End the threads once they have made the calls that were requested before. Does not wait for that."""
         with self._lock:
             for _ in range(self._started):
                 self._jobs.put(None)

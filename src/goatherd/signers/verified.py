@@ -2,7 +2,7 @@
 
 All signatures are made by a `VerifiedSigner`: it adds the check of the signature, a deadline, retries and counts to the
 one attempt that a plugin makes. Hardware and cloud services have returned invalid signatures, so a signature is used
-only after this machine has verified it with the text and the pinned public key.
+only after this machine has verified it against the pinned public key.
 
 Rules:
 - Only this module retries: after `SignerThrottledError` and `SignerUnavailableError`, with jittered backoff, within one
@@ -49,13 +49,13 @@ _LOG: Final = logging.getLogger("goatherd.signers")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningPolicy:
-    """How long and how often a call is tried.
+    """How long and how often a call of a signer is tried.
 
     Attributes:
-        timeout: The deadline of one call, retries included.
+        timeout: The longest time for one call, retries included.
         retry: How often and how fast to retry after a throttled or unanswered attempt.
-        invalid_signatures: How many invalid signatures of one call are followed by another attempt. With the default,
-            the second one ends the call.
+        invalid_signatures: After how many invalid signatures in one call another attempt follows. With the default 1,
+            the second invalid signature ends the call.
     """
 
     timeout: timedelta = timedelta(seconds=15)
@@ -74,25 +74,26 @@ class SignerCounts(CallCounts):
 def open_signer(
     uri: str, *, pinned: PublicKey | None = None, policy: SigningPolicy | None = None, clock: Clock | None = None
 ) -> VerifiedSigner:
-    """Return the signer that `uri` names; close it with `aclose`, or use it in ``async with``. Connects to nothing.
+    """Return the signer that `uri` names; close it with `aclose`, or use it in ``async with``. Opens no connection yet.
 
     Args:
-        uri: Such as ``awskms://eu-west-1/alias/goatdb-anchor`` or ``pkcs11:token=goatdb;object=anchor``.
+        uri: URI of the signer, such as ``awskms://eu-west-1/alias/goatdb-anchor`` or
+            ``pkcs11:token=goatdb;object=anchor``.
         pinned: The public key that every signature must match. Without it, the key that the signer reports at the first
             call is pinned.
-        policy: The deadline and the retries.
+        policy: The deadline and the retries of each call; None for the defaults.
         clock: Measures calls, and waits between attempts.
 
     Raises:
         ConfigurationError: The string is not the URI of a signer, or the plugin rejects it.
-        PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
+        PluginNotFoundError: No plugin is for the URI's scheme; the message lists the schemes that have one.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
     return VerifiedSigner(open_signer_plugin(uri), uri=uri, pinned=pinned, policy=policy, clock=clock)
 
 
 class VerifiedSigner:
-    """A signer whose signatures have been verified on this machine. `open_signer` makes it.
+    """A signer that verifies each signature on this machine before it returns it. `open_signer` makes it.
 
     Every method may raise a `SignerError`; see `goatherd.errors`.
 
@@ -123,7 +124,7 @@ class VerifiedSigner:
 
     @property
     def scheme(self) -> str:
-        """The URI scheme."""
+        """The scheme of the signer's URI, such as ``awskms``."""
         return self.plugin.scheme
 
     @property
@@ -133,7 +134,7 @@ class VerifiedSigner:
 
     @property
     def facts(self) -> SignerFacts:
-        """What the signer declares about itself."""
+        """What the signer declares about itself, such as whether its key can be exported."""
         return self.plugin.facts
 
     async def __aenter__(self) -> Self:
@@ -145,10 +146,10 @@ class VerifiedSigner:
         await self.aclose()
 
     def lend(self, pinned: PublicKey | None) -> VerifiedSigner:
-        """Return this signer for another owner, whose signatures must match `pinned`. Closing it closes nothing here.
+        """Return a second `VerifiedSigner` for the same key, whose owner can close it without effect on this one.
 
         Args:
-            pinned: The public key; None for the one that this signer has pinned.
+            pinned: The public key that its signatures must match; None for the one that this signer has pinned.
         """
         lent = VerifiedSigner(
             self.plugin, uri=self.uri, pinned=pinned or self._pinned, policy=self._policy, clock=self._clock
@@ -158,7 +159,7 @@ class VerifiedSigner:
         return lent
 
     async def aclose(self) -> None:
-        """Close what the signer owns. Calls after this are rejected. May be called twice."""
+        """Close the signer's connections, sessions and threads. Later calls are rejected. May be called twice."""
         self._is_closed = True
         if not self._is_lent:
             await self.plugin.aclose()
@@ -167,7 +168,7 @@ class VerifiedSigner:
         """Return the pinned public key. Asks the signer only if no key is pinned yet.
 
         Raises:
-            UnsupportedKeyError: The signer's key is of another kind than GoatDB has.
+            UnsupportedKeyError: The signer's key is of a kind that GoatDB does not support.
         """
         if self._pinned is None:
             key = (await self._run_call("public_key", self._read_key)).public_key
@@ -271,7 +272,10 @@ class VerifiedSigner:
             raise self.plugin.error(SignerUnavailableError, operation, told) from last
 
     async def _explain_invalid(self, error: SignerInvalidSignatureError) -> None:
-        """Raise `SignerWrongKeyError` if the signer has another key; do nothing if it cannot be asked."""
+        """Raise `SignerWrongKeyError` if invalid signatures have this cause: the signer's key is not the pinned one.
+
+        Does nothing if the signer has the pinned key, or does not report its key.
+        """
         try:
             found = (await self._run_guarded("public_key", self._read_key)).public_key
         except SignerError:

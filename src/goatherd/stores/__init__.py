@@ -1,6 +1,6 @@
-"""One identity in the stores of several regions: a primary store that rotations write, and followers that copy it.
+"""One identity (the roots of a cluster) in several regions: a primary store, and followers that copy it.
 
-- `members`: a store of one region, its role, and the id of the secret there.
+- `members`: the store of one region: primary or follower, and the id that the secret has there.
 - `comparison`: which of two identity documents is the later one, or whether their histories differ. Pure.
 - `reader`: what servers and reading commands use: their own region's store first, then the others in order.
 - `writer`: what writing commands use: the primary store, with a check of every follower before each change.

@@ -1,7 +1,7 @@
 """Compare two identity documents by generation, digest and the predecessors that they name.
 
-Pure. A higher generation alone does not make a document the later one: if both documents have grown from the same one
-independently (a split), neither may replace the other.
+Pure. A higher generation alone does not make a document the later one: if both documents were changed independently
+after a common predecessor (a split), neither may replace the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
 
 
 class Standing(StrEnum):
-    """How one identity document stands to another one."""
+    """The result of comparing one identity document with another one."""
 
     SAME = "same"
     BEHIND = "behind"
@@ -24,7 +24,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentMark:
-    """What tells identity documents apart: generation, digest, and the predecessors that the document names.
+    """The parts of an identity document that are compared: generation, digest, and the predecessors that it names.
 
     Attributes:
         digest: SHA-256 of the document's text, hexadecimal.
@@ -41,7 +41,10 @@ class DocumentMark:
 
 
 def compare_documents(one: DocumentMark, other: DocumentMark) -> Standing:
-    """Return how the document `one` stands to `other`. Predecessors that neither names count as equal."""
+    """Return whether the document `one` is the same as `other`, behind it or ahead of it, or has another history.
+
+    A predecessor that only one of the documents names counts as shared, because it cannot be compared.
+    """
     if one.generation == other.generation:
         return Standing.SAME if one.digest == other.digest else Standing.SPLIT
     earlier, later = (one, other) if one.generation < other.generation else (other, one)

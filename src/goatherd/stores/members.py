@@ -1,4 +1,4 @@
-"""The store of one region, and the id that the secret has there."""
+"""The store of one region, and the id that the secret has in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from goatherd.providers.values import ORG_FIELD
 
 
 class Replication(StrEnum):
-    """The way in which a follower gets what the primary store holds."""
+    """How a follower, which is a copy of the primary store in another region, gets its content."""
 
     PLATFORM = "platform"
     """The platform copies it, such as AWS replica regions or Vault performance replication."""
@@ -30,8 +30,8 @@ class StoreMember:
     Attributes:
         region: The operator's name of the region.
         provider: The store.
-        template: Id of the secret there; ``{org}`` stands for the organization.
-        replication: How this follower is written; None for the primary store.
+        template: Id of the secret in this store; ``{org}`` stands for the organization.
+        replication: How this follower gets its content; None for the primary store.
     """
 
     region: str
@@ -46,7 +46,7 @@ class StoreMember:
 
 
 def check_members(members: Sequence[StoreMember]) -> None:
-    """Check that the stores can hold the same identities: one primary store first, and each region named once.
+    """Check that each region has only one store, and that all secrets' ids contain ``{org}``, or none of them.
 
     Raises:
         ConfigurationError: A region is named twice, or only some of the secrets' ids contain ``{org}``.
@@ -60,13 +60,13 @@ def check_members(members: Sequence[StoreMember]) -> None:
     if len({ORG_FIELD in member.template for member in members}) > 1:
         without = next(member.region for member in members if ORG_FIELD not in member.template)
         raise ConfigurationError(
-            f"stores: the address of region {without!r} does not contain {ORG_FIELD}, and others do",
+            f"stores: the address of region {without!r} does not contain {ORG_FIELD}, but other addresses do",
             hint=f"Write {ORG_FIELD} into every address, or into none.",
         )
 
 
 def find_secret_id(member: StoreMember, primary: StoreMember, secret_id: str) -> str:
-    """Return the id that a secret has in the store `member`, from the id that it has in the primary store."""
+    """Return the id that a secret has in the store `member`; `secret_id` is its id in the primary store."""
     if ORG_FIELD not in primary.template:
         return member.template
     first, *rest = (re.escape(part) for part in primary.template.split(ORG_FIELD))
@@ -75,7 +75,7 @@ def find_secret_id(member: StoreMember, primary: StoreMember, secret_id: str) ->
 
 
 class StoreGroup(SecretProvider):
-    """Several stores behind the interface of one, opened and closed together. It has no address of its own."""
+    """Several stores behind the interface of a single one, opened and closed together. It has no address."""
 
     scheme = "stores"
     members: Sequence[StoreMember]
@@ -84,7 +84,9 @@ class StoreGroup(SecretProvider):
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
-        raise ConfigurationError(f"{uri!r} is not the address of a store", hint="Write [stores] into goatherd.toml.")
+        raise ConfigurationError(
+            f"{uri!r} is not the address of a store", hint="Name the stores in the section [stores] of goatherd.toml."
+        )
 
     @property
     def guarantees(self) -> Guarantees:

@@ -1,7 +1,7 @@
-"""Decide which store may become the primary store: one that holds the highest generation that anything has shown.
+"""Decide whether a store may become the primary store: it must hold the latest identity in use.
 
-Pure. A store that lacks a change which servers have seen already would take that change away from them: they would
-refuse the promoted store's identity, or lose the root that has signed since.
+Pure. Other stores and servers may have shown a change that the candidate lacks. After its promotion, servers would
+reject its older identity, or lose the root that signs since that change.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Objection:
 
     Attributes:
         who: The store or the server, such as ``region eu`` or a URL.
-        generation: The generation that it has shown.
-        standing: How the candidate's identity stands to that one.
+        generation: The generation of that identity.
+        standing: How the candidate's identity compares with that one.
     """
 
     who: str
@@ -35,11 +35,11 @@ class Objection:
 
 
 def find_objections(candidate: DocumentMark, seen: Mapping[str, DocumentMark]) -> tuple[Objection, ...]:
-    """Return who has shown an identity that the candidate for the primary store does not hold; empty if there is none.
+    """Return the stores and servers that have shown an identity which the candidate lacks; empty if there are none.
 
     Args:
         candidate: The identity in the store that is to become the primary store.
-        seen: The identities that the other stores and the servers have shown, by name.
+        seen: The identities that the other stores and the servers have shown, by the name of the store or server.
     """
     standings = {who: compare_documents(candidate, mark) for who, mark in seen.items()}
     return tuple(

@@ -1,4 +1,4 @@
-"""Read an identity from the stores of several regions: the own region's store first, then the others in order.
+"""Read an identity from the stores of several regions: that of the own region first, then the others in order.
 
 This is the only place that decides which store is read. Rules:
 
@@ -6,7 +6,7 @@ This is the only place that decides which store is read. Rules:
 - A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
 - Nothing is written here.
 
-The versions of a follower are named ``REGION:ID``, so that no command can use them for a change of the primary store.
+The version ids of a follower are shown as ``REGION:ID``, so that no command mistakes them for ids of the primary store.
 """
 
 # ruff: noqa: ARG002 (the methods that refuse a change have the arguments that the interface gives them)
@@ -53,7 +53,7 @@ class StoreState:
         is_primary: Whether rotations write this store.
         is_reachable: Whether the last call was answered; None before the first one.
         generation: The generation of the identity that it returned last; None if it is not known.
-        standing: How that identity stands to the one in use; None if either is not known.
+        standing: How that identity compares with the one in use; None if either is not known.
         problem: Why the last call failed, or why the answer cannot be used; None if it could be used.
     """
 
@@ -74,7 +74,7 @@ class StoreState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRead:
-    """From which region's store the identity was read last, and which version it was."""
+    """The last read of an identity: from which region's store it came, and which version it was."""
 
     region: str
     version: str
@@ -143,7 +143,7 @@ class RegionalReader(StoreGroup):
     # --- what the caller uses -------------------------------------------------------------------------------------
 
     def note_used(self, secret_id: str, mark: DocumentMark) -> None:
-        """Record the identity that the caller uses now: no store with an earlier one is followed from here on."""
+        """Record the identity that the caller uses now. From then on, no store with an earlier identity is followed."""
         known = self._secret(secret_id)
         known.used = mark
         known.states = [state if state.standing is None else replace(state, standing=None) for state in known.states]
@@ -240,7 +240,7 @@ class RegionalReader(StoreGroup):
         return found
 
     def _judge(self, known: _Secret, index: int, value: SecretBytes) -> tuple[Standing, DocumentMark | None]:
-        """Return how the identity of one store stands to the one in use, and record it."""
+        """Compare the identity `value` of one store with the one in use; record the result and return it."""
         digest = hashlib.sha256(value.reveal()).digest()
         mark = known.marks.get(digest)
         if mark is None:
@@ -332,7 +332,7 @@ class RegionalReader(StoreGroup):
     # --- no changes -----------------------------------------------------------------------------------------------
 
     def _refuse_change(self, call: Call) -> NoReturn:
-        raise call.error(ProviderConfigurationError, "the stores of several regions are only read here")
+        raise call.error(ProviderConfigurationError, "this reader of the stores of several regions cannot change them")
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         self._refuse_change(call)

@@ -1,15 +1,15 @@
-"""Write an identity to the primary store, and check before each change that every follower shows the one before.
+"""Write an identity to the primary store, and check before each change that every follower shows the previous change.
 
 `ReplicatedStore` is what writing commands use in place of a single store. Rules:
 
 - Reads and changes go to the primary store only.
 - Before a value is written, a label moved or a version destroyed, every follower must show the primary store's present
   `current` and `stable` (`observe`). So no change is made on top of one that a region has not seen.
-- A follower of the way ``goatherd`` is written after the primary store, in the fixed order of the configuration, by
-  compare-and-swap. It is only ever brought forward: a later identity there, or one with another history, stays.
-- A follower of the way ``platform`` is read, and the platform's own report is taken into account.
-- A process that is killed between the primary store and a follower leaves a follower that is behind; the next command
-  brings it forward.
+- A follower with ``replication = "goatherd"`` is written after the primary store, in the order of the configuration, by
+  compare-and-swap. A later identity there, or one with another history, is never overwritten.
+- A follower with ``replication = "platform"`` is only read; the platform's report on the replication counts, too.
+- If a process is killed after it wrote the primary store and before it wrote a follower, the next command updates this
+  follower.
 """
 
 from __future__ import annotations
@@ -67,16 +67,17 @@ class FollowerView:
 
     Attributes:
         region: The region of the follower.
-        scheme: URI scheme of its store.
-        replication: How it is written.
-        is_in_step: Whether it shows the primary store's `current` and `stable`.
-        is_allowed: Whether the operator lets it lag (``--allow-lagging``).
-        is_lasting: Whether waiting cannot help: its replication has failed, or it holds a later or another history.
-        is_reachable: Whether it answered.
-        generation: The generation of its identity; None if it is not known.
-        standing: How its identity stands to that of the primary store; None if it is not known.
-        labels: For each label, the id of the version there that it points at.
-        problem: Why it is not in step, as a phrase; empty if it is.
+        scheme: URI scheme of the follower's store.
+        replication: How the follower gets its content.
+        is_in_step: Whether the follower shows the primary store's `current` and `stable`.
+        is_allowed: Whether the operator lets the follower lag (``--allow-lagging``).
+        is_lasting: Whether waiting cannot help: the replication has failed, or the follower holds no identity document,
+            a later identity, or one with another history.
+        is_reachable: Whether the follower answered.
+        generation: The generation of the follower's identity; None if it is not known.
+        standing: How the follower's identity compares with that of the primary store; None if it is not known.
+        labels: For each label, the id of the follower's version that it points at.
+        problem: Why the follower is not in step, as a phrase; empty if it is.
         hint: What the operator can do.
     """
 
@@ -105,9 +106,10 @@ class FollowerView:
 
     @property
     def is_holding(self) -> bool:
-        """Whether no change may be made because of this follower.
+        """Whether this follower blocks changes of the primary store.
 
-        The operator can let it lag, but not be ignored: a later identity there means that this store must not change.
+        The operator can allow a follower to lag. But one that holds a later identity, or one with another history,
+        always blocks: the primary store may be outdated, so it must not change.
         """
         if self.is_later or self.is_split:
             return True
@@ -139,18 +141,18 @@ class _Contents:
 
 
 class ReplicatedStore(StoreGroup):
-    """Writes one identity to the primary store, and sees that the followers in other regions show it.
+    """Writes one identity to the primary store, and makes sure that the followers in other regions show it.
 
     Address: none; the section ``[stores]`` of goatherd.toml names the stores.
     Credentials: those of each store.
-    Permissions: those of a rotator in the primary store and in each follower of the way ``goatherd``; those of a server
-        in the others.
+    Permissions: those of a rotator in the primary store and in each follower with ``replication = "goatherd"``; those
+        of a server in the other followers.
     Guarantees: those of the primary store. A value is at most as long as every store allows.
 
     Args:
         members: The primary store, then the followers in the order in which they are written.
         allowed: Regions whose store may lag (``--allow-lagging``).
-        patience: How long a change waits until every follower shows the one before.
+        patience: How long a change waits for every follower to show the previous change.
         clock: Supplies the time, and waits.
     """
 
@@ -174,7 +176,7 @@ class ReplicatedStore(StoreGroup):
         if unknown := sorted(set(allowed) - regions):
             raise ConfigurationError(
                 f"--allow-lagging: no follower has the region {unknown[0]!r}",
-                hint=f"Followers: {', '.join(sorted(regions)) or 'none'}.",
+                hint=f"Regions of the followers: {', '.join(sorted(regions)) or 'none'}.",
             )
         self.allowed = frozenset(allowed)
         self.patience = patience
@@ -201,7 +203,10 @@ class ReplicatedStore(StoreGroup):
 
     @contextmanager
     def going_back(self) -> Iterator[None]:
-        """Let changes be made although followers lag: to cancel a rotation or roll it back, which must always work."""
+        """Let the ``with`` block change the primary store although followers lag.
+
+        For cancelling a rotation or rolling it back, which must always be possible.
+        """
         before, self._is_gated = self._is_gated, False
         self._tolerate(frozenset(one.region for one in self.followers))
         try:
@@ -211,7 +216,7 @@ class ReplicatedStore(StoreGroup):
             self._tolerate(self.allowed)
 
     def _tolerate(self, regions: frozenset[str]) -> None:
-        """Tell the primary store's provider which replicas may lag when it moves a label."""
+        """Tell the primary store's provider that the replicas in `regions` may lag when it moves a label."""
         if isinstance(self.primary.provider, ReplicatingSecretProvider):
             places = {
                 one.provider.replica_place
@@ -225,7 +230,7 @@ class ReplicatedStore(StoreGroup):
 
         Args:
             secret_id: The secret's id in the primary store.
-            catch_up: Whether to bring followers of the way ``goatherd`` forward first.
+            catch_up: Whether to update followers with ``replication = "goatherd"`` first, if they are behind.
 
         Raises:
             ProviderError: The primary store cannot be read.
@@ -298,7 +303,7 @@ class ReplicatedStore(StoreGroup):
             )
         if isinstance(error, TimeoutError):
             error = StoreLagError(
-                f"no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s",
+                f"the follower gave no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s",
                 provider=member.provider.scheme,
                 secret_id=secret_id,
                 operation="read",
@@ -309,7 +314,11 @@ class ReplicatedStore(StoreGroup):
         return replace(view, is_reachable=False, problem=str(error), hint=error.hint)
 
     async def _read_contents(self, member: StoreMember, secret_id: str) -> _Contents:
-        """Read `current` and `stable` of one store. A secret or label that is missing there is left out."""
+        """Read the values of `current` and `stable` in one store; leave out what is missing there.
+
+        Raises:
+            SecretNotFoundError: The store is the primary one, and has no value with the label `current`.
+        """
         inner = find_secret_id(member, self.primary, secret_id)
         attempts = None if member.is_primary else 1
         held: dict[Label, SecretValue] = {}
@@ -331,7 +340,7 @@ class ReplicatedStore(StoreGroup):
         A follower that holds a later identity, or one with another history, is not changed.
 
         Raises:
-            ConflictError: Another process writes the follower now.
+            ConflictError: Another process has changed the follower meanwhile.
         """
         inner, provider = find_secret_id(member, self.primary, secret_id), member.provider
         if found.values == primary.values:
@@ -371,10 +380,10 @@ class ReplicatedStore(StoreGroup):
             await member.provider.write(inner, stable, label=STABLE, expected=holder)
 
     async def _hold(self, call: Call) -> None:
-        """Wait until every follower shows what the primary store holds; then the caller may change it.
+        """Wait until every follower shows what the primary store holds; then the caller may change the primary store.
 
         Raises:
-            StoreLagError: A follower did not show it in time. Nothing was changed.
+            StoreLagError: A follower did not show the present content in time. Nothing was changed.
             StoresDifferError, ReplicationFailedError: Waiting does not help. Nothing was changed.
         """
         if call.secret_id in self._in_step or not self.followers:
@@ -397,7 +406,7 @@ class ReplicatedStore(StoreGroup):
             await self.clock.sleep(_POLL)
 
     async def _spread(self, call: Call) -> None:
-        """Bring the followers of the way ``goatherd`` forward after a change; one that fails stays behind."""
+        """Update the followers with ``replication = "goatherd"`` after a change; one that fails stays behind."""
         self._in_step.discard(call.secret_id)
         if not any(one.replication is Replication.GOATHERD for one in self.followers):
             return
@@ -436,7 +445,9 @@ class ReplicatedStore(StoreGroup):
         return version
 
     async def add_replicas(self, secret_id: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
-        """Ask the platform to replicate the secret to the followers of the way ``platform`` that it does not list yet.
+        """Ask the platform to replicate the secret to the followers that it does not replicate to yet.
+
+        These are followers with ``replication = "platform"``.
 
         Args:
             secret_id: The secret's id in the primary store.
@@ -511,7 +522,7 @@ class ReplicatedStore(StoreGroup):
 
 
 def _judge(view: FollowerView, primary: _Contents, found: _Contents, state: ReplicaState | None) -> FollowerView:
-    """Return the view of a follower that answered, with what it lacks."""
+    """Compare a follower that answered (`found`) with the primary store, and add what it lacks to its view."""
     ours, theirs = primary.mark, found.mark
     assert ours is not None
     view = replace(view, labels=found.labels)
@@ -560,7 +571,7 @@ def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, 
 
 
 def holding_error(call: Call, holding: Sequence[FollowerView]) -> ProviderError:
-    """Return the error for a change that was not made because of followers that do not show the one before."""
+    """Return the error for a change that was not made, because the followers in `holding` block it."""
     text = "; ".join(f"region {view.region}: {view.problem}" for view in holding)
     kind: type[ProviderError] = StoreLagError
     if any(view.is_later or view.is_split for view in holding):
@@ -577,7 +588,7 @@ def holding_error(call: Call, holding: Sequence[FollowerView]) -> ProviderError:
 
 
 async def _find_copies(provider: SecretProvider, secret_id: str, value: SecretBytes) -> AsyncGenerator[VersionId]:
-    """Yield the versions of a secret that hold a value, newest first."""
+    """Yield the ids of the readable versions of a secret that hold `value`, newest first."""
     for version in await provider.versions(secret_id):
         if version.state is not VersionState.ENABLED:
             continue

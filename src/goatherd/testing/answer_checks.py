@@ -1,9 +1,10 @@
 """Check that a secret provider notices when its store falsely answers a request with success.
 
-`ANSWER_CHECKS` has one check for each kind of wrong answer; `goatherd.testing.provider_checks` has the checks over a
-store that answers correctly. A check runs each operation repeatedly, each time with a wrong answer to another of its
-requests. The operation must raise an error, or a second client must see the reported change. The store must support
-wrong answers (`goatherd.testing.wrong_answers`); over any other store these checks are skipped.
+`ANSWER_CHECKS` has one check for each kind of wrong answer; `goatherd.testing.provider_checks` has the checks with a
+store that answers correctly. A check runs each operation of the provider repeatedly, each time with a wrong answer to
+another one of the requests that the operation makes. The operation must raise an error, or a second client must see the
+reported change. The store must be able to answer wrongly (`goatherd.testing.wrong_answers`); with any other store these
+checks are skipped.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Operation:
 
     Attributes:
         name: The operation's name, for messages.
-        changes: Whether the operation changes the prepared secret.
-        begin: Runs the operation.
+        changes: Whether the operation changes the prepared secret, so that each run needs a new one.
+        begin: Runs the operation with a provider on a prepared secret.
         confirm: Raises `ContractViolationError` if the operation reported a success that is not true.
     """
 
@@ -172,27 +173,27 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
 
 
 async def a_change_that_was_not_made_is_not_reported_as_made(it: Subject) -> None:
-    """The store answers a change with success, but does not make it."""
+    """If the store reports success for a change that it has not made, the provider notices, or makes the change."""
     await _check_every_request(it, WrongAnswer.NOT_DONE)
 
 
 async def a_change_that_was_made_twice_is_one_change(it: Subject) -> None:
-    """The store makes a change twice and answers once: at most one more version is listed, without a label."""
+    """If the store makes a change twice but answers once, at most one more version, without a label, is listed."""
     await _check_every_request(it, WrongAnswer.DONE_TWICE)
 
 
 async def an_answer_about_another_version_is_not_taken_for_the_one_asked_for(it: Subject) -> None:
-    """The store answers a read with the data of another version or another secret."""
+    """If the store answers a read with the data of another version or secret, the provider does not return them."""
     await _check_every_request(it, WrongAnswer.OTHER_VERSION)
 
 
 async def an_empty_answer_is_neither_a_success_nor_an_absence(it: Subject) -> None:
-    """The store answers with success, but without a body."""
+    """If the store answers with success but without a body, that counts neither as success nor as a missing secret."""
     await _check_every_request(it, WrongAnswer.EMPTY)
 
 
 async def a_cut_answer_is_neither_a_success_nor_an_absence(it: Subject) -> None:
-    """The store answers with success, but with only half of the body."""
+    """If the store answers with success but half a body, that counts neither as success nor as a missing secret."""
     await _check_every_request(it, WrongAnswer.CUT)
 
 
@@ -236,7 +237,21 @@ async def _check_request(
     position: int,
     prepared: Prepared,
 ) -> tuple[int, int]:
-    """Answer one request of an operation wrongly; return the number of requests and of wrong answers."""
+    """Run an operation in which one request is answered wrongly, and check that its result is right nevertheless.
+
+    Args:
+        it: The argument of the check.
+        client: The provider that runs the operation.
+        answers: Makes the store answer wrongly.
+        operation: The operation.
+        wrong: The kind of wrong answer.
+        position: Which of the operation's requests is answered wrongly, from 1.
+        prepared: The secret that the operation uses.
+
+    Returns:
+        How many requests the operation made, of those to which this kind of wrong answer applies, and how many were
+        answered wrongly.
+    """
     where = f"{operation.name}, request {position} of its kind answered wrongly ({wrong}): "
     answers.choose(wrong, position)
     failure: ProviderError | None = None
@@ -262,7 +277,7 @@ async def _check_request(
 
 
 async def _check_untouched(it: Subject, prepared: Prepared, operation: Operation) -> None:
-    """Check that readers see the old state or the new one, complete, after an operation failed."""
+    """Check that after a failed operation, a reader sees the secret in its old or in its new state, and complete."""
     try:
         found = await it.provider.read(prepared.name)
     except (SecretNotFoundError, SecretDeletedError):

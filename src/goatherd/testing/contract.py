@@ -1,4 +1,4 @@
-"""Run the checks of the provider contract over any secret provider.
+"""Run the checks of the provider contract with any secret provider.
 
 A program calls `check_provider`; pytest uses `ProviderContract` and `AnswerContract`. All of these run `CHECKS`, which
 `goatherd.testing.provider_checks` and `goatherd.testing.answer_checks` define. The secrets that a check has created are
@@ -96,20 +96,22 @@ async def run_check(
     answers: WrongAnswers | None = None,
     left_behind: list[str] | None = None,
 ) -> None:
-    """Run one check and remove the secrets that it made.
+    """Run one check of the provider contract, and remove the secrets that it created.
 
     Args:
         check: One of `CHECKS`.
-        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
-        prefix: The beginning of the names of all secrets that are made here.
+        factory: Returns a provider, not yet entered as a context manager; each call makes another client of the same
+            store.
+        prefix: The beginning of the names of all secrets that the check creates.
         rounds: How often each test with concurrent writers is repeated; use fewer if requests cost money.
         settle: How long a store without strong reads may take until a write is visible.
-        answers: Makes the store answer wrongly; without it, the checks that need it are skipped.
-        left_behind: Receives the names of secrets that could not be removed.
+        answers: Makes the store answer wrongly; None to skip the checks that need wrong answers.
+        left_behind: A list to which the names of secrets that could not be removed are added.
 
     Raises:
         ContractViolationError: The provider breaks the contract.
-        SkippedError: The provider declares that it does not promise what the check tests.
+        SkippedError: The check does not apply, because the provider does not promise what the check tests, or because
+            `answers` is missing.
         GoatherdError: An operation failed that must succeed.
     """
     async with factory() as provider:
@@ -142,17 +144,20 @@ async def check_provider(
     checks: Sequence[Check] = CHECKS,
     left_behind: list[str] | None = None,
 ) -> ContractReport:
-    """Run all checks, even after failures, and return a report. `run_check` describes the other arguments.
+    """Run all checks of the provider contract, even after failures, and return a report.
 
     Args:
-        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
-        prefix: The beginning of the names of all secrets that are made here.
+        factory: Returns a provider, not yet entered as a context manager; each call makes another client of the same
+            store.
+        prefix: The beginning of the names of all secrets that the checks create.
         rounds: How often each test with concurrent writers is repeated.
         settle: How long a store without strong reads may take until a write is visible.
-        answers: Makes the store answer wrongly.
-        tell: Called with each outcome. An exception from it ends the run; a failing check does not.
+        answers: Makes the store answer wrongly; None to skip the checks that need wrong answers.
+        tell: Called with the outcome of each check. If it raises an exception, the run ends; a failed check does not
+            end it.
         checks: The checks to run.
-        left_behind: Receives the names of secrets that could not be removed, also if the run is interrupted.
+        left_behind: A list to which the names of secrets that could not be removed are added, also if the run is
+            interrupted.
     """
     outcomes = list[CheckOutcome]()
     left_behind = [] if left_behind is None else left_behind
@@ -177,17 +182,17 @@ async def check_provider(
 
 
 def check_name(check: Check) -> str:
-    """Return the name of a check's function, which is a sentence with underscores for spaces."""
+    """Return the name of a check: that of its function, which is a sentence with underscores for spaces."""
     return str(getattr(check, "__name__", check))
 
 
 def _plain(error: Exception) -> BaseException:
-    """Return the only error in an exception group; otherwise the error itself."""
+    """Return the error in an exception group that has only one; return any other error unchanged."""
     return error.exceptions[0] if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1 else error
 
 
 class _Contract:
-    """The base of the pytest classes: it makes a provider and runs one check over it."""
+    """The base of the pytest classes for secret providers: makes a provider, and runs one check with it."""
 
     prefix = "goatherd-contract-"
     rounds = 100
@@ -210,15 +215,15 @@ class _Contract:
                 setattr(cls, name, None)
 
     def provider(self) -> SecretProvider:
-        """Return a provider that is not entered yet; each call makes another client of the same store."""
-        raise NotImplementedError("a contract class must override provider()")
+        """Return a provider, not yet entered as a context manager; each call makes another client of the same store."""
+        raise NotImplementedError("a subclass of ProviderContract or AnswerContract must override provider()")
 
     def wrong_answers(self) -> WrongAnswers | None:
         """Return the object that makes the store of `provider` answer wrongly; None if that is not possible."""
         return None
 
     def run(self, check: Check) -> None:
-        """Run one check in a new event loop."""
+        """Run one check of the provider contract in a new event loop; raise its failure."""
         if self.promises is not None:
             declared = _promises(self.provider().guarantees)
             must(declared == set(self.promises), f"promises are {sorted(declared)}, not {sorted(self.promises)}")
@@ -244,7 +249,9 @@ def _promises(guarantees: Guarantees) -> set[str]:
 def _guarantees(promises: Collection[str]) -> Guarantees:
     unknown = set(promises) - set(_PROMISES)
     if unknown:
-        raise ValueError(f"{sorted(unknown)} are not promises; the promises are {', '.join(_PROMISES)}")
+        raise ValueError(
+            f"promises: {sorted(unknown)} are no promises of a provider; those are {', '.join(_PROMISES)}"
+        )
     yes_or_no: dict[str, Any] = {name: name in promises for name in _PROMISES}
     return replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **yes_or_no)
 
@@ -258,12 +265,14 @@ class ProviderContract(_Contract):
             def provider(self) -> SecretProvider:
                 return MyProvider(address)
 
-    Every check becomes a test method (``test_a_new_secret_reads_back``…), with an event loop of its own.
+    Every check becomes a test method (such as ``test_a_new_secret_reads_back``), and runs in an event loop of its own.
     """
 
 
 class AnswerContract(_Contract):
-    """The checks against wrong answers as pytest tests, for a store that can be made to answer wrongly.
+    """The checks against wrong answers as pytest tests, for a fake store that can be made to answer wrongly.
+
+    Derive a class named Test…, and override `provider` and `wrong_answers`:
 
     ::
 

@@ -1,9 +1,9 @@
-"""The command ``goatherd-contract URI``, which runs the checks of the provider contract over a store.
+"""The command ``goatherd-contract URI``, which checks a secret provider with the store that the URI names.
 
 `goatherd.testing.contract.check_provider` runs the checks. They create their own secrets, whose names begin with the
-name in the URI and ``-contract-``. The command stops at once if the secret that the URI names exists, or if the command
-may not create and delete secrets. It removes the secrets that it created, even when it is interrupted, and names those
-that it could not remove.
+name in the URI and ``-contract-``. The command stops at once if the secret that the URI names exists, or if the
+credentials do not allow creating and deleting secrets. It removes the secrets that it created, even when it is
+interrupted, and names those that it could not remove.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ContractProgress:
     """The outcomes of the checks that have been run so far.
 
     Attributes:
-        as_json: Whether the report is printed as JSON, so that nothing is printed before the end.
+        as_json: Whether the report will be printed as JSON at the end, so that no outcome is printed before.
         outcomes: The outcome of each check that has been run.
         left_behind: The names of secrets that could not be removed.
         unanswered: The number of checks in a row that failed because the store did not answer.
@@ -72,10 +72,10 @@ class ContractProgress:
     unanswered: int = 0
 
     def add(self, outcome: CheckOutcome) -> None:
-        """Add an outcome and print it.
+        """Add the outcome of a check, and print it unless the report will be JSON.
 
         Raises:
-            _UnansweredError: The store may have stopped answering.
+            _UnansweredError: Several checks in a row failed without an answer, so the store may no longer answer.
         """
         self.outcomes.append(outcome)
         if not self.as_json:
@@ -92,7 +92,7 @@ class ContractProgress:
 
 
 class NotRunError(Exception):
-    """The contract cannot be run for this address.
+    """The checks of the contract cannot be run, or not be completed, with the store of this address.
 
     Attributes:
         hint: What the user can do.
@@ -122,7 +122,7 @@ class _UnansweredError(Exception):
     default=300,
     show_default=True,
     metavar="SECONDS",
-    help="How long a store with eventual reads may take to show a write.",
+    help="How long to wait until a write is visible, in a store whose reads may be outdated.",
 )
 @click.option(
     "--only",
@@ -132,10 +132,11 @@ class _UnansweredError(Exception):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_json: bool) -> None:
-    """Check that the provider of URI keeps the provider contract, with the store of URI.
+    """Check that a secret provider keeps the contract that Goatherd relies on, with the store that URI names.
 
-    URI is the address of a secret that does not exist, such as aws://eu-west-1/goatdb/try. The checks make secrets
-    beside it, named like it with "-contract-" and a random part, and remove them. A store may bill for that.
+    URI is the address of a secret that does not exist, such as aws://eu-west-1/goatdb/try. The checks create secrets in
+    the same store, whose names are the name in URI with "-contract-" and a random part, and remove them. The store may
+    charge for that.
 
     Exit code: 0 no check failed, 1 a check failed, 2 the contract could not be run, 130 interrupted.
     """
@@ -202,10 +203,11 @@ async def _run(settings: Settings, progress: ContractProgress) -> ContractReport
 
 
 async def _check_address(address: str) -> str:
-    """Return the prefix for the names of the checks' secrets, after checking that the address can be used.
+    """Check that the checks can use an address, and return the beginning of the names of the secrets that they create.
 
     Raises:
-        NotRunError: The secret of the address exists, or the store does not allow creating and deleting secrets here.
+        NotRunError: The secret of the address exists, is deleted but can be restored, or cannot be read; or the
+            credentials do not allow creating and deleting secrets.
     """
     try:
         provider, template = open_provider(address)
@@ -219,24 +221,24 @@ async def _check_address(address: str) -> str:
                 return prefix
     except SecretDeletedError:
         raise NotRunError(
-            "the secret of this address is deleted, but can still be restored",
+            "the secret of this address was deleted, but can still be restored, so its name is not free",
             "Give the address of a secret that has never existed.",
         ) from None
     except GoatherdError as error:
         raise NotRunError(str(error), error.hint or "Check the address.") from None
     raise NotRunError(
-        "the secret of this address exists; it was not changed",
+        "the secret of this address exists, and the checks need one that does not; it was not changed",
         "Give the address of a secret that does not exist, for example the same address with -try at its end.",
     )
 
 
 async def _try_rights(provider: SecretProvider, name: str) -> None:
-    """Create a secret and delete it, to check the permissions. Other problems are left to the checks.
+    """Create a secret and delete it, to check the permissions. Other errors are ignored, because the checks find them.
 
     Raises:
         ProviderAccessDeniedError: The credentials do not allow creating the secret.
         UnavailableError: The store does not answer.
-        ThrottledError: The store limits the rate of requests, and still did after the retries.
+        ThrottledError: The store rejected the request because of its rate limit, even after the retries.
         NotRunError: The credentials do not allow deleting the secret.
     """
     try:
@@ -256,7 +258,7 @@ async def _try_rights(provider: SecretProvider, name: str) -> None:
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
-    """Return whether a check failed because the store did not answer."""
+    """Return whether the error of a check, or a cause of it, is that the store did not answer or limits the rate."""
     while error is not None and not isinstance(error, UnavailableError | ThrottledError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -273,7 +275,7 @@ def _print_outcome(outcome: CheckOutcome) -> None:
 
 
 def summary(report: ContractReport) -> str:
-    """Return the last lines of the printed table."""
+    """Return the last lines of the printed table: how many checks passed, and the secrets that were not removed."""
     counts = {result: len(report.with_result(result)) for result in Result}
     seconds = sum(outcome.seconds for outcome in report.outcomes)
     told = ", ".join(f"{count} {result.value}" for result, count in counts.items())
@@ -291,7 +293,7 @@ def summary(report: ContractReport) -> str:
 
 
 def report_as_data(address: str, report: ContractReport) -> dict[str, object]:
-    """Return the report as JSON data. ``passed``, ``failed`` and ``skipped`` are counts that add up to all checks."""
+    """Return the report as JSON data: the outcome of each check that was run, and the numbers of each result."""
     return {
         "address": address,
         "failed": len(report.with_result(Result.FAILED)),

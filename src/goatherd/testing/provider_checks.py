@@ -1,8 +1,9 @@
 """The checks that every secret provider must pass. Each is a function whose name says what it checks.
 
-`PROVIDER_CHECKS` lists them; `goatherd.testing.contract` runs them. A check creates its own secrets, and uses the
-public methods of `goatherd.providers.base`; one check wraps private methods, to lose their answers. A check of a
-property that the provider's `Guarantees` exclude is skipped with the reason, and does not count as passed.
+`PROVIDER_CHECKS` lists the checks; `goatherd.testing.contract` runs them. A check creates its own secrets, and uses the
+public methods of `goatherd.providers.base`. Some checks wrap private methods, to simulate that an answer is lost. A
+check of a property that the provider does not promise (`Guarantees`) is skipped with the reason, and does not count as
+passed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", 
 
 
 async def a_new_secret_reads_back(it: Subject) -> None:
-    """Create, then read by the label and by the id."""
+    """A secret that was just created can be read by its label and by the id of its version, and has one version."""
     name, before = it.new_id(), time.time_ns() // 1_000_000
     made = await it.provider.create(name, b"first")
     must(isinstance(made.id, VersionId), "create does not return a VersionId")
@@ -68,7 +69,7 @@ async def creating_twice_is_refused_and_changes_nothing(it: Subject) -> None:
 
 
 async def what_is_not_there_is_not_found(it: Subject) -> None:
-    """Every operation raises the same error for a missing secret, label or version."""
+    """Each operation raises `SecretNotFoundError` for a secret, a label or a version that does not exist."""
     p, name = it.provider, it.new_id()
     for begin in (
         lambda: p.read(name),
@@ -88,7 +89,7 @@ async def what_is_not_there_is_not_found(it: Subject) -> None:
 
 
 async def a_write_moves_its_label_and_keeps_the_old_version(it: Subject) -> None:
-    """The old version stays readable by its id."""
+    """A write moves its label to the new version; the old version loses the label and stays readable by its id."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
     second = await it.provider.write(name, b"second", expected=first.id)
@@ -99,7 +100,7 @@ async def a_write_moves_its_label_and_keeps_the_old_version(it: Subject) -> None
 
 
 async def a_conflicting_write_changes_nothing(it: Subject) -> None:
-    """A writer that expects an outdated version fails, and no reader sees a change."""
+    """A write fails, and no reader sees a change, if `expected` is not the version at which the label points."""
     name = it.new_id()
     first = await it.provider.create(name, b"first")
     second = await it.provider.write(name, b"second", expected=first.id)
@@ -121,7 +122,7 @@ async def expecting_no_holder_works_once(it: Subject) -> None:
 
 
 async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
-    """A label can move forward, back and onto the same version, but not if `expected` is wrong."""
+    """A label can move to a newer, an older or the same version, but only if `expected` is where it points now."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -137,7 +138,7 @@ async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
 
 @only_if(lambda promised: promised.custom_labels, "declares custom_labels=False")
 async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
-    """A label is removed only with the right `expected`; the version, its value and the other labels stay."""
+    """A label is removed only if `expected` is the version that it points at; version, value and other labels stay."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -156,7 +157,7 @@ async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
 
 
 async def eleven_versions_list_newest_first(it: Subject) -> None:
-    """Versions are listed by age; comparing ids as strings would put 9 before 10."""
+    """Versions are listed from newest to oldest, also when there are more than nine: as a string, 10 sorts before 9."""
     name = it.new_id()
     made = [await it.provider.create(name, b"value 1")]
     for number in range(2, 12):
@@ -174,7 +175,7 @@ async def eleven_versions_list_newest_first(it: Subject) -> None:
 
 
 async def a_wrong_clock_changes_nothing(it: Subject) -> None:
-    """Writers whose clocks are hours ahead or behind do not change the order, the labels or the races."""
+    """If clients' clocks are hours ahead or behind, versions keep their order, and labels and conflicts are right."""
     name = it.new_id()
     made = [await it.provider.create(name, b"value 0")]
     for number, hours in enumerate((5, -5, 0, 9), 1):
@@ -219,7 +220,7 @@ async def any_bytes_come_back_as_they_were(it: Subject) -> None:
 
 
 async def sizes_are_limited_on_the_byte(it: Subject) -> None:
-    """The longest value fits; one byte more, or an empty value, is rejected and changes nothing."""
+    """A value of the declared maximum size can be stored; one more byte, or an empty value, is rejected."""
     limit, name = it.provider.guarantees.max_value_bytes, it.new_id()
     await refused(SecretTooLargeError, it, it.provider.create(name, b"x" * (limit + 1)))
     await refused(ProviderConfigurationError, it, it.provider.create(name, b""))
@@ -232,7 +233,7 @@ async def sizes_are_limited_on_the_byte(it: Subject) -> None:
 
 
 async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
-    """Secret ids and labels are checked before a request is sent to the store."""
+    """Invalid secret ids and labels, such as paths to other secrets, are rejected before a request to the store."""
     p = it.provider
     for name in ("", "..", "a/../b", "a//b", "/a", "a/", "a\x00b", "a\nb", "{org}/root", "x" * 600):
         await refused(ProviderConfigurationError, it, p.read(name))
@@ -246,7 +247,7 @@ async def names_that_lead_elsewhere_are_refused(it: Subject) -> None:
 
 @only_if(lambda promised: promised.destroys, "declares destroys=False")
 async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
-    """A destroyed version cannot be read or labelled; the others do not change."""
+    """A destroyed version can no longer be read or get a label; the other versions do not change."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -276,7 +277,11 @@ async def a_labelled_version_cannot_be_destroyed(it: Subject) -> None:
 
 
 async def destroy_the_unlabelled(it: Subject, name: str) -> tuple[SecretVersion, SecretVersion, SecretVersion]:
-    """Make three versions, the second stable and the third current, and destroy the first, which has no label."""
+    """Create a secret with three versions, the second labelled stable and the third current; destroy the first one.
+
+    Returns:
+        The three versions. The check has failed if a labelled version could be destroyed.
+    """
     p = it.provider
     first = await p.create(name, b"first")
     second = await p.write(name, b"second", expected=first.id)
@@ -298,7 +303,7 @@ async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third:
 
 @only_if(lambda promised: promised.deprecates and not promised.destroys, "declares deprecates=False")
 async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
-    """A deprecated version may disappear at any time; the labelled versions stay."""
+    """If a store only marks a version as deprecated, to remove it at some time, the labelled versions do not change."""
     name = it.new_id()
     _, second, third = await destroy_the_unlabelled(it, name)
     await must_be_unharmed(it, name, second, third)
@@ -306,7 +311,7 @@ async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> No
 
 @only_if(lambda promised: promised.disables and not promised.destroys, "declares disables=False")
 async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> None:
-    """A disabled version cannot be read or labelled; the labelled versions stay enabled."""
+    """If a store only disables a version, that version cannot be read or labelled; the labelled ones stay enabled."""
     p, name = it.provider, it.new_id()
     first, second, third = await destroy_the_unlabelled(it, name)
     await refused(VersionDisabledError, it, p.read(name, first.id))
@@ -319,7 +324,7 @@ async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> N
 
 @only_if(lambda promised: promised.recoverable, "declares recoverable=False")
 async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it: Subject) -> None:
-    """A deleted secret that can be restored has an error of its own, because its name is not free."""
+    """Operations on a deleted secret that can be restored raise `SecretDeletedError`, because its name is not free."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
     await p.delete(name)
@@ -351,7 +356,7 @@ async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
 
 @only_if(lambda promised: promised.cas, "declares cas=False")
 async def of_two_writers_exactly_one_wins(it: Subject) -> None:
-    """Of two clients that write at once, one gets an error, and the other's value is read; repeated many times."""
+    """If two clients write at the same time, one succeeds and its value is read; the other one gets `ConflictError`."""
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -370,7 +375,7 @@ async def of_two_writers_exactly_one_wins(it: Subject) -> None:
 
 @only_if(lambda promised: promised.best_effort_cas and not promised.cas, "declares best_effort_cas=False")
 async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
-    """Without compare-and-swap, at most one of two writers succeeds, and all readers agree which."""
+    """Without real compare-and-swap, at most one of two concurrent writers succeeds, and all readers agree which."""
     name = it.new_id()
     holder = await it.provider.create(name, b"start")
     async with it.factory() as other:
@@ -393,7 +398,7 @@ async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
 
 @only_if(lambda promised: promised.cas or promised.best_effort_cas, "declares cas=False")
 async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
-    """Of several clients that move a label at once, exactly one succeeds."""
+    """If several clients move a label at the same time, one succeeds (without real compare-and-swap, at most one)."""
     promised = it.provider.guarantees
     name = it.new_id()
     versions = [await it.provider.create(name, b"0")]
@@ -416,7 +421,7 @@ async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
 
 
 async def of_many_creators_exactly_one_wins(it: Subject) -> None:
-    """Of several clients that create a secret at once, one succeeds; the others do not change it."""
+    """If several clients create a secret at the same time, one succeeds, and the others do not change the secret."""
     for _ in range(max(1, it.rounds // 10)):
         name = it.new_id()
         done = await asyncio.gather(
@@ -431,7 +436,7 @@ async def of_many_creators_exactly_one_wins(it: Subject) -> None:
 
 
 async def a_reader_sees_old_or_new_and_never_goes_back(it: Subject) -> None:
-    """While a writer writes, a reader sees complete values and, with strong reads, never an older one again."""
+    """During writes, a reader sees complete values only and, if reads are strong, never an older value again."""
     name, done = it.new_id(), asyncio.Event()
     holder = await it.provider.create(name, _sealed(0))
     strong = it.provider.guarantees.read_consistency is ReadConsistency.STRONG
@@ -457,7 +462,7 @@ async def a_reader_sees_old_or_new_and_never_goes_back(it: Subject) -> None:
 
 
 async def nothing_shows_a_value(it: Subject) -> None:
-    """No result, no error and no cause of an error shows a value."""
+    """No result, no error and no cause of an error contains a secret's value when it is printed."""
     p, name, secret = it.provider, it.new_id(), f"S3CRET-{secrets.token_hex(8)}"
     value, shown = secret.encode(), []
     first = await p.create(name, value)
@@ -481,7 +486,7 @@ async def nothing_shows_a_value(it: Subject) -> None:
 
 
 async def a_cancelled_write_leaves_old_or_new(it: Subject) -> None:
-    """A write that is cancelled at any point has happened completely or not at all, and the next one works."""
+    """A write that is cancelled at any point is done completely or not at all, and the next write succeeds."""
     name = it.new_id()
     holder = await it.provider.create(name, _sealed(0))
     for number in range(1, min(it.rounds, 40) + 1):
@@ -513,7 +518,7 @@ async def a_lost_answer_is_not_a_lost_race(it: Subject) -> None:
 
 
 async def what_is_declared_is_true(it: Subject) -> None:
-    """A second client sees what the first one wrote, and the declared limits are plausible."""
+    """A second client declares the same guarantees and sees what the first one wrote; the limits are plausible."""
     promised, name = it.provider.guarantees, it.new_id()
     must(1024 <= promised.max_value_bytes <= 1 << 30, "max_value_bytes is not a number of bytes")
     must(promised.history is None or promised.history >= 1, "history keeps no version to go back to")
@@ -569,7 +574,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
 
 @contextlib.contextmanager
 def _clock_ahead(hours: int) -> Iterator[None]:
-    """Set the clock of this process's providers ahead."""
+    """Set the clock of all providers in this process ahead by some hours (negative: back), until the context ends."""
 
     def now_ms(_: SystemClock) -> int:
         return time.time_ns() // 1_000_000 + hours * 3_600_000
@@ -592,7 +597,7 @@ def _only_conflicts(errors: Iterable[BaseException | None]) -> None:
 
 
 def _sealed(number: int) -> bytes:
-    """Return a value of varying length in which any mixture with another value is detected."""
+    """Return a value that contains `number` and its own checksum, so that a mixture of two values is detected."""
     body = b"%d:" % number + b"%d," % number * (number * 37 % 1500)
     return hashlib.sha256(body).digest() + body
 

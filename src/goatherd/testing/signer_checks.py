@@ -1,8 +1,9 @@
-"""Run the checks of the signer contract over any signer, from pytest (`SignerContract`) or a program.
+"""Run the checks of the signer contract with any signer, from pytest (`SignerContract`) or a program (`SIGNER_CHECKS`).
 
-A check gets a `SignerWorld`, the platform under test: it opens signers of one key and, if it can, simulates faults of
-the platform. A check that needs a fault that cannot be simulated is skipped with the reason, and does not count as
-passed. Checks sign through `VerifiedSigner`, as every caller does. Only `SignerContract` imports pytest.
+A check gets a `SignerWorld`, which stands for the platform under test: it opens signers of one key and, if it can,
+simulates faults of the platform. A check that needs a fault which cannot be simulated is skipped with the reason, and
+does not count as passed. Checks sign through `VerifiedSigner`, as every caller does. Only `SignerContract` imports
+pytest.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ QUICK: Final = SigningPolicy(timeout=timedelta(seconds=20), retry=RetryPolicy(at
 
 
 class SignerWorld:
-    """The platform under test, with one usable key. A test derives its own, and overrides what its platform can do.
+    """The platform under test, with one usable key. The author of a signer derives a class that overrides its methods.
 
-    A method that is not overridden skips the checks that need it. Those that return a context manager cause a fault
-    until it is left.
+    If a method is not overridden, the checks that need it are skipped (except for `signer`, which is required). The
+    methods that return a context manager simulate a fault of the platform until the context ends.
     """
 
     def signer(self) -> Signer:
-        """Return a new signer of the usable key; each call makes another one."""
-        raise NotImplementedError("a world must override signer()")
+        """Return a new signer for the usable key; each call makes another signer for the same key."""
+        raise NotImplementedError("a subclass of SignerWorld must override signer()")
 
     def administrator(self) -> Signer:
         """Return a signer of the usable key whose credentials may also create and list keys."""
@@ -54,17 +55,17 @@ class SignerWorld:
 
     def missing_key(self) -> Signer:
         """Return a signer of a key that does not exist."""
-        raise SkippedError("this test environment has no name of a missing key")
+        raise SkippedError("this test environment names no key that does not exist")
 
     def disposable(self) -> Signer:
-        """Return a signer of a key that does not exist, and which a check may create, disable and destroy.
+        """Return a signer for a key that does not exist yet, and which a check may create, disable and destroy.
 
-        Each call names another key.
+        Each call must return a signer for another key.
         """
-        raise SkippedError("this test environment has no name of a key that a check may create and destroy")
+        raise SkippedError("this test environment names no key that a check may create and destroy")
 
     def disabled(self) -> AbstractContextManager[Signer]:
-        """Disable a key; yield a signer of it."""
+        """Disable a key, and yield a signer for this key."""
         raise SkippedError("this test environment cannot disable a key")
 
     def denied(self) -> AbstractContextManager[Signer]:
@@ -72,28 +73,43 @@ class SignerWorld:
         raise SkippedError("this test environment cannot deny access to a key")
 
     def throttled(self) -> AbstractContextManager[float | None]:
-        """Make the platform reject requests as too frequent; yield the delay that its answers state, or None."""
-        raise SkippedError("this test environment cannot make the platform reject requests for their rate")
+        """Make the platform reject requests as too frequent.
+
+        Yields the delay in seconds for which its answers ask; None if they state none.
+        """
+        raise SkippedError("this test environment cannot make the platform reject requests as too frequent")
 
     def unavailable(self) -> AbstractContextManager[Signer | None]:
-        """Make the platform unreachable; yield a signer to use instead of a new one, or None."""
+        """Make the platform unreachable.
+
+        Yields the signer that the check must use meanwhile; None to use one from `signer`.
+        """
         raise SkippedError("this test environment cannot make the platform unreachable")
 
     def slow(self) -> AbstractContextManager[Signer | None]:
-        """Make the platform answer after a minute or never; yield a signer to use, or None."""
+        """Make the platform answer only after a minute, or never.
+
+        Yields the signer that the check must use meanwhile; None to use one from `signer`.
+        """
         raise SkippedError("this test environment cannot make the platform slow")
 
     def cut(self) -> AbstractContextManager[Signer | None]:
-        """Make the platform's answers end half-way; yield a signer to use, or None."""
+        """Make the platform's answers end half-way.
+
+        Yields the signer that the check must use meanwhile; None to use one from `signer`.
+        """
         raise SkippedError("this test environment cannot cut an answer short")
 
     def wrong_signature(self) -> AbstractContextManager[Signer | None]:
-        """Make the platform return well-formed signatures that do not match the text; yield a signer, or None."""
+        """Make the platform return well-formed signatures that do not match the text.
+
+        Yields the signer that the check must use meanwhile; None to use one from `signer`.
+        """
         return _Lying(self.signer)
 
 
 class _Lying:
-    """The default of `SignerWorld.wrong_signature`: a plugin that signs another text than it was given."""
+    """The default of `SignerWorld.wrong_signature`: makes a signer that signs another text than it was given."""
 
     def __init__(self, make: Callable[[], Signer]) -> None:
         self._make = make
@@ -116,7 +132,10 @@ SignerCheck = Callable[[SignerWorld], Awaitable[None]]
 
 
 async def _raises(kind: type[SignerError], doing: Awaitable[object], signer: VerifiedSigner) -> SignerError:
-    """Await a call that must fail with exactly this error, well formed; return the error."""
+    """Await a call that must raise an error of exactly the class `kind`; return the error.
+
+    The error must also name the signer and its key.
+    """
     try:
         await doing
     except SignerError as error:
@@ -151,7 +170,7 @@ async def a_signature_is_right(world: SignerWorld) -> None:
 
 
 async def two_signers_of_one_key_have_one_public_key(world: SignerWorld) -> None:
-    """The public key belongs to the key and not to the connection."""
+    """Two signers that were opened for the same key report the same public key."""
     must(await _key_of(world) == await _key_of(world), "two signers report different public keys")
 
 
@@ -163,7 +182,7 @@ async def another_pinned_key_is_reported(world: SignerWorld) -> None:
 
 
 async def a_missing_key_is_not_found_and_not_created(world: SignerWorld) -> None:
-    """Neither reading nor signing creates a key."""
+    """A key that does not exist is reported as such; neither reading its public key nor signing creates it."""
     async with _quick(world.missing_key()) as signer:
         for _ in range(2):
             await _raises(SignerKeyNotFoundError, signer.check_key(), signer)
@@ -190,7 +209,7 @@ async def denied_access_is_reported(world: SignerWorld) -> None:
 
 
 async def throttling_is_reported_with_its_hint(world: SignerWorld) -> None:
-    """The delay that the platform asks for reaches the caller."""
+    """If the platform limits the rate, the error is retryable, and names the delay for which the platform asks."""
     pinned = await _key_of(world)
     with world.throttled() as wanted:
         async with _quick(world.signer(), pinned=pinned) as signer:
@@ -203,7 +222,7 @@ async def throttling_is_reported_with_its_hint(world: SignerWorld) -> None:
 
 
 async def an_unreachable_platform_is_unavailable_and_recovers(world: SignerWorld) -> None:
-    """The same signer signs again once the platform answers again."""
+    """An unreachable platform is reported as unavailable; once it answers again, the same signer signs again."""
     pinned = await _key_of(world)
     plugin = world.signer()
     async with _quick(plugin, pinned=pinned) as signer:
@@ -219,7 +238,7 @@ async def an_unreachable_platform_is_unavailable_and_recovers(world: SignerWorld
 
 
 async def a_slow_platform_ends_with_the_deadline(world: SignerWorld) -> None:
-    """The call ends as unavailable when its deadline has passed."""
+    """If the platform answers too slowly, the call ends at its deadline, and is reported as unavailable."""
     pinned = await _key_of(world)
     with world.slow() as plugin:
         async with _quick(plugin or world.signer(), pinned=pinned, timeout=0.3) as signer:
@@ -227,7 +246,7 @@ async def a_slow_platform_ends_with_the_deadline(world: SignerWorld) -> None:
 
 
 async def a_cut_answer_is_no_signature(world: SignerWorld) -> None:
-    """An answer that ends half-way is unavailable, and never a signature or a missing key."""
+    """An answer that ends half-way is reported as unavailable; it is never taken for a signature or a missing key."""
     pinned = await _key_of(world)
     with world.cut() as plugin:
         async with _quick(plugin or world.signer(), pinned=pinned) as signer:
@@ -235,7 +254,7 @@ async def a_cut_answer_is_no_signature(world: SignerWorld) -> None:
 
 
 async def a_wrong_signature_is_never_returned(world: SignerWorld) -> None:
-    """A well-formed signature over another text is an error, and counted."""
+    """A well-formed signature over another text than the given one raises an error, and is counted."""
     pinned = await _key_of(world)
     with world.wrong_signature() as plugin:
         async with _quick(plugin or world.signer(), pinned=pinned) as signer:
@@ -244,7 +263,7 @@ async def a_wrong_signature_is_never_returned(world: SignerWorld) -> None:
 
 
 async def many_signatures_at_once_are_right(world: SignerWorld) -> None:
-    """Concurrent callers get signatures over their own texts."""
+    """If many callers sign at the same time, each one gets a signature over its own text."""
     async with _quick(world.signer()) as signer:
         key = (await signer.public_key()).public_key
         texts = [f"text {number}".encode() for number in range(24)]
@@ -266,7 +285,7 @@ async def a_cancelled_call_leaves_the_signer_usable(world: SignerWorld) -> None:
 
 
 async def a_closed_signer_rejects_calls(world: SignerWorld) -> None:
-    """Closing twice is allowed; a call after it is an error of the caller."""
+    """A signer may be closed twice; a later call raises `SignerMisuseError`."""
     signer = _quick(world.signer())
     await signer.public_key()
     await signer.aclose()
@@ -279,7 +298,7 @@ async def creating_twice_is_refused(world: SignerWorld) -> None:
     plugin = world.administrator()
     if not isinstance(plugin, KeyCreator):
         await plugin.aclose()
-        raise SkippedError(f"{plugin.scheme} creates no keys")
+        raise SkippedError(f"signers of the scheme {plugin.scheme} cannot create keys")
     before = await _key_of(world)
     async with VerifiedSigner(plugin) as signer:
         await _raises(SignerKeyExistsError, plugin.create_key(), signer)
@@ -288,7 +307,7 @@ async def creating_twice_is_refused(world: SignerWorld) -> None:
 
 async def _create(plugin: Signer) -> None:
     if not isinstance(plugin, KeyCreator):
-        raise SkippedError(f"{plugin.scheme} creates no keys")
+        raise SkippedError(f"signers of the scheme {plugin.scheme} cannot create keys")
     await plugin.create_key()
 
 
@@ -297,7 +316,7 @@ async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
     plugin = world.disposable()
     async with VerifiedSigner(plugin, policy=QUICK) as signer:
         if not isinstance(plugin, KeyDisabler):
-            raise SkippedError(f"{plugin.scheme} disables no keys")
+            raise SkippedError(f"signers of the scheme {plugin.scheme} cannot disable keys")
         await _create(plugin)
         await signer.sign(b"before")
         await plugin.disable_key()
@@ -306,12 +325,15 @@ async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
 
 
 async def a_destroyed_key_is_gone_and_no_other_is_destroyed(world: SignerWorld) -> None:
-    """`destroy_key` destroys the expected key only, even a disabled one; then the key is not found."""
+    """`destroy_key` destroys a key, even a disabled one, only if its public half is the expected one.
+
+    After that, the key no longer signs.
+    """
     for is_disabled in (False, True):
         plugin = world.disposable()
         async with VerifiedSigner(plugin, policy=QUICK) as signer:
             if not isinstance(plugin, KeyDestroyer):
-                raise SkippedError(f"{plugin.scheme} destroys no keys")
+                raise SkippedError(f"signers of the scheme {plugin.scheme} cannot destroy keys")
             await _create(plugin)
             key = (await signer.public_key()).public_key
             if is_disabled and isinstance(plugin, KeyDisabler):
@@ -329,11 +351,11 @@ async def a_destroyed_key_is_gone_and_no_other_is_destroyed(world: SignerWorld) 
 
 
 async def a_listed_key_opens(world: SignerWorld) -> None:
-    """The signer's own key is among the listed ones, and each listed URI is one of this scheme."""
+    """The signer's own key is among the listed keys, and each listed URI is that of a signer."""
     plugin = world.administrator()
     async with plugin:
         if not isinstance(plugin, KeyLister):
-            raise SkippedError(f"{plugin.scheme} lists no keys")
+            raise SkippedError(f"signers of the scheme {plugin.scheme} cannot list keys")
         found = await plugin.list_keys()
         must(bool(found) and found == sorted(found), f"the list is empty or not sorted: {found}")
         names = [open_signer_plugin(uri).name for uri in found]
@@ -374,7 +396,7 @@ class SignerContract:
 
     def world(self) -> SignerWorld:
         """Return the platform under test."""
-        raise NotImplementedError("a contract class must override world()")
+        raise NotImplementedError("a subclass of SignerContract must override world()")
 
 
 def _method(check: SignerCheck) -> Callable[[SignerContract], None]:

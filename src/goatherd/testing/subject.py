@@ -1,4 +1,4 @@
-"""The provider under test (`Subject`), which every contract check gets as its argument, and the checks' assertions."""
+"""The argument of every contract check (`Subject`), with the provider under test, and the assertions of the checks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Factory = Callable[[], SecretProvider]
 
 
 class ContractViolationError(AssertionError):
-    """The provider breaks the contract of all providers."""
+    """The secret provider under test does not keep the contract that Goatherd relies on."""
 
 
 class SkippedError(Exception):
-    """The provider declares that it does not promise what the check tests."""
+    """A check does not apply: the provider does not promise what it tests, or the environment cannot test it."""
 
 
 @dataclass(slots=True)
@@ -34,13 +34,14 @@ class Subject:
     """The argument of a check: the provider under test, and what the check needs besides.
 
     Attributes:
-        factory: Makes a provider that is not entered yet; each call makes another client of the same store.
-        provider: A provider that is entered.
-        prefix: The beginning of the names of all secrets that are made here.
+        factory: Returns a provider, not yet entered as a context manager; each call makes another client of the same
+            store.
+        provider: The provider under test, entered and ready for calls.
+        prefix: The beginning of the names of all secrets that the check creates.
         rounds: How often each test with concurrent writers is repeated.
         settle: How long a store without strong reads may take until a write is visible.
         answers: Makes the store answer wrongly; None if that is not possible.
-        made: The names that were given out, to be removed at the end.
+        made: The names that `new_id` has returned, of secrets to be removed at the end.
     """
 
     factory: Factory
@@ -58,7 +59,10 @@ class Subject:
         return name
 
     async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
-        """Return the value at a label once the label points at `version`: at once if reads are strong."""
+        """Return the value that is read by a label, and check that the label points at `version`.
+
+        If reads of the store may be outdated, wait up to `settle` until it does.
+        """
         patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
         end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
         while True:
@@ -70,13 +74,13 @@ class Subject:
             await asyncio.sleep(0.2)
 
     async def current(self, secret_id: str) -> SecretValue:
-        """Return the current version: by its label, or by its id if reads by label may be outdated."""
+        """Read the current version of a secret: by its label, or by its id if reads by label may be outdated."""
         if self.provider.guarantees.read_consistency is ReadConsistency.STRONG:
             return await self.provider.read(secret_id)
         return await self.provider.read(secret_id, VersionId((await self.picture(secret_id))[CURRENT]))
 
     async def picture(self, secret_id: str) -> dict[str, str]:
-        """Return the version that each label points at."""
+        """Return the labels of a secret, each with the id of the version that it points at."""
         return {label: v.id for v in await self.provider.versions(secret_id) for label in v.labels}
 
 
@@ -90,7 +94,10 @@ def must(condition: bool, text: str) -> None:
 
 
 async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[object]) -> ProviderError:
-    """Await an operation that must fail with exactly this error, well formed; return the error."""
+    """Await an operation that must raise an error of exactly the class `kind`; return the error.
+
+    The error must also name the provider, the secret and the operation.
+    """
     try:
         await doing
     except ProviderError as error:
@@ -105,12 +112,12 @@ async def refused(kind: type[ProviderError], subject: Subject, doing: Awaitable[
 
 
 async def losing_the_answer(unlucky: SecretProvider, method: str, begin: Callable[[], Awaitable[Result]]) -> Result:
-    """Run an operation whose first answer is lost after it was done; return the result of the retry.
+    """Run an operation whose first attempt succeeds but whose answer is lost; return the result of the retry.
 
     Args:
-        unlucky: The client whose answer is lost.
-        method: The private method whose answer is lost.
-        begin: Calls the public method.
+        unlucky: The provider that runs the operation.
+        method: Name of the provider's private method that makes the attempts.
+        begin: Calls the provider's public method.
     """
     whole, answers = getattr(unlucky, method), list[object]()
 
@@ -133,7 +140,7 @@ def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[C
 
     Args:
         applies: Returns whether the check applies to a provider with these guarantees.
-        declares: What a provider declares to which the check does not apply.
+        declares: What the other providers declare, as a phrase for the reason, such as ``declares cas=False``.
     """
 
     def marked(check: Check) -> Check:
@@ -149,12 +156,12 @@ def only_if(applies: Callable[[Guarantees], bool], declares: str) -> Callable[[C
 
 
 def is_about(check: Check, guarantees: Guarantees) -> bool:
-    """Return whether a provider with these guarantees promises what a check tests."""
+    """Return whether a check applies to a provider with these guarantees: whether they promise what the check tests."""
     applies: Callable[[Guarantees], bool] = getattr(check, "applies", lambda _: True)
     return applies(guarantees)
 
 
 def needs(it: Subject, condition: bool, reason: str) -> None:
-    """Raise `SkippedError` unless the provider promises what the check tests; `reason` is what it declares instead."""
+    """Raise `SkippedError` with `reason` unless `condition` holds, without which the check does not apply."""
     if not condition:
         raise SkippedError(f"{it.provider.scheme} {reason}")

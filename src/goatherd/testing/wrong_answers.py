@@ -1,10 +1,10 @@
-"""Make a store answer a request wrongly, to test whether a provider notices the wrong answer.
+"""Make a fake store answer a request wrongly, to test whether a provider notices the wrong answer.
 
-A wrong answer reports success, but the change was not made, was made twice, or was made to the wrong version; or the
-answer is empty or truncated. Errors, lost answers and broken networks are not simulated.
+A wrong answer reports success, but the change was not made or was made twice, or the data are those of another version;
+or the answer is empty or truncated. Errors, lost answers and broken networks are not simulated.
 
-A fake server or a client's transport calls `WrongAnswers` for each request. It gives one wrong answer when a check of
-the contract suite requests that, and passes every other answer and every error on unchanged.
+A fake server, or the transport of a client, calls `WrongAnswers` for each request. `WrongAnswers` gives a wrong answer
+if a check has chosen one for this request, and passes every other answer and every error on unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Restore = Callable[[], None]
 
 
 class WrongAnswer(StrEnum):
-    """A kind of wrong answer; each reports success."""
+    """A kind of wrong answer of a store; each reports success, so that a provider must look at the content."""
 
     NOT_DONE = "not done"
     """The change was not made; the answer is the one of a change that was."""
@@ -37,10 +37,10 @@ CHANGES = frozenset({WrongAnswer.NOT_DONE, WrongAnswer.DONE_TWICE})
 
 
 class WrongAnswers:
-    """Decides which request is answered wrongly. A check and the fake store share it; thread-safe.
+    """Decides which request to a fake store is answered wrongly. A check and the store share one object; thread-safe.
 
     Attributes:
-        seen: The number of requests, of the kind that the chosen wrong answer applies to, since it was chosen.
+        seen: The number of requests since the wrong answer was chosen, of those to which this kind of answer applies.
         given: The number of wrong answers given since then.
     """
 
@@ -52,7 +52,10 @@ class WrongAnswers:
         self.given = 0
 
     def choose(self, wrong: WrongAnswer | None, position: int = 1) -> None:
-        """Choose the wrong answer for the request at `position` (1 is the next); None for right answers only."""
+        """Choose the kind of wrong answer for the request at `position`, and reset the counts.
+
+        Only requests to which this kind applies are counted; 1 is the next one. With None, all answers are right.
+        """
         with self._lock:
             self._wrong, self._position, self.seen, self.given = wrong, position, 0, 0
 
@@ -64,7 +67,7 @@ class WrongAnswers:
         save: Callable[[], Restore],
         other: Callable[[], bytes | None] = lambda: None,
     ) -> bytes:
-        """Answer one request, rightly or wrongly.
+        """Answer one request to the fake store, wrongly if `choose` has chosen that; return the body of the answer.
 
         Args:
             do: Carries out the request and returns the body of the answer; raises if the answer is an error.
@@ -98,9 +101,9 @@ class WrongAnswers:
         return body
 
     def take(self, *, changes: bool) -> WrongAnswer | None:
-        """Count a request and return the wrong answer for it, for callers that cannot use `answer`.
+        """Count a request, and return the kind of wrong answer that it must get; None for the right answer.
 
-        After a wrong answer, the caller increases `given`.
+        For callers that cannot use `answer`. A caller that has given the wrong answer must increase `given`.
         """
         with self._lock:
             if self._wrong is None or (self._wrong in CHANGES and not changes):

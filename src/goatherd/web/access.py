@@ -19,7 +19,7 @@ SHORTEST_TOKEN: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageAddress:
-    """Where the page is served, and to which readers. Create it with `check_address`.
+    """The address of the status page, and the readers that may see the page. Create it with `check_address`.
 
     Attributes:
         host, port: Address to listen on; port 0 takes a free one.
@@ -37,7 +37,7 @@ class PageAddress:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Whether only this machine can connect to the address."""
         return is_loopback(self.host)
 
 
@@ -63,10 +63,10 @@ def check_address(
 
     Args:
         host, port: Address to listen on.
-        token: Where the token is: ``file:/PATH``, ``env:NAME`` or ``credential:NAME``.
+        token: Source of the token: ``file:/PATH``, ``env:NAME`` or ``credential:NAME``; None if readers need none.
         certificate, key: Files with the TLS certificate and its key.
-        proxies: Networks of the reverse proxies in front.
-        environ: Environment variables.
+        proxies: Networks of the reverse proxies in front of the page; only these proxies may connect, if there are any.
+        environ: The environment variables, from which ``env:NAME`` is read.
 
     Raises:
         ConfigurationError: Other machines could see the page without a token and TLS; or the token, the certificate or
@@ -98,7 +98,7 @@ def check_address(
 
 
 def open_tls(address: PageAddress) -> ssl.SSLContext | None:
-    """Return the TLS context of an address; None if it is served by HTTP.
+    """Return the TLS context with which the page is served at an address; None if it is served by HTTP.
 
     Raises:
         ConfigurationError: The certificate or its key cannot be used.

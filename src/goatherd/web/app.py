@@ -1,7 +1,7 @@
-"""Answer requests for the page, as an ASGI application. It holds the newest view, and no key, store or server.
+"""Answer requests for the status page. This ASGI application holds the newest view, and no key, store or server.
 
 Rules:
-1. No request changes anything but the sessions of readers: signing in and out.
+1. A request changes nothing but the sessions of readers, by signing in and out.
 2. SECURITY: every page has the same strict headers; nothing is loaded from elsewhere, no script or style is inline,
    and no other site may show the page in a frame (tests/unit/web/test_app.py).
 3. SECURITY: on a loopback address the ``Host`` header must name loopback, or another site could read the page through a
@@ -58,10 +58,10 @@ _WAITING: Final = "The store and the servers are being read."
 
 
 class Sessions:
-    """The readers who have signed in. Kept in memory only, so a restart ends them.
+    """The sessions of the readers that have signed in to the page. They are in memory only, so a restart ends them.
 
     Args:
-        clock: Tells when a session ends.
+        clock: Supplies the time, at which sessions end.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -69,7 +69,7 @@ class Sessions:
         self._ends: OrderedDict[bytes, float] = OrderedDict()
 
     def create(self) -> str:
-        """Create a session, and return its secret name. Beyond `MOST_SESSIONS`, the oldest one ends."""
+        """Create a session, and return its secret name. If there are more than `MOST_SESSIONS`, the oldest one ends."""
         name = secrets.token_urlsafe(32)
         self._ends[_digest(name)] = self._clock.monotonic() + SESSION_SECONDS
         while len(self._ends) > MOST_SESSIONS:
@@ -77,11 +77,11 @@ class Sessions:
         return name
 
     def is_valid(self, name: str) -> bool:
-        """Whether a session of this name exists and has not ended."""
+        """Whether a reader's session with this secret name exists and has not ended."""
         return self._ends.get(_digest(name), -1.0) > self._clock.monotonic()
 
     def end(self, name: str) -> None:
-        """End a session."""
+        """End the session with this secret name, if there is one."""
         self._ends.pop(_digest(name), None)
 
 
@@ -91,12 +91,12 @@ def _digest(text: str) -> bytes:
 
 @dataclass(slots=True)
 class Broadcast:
-    """The newest view, and what wakes the open pages when there is a newer one.
+    """The newest view of the cluster, for all open pages; it wakes them when a newer view is published.
 
     Attributes:
-        view: The view; None before the first one.
-        problem: Why the store could not be read last time; None if it could.
-        number: Rises with each view.
+        view: The newest view; None before the first one.
+        problem: Why the last attempt to read the store failed; None if it did not fail.
+        number: Number that rises with each published view or problem.
         pages: How many pages are open.
     """
 
@@ -107,17 +107,17 @@ class Broadcast:
     _newer: asyncio.Event = field(default_factory=asyncio.Event)
 
     def publish(self, view: Data | None, problem: Data | None) -> None:
-        """Make a view, or a problem, what every page shows."""
+        """Show a view and a problem on every open page; with None as `view`, the last view stays."""
         self.view, self.problem, self.number = view if view is not None else self.view, problem, self.number + 1
         self.wake()
 
     def wake(self) -> None:
-        """Wake every open page, which looks whether its reader has left."""
+        """Wake the task of every open page, which then checks whether its reader has disconnected."""
         newer, self._newer = self._newer, asyncio.Event()
         newer.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait for the next view, or at most this long."""
+        """Wait until the next view is published, but at most this many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._newer.wait()
@@ -127,12 +127,12 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Sections:
-    """The sections of the page for one view and one choice.
+    """The rendered sections of the page, for one view and one reader's choice of events.
 
     Attributes:
-        number: `Broadcast.number` of the view.
+        number: The value of `Broadcast.number` for the view.
         html: Each section's HTML, by its name.
-        as_json: The same as JSON strings, so that they are not encoded again for each open page.
+        as_json: The same HTML as JSON strings, so that it is not encoded again for each open page.
     """
 
     number: int
@@ -141,13 +141,13 @@ class Sections:
 
 
 class PageApp:
-    """The ASGI application of the page.
+    """The ASGI application that serves the status page.
 
     Args:
-        address: Where the page is served, and to which readers.
+        address: The address of the page, and the readers that may see it.
         limiter: Limits what each caller may use.
-        clock: Tells the time.
-        interval_ms: Time between two views, in milliseconds; shown until there is a view.
+        clock: Supplies the current time.
+        interval_ms: Time between two views in milliseconds, which the page shows until the first view arrives.
     """
 
     def __init__(self, address: PageAddress, limiter: CallerLimiter, *, clock: Clock, interval_ms: int) -> None:
@@ -165,7 +165,7 @@ class PageApp:
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End the answers to open pages, which would otherwise not end."""
+        """End the event streams of the open pages, which would otherwise never end."""
         self._stopping.set()
         self.broadcast.wake()
 
@@ -215,7 +215,7 @@ class PageApp:
             await _send(send, 404, b"not found", b"text/plain; charset=utf-8")
 
     def _find_refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str] | None:
-        """Return the status and the text with which a request is refused before anything else; None if it is not."""
+        """Return the status and text of the answer to a caller that may not use the page; None if it may."""
         client = scope.get("client")
         direct = client[0] if client else ""
         if self._proxies and not any(ip_address(direct) in network for network in self._proxies):
@@ -234,7 +234,7 @@ class PageApp:
         return Choice(event=event if event in known else "", is_all="all" in query)
 
     def _sections(self, choice: Choice) -> Sections:
-        """Return the sections of the page, rendered once for each view and choice."""
+        """Return the sections of the page for a reader's choice; each view and choice is rendered only once."""
         found = self._rendered.get(choice)
         if found is None or found.number != self.broadcast.number:
             view = self.broadcast.view
@@ -253,7 +253,7 @@ class PageApp:
         return found
 
     def _view(self) -> Data:
-        """Return the view, or an empty one if there is none yet."""
+        """Return the newest view, or an empty one before the first view."""
         if self.broadcast.view is not None:
             return self.broadcast.view
         return {
@@ -283,7 +283,7 @@ class PageApp:
     # --- live ---------------------------------------------------------------------------------------------------------
 
     async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send each view as it comes, until the reader leaves, its session ends, or the process stops."""
+        """Send each new view to one open page, until the reader disconnects, its session ends, or the process stops."""
         if self.broadcast.pages >= MOST_PAGES:
             await _send(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
             return
@@ -312,7 +312,7 @@ class PageApp:
 
     @asynccontextmanager
     async def _reader(self, receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
-        """Count an open page while the block runs, and yield a task that ends when the reader has left."""
+        """Count an open page while the block runs, and yield a task that ends when its reader disconnects."""
 
         async def wait_until_gone() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -328,7 +328,7 @@ class PageApp:
             gone.cancel()
 
     def _view_event(self, sections: Mapping[str, bytes]) -> bytes:
-        """Return the event of a view, with the given sections, which are JSON strings."""
+        """Return the server-sent event for the newest view, with those sections (JSON strings) that have changed."""
         view = self._view()
         data = {
             "read": view["at_ms"],

@@ -1,4 +1,4 @@
-"""Read the store, the servers, the schedule and the audit trail, and build a `View` of them.
+"""Read the store, the servers, the schedule and the audit trail, and build a `View` of them for the status page.
 
 Rules: each server is polled once in an interval, however many pages are open, because only `Collector.collect` polls.
 If the store cannot be read, the last view stays, and the error is shown beside it.
@@ -36,7 +36,7 @@ _NO_FAILURE: Final = frozenset({OK, CANCELLED, "provider.conflict", "provider.no
 
 
 def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecision:
-    """Return when the next rotation is due by a schedule, and why.
+    """Return when a schedule starts the next rotation, and why.
 
     Args:
         status: The state of the store and the identity.
@@ -52,7 +52,7 @@ def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecisi
 
 
 def read_trail_view(file: Path, anchors: Anchors, now_ms: int) -> TrailView:
-    """Verify an audit trail, and return its verdict and its newest records. Takes long for a long trail.
+    """Verify an audit trail, and return the verdict and the newest records. A long trail takes a long time.
 
     Args:
         file: The file of the trail.
@@ -95,7 +95,7 @@ def _trail_view(file: Path, verdict: str, text: str, records: Collection[Record]
 
 
 def _read_time(text: object) -> int | None:
-    """Return a time in milliseconds since 1970; None if it is not one."""
+    """Parse an ISO timestamp into milliseconds since 1970; return None if the value is not one."""
     try:
         return read_iso(text) if isinstance(text, str) else None
     except ValueError:
@@ -113,7 +113,7 @@ def _shorten(text: str) -> str:
 
 
 async def find_excess_rights(store: Store) -> tuple[Remark, ...]:
-    """Return a remark if the credentials may write to the store, which a page never does."""
+    """Return a remark if the page's credentials may write to the store, which the page never does; else nothing."""
     if not isinstance(store.provider, DiagnosableSecretProvider):
         return ()
     try:
@@ -136,7 +136,7 @@ class _Counted:
 
 @dataclass(slots=True, kw_only=True)
 class Collector:
-    """Builds one view after another of the same cluster.
+    """Builds the views of one cluster for the status page, one after another.
 
     Attributes:
         store: The open store.
@@ -147,7 +147,7 @@ class Collector:
         hidden: URLs of servers whose state is not shown.
         audit_log: File of the audit trail; None if there is none.
         interval: Time between two views.
-        may_write: Whether the process rotates too, so that its rights to write are no excess.
+        may_write: Whether the process also rotates, so that the page does not warn of credentials that may write.
     """
 
     store: Store
@@ -194,7 +194,10 @@ class Collector:
         )
 
     async def _read_trail(self, status: ClusterStatus) -> TrailView | None:
-        """Verify the audit trail again if the file or the roots have changed."""
+        """Return the verified audit trail; None without one.
+
+        The trail is verified again only if its file or the roots have changed.
+        """
         file = self.audit_log
         if file is None:
             return None

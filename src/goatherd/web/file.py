@@ -23,14 +23,14 @@ def write_status_file(
     schedule: Schedule,
     audit_log: Path | None,
 ) -> None:
-    """Write a status as a page; a file that exists is replaced.
+    """Write the status of a cluster as an HTML page; an existing file is replaced.
 
     Args:
         path: The file.
         status: The state of the store, the identity and the servers.
         org: The organization.
         guarantees: What the store promises.
-        schedule: When to rotate.
+        schedule: When the controller rotates.
         audit_log: File of the audit trail; None if there is none.
 
     Raises:

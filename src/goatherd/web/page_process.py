@@ -1,7 +1,10 @@
-"""The process that serves the page (``python -m goatherd page-process``): views in by standard input, answers out.
+"""The process that serves the status page (``python -m goatherd page-process``).
 
-SECURITY: it is started with an empty environment and holds no store, no server and no key of a root, so that an
-attacker who takes it over finds none (tests/unit/web/test_publisher.py). It ends when its standard input does.
+It reads the address and then the views from standard input, one JSON object a line, and answers HTTP requests.
+
+SECURITY: the process is started without the credentials in the environment, and holds no store, no server and no key of
+a root, so that an attacker who takes it over finds none (tests/unit/web/test_publisher.py). It ends when its standard
+input does.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ LIMITS: Final = CallerLimits(
 
 
 def read_address(data: dict[str, Any]) -> PageAddress:
-    """Return the address in the first line of standard input."""
+    """Return the page's address from the JSON object in the first line of standard input."""
     return PageAddress(
         host=data["host"],
         port=data["port"],
@@ -48,7 +51,7 @@ def read_address(data: dict[str, Any]) -> PageAddress:
 
 
 async def serve_page(lines: asyncio.StreamReader) -> None:
-    """Serve the page at the address that the first line names, and show the views of the lines after it.
+    """Serve the page at the address in the first of the `lines`, and show the views in the lines after it.
 
     Raises:
         GoatherdError: The address cannot be bound, or the certificate cannot be used.
@@ -71,7 +74,7 @@ async def serve_page(lines: asyncio.StreamReader) -> None:
 
 
 def main() -> int:
-    """Run the process until its standard input ends; return its exit code."""
+    """Run the process of the status page until its standard input ends; return the exit code."""
     return asyncio.run(_run())
 
 

@@ -1,8 +1,8 @@
 """Read the cluster at intervals, and hand each view to the process that serves the page.
 
-Two processes: this one reads the store, which holds the private key of the root, and listens on no port. The other one
-(`goatherd.web.page_process`) answers readers, and is given views only. SECURITY: no request reaches a process that
-holds a key (tests/unit/web/test_publisher.py).
+There are two processes. The process that runs this module reads the store, which holds the private key of the root, and
+listens on no port. The process of the page (`goatherd.web.page_process`) answers readers, and gets only views.
+SECURITY: no request reaches a process that holds a key (tests/unit/web/test_publisher.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = logging.getLogger("goatherd.web")
 
 
 class ViewSource(Protocol):
-    """Reads the status, and makes the views that the page shows; `goatherd.web.collector.Collector` implements it."""
+    """Protocol of an object that makes the page's views; `goatherd.web.collector.Collector` implements it."""
 
     async def collect(self) -> View: ...
 
@@ -46,7 +46,7 @@ class PageProcess:
     """The process that serves the page.
 
     Attributes:
-        url: Where the page is.
+        url: The URL of the page.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
@@ -58,10 +58,10 @@ class PageProcess:
         return self._process.pid
 
     async def show(self, view: View | None, problem: GoatherdError | None = None) -> None:
-        """Show a view; None to keep the last one, with the error for which there is no new one.
+        """Send a view, or None and the error that prevented a new view, to the page; with None the last view stays.
 
         Raises:
-            NodeError: The process has ended.
+            NodeError: The process that serves the page has ended.
         """
         told = None
         if problem is not None:
@@ -78,20 +78,20 @@ class PageProcess:
             raise _ended_error() from error
 
     async def wait(self) -> None:
-        """Wait until the process ends."""
+        """Wait until the process that serves the page ends."""
         await self._process.wait()
 
 
 def _ended_error() -> NodeError:
-    return NodeError("the process that serves the page has ended", hint="Its last lines are on standard error.")
+    return NodeError("the process that serves the page has ended", hint="Its last messages are on standard error.")
 
 
 @asynccontextmanager
 async def start_page_process(address: PageAddress, interval: timedelta) -> AsyncIterator[PageProcess]:
-    """Run the process that serves the page, until the block ends.
+    """Run the process that serves the page while the ``async with`` block runs, and yield it.
 
     Args:
-        address: Where the page is served, and to which readers.
+        address: The address of the page, and the readers that may see it.
         interval: Time between two views.
 
     Raises:
@@ -147,7 +147,7 @@ def _failed_error(answer: dict[str, str]) -> GoatherdError:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End the process by closing its standard input; after `STOP_TIMEOUT` it is killed."""
+    """End the page's process by closing its standard input; kill it if it still runs after `STOP_TIMEOUT`."""
     if process.stdin is not None:
         process.stdin.close()
     try:
@@ -170,10 +170,10 @@ async def publish_views(
     """Serve the page, with a new view in each interval, until `stop` is set.
 
     Args:
-        source: Makes the views.
-        address: Where the page is served, and to which readers.
+        source: Reads the cluster and makes the views.
+        address: The address of the page, and the readers that may see it.
         interval: Time between two views.
-        stop: Ends the page.
+        stop: Event whose setting ends the page.
         on_ready: Called with the page's URL once it is served and has its first view.
 
     Raises:
@@ -191,11 +191,11 @@ async def publish_views(
 async def publish_beside(source: ViewSource, address: PageAddress, *, interval: timedelta) -> AsyncIterator[str]:
     """Serve the page while the block runs, and yield its URL.
 
-    The block comes first: if the page fails later, that is logged, and the page is served again after `RETRY_PAUSE`.
+    A failure of the page does not end the block: it is logged, and the page is served again after `RETRY_PAUSE`.
 
     Args:
-        source: Makes the views.
-        address: Where the page is served, and to which readers.
+        source: Reads the cluster and makes the views.
+        address: The address of the page, and the readers that may see it.
         interval: Time between two views.
 
     Raises:
@@ -231,7 +231,7 @@ async def publish_beside(source: ViewSource, address: PageAddress, *, interval: 
 
 
 async def _show_first_view(source: ViewSource, page: PageProcess) -> None:
-    """Show the first view, or why the store cannot be read now.
+    """Show the first view on the page, or why the store cannot be read now.
 
     Raises:
         GoatherdError: The store cannot be read, and a retry would not help.
@@ -247,7 +247,9 @@ async def _show_first_view(source: ViewSource, page: PageProcess) -> None:
 async def _show_views(
     source: ViewSource, page: PageProcess, *, interval: timedelta, stop: asyncio.Event, is_shown: bool = False
 ) -> None:
-    """Show a view in each interval until `stop` is set; with `is_shown`, the first one after an interval.
+    """Show a new view in each interval until `stop` is set.
+
+    If `is_shown`, the page shows a view already, so the first new one follows after an interval.
 
     Raises:
         NodeError: The process that serves the page has ended.

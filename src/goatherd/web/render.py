@@ -1,7 +1,7 @@
-"""Turn a `View` into HTML, with templates that escape every text.
+"""Turn a `View`, the data of the status page, into HTML, with templates that escape every text.
 
 `Renderer` renders the sections of the page one by one, so that an open page is sent only those that have changed. The
-page as one file (`render_file`) has the same sections, with its stylesheet and script inside.
+page as one file (`render_file`) has the same sections, and contains its stylesheet and script.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Choice:
 
     Attributes:
         event: Only events of this name; empty for all.
-        is_all: Whether to show all of them, and not only the newest.
+        is_all: Whether to show all of these events, not only the newest.
     """
 
     event: str = ""
@@ -52,7 +52,7 @@ class Choice:
 
     @property
     def query(self) -> str:
-        """The query of the page's URL that makes this choice; empty for the default."""
+        """The query part of the page's URL that selects this choice, such as ``?all=1``; empty for the default."""
         from urllib.parse import urlencode
 
         pairs = {name: value for name, value in (("event", self.event), ("all", "1" if self.is_all else "")) if value}
@@ -60,7 +60,7 @@ class Choice:
 
 
 class Renderer:
-    """Renders the page from templates in this package.
+    """Renders the status page from the templates in this package.
 
     Raises:
         MissingExtraError: ``jinja2`` is not installed.
@@ -120,7 +120,7 @@ class Renderer:
         has_session: bool,
         is_stale: bool = False,
     ) -> str:
-        """Return the whole page, which updates itself.
+        """Return the HTML of the whole page, whose script updates it when a new view arrives.
 
         Args:
             view: The view.
@@ -128,7 +128,7 @@ class Renderer:
             choice: The reader's choice.
             now_ms: The time, in milliseconds since 1970.
             has_session: Whether the reader has signed in, so that the page offers to sign out.
-            is_stale: Whether the store could not be read since the view.
+            is_stale: Whether the store could not be read after this view was made.
         """
         return self._environment.get_template("page.html").render(
             view=view,
@@ -142,11 +142,11 @@ class Renderer:
         )
 
     def render_login(self, message: str = "") -> str:
-        """Return the page that asks for the token."""
+        """Return the page that asks for the token; `message` says why the last token was rejected."""
         return self._environment.get_template("login.html").render(message=message)
 
     def render_file(self, view: Data) -> str:
-        """Return the page as one file that needs no other, and loads none."""
+        """Return the page as a single HTML file, which loads no other file."""
         css, script = read_asset("/page.css").decode(), read_asset("/page.js").decode()
         policy = f"default-src 'none'; style-src {_hash_source(css)}; script-src {_hash_source(script)}"
         return self._environment.get_template("page.html").render(
@@ -168,7 +168,7 @@ class Renderer:
         return markupsafe.Markup
 
     def _mark_commands(self, text: str) -> Any:
-        """Return a text in which what stands between backquotes is marked as code. Everything is escaped."""
+        """Return a text as escaped HTML, in which the parts between backquotes are marked as code."""
         parts = text.split("`")
         if len(parts) % 2 == 0:
             return text
@@ -177,7 +177,7 @@ class Renderer:
 
 
 def _group_by_due(places: Sequence[Data]) -> list[tuple[int | None, list[Data]]]:
-    """Return the places of a private key in groups of the same time of destruction; first those that are kept."""
+    """Group a private key's stored versions by the time when they may be destroyed, first those without a time."""
     groups: dict[int | None, list[Data]] = {}
     for one in places:
         groups.setdefault(one["due_ms"], []).append(one)
@@ -185,26 +185,26 @@ def _group_by_due(places: Sequence[Data]) -> list[tuple[int | None, list[Data]]]
 
 
 def page_title(view: Data, *, is_stale: bool = False) -> str:
-    """Return the title of the page: what a tab shows. With `is_stale`, the state now is unknown."""
+    """Return the page's title: a sign for the cluster's state (unknown if `is_stale`), and the organization."""
     sign = "?" if is_stale else {"fine": "✓", "busy": "↻", "warning": "!", "bad": "✕"}[view["state"]]
     return f"{sign} {view['org']} · Goatherd"
 
 
 def read_asset(path: str) -> bytes:
-    """Return one of the files in `ASSETS`."""
+    """Return the bytes of one of the files in `ASSETS` (stylesheet, script, icon)."""
     from importlib.resources import files
 
     return (files("goatherd.web") / "static" / path.removeprefix("/")).read_bytes()
 
 
 def format_utc(ms: int) -> str:
-    """Return a time as ``2027-01-12 02:00:00 UTC``."""
+    """Return a time in milliseconds since 1970 in the form ``2027-01-12 02:00:00 UTC``."""
     text = iso(ms)
     return f"{text[:10]} {text[11:19]} UTC" if len(text) == 24 else text
 
 
 def format_age(ms: int) -> str:
-    """Return how long ago a time was, such as ``3 s ago`` or ``in 5 d``, in one unit, rounded down."""
+    """Return an age in milliseconds (negative: in the future) in one unit, rounded down: ``3 s ago``, ``in 5 d``."""
     seconds = abs(ms) / 1000
     if seconds < 1:
         return "now"
@@ -220,7 +220,7 @@ def _format_span(ms: int) -> str:
 
 
 def format_clock(ms: int) -> str:
-    """Return how far a clock is ahead (``+``) or behind (``−``); below a second it cannot be told from none."""
+    """Return how far a clock is ahead (``+``) or behind (``−``); less than a second cannot be measured (``±0 s``)."""
     if abs(ms) < 1000:
         return "±0 s"
     sign, seconds = ("+" if ms > 0 else "−"), abs(ms) / 1000

@@ -1,4 +1,4 @@
-"""Build what the page shows from the status of a cluster, its schedule and its audit trail. Pure.
+"""Build the data of the status page from the status of a cluster, its schedule and its audit trail. Pure.
 
 A `View` holds ids, times and texts only: no key, no session, nothing that opens a store. It is plain data, so that it
 can be sent to the process that serves the page (`goatherd.web.publisher`), and the templates format it.
@@ -6,8 +6,8 @@ can be sent to the process that serves the page (`goatherd.web.publisher`), and 
 Rules:
 1. Every fact comes from `goatherd.operations.status.ClusterStatus`, on which ``goatherd status`` is based too
    (tests/unit/web/test_view.py).
-2. What is not known is `Fact.UNKNOWN`, never `Fact.NO`.
-3. A text from outside is shown without characters that are not printable, and without what could be a key.
+2. A fact that is not known is `Fact.UNKNOWN`, never `Fact.NO`.
+3. Text from servers and stores is shown with unprintable characters escaped, and anything that could be a key hidden.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Fact(StrEnum):
 
 
 class State(StrEnum):
-    """How well the cluster is, from best to worst."""
+    """The health of the cluster, from best to worst."""
 
     FINE = "fine"
     BUSY = "busy"
@@ -63,7 +63,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """A sentence about the cluster, what to do about it, and when that was, in milliseconds since 1970."""
+    """A sentence about the cluster, advice on what to do, and the time of the event (milliseconds since 1970)."""
 
     text: str
     advice: str = ""
@@ -72,12 +72,12 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextStep:
-    """When the next rotation is due, by this configuration.
+    """When the next rotation is due according to the schedule.
 
     Attributes:
-        at_ms: When it may begin, in milliseconds since 1970; None if it begins at no time.
+        at_ms: When the rotation may begin, in milliseconds since 1970; None if it never begins.
         why: The reason.
-        windows: The maintenance windows, human-readable; empty if it may begin at all times.
+        windows: The maintenance windows, human-readable; empty if the rotation may begin at any time.
     """
 
     at_ms: int | None
@@ -91,9 +91,9 @@ class RotationView:
 
     Attributes:
         phases: Every phase with its state: ``done``, ``current`` or ``ahead``.
-        waiting_for: What the servers have not shown yet; empty if the next step can be taken.
-        until_ms: The deadline of the phase; None without servers.
-        at_deadline: What happens at the deadline.
+        waiting_for: What the rotation still waits for at the servers; empty if the next step can be taken.
+        until_ms: The deadline of the current phase; None without servers.
+        at_deadline: What the rotation does at the deadline.
     """
 
     id: str
@@ -112,16 +112,16 @@ class RotationView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRow:
-    """One server and what it has shown. Durations are milliseconds.
+    """One server of the cluster and its state. Durations are in milliseconds.
 
     Attributes:
-        signs: Which root signs there: ``current``, ``next``, ``previous``, ``other`` or ``unknown``.
-        is_behind: Whether it uses an older generation than the store holds.
-        read_age_ms: How long ago it last read the store.
-        kind: What answers: a Goatherd server, or an unmodified one.
-        problem: What is wrong with it; empty if nothing is.
-        region: The region in which it stands, as it reports; empty with a single store.
-        store_region: The region whose store it read last; empty if it reports none.
+        signs: The root with which the server signs: ``current``, ``next``, ``previous``, ``other`` or ``unknown``.
+        is_behind: Whether the server uses an older generation of the identity than the store holds.
+        read_age_ms: How long ago the server last read the store.
+        kind: Whether this is a Goatherd server or an unmodified GoatDB server.
+        problem: What is wrong with the server; empty if nothing is.
+        region: The server's region, as the server reports it; empty with a single store.
+        store_region: The region whose store the server read last; empty if it reports none.
         version: Version of Goatherd, of the server or of its agent; None if unknown, empty if neither is Goatherd.
     """
 
@@ -156,14 +156,14 @@ class KeyPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootRow:
-    """One root. Times are milliseconds since 1970.
+    """One root of the identity. Times are milliseconds since 1970.
 
     Attributes:
         state: ``signs``, ``next``, ``anchor``, ``trusted`` or ``revoked``.
-        since_ms: When it began to sign; None if unknown or if it has not signed.
-        introduced_by: Ids of the roots that have endorsed it.
-        places: The stored versions that hold its private key.
-        absence: Why `places` is empty.
+        since_ms: When the root began to sign; None if unknown or if it has not signed.
+        introduced_by: Ids of the roots that have endorsed this root.
+        places: The stored versions that hold the root's private key.
+        absence: Why no stored version holds the private key; empty if one does.
     """
 
     id: str
@@ -180,7 +180,7 @@ class RootRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallsView:
-    """The calls of a store in the last hour, or since the process began if that is later."""
+    """How many calls to a store were made, and failed, in the last hour or since a later start of the process."""
 
     calls: int
     errors: int
@@ -191,14 +191,14 @@ class CallsView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreRow:
-    """One store: what it promises, and where its labels point.
+    """One store: its guarantees, such as compare-and-swap, and the versions at which its labels point.
 
     Attributes:
-        written_ms: When its current version was written, in milliseconds since 1970; None if unknown.
+        written_ms: When the store's current version was written, in milliseconds since 1970; None if unknown.
         versions: How many versions are not destroyed; None if unknown.
-        region, role: Its region, and whether it is the primary store or a follower; empty for a single store.
-        generation: The generation of its identity; None if unknown.
-        lag_since_ms: When the first change was written that it lacks; None if it lacks none, or if that is unknown.
+        region, role: The store's region, and whether it is the primary store or a follower; empty for a single store.
+        generation: The generation of the identity in the store; None if unknown.
+        lag_since_ms: When the oldest change that the store lacks was written; None if it lacks none, or if unknown.
     """
 
     name: str
@@ -239,7 +239,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRow:
-    """One record of the audit trail."""
+    """One record of the audit trail, as the page shows it."""
 
     seq: int
     at_ms: int
@@ -250,7 +250,7 @@ class RecordRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrailView:
-    """The audit trail: whether it is as it was written, and its newest records, newest first.
+    """The audit trail: whether it is unaltered, and its newest records, newest first.
 
     Attributes:
         verdict: ``whole``, ``broken`` or ``unreadable``.
@@ -267,17 +267,17 @@ class TrailView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """All that the page shows, in its order.
+    """All data that the status page shows.
 
     Attributes:
         at_ms: When the servers and the store were read, in milliseconds since 1970.
-        interval_ms: Time between two readings; None if there is only one.
-        sentence: The state of the cluster.
+        interval_ms: Time between two readings in milliseconds; None if there is only one.
+        sentence: A sentence about the state of the cluster.
         advice: What to do; empty if nothing is to be done.
         next_step: The next rotation; None while one is in progress, or without a schedule.
         remarks: What else the operator should know.
         signer: Id of the current root; empty if the store was never read.
-        signing: On how many servers it signs.
+        signing: The number of servers that sign with the current root.
     """
 
     org: str
@@ -313,7 +313,7 @@ def make_view(
     remarks: Sequence[Remark] = (),
     interval_ms: int | None = None,
 ) -> View:
-    """Return what the page shows about a cluster.
+    """Return the data that the status page shows about a cluster.
 
     Args:
         status: The state of the store, the identity and the servers.
@@ -322,8 +322,8 @@ def make_view(
         schedule: When to rotate; None if that is not configured.
         decision: When the next rotation is due by that schedule.
         trail: The audit trail; None if none is configured.
-        calls: The calls of the store.
-        remarks: Remarks about the process itself.
+        calls: How many calls to the store were made, and failed; None if they are not counted.
+        remarks: Remarks about the process that makes the view, such as excess rights of its credentials.
         interval_ms: Time between two readings, in milliseconds.
     """
     document, now_ms = status.document, status.at_ms
@@ -380,7 +380,7 @@ def make_view(
 
 
 def shorten_id(text: str) -> str:
-    """Return the first characters of a long id, as every part of the page shows it."""
+    """Return an id shortened to its first characters, if it is long, as every part of the page shows ids."""
     return text if len(text) <= SHORT + 4 else f"{text[:SHORT]}…"
 
 
@@ -388,7 +388,7 @@ def shorten_id(text: str) -> str:
 
 
 def _summarize(status: ClusterStatus, servers: Sequence[ServerRow], signing: int) -> tuple[State, str, str]:
-    """Return the state of the cluster, the sentence about it, and what to do."""
+    """Return the state of the cluster, a sentence about this state, and advice on what to do."""
     document = status.document
     root = f"Root {shorten_id(document.current.id)}"
     went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
@@ -637,7 +637,10 @@ def _store_row(status: ClusterStatus, guarantees: Guarantees, calls: CallsView |
 
 
 def _region_rows(status: ClusterStatus, calls: CallsView | None) -> tuple[StoreRow, ...]:
-    """Return the stores of several regions; empty for a single store. The calls are those of all of them."""
+    """Return a row for the store of each region; empty for a single store.
+
+    The row of the primary store has the calls to all stores.
+    """
     return tuple(
         StoreRow(
             name=clean_text(one.scheme),
@@ -708,7 +711,7 @@ def history_rows(document: IdentityDocument, trail: TrailView | None) -> tuple[H
 
 
 def clean_text(text: str) -> str:
-    """Return a text from outside without what could be a key, and with escapes for characters that are not printable.
+    """Return text from a server or store, with anything that could be a key hidden and unprintable characters escaped.
 
     SECURITY: a right-to-left override would otherwise reorder the text around it (tests/unit/web/test_view.py).
     """

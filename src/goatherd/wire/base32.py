@@ -47,7 +47,7 @@ def _b32_masks(blocks: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def base32_decode(text: str) -> bytes:
-    """Decode GoatDB's base32, accepting exactly the strings that GoatDB accepts. Unused bits are ignored.
+    """Decode GoatDB's base32; accept exactly the strings that GoatDB accepts. Surplus bits at the end are ignored.
 
     Raises:
         DecodeError: The length, the padding or a character is invalid.

@@ -5,11 +5,11 @@ objects made from ``[],[],…`` take thirty times its size. So `read_batch` find
 parses everything else, and keeps the commits as bytes until they are used (`RawCommits`).
 
 In JSON without spaces between its values, as GoatDB writes it, the next ``},{"`` is most likely the end of a commit. If
-the bytes up to there are one JSON object, it is; otherwise the ends of this commit and the following ones are found by
-counting brackets.
+the bytes up to there are one JSON object, they are the commit; otherwise the module finds the ends of this commit and
+the following ones by counting brackets.
 
-It accepts what `goatherd.wire.json.parse_json` accepts, up to limits that are far above what GoatDB writes. Commits are
-not checked here: a malformed commit is detected when it is decoded.
+The module accepts the JSON that `goatherd.wire.json.parse_json` accepts, up to limits far above what GoatDB writes.
+Commits are not checked here: a malformed commit is detected when it is decoded.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RawCommits(Sequence[Any]):
             return [self[each] for each in range(*index.indices(len(self)))]
         text = self._data[self._starts[index] : self._ends[index]]
         if not _is_bounded(text, MAX_COMMIT_VALUES):
-            raise TooManyValuesError(f"a commit of {len(text)} bytes has more values than are allowed")
+            raise TooManyValuesError(f"a commit of {len(text)} bytes has more JSON values than are allowed")
         return parse_json(text)
 
     def size(self, index: int) -> int:
@@ -110,20 +110,20 @@ class RawCommits(Sequence[Any]):
                 parse_json(text)
 
     def find_known(self, start: int) -> int:
-        """Return the end of the commit that begins at an offset of the body, if it was read before; otherwise 0."""
+        """Return the end of the commit at an offset of the body if a subclass remembers it; 0 in this class."""
         del start
         return 0
 
     def add_parsed(self, start: int, end: int, value: Any) -> None:
-        """Add the JSON object between these offsets, of which `value` is the parsed form, as a commit."""
+        """Add the JSON object between two offsets of the body as a commit; `value` is the object, parsed."""
         del value
         self.add(start, end)
         self._checked = len(self)
 
     def add(self, start: int, end: int) -> None:
-        """Add the JSON object between these offsets of the body as a commit.
+        """Add the JSON object between two offsets of the body as a commit.
 
-        If it is too short to be a commit, only count it.
+        An object that is too short to be a commit is only counted (`other`).
         """
         if end - start < SMALLEST_COMMIT:
             self.add_other(self._data[start:end])
@@ -140,10 +140,10 @@ class RawCommits(Sequence[Any]):
             DecodeError: The text is not JSON, or there are more such items than a body may hold.
         """
         if not _is_bounded(text, MAX_OTHER_VALUES):
-            raise DecodeError("the batch has more values than are allowed")
+            raise DecodeError("the batch has more JSON values than are allowed")
         self.other += len(parse_json(b"[" + text + b"]"))
         if self.other > MAX_OTHER_VALUES:
-            raise DecodeError("the batch has more values than are allowed")
+            raise DecodeError("the batch has more JSON values than are allowed")
 
     def portions(self) -> Iterator[tuple[int, int]]:
         """Yield ranges of commits to process together: about `PORTION_BYTES` and at most `PORTION_COMMITS` each."""
@@ -195,7 +195,7 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
 
 
 def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) -> tuple[list[Any], list[RawList]]:
-    """Split the body of a ``/batch-sync`` request into its elements, parsed without their commits, and the commits.
+    """Split the body of a ``/batch-sync`` request into its elements, parsed without commits, and the unparsed commits.
 
     In the parsed elements, each array of commits (``c``, and ``ad``, which GoatDB never reads) is replaced by an array
     that contains only one number: the index of its commits in the second result. This includes empty arrays.
@@ -203,7 +203,7 @@ def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) ->
     Args:
         body: The body as received.
         most: The maximum number of elements.
-        new_list: Makes the list of one array of commits, given the body.
+        new_list: Creates the empty list, to which the commits of one array are added, given the body.
 
     Raises:
         DecodeError: The body is not JSON or not an array, or has more elements or values than `most` and this module
@@ -225,7 +225,7 @@ def _check_array(value: Any, most: int) -> list[Any]:
 
 
 def _split_elements(body: bytes, new_list: Callable[[bytes], RawList]) -> tuple[bytes, list[RawList]]:
-    """Return the body of a request with each array of commits replaced by its number, and these arrays."""
+    """Return the body with the contents of each array of commits replaced by the array's number, and these arrays."""
     rest: list[bytes] = []
     lists: list[RawList] = []
     stack = bytearray()
@@ -238,7 +238,7 @@ def _split_elements(body: bytes, new_list: Callable[[bytes], RawList]) -> tuple[
         position = end + 1
         values += 1
         if values > MAX_OTHER_VALUES:
-            raise DecodeError("the batch has more values than are allowed")
+            raise DecodeError("the batch has more JSON values than are allowed")
         if character in b"[{":
             stack += character
             if len(stack) > MAX_DEPTH:
@@ -255,12 +255,12 @@ def _split_elements(body: bytes, new_list: Callable[[bytes], RawList]) -> tuple[
     rest.append(body[kept:])
     text = b"".join(rest)
     if not _is_bounded(text, MAX_OTHER_VALUES):
-        raise DecodeError("the batch has more values than are allowed")
+        raise DecodeError("the batch has more JSON values than are allowed")
     return text, lists
 
 
 def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
-    """Find the objects in a JSON array that begins at `position`, and add each to `commits`.
+    """Find the objects in a JSON array whose first item begins at `position`, and add each to `commits`.
 
     Return the position of the closing bracket.
     """
@@ -288,9 +288,11 @@ def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
 
 
 def _read_plain_commits(body: bytes, position: int, commits: RawCommits) -> int:
-    """Add the first objects of a JSON array, as far as they are known or a ``},{"`` ends them.
+    """Add the objects at the start of a JSON array to `commits`, as long as their ends are easy to find.
 
-    Return the position at which the search for the next object begins: `position`, or the one after a comma.
+    The end is easy to find if the object was read before, or if the next ``},{"`` ends it.
+
+    Return the position of the next object: `position`, or the position after the comma that follows the last object.
     """
     while body[position : position + 1] == b"{":
         end = commits.find_known(position)
@@ -339,7 +341,7 @@ def _skip_string(body: bytes, start: int) -> int:
 
 
 def _read_gap(text: bytes, commits: RawCommits, *, is_first: bool, is_last: bool) -> None:
-    """Check that a JSON text between two objects of an array contains only commas and items that are not objects.
+    """Check that the text between two objects of a JSON array contains only commas and items that are not objects.
 
     These items are added to the count of `commits`.
     """

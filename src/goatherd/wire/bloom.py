@@ -30,9 +30,9 @@ _ASCII_SPACE = str.maketrans("", "", "\t\n\f\r ")
 
 
 def filter_size(size: int, fpr: float) -> tuple[int, float]:
-    """Return the size of GoatDB's Bloom filter for `size` members, as ``(m, k)``.
+    """Return the size of GoatDB's Bloom filter for `size` members and the false-positive rate `fpr`, as ``(m, k)``.
 
-    These are the number of bits, and the unrounded number of hash functions.
+    `m` is the number of bits, `k` the unrounded number of hash functions.
     """
     members = max(1, size)
     bits = math.ceil((members * math.log(fpr)) / _STEP)
@@ -127,7 +127,7 @@ class BloomFilter:
 
     @property
     def error_rate(self) -> float:
-        """The filter's false-positive rate, estimated from the share of its bits that are set in the first 32 KiB."""
+        """The filter's false-positive rate, estimated from the share of set bits in its first 32 KiB."""
         sample = self.bits[:_SAMPLE]
         if not sample:
             return 0.0 if self.seeds else 1.0
@@ -145,9 +145,9 @@ class BloomFilter:
             raise DecodeError("a Bloom filter must be a JSON object")
         text, seeds = encoded.get("d"), encoded.get("s")
         if not isinstance(text, str) or not isinstance(seeds, list):
-            raise DecodeError("a Bloom filter must have a string d and an array s")
+            raise DecodeError("a Bloom filter must have a string d (its bits) and an array s (its seeds)")
         if len(seeds) > MAX_SEEDS:
-            raise DecodeError(f"a Bloom filter with {len(seeds)} seeds is not plausible")
+            raise DecodeError(f"a Bloom filter must have at most {MAX_SEEDS} seeds, not {len(seeds)}")
         return cls(_from_base64(text), tuple([_read_seed(seed) for seed in seeds]))
 
     def to_json(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ __all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]
 
 
 class _AbsentText(str):
-    """Stands for the string of a member that a commit does not have."""
+    """An empty string that stands for a member (id, key or session) that a commit does not have."""
 
     __slots__ = ()
 
@@ -72,8 +72,8 @@ class Commit:
         ancestors_filter: A Bloom filter over the ids of the commit's ancestors; None if the commit has no such filter.
         ancestors_count: The number of ancestors in `ancestors_filter`.
         merge_base: Id of the merge base; None if there is none.
-        merge_leader: Id of the session that led the merge; None if there is none. If the id is empty, only `revert` is
-            written.
+        merge_leader: Id of the session that led the merge; None if there is none. If this id is empty, only the member
+            ``revert`` is written.
         revert: Whether the commit says that it is a revert; GoatDB writes the merge leader's id in the member
             ``revert``.
         signature: The signature string; None for an unsigned commit.
@@ -103,7 +103,7 @@ class Commit:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a member of the commit that is not stored in its slot; for a compact commit, decode it."""
+            """Return a member without a stored value: compute it or, for a compact commit, decode it from the JSON."""
             if name == "is_compact":
                 return False
             if name == "_encoded":
@@ -146,7 +146,7 @@ class Commit:
 
     @property
     def checksum(self) -> str | None:
-        """The checksum that a full commit states for its data, or a delta for its result. It is not verified here."""
+        """The checksum that a full commit states for its data, or a delta for the patched item; not verified here."""
         contents = self.contents
         checksum = contents["r"].get("cs") if "r" in contents else contents["e"].get("dc")
         return checksum if isinstance(checksum, str) else None
@@ -229,7 +229,7 @@ class Commit:
     def keep_encoded(self) -> bytes:
         """Return the commit's JSON as in `encoded`, and keep these bytes for `compact`.
 
-        They are kept only if they are read back as the same commit.
+        The bytes are kept only if decoding them gives the same commit.
         """
         if self._encoded is not None:
             return self._encoded
@@ -244,11 +244,12 @@ class Commit:
         return encoded
 
     def _is_read_back(self, encoded: bytes, is_plain: bool) -> bool:
-        """Return whether `encoded`, the JSON of this commit, would be read back as the same commit.
+        """Return whether decoding `encoded`, the JSON of this commit, gives the same commit.
 
         Args:
             encoded: The commit's JSON.
-            is_plain: Whether `orjson_agrees` with the commit's members: their values are read back as they are.
+            is_plain: Whether `orjson_agrees` is true for the commit's members, so that decoding does not change their
+                values.
         """
         # Members that are left out because they are empty are read back as None.
         has_empty = self.merge_base == "" or self.merge_leader == "" or (self.revert and self.merge_leader is None)
@@ -262,7 +263,7 @@ class Commit:
     def compact(self) -> None:
         """Make the commit compact, so that it stores its JSON instead of decoded members.
 
-        This does nothing if the JSON would be read back as another commit. The commit's value stays the same.
+        Nothing happens if decoding that JSON would give another commit. The commit's value stays the same.
         """
         if self.is_compact:
             return
@@ -346,12 +347,12 @@ class Commit:
         absent = ABSENT if like_goatdb else None
         commit_id, key, session = get("id", absent), get("k", absent), get("s", absent)
         if not isinstance(commit_id, str) or not isinstance(key, str) or not isinstance(session, str):
-            raise DecodeError("a commit must have the strings id, k and s")
+            raise DecodeError("a commit must have the strings id, k (its key) and s (its session)")
         parents = get("p")
         if not is_truthy(parents):
             parents = ()
         elif type(parents) is not list or not all(type(parent) is str for parent in parents):
-            raise DecodeError(f"commit {commit_id!r:.100}: p must be an array of ids")
+            raise DecodeError(f"commit {commit_id!r:.100}: p (the parents) must be an array of ids")
         raw_filter = get("af")
         connection = get("cid")
         return cls(
@@ -448,9 +449,9 @@ class Commit:
         )
 
     def _merge_texts(self) -> tuple[str, str]:
-        """Return the merge-related members in a commit's signed string, as two parts.
+        """Return the merge-related members of a commit as they appear in its signed string, as two parts.
 
-        These are the members before ``org`` and those before ``s``.
+        The first part goes before the member ``org``, the second before the member ``s``.
         """
         before_org = f'"mb":{json_string(self.merge_base)},' if self.merge_base else ""
         if self.merge_leader is None:
@@ -562,9 +563,9 @@ _SURE_DEPTH: Final = 100
 
 
 def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], bytes] | None:
-    """Decode a commit's contents that are already in canonical form; also return their JSON as JavaScript writes it.
+    """Decode a commit's contents to canonical form; also return their JSON as JavaScript writes it.
 
-    The result is None if the contents need a complete decoding.
+    The result is None if this fast way (orjson) may give another result than the complete decoding.
     """
     if text.count(b"{") + text.count(b"[") > _SURE_DEPTH:
         return None
@@ -638,9 +639,9 @@ def _quote_text(text: str) -> str:
 
 
 def _stable_array(texts: list[str]) -> str:
-    """Return the stable form of an array whose items are already strings.
+    """Return GoatDB's stable form of an array, given the stable forms of its items.
 
-    It is an object whose keys are sorted as strings.
+    The result is an object whose keys are the indices, sorted as strings.
     """
     order = sorted(range(len(texts)), key=str)
     return "{" + ",".join([f'"{index}":{texts[index]}' for index in order]) + "}"
@@ -675,14 +676,14 @@ def _read_number(value: Any, member: str) -> float:
     if not is_truthy(value):
         return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
-        raise DecodeError(f"a commit's {member} must be a number")
+        raise DecodeError(f"a commit's member {member} must be a number")
     return value
 
 
 def _read_integer(value: Any, member: str) -> int:
     number = _read_number(value, member)
     if not abs(number) <= 2**53 or number != int(number):
-        raise DecodeError(f"a commit's {member} must be an integer")
+        raise DecodeError(f"a commit's member {member} must be an integer")
     return int(number)
 
 
@@ -690,5 +691,5 @@ def _read_text(value: Any, member: str) -> str | None:
     if not is_truthy(value):
         return None
     if not isinstance(value, str):
-        raise DecodeError(f"a commit's {member} must be a string")
+        raise DecodeError(f"a commit's member {member} must be a string")
     return value

@@ -16,7 +16,7 @@ from goatherd.wire.json import parse_json, to_json_bytes
 
 
 def frame_records(records: Iterable[Any]) -> bytes:
-    """Return the bytes that append records to a log: a blank line before each; two newlines if there are no records.
+    """Return the bytes to append to a log for `records`: a blank line before each; without records, two newlines.
 
     Args:
         records: The records as JSON values, or as compact JSON in bytes.

@@ -30,7 +30,7 @@ def is_plain_object(value: Any) -> bool:
 
 
 def rich_text_filter(element: Any) -> bool:
-    """Return whether GoatDB encodes this element of rich text. Only plain objects that are not local are encoded."""
+    """Return whether GoatDB encodes an element of rich text: only a plain object that is not marked as local."""
     return type(element) is dict and element.get("isLocal") is not True
 
 
@@ -38,7 +38,7 @@ def rich_text_filter(element: Any) -> bool:
 
 
 def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
-    """Return whether GoatDB's plain encoder leaves the value unchanged."""
+    """Return whether GoatDB's plain encoder, with the filter `keep` for array items, leaves the value unchanged."""
     kind = type(value)
     if kind is dict:
         return all(is_native(item, keep) for item in value.values())
@@ -48,7 +48,10 @@ def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
 
 
 def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Encode a value as GoatDB's plain encoder does. The values in a Map stay unconverted."""
+    """Encode a value as GoatDB's plain encoder does.
+
+    Items of arrays and Sets that the filter `keep` rejects are left out. The values in a Map stay unconverted.
+    """
     if is_native(value, keep):
         return value
     if isinstance(value, JSDate):
@@ -65,7 +68,7 @@ def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Encode the value of one member as GoatDB's cyclical encoder does, which writes shared objects as references."""
+    """Encode a member's value as GoatDB's cyclical encoder does: objects reached more than once become references."""
     if type(value) is not dict:
         return encode_plain(value, keep)
     shared = _shared_objects(value)
@@ -161,7 +164,7 @@ class Decoder:
         try:
             return self._decode(value)
         except RecursionError:
-            raise DecodeError("nested too deeply") from None
+            raise DecodeError("the data is nested too deeply") from None
 
     def _decode(self, value: Any) -> Any:
         kind = type(value)
@@ -176,7 +179,7 @@ class Decoder:
                 return self._referenced(value["__rId"])
         if "hasOwnProperty" in value:
             # COMPAT: GoatDB throws.
-            raise DecodeError("an object with a member hasOwnProperty cannot be decoded")
+            raise DecodeError("an object with a member hasOwnProperty cannot be decoded: GoatDB's decoder throws on it")
         if "__t" in value:
             marker, content = value["__t"], value.get("__v")
             if marker == "S" and isinstance(content, list):
@@ -190,7 +193,7 @@ class Decoder:
     def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:
         """Decode an object (the member ``__d``) whose references point into `records`.
 
-        A marker at the top level of the object is an ordinary object.
+        At the top level of this object, a type marker is not decoded.
         """
         self._met_references = True
         self._records.append(records)
@@ -203,7 +206,7 @@ class Decoder:
 
     def _referenced(self, number: float) -> Any:
         if not self._records:
-            raise DecodeError("a reference is outside of the object that it belongs to")
+            raise DecodeError("a reference (__rId) is outside of an object with referenced objects (__r)")
         records = self._records[-1]
         if not 0 <= number < len(records) or number != int(number):
             return UNDEFINED
@@ -217,7 +220,7 @@ class Decoder:
 
 
 def refuse_encoded(value: Any) -> Any:
-    """Check that a value, which contains user data, has no ``E`` marker in it, and return the value.
+    """Return decoded user data after a check that no ``E`` marker (GoatDB's internal encoding) is in it.
 
     Raises:
         DecodeError: The value contains such a marker, which GoatDB would turn into an internal decoder object.

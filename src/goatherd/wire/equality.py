@@ -16,7 +16,7 @@ MAX_PATCH_WORK = 1_000_000
 
 
 class Work:
-    """Count the values that a comparison compares and copies, and limit their number."""
+    """Limit the work of a comparison: count the values that it compares and copies."""
 
     __slots__ = ("_left",)
 
@@ -24,7 +24,7 @@ class Work:
         self._left = limit
 
     def take(self, count: int) -> None:
-        """Add a number of values to the count.
+        """Count further values that are compared or copied.
 
         Raises:
             DecodeError: The count exceeds the limit.
@@ -85,7 +85,7 @@ def _is_falsy(value: Any) -> bool:
 
 
 def loose_equal(a: Any, b: Any) -> bool:
-    """Return whether two values are equal as GoatDB compares them when it adds a member to a set.
+    """Return whether two values are equal by the loose equality with which GoatDB adds a member to a set.
 
     In this comparison all falsy values are equal, and so are numbers that differ only by rounding.
     """
@@ -152,7 +152,7 @@ def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
 
 
 class _Objects:
-    """An index of the objects of a set by shape, for comparisons: only objects of the same shape can be equal.
+    """An index of a set's objects by shape. Only objects of the same shape can be equal and need be compared.
 
     SECURITY: without the index, a push of a few kilobytes could block a server for minutes
     (tests/unit/wire/test_equality.py).
@@ -182,7 +182,7 @@ class _Objects:
 
 
 def _measure_value(value: Any) -> tuple[Any, int, bool]:
-    """Return a value's shape, how many values it contains, and whether it contains a Set.
+    """Return a value's shape, the number of values in it, and whether it contains a Set.
 
     Equal values have equal shapes.
     """

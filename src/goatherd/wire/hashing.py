@@ -68,7 +68,7 @@ def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
         texts: A cache of the strings of objects that were already processed, by the ``id()`` of the object.
 
     Raises:
-        EncodeError: GoatDB uses a random string for this kind of value.
+        EncodeError: The value is of a kind for which GoatDB uses a random string.
     """
     kind = type(value)
     if kind is str:
@@ -96,13 +96,13 @@ def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
         if id(value) not in texts:
             texts[id(value)] = text_hash(members_text(value, seed, texts), seed)
         return texts[id(value)]
-    raise EncodeError(f"a {kind.__name__} has no checksum")
+    raise EncodeError(f"a value of type {kind.__name__} has no checksum in GoatDB")
 
 
 def members_text(value: dict[str, Any], seed: int = DEFAULT_SEED, texts: dict[int, str] | None = None) -> str:
-    """Return the string that is hashed for an object or Map.
+    """Return the string that GoatDB hashes for an object or Map: the names with their values' strings, concatenated.
 
-    It contains names and values, in the order of the names' UTF-16 units.
+    The names are sorted by their UTF-16 code units; members that are undefined are left out.
     """
     keys = [key for key, item in value.items() if item is not UNDEFINED]
     keys.sort(key=unit_key)

@@ -72,14 +72,14 @@ def _legacy_element(element: Any) -> Any:
         return parse_json(element)
     if element is None or isinstance(element, bool | int | float):
         return element
-    raise DecodeError("an element of a set in the old form must be JSON")
+    raise DecodeError("an element of a set in the old form (an array) must be a string of JSON or a scalar")
 
 
 _MAX_MAP_TEXT: Final = 1000
 
 
 def _as_map(value: Any) -> JSMap:
-    """Return the entries of a value, as JavaScript's ``Object.entries`` lists them, as a Map."""
+    """Return a Map of the entries that JavaScript's ``Object.entries`` lists for a value."""
     if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
@@ -114,7 +114,7 @@ def encode_data(data: Data, schema: Schema) -> dict[str, Any]:
 
 
 def encode_field(value: Any, kind: str) -> Any:
-    """Encode the value of one field by one level; the values of a Map are not converted yet.
+    """Encode the value of one field according to its type `kind`; the values in a Map are not converted yet.
 
     Raises:
         EncodeError: GoatDB cannot write such a value in a field of this type.
@@ -137,14 +137,14 @@ def _date_seconds(value: Any) -> float:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as its reader will get it.
+    """Return an encoded value as a reader of its JSON will get it.
 
-    Parts that the encoder left unconverted are replaced by what their JSON says.
+    Parts that the encoder left unconverted, such as Dates in a Map, are written as JSON and parsed again.
     """
     try:
         return value if is_native(value) else parse_json(to_json(value))
     except RecursionError:
-        raise EncodeError("nested too deeply") from None
+        raise EncodeError("the data is nested too deeply") from None
 
 
 def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
@@ -161,7 +161,7 @@ def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry)
         version += 1
         step = registry.get(target.ns, version)
         if step is None:
-            raise EncodeError(f"{target.ns}/{version} is not registered")
+            raise EncodeError(f"the schema {target.ns}/{version} is not registered, so the data cannot be upgraded")
         if step.upgrade is not None:
             upgraded = step.upgrade(upgraded)
         schema = step
@@ -280,7 +280,7 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: 
     except EncodeError as error:
         raise DecodeError(str(error)) from error
     except RecursionError:
-        raise DecodeError("nested too deeply") from None
+        raise DecodeError("the data is nested too deeply") from None
 
 
 def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool) -> Record:
@@ -301,7 +301,10 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
 
 
 def _flat_data(raw: Any, schema: Schema) -> dict[str, Any] | None:
-    """Return an item's re-encoded data if every present field is a scalar; otherwise None."""
+    """Return an item's data, decoded and encoded again, if every present field is a scalar; otherwise None.
+
+    This is a fast path for the most common items.
+    """
     if type(raw) is not dict:
         return None
     data: dict[str, Any] = {}
@@ -334,7 +337,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
         DecodeError: A change is malformed, or of an unknown kind.
     """
     if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
-        raise DecodeError("an edit must be an object with changes c")
+        raise DecodeError("an edit must be an object, and its member c (changes) too")
     changes: dict[str, Any] = {}
     for name, field_changes in edit.get("c", {}).items():
         if not isinstance(field_changes, list):
@@ -351,7 +354,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
 def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]:
     change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
     if not isinstance(change, dict):
-        raise DecodeError("a change must be an encoded object")
+        raise DecodeError("a change in an edit must be an object in an E marker")
     kind = change.get("changeType")
     if kind == "rt":
         encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
@@ -359,10 +362,10 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
             encoded["values"] = as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
         return {"changeType": "rt", **encoded}
     if kind != "fd":
-        raise DecodeError(f"unknown change type {kind!r:.100}")
+        raise DecodeError(f"an edit has a change of unknown type {kind!r:.100}")
     value_type = change.get("vType")
     if not isinstance(value_type, str) or value_type not in FIELD_TYPES or value_type == "richtext":
-        raise DecodeError(f"unknown value type {value_type!r:.100}")
+        raise DecodeError(f"an edit has a change of a value of unknown type {value_type!r:.100}")
     encoded = {"changeType": "fd"}
     if "operation" in change:
         encoded["operation"] = change["operation"]
@@ -388,7 +391,7 @@ def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Reg
     except EncodeError as error:
         raise DecodeError(str(error)) from error
     except RecursionError:
-        raise DecodeError("nested too deeply") from None
+        raise DecodeError("the data is nested too deeply") from None
 
 
 def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry) -> Record:
@@ -423,7 +426,7 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
         for wrapped in field_changes:
             change = _canonical_change(wrapped)
             if change["changeType"] == "rt":
-                raise DecodeError("edits of rich text cannot be read yet")
+                raise DecodeError("the edit changes rich text, which Goatherd cannot apply")
             if "value" not in change and change["vType"] in ("set", "map"):
                 raise DecodeError("a change of a set or a map must have a value")
             value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED

@@ -127,7 +127,7 @@ def utf16_units(text: str) -> list[int]:
 
 
 def join_surrogates(text: str) -> str:
-    """Return a string in which each pair of adjacent surrogates is joined into the character that JavaScript sees."""
+    """Return a string in which each pair of adjacent surrogates is joined into one character, as in JavaScript."""
     if SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
@@ -192,7 +192,10 @@ def utf16_characters(text: str) -> dict[str, str]:
 
 
 def text_order(count: int) -> Iterable[int]:
-    """Return the numbers below `count`, sorted as decimal strings, without one long call of a sort function."""
+    """Return the numbers below `count` in the order of their decimal strings: 0, 1, 10, 2.
+
+    No sort function is called, because one call for a large `count` would block other threads.
+    """
     return range(count) if count <= 10 else _text_order(count)
 
 
@@ -270,5 +273,5 @@ def ms_from_seconds(value: float | str) -> int:
     """
     ms = date_from_json(value).ms
     if ms is None:
-        raise DecodeError("date out of range")
+        raise DecodeError("a date is out of the range of JavaScript's dates")
     return ms

@@ -79,7 +79,7 @@ def _stable_object(value: Any) -> str:
         raise EncodeError("null cannot be signed: GoatDB's stable serialization throws on it")
     if isinstance(value, JSDate | JSSet | bool | int | float):
         return "{}"
-    raise EncodeError(f"a {type(value).__name__} cannot be signed")
+    raise EncodeError(f"a value of type {type(value).__name__} cannot be signed")
 
 
 def stable_member(value: Any) -> str:
@@ -105,12 +105,12 @@ _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
 def _safe_float(value: float) -> bool:
-    """Return whether the library orjson writes the number as JavaScript does."""
+    """Return whether the library orjson certainly writes this number as JavaScript does."""
     return 1e-5 <= abs(value) < 1e15 and not value.is_integer()
 
 
 def _is_flat(value: dict[str, Any]) -> bool:
-    """Return whether sorted JSON of an object is its stable form.
+    """Return whether an object's JSON with sorted names is its stable form, the string that GoatDB signs.
 
     That is so for objects with ASCII names and scalar values, without null and unusual floats.
     """
@@ -124,12 +124,12 @@ def _is_flat(value: dict[str, Any]) -> bool:
 def orjson_agrees(value: Any, *, are_names_in_order: bool = False) -> bool:
     """Return whether the library orjson is known to write `value` byte for byte as JavaScript does.
 
-    The result may be False although it does, but is never wrongly True.
+    The result may be False although orjson writes the same bytes, but is never wrongly True.
 
     Args:
         value: A JSON value of exactly the types dict, list and scalars.
-        are_names_in_order: Whether the order of an object's names is not JavaScript's, which puts array indices first,
-            but one that orjson writes too.
+        are_names_in_order: Whether the order of names in `value` is the wanted one, which orjson keeps. If not, names
+            that may be array indices, which JavaScript puts first, give False.
     """
     kind = type(value)
     if kind is not dict and kind is not list:
@@ -231,7 +231,7 @@ def _json_value(value: Any, indent: str, margin: str) -> str:
         return f"[{inner}{f',{inner}'.join(parts)}{margin}]" if parts else "[]"
     if isinstance(value, JSDate):
         return "null" if value.ms is None else f'"{iso(value.ms)}"'
-    raise EncodeError(f"a {type(value).__name__} has no JSON")
+    raise EncodeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -262,7 +262,7 @@ def parse_plain_json(text: bytes) -> Any:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise DecodeError(f"not JSON at {error.pos}") from None
+        raise DecodeError(f"the text is not JSON: error at character {error.pos}") from None
     return _as_javascript(value)
 
 
@@ -275,8 +275,8 @@ def _parse_slowly(text: bytes | str) -> Any:
     except RecursionError:
         raise DecodeError("JSON is nested too deeply") from None
     except ValueError as error:
-        position = f" at {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DecodeError(f"not JSON{position}") from None
+        position = f": error at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DecodeError(f"the text is not JSON{position}") from None
 
 
 def _parse_integer(digits: str) -> float:
@@ -291,7 +291,7 @@ _PARSER = json.JSONDecoder(parse_int=_parse_integer, parse_constant=_refuse_cons
 
 
 def _as_javascript(value: Any) -> Any:
-    """Return a parsed value with JavaScript's numbers.
+    """Return a parsed value with its numbers as JavaScript has them: integers beyond 2^53 become doubles.
 
     Raises:
         DecodeError: The value is nested too deeply.
@@ -332,9 +332,9 @@ def _as_doubles(value: Any) -> Any:
 
 
 def nesting_depth(value: Any) -> Iterator[list[Any]]:
-    """Yield all objects and arrays of parsed JSON, those of each nesting level together, the outermost first.
+    """Yield the objects and arrays in parsed JSON as one list for each nesting level, the outermost level first.
 
-    For a value that is neither, nothing is yielded.
+    A value that is neither an object nor an array has no level.
     """
     level = [value] if type(value) is dict or type(value) is list else []
     while level:

@@ -46,9 +46,9 @@ class SyncMessage:
 
     @classmethod
     def from_json(cls, encoded: Mapping[str, Any]) -> SyncMessage:
-        """Decode a sync message from JSON. The filter may be wrapped in a marker (``__t``, ``__v``) or not;
+        """Decode a sync message from JSON.
 
-        ``c`` (the commits) may be absent.
+        The filter may be wrapped in a type marker (``__t``, ``__v``) or not; ``c`` (the commits) may be absent.
 
         Raises:
             DecodeError: The message is not an object, has no valid filter, or its ``c`` is not an array.
@@ -59,10 +59,10 @@ class SyncMessage:
         if isinstance(raw, Mapping) and raw.get("__t") == "E" and isinstance(raw.get("__v"), Mapping):
             raw = raw["__v"]
         if not isinstance(raw, Mapping):
-            raise DecodeError("a sync message must have a filter f")
+            raise DecodeError("a sync message must have a Bloom filter f")
         commits = encoded.get("c", [])
         if not isinstance(commits, list):
-            raise DecodeError("a sync message's c must be an array")
+            raise DecodeError("a sync message's c (the commits) must be an array")
         seeds = raw.get("s")
         if isinstance(seeds, list):
             # COMPAT: JavaScript's arithmetic makes numbers of texts; in a commit's own filter they stay texts.
@@ -94,7 +94,7 @@ def _read_number(value: Any) -> float:
 
 
 def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = False) -> tuple[int, float]:
-    """Return ``(size, fpr)``, with which the Bloom filter of a sync message is created.
+    """Return the size and the false-positive rate, ``(size, fpr)``, for the Bloom filter of a sync message.
 
     Args:
         local: The number of commits that the sender holds.
@@ -109,7 +109,7 @@ def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = F
 
 
 def cycles_for(measured_ms: float) -> int:
-    """Return in how many rounds two peers must converge, given the measured time between two rounds."""
+    """Return in how many rounds two peers must converge (1 to 3), given the measured time between two rounds."""
     return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 

@@ -1,7 +1,7 @@
 """Parse and check repository and item paths (docs/reference/goatdb-formats.md#paths).
 
-The functions that have the name of a function in GoatDB behave exactly like it, including its bugs.
-`check_repository_path` and `check_item_path` are strict: they check each path that Goatherd's server opens or writes.
+Most functions behave exactly like GoatDB's functions, including their bugs. `check_repository_path` and
+`check_item_path` are stricter: Goatherd's server checks with them each path that it opens or writes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def is_valid_path(path: str) -> bool:
 
 
 def path_part(path: str, index: int) -> str | None:
-    """Return a part of an item's path as GoatDB does. Index 0 is the type, 1 the repository, 2 the item, 3 the embed;
+    """Return a part of an item's path as GoatDB does; None if GoatDB returns undefined.
 
-    None means undefined.
+    Index 0 is the type, 1 the repository, 2 the item, and 3 the embed.
     """
     if not path:
         return None
@@ -54,7 +54,7 @@ def path_part(path: str, index: int) -> str | None:
 
 
 def normalize_path(path: str) -> str:
-    """Return the normal form of a path, as GoatDB does. Undefined parts become the word ``undefined`` (COMPAT)."""
+    """Return the normal form of a path, as GoatDB does. COMPAT: a missing type or repository becomes ``undefined``."""
     if path.startswith("/"):
         return path.removesuffix("/")
     parts = [path_part(path, index) for index in range(4)]
@@ -79,9 +79,7 @@ def repository_id(path: str) -> str:
 def log_file(repository: str) -> str:
     """Return the path of GoatDB's log file for a repository id, relative to the data directory.
 
-    Dots in the id may lead outside of the data directory.
-
-    SECURITY: dots in the id may lead outside of the data directory.
+    SECURITY: dots in the id may lead outside of the data directory, so check the id first.
 
     Raises:
         PathError: The id does not have exactly two components.
@@ -101,7 +99,7 @@ def join_path(prefix: str, suffix: str) -> str:
 def check_repository_path(path: str) -> tuple[str, str]:
     """Check that the server allows a repository at this path, and return the path's ``(type, id)``.
 
-    SECURITY: this is the only way from a peer's string to a file name (tests/unit/wire/test_paths.py).
+    SECURITY: every path from a peer passes this check before it becomes a file name (tests/unit/wire/test_paths.py).
 
     Raises:
         PathError: The path is not two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is allowed).

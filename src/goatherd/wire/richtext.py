@@ -16,7 +16,7 @@ Atom = dict[str, Any]
 
 
 def rich_text_checksum(tree: Any) -> str:
-    """Return GoatDB's checksum string of a rich text value: one hash over its parts, without those marked as local.
+    """Return GoatDB's checksum string of a rich text value: one hash over all parts that are not marked as local.
 
     Raises:
         EncodeError: The value is not a rich text tree.
@@ -74,7 +74,7 @@ def _pointer_order(pointer: Atom) -> tuple[bytes, bytes, float, tuple[bool, floa
 def _read_number(value: Any) -> float:
     """Return a number for sorting or counting, or 0 if the value is not a number.
 
-    So a malformed pointer in a rich text cannot stop a reader.
+    With 0, a malformed pointer in a rich text causes no error.
     """
     return value if isinstance(value, int | float) and value == value else 0
 

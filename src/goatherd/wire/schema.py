@@ -1,7 +1,8 @@
 """Schemas of items, the markers by which a commit names a schema (such as ``sessions/1``), and the registry of schemas.
 
 Pure. The format is in docs/reference/goatdb-formats.md#schemas. GoatDB never transmits schemas, and a reader that does
-not know the schema of a commit cannot tell dates from numbers. Goatherd stores such a commit as sent; GoatDB drops it.
+not know the schema of a commit cannot distinguish dates from numbers. Goatherd stores such a commit as sent; GoatDB
+drops it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class SchemaField:
         type: The field's type, one of `FIELD_TYPES`.
         required: Whether an item without the field is invalid.
         default: Computes the value of an absent field from the item's data; None if there is no default.
-        validate: A function of the schema's author that checks a value; None if there is no such check.
+        validate: A function, given by the schema's author, that checks a value; None if there is no such check.
     """
 
     name: str

@@ -373,7 +373,7 @@ async def test_a_throttled_request_may_name_a_date(fake: FakeKubernetes, tmp_pat
 
 async def test_an_unknown_token_is_denied_and_the_hint_says_where_it_comes_from(fake: FakeKubernetes, tmp_path: Path):
     async with provider_of(fake, tmp_path, token="nobody") as provider:
-        with pytest.raises(ProviderAccessDeniedError, match="does not know who asks") as caught:
+        with pytest.raises(ProviderAccessDeniedError, match="rejected the credentials") as caught:
             await provider.read(ROOT)
     assert "nobody" not in str(caught.value)
     assert "kubeconfig" in str(caught.value)

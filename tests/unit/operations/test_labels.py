@@ -47,7 +47,7 @@ class Bare(MemorySecretProvider):
 async def test_a_store_without_custom_labels_says_so_before_anything_is_written() -> None:
     provider = Bare()
     await provider.create("s", SecretBytes(b"1"))
-    with pytest.raises(ConfigurationError, match="supports no labels but Goatherd's own"):
+    with pytest.raises(ConfigurationError, match="supports only Goatherd's own labels"):
         await move_label(provider, "s", "mine", "1")
-    with pytest.raises(ConfigurationError, match="supports no labels but Goatherd's own"):
+    with pytest.raises(ConfigurationError, match="supports only Goatherd's own labels"):
         await remove_label(provider, "s", "mine")

@@ -203,7 +203,7 @@ async def test_the_file_that_remembers_what_was_seen_is_refused_when_one_bit_of_
     path.write_bytes(good.replace(b'"signed": true', b'"signed": false'))
     started = CloudSecretSettings(provider, SECRET, seen=path)
     async with started:
-        with pytest.raises(SettingsError, match=r"seen\.json is damaged: its checksum") as caught:
+        with pytest.raises(SettingsError, match=r"seen\.json is damaged: the record's checksum") as caught:
             await started.load()
     assert "Remove it" in caught.value.hint
 

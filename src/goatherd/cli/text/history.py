@@ -81,7 +81,7 @@ def _roots(row: HistoryRow) -> str:
 
 
 def _describe_span(ms: int) -> str:
-    """Return a duration rounded to its unit: days above two days, hours above two hours, and so on."""
+    """Return a duration in whole days from two days on, in whole hours from two hours on, and so on."""
     seconds = max(0, ms) // 1000
     if not seconds:
         return "less than 1s"

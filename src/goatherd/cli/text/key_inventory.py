@@ -126,7 +126,7 @@ def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
 
 
 def retirement_lines(done: Retirement) -> list[str]:
-    """Return a line for each version that was destroyed, given up or kept."""
+    """Return a line for each version that was destroyed, given up (the store keeps its value for longer) or kept."""
     lines = [f"destroyed version {version}" for version in done.report.destroyed]
     lines += [f"gave up version {version}: {done.keys.copies}" for version in done.report.given_up]
     lines += [describe_kept(one.version, one.labels) for one in done.report.kept]

@@ -37,7 +37,7 @@ _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
 class RotationProgress:
-    """Show the events of one rotation. A context manager, whose `show` is passed as `on_event` to the rotation."""
+    """Show the events of one rotation. A context manager; pass its method `show` to the rotation as `on_event`."""
 
     def __init__(self, out: Output) -> None:
         self._out = out
@@ -141,7 +141,7 @@ class RotationProgress:
         self._line("takenOver", data, text)
 
     def _activities(self, urls: Sequence[str]) -> list[str]:
-        """Return what the agents of these servers are doing, and which of the other servers are polled."""
+        """Return what the agents of these servers do, and which other servers wait for their next poll of the store."""
         seen = {node.url: node.activity for node in self._nodes}
         told = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
         return told + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]

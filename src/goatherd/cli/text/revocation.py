@@ -199,11 +199,11 @@ def _node_lines(node: NodeOutcome) -> list[str]:
 
 
 def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
-    """Return which commits that only one server holds are valid, and which are not.
+    """Return, as lines, whether the commits that no other server holds are valid.
 
     Args:
         node: The server.
-        again: What must be given with `--trust-alone`, with a blank after it.
+        again: Option, with a space after it, that the suggested command needs before `--trust-alone`; may be empty.
     """
     lines = []
     if node.is_sole:

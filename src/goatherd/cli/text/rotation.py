@@ -60,7 +60,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
     Args:
         report: The report.
         grace: How long a private key is kept after its root has stopped signing.
-        copies: Where a value can be found after it was destroyed; None where nowhere.
+        copies: Where the store keeps a value after it was destroyed, as a phrase; None if it keeps none.
     """
     took = f"{(report.ended_ms - report.began_ms) / 1000:.1f} s"
     signs = f"in place of {report.from_id}" if report.current_id == report.to_id else f"next is {report.to_id}"
@@ -101,7 +101,7 @@ def restarts_data(report: Report) -> list[dict[str, Any]]:
 
 
 def restart_lines(report: Report) -> list[str]:
-    """Return the servers that restarted during the rotation, with a warning for each that did so too often.
+    """Return the servers that restarted during the rotation, as lines, with a warning for each that did so too often.
 
     An agent restarts a server once when the next root starts to sign, and once more when that is rolled back.
     """
@@ -122,7 +122,7 @@ def restart_lines(report: Report) -> list[str]:
 
 
 def abandoned_line(report: Report) -> str:
-    """Return how a rotation was cancelled or rolled back, and whether the next root stays trusted."""
+    """Return, as a line, how a rotation was cancelled or rolled back, and whether the next root stays trusted."""
     current, following, why = report.current_id, report.to_id, report.reason
     if report.event != "cancelled":
         return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
@@ -153,7 +153,7 @@ def _cancelled_key_lines(report: Report, copies: str | None) -> list[str]:
 
 
 def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
-    """Return how to restart the manual-restart servers that still sign with another root."""
+    """Return how to restart those servers of `bare` that still sign with another root, as lines; empty if none do."""
     waiting = [url for url in report.behind if url in set(bare)]
     if not waiting:
         return []
@@ -265,12 +265,12 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
 
 
 def add_unrun_command(plan: Plan, health: Sequence[HealthSignal], origin: str | None) -> Plan:
-    """Return a plan with a note that planning did not run the command of the health check.
+    """Return a plan with a note that planning did not run the command of the health check, if there is one.
 
     Args:
         plan: The plan.
         health: The health checks of a rotation.
-        origin: Where the command is configured.
+        origin: Where the command is configured: ``flag``, an environment variable, or the file and its line.
     """
     remarks = [
         f"the health {one.name} ({origin}) was not run: a plan runs no commands; "

@@ -39,13 +39,13 @@ FORM: Final = AddressForm(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AWSAddress:
-    """How to reach AWS Secrets Manager. An attribute that is None is left to the SDK's standard chain.
+    """How to reach AWS Secrets Manager. Where an attribute is None, the AWS SDK's standard chain decides.
 
     Attributes:
         region: The AWS region, such as ``eu-west-1``.
         profile: The name of a profile in ``~/.aws/config``.
-        endpoint: Another URL of the service, such as a VPC endpoint.
-        role_arn: The ARN of a role to assume with the credentials that the SDK finds.
+        endpoint: The URL to use instead of the public one, such as that of a VPC endpoint.
+        role_arn: The ARN of a role to assume with the credentials that the SDK finds; None to use these directly.
         kms_key_id: The KMS key that encrypts secrets that Goatherd creates; None for ``aws/secretsmanager``.
         recovery_days: How long a deleted secret can be restored: 7 to 30 days, or 0 to delete it permanently at once.
     """
@@ -85,7 +85,7 @@ def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
     """Parse a ``cloudConfig`` like ``{"provider": "aws", "secretId": "…", "region": "…"}`` into address and secret id.
 
     Raises:
-        ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        ConfigurationError: A required member is missing, or a member is unknown or invalid.
     """
     parsed = addresses.parse_config(FORM, config)
     return _build_address(parsed.parts.get("region"), parsed.options), parsed.secret_id

@@ -131,11 +131,11 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRefusal:
-    """An error that AWS Secrets Manager answered a request with.
+    """The error with which a request to AWS Secrets Manager failed, in the service or in the SDK.
 
     Attributes:
         code: The service's error code, or the name of the SDK's exception.
-        error: The Goatherd error to raise for it.
+        error: The Goatherd error to raise.
     """
 
     code: str
@@ -153,13 +153,13 @@ class StoredVersion:
 
 
 class SecretsManagerAPI:
-    """Sends requests to AWS Secrets Manager with one boto3 client, which is created at the first request, in threads.
+    """Sends requests to AWS Secrets Manager from threads, with one boto3 client that the first request creates.
 
     Args:
         address: The address of the service and the credentials to use.
         timeout: The deadline of a whole call; no single request takes longer than half of it.
         clock: Measures how long the service took to answer.
-        store_clock: Records the date of each answer.
+        store_clock: The estimate of the service's clock; the date of each answer updates it.
     """
 
     def __init__(self, address: AWSAddress, timeout: timedelta, clock: Clock, store_clock: RemoteClock) -> None:
@@ -222,7 +222,10 @@ class SecretsManagerAPI:
     def _send_request(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | ServiceRefusal:
-        """Send one request to AWS in a thread; translate SDK exceptions there, so that no traceback leads to them."""
+        """Send one request to AWS, in a worker thread; return the answer, or the error as a `ServiceRefusal`.
+
+        An SDK exception may quote a secret value. Translated in this thread, it never becomes part of a traceback.
+        """
         began = self._clock.monotonic()
         try:
             client = self._get_client()
@@ -325,7 +328,7 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
         kind, message = UnavailableError, "the endpoint's certificate is not accepted"
         hint = "Check the endpoint, the clock, and AWS_CA_BUNDLE where a proxy intercepts TLS."
     elif isinstance(error, sdk.HTTPClientError | sdk.ConnectionError):
-        kind, message = UnavailableError, f"no whole answer came: {name}"
+        kind, message = UnavailableError, f"no complete answer from AWS: {name}"
         hint = ""
     elif isinstance(error, sdk.CredentialRetrievalError | sdk.MetadataRetrievalError):
         kind, message = UnavailableError, f"the source of the credentials did not answer: {name}"
@@ -347,7 +350,11 @@ def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
 
 
 def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
-    """Choose Goatherd's error for an AWS error code. `text` helps to choose it, but only a denial quotes it."""
+    """Choose Goatherd's error for an error code of AWS.
+
+    The service's message `text` helps to choose the error, but only an error about denied access quotes it. `where` is
+    the code with the HTTP status and the request id, for the message.
+    """
     if code in _THROTTLED or status == 429:
         error = call.error(ThrottledError, where)
         error.retry_after = _retry_after(headers)
@@ -387,7 +394,7 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
             " AWS has deleted old versions, which are at least a day old.",
         )
     if status == 413 or "length less than or equal to 65536" in text:
-        return call.error(SecretTooLargeError, f"AWS finds the value too long: {where}")
+        return call.error(SecretTooLargeError, f"AWS rejected the value as too long: {where}")
     return call.error(ProviderConfigurationError, f"AWS rejected the request: {where}")
 
 
@@ -413,7 +420,10 @@ def _retry_after(headers: Answer) -> float | None:
 
 
 def damaged_error(call: Call, what: str) -> UnavailableError:
-    """Return the error for an incomplete answer of AWS; the SDK turns a cut-off answer into an empty success."""
+    """Return the error for a damaged answer of AWS; `what` says what is wrong with the answer.
+
+    The SDK raises no exception if an answer is cut off: it returns an empty success.
+    """
     return call.error(UnavailableError, f"the answer is damaged: {what}")
 
 
@@ -441,7 +451,7 @@ def is_version_id(text: str) -> bool:
 
 
 def stages_of(call: Call, told: object) -> frozenset[str]:
-    """Return the staging labels in an answer of AWS Secrets Manager; AWS leaves the field out if there are none."""
+    """Return the staging labels in the field `told` of an AWS answer; AWS leaves the field out if there are none."""
     if told is None:
         return frozenset()
     if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
@@ -461,7 +471,7 @@ def stored_of(call: Call, answer: Answer) -> StoredVersion:
     """Return the version and the value in AWS's answer to ``GetSecretValue``.
 
     Raises:
-        UnavailableError: A part of the answer is missing, or it holds two values.
+        UnavailableError: A part of the answer is missing, or it holds a text and a binary value.
     """
     check_named(call, answer)
     text, binary = answer.get("SecretString"), answer.get("SecretBinary")

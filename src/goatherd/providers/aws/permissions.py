@@ -1,8 +1,9 @@
 """Write the IAM policies that a server, a rotator and an administrator need for one secret, and nothing more.
 
 The module returns text to paste; it sends nothing to AWS. A statement names only actions that
-`goatherd.providers.aws.provider` calls in that role. Conditions use a set operator only for multi-valued keys.
-tests/contract/aws/test_policy.py checks that the policies allow each request that the provider sends.
+`goatherd.providers.aws.provider` calls in that role. Conditions use a set operator only for multi-valued keys, because
+on a single-valued key it permits too much. tests/contract/aws/test_policy.py checks that the policies allow each
+request that the provider sends.
 Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/reference/list_awssecretsmanager.html
 Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. multivalued context keys"
 """

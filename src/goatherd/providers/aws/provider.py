@@ -138,10 +138,10 @@ class AWSSecretProvider(SecretProvider):
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
         """Return a provider and the secret id from ``{"provider": "aws", "secretId": "goatdb/root", "region": "…"}``.
 
-        More members: ``region``, ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
+        Optional members: ``region``, ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+            ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         address, secret_id = parse_config(config)
         return cls(address), secret_id
@@ -276,8 +276,9 @@ class AWSSecretProvider(SecretProvider):
         return {label: version for version, held in stages.items() for label in _labels_of(held)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Remove all staging labels from a version, so that AWS Secrets Manager can delete it later (API reference,
-        DeleteSecret). The value stays readable by the version's id until then.
+        """Remove all staging labels from a version, so that AWS can delete it (API reference, DeleteSecret).
+
+        Until AWS deletes the version, its value can still be read by the version's id.
         """
         _must_be_possible(call, version)
         stages = (await self._read_stages(call)).by_version.get(version)
@@ -346,7 +347,7 @@ class AWSSecretProvider(SecretProvider):
         await self._run_call(self._start_call("create", secret_id), add)
 
     async def promote_replica(self, secret_id: str) -> None:
-        """Make the replica in this region a secret of its own (``StopReplicationToReplica``). Idempotent.
+        """Make the replica in this provider's region an independent secret (``StopReplicationToReplica``). Idempotent.
 
         Raises:
             ProviderError: AWS refused, or did not answer.
@@ -364,7 +365,7 @@ class AWSSecretProvider(SecretProvider):
         await self._run_call(self._start_call("write", secret_id), stop)
 
     def _find_lagging(self, call: Call, stages: _Stages) -> list[str]:
-        """Return the regions whose replica is not in sync, as far as they are not tolerated.
+        """Return the regions whose replica is not in sync, without those in `tolerated_replicas`.
 
         Raises:
             ReplicationFailedError: The replication to a region has failed. Nothing was changed.
@@ -415,7 +416,7 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._get_version(call, VersionId=token)
         except SecretNotFoundError as error:
             # "All Secrets Manager operations are eventually consistent" (API reference, ListSecrets).
-            raise call.error(UnavailableError, "what was just written cannot be read yet") from error
+            raise call.error(UnavailableError, "the version that was just written cannot be read yet") from error
         if stored.id != token or stored.value != value:
             raise damaged_error(call, "it is not what was just written")
         return stored
@@ -436,9 +437,10 @@ class AWSSecretProvider(SecretProvider):
         )
 
     async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move a label to another version, naming the version that has it now: "If the label is attached and you either
-        do not specify this parameter, or the version ID does not match, then the operation fails" (API reference,
-        UpdateSecretVersionStage).
+        """Move a label to another version by compare-and-swap: the request names the version that has the label now.
+
+        "If the label is attached and you either do not specify this parameter, or the version ID does not match, then
+        the operation fails" (API reference, UpdateSecretVersionStage).
         """
         stage = _stage_for(call, label)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
@@ -514,16 +516,17 @@ def _is_kept_back(label: str) -> bool:
 
 
 def _labels_of(stages: frozenset[str]) -> frozenset[Label]:
-    """Return a version's labels: all its staging labels except ``AWSPREVIOUS`` and Goatherd's candidate label.
+    """Return a version's labels: all its staging labels except ``AWSPREVIOUS`` and the candidate label.
 
-    AWS takes any text of 1 to 256 characters (API reference, UpdateSecretVersionStage). A staging label that is not a
-    valid label of Goatherd's is listed too: while a version has it, AWS and `destroy` keep the version.
+    Goatherd puts the candidate label on a new version until the version gets its own label. AWS takes any text of 1 to
+    256 characters (API reference, UpdateSecretVersionStage). A staging label that is not a valid label of Goatherd's is
+    listed too: while a version has it, AWS and `destroy` keep the version.
     """
     return frozenset(_label_of(stage) for stage in stages - {_PREVIOUS_STAGE, CANDIDATE})
 
 
 def _label_of(stage: str) -> Label:
-    """Return the name that `versions` lists for a staging label: the same string, except for ``AWSCURRENT``.
+    """Return the name that `versions` lists for a staging label: ``current`` for ``AWSCURRENT``, else the same string.
 
     If another tool has set a staging label that is spelled ``current``, the prefix `_LITERALLY` is added to tell it
     apart; a staging label that already looks like the result gets the prefix once more, so that no two look alike.

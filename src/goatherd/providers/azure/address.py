@@ -85,7 +85,7 @@ def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
     ignored, because a vault has a fixed one.
 
     Raises:
-        ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        ConfigurationError: A required member is missing, or a member is unknown or invalid.
     """
     parsed = addresses.parse_config(FORM, config)
     vault, secret_id = parsed.parts.get("vault"), parsed.secret_id
@@ -106,10 +106,12 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
         raise ConfigurationError(f"{vault!r} is not a valid name for a key vault", hint=FORM.example)
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
     if not _SUFFIX.fullmatch(suffix):
-        raise ConfigurationError(f"suffix={suffix!r} is not a valid domain", hint=f"Such as {', '.join(AUTHORITIES)}.")
+        raise ConfigurationError(
+            f"azure address: suffix={suffix!r} is not a valid domain", hint=f"Examples: {', '.join(AUTHORITIES)}."
+        )
     if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
         raise ConfigurationError(
-            f"endpoint={endpoint!r} is not an https address",
+            f"azure address: endpoint={endpoint!r} is not an https address",
             hint="Write, for example, endpoint=https://name.vault.azure.net.",
         )
     return AzureAddress(
@@ -133,13 +135,14 @@ def parse_vault(vault_url: str) -> AzureAddress:
     vault, _, suffix = host.partition(".")
     if vault_url.startswith("https://") and not suffix:
         raise ConfigurationError(
-            f"{vault_url[:200]!r} is not the URL of a key vault", hint="Such as https://name.vault.azure.net."
+            f"{vault_url[:200]!r} is not the URL of a key vault",
+            hint="Write, for example, https://name.vault.azure.net.",
         )
     return address(vault, {"suffix": suffix} if suffix else {})
 
 
 def check_name(name: str) -> None:
-    """Check the name of a secret in Key Vault.
+    """Check that a name is allowed for a secret in Key Vault.
 
     Raises:
         ConfigurationError: Key Vault does not allow the name, or treats it as equal to another name.
@@ -149,7 +152,8 @@ def check_name(name: str) -> None:
     if not _SECRET.fullmatch(name):
         raise ConfigurationError(
             f"{name[:200]!r} is not a name that Goatherd accepts for a secret in a key vault",
-            hint=f"Use up to {127 - len(POINTER_SUFFIX)} of a-z 0-9 and -; capital letters mean the same to Key Vault.",
+            hint=f"Use at most {127 - len(POINTER_SUFFIX)} of a-z 0-9 and -. Capital letters are not accepted, because"
+            " Key Vault ignores case.",
         )
     for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
         if name.endswith(suffix):

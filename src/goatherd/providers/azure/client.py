@@ -114,7 +114,7 @@ class KeyVault:
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
         clock: Measures the time since the service's last answer.
         credential: The credential to use instead of Azure's default chain. The caller closes it.
-        store_clock: Records the date of each answer.
+        store_clock: The estimate of the service's clock; the date of each answer updates it.
     """
 
     def __init__(
@@ -183,7 +183,11 @@ class KeyVault:
     async def put_secret(
         self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]
     ) -> StoredSecret:
-        """Write a new version of a secret and return it. If cancelled after sending, wait a moment for the answer."""
+        """Write a new version of a secret and return it.
+
+        If the caller is cancelled, wait a moment for the answer, so that the next read shows whether the version was
+        written.
+        """
         writing = self._call_sdk(
             call,
             self._open_client(call).set_secret(name, value, content_type=content_type, tags=tags),
@@ -196,7 +200,11 @@ class KeyVault:
         return _checked_secret(call, value, made.properties, name)
 
     async def list_versions(self, call: Call, name: str) -> Listing:
-        """List all versions of a secret without values. Call another method first: this one needs its service time."""
+        """List all versions of a secret without values, with the service's time.
+
+        The time comes from the date of an earlier answer (`service_time`), so call another method before the first
+        listing.
+        """
         # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
         # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
         now = self.service_time(call)
@@ -224,7 +232,7 @@ class KeyVault:
     async def update_version(
         self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
     ) -> None:
-        """Change attributes of a version of a secret, such as whether it is enabled; None leaves one unchanged."""
+        """Enable or disable a version of a secret, or change its content type; None leaves the attribute unchanged."""
         work = self._open_client(call).update_secret_properties(
             name, version, enabled=enabled, content_type=content_type
         )

@@ -72,7 +72,10 @@ def policy(role: str, uri: str) -> str:
 
 
 def _role_definition(role: str, vault: str) -> str:
-    """Return an Azure custom role as JSON in single quotes for a shell, interrupted for one shell variable."""
+    """Return the JSON of an Azure custom role, for a shell command that puts it in single quotes.
+
+    The quotes are closed around ``$GROUP``, so that the shell replaces this variable.
+    """
     definition = {
         "Name": f"Goatherd {role} of {vault}",
         "Description": f"Goatherd: {_PURPOSE[role]}.",

@@ -7,14 +7,15 @@ decides which of two writers wins.
 
 - A pointer and its value are written in one request, so a crash leaves no value without a pointer. `versions` also
   lists the values of writers that lost, and `destroy` disables them.
-- A written pointer is only a proposal. The writer waits until the proposals are decided (`decide_proposals`) and starts
-  again if another writer won. A reader waits too, and never uses an undecided pointer.
+- A written pointer is only a proposal; it is decided when no other proposal can win any more (`decide_proposals`). The
+  writer waits for that, and starts again if another writer won. A reader waits too, and never uses an undecided
+  pointer.
 - The view is written after the decision. Before a change, the writer checks that the view matches the decided pointer;
   after a late write of the view, it checks that no newer pointer was decided meanwhile.
-- One request reads the newest pointer. The proposals are listed only if that pointer was not seen before.
+- One request reads the newest pointer. The list of all proposals is requested only if that pointer was not seen before.
 - If a delayed writer copies a destroyed value to the view, `versions` lists that value as enabled again, and `destroy`
   disables the copy.
-- The pointer forgets old versions, but the vault keeps them: `versions` lists these as leftovers.
+- The oldest versions are dropped from the pointer, but the vault keeps them: `versions` lists them as leftovers.
 - Each request takes time and counts against the vault's limits, so a change makes no request whose answer is already
   known (docs/adr, "What a change in Azure costs").
 - Tags are for humans, with three exceptions: the tags of a disabled pointer say what it added; one tag names the
@@ -107,11 +108,13 @@ _SPARE: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """A cached result of reading one secret; valid as long as `newest` is the newest proposal.
+    """The cached result of reading one secret; valid as long as `newest` is the newest proposal.
+
+    A proposal is a pointer (a record of versions and labels) that was written, but may lose to another one.
 
     Attributes:
-        newest: The version id of the secret's newest proposal, that is, of the pointer written last; empty if a
-            proposal was still pending.
+        newest: The version id of the secret's newest proposal; empty if another proposal could still win, so that the
+            next read must list the proposals again.
         decided: The proposal that was in effect at that time.
     """
 
@@ -124,7 +127,8 @@ class _Shown:
     """The last known state of the view, the copy of the current value for readers without Goatherd.
 
     Attributes:
-        decided: The id of the proposal (a pointer that was written) that was in effect at that time.
+        decided: The id of the proposal (a pointer that was written) that was in effect when the view was read or
+            written.
         version: The version with the label ``current``, whose value the view held.
     """
 
@@ -139,7 +143,8 @@ class _ValueDraft:
     Attributes:
         value: The value.
         entry: The entry for the value in the next pointer, the record of versions and labels.
-        version: The version of the pointer secret that already stores the value, though no valid pointer names it.
+        version: The version of the pointer secret that already stores the value, though no valid pointer names it; None
+            if the value is not stored yet.
     """
 
     value: SecretBytes
@@ -151,8 +156,9 @@ class AzureSecretProvider(SecretProvider):
     """Store secrets in Azure Key Vault.
 
     Address: ``azure://vault-name/secret-name``. Options in the query: ``suffix=vault.azure.cn`` (another cloud),
-        ``endpoint=https://…`` (a host of your own before the vault; then mostly with ``challenge=unchecked``),
-        ``identity`` (the client id of a user-assigned managed identity), ``ca`` (a file of certificates).
+        ``endpoint=https://…`` (a host of your own in front of the vault, usually together with
+        ``challenge=unchecked``), ``identity`` (the client id of a user-assigned managed identity), ``ca`` (a file of
+        certificates).
     Credentials: Azure's default chain: the environment, workload identity, managed identity, ``az login``.
     Permissions: ``goatherd policy azure --role server`` (or rotator, admin) prints the role assignments.
     Guarantees: compare-and-swap by best effort, because Key Vault has none: of two writers the earlier wins, if the
@@ -575,8 +581,9 @@ class AzureSecretProvider(SecretProvider):
     # --- the pointer ------------------------------------------------------------------------------------------------
 
     async def _read_newest_pointer(self, call: Call, vault: KeyVault) -> StoredSecret | None:
-        """Read the newest version of the pointer secret (the record of versions and labels); None if there is none. A
-        disabled version has no value.
+        """Read the newest version of the pointer secret (the record of versions and labels); None if there is none.
+
+        If that version is disabled, the result has an empty value.
         """
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
@@ -606,10 +613,10 @@ class AzureSecretProvider(SecretProvider):
         )
 
     async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
-        """Return the secret as the pointer in effect describes it, and the proposal by which that pointer was written.
+        """Return the newest version of the pointer secret, and the proposal whose pointer is in effect.
 
-        The method waits until it is certain which of the recent proposals won, so that a change whose outcome was never
-        reported is seen too.
+        A proposal is a pointer (a record of versions and labels) that was written. The method waits until it is certain
+        which of the recent proposals won, so that it also sees a change whose outcome was never reported.
         """
         newest = await self._read_newest_pointer(call, vault)
         if newest is None:
@@ -622,7 +629,7 @@ class AzureSecretProvider(SecretProvider):
         return newest, await self._decide_pointers(call, vault, newest)
 
     async def _decide_pointers(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
-        """List the proposed pointers and find the one in effect; wait once for a proposal that is still undecided."""
+        """List the proposed pointers and return the one in effect; wait once for a proposal that is still undecided."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
             with contextlib.suppress(ForeignRecordError):
@@ -650,7 +657,7 @@ class AzureSecretProvider(SecretProvider):
             await self._wait_until_decidable(decision.pending, listing.now)
 
     def _first_decided(self, call: Call, newest: StoredSecret, listing: Listing) -> Proposal:
-        """Return the proposal that the newest one follows; it is decided, as writers follow only decided pointers."""
+        """Return the proposed pointer that `newest` follows. It is decided: writers follow only decided ones."""
         try:
             if newest.enabled:
                 pointer = self._decode_proposal(call, newest).pointer
@@ -744,9 +751,10 @@ class AzureSecretProvider(SecretProvider):
     ) -> Pointer:
         """Change the record of versions and labels: propose pointers made by `change` until one of them is decided.
 
-        If `change` returns its argument, nothing is proposed. The first proposal follows the pointer that this provider
-        last saw, without checking that it is still in effect: a proposal that follows any other pointer is never
-        decided. Before an error is raised, the pointer is read again.
+        If `change` returns its argument, nothing is proposed. To save a read, the first proposal follows the pointer
+        that this provider saw last. If another pointer is in effect by now, that proposal loses, and the next one
+        follows the pointer in effect. If `change` raises an error for the pointer seen last, it is called again with
+        the pointer in effect.
 
         Args:
             call: The provider call.
@@ -778,10 +786,11 @@ class AzureSecretProvider(SecretProvider):
     async def _propose_pointer(
         self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
     ) -> tuple[Proposal, float] | None:
-        """Write a pointer (a record of versions and labels) that follows the proposal `last`, with any new value.
+        """Propose a pointer (a record of versions and labels) that follows `last`, together with the value of `draft`.
 
         Returns:
-            The proposal and the time before it was written, once it is decided; None if another proposal won.
+            The proposal, once it is decided, and the monotonic time before it was written; None if another proposal
+            won.
         """
         proposed = replace(pointer, epoch=last.pointer.epoch + 1, parent=last.id, request=call.request)
         name, kind, stored = call.secret_id + POINTER_SUFFIX, POINTER_TYPE, encode_pointer(proposed)
@@ -853,7 +862,7 @@ class AzureSecretProvider(SecretProvider):
             call: The provider call.
             vault: The open key vault.
             decided: The proposal that is in effect; it holds the record of versions and labels.
-            since: The time before the proposal was written, if this call has written it.
+            since: The monotonic time before the proposal was written, if this call has written it.
             current: The value with the label ``current``, if the caller has it.
         """
         while (version := decided.pointer.labels.get(CURRENT)) is not None:

@@ -88,7 +88,7 @@ class Home(StrEnum):
     """In the secret that is the view today, where earlier builds stored values."""
 
     def content_type(self, *, text: bool) -> str:
-        """Return the content type by which Key Vault marks a value that is stored here, as text or as base64."""
+        """Return the content type with which Goatherd stores a value in this place, as text or as base64."""
         if self is Home.POINTER:
             return WITH_TEXT_TYPE if text else WITH_BASE64_TYPE
         return TEXT_TYPE if text else BASE64_TYPE
@@ -178,7 +178,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         """Return the pointer with a version marked as disabled; a version that is already disabled is not changed.
 
         Raises:
-            SecretNotFoundError: No such version.
+            SecretNotFoundError: There is no such version.
             ConflictError: A label points at the version.
         """
         known = self.require_unlabelled(call, version)
@@ -188,7 +188,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return replace(self, versions=MappingProxyType({**self.versions, known: off}))
 
     def with_leftover(self, version: VersionId, *, created: int, text: bool, home: Home) -> Pointer:
-        """Return the pointer with a disabled entry for a value that no pointer listed, so that no writer can add it.
+        """Return the pointer with a disabled entry for a value that no pointer listed, so that no writer adds it later.
 
         Only the latest few of such entries are kept, so that any number of unlisted values can be destroyed.
         """
@@ -214,7 +214,7 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         return version
 
     def how_withdrawn(self, key: VersionId) -> str | None:
-        return "switched off" if self.versions[key].disabled else None
+        return "disabled" if self.versions[key].disabled else None
 
     def _in_order(self) -> list[VersionId]:
         return sorted(self.versions, key=lambda version: self.versions[version].number, reverse=True)
@@ -286,7 +286,7 @@ def decide_proposals(
         proposals: All proposals that were stored at the time `now`, and possibly later ones. Proposals older than
             `start` may be missing.
         now: The time by Key Vault's clock before the proposals were listed, in seconds since 1970.
-        settle: How many seconds after a proposal's timestamp no proposal with an earlier timestamp can appear any more.
+        settle: After this many seconds from a proposal's timestamp, no proposal with an earlier timestamp can appear.
     """
     listed = list(proposals)
     chain = [start]
@@ -307,7 +307,7 @@ def is_version_id(text: object) -> bool:
 
 
 def encode_value(value: SecretBytes) -> tuple[str, bool]:
-    """Encode a secret value as the string that Key Vault stores; return it, and whether it is the plain text."""
+    """Encode a secret value for Key Vault; return the string, and whether it is the value itself (otherwise base64)."""
     raw = value.reveal()
     try:
         text = raw.decode("utf-8")
@@ -326,12 +326,12 @@ def decode_value(stored: str, entry: Entry) -> SecretBytes:
     """
     value = decode_leftover(stored, text=entry.text)
     if digest_of(value) != entry.digest:
-        raise DamagedRecordError("its digest does not match")
+        raise DamagedRecordError("its digest does not match the value")
     return value
 
 
 def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
-    """Decode a stored value that the record of versions does not list, so that no digest can be checked.
+    """Decode a stored value, which is text or base64, without a digest: no record of versions lists the value.
 
     Raises:
         DamagedRecordError: The value is not base64.
@@ -339,7 +339,7 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
     try:
         return SecretBytes(stored.encode() if text else base64.b64decode(stored, validate=True))
     except (binascii.Error, ValueError):
-        raise DamagedRecordError("it is not in base64") from None
+        raise DamagedRecordError("the value is not in base64") from None
 
 
 def encode_pointer(pointer: Pointer) -> str:
@@ -383,8 +383,9 @@ def decode_pointer(stored: str) -> Pointer:
 def tags_of(pointer: Pointer) -> dict[str, str]:
     """Return the Key Vault tags for a pointer (the record of versions and labels), at most 15.
 
-    Most tags are for humans only. The others repeat what a pointer that is stored together with a value adds to the
-    record. If that value is destroyed, the pointer is disabled with it, and its content is rebuilt from these tags.
+    Most tags are for humans only. The others repeat what the pointer adds to the record, if it is stored together with
+    a new value. If that value is destroyed, the pointer is disabled with it, and its content is rebuilt from these
+    tags.
     """
     tags = {_EPOCH_TAG: str(pointer.epoch), _PARENT_TAG: pointer.parent or _NO_PARENT}
     if (brought := pointer.versions.get(ITSELF)) is not None:
@@ -408,7 +409,7 @@ def links_of(version: str, created: int, tags: Mapping[str, str]) -> Proposal:
     try:
         parent, epoch, request = tags[_PARENT_TAG], int(tags[_EPOCH_TAG]), tags[REQUEST_TAG]
     except (KeyError, ValueError):
-        raise ForeignRecordError("it is disabled, and its tags are not those of a pointer") from None
+        raise ForeignRecordError("the version is disabled, and its tags are not those of a pointer") from None
     pointer = replace(NOTHING, epoch=epoch, parent="" if parent == _NO_PARENT else parent, request=request)
     return Proposal(id=version, created=created, pointer=pointer, is_read=False)
 
@@ -422,7 +423,7 @@ def rebuild_pointer(links: Proposal, parent: Pointer, tags: Mapping[str, str], *
     try:
         label, digest = Label(tags[_LABEL_TAG]), tags[_DIGEST_TAG]
     except KeyError:
-        raise ForeignRecordError("it is disabled, and its tags are not those of a pointer") from None
+        raise ForeignRecordError("the version is disabled, and its tags are not those of a pointer") from None
     entry = Entry(number=0, created=links.created, request=links.pointer.request, digest=digest, text=text)
     pointer = replace(
         parent.with_version(label, VersionId(links.id), entry),

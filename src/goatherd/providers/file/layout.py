@@ -187,26 +187,26 @@ class SecretDirectory:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def create_secret(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
-        """Create the secret's directory with a first version."""
+        """Create the secret's directory with a first version, which gets `label`."""
         self._make_directory()
         return self._add_version(
             value, now_ms, lambda ledger, entry: ledger.with_first_version(self._call, entry, label)
         )
 
     def write_version(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
-        """Add a version to the secret and move `label` to it."""
+        """Add a version to the secret and move `label` to it, if the label points at the version `expected`."""
         return self._add_version(
             value, now_ms, lambda ledger, entry: ledger.with_version(self._call, entry, label, expected)
         )
 
     def move_label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move `label` to another version of the secret."""
+        """Move `label` to another version of the secret, if the label points at the version `expected`."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             self._replace_record(here, ledger.with_label(self._call, label, version, expected))
 
     def remove_label(self, label: Label, expected: VersionId) -> None:
-        """Remove `label` from the version of the secret that has it."""
+        """Remove `label` from the secret, if the label points at the version `expected`."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
             self._replace_record(here, ledger.without_label(self._call, label, expected))
@@ -321,7 +321,7 @@ class SecretDirectory:
             raise
 
     def _remove_quietly(self, here: _Opened, name: str) -> None:
-        """Delete the file of a value whose commit failed, unless the manifest that readers see lists it after all."""
+        """Delete the file `name` of a value whose commit failed, unless the manifest lists the value; ignore errors."""
         with contextlib.suppress(OSError, UnavailableError, ProviderConfigurationError):
             _, ledger = self._load_record(here)
             self._remove_leftovers(here, ledger, only=name)
@@ -333,7 +333,7 @@ class SecretDirectory:
         return raw, ledger
 
     def _remove_leftovers(self, here: _Opened, ledger: VersionedRecord, *, only: str | None = None) -> None:
-        """Delete value files that the secret's record `ledger` does not list; files of other tools are kept."""
+        """Delete value files, or only the file `only`, that `ledger` does not list; keep files of other tools."""
         live = {f"{number}.value" for number in _living_numbers(ledger)}
         removed = False
         for name in self._system.list_names(here.descriptor):
@@ -364,7 +364,10 @@ class SecretDirectory:
         raise self._damaged_error(f"{MANIFEST} is missing although the directory holds values")
 
     def _make_durable(self, here: _Opened, seen: tuple[int, ...]) -> None:
-        """Sync the manifest that was read, so that it survives a power failure."""
+        """Sync the manifest that was read, so that it survives a power failure; `seen` identifies its state.
+
+        A state that was synced before is not synced again.
+        """
         if self._durable.get(self._path) == seen:
             return
         try:
@@ -379,7 +382,7 @@ class SecretDirectory:
         return self._content_and_identity(here, name, limit)[0]
 
     def _content_and_identity(self, here: _Opened, name: str, limit: int) -> tuple[bytes, tuple[int, ...]]:
-        """Read a file; return its bytes, and attributes that tell it apart from any file that replaces it."""
+        """Read up to `limit` bytes of a file; return them, and attributes by which a replaced file is recognized."""
         descriptor = self._system.open_read(name, here.descriptor)
         try:
             status = self._system.file_status(descriptor)

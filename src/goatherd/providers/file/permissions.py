@@ -42,8 +42,8 @@ def policy(role: str, secret: str) -> str:
     # (tests/unit/cli/test_policy.py::test_a_name_that_a_shell_would_read_is_refused).
     checked = [component.replace(ORG_FIELD, "x") for component in components]
     if wrong or len(components) < 2 or not all(_COMPONENT.fullmatch(one) and one.strip(".") for one in checked):
-        raise ConfigurationError(f"{secret[:200]!r} is not a file address", hint="Such as file:///srv/keys/root.")
-    base, _ = split_path(path, example="Such as file:///srv/keys/root.")
+        raise ConfigurationError(f"{secret[:200]!r} is not a file address", hint="Write file:///srv/keys/root.")
+    base, _ = split_path(path, example="Write file:///srv/keys/root.")
     directory = path.replace(ORG_FIELD, "$ORG")
     lines = [
         f"# Goatherd {role}: {_PURPOSE[role]}.",

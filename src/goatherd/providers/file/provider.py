@@ -1,9 +1,9 @@
 """Store secrets as files. This is the default store; it needs no server and no account.
 
-This module reads the provider's address, and has its asyncio code and its errors; `goatherd.providers.file.layout` has
-the layout and the order of writes. File system calls run in a separate thread if an event loop is running, otherwise in
-the caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to take the lock again after
-a pause, so that deadlines and cancellations always take effect.
+This module parses the address, runs the file system calls and translates their errors; `goatherd.providers.file.layout`
+defines the layout of the files and the order of writes. File system calls run in a separate thread if an event loop is
+running, otherwise in the caller's thread (`goatherd.event_loop`). No thread blocks on a lock: the provider tries to
+take the lock again after a pause, so that deadlines and cancellations always take effect.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class FileSecretProvider(SecretProvider):
     """Store secrets in a directory of this machine.
 
     Address: ``file:///srv/keys/root``: the secret ``root`` in the base directory ``/srv/keys``. With ``{org}`` in a
-        component, the base ends before that one: ``file:///srv/keys/{org}/root``. Missing directories are made by
-        `create` only.
+        component, the base directory ends before that component: ``file:///srv/keys/{org}/root``. Only `create` makes
+        missing directories.
     Credentials: the user that the process runs as.
-    Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; files that
-        others could read or replace are rejected, and the error names the chmod. A reader needs no write access.
+    Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; files that others could read or
+        replace are rejected, and the error shows the chmod command. A reader needs no write access.
     Guarantees: compare-and-swap between all processes of the machine, and strong reads. Every version is kept until it
         is destroyed. What a call has written or read is durable once it has returned. A rotation reserves space for its
         writes before it begins. This holds on local file systems only.
@@ -110,7 +110,7 @@ class FileSecretProvider(SecretProvider):
         ignored.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+            ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         parsed = parse_config(_FORM, config)
         directory = parsed.parts.get("directory")
@@ -133,7 +133,7 @@ class FileSecretProvider(SecretProvider):
         super().check_secret_id(secret_id)
         for component in secret_id.split("/"):
             if component in _RESERVED or VALUE.fullmatch(component):
-                raise ConfigurationError(f"the file store keeps the name {component!r} for its own use")
+                raise ConfigurationError(f"the file store reserves the name {component!r} for its own use")
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Check whether the process may write to the secret's directory and the disk has space; return the findings."""

@@ -41,7 +41,7 @@ class GCPAddress:
     Attributes:
         project: The project's id or number.
         location: The region of a regional secret; None for a global one.
-        endpoint: ``host`` or ``host:port`` of the API, if not Google's public one (Private Service Connect).
+        endpoint: ``host`` or ``host:port`` of the API, if not Google's public one; used with Private Service Connect.
         replication: The locations that store a secret that Goatherd creates; empty for Google's automatic choice.
     """
 
@@ -100,7 +100,7 @@ class GCPAddress:
         return self._parse_name(name, secret_id) == ""
 
     def number_in(self, name: str, secret_id: str) -> int | None:
-        """Return the version number in a resource name from an answer; None if it is not the secret's version."""
+        """Return the version number in a resource name from an answer; None if it names something else."""
         found = self._parse_name(name, secret_id)
         return parse_number(found) if found else None
 
@@ -154,11 +154,11 @@ def parse_uri(uri: str) -> tuple[GCPAddress, str]:
 def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -> tuple[GCPAddress, str]:
     """Parse a ``cloudConfig`` like ``{"provider": "gcp", "project": "p", "secretId": …}`` into address and secret id.
 
-    The secret id may be the full name, ``projects/p/secrets/goatdb-root``. If neither names a project, the environment
-    variable GOOGLE_CLOUD_PROJECT does. With a ``region``, the secret is a regional one.
+    The secret id may be the full name, ``projects/p/secrets/goatdb-root``. Without a project in the config, the
+    environment variable GOOGLE_CLOUD_PROJECT names it. With a ``region``, the secret is a regional one.
 
     Raises:
-        ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
+        ConfigurationError: A member is missing, invalid or unknown, or two members contradict each other.
     """
     parsed = addresses.parse_config(FORM, config)
     secret_id, project, region = parsed.secret_id, parsed.parts.get("project"), parsed.parts.get("region")
@@ -166,7 +166,7 @@ def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -
         named = parse_resource(secret_id)
         if named is None or (project or named[0]) != named[0] or (region or named[1]) != named[1]:
             raise ConfigurationError(
-                f"cloudConfig: secretId {secret_id[:300]!r} is not a secret, or contradicts project or region",
+                f"cloudConfig: secretId {secret_id[:300]!r} names no secret, or contradicts the project or region",
                 hint="Write the secret's name, or projects/my-project/secrets/name, without a version.",
             )
         project, region, secret_id = named
@@ -177,7 +177,10 @@ def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -
 
 
 def parse_resource(name: str) -> tuple[str, str | None, str] | None:
-    """Parse the full resource name of a Google secret into project, location and secret id; None for another string."""
+    """Parse the resource name of a Google secret into project, location and secret id; None for another name.
+
+    The location is None for a global secret.
+    """
     match = _RESOURCE.fullmatch(name)
     if match is None or match["version"] is not None:
         return None

@@ -61,7 +61,10 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """The fields of Google's resource `SecretVersion` that Goatherd uses. `doomed`: destroyed, or scheduled to be."""
+    """The fields of Google's resource `SecretVersion` that Goatherd uses.
+
+    `doomed` means that the version is destroyed, or will be at a time that is already set.
+    """
 
     number: int
     created_ms: int
@@ -143,7 +146,10 @@ class SecretManagerAPI:
         await self._send_request(call, lambda it: it.delete_secret, request, silent=True)
 
     async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
-        """Add a version to a secret (AddSecretVersion), with the value's CRC32C, which the service checks."""
+        """Add a version to a secret (AddSecretVersion) within `timeout` seconds.
+
+        The request contains the value's CRC32C, which the service checks.
+        """
         data = value.reveal()
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
         request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
@@ -191,7 +197,10 @@ class SecretManagerAPI:
             request.page_token = page.next_page_token
 
     async def destroy_version(self, call: Call, number: int) -> None:
-        """Destroy a version of a secret; with `version_destroy_ttl`, the service disables it and destroys it later."""
+        """Destroy a version of a secret (DestroySecretVersion).
+
+        If the secret has a `version_destroy_ttl`, the service disables the version now and destroys it after that time.
+        """
         request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
         await self._send_request(call, lambda it: it.destroy_secret_version, request)
 
@@ -201,7 +210,7 @@ class SecretManagerAPI:
         await self._send_request(call, lambda it: it.disable_secret_version, request)
 
     async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
-        """Return the permissions that the credentials have on a secret (TestIamPermissions, which needs none)."""
+        """Return which of the given permissions the credentials have on a secret (TestIamPermissions)."""
         request = iam_policy_pb2.TestIamPermissionsRequest(
             resource=self._secret_name(call), permissions=sorted(permissions)
         )
@@ -221,7 +230,17 @@ class SecretManagerAPI:
         compares: bool = False,
         silent: bool = False,
     ) -> Answer:
-        """Send one request to Google Secret Manager with its own deadline and without the SDK's retries."""
+        """Send one request to Google Secret Manager with its own deadline and without the SDK's retries.
+
+        Args:
+            call: The provider call that needs the request.
+            method: Returns the method of the SDK's client to call.
+            request: The request.
+            timeout: The deadline in seconds, if not the usual one.
+            quoting: Whether an error may quote the service's text; False if the request holds a value.
+            compares: Whether a failed precondition means that the etag has changed; then `EtagMovedError` is raised.
+            silent: Whether an empty answer is a success.
+        """
         doing = type(request).__name__.removesuffix("Request")
         try:
             client = await self._connection.open()
@@ -262,5 +281,5 @@ class SecretManagerAPI:
 
 
 def not_there(call: Call, version: str) -> SecretNotFoundError:
-    """Return the "not found" error for a string that is not a version id of Google Secret Manager."""
+    """Return the "not found" error for `version`, a string that cannot be a version id of Google Secret Manager."""
     return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")

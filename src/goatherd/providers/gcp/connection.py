@@ -1,7 +1,7 @@
 """Connect to a Google service through its asynchronous SDK: credentials, channel, and one page of a list at a time.
 
-Used by the store (`goatherd.providers.gcp`) and by the signer (`goatherd.signers.gcpkms`). The module makes no request
-of its own but those for credentials.
+Used by the store (`goatherd.providers.gcp`) and by the signer (`goatherd.signers.gcpkms`). The only requests that the
+module sends itself are those for credentials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHANNEL: Final = (
 
 
 class Connection(Generic[Client]):
-    """The SDK's client of one Google service. It is made at the first request, and again for another event loop.
+    """The SDK's client of one Google service; `open` creates it on first use, and anew for another event loop.
 
     Args:
         client: The SDK's asynchronous client class.
@@ -55,7 +55,7 @@ class Connection(Generic[Client]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> Client:
-        """Return the client for the running event loop."""
+        """Return the SDK's client for the running event loop; create it if there is none yet."""
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             # In a thread: it reads files, and may ask the metadata server.
@@ -85,15 +85,15 @@ class Connection(Generic[Client]):
 
 
 def default_credentials() -> Credentials:
-    """Find the credentials of Google's default chain. Blocks: it may read files and ask the metadata server."""
+    """Find the credentials of Google's default chain. Blocks: may read files and query the metadata server."""
     found: Credentials = google.auth.default(scopes=list(SCOPES))[0]
     return found
 
 
 def first_page(listing: Method) -> Method:
-    """Return a method of the SDK that lists something, but for one page only.
+    """Wrap a list method of Google's SDK so that it returns only the first page.
 
-    The SDK's pager requests further pages by itself, and fails on a damaged page.
+    The pager that the SDK's own method returns requests further pages automatically, and fails on a damaged page.
     """
 
     async def ask(**arguments: Any) -> Any:

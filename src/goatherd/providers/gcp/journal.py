@@ -6,7 +6,7 @@ returns maps of annotations.
 
 Rules:
 - A writer announces itself before it adds a version. So only one writer at a time adds a version, and the newest
-  version is the current one. If two writers move a label, the etag decides.
+  version is the current one. If two writers move a label, the etag lets only the first one succeed.
 - Missing and damaged notes, and annotations that Goatherd did not write, are ignored.
 """
 
@@ -83,9 +83,9 @@ def with_done_note(annotations: Mapping[str, str], request: str, number: int) ->
 
 
 def written_by(annotations: Mapping[str, str], request: str) -> int | None:
-    """Return the number of the version that the call with this request id wrote.
+    """Return the number of the version that the call with this request id wrote, as recorded in the annotations.
 
-    None if the annotations no longer record it.
+    None if the call has written none, or if the annotations no longer record it.
     """
     for version, by in _ENTRY.findall(annotations.get(DONE, "")):
         if by == short_request(request):
@@ -104,6 +104,9 @@ def read_left(annotations: Mapping[str, str]) -> frozenset[int]:
 
 
 def with_left(annotations: Mapping[str, str], numbers: Collection[int]) -> dict[str, str]:
-    """Return a secret's annotations with versions listed as left by dead writers; the newest `MOST_LEFT` stay."""
+    """Return a secret's annotations with `numbers` added to the versions left by dead writers.
+
+    Only the newest `MOST_LEFT` numbers are kept.
+    """
     noted = sorted(read_left(annotations).union(numbers))[-MOST_LEFT:]
     return {**annotations, LEFT: " ".join(map(str, noted))}

@@ -48,8 +48,9 @@ def permissions(role: str) -> frozenset[str]:
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``gcloud`` commands, with a custom role's YAML, that grant a server, rotator or admin access to one
-    secret.
+    """Return the ``gcloud`` commands that grant a server, rotator or admin access to one secret.
+
+    For a rotator and an admin, the commands create a custom role, whose YAML they contain.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.

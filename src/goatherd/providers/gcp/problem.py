@@ -74,7 +74,7 @@ def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool =
         name = type(error).__name__
         if getattr(error, "retryable", False) or isinstance(error, auth.TransportError):
             return call.error(UnavailableError, f"Google's login did not answer ({name})")
-        return call.error(ProviderAccessDeniedError, f"Google's login refused ({name})", hint=CREDENTIALS_HINT)
+        return call.error(ProviderAccessDeniedError, f"Google rejected the credentials ({name})", hint=CREDENTIALS_HINT)
     return call.error(UnavailableError, f"{doing} failed ({type(error).__name__})")
 
 
@@ -85,7 +85,7 @@ def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoti
     if status in _PASSING:
         if text.startswith(_PLUGIN):
             if _FINAL_LOGIN.search(text):
-                return call.error(ProviderAccessDeniedError, "Google's login refused", hint=CREDENTIALS_HINT)
+                return call.error(ProviderAccessDeniedError, "Google rejected the credentials", hint=CREDENTIALS_HINT)
             return call.error(UnavailableError, "Google's login did not answer", hint=CREDENTIALS_HINT)
         return call.error(UnavailableError, what)
     if status == "RESOURCE_EXHAUSTED":
@@ -107,7 +107,7 @@ def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoti
 
 
 def _retry_after(error: sdk.GoogleAPICallError) -> float | None:
-    """Return for how many seconds Google asks to wait before a retry (google.rpc.RetryInfo), if it says so."""
+    """Return for how many seconds Google asks to wait before a retry (google.rpc.RetryInfo); None if it does not."""
     for detail in error.details or ():
         if isinstance(detail, error_details_pb2.RetryInfo):
             return max(0.0, float(detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9))

@@ -10,8 +10,8 @@
 The alias alone decides which of several writers wins. The note protects readers of ``latest``, the newest version in
 whatever state: without the note, these readers could get the version of a writer that lost, or an error once that
 version is destroyed. With the note, only one writer at a time adds a version, so a writer that loses has added none. If
-a note stays unchanged for `LEASE`, its writer is presumed dead: the next writer disables the versions that it added,
-without destroying them, and notes them as leftovers, so that `retire` destroys them.
+a note stays unchanged for the time `LEASE`, its writer is presumed dead: the next writer disables the versions that it
+added, without destroying them, and notes them as leftovers, so that `goatherd retire` destroys them.
 """
 
 from __future__ import annotations
@@ -79,16 +79,16 @@ class GCPSecretProvider(SecretProvider):
     """Store secrets in Google Secret Manager. Needs the extra ``gcp``.
 
     Address: ``gcp://PROJECT/SECRET``. ``?location=europe-west3`` for a regional secret and its regional endpoint;
-        ``?replication=europe-west3,europe-west4`` for where a global secret is kept, if it is created here (Google
-        chooses otherwise); ``?endpoint=host:port`` for a private endpoint. Names have no slash and no dot.
+        ``?replication=europe-west3,europe-west4`` for the locations of a global secret that Goatherd creates (by
+        default, Google chooses); ``?endpoint=host:port`` for a private endpoint. Names have no slash and no dot.
     Credentials: application default credentials: the attached service account, Workload Identity,
         GOOGLE_APPLICATION_CREDENTIALS, ``gcloud auth application-default login``.
     Permissions: `goatherd.providers.gcp.permissions` has the exact ones for each role.
     Guarantees: compare-and-swap; a read by version id is strong, one by label may show an older version for minutes;
         every version is kept until destroyed. Once a write has returned, its version is also the newest, so that
-        readers of ``latest`` get it. A read by label names that label only, and a version's `created_ms` is 0 for
-        a reader without the right to read metadata. With a ``version_destroy_ttl`` on the secret, a destroyed
-        version is unreadable at once and can be restored until that time has passed.
+        readers of ``latest`` get it. A read by label returns no other labels of the version, and a version's
+        `created_ms` is 0 for a reader without the right to read metadata. With a ``version_destroy_ttl`` on the secret,
+        a destroyed version is unreadable at once and can be restored until that time has passed.
     """
 
     scheme = "gcp"
@@ -131,7 +131,8 @@ class GCPSecretProvider(SecretProvider):
         """Create a provider from a ``cloudConfig`` for Google Secret Manager, and return it with the secret id.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, contradicts another, or is unknown.
+            ConfigurationError: A required member is missing, a member is unknown or invalid, or two members contradict
+                each other.
         """
         address, secret_id = parse_config(config, os.environ)
         return cls(address), secret_id
@@ -260,7 +261,10 @@ class GCPSecretProvider(SecretProvider):
         )
 
     async def _must_be_empty(self, call: Call) -> None:
-        """Raise an error if a secret holds a value. An empty secret may exist so that permissions can be granted."""
+        """Raise `SecretExistsError` if a secret has a version, unless a write to it is in progress.
+
+        A secret without a version is accepted: an operator may have created it to grant permissions on it.
+        """
         secret = await self._api.get_secret(call)
         if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
@@ -292,7 +296,11 @@ class GCPSecretProvider(SecretProvider):
         return version.describe_version(secret.labels_of(version.number))
 
     async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
-        """Note in a secret's annotations that this writer changes it, once no other writer does; return the secret."""
+        """Announce this writer in the secret's annotations, as soon as no other writer changes the secret.
+
+        Return the secret with the announcement. If this call has written its version before, return the secret
+        unchanged, and put the version's number into `work.done`.
+        """
         watched, since, pause = "", 0.0, _Pause()
         while True:
             secret = await self._api.get_secret(call)
@@ -470,7 +478,7 @@ class GCPSecretProvider(SecretProvider):
             await self._api.destroy_version(call, work.number)
 
     async def _withdraw_announcement(self, call: Call) -> Secret | None:
-        """Remove this writer's announcement from the secret; return None if the version already has its label.
+        """Remove this writer's announcement from the secret, and return the secret; None if its write is complete.
 
         The secret is updated even if the announcement is missing: a request of this writer that is still on its way to
         the store then fails because its etag is outdated.

@@ -45,11 +45,11 @@ class ClusterAccess:
     credentials: ClusterCredentials = field(repr=False)
 
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
-        """Return the credential for the next request to the Kubernetes API server."""
+        """Return the credential for the next request; see `ClusterCredentials.current_credential`."""
         return await self.credentials.current_credential(clock, rejected=rejected)
 
     async def close(self) -> None:
-        """Stop a credential plugin that is running."""
+        """Stop the credential plugin, if one is running."""
         await self.credentials.close()
 
 
@@ -59,14 +59,14 @@ def load_access(
     *,
     service_account: str = SERVICE_ACCOUNT,
 ) -> ClusterAccess:
-    """Find the configuration of a Kubernetes cluster, and return how to reach it. Reads files; runs no plugin yet.
+    """Find the configuration of a Kubernetes cluster, and return how to reach it. Runs no credential plugin yet.
 
     The first that exists is used: the address's own kubeconfig; the files in `KUBECONFIG`; the pod's service account;
-    ``~/.kube/config``. If a context is named, only kubeconfig files are checked.
+    ``~/.kube/config``. If the address names a context, only the kubeconfig files count.
 
     Raises:
         ConfigurationError: No configuration exists, or it cannot be used; the message says what is not supported.
-        MissingExtraError: There is a kubeconfig, and the extra ``kubernetes`` is not installed.
+        MissingExtraError: There is a kubeconfig, but the extra ``kubernetes``, which reads it, is not installed.
     """
     environment = os.environ if environment is None else environment
     named = address.kubeconfig or environment.get("KUBECONFIG", "").strip(os.pathsep)
@@ -77,7 +77,7 @@ def load_access(
         home = Path(environment.get("HOME") or "~").expanduser() / ".kube/config"
         if not home.exists():
             raise ConfigurationError(
-                "no Kubernetes cluster is configured: no pod, no KUBECONFIG, no ~/.kube/config",
+                "no Kubernetes cluster is configured: not in a pod, KUBECONFIG is not set, ~/.kube/config is missing",
                 hint="Add ?kubeconfig=/path/to/file to the address.",
             )
         named = str(home)

@@ -77,7 +77,7 @@ def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
     """Parse a ``cloudConfig`` like ``{"provider": "k8s", "secretId": "goatdb/root", …}`` into cluster and secret id.
 
     Raises:
-        ConfigurationError: An option is missing, of the wrong kind, or unknown.
+        ConfigurationError: A required member is missing, or a member is unknown or invalid.
     """
     parsed = addresses.parse_config(FORM, config)
     secret_id = parsed.secret_id

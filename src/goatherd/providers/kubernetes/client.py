@@ -71,7 +71,8 @@ class WatchEvent:
     """One event of a watch on a Kubernetes Secret.
 
     Attributes:
-        content: The Secret as it is now; None if it was deleted, or if nothing but time has passed.
+        content: The Secret as it is now; None if it was deleted, or if the event is a bookmark, which reports no
+            change.
         is_deleted: Whether the Secret was deleted.
         resource_version: The version from which the next watch continues.
     """
@@ -85,11 +86,11 @@ class WatchEvent:
 
 
 class WatchExpiredError(Exception):
-    """The API server no longer has the version from which a watch should continue; watch from the present state."""
+    """The API server no longer has the version from which a watch should continue; start a new watch."""
 
 
 class KubernetesClient:
-    """A client for Secrets of one Kubernetes API server, with one set of credentials, between `open` and `close`."""
+    """A client for one Kubernetes API server, with one set of credentials. Call `open` first and `close` last."""
 
     def __init__(
         self,
@@ -400,7 +401,7 @@ class KubernetesClient:
             raise damaged_answer_error(f"HTTP {code} without the JSON that an API server sends")
         if code in (404, 409) and (answer.get("kind") != "Status" or answer.get("status") != "Failure"):
             raise damaged_answer_error(
-                f"HTTP {code} without a Status: something else answers in the API server's place"
+                f"HTTP {code} without a Status: another server answers in the API server's place"
             )
         return code, answer
 
@@ -408,7 +409,7 @@ class KubernetesClient:
         if code == 401:
             return PlatformError(
                 ProviderAccessDeniedError,
-                f"the server does not know who asks ({self._access.source}): {what}",
+                f"the server rejected the credentials ({self._access.source}): {what}",
                 hint="The token or the client certificate is missing, expired or for another cluster.",
             )
         # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
@@ -475,13 +476,16 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
 
 
 def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
-    """Return the machine-readable reason in a Kubernetes Status, if it is a known one; other text is not quoted."""
+    """Return the reason in a Kubernetes Status, after the string `before`; empty if it is not a known reason.
+
+    Only known reasons are quoted, because other text may hold a secret.
+    """
     reason = answer.get("reason")
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
 def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
-    """Return the error for a Kubernetes answer with status 422, which may hold a secret and is not quoted."""
+    """Return the error for a Kubernetes answer with status 422. The answer is not quoted: it may hold a secret."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
@@ -495,11 +499,14 @@ def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
             hint="An immutable Secret cannot be changed. Delete it, and create it again without `immutable`.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
-    return PlatformError(ProviderConfigurationError, f"the server finds the Secret invalid: {fields or '?'}")
+    return PlatformError(ProviderConfigurationError, f"the server rejected the Secret as invalid: {fields or '?'}")
 
 
 def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:
-    """Return for how many seconds a Kubernetes answer with status 429 asks to wait: from its header or its Status."""
+    """Return for how many seconds a Kubernetes answer with status 429 asks to wait; None if it does not say.
+
+    The time is in the ``Retry-After`` header or, without this header, in the Status.
+    """
     if header is not None:
         return parse_retry_after(header, now_ms)
     details = (answer or {}).get("details")

@@ -81,7 +81,7 @@ class ClusterCredentials(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop a credential plugin that is running."""
+        """Stop the credential plugin, if one is running."""
         ...
 
 
@@ -147,8 +147,7 @@ class PluginSettings:
 
 
 class CredentialPlugin:
-    """A program that prints an ``ExecCredential``, such as ``aws eks get-token``, ``gke-gcloud-auth-plugin``,
-    ``kubelogin``.
+    """A program that prints an ``ExecCredential``, such as ``aws eks get-token`` or ``gke-gcloud-auth-plugin``.
 
     Args:
         settings: The plugin to run.
@@ -202,7 +201,10 @@ class CredentialPlugin:
         return renewed
 
     def _check_status(self, status: object) -> tuple[str | None, tuple[bytes, bytes] | None, int | None]:
-        """Check a credential plugin's output; return the token, the certificate with its key, and the expiry."""
+        """Check a credential plugin's output; return its token, its certificate with key, and when they expire.
+
+        The expiry is in milliseconds since 1970. Each of the three is None if the plugin did not print it.
+        """
         if not isinstance(status, Mapping):
             raise self._output_error("a status that is not an object")
         for name in ("token", "clientCertificateData", "clientKeyData", "expirationTimestamp"):
@@ -214,7 +216,7 @@ class CredentialPlugin:
         if token and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise self._output_error("a token that cannot be sent in a header")
         if bool(cert) != bool(key):
-            raise self._output_error("half a client certificate: it needs a certificate and a key")
+            raise self._output_error("half a client certificate: only one of certificate and key")
         if not token and not cert:
             raise self._output_error("neither a token nor a client certificate")
         expires_ms = None

@@ -98,8 +98,8 @@ def _as_file(pem: Path | bytes) -> Iterator[str]:
         return
     if not hasattr(os, "memfd_create"):
         raise ConfigurationError(
-            "a client key that is not in a file of its own can be used on Linux only",
-            hint="Name files: client-certificate, client-key.",
+            "a client key that is not in a file of its own, such as client-key-data, can be used on Linux only",
+            hint="Name the files in the kubeconfig with client-certificate and client-key.",
         )
     descriptor = os.memfd_create("goatherd", os.MFD_CLOEXEC)
     try:
@@ -152,7 +152,7 @@ def read_kubeconfig(
     _refuse_members(user, _USER_REFUSED, source)
     server = _read_text(cluster, "server", source)
     if server is None:
-        raise ConfigurationError(f"{source} names no server")
+        raise ConfigurationError(f"{source} names no server: the cluster has no member server")
     server = _checked_server(server, source)
     authority = _read_text(cluster, "certificate-authority-data", source) or _read_path(
         cluster_file, cluster, "certificate-authority", source
@@ -343,7 +343,7 @@ def _checked_server(server: str, source: str) -> str:
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):
         raise ConfigurationError(f"{source}: the server must be an https address")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigurationError(f"{source}: the server's address holds more than a host, a port and a path")
+        raise ConfigurationError(f"{source}: the server's address must have only a host, a port and a path")
     return server.rstrip("/")
 
 
@@ -356,7 +356,7 @@ def _read_certificate_pair(
     if cert is None and key is None:
         return None
     if cert is None or key is None:
-        raise ConfigurationError(f"{source} has half a client certificate: it needs a certificate and a key")
+        raise ConfigurationError(f"{source} has half a client certificate: give both the certificate and the key")
     return cert, key
 
 

@@ -86,14 +86,15 @@ def volume_policy(role: str, uri: str) -> str:
     check_role(role)
     if role != "server":
         raise ConfigurationError(
-            f"a mounted Secret is read-only, so it has no {role}",
-            hint=f"`goatherd policy k8s --role {role} k8s://NAMESPACE/NAME` prints one for the Secret itself.",
+            f"a mounted Secret is read-only, so there is no policy for the role {role}",
+            hint=f"`goatherd policy k8s --role {role} k8s://NAMESPACE/NAME` prints the policy for the Secret itself.",
         )
     path = uri.removeprefix("k8s-volume://")
     # SECURITY: what is pasted into YAML is a plain path (tests/unit/cli/test_policy.py).
     if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise ConfigurationError(
-            f"{uri!r} is not the address of a mounted Secret", hint="Such as k8s-volume:///var/run/secrets/goatherd."
+            f"{uri!r} is not the address of a mounted Secret",
+            hint="Write, for example, k8s-volume:///var/run/secrets/goatherd.",
         )
     return (
         f"# Goatherd server: reads the identity from a volume. The pod's service account needs no Role for it.\n"

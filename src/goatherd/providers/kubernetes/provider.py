@@ -73,7 +73,7 @@ _RANDOM = secrets.SystemRandom()
 
 
 class KubernetesServices:
-    """Reads Kubernetes Services; a `goatherd.providers.capabilities.ServiceReader`.
+    """Reads which pods are behind Kubernetes Services; a `goatherd.providers.capabilities.ServiceReader`.
 
     Args:
         address: The kubeconfig and its context.
@@ -85,7 +85,7 @@ class KubernetesServices:
         self._access: ClusterAccess | None = None
 
     async def endpoint_slices(self, namespace: str, service: str) -> list[dict[str, Any]]:
-        """Return all EndpointSlices of a Service; an empty list if there is no such Service."""
+        """Return all EndpointSlices of a Kubernetes Service; an empty list if there is no such Service."""
         # Kept, because otherwise a credential plugin would run for each request.
         if self._access is None:
             self._access = await asyncio.to_thread(load_access, self._address)
@@ -136,7 +136,7 @@ class KubernetesSecretProvider(SecretProvider):
 
     @classmethod
     def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> KubernetesServices:
-        """Return a reader of Services, for `goatherd.cluster.discovery`. No request is made yet."""
+        """Return a reader of Kubernetes Services, for `goatherd.cluster.discovery`. No request is made yet."""
         address = KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context"))
         return KubernetesServices(address, timeout)
 
@@ -147,7 +147,7 @@ class KubernetesSecretProvider(SecretProvider):
         ``namespace`` may be a member of its own; ``kubeconfig`` and ``context`` are as in the URI. A region is ignored.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+            ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         address, secret_id = parse_config(config)
         return cls(address), secret_id
@@ -309,7 +309,7 @@ class KubernetesSecretProvider(SecretProvider):
         """Remove a version's value from the Kubernetes Secret.
 
         etcd keeps earlier states until it is compacted (every five minutes by default) and defragmented, and its
-        backups keep them longer; the how-to page says what to do about that.
+        backups keep them longer; docs/how-to/store-kubernetes.md says what to do about that.
         """
 
         def step(record: SecretObject) -> VersionedRecord | None:
@@ -337,7 +337,11 @@ class KubernetesSecretProvider(SecretProvider):
     async def _change_record(
         self, call: Call, step: Callable[[SecretObject], VersionedRecord | None], new: SecretBytes | None = None
     ) -> SecretObject:
-        """Replace the Secret by the result of `step`, again after a conflict; do nothing if `step` returns None."""
+        """Replace the Secret by one with the versions and labels that `step` returns; after a conflict, do it again.
+
+        `step` gets the Secret as it was read, and returns None if nothing is to change. `new` is the value of a new
+        version.
+        """
         return await self._with_client(call, lambda client: self._replace_record(client, call, step, new))
 
     async def _replace_record(

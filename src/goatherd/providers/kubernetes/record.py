@@ -116,9 +116,9 @@ def decode_object(content: Mapping[str, Any]) -> SecretObject:
     """
     data = content.get("data") or {}
     if not isinstance(data, Mapping):
-        raise DamagedRecordError("its data is not a map")
+        raise DamagedRecordError("its field data is not a map")
     if POINTER not in data:
-        raise ForeignRecordError(f"it holds no {POINTER}")
+        raise ForeignRecordError(f"it has no key {POINTER}")
     return SecretObject(ledger=decode_pointer(decode_base64(data[POINTER])), content=content)
 
 
@@ -171,10 +171,12 @@ def encode_changes(
 
 
 def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: int = 0) -> VersionedRecord:
-    """Remove a secret's oldest versions, so that number and size of the versions are within the limits.
+    """Remove a secret's oldest versions, so that their number and size stay within the limits; return the rest.
 
-    Return the versions and labels that remain. Labelled versions, `pinned` versions and the newest version are always
-    kept.
+    Args:
+        ledger: The versions and labels.
+        pinned: The numbers of versions that are kept, like the newest version and those with a label.
+        foreign: The bytes in the Secret that belong to other tools; they count towards the size.
 
     Raises:
         NoRoomError: The versions that must be kept exceed the limits.
@@ -198,7 +200,7 @@ def trim_record(ledger: VersionedRecord, pinned: Collection[int] = (), foreign: 
             return smaller if len(kept) < len(ledger.versions) else ledger
         oldest = next(droppable, None)
         if oldest is None:
-            raise NoRoomError(f"{size} bytes must be kept, but a Secret holds at most {MAX_OBJECT_BYTES}")
+            raise NoRoomError(f"the versions to keep take {size} bytes, but a Secret holds at most {MAX_OBJECT_BYTES}")
         del kept[oldest]
 
 

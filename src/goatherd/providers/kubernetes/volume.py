@@ -8,8 +8,8 @@ The kubelet writes each state into a new directory and then swaps the symbolic l
 complete state: https://kubernetes.io/docs/concepts/configuration/secret/#mounted-secrets-are-updated-automatically.
 
 Another operator, such as External Secrets, copies the current identity document of another store into a Secret of its
-own. Such a Secret has no pointer, but the member ``identity.json``: one version, labelled ``current``, whose id is
-derived from its bytes.
+own. Such a Secret has no pointer, but the key ``identity.json``. The provider presents its bytes as one version,
+labelled ``current``, and derives the version's id from them.
 """
 
 # ruff: noqa: ARG002 - what cannot be done does not look at what it was to be done with
@@ -53,13 +53,14 @@ class SwappedError(Exception):
 class KubernetesVolumeProvider(SecretProvider):
     """Read a secret from a Kubernetes Secret volume that is mounted into the pod.
 
-    Address: ``k8s-volume:///var/run/secrets/goatherd``. The path is the directory at which the whole Secret is
-        mounted: without ``items``, and without ``subPath``, because the kubelet never updates such a mount. The Secret
-        is that of a ``k8s://`` address, or holds a copy of another store's current document as ``identity.json``.
+    Address: ``k8s-volume:///var/run/secrets/goatherd``. The path is the directory at which the whole Secret is mounted:
+        without ``items``, and without ``subPath``, because the kubelet never updates a mount with a ``subPath``. The
+        Secret is that of a ``k8s://`` address, or holds a copy of another store's current document as
+        ``identity.json``.
     Credentials: none; the kubelet fetches the Secret.
     Permissions: the volume's ``defaultMode`` and the pod's user. The pod's service account needs none.
     Guarantees: read-only. Reads are eventually consistent: the kubelet updates the volume within about two minutes. A
-        copy has one version.
+        copy of another store's document has one version.
     """
 
     scheme = "k8s-volume"

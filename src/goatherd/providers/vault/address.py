@@ -22,7 +22,7 @@ from goatherd.providers.vault.auth import SERVICE_ACCOUNT_TOKEN, AppRoleAuth, Au
 DEFAULT_PORT: Final = 8200
 TOKEN_FILE: Final = "~/.vault-token"  # noqa: S105 - a path
 
-_EXAMPLE: Final = "Such as vault://vault.example.org:8200/secret/goatdb/root, the mount first."
+_EXAMPLE: Final = "Write, for example, vault://vault.example.org:8200/secret/goatdb/root, with the mount first."
 OPTIONS: Final = {
     "auth": Option(choices=("token", "approle", "kubernetes")),
     "auth-mount": Option(),
@@ -112,7 +112,7 @@ def parse_config(
     The other members are the options of the URI. A region is ignored.
 
     Raises:
-        ConfigurationError: An option is missing, unknown or unusable.
+        ConfigurationError: A required member is missing, or a member is unknown or invalid.
     """
     parsed = addresses.parse_config(FORMS[scheme], config)
     path = parsed.secret_id.removeprefix("/")
@@ -147,7 +147,10 @@ def _build_address(
 
 
 class _Environment:
-    """Reads the variables ``VAULT_…`` and ``BAO_…`` by the rest of their names; the URI's scheme decides which wins."""
+    """Reads environment variables by the part of the name after ``VAULT_`` or ``BAO_``.
+
+    If a variable is set with both prefixes, the URI's scheme decides which one is used.
+    """
 
     def __init__(self, scheme: str, variables: Mapping[str, str]) -> None:
         self._prefixes = ("BAO_", "VAULT_") if scheme == "openbao" else ("VAULT_", "BAO_")
@@ -168,11 +171,15 @@ def _read_url(scheme: str, host: str, options: Mapping[str, str], env: _Environm
             url += f":{DEFAULT_PORT}"
         return url
     if "tls" in options:
-        raise ConfigurationError(f"{scheme} address: tls is allowed with a host only; in a URL, write http or https")
+        raise ConfigurationError(
+            f"{scheme} address: the option tls needs host:port; in a URL, write http:// or https://"
+        )
     url = (host or env.get("ADDR") or "").rstrip("/")
     if not url:
         names = " or ".join(env.names("ADDR"))
-        raise ConfigurationError(f"a {scheme} address without a host needs {names}", hint=_EXAMPLE)
+        raise ConfigurationError(
+            f"a {scheme} address without a host needs the environment variable {names}", hint=_EXAMPLE
+        )
     _parse_url(scheme, url)
     return url
 

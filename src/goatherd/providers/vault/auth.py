@@ -78,9 +78,10 @@ class AppRoleAuth:
     """Log in to Vault with AppRole: a role id, which is public, and a secret id, which is secret.
 
     Attributes:
-        role_id: The role id; if empty, it is read from the environment variables `role_id_variables`.
-        secret_id: The secret id; if empty, it is read from `secret_id_file` or from the environment. Some roles need no
-            secret id.
+        role_id: The role id; None to read it from the first of the environment variables `role_id_variables` that is
+            set.
+        secret_id: The secret id; None to read it from `secret_id_file` or from the environment variables
+            `secret_id_variables`. Some roles need none.
         mount: The mount path of the auth method.
     """
 
@@ -137,7 +138,7 @@ class _Lease:
 class Credentials:
     """Gets a Vault token, and renews or replaces it after two thirds of its lifetime.
 
-    No background task is needed: a server reads its store every half minute anyway.
+    No background task renews the token: a server reads its store every half minute, which is often enough.
     """
 
     def __init__(

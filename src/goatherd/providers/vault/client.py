@@ -432,7 +432,7 @@ class VaultClient:
             files = ", ".join(each for each in (address.ca, address.cert, address.key) if each)
             raise ConfigurationError(
                 f"cannot use a certificate or key file ({type(error).__name__}): {files}",
-                hint="ca, cert and key name PEM files; so do VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY.",
+                hint="ca, cert and key, or VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY, must name PEM files.",
             ) from error
         return context
 

@@ -99,8 +99,8 @@ class VaultSecretProvider(SecretProvider):
     """Store secrets in HashiCorp Vault or OpenBao.
 
     Address: ``vault://host:port/mount/path``, ``https`` on port 8200; ``vault:///mount/path`` takes `VAULT_ADDR`.
-        Options in the query: ``tls=off``, ``ca``, ``cert``, ``key``, ``namespace``, ``mount`` (one with a slash in it),
-        ``auth`` (token, approle, kubernetes), ``auth-mount``, ``role``, ``role-id``, ``secret-id-file``,
+        Options in the query: ``tls=off``, ``ca``, ``cert``, ``key``, ``namespace``, ``mount`` (if its name has a
+        slash), ``auth`` (token, approle, kubernetes), ``auth-mount``, ``role``, ``role-id``, ``secret-id-file``,
         ``token-file``, ``reads``. `VAULT_NAMESPACE`, `VAULT_CACERT`, `VAULT_CAPATH`, `VAULT_CLIENT_CERT` and
         `VAULT_CLIENT_KEY` provide the options that the URI does not name; the same variables with ``BAO_`` are read as
         well.
@@ -152,7 +152,7 @@ class VaultSecretProvider(SecretProvider):
         """Create a provider from a ``cloudConfig`` for Vault, and return it with the secret id.
 
         Raises:
-            ConfigurationError: An option is missing, of the wrong kind, or unknown.
+            ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         address, secret_id = parse_config(cls.scheme, config)
         return cls(address), secret_id
@@ -425,7 +425,7 @@ class VaultSecretProvider(SecretProvider):
     async def _find_copies(
         self, client: VaultClient, path: str, known: Metadata | None = None
     ) -> dict[int, tuple[SecretVersion, SecretBytes]]:
-        """Find values that Vault has dropped from the entry of values, but that an older pointer entry still contains.
+        """Find values that Vault has dropped from the entry of values, but still has in older versions of the pointer.
 
         Args:
             client: The Vault client.
@@ -569,7 +569,11 @@ class VaultSecretProvider(SecretProvider):
     async def _write_value(
         self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
-        """Write a secret's next value, or find an earlier attempt's; None if the caller must read again."""
+        """Write a secret's next value, or find the one that an earlier attempt of this call wrote.
+
+        Return the version's number and its entry for the record of versions; None if another writer has written
+        meanwhile, so that the caller must read again.
+        """
         known = await client.read_metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
@@ -644,7 +648,7 @@ class VaultSecretProvider(SecretProvider):
 
 
 class OpenBaoSecretProvider(VaultSecretProvider):
-    """Store secrets in OpenBao: as `VaultSecretProvider`, but `BAO_ADDR` and other ``BAO_`` variables win.
+    """Store secrets in OpenBao: as `VaultSecretProvider`, but `BAO_ADDR` and other ``BAO_`` variables take precedence.
 
     Address: ``openbao://host:port/mount/path``. Credentials, Permissions and Guarantees: see `VaultSecretProvider`.
     """

@@ -1,7 +1,7 @@
 """A key of AWS KMS as a signer, over boto3. Needs the extra ``aws``.
 
-- `signer`: `AWSKMSSigner`. `address`: the address ``awskms://REGION/KEY?option=…``, and the
-  IAM policy that `goatherd policy` prints.
+- `signer`: the class `AWSKMSSigner`.
+- `address`: parses ``awskms://REGION/KEY?option=…``, and writes the IAM policy that `goatherd policy` prints.
 """
 
 from typing import TYPE_CHECKING

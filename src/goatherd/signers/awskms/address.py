@@ -33,8 +33,8 @@ class AWSKeyAddress:
     """A key of AWS KMS.
 
     Attributes:
-        service: Region, profile, endpoint and role.
-        key: A key id, an alias (``alias/name``), or the ARN of one of them.
+        service: How to reach AWS KMS: the region, and optionally profile, endpoint and role.
+        key: The id of the key, an alias (``alias/name``), or the ARN of one of them.
     """
 
     service: AWSAddress
@@ -82,7 +82,8 @@ def parse_uri(uri: str) -> AWSKeyAddress:
 def policy(role: str, uri: str) -> str:
     """Return the IAM policy, as JSON, that allows signing with one key and reading its public half.
 
-    An alias is no resource of these actions, so a policy for an alias holds for whichever key has the alias.
+    If `uri` names an alias, the policy applies to the key that has the alias at the time, because IAM does not accept
+    an alias as the resource of these actions.
     """
     check_role(role)
     address = parse_uri(uri)

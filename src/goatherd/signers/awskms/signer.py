@@ -1,8 +1,8 @@
 """Sign with a key of AWS KMS, through boto3 in threads.
 
-A text of up to 4096 bytes, the service's limit, is sent unchanged; of a longer text, the SHA-384 is sent. The service
-answers with a DER signature. boto3 reports an answer that was cut off as an empty success, so each answer's fields are
-checked.
+A text of up to 4096 bytes, the service's limit, is sent unchanged; for a longer text, its SHA-384 digest is sent. The
+service answers with a DER-encoded signature. boto3 reports an answer that was cut off as a success without content, so
+the fields of each answer are checked.
 
 SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained.
 Follows docs.aws.amazon.com/kms/latest/APIReference/ (Sign, GetPublicKey, CreateKey, CreateAlias, DescribeKey,
@@ -170,7 +170,7 @@ class AWSKMSSigner(Signer):
             more = {"Marker": marker}
 
     async def _key_id(self, operation: str) -> str:
-        """Return the id of the key; the requests that change a key accept no alias."""
+        """Return the id of the key, for requests that change a key: these do not accept an alias."""
         return self._id_in(operation, await self._call(operation, "describe_key", KeyId=self.address.key))
 
     def _id_in(self, operation: str, answer: Answer) -> str:
@@ -189,7 +189,10 @@ class AWSKMSSigner(Signer):
         return outcome
 
     def _send(self, operation: str, method: str, request: Mapping[str, object]) -> Answer | SignerError:
-        """Send one request in a thread; return the error, so that no traceback leads to the SDK's."""
+        """Send one request in a thread; return the answer or the error.
+
+        The error is returned, not raised, so that its traceback does not lead to the SDK's exception.
+        """
         try:
             send: Callable[..., Answer] = getattr(self._get_client(), method)
             return send(**request)

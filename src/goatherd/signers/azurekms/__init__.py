@@ -1,7 +1,7 @@
 """A key of Azure Key Vault or Managed HSM as a signer, over the official client. Needs the extra ``azure``.
 
-- `signer`: `AzureKMSSigner`. `address`: the address ``azurekms://VAULT/KEY/VERSION?option=…``, and the
-  role that `goatherd policy` prints.
+- `signer`: the class `AzureKMSSigner`.
+- `address`: parses ``azurekms://VAULT/KEY/VERSION?option=…``, and writes the role that `goatherd policy` prints.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,7 @@
 """Parse the address of a key in Azure Key Vault or Managed HSM, and write the role for signing with it.
 
-Pure: opens no connection and imports no SDK. The vault, the cloud and the managed identity are given as in the
-``azure://`` addresses of stores.
+The module opens no connection and imports no SDK. The vault, the cloud and the managed identity are given as in the
+``azure://`` addresses of secret stores.
 Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
 """
 
@@ -34,13 +34,13 @@ _VERSION = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AzureKeyAddress:
-    """One key, or one version of it.
+    """The address of one key in Azure Key Vault or Managed HSM, or of one version of it.
 
     Attributes:
-        vault: The vault or HSM, and the identity to use there.
+        vault: The vault or HSM, and the managed identity to use there.
         key: The key's name.
-        version: The version; None for the newest.
-        options: The options as they were given.
+        version: The version of the key; None for the newest.
+        options: The options of the URI, as they were given.
     """
 
     vault: AzureAddress
@@ -50,11 +50,11 @@ class AzureKeyAddress:
 
     @property
     def name(self) -> str:
-        """Vault, key and version, for errors and reports."""
+        """Names of vault, key and version, for errors and reports."""
         return f"{self.vault.vault}/{self.key}" + (f"/{self.version}" if self.version else "")
 
     def uri_of(self, key: str) -> str:
-        """Return the URI of another key in the vault."""
+        """Return the URI of another key in the same vault, with the same options."""
         query = f"?{urlencode(self.options)}" if self.options else ""
         return f"azurekms://{self.vault.vault}/{key}{query}"
 

@@ -1,6 +1,7 @@
 """Sign with a key of Azure Key Vault or Managed HSM, through the asynchronous official client.
 
-The SHA-384 of the text is sent; the service answers with ``r || s``. The SDK's retries are off.
+The SHA-384 digest of the text is sent; the service answers with the raw signature (``r || s``). The SDK's own retries
+are off, because `goatherd.signers.verified` retries.
 
 SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained. Only its status, the
 service's codes and the text of a denial are quoted. Follows learn.microsoft.com/rest/api/keyvault/keys (get key, sign,
@@ -269,5 +270,5 @@ class AzureKMSSigner(Signer):
 
 
 def _word(value: object) -> str:
-    """Return the text of a member that the SDK reads as an enumeration, or as a string if it does not know the word."""
+    """Return a field's value as a string: the SDK returns an enumeration member, or a string that it does not know."""
     return str(getattr(value, "value", value))

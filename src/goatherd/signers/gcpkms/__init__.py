@@ -1,7 +1,7 @@
 """A key version of Google Cloud KMS as a signer, over the official client. Needs the extra ``gcp``.
 
-- `signer`: `GCPKMSSigner`. `address`: the address ``gcpkms://PROJECT/LOCATION/RING/KEY/VERSION``, and the
-  grants that `goatherd policy` prints.
+- `signer`: the class `GCPKMSSigner`.
+- `address`: parses ``gcpkms://PROJECT/LOCATION/RING/KEY/VERSION``, and writes the grants that `goatherd policy` prints.
 """
 
 from typing import TYPE_CHECKING

@@ -27,16 +27,16 @@ _ENDPOINT = re.compile(r"[a-z0-9.-]+(:[0-9]{1,5})?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GCPKeyAddress:
-    """One version of one key.
+    """The address of one version of a key in Google Cloud KMS.
 
     Attributes:
-        project: The project.
-        location: Such as ``europe-west1`` or ``global``.
-        ring: The key ring.
-        key: The key.
-        version: The version's number.
-        endpoint: ``host`` or ``host:port`` of the API, if not Google's public one.
-        protection: The protection level of a key that is created here: ``hsm`` or ``software``.
+        project: Name of the project.
+        location: The location, such as ``europe-west1`` or ``global``.
+        ring: Name of the key ring.
+        key: Name of the key.
+        version: Number of the version.
+        endpoint: The API's ``host`` or ``host:port``; None for Google's public API.
+        protection: The protection level of a key that Goatherd creates at this address: ``hsm`` or ``software``.
     """
 
     project: str
@@ -63,7 +63,7 @@ class GCPKeyAddress:
         return f"{self.key_name}/cryptoKeyVersions/{self.version}"
 
     def uri_of(self, key: str) -> str:
-        """Return the URI of the first version of another key in the ring."""
+        """Return the URI of the first version of another key in the same key ring."""
         query = f"?endpoint={self.endpoint}" if self.endpoint else ""
         return f"gcpkms://{self.project}/{self.location}/{self.ring}/{key}/1{query}"
 

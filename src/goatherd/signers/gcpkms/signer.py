@@ -1,8 +1,9 @@
 """Sign with a key version of Google Cloud KMS, through the asynchronous official client.
 
-The request has the SHA-384 of the text to sign, and a CRC32C checksum. The answer must name the requested key version,
-confirm that checksum, and itself have a correct one. The signature in the answer is DER-encoded. Follows
-docs.cloud.google.com/kms/docs/reference/rpc and …/kms/docs/data-integrity-guidelines.
+A request contains the SHA-384 digest of the text to sign, and the digest's CRC32C checksum. The answer must name the
+requested key version, confirm that the request's checksum was correct, and contain a correct checksum of the signature.
+The signature is DER-encoded. Follows docs.cloud.google.com/kms/docs/reference/rpc and
+…/kms/docs/data-integrity-guidelines.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class GCPKMSSigner(Signer):
     # --- one request ------------------------------------------------------------------------------------------------
 
     async def _call(self, operation: str, method: Callable[[Any], Callable[..., Awaitable[Any]]], request: Any) -> Any:
-        """Send one request to Google Cloud KMS with its own deadline and without the SDK's retries."""
+        """Send one request to Google Cloud KMS, with a deadline and without the SDK's retries; return the answer."""
         try:
             client = await self._connection.open()
             answer = await method(client)(request=request, retry=None, timeout=TIMEOUT)

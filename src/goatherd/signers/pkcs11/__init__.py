@@ -1,7 +1,8 @@
 """A key in a PKCS#11 token, such as a hardware security module, as a signer. Needs the extra ``pkcs11``.
 
-- `signer`: `PKCS11Signer`. `library`: the token's library, its one thread and its sessions.
-- `address`: ``pkcs11:token=…;object=…`` (RFC 7512), and the policy.
+- `signer`: the class `PKCS11Signer`.
+- `library`: loads the token's library, and calls it from one thread.
+- `address`: parses ``pkcs11:token=…;object=…`` (RFC 7512), and writes the policy that `goatherd policy` prints.
 """
 
 from typing import TYPE_CHECKING

@@ -40,12 +40,12 @@ class PKCS11Address:
 
     Attributes:
         module: The path of the token's PKCS#11 library; None if neither the URI nor the environment names it.
-        pin: Where the PIN is.
-        token: The token's label; None for any.
+        pin: Where the operator keeps the PIN.
+        token: The token's label; None for any, as with the following four.
         serial: The token's serial number.
         manufacturer: The token's manufacturer.
         model: The token's model.
-        slot: The id of the slot.
+        slot: The id of the token's slot.
         object: The key's label.
         id: The key's id.
     """
@@ -62,7 +62,7 @@ class PKCS11Address:
 
     @property
     def name(self) -> str:
-        """The attributes that choose token and key, as in the URI, for errors and reports."""
+        """The attributes of the URI that choose the token and the key, as written there, for errors and reports."""
         texts = {"token": self.token, "serial": self.serial, "manufacturer": self.manufacturer, "model": self.model}
         texts |= {"slot-id": None if self.slot is None else str(self.slot), "object": self.object}
         parts = [f"{name}={quote(text, safe='')}" for name, text in texts.items() if text is not None]

@@ -1,11 +1,11 @@
 """Load a token's PKCS#11 library once per process, call it from one thread, and open one session for each token.
 
-python-pkcs11 initializes a library without locking, so only one thread may call it at a time: each `Library` has such a
-thread. All signers of a library share that thread, and all signers of a token share one session, because a login
-applies to the whole process. The session is closed after its last user.
+python-pkcs11 initializes a library without locking, so only one thread may call it at a time: each `Library` has a
+thread for all its calls. All signers of a library share that thread, and all signers of a token share one session,
+because a login applies to the whole process. The session is closed when its last signer is closed.
 
-After a fork, the child's library is initialized again, and its sessions are opened again. After an error that says that
-a session or the token is gone, the session is dropped, so that the next attempt logs in again.
+A child process after a fork initializes the library again, and opens its own sessions. After an error which means that
+a session or the token no longer exists, the session is dropped, so that the next attempt logs in again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ LOST: Final = (
 
 
 class RefusedPINError(Exception):
-    """The token has refused this PIN before, or is logged in with another one; it was not tried again."""
+    """The token has refused this PIN before, or is logged in with another one, so the PIN was not tried again.
+
+    A token locks itself after several wrong PINs.
+    """
 
 
 class TokenNotFoundError(Exception):
@@ -58,8 +61,8 @@ class TokenSession:
 
     Attributes:
         session: The library's session, logged in.
-        pin: A digest of the PIN with which it was logged in.
-        users: The signers that use it.
+        pin: A digest of the PIN with which the session was logged in.
+        users: The signers that use the session.
     """
 
     session: Any
@@ -68,7 +71,7 @@ class TokenSession:
 
 
 class Library:
-    """One loaded PKCS#11 library. `Library.at` returns the one for a path."""
+    """One PKCS#11 library of this process, with its thread and sessions. `Library.at` returns the one for a path."""
 
     _loaded: ClassVar[dict[str, Library]] = {}
     _guard: ClassVar[threading.Lock] = threading.Lock()
@@ -96,14 +99,20 @@ class Library:
         return await self._threads.run(lambda: self._run_here(work))
 
     async def close_session(self, address: PKCS11Address, user: int) -> None:
-        """Close the token's session if `user` was its last user. Waits a moment at most, in case the library hangs."""
+        """Remove a signer (`user`) from the token's session; close the session if no signer uses it any more.
+
+        Waits a moment at most, in case the library hangs.
+        """
         if self._pid == os.getpid():
             leaving = asyncio.wrap_future(self._threads.submit(lambda: self._leave(address, user)))
             leaving.add_done_callback(retrieve_outcome)
             await asyncio.wait({leaving}, timeout=MOMENT.total_seconds())
 
     def session_of(self, address: PKCS11Address, pin: bytes, user: int) -> Any:
-        """Return the token's session, opened and logged in if it is not. Call it in the library's thread."""
+        """Return the token's session for the signer `user`; open it and log in first if that was not done yet.
+
+        Call this in the library's thread.
+        """
         digest = hashlib.sha256(pin).digest()
         name = address.place
         held = self._sessions.get(name)
@@ -132,7 +141,7 @@ class Library:
                 self.drop(address)
 
     def drop(self, address: PKCS11Address) -> None:
-        """Close and forget the token's session. Call it in the library's thread."""
+        """Close and forget the token's session, so that the next call opens one. Call this in the library's thread."""
         held = self._sessions.pop(address.place, None)
         if held is not None:
             with suppress(sdk.PKCS11Error):

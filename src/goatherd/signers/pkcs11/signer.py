@@ -1,6 +1,7 @@
-"""Sign with a key in a PKCS#11 token. The SHA-384 of the text is computed here, since not all tokens can compute it.
+"""Sign with a key in a PKCS#11 token.
 
-A key that can be exported from the token is rejected. Every error of the library is translated here.
+The SHA-384 digest of the text is computed here, since not all tokens can compute it. A key that can be exported from
+the token is rejected. Every error of the PKCS#11 library is converted to a `goatherd.errors.SignerError`.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class PKCS11Signer(Signer):
             raise
 
     def _private_key(self, session: Any, operation: str) -> Any:
-        """Return the handle of the private key; it is looked up once for each session."""
+        """Return the handle of the private key in the token; it is looked up once for each session."""
         if self._key is None or self._key[0] is not session:
             key = self._find(session, ObjectClass.PRIVATE_KEY, operation)
             self._check_private(key, operation)

@@ -1,7 +1,7 @@
 """The transit engine of Vault and OpenBao as a signer, through the client of the provider ``vault``.
 
-- `signer`: `TransitSigner`. `address`: the address ``transit://host:port/mount/key?option=…``, and the
-  policy that `goatherd policy` prints.
+- `signer`: the class `TransitSigner`.
+- `address`: parses ``transit://host:port/mount/key?option=…``, and writes the policy that `goatherd policy` prints.
 """
 
 from typing import TYPE_CHECKING

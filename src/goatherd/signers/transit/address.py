@@ -1,7 +1,7 @@
-"""Parse the address of a transit key, and write the policy for signing with it.
+"""Parse the address of a key in the transit engine of Vault or OpenBao, and write the policy for signing with it.
 
 The server and the way to log in are given as in the addresses of the provider ``vault``. The address names the version
-of the key, because Vault otherwise signs with the newest version once the key is rotated.
+of the key, because otherwise, when the key is rotated in Vault, Vault signs with its newest version.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransitAddress:
-    """One version of one key.
+    """The address of one version of a key in the transit engine of Vault or OpenBao.
 
     Attributes:
-        server: The server, the mount and how to log in.
+        server: The Vault server, the mount of the transit engine, and how to log in.
         key: The key's name.
         version: The key's version.
-        options: The options as they were given, without the version.
+        options: The options of the URI, as they were given, without the version.
     """
 
     server: VaultAddress
@@ -51,7 +51,7 @@ class TransitAddress:
         return f"{self.server.mount}/{self.key} version {self.version}"
 
     def uri_of(self, key: str) -> str:
-        """Return the URI of another key beside this one."""
+        """Return the URI of another key of the same transit engine."""
         scheme, _, host = self.server.url.partition("://")
         options = {**self.options, **({"tls": "off"} if scheme == "http" else {})}
         query = f"?{urlencode(options)}" if options else ""

@@ -1,8 +1,8 @@
 """Sign with a key of the transit engine of Vault or OpenBao.
 
-Each request has the digest of the text, never the text, and names the version of the key, which each answer must
-confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key, list keys); checked
-against a real OpenBao 2.7.2.
+Each request contains the digest of the text, never the text, and names the version of the key, which each answer must
+confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key, list keys); tested with
+OpenBao 2.7.2.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class TransitSigner(Signer):
         await self._call(operation, "POST", f"{path}/trim", body={"min_available_version": self.address.version + 1})
 
     async def _raise_minimum(self, operation: str, *names: str) -> None:
-        """Raise these minimum versions of the key above this version, which needs a later version."""
+        """Raise the named minimum versions of the key to the version after this one, which is created if missing."""
         path = self._path("keys")
         _, answer = await self._call(operation, "GET", path)
         if self._latest_version(operation, answer) == self.address.version:

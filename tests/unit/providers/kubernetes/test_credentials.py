@@ -160,7 +160,7 @@ async def test_a_rejected_token_runs_the_plugin_once_for_each_request_and_no_mor
     with FakeKubernetes() as fake:
         plugin.gives(token="unknown")
         async with KubernetesSecretProvider(config(tmp_path, {"server": fake.url}), retry=NEVER) as provider:
-            with pytest.raises(ProviderAccessDeniedError, match="does not know who asks"):
+            with pytest.raises(ProviderAccessDeniedError, match="rejected the credentials"):
                 await provider.read("default/root")
         assert plugin.runs == 2
         assert [asked.status for asked in fake.asked] in ([401, 401], [])

@@ -90,7 +90,7 @@ def test_the_way_in_is_chosen_by_option_then_by_what_the_environment_holds():
         ("vault://v/secret/root?tls=maybe", "tls must be on or off"),
         ("vault://v/secret/root?namespace=", "namespace must be a string that is not empty"),
         ("vault://v/secret/root?tls=on&tls=off", "given twice"),
-        ("vault://v/secret/root?verify=no", "no option 'verify'"),
+        ("vault://v/secret/root?verify=no", "unknown option 'verify'"),
         ("vault://v/secret/root?auth=kubernetes", "needs role"),
         ("vault://v/secret/root?role-id=r&role=x", "'?role'? cannot be combined with auth=approle"),
         ("vault://v/secret/root?auth=ldap", "auth must be token or approle or kubernetes"),
