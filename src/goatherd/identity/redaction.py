@@ -30,8 +30,7 @@ def days_left(document: IdentityDocument, now_ms: int) -> float:
 
 
 def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
-    """Return warnings for the operator about a valid identity document, such as a root that expires soon.
-    """
+    """Return warnings for the operator about a valid identity document, such as a root that expires soon."""
     found = []
     left, size = days_left(document, now_ms), len(encode_document(document))
     if left < 0:

@@ -1254,14 +1254,14 @@ def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
 
 def _are_few(portions: Sequence[_Portion]) -> bool:
     """Return whether the commits in portions of a light body are so few and small that no thread is needed for them."""
-    if sum(portion.end - portion.start for portion in portions) > _FEW_COMMITS:
-        return False
-    return SMALL_BODY >= sum(
-        portion.element.message.commits.size(index)
+    count = sum(portion.end - portion.start for portion in portions)
+    size = sum(
+        commits.size(index)
         for portion in portions
-        if isinstance(portion.element.message.commits, RawCommits)
+        if isinstance(commits := portion.element.message.commits, RawCommits)
         for index in range(portion.start, portion.end)
     )
+    return count <= _FEW_COMMITS and size <= SMALL_BODY
 
 
 def _is_known(raw: Any, repository: Repository) -> bool:

@@ -249,9 +249,7 @@ def _promises(guarantees: Guarantees) -> set[str]:
 def _guarantees(promises: Collection[str]) -> Guarantees:
     unknown = set(promises) - set(_PROMISES)
     if unknown:
-        raise ValueError(
-            f"promises: {sorted(unknown)} are no promises of a provider; those are {', '.join(_PROMISES)}"
-        )
+        raise ValueError(f"promises: {sorted(unknown)} are no promises of a provider; those are {', '.join(_PROMISES)}")
     yes_or_no: dict[str, Any] = {name: name in promises for name in _PROMISES}
     return replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **yes_or_no)
 

@@ -170,23 +170,20 @@ def test_of_two_requests_that_bring_the_same_commits_at_once_one_brings_them(nod
 @pytest.mark.parametrize(
     ("text", "count", "expected"), [("x", 1, 0), ("x", 3, 1), ("\u0101" * 4000, 1, 2), ("x" * 600_000, 1, 3)]
 )
-def test_only_what_takes_long_is_done_in_threads(node: Node, text: str, count: int, expected: int) -> None:
+async def test_only_what_takes_long_is_done_in_threads(node: Node, text: str, count: int, expected: int) -> None:
     node.repository("/data/test")  # reads the log, which a thread does otherwise
     held = BloomFilter(bytearray(300_000), (1, 2, 3))
     commits = [note(X, f"k{n}", text) for n in range(count)]
     body = json.dumps([element("/data/test", commits, held=held)], separators=(",", ":")).encode()
-    steps = node.engine.batch_sync(signed_header(X), body, NOW)
-    taken = 0
-    result = None
-    while True:
-        try:
-            step = steps.send(result)
-        except StopIteration as done:
-            assert done.value.changed_paths == {"/data/test"}
-            break
-        taken += 1
-        result = step.run()
-    assert taken == expected
+    taken: list[EngineStep] = []
+
+    async def run(step: EngineStep) -> Any:
+        taken.append(step)
+        return step.run()
+
+    response = await drive_steps(node.engine.batch_sync(signed_header(X), body, NOW), run)
+    assert response.changed_paths == {"/data/test"}
+    assert len(taken) == expected
     assert node.stored("/data/test") == {commit.id for commit in commits}
 
 
