@@ -505,7 +505,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "complete": Field("boolean", "Whether nothing is left to do."),
         "introducible": Field(
             "boolean",
-            "Whether the store still holds the expired root's private key, which existing clients need to follow.",
+            "Whether existing clients can follow: the store still holds the expired root's private key, or there is an "
+            "anchor.",
         ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),

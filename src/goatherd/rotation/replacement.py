@@ -80,8 +80,8 @@ class ReplacementReport:
         current_id: The root that has replaced it.
         generation: Generation of the identity.
         is_written: Whether this run has written the new identity; False if an earlier run had written it.
-        has_key: Whether the store still holds the expired root's private key. Without this key, and without an anchor,
-            the current root cannot be introduced to existing clients.
+        can_introduce: Whether the current root can be introduced to existing clients: the store still holds the expired
+            root's private key, or the identity has an anchor.
         nodes: The last observed state of each server. In it, "next root" means the new current root.
     """
 
@@ -89,16 +89,15 @@ class ReplacementReport:
     current_id: str
     generation: int
     is_written: bool
-    has_key: bool
+    can_introduce: bool
     nodes: tuple[NodeView, ...]
 
     def has_followed(self, node: NodeView) -> bool:
         """Return whether a server signs with the new root, and holds the introductions of the new and the expired root.
 
-        The new root's introduction is not required if it could not be signed (`has_key`).
+        The new root's introduction is not required if it could not be signed (`can_introduce`).
         """
-        is_introduced = node.holds_introduction is True or not self.has_key
-        return node.signs_with == self.current_id and is_introduced and node.holds_cross_signature is True
+        return node.signs_with == self.current_id and _is_introduced(node, can_introduce=self.can_introduce)
 
     @property
     def is_complete(self) -> bool:
@@ -198,7 +197,7 @@ class Replacer:
             current_id=document.current.id,
             generation=document.generation,
             is_written=is_written,
-            has_key=key is not None,
+            can_introduce=key is not None or document.anchor is not None,
             nodes=nodes,
         )
 
@@ -346,7 +345,7 @@ class Replacer:
         cross = expected_earlier_introduction(document, expired_id)
         introductions: tuple[ExpectedCommit, ...] = ()
         commits = [make_earlier_introduction(document, expired_id, org=self._org)]
-        has_introduction = key is not None or document.anchor is not None
+        can_introduce = key is not None or document.anchor is not None
         if document.anchor is not None:
             introductions = (expected_late_introduction(document, document.anchor.id),)
             commits.insert(0, make_earlier_introduction(document, current.id, org=self._org))
@@ -368,17 +367,19 @@ class Replacer:
         poll = self.policy.poll_min
         while True:
             nodes = await self._observer.observe(question)
-            if nodes and all(_is_introduced(node, has_key=has_introduction) for node in nodes):
+            if nodes and all(_is_introduced(node, can_introduce=can_introduce) for node in nodes):
                 # Asked only now, because asking an unmodified server creates a session there.
                 nodes = await self._observer.observe(replace(question, signer=True))
             if nodes != self._seen:
                 self._seen = nodes
                 self._emit_event(NodesSeen(nodes=nodes))
-            done = [node.signs_with == current.id and _is_introduced(node, has_key=has_introduction) for node in nodes]
+            done = [
+                node.signs_with == current.id and _is_introduced(node, can_introduce=can_introduce) for node in nodes
+            ]
             if all(done) or self._clock.monotonic() >= deadline:
                 return nodes
             lacking = [
-                node.url for node in nodes if node.trusts_next and not _is_introduced(node, has_key=has_introduction)
+                node.url for node in nodes if node.trusts_next and not _is_introduced(node, can_introduce=can_introduce)
             ]
             behind = [node.url for node in nodes if node.trusts_next is False]
             await self._observer.call_each(lacking, push)
@@ -397,5 +398,5 @@ class Replacer:
             self._on_event(event)
 
 
-def _is_introduced(node: NodeView, *, has_key: bool) -> bool:
-    return node.holds_cross_signature is True and (node.holds_introduction is True or not has_key)
+def _is_introduced(node: NodeView, *, can_introduce: bool) -> bool:
+    return node.holds_cross_signature is True and (node.holds_introduction is True or not can_introduce)

@@ -268,6 +268,13 @@ async def test_an_expired_working_root_is_replaced_by_one_signature_of_the_ancho
     assert signers.signed == before + 1
     left = (await document_of(herd)).current.session.expiration_ms - herd.clock.now_ms()
     assert left <= milliseconds(timedelta(days=30))
+    for version in await herd.provider.versions(herd.secret_id):
+        if not version.labels:
+            await herd.provider.destroy(herd.secret_id, version.id)
+    again = await replacer.replace()
+    assert not again.is_written
+    assert again.can_introduce, "the anchor introduces the new root, whatever became of the expired one's key"
+    assert all(node.holds_introduction for node in again.nodes)
 
 
 @pytest.mark.slow

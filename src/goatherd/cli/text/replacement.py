@@ -29,7 +29,7 @@ def replacement_data(report: ReplacementReport) -> dict[str, Any]:
         "generation": report.generation,
         "written": report.is_written,
         "complete": report.is_complete,
-        "introducible": report.has_key,
+        "introducible": report.can_introduce,
         "nodes": [_node_data(report, node) for node in report.nodes],
     }
 
@@ -51,7 +51,7 @@ def replacement_lines(report: ReplacementReport) -> list[str]:
     """Return the result of a replacement as lines, with what is left to do at each server."""
     when = "replaced" if report.is_written else "an earlier run has replaced"
     lines = [f"{when} expired root {report.expired_id}: root {report.current_id} signs in its place"]
-    if not report.has_key:
+    if not report.can_introduce:
         lines.append(
             "the store no longer holds the expired root's private key: existing clients cannot learn of the new root"
             " until they are set up again"
