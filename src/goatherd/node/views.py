@@ -39,8 +39,10 @@ _COMMITS_PER_MS = 10
 _MOST = 64
 _MOST_KEPT = 1000
 """For how many commits an empty filter is kept; larger ones take more memory."""
-_NEW_COMMITS = 64
-"""How many new commits are looked up, or added to a filter, on the event loop's thread."""
+_NEW_COMMITS = 256
+"""How many new commits are looked up, sent, or added to a filter, on the event loop's thread."""
+_BYTES_PER_LOOKUP = 8
+"""So many bytes of commits are put into an answer in the time of one look into a filter, or less."""
 _LIGHT_LOOKUPS = 40_000
 """How many bits of filters are looked up on the event loop's thread for one batch; that takes 4 ms."""
 _PART = 8
@@ -198,7 +200,7 @@ class Views:
         brought: Sequence[bool],
         now_ms: int,
     ) -> list[Look | None]:
-        """Find the sync messages that can be answered quickly, as earlier polls show that the client lacks nothing.
+        """Find the sync messages that can be answered quickly, as earlier polls show that the client lacks little.
 
         For each message the result has the lookup, or None if the message needs more work.
         """
@@ -212,8 +214,12 @@ class Views:
                     arguments = session_id, view.commits, message.filter, message.size
                     look = view.memory.recall(*arguments, _NEW_COMMITS)
                     left -= _cost_per_commit(message.filter) * (SLICE if look is None else look.lookups)
-                if look is not None and (look.missing or not self._has_filter(view, look, message, is_new, now_ms)):
+                if look is not None and not self._has_filter(view, look, message, is_new, now_ms):
                     look = None
+                if look is not None and look.missing:
+                    size = _light_size(view, look.missing)
+                    left -= 0 if size is None else size // _BYTES_PER_LOOKUP
+                    look = None if size is None or left < 0 else look
             looks.append(look)
         return looks
 
@@ -405,6 +411,18 @@ class Views:
                     ids[commit.id] = None
                     merges.append(commit.id)
         return chosen
+
+
+def _light_size(view: SessionView, missing: Sequence[int]) -> int | None:
+    """Return the size in bytes of the commits at some positions; None if it takes long to put them into an answer.
+
+    That is so for many commits, those that must be encoded, and those of ``/sys/sessions``, which are sent in an order
+    of their own.
+    """
+    if len(missing) > _NEW_COMMITS or view.commits[missing[0]].namespace == SESSIONS_NAMESPACE:
+        return None
+    commits = [view.commits[position] for position in missing]
+    return sum(len(commit.encoded) for commit in commits) if all(commit.is_compact for commit in commits) else None
 
 
 def _may_lack(asked: SyncMessage) -> bool:

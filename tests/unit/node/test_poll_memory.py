@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goatherd.node.engine import EngineStep, drive_steps
 from goatherd.node.poll_memory import CERTAIN, Look, PollMemory
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.messages import filter_parameters
@@ -347,6 +349,40 @@ def test_a_server_sends_what_a_client_has_lost_and_answers_with_every_commit_in_
     lost = {records[1]["id"], records[count // 2]["id"]}
     client.ids -= lost
     assert poll(40) | poll(41) == lost
+
+
+@pytest.mark.parametrize(
+    ("count", "text", "threads"), [(1, "x", 0), (8, "x", 0), (300, "x", 1), (1, "x" * 400_000, 1)]
+)
+async def test_a_client_that_lacks_a_few_small_commits_is_answered_without_a_thread(
+    count: int, text: str, threads: int
+) -> None:
+    records = [commit_by(A, "k", {"n": 1}).to_json()]
+    records += [{**records[0], "id": f"commit-{number:018d}", "k": f"k{number}"} for number in range(599)]
+    node = Node(A, A, logs={"/data/test": records})
+    node.pool.add_session_commit(introduction(X, A))
+    dice = random.Random(count)
+    client = Client(X.id, {record["id"] for record in records})
+    taken: list[EngineStep] = []
+
+    async def run(step: EngineStep) -> Any:
+        taken.append(step)
+        return step.run()
+
+    async def poll() -> set[str]:
+        taken.clear()
+        held = client.bloom(dice, len(client.ids))
+        body = json.dumps([element("/data/test", held=held, size=len(client.ids))], separators=(",", ":")).encode()
+        answer = await drive_steps(node.engine.batch_sync(signed_header(X), body, NOW), run)
+        return {each["id"] for each in json.loads(answer.body)[0]["res"]["c"]}
+
+    for _ in range(20):
+        assert await poll() == set()
+    new = [node.engine.create_item("/data/test", f"new{n}", "note/1", {"text": text}, NOW) for n in range(count)]
+    found = await poll()
+    assert len(taken) == threads
+    assert found <= {commit.id for commit in new}
+    assert len(found) >= count * 9 // 10, "a filter contains some by chance"
 
 
 def test_a_root_can_request_a_commit_again_that_it_holds_and_counts() -> None:
