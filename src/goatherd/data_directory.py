@@ -125,7 +125,8 @@ def check_understood(directory: Path) -> None:
         for path in _walk_files(directory):
             if path.suffix == _NEWER_SUFFIX or _is_newer_log(path):
                 raise NewerFormatError(
-                    f"{path} is a log of a newer GoatDB; {_SUPPORTED}, whose logs are JSON lines ({LOG_SUFFIX})",
+                    f"{path} is a log of a newer GoatDB, in a format that Goatherd cannot read. {_SUPPORTED}, whose"
+                    f" logs are files of JSON lines (*{LOG_SUFFIX})",
                     hint=_NEWER_HINT,
                 )
         _check_sessions(directory / SESSIONS_LOG)

@@ -277,7 +277,7 @@ def command(
                     "nodes",
                     multiple=True,
                     metavar="URL",
-                    help="URL of a server. Can be given more than once.",
+                    help="URL of a server of the cluster. Can be given more than once.",
                 ),
                 click.option("--timeout", metavar="TIME", help="Timeout of one request to a server (default: 5s)."),
             ]
@@ -319,7 +319,7 @@ def audit_log(app: App) -> AuditLog | None:
 
 
 def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--distrust``, for commands that compare the store with what servers report."""
+    """Return the option ``--distrust``, which names servers whose reports on the store's history are ignored."""
     return click.option(
         "--distrust",
         "rotation_distrust",

@@ -1,5 +1,7 @@
-"""`goatherd restore`: make a previous root the current root again, or, with --signature, sign an altered identity
-again."""
+"""`goatherd restore`: make a previous root current again; with --signature, repair the identity's signature.
+
+The signature is invalid if a tool that does not sign has changed the identity in the store.
+"""
 
 from __future__ import annotations
 

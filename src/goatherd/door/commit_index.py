@@ -349,7 +349,9 @@ class RepositoryIndex:
                     await self.wait_for_release()
         except TimeoutError:
             raise NodeUnreachableError(
-                f"{self.path}: the server has not stored the first creation of an item key yet"
+                f"{self.path}: two pushes create the same item, and the server did not answer the first one within"
+                f" {_SETTLING_SECONDS:g} s, so the second one was not sent to it",
+                hint="Send the second push again. If this happens repeatedly, check that the server answers.",
             ) from None
 
     def _is_settled(self, commit: Commit) -> bool:

@@ -1,11 +1,12 @@
 """Decide whether a server that uses one identity document may adopt another.
 
-Pure. A function that verifies raises an error or returns nothing. A server trusts a root only if it already trusted it,
-or if a trusted root that is not revoked has endorsed or introduced it. That a document lists a root is not sufficient.
+Pure. The functions that verify return nothing, and raise an error if a check fails. A server trusts a root only if it
+already trusted it, or if a trusted root that is not revoked has endorsed or introduced it. That a document lists a root
+is not sufficient.
 
 An endorsement is a signature in the document, by one root over another. An introduction is a commit of
-``/sys/sessions`` in which one root declares another trusted; it can also concern roots that the document no longer
-lists.
+``/sys/sessions`` in which one root declares another trusted. It stays there after the document no longer lists the
+two roots.
 
 A server that uses an identity with an anchor is stricter: it trusts only roots that the anchor has endorsed or
 introduced, and only the anchor can end its own role (`goatherd.identity.anchor`).

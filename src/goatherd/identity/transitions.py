@@ -573,9 +573,10 @@ def revoke_root(
     if document.anchor is not None:
         if session_id in {one.id for one in (document.anchor, document.next_anchor) if one is not None}:
             raise IllegalStepError(
-                f"{session_id} is the anchor, and only the anchor can end its own role",
-                hint="`goatherd rotate --anchor URI` (in direct mode with --direct) replaces the anchor; then it can be"
-                " revoked. If its key is lost: `goatherd rotate --drop-lost-anchor`.",
+                f"{session_id} is the anchor, which must be replaced before it can be revoked",
+                hint="Replace the anchor with `goatherd rotate --anchor URI` (in direct mode with --direct), then"
+                " revoke the previous one. If the anchor's key is lost, remove the anchor with `goatherd rotate"
+                " --drop-lost-anchor`, and start every server once with --accept-identity.",
             )
         word = _require_word(word)
     is_current = session_id == document.current.id

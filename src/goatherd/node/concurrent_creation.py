@@ -6,8 +6,10 @@ server creates this merge commit before it sends the two commits to anyone.
 
 The merged value follows GoatDB's rule: it has the fields of all creations, the later value wins, and sets and maps are
 united. The merge commit, including its timestamp, id and seeds, is computed from its parents only, so all servers that
-sign with the same root create the same commit. All other concurrent commits of an item have a common ancestor. GoatDB's
-servers and clients merge those themselves; until then a read returns the item's head, which is one of these commits.
+sign with the same root create the same commit.
+
+Concurrent commits that change an existing item are left to GoatDB's servers and clients: they can merge these without a
+crash, since the commits have a common ancestor. Until one does, a read returns the item's head, which is one of them.
 """
 
 from __future__ import annotations

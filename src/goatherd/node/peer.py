@@ -336,7 +336,10 @@ class Peer:
         return message, is_pull
 
     def _add_new_commits(self, state: _Repository, ids: Sequence[str], now: float) -> None:
-        """Add a repository's commits that have arrived since the last round to those that the peer may lack."""
+        """Record in `state.waiting` that the peer may lack the commits that were stored since the last call.
+
+        Once in each interval `RECHECK`, record this of all other commits of the repository, too.
+        """
         for commit_id in ids[state.seen :]:
             state.waiting[commit_id] = _Waiting()
             state.seen += 1

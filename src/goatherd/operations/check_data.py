@@ -204,7 +204,7 @@ def check_organization(
         trusted: The trusted roots; None to verify no signature.
         executor: Verifies signatures in parallel.
         held_by_peers: Commits of other servers' ``/sys/sessions``, by URL (as `read_peers` returns them), to find
-            sessions that two servers create differently.
+            sessions that two servers have created by commits with different contents.
 
     Raises:
         StorageError: A log cannot be read.

@@ -92,9 +92,10 @@ async def read_status(
     Args:
         store: The open store.
         nodes: The servers; None for the store alone.
-        policy: The policy of a rotation.
+        policy: The rotation policy, which decides what counts as an obstacle; None for the default.
         grace: How long a private key is kept after a rotation; the policy's grace period by default.
-        hidden: URLs of servers whose state is not reported. They still count as obstacles.
+        hidden: URLs of servers to leave out of `ClusterStatus.servers`. Their problems can still be among its
+            `obstacles` to a rotation.
         known: An earlier status of the same store. While the store lists the same versions, their values are not read
             again to find out which private keys they hold.
 

@@ -90,7 +90,10 @@ class RegionState:
 
 
 def writer_of(store: Store) -> ReplicatedStore:
-    """Return the object that compares and writes the stores of several regions, which must be open already.
+    """Return the object that compares and writes the stores of several regions.
+
+    Args:
+        store: The stores of all regions as one `Store`, already open.
 
     Raises:
         ConfigurationError: There is only one store, without regions.

@@ -967,14 +967,15 @@ def _repair_label(store: StoreView) -> LabelStable | None:
 
 
 def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ...]]:
-    """Return a stored version to destroy because its rotation was cancelled, and those that a foreign label protects.
+    """Return a version of a cancelled rotation to destroy, and those that are kept because of another tool's label.
 
-    It is safe to destroy such a version: its next root has signed nothing, and every other key in it is also in another
-    version. The current root's key is in the version that cancelled the rotation. The key of a root that was to be
-    restored is in the version from which it was read.
+    Such a version was written by the rotation before it was cancelled. It is safe to destroy it: the next root in it
+    has signed nothing, and the other private keys in it are also in other versions. The current root's key is in the
+    version that cancelled the rotation; the key of a root that was to be restored is in the version from which it was
+    read.
 
     Returns:
-        The first version to destroy, None if there is none; and the versions on which another tool has set a label.
+        The first version to destroy, None if there is none; and the versions to keep, with the other tools' labels.
     """
     store = observation.store
     found = [

@@ -92,8 +92,8 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
     shortest = lifetime_floor(replace(policy, bare=frozenset())).shortest
     if left <= shortest:
         raise NotRestorableError(
-            f"root {root_id} expires at {iso(root.expiration_ms)}: {shortest} or less are left, too little to restore "
-            "it and to replace it in time",
+            f"root {root_id} expires at {iso(root.expiration_ms)}: the time left is too little to restore it "
+            f"and then replace it; more than {shortest} is needed",
             hint=_NEW_ROOT,
         )
     if unmodified and left <= SHORT_LIFE + START_MARGIN:

@@ -856,7 +856,10 @@ class Rotator:
         return None
 
     async def _open_direct(self, document: IdentityDocument, session_id: str) -> AnchorKey:
-        """Return the new anchor that the rotation makes the current root (direct mode), as a session with this id."""
+        """Open the new anchor, which itself becomes the current root (direct mode), as a session with id `session_id`.
+
+        The identity `document` must not list the anchor's key yet.
+        """
         assert self._anchor_choice.signer is not None
         return await self._anchor_keys.open_new(
             self._anchor_choice.signer,

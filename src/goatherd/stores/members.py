@@ -85,7 +85,8 @@ class StoreGroup(SecretProvider):
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
         raise ConfigurationError(
-            f"{uri!r} is not the address of a store", hint="Name the stores in the section [stores] of goatherd.toml."
+            f"{uri!r} cannot be opened: stores of several regions have no common address",
+            hint="Give the address of each store in the section [stores] of goatherd.toml.",
         )
 
     @property

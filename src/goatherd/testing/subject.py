@@ -1,4 +1,4 @@
-"""The argument of every contract check (`Subject`), with the provider under test, and the assertions of the checks."""
+"""`Subject`, which gives each contract check the provider under test; and the assertions that the checks use."""
 
 from __future__ import annotations
 

@@ -185,8 +185,8 @@ class KeyVault:
     ) -> StoredSecret:
         """Write a new version of a secret and return it.
 
-        If the caller is cancelled, wait a moment for the answer, so that the next read shows whether the version was
-        written.
+        If the caller is cancelled, wait up to a second for the answer: only after the answer does the next read show
+        reliably whether the version was written.
         """
         writing = self._call_sdk(
             call,

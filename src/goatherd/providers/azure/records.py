@@ -99,8 +99,9 @@ class Entry:
     """What the pointer (the record of versions and labels) holds about one version of the value.
 
     Attributes:
-        number: The version's number, 1, 2, 3…, which orders the versions; Key Vault's ids and whole seconds cannot.
-            Negative for a value that no pointer had named, in the order in which such values were disabled.
+        number: The version's number, 1, 2, 3…, by which the versions are sorted, since Key Vault's ids have no order
+            and its timestamps are in whole seconds. Negative if no pointer listed the value before it was disabled;
+            a value that was disabled later has the higher number.
         created: When the value was written: seconds since 1970, by Key Vault's clock.
         request: The `goatherd.providers.base.Call.request` of the call that wrote the value.
         digest: SHA-256 of the value in hex.
