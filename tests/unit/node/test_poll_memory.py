@@ -351,9 +351,7 @@ def test_a_server_sends_what_a_client_has_lost_and_answers_with_every_commit_in_
     assert poll(40) | poll(41) == lost
 
 
-@pytest.mark.parametrize(
-    ("count", "text", "threads"), [(1, "x", 0), (8, "x", 0), (300, "x", 1), (1, "x" * 400_000, 1)]
-)
+@pytest.mark.parametrize(("count", "text", "threads"), [(1, "x", 0), (8, "x", 0), (300, "x", 1), (1, "x" * 400_000, 1)])
 async def test_a_client_that_lacks_a_few_small_commits_is_answered_without_a_thread(
     count: int, text: str, threads: int
 ) -> None:
