@@ -81,7 +81,9 @@ async def copying(client: Any, kubelet: Kubelet) -> AsyncIterator[None]:
     try:
         yield
         assert not task.done(), task
-        assert len(mounted) >= 3, "the new root reached the servers as a copy, and then its first signature"
+        # The identity with the next root may have been replaced before it was copied: servers also trust that root by
+        # its introduction in `/sys/sessions`.
+        assert len(mounted) >= 2, "the new root reached the servers as a copy"
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
