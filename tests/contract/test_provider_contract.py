@@ -125,7 +125,7 @@ def test_the_command_does_not_start_where_the_secret_exists(tmp_path: Path):
     before = {path: path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()}
     done = CliRunner().invoke(command, [f"file://{tmp_path}/keys/root"])
     assert done.exit_code == 2
-    assert "exists; it was not changed" in done.output
+    assert "exists, and the checks need one that does not; it was not changed" in done.output
     assert {path: path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()} == before
 
 

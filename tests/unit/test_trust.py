@@ -248,7 +248,7 @@ def test_a_run_in_a_thread_does_not_need_the_pool() -> None:
 def test_a_verification_is_not_concluded_before_it_ran() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
-    with pytest.raises(RuntimeError, match=r"call run\(\) before"):
+    with pytest.raises(RuntimeError, match=r"call Verification\.run\(\) before"):
         pool.conclude_verification(pool.prepare_verification([commit_by(USER, "k", {"t": "x"})]))
 
 

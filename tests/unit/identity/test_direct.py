@@ -256,7 +256,7 @@ async def test_the_choice_must_fit_the_identity(world: World) -> None:
         await world.prepare(ordinary, B, AnchorChoice(leaves_direct=True))
     with pytest.raises(ConfigurationError, match="new key"):
         AnchorChoice(is_direct=True)
-    with pytest.raises(ConfigurationError, match="cannot change"):
+    with pytest.raises(ConfigurationError, match="cannot also set a new anchor"):
         AnchorChoice(signer=KMS, leaves_direct=True)
 
 

@@ -184,7 +184,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("a phase that is none", at("rotation", "phase", value="steady"), "rotation.phase"),
     ("a phase that is no text", at("rotation", "phase", value=[]), "rotation.phase"),
     ("activated with a next session", at("rotation", "phase", value="activated"), "there still is a nextSession"),
-    ("a rotation from elsewhere", at("rotation", "from", value="x"), "from is not among the roots"),
+    ("a rotation from elsewhere", at("rotation", "from", value="x"), "`from` names is not among the roots"),
     ("a rotation backwards", lambda t: t["rotation"].update({"from": t["rotation"]["to"]}), "to itself"),
     ("a rotation to elsewhere", at("rotation", "to", value="x"), "must lead from"),
     ("a time that is none", at("rotation", "startedAt", value="2026-13-01T00:00:00.000Z"), "rotation.startedAt"),

@@ -116,13 +116,13 @@ def test_a_body_of_more_values_than_any_batch_has_is_refused_unread(monkeypatch:
     monkeypatch.setattr(batch, "MAX_OTHER_VALUES", 10_000)
     inside = (junk * 10_001)[:-1]
     for body in (text_of([17]).replace("17", inside), text_of([]).replace('"ad": []', f'"ad": {{"x": [{inside}]}}')):
-        with pytest.raises(DecodeError, match="more values"):
+        with pytest.raises(DecodeError, match="more JSON values"):
             read_batch(body.encode(), 1000)
 
 
 def test_a_commit_of_too_many_values_is_refused_alone_and_commas_in_its_texts_are_no_values() -> None:
     many, prose = commit(1, x=[0] * (MAX_COMMIT_VALUES + 1)), commit(2, x=", [{" * MAX_COMMIT_VALUES)
     ((_, message),) = read_batch(text_of([many, prose]).encode(), 1)
-    with pytest.raises(DecodeError, match="more values"):
+    with pytest.raises(DecodeError, match="more JSON values"):
         message.commits[0]
     assert message.commits[1] == prose
