@@ -652,15 +652,15 @@ class Engine:
             return refuse_request(error)
         if not requester.is_root:
             admit(requester.id)
-        is_small = is_light(body)
         try:
             elements = (
-                self._read_elements(body) if is_small else (yield EngineStep(lambda _: self._read_elements(body)))
+                self._read_elements(body) if is_light(body) else (yield EngineStep(lambda _: self._read_elements(body)))
             )
         except (DecodeError, PathError):
             return Response(status=400)
         if any(element.message.commits and element.path in self._unwritable for element in elements):
             return CANNOT_WRITE
+        is_small = len(body) - sum(_encoded_size(element.message.filter) for element in elements) <= SMALL_BODY
         return (yield from self._answer_batch(elements, requester, now_ms, is_small=is_small))
 
     def _answer_batch(
@@ -800,8 +800,8 @@ class Engine:
             elements: The elements of the ``/batch-sync`` request.
             now_ms: The time of the server's clock in milliseconds.
             done: The result, to which each accepted or rejected commit is added.
-            is_small: Whether the request was read without a thread. Its commits are decoded and verified without one
-                too, if they are few and small.
+            is_small: Whether all commits of the request together are small, so that no thread is needed for a few of
+                them.
             is_offered_again: Whether the sender is a server, which offers commits again until they are stored. Then
                 commits that are already being verified for another request are skipped: a server often sends the same
                 commit in a push and in the answer to a poll.
@@ -829,7 +829,7 @@ class Engine:
         running: deque[tuple[list[tuple[_Element, Commit]], Verification]] = deque()
         for portions in split:
             decode = partial(self._decode_portions, portions, now_ms)
-            few = is_small and _are_few(portions)
+            few = is_small and sum(portion.end - portion.start for portion in portions) <= _FEW_COMMITS
             decoded, refused = decode(None) if few else (yield EngineStep(decode))
             _note_undecodable(done, refused)
             if is_offered_again:
@@ -1252,16 +1252,9 @@ def _split_portions(elements: Sequence[_Element]) -> Iterator[list[_Portion]]:
         yield gathered
 
 
-def _are_few(portions: Sequence[_Portion]) -> bool:
-    """Return whether the commits in portions of a light body are so few and small that no thread is needed for them."""
-    count = sum(portion.end - portion.start for portion in portions)
-    size = sum(
-        commits.size(index)
-        for portion in portions
-        if isinstance(commits := portion.element.message.commits, RawCommits)
-        for index in range(portion.start, portion.end)
-    )
-    return count <= _FEW_COMMITS and size <= SMALL_BODY
+def _encoded_size(bloom: BloomFilter) -> int:
+    """Return how many bytes of a request a Bloom filter takes, or a little less."""
+    return len(bloom.bits) * 4 // 3
 
 
 def _is_known(raw: Any, repository: Repository) -> bool:

@@ -25,7 +25,7 @@ from goatherd.wire.json import MAX_DEPTH, parse_json, parse_plain_json
 from goatherd.wire.messages import SyncMessage, decode_request_element
 
 SMALL_BODY: Final = 16 * 1024
-"""Bodies up to this size are parsed whole; that takes less than a millisecond, whatever they hold."""
+"""Parsing a body up to this size takes less than a millisecond, whatever it holds."""
 _LIGHT_BODY: Final = 512 * 1024
 _LIGHT_VALUES: Final = 1000
 SMALLEST_COMMIT: Final = 100
@@ -158,9 +158,9 @@ class RawCommits(Sequence[Any]):
 
 
 def is_light(body: bytes) -> bool:
-    """Return whether `read_batch` reads a body in about a millisecond, so that no thread is needed for it.
+    """Return whether `read_batch` parses a body whole, in about a millisecond, so that no thread is needed for it.
 
-    Most polls are light: large Bloom filters, but only few values.
+    Most polls are light: they have large Bloom filters, but only few values.
     """
     return len(body) <= SMALL_BODY or (len(body) <= _LIGHT_BODY and _count_marks(body, _LIGHT_VALUES) <= _LIGHT_VALUES)
 
@@ -171,7 +171,7 @@ RawList = TypeVar("RawList", bound=RawCommits)
 def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     """Return the repository path and the sync message of each element in the body of a ``/batch-sync`` request.
 
-    The paths are not checked. In large bodies, the commits of a message are `RawCommits`.
+    The paths are not checked. If the body is not light (`is_light`), the commits of a message are `RawCommits`.
 
     Args:
         body: The body as received.
@@ -181,7 +181,7 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
         DecodeError: The body is not JSON or not an array, an element is malformed, or there are too many elements or
             values.
     """
-    if len(body) <= SMALL_BODY:
+    if is_light(body):
         return [decode_request_element(each) for each in _check_array(parse_json(body), most)]
     elements, lists = split_batch(body, most, RawCommits)
     for commits in lists:

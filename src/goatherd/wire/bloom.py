@@ -23,7 +23,7 @@ DEFAULT_FPR = 0.25
 MAX_SEEDS = 1024
 
 _MAX_SEED = 2**53
-_SAMPLE = 32 * 1024
+_SAMPLE = 4 * 1024
 _LN2 = math.log(2)
 _STEP = math.log(1 / 2**_LN2)
 _ASCII_SPACE = str.maketrans("", "", "\t\n\f\r ")
@@ -127,7 +127,7 @@ class BloomFilter:
 
     @property
     def error_rate(self) -> float:
-        """The filter's false-positive rate, estimated from the share of set bits in its first 32 KiB."""
+        """The filter's false-positive rate, estimated from the share of set bits in its first 4 KiB."""
         sample = self.bits[:_SAMPLE]
         if not sample:
             return 0.0 if self.seeds else 1.0

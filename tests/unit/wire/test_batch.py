@@ -26,7 +26,7 @@ def text_of(*lists: list[Any]) -> str:
 
 
 def read(body: str, monkeypatch: pytest.MonkeyPatch, *, in_portions: bool) -> list[tuple[str, SyncMessage]] | None:
-    monkeypatch.setattr(batch, "SMALL_BODY", -1 if in_portions else 1 << 40)
+    monkeypatch.setattr(batch, "is_light", lambda _: not in_portions)
     try:
         return read_batch(body.encode(), 1000)
     except DecodeError:
