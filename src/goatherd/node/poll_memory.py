@@ -36,7 +36,7 @@ from typing import Final, Protocol
 from goatherd.wire.bloom import BloomFilter
 
 CERTAIN: Final = 1e-6
-SLICE: Final = 64
+SLICE: Final = 32
 ROTATING_HASHES: Final = 3
 MAX_SESSIONS: Final = 10_000
 MAX_SURPLUSES: Final = 8
