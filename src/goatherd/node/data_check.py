@@ -52,7 +52,7 @@ REST: Final = 4
 """Pause after a batch, as a multiple of the duration of the batch."""
 MOST_RESTS: Final = 5
 BUSY: Final = 0.4
-"""If the process uses more than this part of a core during a pause, the pause is repeated, up to `MOST_RESTS` in all."""
+"""If the process uses more than this part of a core in a pause, the pause is repeated, `MOST_RESTS` times in all."""
 
 AGAIN: Final = timedelta(seconds=1)
 AGAIN_AT_MOST: Final = timedelta(minutes=10)

@@ -607,19 +607,25 @@ class Database:
             verified_by: The session that `find_signer` returned for this header, so that the signature is not verified
                 twice; None if `find_signer` was not called.
         """
-        return await self._run_to_end(self._answer_sync(body, header, admit, sender, verified_by))
-
-    async def _answer_sync(
-        self,
-        body: bytes,
-        header: str | SignatureEnvelope | None,
-        admit: Callable[[str], None],
-        sender: str | None,
-        verified_by: Session | None,
-    ) -> Response:
         if len(self._work) and (pause := self._pause_for(header)):
             self.paused_count += 1
             await self._clock.sleep(timedelta(seconds=pause))
+        failures = self._disk.failure_count
+        steps = self.engine.batch_sync(header, body, self.now_ms(), admit, verified_by)
+        try:
+            first = next(steps)
+        except StopIteration as done:
+            # Most polls end here, and need no task of their own.
+            response: Response = done.value
+            self._note_asker(response, sender)
+            if not response.changed_paths:
+                return await self._finish_response(response, failures)
+            return await self._run_to_end(self._finish_response(response, failures))
+        return await self._run_to_end(self._answer_in_steps(steps, first, failures, sender))
+
+    async def _answer_in_steps(
+        self, steps: EngineSteps[Response], first: EngineStep, failures: int, sender: str | None
+    ) -> Response:
         spent = 0.0
 
         def run(step: EngineStep) -> Any:
@@ -635,13 +641,15 @@ class Database:
                 return await self._run_step(step)
             return await asyncio.get_running_loop().run_in_executor(self._workers, run, step)
 
-        failures = self._disk.failure_count
-        response = await drive_steps(self.engine.batch_sync(header, body, self.now_ms(), admit, verified_by), run_aside)
+        response = await drive_steps(steps, run_aside, first)
         if response.requester is not None and spent > FREE_WORK:
             self._work.charge(response.requester, self._clock.monotonic(), spent - FREE_WORK)
+        self._note_asker(response, sender)
+        return await self._finish_response(response, failures)
+
+    def _note_asker(self, response: Response, sender: str | None) -> None:
         if response.status == 200 and response.requester is None and self._exchange is not None:
             self._exchange.note_asker(sender)
-        return await self._finish_response(response, failures)
 
     def _pause_for(self, header: str | SignatureEnvelope | None) -> float:
         """Return how many seconds to delay a request because its session has recently used too much processing time.
@@ -801,7 +809,7 @@ class Database:
             return CANNOT_WRITE
         if response.again is not None and not (is_whole and self._disk.failure_count == failures):
             failures = self._disk.failure_count
-            anew = await self._drive_steps(response.again())
+            anew = await self._run_to_end(self._drive_steps(response.again()))
             anew = replace(anew, flush=response.flush, changed_paths=response.changed_paths, refused=response.refused)
             return await self._finish_response(anew, failures)
         if SESSIONS_PATH in response.changed_paths:

@@ -163,13 +163,20 @@ def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
         return answer
 
 
-async def drive_steps(steps: EngineSteps[R], run: Callable[[EngineStep], Awaitable[Any]]) -> R:
+async def drive_steps(
+    steps: EngineSteps[R], run: Callable[[EngineStep], Awaitable[Any]], first: EngineStep | None = None
+) -> R:
     """Run a generator on the event loop, with `run` executing the steps that it yields; return the generator's result.
 
     An error of a step is raised inside the generator.
+
+    Args:
+        steps: The generator.
+        run: Executes a step and returns its result.
+        first: The step that the generator has yielded already; None if it has not been started.
     """
     try:
-        step = next(steps)
+        step = first or next(steps)
         while True:
             try:
                 result = await run(step)

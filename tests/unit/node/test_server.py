@@ -29,6 +29,7 @@ from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, 
 from goatherd.identity.transitions import activate_rotation, prepare_rotation, with_phase
 from goatherd.node import Server
 from goatherd.node.log_storage import FileLog
+from goatherd.node.server import _Turns
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
@@ -508,3 +509,28 @@ async def test_a_peer_that_is_known_to_be_down_keeps_no_new_session_waiting(
 
         await eventually(down)
         await eventually(quickly)
+
+
+async def test_requests_that_arrive_together_take_their_turns_in_order_and_one_in_each_round_of_the_loop() -> None:
+    turns, rounds, taken = _Turns(), 0, list[tuple[int, int]]()
+    loop = asyncio.get_running_loop()
+
+    def count_rounds() -> None:
+        nonlocal rounds
+        rounds += 1
+        if len(taken) < 9:
+            loop.call_soon(count_rounds)
+
+    async def work(number: int) -> None:
+        await turns.take()
+        taken.append((number, rounds))
+
+    count_rounds()
+    tasks = [asyncio.create_task(work(number)) for number in range(10)]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert [number for number, _ in taken] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    assert len({at for _, at in taken}) == 9
+    await asyncio.wait_for(work(10), 10)
+    await asyncio.wait_for(work(11), 10)
