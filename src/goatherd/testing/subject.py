@@ -58,15 +58,19 @@ class Subject:
         self.made.append(name)
         return name
 
-    async def seen(self, secret_id: str, version: str, at: Label = CURRENT) -> bytes:
+    async def seen(
+        self, secret_id: str, version: str, at: Label = CURRENT, *, by: SecretProvider | None = None
+    ) -> bytes:
         """Return the value that is read by a label, and check that the label points at `version`.
 
-        If reads of the store may be outdated, wait up to `settle` until it does.
+        If reads of the store may be outdated, wait up to `settle` until it does. `by` is the provider that reads, by
+        default the one under test.
         """
+        reader = by or self.provider
         patient = self.provider.guarantees.read_consistency is not ReadConsistency.STRONG
         end = time.monotonic() + (self.settle.total_seconds() if patient else 0)
         while True:
-            found = await self.provider.read(secret_id, at)
+            found = await reader.read(secret_id, at)
             if found.version.id == version or time.monotonic() >= end:
                 must(found.version.id == version, f"{at!r} leads to {found.version.id!r} after {version!r} was written")
                 must(at in found.version.labels, f"a version read by {at!r} does not list that label")

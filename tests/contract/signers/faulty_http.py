@@ -23,6 +23,9 @@ def unreachable() -> Iterator[int]:
 @contextmanager
 def answering(answer: bytes | None) -> Iterator[int]:
     """Yield the port of a server that gives the same bytes to every request, then closes; with None it says nothing."""
+    if answer is not None:
+        # Otherwise the client may send its next request on the connection that is just being closed.
+        answer = answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
