@@ -206,6 +206,7 @@ class Server:
         self._workers = ThreadPoolExecutor(self._threads + 2, thread_name_prefix="goatherd-work")
         self._stack.callback(self._workers.shutdown)
         self.stopping = False
+        self._turns = _Turns()
         try:
             await self._stack.enter_async_context(self._root_signers)
             if self._resolve_domain is None:
