@@ -121,16 +121,18 @@ class SettingsFile:
             self.write(text)
 
     def move_in(self, is_ours: Callable[[Path], bool]) -> Path | None:
-        """If settings.json is a link to another settings file in memory, move the content of that file to this one.
+        """Move in the content of the file to which settings.json links, if an earlier run wrote that file elsewhere.
+
+        The content is then at `bytes_at`, and the earlier file is removed.
 
         Args:
-            is_ours: Whether an agent for this data directory has made a given directory.
+            is_ours: Returns whether an agent for this data directory has made the directory of the given file.
 
         Returns:
-            The directory of the other file; None if there is no link to another file.
+            The directory of the earlier file; None if settings.json does not link to such a file.
 
         Raises:
-            SettingsError: The bytes cannot be read, or written here. The other file stays unchanged.
+            SettingsError: The content cannot be read or written. The earlier file stays unchanged.
         """
         if not self.link.is_symlink():
             return None

@@ -38,7 +38,8 @@ def doctor(app: App, signer: str | None) -> int:
     these.
 
     With --signer, the command checks a signer only: it reads the signer's public key, signs a short test text, verifies
-    the signature, and shows what the signer declares. It creates no key.
+    the signature, and shows what the signer declares about its key, such as the region and whether the private key can
+    be exported. It creates no key.
 
     The exit code is 11 if a check has failed; warnings do not change it.
     """

@@ -26,7 +26,10 @@ from goatherd.times import format_duration, iso
     help="URI of the HSM or KMS key that becomes the anchor, such as transit://vault.internal/transit/goatdb.",
 )
 @click.option(
-    "--create-key", is_flag=True, help="Create the key of --anchor first. It must not exist yet; only with --anchor."
+    "--create-key",
+    is_flag=True,
+    help="Create the HSM or KMS key that --anchor names, before creating the identity. The key must not exist yet; only"
+    " with --anchor.",
 )
 @click.option(
     "--direct",

@@ -279,7 +279,11 @@ def command(
                     metavar="URL",
                     help="URL of a server of the cluster. Can be given more than once.",
                 ),
-                click.option("--timeout", metavar="TIME", help="Timeout of one request to a server (default: 5s)."),
+                click.option(
+                    "--timeout",
+                    metavar="TIME",
+                    help="Timeout of one request to a server of the cluster (default: 5s).",
+                ),
             ]
         wrapped: Callable[..., int | None] = entry
         for option in reversed(shared):

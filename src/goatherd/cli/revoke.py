@@ -44,7 +44,7 @@ from goatherd.revocation.revoker import NEW
     "leave_out",
     multiple=True,
     metavar="ID",
-    help="Id of a user session that is not reissued. Can be given more than once.",
+    help="Do not reissue the user session with this id, so that servers reject it. Can be given more than once.",
 )
 @click.option(
     "--destroy",

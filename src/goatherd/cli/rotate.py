@@ -88,7 +88,10 @@ from goatherd.rotation.machine import Phase
     help="URI of the HSM or KMS key that becomes the anchor, or replaces the present anchor.",
 )
 @click.option(
-    "--create-key", is_flag=True, help="Create the key of --anchor first. It must not exist yet; only with --anchor."
+    "--create-key",
+    is_flag=True,
+    help="Create the HSM or KMS key that --anchor names, before the rotation. The key must not exist yet; only with"
+    " --anchor.",
 )
 @click.option(
     "--direct",

@@ -113,8 +113,8 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     "--lease",
                     "agent_lease",
                     metavar="URI",
-                    help="URI of the secret that holds the restart lease, whose holder may restart its server (default:"
-                    " `<secret>-lease`); `none` for a single server.",
+                    help="URI of the secret for the restart lease; an agent restarts its server only while it holds"
+                    " this lease (default: `<secret>-lease`). `none`, for a single server, turns the lease off.",
                 ),
                 click.option(
                     "--ready-timeout",

@@ -472,8 +472,8 @@ class Observer:
     async def _mark_process(self, url: str, question: Question, memory: _NodeMemory) -> bool:
         """Leave a mark in the server's process, by which it can be recognized; return whether the process has one.
 
-        The process is recorded as one that cannot sign with the next root, because an unmodified server signs with
-        another root only after a restart.
+        The next root is added to the roots with which this process cannot sign, because it is newer than the process,
+        and an unmodified server signs with another root only after a restart.
         """
         if memory.forgets or question.next_root is None:
             return False

@@ -1,14 +1,14 @@
 """Find out whether an unmodified GoatDB server has restarted, by a mark in its process and without writing any data.
 
 COMPAT: a GoatDB process caches the results for the last thousand request signatures, and continues to accept a cached
-signature after it has expired. So a signature that is about to expire marks the process that has cached it: as long as
-the server accepts this signature, but rejects another one with the same timestamp, the process is the same.
+signature after it has expired. So the mark is a request signature that is sent shortly before it expires. As long as
+the server accepts the mark later, but rejects a new signature with the same timestamp, the process is the same.
 
 A missing mark does not prove a restart: a process that has checked a thousand other signatures has lost the mark, too.
 
 SECURITY: a mark is a request signature. Once it has expired, only the process that has cached it accepts it. Goatherd
-keeps it in memory only. The signature names no server, so no Goatherd server and no door accepts it
-(tests/unit/node/test_bound_requests.py).
+keeps it in memory only. The signature names no server, so no Goatherd server and no door (the verifying proxy in front
+of an unmodified server) accepts it (tests/unit/node/test_bound_requests.py).
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """The identity document, which lists a cluster's roots: its type, its checks and its JSON.
 
-`transitions` changes a document; `succession` decides which document may replace another. User sessions are only in
-GoatDB's ``settings.json`` (`settings_json`). Pure. An `IdentityDocument` exists only if all checks have passed. No
-error, ``repr`` or redaction holds key material; errors name positions (``roots[1]``) and quote nothing. Members that
-were not changed are written back byte for byte.
+`transitions` changes a document; `succession` decides which document may replace another. Pure.
+
+Rules: an `IdentityDocument` exists only if all checks have passed. It lists no user sessions; GoatDB's
+``settings.json``, to which `settings_json` converts it, can list them. No error, no ``repr`` and no output of
+`redaction` (the parts that may be shown) holds key material; errors name positions (``roots[1]``) and quote nothing.
+Members that were not changed are written back byte for byte.
 """
 
 from __future__ import annotations

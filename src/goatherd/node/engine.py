@@ -512,14 +512,14 @@ class Engine:
     def create_session_in_steps(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> EngineSteps[Response]:
         """Answer ``POST /auth/session``: create an anonymous session for the caller's key.
 
-        The current root introduces the session. If the root's key is in an HSM or a KMS that does not sign, the answer
-        is 503.
+        The current root introduces the session: it signs a commit for the session in ``/sys/sessions``. If the root's
+        key is in an HSM or a KMS, and a signature fails there, the answer is 503.
 
         Args:
             body: The request's body.
             now_ms: The time of the server's clock in milliseconds.
-            is_deferred: Whether to store the session in `unused` now, and to introduce it only when it signs its first
-                request.
+            is_deferred: Whether to put the session only into the table `unused` now, and to introduce it when it signs
+                its first request.
         """
         unused = self.unused if is_deferred else None
         if not self._can_introduce(now_ms):

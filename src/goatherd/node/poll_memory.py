@@ -4,25 +4,26 @@ At every poll a client sends a Bloom filter with new seeds over all commits that
 all 100 000 commits of a repository in this filter takes a tenth of a second, although the client usually lacks none of
 them. So a `PollMemory` stores for each session what earlier polls have shown, and a poll only looks up:
 
-* commits that are new, that the client lacked before, or that too few filters have contained: the probability of a
-  false positive is known for each filter, and a commit counts as held when their product is below `CERTAIN`
+* commits that are new, that the client lacked before, or that too few filters have contained. A commit counts as held
+  once the product of the false-positive rates of the filters that contained it is below `CERTAIN`
 * a part of the other commits (`SLICE`), a different one at each poll, so that a few hundred polls look up all of them.
-  Only `ROTATING_HASHES` hash functions are used for this part. They find a commit that the client lacks with a
+  Only `ROTATING_HASHES` hash functions are used for this rotating part. They find a commit that the client lacks with a
   probability of 7/8
 
-The surplus of a client is the number of its commits that this server does not hold. It is calculated from the number of
-commits that the client states, the number of commits on this server, and the number that the client lacks. If the
-surplus differs from the stored one, all commits are looked up. So a client that has lost commits gets them at its next
-poll. If it has also gained exactly as many commits that this server does not hold, the surplus stays the same, and the
-client gets the lost commits within a few hundred polls. The part that changes with each poll also detects the empty
-filter that a client sends after its start.
+The surplus of a client is the number of its commits that this server does not hold: the number of commits that the
+client states, minus the number of this server's commits that it does not lack. If a client has lost commits, its
+surplus differs from the stored one. Then all commits are looked up, and the client gets the lost ones at its next poll.
+The surplus stays the same only if the client has also gained exactly as many commits that this server does not hold.
+Then the rotating part finds the lost ones within a few hundred polls. The rotating part also detects the empty filter
+that a client sends after its start.
 
-The first poll of a session looks up the newest commits and a sample of the others. If these results fully explain the
-number that the client states, the other commits count as held until the part that changes with each poll has looked
-them up. Otherwise all commits are looked up.
+The first poll of a session looks up the newest commits and a sample of the others. The commits that were not looked up
+count as held, until the rotating part looks them up, on two conditions: the client lacks none of the sample, and the
+number that the client states is the number of this server's commits minus the newest ones that the client lacks.
+Otherwise all commits are looked up.
 
-Clients with the same session (tabs of a browser) and the same surplus share one memory. A client that holds other
-commits has another surplus, and so a memory of its own.
+Clients with the same session (tabs of a browser) and the same surplus share one memory. A client with another surplus
+holds other commits, and so has a memory of its own.
 
 tests/unit/node/test_poll_memory.py compares the results with those of complete lookups.
 """

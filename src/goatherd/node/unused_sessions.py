@@ -1,13 +1,13 @@
 """Store new sessions, which have not signed a request yet, in a small bounded table outside ``/sys/sessions``.
 
-``POST /auth/session`` creates a session for every caller. A session that is introduced in ``/sys/sessions`` takes 2 kB
-of memory and 1 kB of disk on each server and each client, permanently. So a server stores a new session here, in a
-tenth of that space, and introduces the session with its first signed request (`goatherd.node.engine`), which GoatDB's
-clients send at once. A session that signs no request is dropped when it expires, or when the table is full and the
-session is the oldest.
+``POST /auth/session`` creates a session for every caller. Once a session is introduced (a root signs a commit for it in
+``/sys/sessions``), it takes 2 kB of memory and 1 kB of disk on each server and each client, permanently. So a server
+stores a new session here, in a tenth of that space, and introduces the session at its first signed request
+(`goatherd.node.engine`), which GoatDB's clients send at once. A session that signs no request is dropped when it
+expires, or when the table is full and the session is among the oldest.
 
-The table's only I/O is in its log. `goatherd.node.unused_session_exchange` copies the sessions to the other servers of
-the cluster.
+The table is in memory. Its log (`UnusedLog`), from which a server loads the table when it starts, does all I/O.
+`goatherd.node.unused_session_exchange` copies the sessions to the other servers of the cluster.
 """
 
 from __future__ import annotations

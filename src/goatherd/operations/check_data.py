@@ -203,8 +203,8 @@ def check_organization(
         org: The organization.
         trusted: The trusted roots; None to verify no signature.
         executor: Verifies signatures in parallel.
-        held_by_peers: Commits of other servers' ``/sys/sessions``, by URL (as `read_peers` returns them), to find
-            sessions that two servers have created by commits with different contents.
+        held_by_peers: Commits of other servers' ``/sys/sessions``, by URL (as `read_peers` returns them). They are
+            compared with this server's, to find commits that create the same session with different contents.
 
     Raises:
         StorageError: A log cannot be read.

@@ -1,9 +1,10 @@
 """Repair the logs of an organization's data directory.
 
 `repair_organization` moves unusable lines into files ``*.damaged`` in the directories of the logs, and restores the
-commits that can be verified, from those files and from peers. If different commits create the same session, which
-crashes GoatDB, it joins them, in the log and on the peers (`goatherd.operations.concurrent_creations`). The caller must
-hold the lock of the directory (`goatherd.operations.data`), so that no server runs on it.
+commits that can be verified, from those files and from peers. GoatDB crashes if different commits create the same
+session. For such commits, the function writes a commit that has all of them as parents, to the log and to the peers
+(`goatherd.operations.concurrent_creations`). The caller must hold the lock of the directory
+(`goatherd.operations.data`), so that no server runs on it.
 
 Rules: no byte is ever deleted. A log without damage is not written. The next repair completes an interrupted one. A
 commit is restored only after its signature was verified.

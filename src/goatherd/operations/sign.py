@@ -243,8 +243,8 @@ async def sign_earlier(
 
     Raises:
         StoreWentBackError: As `sign_current`.
-        IllegalStepError: The current version is signed, or there is no earlier signed version, or a root that was
-            validly added since that version signs now.
+        IllegalStepError: The current version is signed, or there is no earlier signed version, or the current root was
+            added after that version with a valid endorsement: after a restore, its commits would not be trusted.
         ConflictError: Another writer was faster; examine the store again.
         ProviderError: The store failed.
     """

@@ -595,7 +595,10 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
 
 
 def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
-    """Return the URLs of the servers that lack evidence which a step of the rotation requires, by kind of evidence."""
+    """Return, for each kind of evidence that the step requires, the URLs of the servers that have not shown it.
+
+    Evidence that every server has shown is left out.
+    """
     lacking: dict[Evidence, tuple[str, ...]] = {}
     for evidence in GATES[step]:
         urls = tuple(node.url for node in observation.nodes if not has_shown(node, evidence, observation.store))

@@ -259,7 +259,8 @@ class StoredState:
         """Return whether a server uses an identity document that the store neither holds now nor held before.
 
         Args:
-            generation: Generation of the document that the server uses. A later one than the store's is never "other".
+            generation: Generation of the document that the server uses. If it is later than the store's, the result is
+                False, because then the store is behind (`is_behind`).
             digest: SHA-256 of that document; None if it is unknown, and then the result is False.
         """
         if digest is None or generation > self.generation:

@@ -4,8 +4,9 @@ The function considers the cron expression or the maximum age of a key, maintena
 times, and the pause after failures. It reads no store, does not wait and keeps no state (`controller` has the loop).
 
 Rules:
-1. Everything else comes from the identity document: when the root began to sign, which rotations have failed since (its
-   history), and which process is rotating. So all controllers, including one that has just started, decide alike.
+1. Apart from the schedule and the time, a decision depends only on the identity document: when the root began to sign,
+   which rotations have failed since (its history), and which process is rotating. So all controllers, including one
+   that has just started, decide alike.
 2. Two controllers differ only in their jitter, which is derived from a hash of the controller's name and of the event
    that the controller waits for.
 3. Shortly before the root expires, it is replaced even outside maintenance windows and scheduled times.

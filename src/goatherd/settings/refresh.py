@@ -2,10 +2,12 @@
 
 `StoreRefresher` reads the store through a circuit breaker (`goatherd.providers.breaker`), in a loop.
 
-Rules: after a failure the breaker is open and delays polls. An explicit refresh ignores an open breaker, but at most
-once every few seconds. A regular poll makes few attempts, since another poll follows; while the breaker is open, a call
-makes one attempt. A watch only reports that the value has changed; if the watch fails, the next poll detects the
-change.
+Rules:
+- A poll (a read at an interval) makes at most two attempts, since another poll follows.
+- After a failed read the breaker is open: the next poll is delayed, and each read makes only one attempt.
+- While the breaker is open, a read that a caller requests is not delayed, but made at most once every few seconds.
+- A watch (the store's notifications) only reports that the value has changed; the value is then read as in a poll. If
+  the watch fails, the next poll detects the change.
 """
 
 from __future__ import annotations

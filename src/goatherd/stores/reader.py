@@ -1,12 +1,14 @@
-"""Read an identity from the stores of several regions: that of the own region first, then the others in order.
+"""Read an identity from the stores of several regions: first this process's own region, then the others in order.
 
 This is the only place that decides which store is read. Rules:
 
-- A store whose identity is earlier than the one in use, or has another history, is reported and not followed.
+- If a store's identity is earlier than the one in use, or has another history, the store is reported, and its identity
+  is not used.
 - A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
 - Nothing is written here.
 
-The version ids of a follower are shown as ``REGION:ID``, so that no command mistakes them for ids of the primary store.
+The version ids of a follower (a store that copies the primary store) are shown as ``REGION:ID``, so that no command
+mistakes them for ids of the primary store.
 """
 
 # ruff: noqa: ARG002 (the methods that refuse a change have the arguments that the interface gives them)

@@ -180,8 +180,8 @@ class SecretsManagerAPI:
             call: The provider call that needs the request.
             method: The name of the boto3 client's method.
             request: The fields of the request.
-            carried: The secret value to send. SECURITY: it stays masked until the thread sends it, so that no frame of
-                an error shows it.
+            carried: The secret value to send. SECURITY: it is revealed only in the worker thread that sends it, so that
+                no stack frame in the traceback of an error contains it.
 
         Raises:
             ProviderError: The request failed; see `refusal_of`.

@@ -110,7 +110,7 @@ class KeyVault:
     """Sends requests to one Azure key vault; owns the SDK's client and, unless the caller passes one, the credential.
 
     Args:
-        address: The vault, and the identity to use there.
+        address: The key vault, and the managed identity (an account in Azure) with which to log in.
         timeout: The deadline of a whole call; no single wait for the service takes longer than half of it.
         clock: Measures the time since the service's last answer.
         credential: The credential to use instead of Azure's default chain. The caller closes it.
