@@ -282,7 +282,7 @@ def command(
                 click.option(
                     "--timeout",
                     metavar="TIME",
-                    help="Timeout of one request to a server of the cluster (default: 5s).",
+                    help="Timeout of one request to a server (default: 5s).",
                 ),
             ]
         wrapped: Callable[..., int | None] = entry

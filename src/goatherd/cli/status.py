@@ -72,7 +72,7 @@ async def _status(app: App, html: Path | None) -> int:
     "--lease",
     "agent_lease",
     metavar="URI",
-    help="URI of the secret that holds the restart lease (default: `<secret>-lease`).",
+    help="URI of the secret for the restart lease (default: `<secret>-lease`).",
 )
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:
