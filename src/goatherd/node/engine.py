@@ -512,8 +512,8 @@ class Engine:
     def create_session_in_steps(self, body: bytes, now_ms: int, *, is_deferred: bool = False) -> EngineSteps[Response]:
         """Answer ``POST /auth/session``: create an anonymous session for the caller's key.
 
-        The current root introduces the session: it signs a commit for the session in ``/sys/sessions``. If the root's
-        key is in an HSM or a KMS, and a signature fails there, the answer is 503.
+        The current root introduces the session: it signs a commit for the session in ``/sys/sessions``. If the root has
+        expired, or a signature by its key in an HSM or a KMS fails, the answer is 503.
 
         Args:
             body: The request's body.
