@@ -293,7 +293,7 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
     if not isinstance(raw, bytes | str):
         raise TypeError(
             f"an identity document must be bytes or a string, not {type(raw).__name__}"
-            " (SecretValue.reveal() returns the bytes)"
+            " (SecretBytes.reveal() returns the bytes)"
         )
     return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
 
