@@ -83,7 +83,8 @@ async def copying(client: Any, kubelet: Kubelet) -> AsyncIterator[None]:
         assert not task.done(), task
         # The identity with the next root may have been replaced before it was copied: servers also trust that root by
         # its introduction in `/sys/sessions`.
-        assert len(mounted) >= 2, "the new root reached the servers as a copy"
+        first, last = (decode_document(mounted[at]) for at in (0, -1))
+        assert last.rotated_from == first.current.id, "the new root reached the servers as a copy"
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -84,7 +84,7 @@ def test_the_way_in_is_chosen_by_option_then_by_what_the_environment_holds():
         ("vault://v/secret", "no mount and path"),
         ("vault://v/", "no mount and path"),
         ("vault://v/{org}/root", "no mount and path"),
-        ("vault:///secret/root", "VAULT_ADDR or BAO_ADDR"),
+        ("vault:///secret/root", "needs the environment variable VAULT_ADDR or BAO_ADDR"),
         ("vault://v/secret/root#x", "fragment"),
         ("vault://v:port/secret/root", "a host and a port"),
         ("vault://v/secret/root?tls=maybe", "tls must be on or off"),
