@@ -6,12 +6,13 @@ from datetime import timedelta
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import RetryPolicy
+from tests.deadlines import HANG
 from tests.fakes.aws_fake import REGION, FakeSecretsManager
 
 AT_ONCE = RetryPolicy(attempts=5, base=timedelta(milliseconds=1))
 
 
-def provider_at(url: str, *, retry: RetryPolicy = AT_ONCE, timeout: float = 10) -> AWSSecretProvider:
+def provider_at(url: str, *, retry: RetryPolicy = AT_ONCE, timeout: float = HANG) -> AWSSecretProvider:
     address = AWSAddress(region=REGION, endpoint=url)
     return AWSSecretProvider(address, retry=retry, timeout=timedelta(seconds=timeout))
 

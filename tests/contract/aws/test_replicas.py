@@ -24,6 +24,7 @@ from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from tests.deadlines import HANG
 from tests.fakes.aws_fake import ACCESS_KEY, FakeSecretsManager
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK
@@ -47,9 +48,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeSecretsMana
         yield made
 
 
-def provider_in(fakes: dict[str, FakeSecretsManager], name: str, *, timeout: float = 5) -> AWSSecretProvider:
+def provider_in(fakes: dict[str, FakeSecretsManager], name: str) -> AWSSecretProvider:
     address = AWSAddress(region=REGIONS[name], endpoint=fakes[name].url)
-    return AWSSecretProvider(address, retry=AT_ONCE, timeout=timedelta(seconds=timeout))
+    return AWSSecretProvider(address, retry=AT_ONCE, timeout=timedelta(seconds=HANG))
 
 
 def members(fakes: dict[str, FakeSecretsManager], primary: str = "eu") -> list[StoreMember]:
@@ -69,7 +70,7 @@ def members(fakes: dict[str, FakeSecretsManager], primary: str = "eu") -> list[S
 
 async def test_no_label_moves_before_every_replica_is_in_sync(fakes: dict[str, FakeSecretsManager]) -> None:
     eu = fakes["eu"]
-    async with provider_in(fakes, "eu") as store, provider_in(fakes, "eu", timeout=3) as impatient:
+    async with provider_in(fakes, "eu") as store:
         first = await store.create(SECRET, b"1")
         await store.add_replicas(SECRET, ["us-east-1", "ap-south-1"])
         second = await store.write(SECRET, b"2", expected=first.id)
@@ -79,10 +80,12 @@ async def test_no_label_moves_before_every_replica_is_in_sync(fakes: dict[str, F
         }
         eu.lagging["us-east-1"] = "InProgress"
         eu.replicate()
+        store.timeout = timedelta(seconds=3)  # its client exists, so only the wait for the replica can take so long
         with pytest.raises(UnavailableError, match="the replicas in us-east-1 are not in sync yet"):
-            await impatient.label(SECRET, STABLE, second.id, expected=None)
+            await store.label(SECRET, STABLE, second.id, expected=None)
         with pytest.raises(UnavailableError, match="not in sync yet"):
-            await impatient.write(SECRET, b"3", expected=second.id)
+            await store.write(SECRET, b"3", expected=second.id)
+        store.timeout = timedelta(seconds=HANG)
         assert len(sent(eu, "PutSecretValue")) == 1, "nothing was written"
         store.tolerated_replicas = frozenset({"us-east-1"})
         await store.label(SECRET, STABLE, second.id, expected=None)
