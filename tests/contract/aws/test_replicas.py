@@ -34,7 +34,7 @@ from .clients import AT_ONCE, sent
 SECRET = Herd.secret_id
 REGIONS = {"eu": "eu-west-1", "us": "us-east-1", "ap": "ap-south-1"}
 POLICY = replace(OWN_CLOCK, adoption=timedelta(seconds=6), poll_min=timedelta(seconds=1), settle=timedelta(seconds=3))
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=6)
 """Several tests wait this long for a replica; the first request of a new client must take less."""
 
 
