@@ -395,9 +395,11 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 
     from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
     from tests.fakes.gcp_fake import FakeSecretManager
+    from tests.fakes.gcp_fake.lease import let_the_lease_pass
     from tests.fakes.gcp_fake.service import ENABLED
 
-    with FakeSecretManager("goatherd-testing") as fake:
+    with FakeSecretManager("goatherd-testing") as fake, pytest.MonkeyPatch.context() as patch:
+        let_the_lease_pass(patch)
         address = GCPAddress(project="goatherd-testing", endpoint=fake.endpoint)
 
         def held(name: str) -> set[bytes]:
@@ -406,9 +408,7 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
             return {version.payload for version in versions if version.payload and version.state == ENABLED}
 
         def make() -> SecretProvider:
-            return GCPSecretProvider(
-                address, credentials=AnonymousCredentials(), retry=ONCE, timeout=timedelta(seconds=30)
-            )
+            return GCPSecretProvider(address, credentials=AnonymousCredentials(), retry=ONCE)
 
         @contextlib.asynccontextmanager
         async def hold(at: int, gate: Gate) -> AsyncIterator[SecretProvider]:

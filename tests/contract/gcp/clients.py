@@ -12,13 +12,14 @@ from google.cloud.secretmanager_v1 import types as wire
 
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
+from tests.deadlines import HANG
 from tests.fakes.gcp_fake import FakeSecretManager, StatusError
 
 PROJECT = "goatherd-testing"
 QUICK = RetryPolicy(attempts=5, base=timedelta(milliseconds=100))
 
 
-def client(port: int, *, retry: RetryPolicy = QUICK, timeout: float = 10) -> GCPSecretProvider:
+def client(port: int, *, retry: RetryPolicy = QUICK, timeout: float = HANG) -> GCPSecretProvider:
     address = GCPAddress(project=PROJECT, endpoint=f"127.0.0.1:{port}")
     return GCPSecretProvider(
         address, retry=retry, timeout=timedelta(seconds=timeout), credentials=AnonymousCredentials()

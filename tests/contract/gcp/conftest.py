@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 
-from goatherd.providers.gcp import provider as module
 from tests.fakes.gcp_fake import FakeSecretManager
+from tests.fakes.gcp_fake.lease import let_the_lease_pass
 
 from .clients import PROJECT
 
@@ -29,5 +28,4 @@ def fake(server: FakeSecretManager) -> Iterator[FakeSecretManager]:
 
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE", timedelta(milliseconds=600))
-    monkeypatch.setattr(module, "_MARGIN", timedelta(milliseconds=100))
+    let_the_lease_pass(monkeypatch)

@@ -13,6 +13,7 @@ from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.deadlines import HANG
 from tests.fakes.gcp_fake import FakeSecretManager
 
 PROJECT = "goatherd-testing"
@@ -26,7 +27,7 @@ def fake() -> Iterator[FakeSecretManager]:
 
 class TestGlobal(ProviderContract):
     promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
-    settle = timedelta(seconds=5)
+    settle = timedelta(seconds=HANG)
     rounds = 20
 
     @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ class TestGlobal(ProviderContract):
 
 
 class TestGlobalAnswers(AnswerContract):
-    settle = timedelta(seconds=5)
+    settle = timedelta(seconds=HANG)
 
     @pytest.fixture(autouse=True)
     def _server(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.gcp import GCPSecretProvider
+from goatherd.providers.gcp import provider as module
 from goatherd.providers.gcp.journal import ANNOUNCED
 from goatherd.providers.values import CURRENT, STABLE, SecretValue, VersionState
 from tests.deadlines import HANG
@@ -46,7 +47,7 @@ def dropping(proxy: FaultProxy, *, losing: bool) -> Callable[[], None]:
     loop = asyncio.get_running_loop()
 
     def drop() -> None:
-        asyncio.run_coroutine_threadsafe(proxy.drop(), loop).result(5)
+        asyncio.run_coroutine_threadsafe(proxy.drop(), loop).result(HANG)
         if losing:
             raise StatusError("CANCELLED", "never seen")
 
@@ -154,11 +155,15 @@ async def test_without_a_retry_old_or_new_is_there_and_the_next_writer_gets_on(
             assert version.labels == {CURRENT}
 
 
-async def test_a_silent_store_costs_one_attempt_and_its_late_effect_harms_no_writer(fake: FakeSecretManager):
+async def test_a_silent_store_costs_one_attempt_and_its_late_effect_harms_no_writer(
+    fake: FakeSecretManager, monkeypatch: pytest.MonkeyPatch
+):
     name, silent = new_secret(), threading.Event()
-    async with client(fake.port) as calm, client(fake.port, timeout=6) as unlucky:
+    monkeypatch.setattr(module, "_ATTEMPT", timedelta(seconds=2.4))
+    async with client(fake.port) as calm, client(fake.port) as unlucky:
         await calm.create(name, b"first")
-        fake.before = At(2, lambda: void(silent.wait(3.6)))  # the third request adds the version
+        await back(unlucky, name)  # it is connected, so only the silence can take so long
+        fake.before = At(2, lambda: void(silent.wait(HANG)))  # the third request adds the version
         version = await unlucky.write(name, b"second", expected="1")
         silent.set()
         assert (await calm.read(name, version.id)).value.reveal() == b"second"
@@ -183,14 +188,16 @@ async def test_a_broken_connection_is_unavailable_and_never_a_missing_secret(mod
     name = new_secret()
     async with (
         FaultProxy("127.0.0.1", fake.port) as proxy,
-        client(proxy.port, timeout=2) as provider,
+        client(proxy.port) as provider,
         client(fake.port) as calm,
     ):
         await calm.create(name, b"first")
         await back(provider, name)
+        provider.timeout = timedelta(seconds=2)  # it is connected, so only the fault can take so long
         proxy.fault = Fault(mode=mode, after=20)
         with pytest.raises(UnavailableError):
             await provider.read(name)
+        provider.timeout = timedelta(seconds=HANG)
         proxy.fault = Fault()
         await proxy.drop()
         assert (await back(provider, name)).value.reveal() == b"first"
