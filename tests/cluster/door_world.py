@@ -10,20 +10,31 @@ from datetime import timedelta
 from typing import Any
 
 import httpx2
+import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.door import Door, DoorLimits, DoorRule, TrustedSessions
+from goatherd.door import Door, DoorLimits, DoorRule, TrustedSessions, commit_index, proxy, trusted_sessions
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
+from tests.deadlines import HANG
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import NOW, ORG, element, owned, root, signed_header
 
 NOTE = Schema(ns="note", version=1, fields=(SchemaField(name="text", type="string", required=True),))
 A, B = root("root-a"), root("root-b")
 X, Y = owned("anon-x"), owned("anon-y")
+
+
+@pytest.fixture(autouse=True)
+def patient_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have doors answer 503 because of no slow machine, only where a test sets a deadline of its own."""
+    for name in ("ANSWER_SECONDS", "PEER_ANSWER_SECONDS", "SESSION_SECONDS", "JUDGE_SECONDS"):
+        monkeypatch.setattr(proxy, name, HANG)
+    monkeypatch.setattr(commit_index, "_SETTLING_SECONDS", HANG)
+    monkeypatch.setattr(trusted_sessions, "PATIENCE", timedelta(seconds=HANG))
 
 
 class Standing(SystemClock):

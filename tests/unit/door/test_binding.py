@@ -11,6 +11,7 @@ from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, Reque
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.ids import new_id
 from tests.cluster.door_world import A, World, X, world
+from tests.deadlines import ANSWER
 
 
 def bound(w: World, signer: OwnedSession, body: bytes, *audience: str) -> str:
@@ -55,7 +56,7 @@ async def test_tools_find_their_way_through_a_door_and_an_agents_own_address() -
 
         async with OwnAddress(upstream=w.child.url, answer=answer, guard=guard, clock=w.clock) as own:
             for url in (w.door.url, own.url):
-                async with NodeClient(url, clock=w.clock) as client:
+                async with NodeClient(url, clock=w.clock, timeout=ANSWER) as client:
                     assert await client.answers(A)
             stray = bound(w, A, b"[]", "another")
             refused = await w.http.post(own.url + "/batch-sync", content=b"[]", headers={"x-goat-sig": stray})

@@ -123,7 +123,7 @@ def bodies() -> list[tuple[str, int, bytes]]:
 
 async def push(child: UpstreamChild, path: str, *commits: Commit, by: OwnedSession = A) -> int:
     """Return the status of a push, 0 where the server has ended."""
-    async with httpx2.AsyncClient(verify=False) as http:
+    async with httpx2.AsyncClient(verify=False, timeout=HANG) as http:
         headers = {"x-goat-sig": signed_header(by, NOW)}
         try:
             answer = await http.post(f"{child.url}/batch-sync", json=[element(path, commits)], headers=headers)
@@ -174,7 +174,7 @@ async def test_the_stand_in_listens_on_all_addresses_where_it_is_told_to_as_the_
     async with (
         UpstreamChild(A, host="0.0.0.0") as everywhere,
         UpstreamChild(A) as here,
-        httpx2.AsyncClient(verify=False) as http,
+        httpx2.AsyncClient(verify=False, timeout=HANG) as http,
     ):
         for url in (everywhere.url, everywhere.url.replace("127.0.0.1", "127.0.0.2"), here.url):
             assert (await http.get(f"{url}/healthy")).text == "OK"

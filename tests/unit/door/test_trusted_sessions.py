@@ -20,7 +20,7 @@ from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, X, identity
 from tests.unit.goats import NOW, ORG, commit_by, introduction
 
-CLIENT_PATIENCE = timedelta(seconds=10)
+CLIENT_PATIENCE, PATIENCE = timedelta(seconds=10), door_trust.PATIENCE
 
 
 class Measured(SystemClock):
@@ -75,7 +75,7 @@ async def test_after_a_stall_of_fifteen_seconds_a_new_session_waits_less_than_it
     sessions.clock.at += 60
     await trust.refresh()
     assert trust.pause == door_trust.LONGEST_PAUSE, "two are a lot to read"
-    assert trust.pause + door_trust.PATIENCE < CLIENT_PATIENCE
+    assert trust.pause + PATIENCE < CLIENT_PATIENCE
     sessions.takes = 0.0
     sessions.clock.at += 60
     await trust.refresh()

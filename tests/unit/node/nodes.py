@@ -23,7 +23,7 @@ from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 
 SECRET = "root"
 ORG = "localhost"
@@ -115,7 +115,7 @@ async def cluster(
             settings = settings_of(stores[index % len(stores)])
             server = Server(directory / str(index), settings, debug=True, limits=limits)
             listener = ServerListener(server)
-            client = await stack.enter_async_context(NodeClient(listener.bind()))
+            client = await stack.enter_async_context(NodeClient(listener.bind(), timeout=ANSWER))
             nodes.append(Node(server, listener, client, directory / str(index), settings))
         for index, node in enumerate(nodes):
             node.server.peers = [nodes[peer].url for peer in links(index)]

@@ -38,7 +38,7 @@ from goatherd.node import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation import Outcome, Policy, Rotator
 from goatherd.settings import CloudSecretSettings
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 
 from .nodes import SECRET, document_of, now_ms, root, settings_of, store_of
 
@@ -313,7 +313,8 @@ async def test_a_cluster_that_is_half_upgraded_rotates(tmp_path: Path, order: st
             if is_old:
                 server.database().engine.guard = OldGuard(lambda: "old")
         clients = [await stack.enter_async_context(make(url)) for url in urls]
-        rotator = Rotator(provider, SECRET, clients, policy=Policy(health_soak=timedelta(0)), started_by="test")
+        policy = Policy(health_soak=timedelta(0), node_timeout=ANSWER)
+        rotator = Rotator(provider, SECRET, clients, policy=policy, started_by="test")
         report = await asyncio.wait_for(rotator.rotate(), HANG)
         assert report.outcome is Outcome.ROTATED
         for client in clients:

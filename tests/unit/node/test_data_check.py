@@ -23,6 +23,7 @@ from goatherd.node.data_check import BATCH, MOST_RESTS, REST
 from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
+from tests.deadlines import ANSWER
 from tests.unit.node.nodes import (
     ORG,
     cluster,
@@ -120,7 +121,7 @@ async def test_damage_is_counted_said_once_for_each_file_and_withheld(
             repository = database.engine.get_repository(NOTES)
             assert set(repository.ids) == {commits[0].id, commits[2].id, commits[3].id, stranger.id}
             assert repository.find_item(commits[1].key) is None
-            async with ServerListener(server) as listener, NodeClient(listener.url) as client:
+            async with ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
                 served = {commit["id"] for commit in await client.pull(NOTES, user)}
                 assert served == set(repository.ids), "an altered commit is not served"
     assert file.read_bytes() == before, "the log stays as it is"

@@ -25,7 +25,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener
 from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
     document_of,
@@ -40,7 +40,7 @@ from .requests import batch, header, records
 async def test_a_listener_answers_on_a_socket_and_leaves_nothing_open(tmp_path: Path, signer: OwnedSession) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
     async with server:
-        async with ServerListener(server) as listener, NodeClient(listener.url) as client:
+        async with ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
             assert await client.healthy()
             user, _ = await client.create_session()
             commit = signed_commit(user)
@@ -69,7 +69,7 @@ async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSessio
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
     async with server, ServerListener(server) as listener:
         assert (await answer_to(listener, sent)).startswith(b"HTTP/1.1 431 ")
-        async with NodeClient(listener.url) as client:
+        async with NodeClient(listener.url, timeout=ANSWER) as client:
             assert await client.healthy()
 
 
@@ -77,7 +77,7 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
     tmp_path: Path, signer: OwnedSession
 ) -> None:
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
-    async with server, ServerListener(server) as listener, NodeClient(listener.url) as client:
+    async with server, ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
         await client.healthy()
         assert client._http is not None
         reused = client._http._transport._pool._keepalive_expiry
@@ -97,12 +97,14 @@ async def test_a_body_after_a_wish_for_another_protocol_is_no_request(tmp_path: 
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
     async with server, ServerListener(server) as listener:
         reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-        writer.write(head % len(hidden))
-        said = await reader.readline()
-        with contextlib.suppress(ConnectionError):
-            writer.write(hidden)
-            said += await reader.read()
-        writer.close()
+        try:
+            writer.write(head % len(hidden))
+            said = await reader.readline()
+            with contextlib.suppress(ConnectionError):
+                writer.write(hidden)
+                said += await reader.read()
+        finally:
+            writer.close()
         assert said.startswith(b"HTTP/1.1 400 ")
         assert said.count(b"HTTP/1.1 ") == 1
 
@@ -123,7 +125,7 @@ async def test_stopping_answers_what_runs_before_it_closes(
 
     def slow_flush(log: FileLog) -> None:
         begun.set()
-        assert gate.wait(10)
+        assert gate.wait(HANG)
         flush(log)
 
     monkeypatch.setattr(FileLog, "flush", slow_flush)
@@ -132,7 +134,7 @@ async def test_stopping_answers_what_runs_before_it_closes(
     await server.__aenter__()
     await listener.__aenter__()
     commit = signed_commit(signer)
-    async with NodeClient(listener.url) as client:
+    async with NodeClient(listener.url, timeout=ANSWER) as client:
         push = asyncio.create_task(client.push("/data/x", [commit], signer))
         while not begun.is_set():
             await asyncio.sleep(0.001)

@@ -18,7 +18,7 @@ from goatherd.node import Server, unused_session_exchange
 from goatherd.node.log_storage import UNUSED_NAME, FileLog, LogDirectory
 from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions, record_of
 from goatherd.wire.paths import SESSIONS_PATH
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
     Node,
@@ -371,7 +371,7 @@ async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introd
 
         async def ask(**more: str) -> None:
             header = {"x-goat-sig": sign_request(signer, now_ms=now_ms(), nonce=new_id()), **more}
-            async with httpx2.AsyncClient(base_url=node.url) as http:
+            async with httpx2.AsyncClient(base_url=node.url, timeout=HANG) as http:
                 assert (await http.post("/batch-sync", json=[], headers=header)).status_code == 200
 
         await ask()  # as GoatDB does

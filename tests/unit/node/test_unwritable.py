@@ -20,6 +20,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener, database
 from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
+from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
     cluster,
@@ -70,7 +71,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
 async def serving(directory: Path, signer: OwnedSession) -> AsyncIterator[tuple[Server, NodeClient]]:
     # Each session enters `/sys/sessions` when it is created.
     server = Server(directory, settings_of(await store_of(document_of(signer))), debug=True, unused_sessions=0)
-    async with server, ServerListener(server) as listener, NodeClient(listener.url) as client:
+    async with server, ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
         yield server, client
 
 
@@ -106,7 +107,7 @@ async def test_what_is_written_can_be_read_while_a_log_cannot_be_written(
             assert await ids(client, OTHERS, user) == {other.id}
             with pytest.raises(StorageError):
                 await server.database().repository(NOTES).create("k", "note/1", {"title": "t"})
-            async with httpx2.AsyncClient() as http:
+            async with httpx2.AsyncClient(timeout=HANG) as http:
                 health = (await http.get(f"{client.base_url}/goatherd/v1/health")).json()
                 metrics = (await http.get(f"{client.base_url}/goatherd/v1/metrics")).text
                 identity = (await http.get(f"{client.base_url}/goatherd/v1/identity")).json()

@@ -24,6 +24,7 @@ from goatherd.operations.repair_data import Repair, read_peers
 from goatherd.operations.repair_data import repair_organization as repair
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
+from tests.deadlines import ANSWER
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import NOW, ORG, introduction, owned, pool_of, root
 
@@ -114,7 +115,7 @@ class Poisoned:
         return path / ORG
 
     async def push(self, child: UpstreamChild, *commits: Commit) -> None:
-        async with NodeClient(child.url) as client:
+        async with NodeClient(child.url, timeout=ANSWER) as client:
             await client.push(SESSIONS, commits, self.root)
 
 
@@ -124,7 +125,7 @@ def records(directory: Path) -> list[str]:
 
 
 async def repaired(directory: Path, trusted: TrustedRoots, *urls: str) -> Repair:
-    clients = [NodeClient(url) for url in urls]
+    clients = [NodeClient(url, timeout=ANSWER) for url in urls]
     try:
         with lock_organization(directory) as logs:
             return await repair(logs, ORG, trusted, clients)
@@ -174,7 +175,7 @@ async def test_a_repair_without_the_other_servers_is_enough_for_what_this_server
 async def test_check_finds_what_only_a_peer_holds_and_a_peer_that_does_not_answer_is_no_silence(tmp_path: Path) -> None:
     world = Poisoned()
     directory = world.directory(tmp_path, world.second)
-    async with UpstreamChild(world.root) as child, NodeClient(child.url) as client:
+    async with UpstreamChild(world.root) as child, NodeClient(child.url, timeout=ANSWER) as client:
         child.create(SESSIONS, world.first)
         with lock_organization(directory) as logs:
             assert check_organization(logs, ORG, world.trusted).is_clean

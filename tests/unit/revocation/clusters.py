@@ -23,6 +23,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.machine import Policy
+from tests.deadlines import ADOPTION, ANSWER
 from tests.unit.node.nodes import (
     SECRET,
     settings_of,
@@ -30,7 +31,9 @@ from tests.unit.node.nodes import (
 )
 
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=60 * SECOND, settle=SECOND / 5, flow_patience=SECOND / 5, poll_max=SECOND / 20)
+POLICY = Policy(
+    adoption=ADOPTION, settle=SECOND / 5, flow_patience=SECOND / 5, poll_max=SECOND / 20, node_timeout=ANSWER
+)
 NOTES = "/data/notes"
 SESSIONS = "/sys/sessions"
 
@@ -195,7 +198,7 @@ class Cluster:
 
 def client_of(server: Server, url: str, kind: type[NodeClient] = NodeClient) -> NodeClient:
     http = httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url=url, verify=False)
-    return kind(url, http=http)
+    return kind(url, http=http, timeout=ANSWER)
 
 
 @contextlib.asynccontextmanager

@@ -233,7 +233,7 @@ async def test_a_node_that_hangs_is_a_node_that_does_not_answer(make_herd: MakeH
 
             return hang
 
-    policy = replace(POLICY, node_timeout=timedelta(milliseconds=10), adoption=timedelta(seconds=3))
+    policy = replace(POLICY, node_timeout=timedelta(milliseconds=100), adoption=timedelta(seconds=3))
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
     rotator = rotator_for(herd, nodes=[*herd.nodes[:2], Hanging()], policy=policy)
     with pytest.raises(NotAdoptedError, match="node-2"):
