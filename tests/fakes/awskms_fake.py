@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.deadlines import HANG
+
 CURVES: Final[dict[str, type[ec.EllipticCurve]]] = {"ECC_NIST_P384": ec.SECP384R1, "ECC_NIST_P256": ec.SECP256R1}
 ACCESS_KEY: Final = "AKIATESTOFTHEOWNER00"
 DENIED_KEY: Final = "AKIATESTOFASTRANGER0"
@@ -52,13 +54,13 @@ class FakeKMS:
     Attributes:
         refusal: Answers every request with this error, while it is set.
         is_cut: Whether answers end half-way.
-        delay: Seconds before each answer.
+        silence: Answers come once this event is set; None if they come at once.
         requests: The operations that were asked for.
     """
 
     refusal: RefusedError | None = None
     is_cut: bool = False
-    delay: float = 0.0
+    silence: threading.Event | None = None
     requests: list[str] = field(default_factory=list)
     _keys: dict[str, _Key] = field(default_factory=dict)
     _aliases: dict[str, str] = field(default_factory=dict)
@@ -116,8 +118,8 @@ class FakeKMS:
                 {"__type": refused.code, "message": "as the test wants"},
                 refused.headers,
             )
-        if self.delay:
-            time.sleep(self.delay)
+        if (silence := self.silence) is not None:
+            silence.wait(HANG)
         raw = json.dumps(answer).encode()
         handler.send_response(status)
         for name, value in {

@@ -20,7 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-_READY_WITHIN: Final = 30.0
+from tests.deadlines import HANG
+
+_READY_WITHIN: Final = 2 * HANG
 _TRIES: Final = 5
 _PR_SET_PDEATHSIG: Final = 1
 

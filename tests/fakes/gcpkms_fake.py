@@ -8,7 +8,7 @@ RPC = docs.cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1.
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.cloud.kms_v1 import types as wire
 
+from tests.deadlines import HANG
 from tests.fakes.gcp_fake.authority import certified, trust
 from tests.fakes.gcp_fake.server import Failure, _abort
 from tests.fakes.gcp_fake.service import StatusError
@@ -45,7 +46,7 @@ class FakeKeyManagement:
     Attributes:
         port: Where it listens, once entered.
         failure: What every method answers instead, while it is set.
-        delay: Seconds before each answer.
+        silence: Answers come once this event is set; None if they come at once.
         damage: Called with a method's name and its answer; what it returns goes out, bytes as they are.
         states: The state of each key version, by its resource name.
         algorithm: The algorithm that public keys name.
@@ -54,7 +55,7 @@ class FakeKeyManagement:
     def __init__(self) -> None:
         self.port = 0
         self.failure: Failure | None = None
-        self.delay = 0.0
+        self.silence: threading.Event | None = None
         self.damage: Callable[[str, Any], Any] | None = None
         self.states: dict[str, str] = {}
         self.algorithm = "EC_SIGN_P384_SHA384"
@@ -83,7 +84,8 @@ class FakeKeyManagement:
 
     def _handler(self, name: str, answer_type: Any) -> object:
         def serve(request: Any, context: Any) -> Any:
-            time.sleep(self.delay)
+            if (silence := self.silence) is not None:
+                silence.wait(HANG)
             try:
                 if self.failure is not None:
                     failed = self.failure

@@ -30,6 +30,7 @@ import httpx2
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.deadlines import HANG
 from tests.ports import free_ports
 
 WHY_SKIPPED: Final = (
@@ -40,7 +41,7 @@ NO_CONTROLLERS: Final = (
     "NO REAL KUBERNETES CONTROLLERS, SO THE CHART IS NOT UPGRADED IN A ROTATION: put kube-controller-manager beside "
     "the kube-apiserver, or set GOATHERD_KUBE_CONTROLLER_MANAGER"
 )
-READY_WITHIN: Final = 60.0
+READY_WITHIN: Final = 2 * HANG
 ACCOUNTS: Final = 12
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -126,7 +127,7 @@ class RealKubernetes:
         """Send a request as an administrator, or with another token."""
         headers = {"Authorization": f"Bearer {token or self.admin}", "Content-Type": content_type}
         content = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-        with httpx2.Client(verify=self.trust(), trust_env=False, timeout=20) as http:
+        with httpx2.Client(verify=self.trust(), trust_env=False, timeout=HANG) as http:
             return http.request(method, f"{self.url}{path}", headers=headers, content=content, **more)
 
     def serves(self, version: str, kind: str = "") -> bool:
@@ -248,7 +249,7 @@ class RealKubernetes:
             "kind": "SubjectAccessReview",
             "spec": {"user": user, "resourceAttributes": attributes},
         }
-        end = time.monotonic() + 10
+        end = time.monotonic() + READY_WITHIN
         while time.monotonic() < end:
             answer = self.ask("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review).json()
             if answer["status"]["allowed"]:

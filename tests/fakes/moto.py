@@ -14,6 +14,7 @@ from typing import Final
 
 import httpx2
 
+from tests.deadlines import HANG
 from tests.fakes.emulator import Emulator
 
 VARIABLE: Final = "GOATHERD_MOTO"
@@ -47,6 +48,6 @@ class MotoServer(Emulator):
 
     def _is_ready(self) -> bool:
         # A TLS context that is not used takes longer to make than the request takes.
-        with contextlib.suppress(httpx2.HTTPError), httpx2.Client(verify=False, trust_env=False, timeout=5) as http:
+        with contextlib.suppress(httpx2.HTTPError), httpx2.Client(verify=False, trust_env=False, timeout=HANG) as http:
             return http.get(f"{self.url}/moto-api/data.json").status_code == 200
         return False

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import httpx2
 
+from tests.deadlines import HANG
 from tests.fakes.emulator import Emulator
 
 VARIABLE: Final = "GOATHERD_BAO"
@@ -77,7 +78,7 @@ class BaoServer(Emulator):
         """
         # A context that is not used takes longer to make than the request takes.
         verify = ssl.create_default_context(cafile=self.ca) if self._tls else False
-        with httpx2.Client(verify=verify, trust_env=False, timeout=10) as http:
+        with httpx2.Client(verify=verify, trust_env=False, timeout=HANG) as http:
             response = http.request(method, f"{self.url}/v1/{path}", headers={"X-Vault-Token": token}, json=body)
         assert response.status_code in (200, 204, 404), f"{method} {path}: {response.status_code} {response.text}"
         return dict(response.json()) if response.content else {}

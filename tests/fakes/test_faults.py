@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.deadlines import HANG
 from tests.fakes.faults import Fault, FaultProxy, Mode
 
 
@@ -46,12 +47,12 @@ async def proxy(echo: Echo) -> AsyncIterator[FaultProxy]:
         yield proxy
 
 
-async def say(proxy: FaultProxy, line: bytes = b"hello\n") -> bytes:
+async def say(proxy: FaultProxy, line: bytes = b"hello\n", *, patience: float = HANG) -> bytes:
     """Send a line; return what comes back until ten bytes or the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     try:
         writer.write(line)
-        async with asyncio.timeout(0.5):
+        async with asyncio.timeout(patience):
             return await reader.readexactly(10)
     except asyncio.IncompleteReadError as error:
         return error.partial
@@ -77,7 +78,8 @@ async def test_a_reset_reaches_the_client_and_nothing_the_server(proxy: FaultPro
 async def test_a_black_hole_swallows(proxy: FaultProxy, echo: Echo):
     proxy.fault = Fault(mode=Mode.BLACK_HOLE)
     with pytest.raises(TimeoutError):
-        await say(proxy)
+        await say(proxy, patience=0.5)
+    assert proxy.hits == 1
     assert echo.got == []
 
 

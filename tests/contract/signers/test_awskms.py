@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -108,9 +109,10 @@ class KMSWorld(SignerWorld):
 
     @contextmanager
     def slow(self) -> Iterator[Signer | None]:
-        self._fake.delay = 1.0
+        self._fake.silence = over = threading.Event()
         yield None
-        self._fake.delay = 0.0
+        self._fake.silence = None
+        over.set()
 
     @contextmanager
     def cut(self) -> Iterator[Signer | None]:

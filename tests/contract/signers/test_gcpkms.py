@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -34,7 +35,7 @@ def server() -> Iterator[FakeKeyManagement]:
 @pytest.fixture
 def fake(server: FakeKeyManagement) -> Iterator[FakeKeyManagement]:
     yield server
-    server.failure, server.damage, server.delay, server.algorithm = None, None, 0.0, "EC_SIGN_P384_SHA384"
+    server.failure, server.damage, server.silence, server.algorithm = None, None, None, "EC_SIGN_P384_SHA384"
 
 
 def opened(endpoint: str, key: str) -> GCPKMSSigner:
@@ -92,9 +93,10 @@ class KMSWorld(SignerWorld):
 
     @contextmanager
     def slow(self) -> Iterator[Signer | None]:
-        self._fake.delay = 1.0
+        self._fake.silence = over = threading.Event()
         yield None
-        self._fake.delay = 0.0
+        self._fake.silence = None
+        over.set()
 
     @contextmanager
     def cut(self) -> Iterator[Signer | None]:
