@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from goatherd.providers import cancellation
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import provider as file_provider
+from goatherd.testing import signer_checks
 from tests.deadlines import ANSWER, HANG
 
 OPTIONAL = ("aws", "azure", "gcp", "kubernetes", "vault")
@@ -20,7 +22,7 @@ OPTIONAL = ("aws", "azure", "gcp", "kubernetes", "vault")
 
 @pytest.fixture(scope="module", autouse=True)
 def only_hangs_are_given_up() -> Iterator[None]:
-    """Let every provider wait as long as for a hang, unless the test gives it a timeout of its own.
+    """Let every provider and signer wait as long as for a hang, unless the test gives it a timeout of its own.
 
     The same for the moment that a cancelled call waits for its last answer.
     """
@@ -34,13 +36,21 @@ def only_hangs_are_given_up() -> Iterator[None]:
                 patch.setitem(defaults, "timeout", timedelta(seconds=HANG))
         patch.setattr(cancellation.finish_request, "__defaults__", (timedelta(seconds=HANG),))
         patch.setattr(file_provider, "_PATIENCE", HANG)
+        patch.setitem(signer_checks._quick.__kwdefaults__, "timeout", HANG)
         if aws := sys.modules.get("goatherd.providers.aws.client"):
             patch.setattr(aws, "_PATIENCE", HANG)
         if gcp := sys.modules.get("goatherd.providers.gcp.provider"):
             patch.setattr(gcp, "_PATIENCE", HANG)
             patch.setattr(gcp, "_ATTEMPT", ANSWER)
             patch.setattr(gcp, "LEASE", timedelta(seconds=2 * HANG))
+        if kubernetes := sys.modules.get("goatherd.providers.kubernetes.provider"):
+            patch.setattr(kubernetes, "KubernetesClient", patient_client(kubernetes.KubernetesClient))
         yield
+
+
+def patient_client(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a request take longer than the five seconds that the provider gives it where its own timeout is long."""
+    return lambda *args, timeout, **options: make(*args, timeout=HANG / 2 if timeout == 5 else timeout, **options)
 
 
 def subclasses_of(kind: type[SecretProvider]) -> Iterator[type[SecretProvider]]:

@@ -11,7 +11,6 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -329,9 +328,7 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
             }
 
         def make() -> SecretProvider:
-            return AzureSecretProvider(
-                address, credential=FakeCredential(), clock=FastClock(200), retry=ONCE, timeout=timedelta(minutes=1)
-            )
+            return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(200), retry=ONCE)
 
         @contextlib.asynccontextmanager
         async def kill(at: int, after: bool) -> AsyncIterator[tuple[SecretProvider, Any]]:

@@ -35,7 +35,7 @@ async def test_a_store_that_is_not_there_is_unavailable_soon():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        async with provider_at(url, timeout=20) as store:
+        async with provider_at(url) as store:
             with pytest.raises(UnavailableError, match="EndpointConnectionError"):
                 await store.read(SECRET)
 

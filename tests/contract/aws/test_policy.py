@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 
 import pytest
 
@@ -38,7 +37,7 @@ async def every_request(fake: FakeSecretsManager) -> dict[str, list[Seen]]:
         sent.setdefault(role, []).extend(fake.requests)
         fake.requests.clear()
 
-    async with AWSSecretProvider(address, timeout=timedelta(seconds=10)) as store:
+    async with AWSSecretProvider(address) as store:
         first = await store.create(SECRET, b"1")
         fake.others = {"us-east-1": FakeSecretsManager("us-east-1")}
         await store.add_replicas(SECRET, ["us-east-1"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def store_at(url: str) -> AWSSecretProvider:
-    return AWSSecretProvider(AWSAddress(region=REGION, endpoint=url, recovery_days=0))
+    return AWSSecretProvider(AWSAddress(region=REGION, endpoint=url, recovery_days=0), timeout=timedelta(seconds=HANG))
 
 
 async def rotate(url: str, secret_id: str, name: str) -> None:

@@ -44,7 +44,7 @@ def vault() -> Iterator[FakeKeyVault]:
         yield running
 
 
-def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None, seconds: float = 20):
+def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None, seconds: float = HANG):
     """A provider for the vault, or for a proxy before it."""
     url = f"https://localhost:{port or vault.port}"
     address = AzureAddress(vault="fake", url=url, ca=str(vault.ca), check_challenge=False)

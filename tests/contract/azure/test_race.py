@@ -18,13 +18,16 @@ SPEED = 50.0
 
 ROTATOR = """
 import asyncio, json, sys
+from datetime import timedelta
 from goatherd.errors import ConflictError
 from goatherd.providers.azure import AzureAddress, AzureSecretProvider
+from tests.deadlines import HANG
 from tests.fakes.azure_fake import FakeCredential, FastClock
 
 async def main(url, ca, speed, me):
     address = AzureAddress(vault="fake", url=url, ca=ca, check_challenge=False)
-    async with AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(float(speed))) as provider:
+    clock, timeout = FastClock(float(speed)), timedelta(seconds=HANG)
+    async with AzureSecretProvider(address, credential=FakeCredential(), clock=clock, timeout=timeout) as provider:
         loop = asyncio.get_running_loop()
         print("ready", flush=True)
         while line := (await loop.run_in_executor(None, sys.stdin.readline)).split():

@@ -30,7 +30,7 @@ async def proxy(fake: FakeKubernetes) -> AsyncIterator[FaultProxy]:
         yield running
 
 
-def through(port: int, path: Path, *, retry: RetryPolicy = QUICK, timeout: float = 10) -> KubernetesSecretProvider:
+def through(port: int, path: Path, *, retry: RetryPolicy = QUICK, timeout: float = HANG) -> KubernetesSecretProvider:
     address = KubernetesAddress(kubeconfig=kubeconfig(path, f"http://127.0.0.1:{port}"))
     return KubernetesSecretProvider(address, retry=retry, timeout=timedelta(seconds=timeout))
 
@@ -162,9 +162,18 @@ async def test_a_black_hole_is_noticed_in_time_for_another_attempt(
     fake: FakeKubernetes, proxy: FaultProxy, tmp_path: Path
 ):
     await prepared(fake, tmp_path, read)
-    proxy.fault = Fault(mode=Mode.BLACK_HOLE, match=b"GET ", times=1)
-    async with asyncio.timeout(HANG), through(proxy.port, tmp_path, timeout=6) as provider:
-        await read(provider)
+    async with asyncio.timeout(2 * HANG), through(proxy.port, tmp_path) as provider:
+        await read(provider)  # it is connected, so only the black hole can take so long
+        client = provider._client
+        assert client is not None
+        assert client._timeout <= provider.timeout.total_seconds() / 2, "another attempt has as much time"
+        usual, client._timeout = client._timeout, 2
+        proxy.fault = Fault(mode=Mode.BLACK_HOLE, match=b"GET ", times=1)
+        reading = asyncio.create_task(read(provider))
+        while not proxy.hits:
+            await asyncio.sleep(0.002)
+        client._timeout = usual
+        await reading
     assert proxy.hits == 1, "the first attempt ended in the black hole, and the second one was answered"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def provider(kubeconfig: str) -> KubernetesSecretProvider:
-    return KubernetesSecretProvider(KubernetesAddress(kubeconfig=kubeconfig))
+    return KubernetesSecretProvider(KubernetesAddress(kubeconfig=kubeconfig), timeout=timedelta(seconds=HANG))
 
 
 async def race(kubeconfig: str, secret: str, name: str) -> None:

@@ -334,7 +334,7 @@ def test_the_fake_answers_as_the_real_server_does(server: RealKubernetes, talk: 
 
     account = server.account(role)
     wanted = talk(real, server.admin, account)
-    with FakeKubernetes() as fake, httpx2.Client(trust_env=False, timeout=20) as http:
+    with FakeKubernetes() as fake, httpx2.Client(trust_env=False, timeout=HANG) as http:
 
         def faked(method: str, path: str, body: object, token: str) -> tuple[int, Any]:
             headers = {"Authorization": f"Bearer {token}"}

@@ -83,11 +83,12 @@ async def test_a_watch_that_is_begun_again_goes_on_where_the_last_one_was(
     await hint(first)
     await hint(first)
     fake.bookmark()
-    while provider._seen[ROOT] != str(fake.version):
-        waiting = asyncio.create_task(anext(first))
-        await asyncio.sleep(0.01)
-        waiting.cancel()
-        await asyncio.wait({waiting})
+    waiting = asyncio.create_task(anext(first))
+    async with asyncio.timeout(HANG):
+        while provider._seen[ROOT] != str(fake.version):
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait({waiting})
     again = provider.watch(ROOT)
     await hint(again)
     await no_hint(again, fake, provider)

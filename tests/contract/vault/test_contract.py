@@ -9,6 +9,7 @@ import pytest
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.vault import OpenBaoSecretProvider, TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.testing.contract import ProviderContract
+from tests.deadlines import HANG
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
@@ -38,7 +39,7 @@ class TestOpenBaoWhereReadsMayLag(ProviderContract):
     """The same as it is declared for a cluster whose standbys answer reads; in a namespace, with a mount of its own."""
 
     promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
-    settle = timedelta(seconds=2)
+    settle = timedelta(seconds=HANG)
     rounds = 10
 
     @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from goatherd.errors import (
@@ -41,7 +42,7 @@ async def proxy(server: BaoServer) -> AsyncIterator[FaultProxy]:
         yield running
 
 
-def through(proxy: FaultProxy, *, retry: RetryPolicy = QUICK, timeout: float = 10) -> VaultSecretProvider:
+def through(proxy: FaultProxy, *, retry: RetryPolicy = QUICK, timeout: float = HANG) -> VaultSecretProvider:
     address = VaultAddress(url=f"http://127.0.0.1:{proxy.port}", auth=TokenAuth(token=ROOT_TOKEN), reads_active=True)
     return VaultSecretProvider(address, retry=retry, timeout=timedelta(seconds=timeout))
 
@@ -201,10 +202,19 @@ async def test_a_slow_server_is_waited_for_and_a_silent_one_only_until_the_deadl
 
 async def test_a_connection_that_died_silently_costs_one_attempt_and_not_the_call(server: BaoServer, proxy: FaultProxy):
     name = await prepared(server, write)
-    async with through(proxy, timeout=6) as provider:
+    async with through(proxy) as provider:
         await provider.read(name)
+        client = provider._client
+        assert client is not None
+        assert client._http is not None
+        assert client._timeout <= provider.timeout.total_seconds() / 2, "another attempt has as much time"
+        client._http.timeout = httpx2.Timeout(2)  # it is connected, so only the black hole can take so long
         proxy.fault = Fault(mode=Mode.BLACK_HOLE, times=1)
-        assert (await provider.read(name)).value.reveal() == b"old"
+        reading = asyncio.create_task(provider.read(name))
+        while not proxy.hits:
+            await asyncio.sleep(0.002)
+        client._http.timeout = httpx2.Timeout(HANG)
+        assert (await reading).value.reveal() == b"old"
 
 
 async def test_a_refused_connection_is_unavailable_and_names_the_address():

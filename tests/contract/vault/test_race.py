@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ SECRET = "goatdb/root"
 
 
 def provider(url: str, token: str) -> VaultSecretProvider:
-    return VaultSecretProvider(VaultAddress(url=url, auth=TokenAuth(token=token), reads_active=True))
+    address = VaultAddress(url=url, auth=TokenAuth(token=token), reads_active=True)
+    return VaultSecretProvider(address, timeout=timedelta(seconds=HANG))
 
 
 async def race(url: str, token: str, name: str) -> None:

@@ -31,6 +31,7 @@ from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.rotation import Policy, Rotator
+from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
@@ -61,7 +62,7 @@ def read_as_documented(server: BaoServer, name: str, token: str, program: str = 
     _, *arguments = documented_command(program)
     arguments = [argument.replace("goatdb/root", name) for argument in arguments]
     environment = {"BAO_ADDR": server.url, "BAO_TOKEN": token, "HOME": "/nonexistent", "PATH": os.environ["PATH"]}
-    done = subprocess.run([str(BAO), *arguments], env=environment, capture_output=True, check=False, timeout=60)
+    done = subprocess.run([str(BAO), *arguments], env=environment, capture_output=True, check=False, timeout=2 * HANG)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
