@@ -19,7 +19,7 @@ from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated
 from tests.unit.settings.make import CountingProvider
 
-from .world import SECOND, SOON, A, B, World, left, quick
+from .world import SOON, A, B, World, left, quick
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")]
 
@@ -117,8 +117,9 @@ async def test_a_root_that_is_too_old_for_a_goatdb_server_starts_no_child(world:
 
 async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_told(world: World) -> None:
     world.is_stranger = True
-    world.rules = replace(world.rules, ready_timeout=5 * SECOND)
     async with asyncio.timeout(HANG), world.running() as task:
+        await world.until(lambda: world.client.rejected > 0)
+        world.clock.passed += world.rules.ready_timeout.total_seconds()
         with pytest.raises(AgentError, match="does not read"):
             await task
     assert not world.supervisor.is_running

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from goatherd.clock import SystemClock
 from goatherd.errors import AgentError
 from goatherd.identity.document import Revocation
 from goatherd.identity.settings_json import to_settings
+from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated, first, owned, published
 from tests.unit.settings.make import CountingProvider
 
 from .world import SECOND, SOON, A, B, LiveClient, World, left, quick
 
+PATIENCE = timedelta(seconds=HANG)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")]
 
 # --- a change -------------------------------------------------------------------------------------------------------
@@ -47,12 +50,14 @@ async def test_a_child_that_does_not_come_up_with_the_new_root_gets_the_one_befo
     world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     quick(monkeypatch)
-    world.rules = replace(world.rules, ready_timeout=3 * SECOND)
     world.order(b=order)
     async with world.running():
         await world.seen(A.id)
         await world.until(lambda: world.asked > 0)
         world.settings.change(activated())
+        if order == "hangs":
+            await world.until(lambda: world.client.hung > 0)
+            world.clock.passed += world.rules.ready_timeout.total_seconds()
         await world.until(lambda: len(world.starts) == 3)
         await world.until(lambda: world.asked > 1)
         assert world.starts[0] == world.starts[2] == A.id
@@ -164,7 +169,7 @@ async def test_with_command_the_command_is_run_and_a_server_that_wrote_over_the_
             # COMPAT: between the write and the start, the server has had another new client.
             world.file.link.write_bytes(before.pop())
         read = len(world.starts)
-        await run_command(["kill", "-HUP", str(world.supervisor.pid)], 10 * SECOND, world.clock, dict(os.environ))
+        await run_command(["kill", "-HUP", str(world.supervisor.pid)], PATIENCE, world.clock, dict(os.environ))
         # A signal is handled some time after it was sent: until then the agent could write the file again.
         await world.until(lambda: len(world.starts) > read)
 
@@ -186,7 +191,7 @@ async def always(*_: object) -> bool:
 
 async def test_a_command_that_fails_or_does_not_exist_or_hangs_is_an_error_without_consequences() -> None:
     clock, environ = SystemClock(), dict(os.environ)
-    for command, patience in ((["false"], 10 * SECOND), (["no-such-command"], SECOND), (["sleep", "60"], SOON)):
+    for command, patience in ((["false"], PATIENCE), (["no-such-command"], PATIENCE), (["sleep", "60"], SOON)):
         with pytest.raises(AgentError):
             await run_command(command, patience, clock, environ)
 
@@ -258,7 +263,7 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_leas
             assert world.agent is not None
             world.agent.stop()
             assert await task == 0
-        async with asyncio.timeout(30), Lease(provider, here, holder="other", poll=SOON).hold():
+        async with asyncio.timeout(HANG), Lease(provider, here, holder="other", poll=SOON).hold():
             pass
     assert left(world) == []
 

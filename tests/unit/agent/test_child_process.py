@@ -138,7 +138,8 @@ async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> Non
 @pytest.mark.slow
 async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
     ready, said = tmp_path / "ready", tmp_path / "said"
-    script = f"trap 'echo got >> {said}' TERM; touch {ready}; for i in 1 2 3 4 5 6; do sleep 0.1; done; exit 9"
+    script = f"trap 'echo got >> {said}' TERM; touch {ready}; until [ -e {said} ]; do sleep 0.05; done"
+    script += "; for i in 1 2 3 4 5 6; do sleep 0.1; done; exit 9"
     one = supervisor(["sh", "-c", script])
     await one.start()
     await exists(ready)

@@ -29,7 +29,7 @@ from goatherd.ids import new_id
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Metric
 from tests.cluster.door_world import Standing
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import ORG, root
 from tests.unit.identity.make import NOW, activated, first, owned, shows_key
@@ -69,9 +69,9 @@ async def fronts(told: Told | None) -> AsyncIterator[tuple[UpstreamChild, Door, 
 @pytest.mark.parametrize("which", [0, 1], ids=["the door", "the agent's own address"])
 async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
     told = Told()
-    async with fronts(told) as (child, *addresses), httpx2.AsyncClient(verify=False) as http:
+    async with fronts(told) as (child, *addresses), httpx2.AsyncClient(verify=False, timeout=HANG) as http:
         url = addresses[which].url
-        async with NodeClient(url, org=ORG) as client:
+        async with NodeClient(url, org=ORG, timeout=ANSWER) as client:
             answer = await client.identity()
             assert answer is not None
             assert answer.agent is not None
@@ -84,13 +84,17 @@ async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
 
 
 async def test_a_door_without_an_agent_lets_no_server_speak_for_one() -> None:
-    async with fronts(None) as (child, door, _), NodeClient(door.url) as client:
+    async with fronts(None) as (child, door, _), NodeClient(door.url, timeout=ANSWER) as client:
         assert await client.identity() is None
         assert not [one for one in child.reached if "goatherd" in one[1]]
 
 
 async def test_the_agents_own_address_passes_on_what_our_tools_ask_of_a_server_and_nothing_else() -> None:
-    async with fronts(Told()) as (child, _, own), NodeClient(own.url) as client, httpx2.AsyncClient() as http:
+    async with (
+        fronts(Told()) as (child, _, own),
+        NodeClient(own.url, timeout=ANSWER) as client,
+        httpx2.AsyncClient(timeout=HANG) as http,
+    ):
         new = await client.new_session()
         assert await client.answers(new.owned, child.clock.now_ms())
         assert await client.healthy()
@@ -111,7 +115,7 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
     async with UpstreamChild(A, clock=clock) as child:
         trust = TrustedSessions(org=ORG, identity=first(), clock=clock)
         door = Door(upstream=child.url, trust=trust, clock=clock, is_restarting=lambda: is_restarting)
-        async with door, httpx2.AsyncClient() as http:
+        async with door, httpx2.AsyncClient(timeout=HANG) as http:
             await child._listener.close()  # type: ignore[union-attr]
             for _ in range(3):
                 assert (await http.get(door.url + "/healthy")).status_code == 503
@@ -370,7 +374,7 @@ async def test_a_door_without_an_agent_tells_how_it_is(tmp_path: Path) -> None:
             own=own.answer_request,
         )
         own.figures = lambda: door.status
-        async with door, httpx2.AsyncClient(verify=False, base_url=door.url) as http:
+        async with door, httpx2.AsyncClient(verify=False, base_url=door.url, timeout=HANG) as http:
             assert (await http.request("TRACE", "/")).status_code == 405
             answer = await http.get("/goatherd/v1/metrics")
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

@@ -27,6 +27,7 @@ from goatherd.cluster.client import NewSession
 from goatherd.errors import NodeUnreachableError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
+from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, owned
 
 from .make import TestSettings, introduction
@@ -69,17 +70,30 @@ CHILD = """
 
 
 class SystemClockThen(SystemClock):
-    """The day on which the tests' sessions were made, and time goes on from there."""
+    """The day on which the tests' sessions were made, and time goes on from there.
+
+    Attributes:
+        passed: The seconds that a test lets pass at once.
+    """
 
     def __init__(self) -> None:
         self._offset = NOW - super().now_ms()
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
 
     def now_ms(self) -> int:
         return super().now_ms() + self._offset
 
 
 class LiveClient:
-    """Answers for the child: it trusts the root that it read last."""
+    """Answers for the child: it trusts the root that it read last.
+
+    Attributes:
+        rejected: How often it was asked with a root that it does not trust.
+        hung: How often it was asked while the child hung.
+    """
 
     base_url = "http://server"
     timeout = SECOND
@@ -87,12 +101,16 @@ class LiveClient:
     def __init__(self, world: World) -> None:
         self._world = world
         self.leaked: tuple[str, ...] = ()
+        self.rejected = self.hung = 0
 
     async def answers(self, signer: OwnedSession) -> bool:
         starts = self._world.starts
         if not self._world.supervisor.is_running or not starts or " " in starts[-1]:
+            self.hung += bool(starts) and " " in starts[-1]
             raise NodeUnreachableError("no server there")
-        return starts[-1] == signer.id and not self._world.is_stranger
+        is_known = starts[-1] == signer.id and not self._world.is_stranger
+        self.rejected += not is_known
+        return is_known
 
     async def new_session(self) -> NewSession:
         self._world.asked += 1
@@ -120,7 +138,7 @@ class World:
         command = [sys.executable, "-S", "-c", textwrap.dedent(CHILD), str(tmp_path)]
         self.supervisor = Supervisor(command, environ=dict(os.environ), grace=timedelta(seconds=60))
         self.lease: Lease | NoLease = NoLease()
-        self.rules = Rules(ready_timeout=20 * SECOND, look_every=SOON)
+        self.rules = Rules(ready_timeout=timedelta(seconds=HANG), look_every=SOON)
         self.notify: Callable[[], Awaitable[None]] | None = None
         (tmp_path / "memory").mkdir(mode=0o700)
         self.client = LiveClient(self)
@@ -156,7 +174,7 @@ class World:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
         with DataDirectoryLock(self.data) as claim:
-            await take_over(claim, SECOND, self.clock)
+            await take_over(claim, timedelta(seconds=HANG), self.clock)
             beside = self.rules.on_change is not OnChange.RESTART and self.notify is not None and self.beside
             self.agent = Agent(
                 [self.organization],
@@ -181,7 +199,7 @@ class World:
         await self.until(lambda: self.starts == list(starts))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG):
             while not condition():
                 await asyncio.sleep(0.02)
 
