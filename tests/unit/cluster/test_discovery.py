@@ -23,6 +23,7 @@ from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError, DiscoveryError, MissingExtraError, NodeUnreachableError, ObstructedError
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation import Outcome
+from tests.deadlines import HANG
 from tests.fakes.gcp_fake.authority import certified, trust
 from tests.fakes.herd import FakeClock, Herd
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
@@ -30,7 +31,7 @@ from tests.unit.cluster.name_server import NameServer
 from tests.unit.rotation.conftest import check_steady, document_of, rotator_for
 
 SECOND = timedelta(seconds=1)
-PATIENT = timedelta(seconds=30)
+PATIENT = timedelta(seconds=HANG)
 
 
 async def places(*addresses: str, timeout: timedelta = PATIENT) -> list[str]:

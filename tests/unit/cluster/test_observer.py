@@ -22,7 +22,7 @@ from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.machine import NodeView
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.paths import SESSIONS_PATH
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.rotation.conftest import MakeHerd
@@ -197,7 +197,7 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
     clock = Later()
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms())
     asked = Question(asker=root, next_root=root, process=True)
-    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url, clock=clock) as client:
+    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url, clock=clock, timeout=ANSWER) as client:
         observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
         for _ in range(2):
             await observer.observe(asked)
@@ -219,7 +219,7 @@ async def test_a_server_without_a_process_id_counts_as_restarted_when_the_new_ro
     )
     early = Question(asker=root, next_root=b, is_next_new=True, process=True)
     late = Question(asker=b, next_root=b, process=True, signer=True)
-    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url) as client:
+    async with UpstreamChild(root, clock=clock) as child, NodeClient(child.url, timeout=ANSWER) as client:
         child.introduce(b.session)
         observer = Observer([client], clock=clock, timeout=timedelta(seconds=HANG))
         for asked in (early, early, late, late):

@@ -20,7 +20,7 @@ from goatherd.ids import new_id
 from goatherd.node import Server, ServerListener
 from goatherd.serving.caller_limiter import LONGEST_PAUSE, Budget, CallerLimiter, Share
 from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
-from tests.deadlines import HANG
+from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
 
 FEW = Rate(per_second=0.001, burst=2)
@@ -182,7 +182,8 @@ async def test_only_the_session_with_too_many_requests_is_delayed_and_then_rejec
         async def ask(who: OwnedSession) -> int:
             return (await http.post("/batch-sync", json=[], headers={"x-goat-sig": named(who)})).status_code
 
-        greedy, modest = [await NodeClient(str(http.base_url), http=http).create_session() for _ in range(2)]
+        client = NodeClient(str(http.base_url), http=http, timeout=ANSWER)
+        greedy, modest = [await client.create_session() for _ in range(2)]
         forger = OwnedSession.generate(session_id=modest[0].id, owner=None, now_ms=now_ms())
         assert [await ask(forger) for _ in range(20)] == [403] * 20
         before = len(pauses)

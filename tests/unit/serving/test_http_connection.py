@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from goatherd.serving.listener import HTTPListener
 from tests.deadlines import HANG
 
 SHORT = timedelta(milliseconds=50)
+PATIENT = CallerLimits(header_timeout=timedelta(seconds=HANG))
 
 
 async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,16 +66,21 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 async def test_blank_lines_after_a_request_keep_no_connection_open() -> None:
-    async with listening(CallerLimits(header_timeout=SHORT)) as listener, line(listener) as (reader, writer):
+    async with listening(PATIENT) as listener, line(listener) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
         assert await reader.readexactly(len(ANSWER)) == ANSWER
+        listener.limiter.limits = replace(PATIENT, header_timeout=SHORT)
         writer.write(b"\r\n")
         assert (await ended(reader)).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("more", [b"", b"x"], ids=["silent", "slow"])
 async def test_the_rest_of_a_body_that_was_answered_is_not_waited_for(more: bytes) -> None:
-    async with listening(CallerLimits(header_timeout=SHORT)) as listener, line(listener) as (reader, writer):
+    async with listening(PATIENT) as listener, line(listener) as (reader, writer):
+        while not listener.limiter.connection_count:
+            await asyncio.sleep(0.001)
+        # From here on: the connection itself has begun with the long one, for the head that is sent now.
+        listener.limiter.limits = replace(PATIENT, header_timeout=SHORT)
         writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 100000\r\n\r\n")
         assert await reader.readexactly(len(ANSWER)) == ANSWER
         writer.write(more)
