@@ -31,10 +31,11 @@ from goatherd.providers.versioned_record import (
     digest_of,
     entry_for,
 )
+from tests.deadlines import HANG
 
 VALUE = SecretBytes(b"a value")
 SECRET = "ns/root"
-ONCE = {"retry": RetryPolicy(attempts=1), "timeout": timedelta(seconds=5)}
+ONCE = {"retry": RetryPolicy(attempts=1), "timeout": timedelta(seconds=HANG)}
 JUNK: tuple[Any, ...] = (None, True, 0, -1, 2**70, 1.5, float("inf"), "", "x", "9" * 5000, [], {}, [1], [[]], {"a": 1})
 ROUNDS = 60
 

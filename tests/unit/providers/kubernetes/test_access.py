@@ -25,9 +25,11 @@ from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.access import load_access
+from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 SECRET_TOKEN = "S3CRET-token"
+PATIENCE = timedelta(seconds=HANG)
 PLUGIN = {"command": "aws", "apiVersion": "client.authentication.k8s.io/v1"}
 
 
@@ -231,7 +233,7 @@ async def test_a_token_that_was_replaced_is_used_after_one_refusal(tmp_path: Pat
         old, new = fake.account("a", ROLE), fake.account("a", ROLE)
         (tmp_path / "token").write_text(old)
         address = written(tmp_path, config_of({"server": fake.url}, {"tokenFile": "token"}))
-        async with KubernetesSecretProvider(address, retry=RetryPolicy(attempts=1)) as provider:
+        async with KubernetesSecretProvider(address, retry=RetryPolicy(attempts=1), timeout=PATIENCE) as provider:
             await provider.create("default/root", b"value")
             (tmp_path / "token").write_text(new)
             fake.revoke(old)
@@ -262,7 +264,7 @@ async def test_over_tls_with_the_authority_in_the_kubeconfig(tmp_path: Path, pai
             {"certificate-authority-data": encoded, "tls-server-name": "localhost"},
         ):
             address = written(tmp_path, config_of({"server": fake.url, **cluster}, {"token": ADMIN_TOKEN}))
-            async with KubernetesSecretProvider(address) as provider:
+            async with KubernetesSecretProvider(address, timeout=PATIENCE) as provider:
                 await provider.create("default/root", b"value")
                 await provider.delete("default/root")
 
@@ -275,7 +277,7 @@ async def test_a_server_that_cannot_prove_who_it_is_gets_no_token(
         cluster = {**cluster, "certificate-authority": str(pair[0])}
     with FakeKubernetes(tls=(str(pair[0]), str(pair[1]))) as fake:
         address = written(tmp_path, config_of({"server": fake.url, **cluster}, {"token": ADMIN_TOKEN}))
-        async with KubernetesSecretProvider(address, retry=RetryPolicy(attempts=1)) as provider:
+        async with KubernetesSecretProvider(address, retry=RetryPolicy(attempts=1), timeout=PATIENCE) as provider:
             with pytest.raises(ProviderConfigurationError, match="is not trusted"):
                 await provider.read("default/root")
         assert fake.asked == []

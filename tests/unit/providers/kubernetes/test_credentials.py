@@ -29,10 +29,12 @@ from goatherd.errors import (
 from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import ClusterAccess, load_access
+from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.unit.providers.kubernetes.test_access import HandClock, certificate, config_of, written
 
 NEVER = RetryPolicy(attempts=1)
+PATIENCE = timedelta(seconds=HANG)
 V1 = "client.authentication.k8s.io/v1"
 SECRET_TOKEN = "S3CRET." + "x" * 60
 ANSWER = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": SECRET_TOKEN}})
@@ -106,7 +108,7 @@ async def test_a_plugin_says_who_asks_with_the_arguments_and_variables_of_the_ku
     with FakeKubernetes() as fake:
         plugin.gives(token=fake.account("a", ROLE))
         address = config(tmp_path, {"server": fake.url}, env=[{"name": "STAGE", "value": "prod"}])
-        async with KubernetesSecretProvider(address, retry=NEVER) as provider:
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
             assert plugin.runs == 0, "nothing is run before there is something to ask"
             await provider.create("default/root", b"value")
             assert (await provider.read("default/root")).value.reveal() == b"value"
@@ -143,7 +145,8 @@ async def test_a_token_without_a_date_holds_until_it_is_rejected(tmp_path: Path,
     with FakeKubernetes() as fake:
         old, new = fake.account("a", ROLE), fake.account("a", ROLE)
         plugin.gives(token=old)
-        async with KubernetesSecretProvider(config(tmp_path, {"server": fake.url}), retry=NEVER) as provider:
+        address = config(tmp_path, {"server": fake.url})
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
             await provider.create("default/root", b"value")
             for _ in range(3):
                 await provider.read("default/root")
@@ -159,7 +162,8 @@ async def test_a_token_without_a_date_holds_until_it_is_rejected(tmp_path: Path,
 async def test_a_rejected_token_runs_the_plugin_once_for_each_request_and_no_more(tmp_path: Path, plugin: Plugin):
     with FakeKubernetes() as fake:
         plugin.gives(token="unknown")
-        async with KubernetesSecretProvider(config(tmp_path, {"server": fake.url}), retry=NEVER) as provider:
+        address = config(tmp_path, {"server": fake.url})
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
             with pytest.raises(ProviderAccessDeniedError, match="rejected the credentials"):
                 await provider.read("default/root")
         assert plugin.runs == 2
@@ -222,7 +226,7 @@ async def test_a_client_certificate_of_a_plugin_is_shown_and_replaced(tmp_path: 
     plugin.gives(clientCertificateData=clients[0][0], clientKeyData=clients[0][1])
     files = set(Path(tempfile.gettempdir()).iterdir())
     address = config(tmp_path, {"server": url, "certificate-authority": str(ours)})
-    async with server, KubernetesSecretProvider(address, retry=NEVER) as provider:
+    async with server, KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
         for _ in range(2):
             with pytest.raises(ProviderError, match="no such secret"):
                 await provider.read("default/root")
@@ -278,7 +282,8 @@ async def test_no_error_of_a_plugin_shows_a_token(
     caplog.set_level(logging.DEBUG)
     plugin.will(stdout, stderr=stderr, code=code)
     with FakeKubernetes() as fake:
-        async with KubernetesSecretProvider(config(tmp_path, {"server": fake.url}), retry=NEVER) as provider:
+        address = config(tmp_path, {"server": fake.url})
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
             with pytest.raises(ProviderAccessDeniedError) as caught:
                 await provider.read("default/root")
         assert fake.asked == []
@@ -338,7 +343,7 @@ async def test_finding_nodes_runs_the_plugin_once_for_many_looks(tmp_path: Path,
         ]
         address = config(tmp_path, {"server": fake.url})
         node = f"k8s-service://prod/goatdb:http?kubeconfig={address.kubeconfig}"
-        async with NodeDirectory([node], timeout=timedelta(seconds=30)) as directory:
+        async with NodeDirectory([node], timeout=PATIENCE) as directory:
             for _ in range(3):
                 assert [client.base_url for client in await directory()] == ["http://10.0.0.1:8080"]
     assert plugin.runs == 1
