@@ -23,6 +23,7 @@ from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
+from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 
 REPO = Path(__file__).parents[2]
@@ -78,7 +79,8 @@ class Agented:
             return child
         agent = [*self.module("goatherd"), "run", "--create", "--provider", self.uri]
         agent += ["--data", str(self.data)]
-        agent += ["--url", self.url, "--refresh-interval", "500ms", "--grace", "20s", *self.options]
+        agent += ["--url", self.url, "--refresh-interval", "500ms", "--grace", f"{HANG:g}s"]
+        agent += self.options
         return [*agent, "--", *child]
 
     def module(self, name: str) -> list[str]:
@@ -90,6 +92,7 @@ class Agented:
         self.path.mkdir(parents=True, exist_ok=True)
         self.runs += 1
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+        environ["GOATHERD_TIMEOUT"] = f"{ANSWER.total_seconds():g}s"
         with (
             (self.path / f"stdout-{self.runs:03}").open("wb") as out,
             (self.path / f"stderr-{self.runs:03}").open("wb") as err,
@@ -114,7 +117,7 @@ class Agented:
 
     async def up(self, root: OwnedSession) -> None:
         """Wait until it answers what `root` signed."""
-        async with NodeClient(self.url) as client, asyncio.timeout(PATIENCE):
+        async with NodeClient(self.url, timeout=ANSWER) as client, asyncio.timeout(PATIENCE):
             while True:
                 assert self.process is not None
                 assert self.process.returncode is None, f"it has ended with {self.process.returncode}: {self.log}"

@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from goatherd.cluster.client import NodeClient
 from goatherd.rotation.machine import Outcome, Policy
 from goatherd.rotation.rotator import Rotator
-from tests.deadlines import ANSWER
+from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
 
 from .agents import REPO, Cluster, cluster
@@ -29,8 +28,8 @@ SESSIONS = "/sys/sessions"
 async def rotate(made: Cluster, urls: list[str]) -> None:
     """Rotate as `goatherd rotate` does: each time with a rotator of its own."""
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url, timeout=timedelta(seconds=20))) for url in urls]
-        policy = Policy(adoption=timedelta(minutes=3), settle=timedelta(minutes=1), node_timeout=timedelta(seconds=20))
+        nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in urls]
+        policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
         report = await Rotator(made.provider, made.secret_id, nodes, policy=policy, started_by="test").rotate()
     assert report.outcome is Outcome.ROTATED
 
@@ -45,6 +44,7 @@ async def sessions(made: Cluster, url: str) -> set[str]:
 async def goatherd(made: Cluster, urls: list[str], *words: str) -> tuple[int, dict[str, object]]:
     nodes = [word for url in urls for word in ("--node", url)]
     command = [sys.executable, "-m", "goatherd", *words, "--json", "--provider", made.uri, *nodes]
+    command += ["--timeout", f"{ANSWER.total_seconds():g}s"]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=REPO, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

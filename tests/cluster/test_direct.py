@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from goatherd import remote_keys
 from goatherd.cluster.client import NodeClient
 from goatherd.crypto import PrivateKey
 from goatherd.errors import IllegalStepError, NodeRefusedError, NotAdoptedError, ObstructedError
@@ -47,6 +48,7 @@ class Faults:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    monkeypatch.setattr(remote_keys, "TIMEOUT", timedelta(seconds=HANG))
     found, sign, other = Faults(), LocalSigner.sign, PrivateKey.generate()
 
     async def sign_with_faults(self: LocalSigner, text: bytes) -> bytes:
@@ -74,8 +76,9 @@ async def until(condition: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def clients_of(cluster: Herd) -> AsyncIterator[list[NodeClient]]:
+    """Yield clients that wait longer for a session than a server waits for the signature on it."""
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in cluster.urls]
+        yield [await stack.enter_async_context(NodeClient(url, timeout=ADOPTION)) for url in cluster.urls]
 
 
 async def held_by(client: NodeClient, user: OwnedSession) -> set[str]:
@@ -85,7 +88,7 @@ async def held_by(client: NodeClient, user: OwnedSession) -> set[str]:
 async def health_of(cluster: Herd, number: int = 0) -> dict[str, Any]:
     import httpx2
 
-    async with httpx2.AsyncClient(trust_env=False) as http:
+    async with httpx2.AsyncClient(trust_env=False, timeout=HANG) as http:
         answer: dict[str, Any] = (await http.get(f"{cluster.urls[number]}/goatherd/v1/health")).json()
     return answer
 
@@ -123,6 +126,9 @@ async def test_a_cluster_enters_direct_mode_replaces_the_key_and_leaves_it_twice
             assert (await cluster.document()).current.id != document.current.id
             assert (await cluster.document()).is_direct
             await rotator.rotate(anchor=AnchorChoice(is_removed=True))
+            async with asyncio.timeout(HANG):
+                while load.window(began).requests <= 50:
+                    await asyncio.sleep(0.05)
             await load.stop()
             audit = await load.audit([cluster.first.session], timeout=ADOPTION)
         last, window = await cluster.document(), load.window(began)

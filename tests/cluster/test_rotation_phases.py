@@ -29,7 +29,7 @@ from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
 from goatherd.rotation.events import PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.settings import CloudSecretSettings
-from tests.deadlines import ANSWER
+from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports
 
 from .herd import CutOff
@@ -37,7 +37,9 @@ from .herd import CutOff
 pytestmark = pytest.mark.slow
 SECRET = "root"
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=120 * SECOND, settle=120 * SECOND, node_timeout=20 * SECOND, health_soak=timedelta(0))
+POLICY = Policy(
+    adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER, health_timeout=ANSWER, health_soak=timedelta(0)
+)
 
 
 @dataclass(slots=True)
@@ -152,7 +154,7 @@ async def test_a_rotation_goes_through_whatever_a_server_does_meanwhile(
     assert getattr(report, "outcome", None) is Outcome.ROTATED
     document = await cluster.document()
     assert document.rotation is None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG):
         for member in cluster.members:
             assert member.server is not None
             while member.server.database().pool.current.id != document.current.id:
@@ -185,7 +187,7 @@ async def test_a_health_probe_that_turns_bad_brings_the_earlier_root_back_and_no
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        probe = HTTPProbe(f"http://127.0.0.1:{port}/healthy", timeout=20 * SECOND)
+        probe = HTTPProbe(f"http://127.0.0.1:{port}/healthy", timeout=ANSWER)
         with pytest.raises(NotAdoptedError, match="not healthy, 3 times in a row"):
             await cluster.rotator(health=[probe], on_event=told).rotate()
     assert statuses[0] == 200

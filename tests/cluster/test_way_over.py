@@ -19,9 +19,10 @@ from goatherd.identity.session import Session
 from goatherd.node.server import Server, ServerListener
 from goatherd.operations.workload import decode_commit, learn_sessions, unverifiable_commits
 from goatherd.plugins import open_provider
+from goatherd.rotation.machine import Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings, FileSettings
-from tests.deadlines import ANSWER
+from tests.deadlines import ADOPTION, ANSWER
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "jsonl"
 DESCRIPTION = json.loads((VECTORS / "description.json").read_text())
@@ -92,7 +93,8 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
             assert key in items
         await check_old_commits(listener.url, [first])
         async with NodeClient(listener.url, timeout=ANSWER) as node, open_provider(uri)[0] as store:
-            await Rotator(store, secret_id, [node], started_by="test").rotate()
+            policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
+            await Rotator(store, secret_id, [node], policy=policy, started_by="test").rotate()
         second = server.database().pool.current.session
         assert second.id != A["id"]
         # A client that comes now and is told of B alone must be able to verify what was signed under A.
