@@ -30,8 +30,8 @@ def only_hangs_are_given_up() -> Iterator[None]:
         with suppress(ImportError):  # without its extra
             importlib.import_module(f"goatherd.providers.{name}.provider")
     with pytest.MonkeyPatch.context() as patch:
-        for kind in subclasses_of(SecretProvider):
-            defaults = vars(kind).get("__init__", SecretProvider.__init__).__kwdefaults__ or {}
+        for kind in (SecretProvider, *subclasses_of(SecretProvider)):
+            defaults = kind.__init__.__kwdefaults__ or {}
             if isinstance(defaults.get("timeout"), timedelta):
                 patch.setitem(defaults, "timeout", timedelta(seconds=HANG))
         patch.setattr(cancellation.finish_request, "__defaults__", (timedelta(seconds=HANG),))
@@ -54,7 +54,7 @@ def patient_client(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def subclasses_of(kind: type[SecretProvider]) -> Iterator[type[SecretProvider]]:
-    """Yield the class and all that are derived from it."""
-    yield kind
+    """Yield all classes that are derived from one."""
     for derived in kind.__subclasses__():
+        yield derived
         yield from subclasses_of(derived)

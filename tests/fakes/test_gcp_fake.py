@@ -150,7 +150,7 @@ def test_with_a_delay_destroying_only_disables(service: SecretManager):
 def test_an_alias_lags_where_asked_to_and_a_number_never_does(service: SecretManager):
     add(service, b"one")
     update(service, "version_aliases", version_aliases={"current": 1})
-    service.lag = 30
+    service.lag = 3600
     add(service, b"two")
     update(service, "version_aliases", version_aliases={"current": 2})
     with pytest.raises(StatusError):

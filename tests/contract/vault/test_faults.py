@@ -250,9 +250,14 @@ async def test_no_error_leads_to_the_token_or_the_value(server: BaoServer, proxy
 # --- refusals that pass -----------------------------------------------------------------------------------------------
 
 
-async def read_thrice(provider: VaultSecretProvider) -> None:
-    for _ in range(3):
-        await provider.read("goatdb/root")
+async def read_until_refused(provider: VaultSecretProvider) -> None:
+    """Read as fast as the machine can, until a read fails: more than two in one second, however slow it is."""
+    async with asyncio.timeout(HANG):
+        while True:
+            found = await asyncio.gather(*(provider.read("goatdb/root") for _ in range(8)), return_exceptions=True)
+            for each in found:
+                if isinstance(each, BaseException):
+                    raise each
 
 
 async def test_a_quota_throttles_with_the_servers_own_hint_where_it_gives_one(server: BaoServer):
@@ -262,11 +267,11 @@ async def test_a_quota_throttles_with_the_servers_own_hint_where_it_gives_one(se
         await hasty.create("goatdb/root", b"value")
         server.ask("POST", "sys/quotas/rate-limit/t", {"path": "limited/", "rate": 2, "interval": "1s"})
         with pytest.raises(ThrottledError) as caught:
-            await read_thrice(hasty)
+            await read_until_refused(hasty)
         assert caught.value.retry_after is None
         server.ask("POST", "sys/quotas/config", {"enable_rate_limit_response_headers": True})
         with pytest.raises(ThrottledError) as caught:
-            await read_thrice(hasty)
+            await read_until_refused(hasty)
         assert caught.value.retry_after == 1
         assert "GET limited/data/goatdb/root" in str(caught.value)
         assert (await patient.read("goatdb/root")).value.reveal() == b"value", "a retry comes through"
