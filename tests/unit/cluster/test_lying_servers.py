@@ -36,11 +36,12 @@ from goatherd.rotation.cross_signing import (
     expected_introductions,
 )
 from goatherd.rotation.events import Event
+from tests.deadlines import ANSWER
 from tests.depth import STRIDE
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root, settings_of, signed_commit, store_of
 
 SECOND = timedelta(seconds=1)
-POLICY = Policy(adoption=SECOND / 2, settle=SECOND / 10, flow_patience=SECOND / 20, node_timeout=5 * SECOND)
+POLICY = Policy(adoption=SECOND / 2, settle=SECOND / 10, flow_patience=SECOND / 20, node_timeout=ANSWER)
 NASTY: tuple[Any, ...] = (
     None,
     True,
@@ -98,6 +99,20 @@ def lie(answer: Any, dice: random.Random) -> Any:
     return answer
 
 
+class WaitingClock(SystemClock):
+    """Time passes only while it is waited for, so that what takes long on a slow machine uses up no deadline."""
+
+    def __init__(self) -> None:
+        self._passed = 0.0
+
+    def monotonic(self) -> float:
+        return self._passed
+
+    async def sleep(self, duration: timedelta) -> None:
+        await super().sleep(duration)
+        self._passed += duration.total_seconds()
+
+
 class Liar:
     """Stands between a client and an honest server, and puts something else into its answers.
 
@@ -137,7 +152,7 @@ class Liar:
         return httpx2.Response(status, headers=headers, content=body)
 
     def client(self, url: str) -> NodeClient:
-        return NodeClient(url, http=httpx2.AsyncClient(transport=httpx2.MockTransport(self)))
+        return NodeClient(url, http=httpx2.AsyncClient(transport=httpx2.MockTransport(self)), timeout=ANSWER)
 
 
 @contextlib.asynccontextmanager
@@ -199,7 +214,7 @@ async def ask_everything(client: NodeClient, signer: OwnedSession) -> None:
 
 async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocument) -> None:
     """Do what `status`, `doctor` and `rotate` do with one server."""
-    observer = Observer([client], clock=SystemClock(), timeout=5 * SECOND)
+    observer = Observer([client], clock=SystemClock(), timeout=ANSWER)
     moving = rotating(document)
     questions = (
         Question(
@@ -222,7 +237,7 @@ async def watch(client: NodeClient, signer: OwnedSession, document: IdentityDocu
     await observer.probe_flow(client.base_url, [], asker=signer, patience=timedelta(0))
     async for commits in observer.read_commits(["a" * 24], signer):
         assert isinstance(commits, list)
-    (view,) = await observe_servers([client], document.current, org="localhost", timeout=5 * SECOND)
+    (view,) = await observe_servers([client], document.current, org="localhost", timeout=ANSWER)
     check_shown(json.loads(json.dumps(server_data(view))))
     for check in await _check_server(
         client,
@@ -265,14 +280,14 @@ async def revoked_beside_a_liar(top: Path, seed: int) -> None:
         for client in clients[1:]:
             await client.push("/sys/sessions", await clients[0].pull("/sys/sessions", signer), signer)
         liars[2].dice, liars[2].rate = random.Random(seed), 0.5 if seed % 2 else 1.0
-        revoker = Revoker(provider, SECRET, clients, policy=POLICY, on_event=events.append)
+        options: dict[str, Any] = {"policy": POLICY, "clock": WaitingClock(), "on_event": events.append}
+        revoker = Revoker(provider, SECRET, clients, **options)
         try:
             await revoker.plan(signer.id)
             report = await revoker.revoke(signer.id, reason="stolen")
             if not report.is_complete:
-                report = await Revoker(
-                    provider, SECRET, clients, policy=POLICY, distrust=[clients[2].base_url], on_event=events.append
-                ).revoke(signer.id, reason="stolen")
+                revoker = Revoker(provider, SECRET, clients, distrust=[clients[2].base_url], **options)
+                report = await revoker.revoke(signer.id, reason="stolen")
         except RotationError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
         except BaseException as error:

@@ -29,7 +29,7 @@ from tests.unit.rotation.conftest import MakeHerd
 
 
 def observer_of(herd: Herd, *nodes: Any) -> Observer:
-    return Observer(nodes or herd.nodes, clock=herd.clock, timeout=timedelta(seconds=2))
+    return Observer(nodes or herd.nodes, clock=herd.clock, timeout=timedelta(seconds=HANG))
 
 
 def new_root(herd: Herd) -> OwnedSession:
@@ -369,7 +369,7 @@ async def under_agent(herd: Herd) -> UnderAgent:
 async def test_a_server_under_an_agent_shows_its_signer_without_a_session(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node = await under_agent(herd)
-    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=HANG), org="localhost")  # type: ignore[list-item]
     for _ in range(3):
         (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
         assert (view.signs_with, view.is_unmodified, view.activity) == ("root-a", True, None)
@@ -396,7 +396,7 @@ async def test_what_an_agent_claims_and_its_server_does_not_show_is_not_known(
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node = await under_agent(herd)
     node.claim = claim
-    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=HANG), org="localhost")  # type: ignore[list-item]
     (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
     assert view.signs_with is None
 
@@ -410,7 +410,7 @@ async def test_a_commit_that_another_root_has_signed_in_the_name_of_the_signer_p
     herd.nodes[0]._logs[SESSIONS_PATH][commit.id] = replace(
         commit, ts=commit.ts + 1
     )  # what was signed is something else
-    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2), org="localhost")  # type: ignore[list-item]
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=HANG), org="localhost")  # type: ignore[list-item]
     (view,) = await observer.observe(Question(asker=node.document.current, signer=True))
     assert view.signs_with is None
 
@@ -420,7 +420,7 @@ async def test_a_server_that_its_agent_restarts_is_not_in_trouble(make_herd: Mak
     node = await under_agent(herd)
     node.state = "restarting"
     node._node.faults.cut_off = True
-    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=2))  # type: ignore[list-item]
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=HANG))  # type: ignore[list-item]
     (view,) = await observer.observe(Question(asker=node.document.current, signer=True, answers=True))
     assert (view.reachable, view.problem, view.activity) == (True, None, "is being restarted by its agent")
 
