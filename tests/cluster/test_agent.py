@@ -28,7 +28,7 @@ from goatherd.plugins import open_provider
 from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
-from tests.deadlines import ANSWER
+from tests.deadlines import ADOPTION, ANSWER
 
 from .agents import Agented, Cluster, cluster, keys_on_disk, until
 
@@ -46,7 +46,7 @@ async def rotator_of(
 ) -> AsyncIterator[Rotator]:
     async with contextlib.AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in made.urls]
-        policy = Policy(adoption=adoption, settle=60 * SECOND, bare=frozenset(bare), node_timeout=ANSWER)
+        policy = Policy(adoption=adoption, settle=ADOPTION, bare=frozenset(bare), node_timeout=ANSWER)
         yield Rotator(made.provider, made.secret_id, nodes, policy=policy, started_by="test")
 
 
@@ -213,19 +213,36 @@ async def test_a_server_that_replaces_its_file_by_rename_gets_it_back_in_memory(
 # --- a herd ---------------------------------------------------------------------------------------------------------
 
 
+async def until_written(load: Workload, count: int) -> None:
+    """Wait a second, and on a slow machine until so many writes are accepted."""
+    await SystemClock().sleep(SECOND)
+    await until(lambda: len(load.accepted) >= count)
+
+
 async def audit_of(made: Cluster, load: Workload) -> LoadAudit:
     await load.stop()
-    return await load.audit([made.first.session], timeout=90 * SECOND)
+    return await load.audit([made.first.session], timeout=ADOPTION)
 
 
-async def watch_for_the_worst(made: Cluster, worst: list[int]) -> None:
-    """Count, again and again, how many nodes do not answer."""
-    async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(NodeClient(url, timeout=60 * SECOND)) for url in made.urls]
-        while True:
-            well = await asyncio.gather(*(client.healthy() for client in clients))
-            worst.append(well.count(False))
-            await asyncio.sleep(0.05)
+@contextlib.asynccontextmanager
+async def watched(made: Cluster) -> AsyncIterator[list[int]]:
+    """Count, again and again while the block runs, how many nodes do not answer; yield the counts."""
+    worst: list[int] = []
+
+    async def watch() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(NodeClient(url, timeout=ADOPTION)) for url in made.urls]
+            while True:
+                well = await asyncio.gather(*(client.healthy() for client in clients))
+                worst.append(well.count(False))
+                await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield worst
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
 
 
 async def test_a_cluster_of_agents_is_rotated_one_node_at_a_time_and_every_write_is_on_every_node(
@@ -236,17 +253,15 @@ async def test_a_cluster_of_agents_is_rotated_one_node_at_a_time_and_every_write
         await made.up()
         for node in made.nodes:
             await node.logged("agent.up")
-        worst: list[int] = []
         async with Workload(made.urls, clients=4, pause=timedelta(milliseconds=100), newcomers=False) as load:
-            watching = asyncio.create_task(watch_for_the_worst(made, worst))
-            await SystemClock().sleep(SECOND)
-            before = len(load.accepted)
-            async with rotator_of(made) as rotator:
-                report = await rotator.rotate()
-            watching.cancel()
+            async with watched(made) as worst:
+                await until_written(load, 1)
+                before = len(load.accepted)
+                async with rotator_of(made) as rotator:
+                    report = await rotator.rotate()
             assert report.restarts == dict.fromkeys(made.urls, 1)
             assert [node.out.count("signer") for node in made.nodes] == [2, 2, 2]
-            await SystemClock().sleep(SECOND)
+            await until_written(load, before + 1)
             audit = await audit_of(made, load)
         document = await made.document()
         assert document.current.id != made.first.id
@@ -272,14 +287,12 @@ async def test_a_restore_restarts_each_server_once_one_at_a_time_and_every_write
         async with rotator_of(made) as rotator:
             await rotator.rotate()
             b = (await made.document()).current
-            worst: list[int] = []
             async with Workload(made.urls, clients=3, pause=timedelta(milliseconds=100), newcomers=False) as load:
-                watching = asyncio.create_task(watch_for_the_worst(made, worst))
-                await SystemClock().sleep(SECOND)
-                before = len(load.accepted)
-                report = await rotator.restore()
-                watching.cancel()
-                await SystemClock().sleep(SECOND)
+                async with watched(made) as worst:
+                    await until_written(load, 1)
+                    before = len(load.accepted)
+                    report = await rotator.restore()
+                await until_written(load, before + 1)
                 audit = await audit_of(made, load)
         assert report.outcome is Outcome.RESTORED
         assert report.current_id == a.id

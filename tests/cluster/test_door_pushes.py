@@ -97,7 +97,7 @@ async def test_a_client_that_gives_up_and_sends_everything_again_costs_no_second
 async def test_a_large_push_is_answered_before_its_client_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(proxy, "JUDGE_SECONDS", 0.1)
-    async with world(work=WORK) as w:
+    async with world(work=3 * WORK) as w:  # it takes several times as long as one answer may, on a slow machine too
         commits = notes(MANY)
         pushing = client(w, commits, patience=HANG)
         await pushing.run()

@@ -23,6 +23,7 @@ from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
 from goatherd.rotation.events import ConflictMet, Decided, NodeNotified, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
+from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
 from tests.unit.audit.trails import NOW_MS, after, before, root, secret_text
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
@@ -250,8 +251,9 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
     script = (
         "import sys, pathlib\n"
         "from goatherd.identity.document import decode_document\n"
-        "from goatherd.audit.trail import AuditTrail\n"
-        "trail = AuditTrail(pathlib.Path(sys.argv[1]), actor=sys.argv[2])\n"
+        "from goatherd.audit import trail as module\n"
+        f"module._LOCK_PATIENCE = {HANG}\n"
+        "trail = module.AuditTrail(pathlib.Path(sys.argv[1]), actor=sys.argv[2])\n"
         "trail.use_identity(decode_document(sys.stdin.read()))\n"
         "for number in range(20):\n"
         "    trail.record('decided', {'number': number})\n"

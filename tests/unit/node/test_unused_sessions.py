@@ -363,7 +363,7 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
 async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introduced(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unused_session_exchange, "PERSISTENT", timedelta(milliseconds=200))
+    monkeypatch.setattr(unused_session_exchange, "PERSISTENT", timedelta(seconds=1))
     async with cluster(tmp_path, 1, [document_of(signer)], links=lambda _: []) as (node,):
         early, _ = await node.client.create_session()
         await node.client.pull(SESSIONS_PATH, signer)  # as a tool
