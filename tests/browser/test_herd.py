@@ -36,7 +36,7 @@ from .conftest import AXE
 PROGRAM = find_chromium()
 pytestmark = [pytest.mark.deep, pytest.mark.skipif(PROGRAM is None, reason=WHY_SKIPPED)]
 INTERVAL = timedelta(milliseconds=500)
-POLICY = Policy(adoption=ADOPTION, unlisted=timedelta(0))
+POLICY = Policy(adoption=ADOPTION, node_timeout=ANSWER, unlisted=timedelta(0))
 
 
 @contextlib.asynccontextmanager

@@ -30,7 +30,7 @@ from goatherd.providers.vault import VaultSecretProvider
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import TokenAuth
 from tests.cluster.herd import Herd, herd_around
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.depth import STRIDE
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
@@ -38,7 +38,6 @@ BAO = find_bao()
 ROOT = Path(__file__).parents[2]
 NOTES = "/data/notes"
 SERVERS = 2
-PATIENCE = 120.0
 FEWEST_STEPS, MOST_STEPS = 12, 60
 FEW = 9
 """Of the effects, every n-th in a test that is not deep."""
@@ -77,7 +76,7 @@ def server() -> Iterator[BaoServer]:
 def openbao(server: BaoServer) -> Store:
     address = VaultAddress(url=server.url, auth=TokenAuth(token=ROOT_TOKEN), reads_active=True)
     return Store(
-        client=lambda: VaultSecretProvider(address),
+        client=lambda: VaultSecretProvider(address, timeout=ANSWER),
         uri=lambda name: f"openbao://127.0.0.1:{server.port}/secret/{name}?tls=off&reads=active",
         environment={"BAO_TOKEN": ROOT_TOKEN},
     )
@@ -102,7 +101,7 @@ class Shell:
         self._log.unlink(missing_ok=True)
         job = {"arguments": arguments, "log": str(self._log), "step": step, "when": when}
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(4 * HANG):
             line = await self._process.stdout.readline()
         return json.loads(line)["code"], self._log.read_text() if self._log.exists() else ""
 
@@ -114,7 +113,7 @@ async def shell_for(store: Store, top: Path) -> AsyncIterator[Shell]:
         *("-m", "tests.chaos.dying"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, **store.environment},
+        env={**os.environ, "GOATHERD_TIMEOUT": f"{ANSWER.total_seconds():g}s", **store.environment},
         cwd=ROOT,
         start_new_session=True,
     )
@@ -296,6 +295,6 @@ async def ends_well(
 
 async def holds_both(server: Server) -> None:
     notes = server.database().repository(NOTES)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(HANG):
         while [await notes.get(key) for key in ("note-0", "note-1")].count(None):
             await asyncio.sleep(0.05)

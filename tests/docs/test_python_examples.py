@@ -44,7 +44,7 @@ class Place:
             capture_output=True,
             text=True,
             check=False,
-            timeout=HANG,
+            timeout=4 * HANG,
         )
         assert done.returncode == 0, done.stderr
         # Log events of a rotation that was left may be there; a resource that was not closed may not.
@@ -140,7 +140,7 @@ def test_the_first_program_of_the_how_to_works(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=HANG,
+        timeout=4 * HANG,
     )
     assert re.fullmatch(r"\w{24} signs in place of \w{24}\n", done.stdout), done.stderr
 

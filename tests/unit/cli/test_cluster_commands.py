@@ -22,6 +22,7 @@ from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import create_document
 from goatherd.providers.file import FileSecretProvider
 from goatherd.wire.commit import Commit
+from tests.deadlines import ANSWER
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
@@ -274,8 +275,9 @@ class Leaky(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def goatdb() -> Iterator[tuple[str, type[Leaky]]]:
+def goatdb(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Leaky]]]:
     """The URL of such a server, and the class whose attributes say how bad it is."""
+    monkeypatch.setenv("GOATHERD_TIMEOUT", f"{ANSWER.total_seconds():g}s")
 
     class Handler(Leaky):
         pass

@@ -20,6 +20,7 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.clock import SystemClock
 from goatherd.schedule.due import Missed
+from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Result, Serving
@@ -196,6 +197,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts ``goatherd controller``; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
+    environ["GOATHERD_TIMEOUT"] = f"{ANSWER.total_seconds():g}s"
 
     def begin(*arguments: str) -> subprocess.Popen[str]:
         with (tmp_path / "controller.err").open("w") as file:
@@ -210,11 +212,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         if process.poll() is None:
             process.kill()
-            process.wait(60)
+            process.wait(HANG)
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], tmp_path: Path) -> Any:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 4 * HANG
     while time.monotonic() < until:
         found = condition()
         if found:
@@ -286,7 +288,7 @@ def test_a_controller_that_cannot_work_says_so_at_its_start_and_one_that_may_wor
     assert "controller.start_problem reason='http://127.0.0.1:1 did not answer" in told.read_text()
     assert "is to be replaced from" in told.read_text(), "when the next rotation is due, and why"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
 
 
 @pytest.mark.parametrize("value", [one.value for one in Missed])
@@ -310,7 +312,7 @@ def test_a_controller_rotates_a_cluster_that_serves_and_ends_when_it_is_told(
     process = start("--provider", old_store, *listed, *DUE, "--audit-log", str(trail), "--metrics", "127.0.0.1:0")
     wait_for(lambda: "controller.done" in (tmp_path / "controller.err").read_text(), process, tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
     told = (tmp_path / "controller.err").read_text()
     assert "controller.stopped leaves_rotation=false" in told
     shown: Result = goatherd("status", "--provider", old_store, *listed, "--json")
@@ -329,7 +331,7 @@ def test_told_to_stop_while_it_waits_for_a_node_it_leaves_the_rotation_and_anoth
     show = ("show", "--provider", old_store, "--json")
     wait_for(lambda: (goatherd(*show).json["rotation"] or {}).get("phase") == "activated", process, tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0
     assert "leaves_rotation=true" in (tmp_path / "controller.err").read_text()
     waits = goatherd("controller", "--once", *options, "--unsafe-without-nodes", "--json").json
     assert waits["done"] == "nothing"
@@ -351,7 +353,7 @@ def test_killed_outright_it_leaves_what_the_next_one_carries_on_and_a_trail_that
     process = start(*options, "--node", steadfast)
     wait_for(lambda: trail.exists() and b'"prepared"' in trail.read_bytes(), process, tmp_path)
     process.kill()
-    process.wait(60)
+    process.wait(HANG)
     real = SystemClock.now_ms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SystemClock, "now_ms", lambda self: real(self) + 3_600_000)
@@ -369,7 +371,7 @@ def test_its_metrics_are_answered_while_it_runs(goatherd: Goatherd, store: str, 
 
     def asked() -> str:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=HANG) as answer:
                 text = answer.read().decode()
         except OSError:
             return ""
@@ -378,4 +380,4 @@ def test_its_metrics_are_answered_while_it_runs(goatherd: Goatherd, store: str, 
     text = wait_for(asked, process, tmp_path)
     assert "goatherd_root_expires_timestamp_seconds" in text
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(HANG) == 0

@@ -192,7 +192,7 @@ def server_under_agent(stage: Stage) -> Iterator[str]:
         subprocess.Popen([sys.executable, "-m", "goatherd", *command], stdout=log, stderr=log, cwd=ROOT) as process,
     ):
         try:
-            until = time.monotonic() + HANG
+            until = time.monotonic() + 2 * HANG
             while '"leakCheck":{' not in identity_at(port):
                 assert process.poll() is None, (stage.directory / "agent.log").read_text()
                 assert time.monotonic() < until, (stage.directory / "agent.log").read_text()
