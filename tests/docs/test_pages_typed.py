@@ -28,7 +28,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.docs.reference import DOCS
 from tests.docs.typist import ROOT, Shell, Typed, steps
 from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
@@ -171,7 +171,7 @@ def test_the_page_about_a_restored_store_works_as_it_is_written(world: World) ->
 def test_the_page_about_regions_works_as_it_is_written(world: World) -> None:
     for number in (1, 2):
         (world.home / f"srv/goatdb-{number}").mkdir()
-    world.shell(GOATHERD_ROTATION_ADOPTION="20s").follow(page("docs/how-to/regions.md"))
+    world.shell(GOATHERD_ROTATION_ADOPTION=f"{HANG:g}s").follow(page("docs/how-to/regions.md"))
 
 
 def test_the_page_about_going_back_works_as_it_is_written(world: World) -> None:

@@ -159,9 +159,13 @@ class FaultProxy:
                 pump.cancel()
             for each in (writer, server):
                 each.close()  # both, though this be cancelled again while it waits
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for each in (writer, server):
-                await _closed(each)
+            try:
+                await asyncio.gather(*pumps, return_exceptions=True)
+                for each in (writer, server):
+                    await _closed(each)
+            finally:
+                for each in (writer, server):
+                    each.transport.abort()  # closing alone waits for the other side to take what was written
 
     async def _sent(self, both: _Connection, chunk: bytes) -> bool:
         """Deal with what the client sends; return whether to go on."""

@@ -144,11 +144,16 @@ class PodProcesses:
     async def _listen(self, choose: Callable[[], tuple[str, int] | None]) -> int:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             place = choose()
-            with contextlib.suppress(OSError):
-                if place is not None:
-                    onward = await asyncio.open_connection(*place)
-                    await asyncio.gather(_pass_on(reader, onward[1]), _pass_on(onward[0], writer))
-            writer.close()
+            try:
+                with contextlib.suppress(OSError):
+                    if place is not None:
+                        answers, onward = await asyncio.open_connection(*place)
+                        try:
+                            await asyncio.gather(_pass_on(reader, onward), _pass_on(answers, writer))
+                        finally:
+                            onward.close()
+            finally:
+                writer.close()
 
         listener = await asyncio.start_server(accept, "127.0.0.1", 0)
         self._listeners.append(listener)
