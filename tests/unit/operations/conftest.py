@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from goatherd.operations.identity_store import Store
+from tests.cluster.door_world import patient_door
 from tests.fakes.herd import ORG, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, clock, make_herd
 
-__all__ = ["POLICY", "MakeHerd", "clock", "make_herd", "store_of"]
+__all__ = ["POLICY", "MakeHerd", "clock", "make_herd", "patient_door", "store_of"]
 
 
 def store_of(herd: Herd) -> Store:
