@@ -24,6 +24,7 @@ from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import Outcome, Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from tests.deadlines import ANSWER, HANG
 from tests.fakes.aws_fake import ACCESS_KEY, FakeSecretsManager
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK
@@ -34,14 +35,16 @@ from .clients import AT_ONCE, sent
 SECRET = Herd.secret_id
 REGIONS = {"eu": "eu-west-1", "us": "us-east-1", "ap": "ap-south-1"}
 POLICY = replace(OWN_CLOCK, adoption=timedelta(seconds=6), poll_min=timedelta(seconds=1), settle=timedelta(seconds=3))
-PATIENCE = timedelta(seconds=6)
-"""Several tests wait this long for a replica; the first request of a new client must take less."""
+PATIENCE = timedelta(seconds=HANG)
+BRIEFLY = timedelta(seconds=3)
+"""How long a test lets a store wait for a replica that does not come; set when the store's client exists already."""
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, FakeSecretsManager]]:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 40)
+    monkeypatch.setattr("goatherd.stores.writer.FOLLOWER_TIMEOUT", ANSWER)
     with ExitStack() as stack:
         made = {name: stack.enter_context(FakeSecretsManager(region)) for name, region in REGIONS.items()}
         for fake in made.values():
@@ -81,7 +84,7 @@ async def test_no_label_moves_before_every_replica_is_in_sync(fakes: dict[str, F
         }
         eu.lagging["us-east-1"] = "InProgress"
         eu.replicate()
-        store.timeout = timedelta(seconds=3)  # its client exists, so only the wait for the replica can take so long
+        store.timeout = BRIEFLY  # its client exists, so only the wait for the replica can take so long
         with pytest.raises(UnavailableError, match="the replicas in us-east-1 are not in sync yet"):
             await store.label(SECRET, STABLE, second.id, expected=None)
         with pytest.raises(UnavailableError, match="not in sync yet"):
@@ -163,14 +166,17 @@ async def test_a_rotation_leaves_every_replica_in_sync_and_none_wedged(fakes: di
 async def test_a_region_that_lags_from_a_phase_on_ends_the_rotation(
     fakes: dict[str, FakeSecretsManager], phase: Phase
 ) -> None:
-    clock = FakeClock()
+    clock, listed = FakeClock(), members(fakes)
     herd = await herd_of(fakes, clock)
 
     def lag() -> None:
         fakes["eu"].lagging["us-east-1"] = "InProgress"
         fakes["eu"].replicate()
+        if phase is Phase.PREPARED:  # only then the store itself waits for the replica
+            for member in listed:
+                member.provider.timeout = BRIEFLY
 
-    async with ReplicatedStore(members(fakes)) as store:
+    async with ReplicatedStore(listed) as store:
         with pytest.raises(NotAdoptedError, match="us: "):
             await rotator_for(store, herd, on_event=at_phase(phase, lag)).rotate()
         document = decode_document((await store.read(SECRET, CURRENT)).value.reveal())

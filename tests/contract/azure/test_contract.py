@@ -14,6 +14,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.testing.answer_checks import a_change_that_was_not_made_is_not_reported_as_made
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.deadlines import HANG
 from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, SteppedClock
 
 SPEED = 50.0
@@ -42,6 +43,7 @@ class TestAzureAnswers(AnswerContract):
     """Its clock and ours only move when they are waited on."""
 
     settle = timedelta(0)
+    timeout = timedelta(seconds=HANG)
 
     @pytest.fixture(autouse=True)
     def _vault(self) -> Iterator[None]:
@@ -51,7 +53,7 @@ class TestAzureAnswers(AnswerContract):
 
     def provider(self) -> SecretProvider:
         address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
-        return AzureSecretProvider(address, credential=FakeCredential(), clock=self.clock)
+        return AzureSecretProvider(address, credential=FakeCredential(), clock=self.clock, timeout=self.timeout)
 
     def wrong_answers(self) -> WrongAnswers:
         return self.vault.wrong
@@ -59,4 +61,5 @@ class TestAzureAnswers(AnswerContract):
     @pytest.mark.deep
     def test_a_change_that_was_not_made_is_not_reported_as_made(self) -> None:
         """Twice twenty seconds, for which the SDK waits for a deletion that was not made."""
+        self.timeout = timedelta(seconds=20)
         self.run(a_change_that_was_not_made_is_not_reported_as_made)
