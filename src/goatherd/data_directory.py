@@ -34,6 +34,7 @@ _SHARD_MAGIC: Final = (b"TAOG", b"GOAT")
 _LARGEST_RECORD: Final = 256 * 1024 * 1024
 _SMALLEST_RECORD: Final = 36
 _NEWER_KEY: Final = "OKP"
+_QUOTED_KEY: Final = f'"{_NEWER_KEY}'.encode()
 _SUPPORTED: Final = "Goatherd supports GoatDB 0.5.1"
 _NEWER_HINT: Final = (
     "Nothing was changed. Run the newer GoatDB without Goatherd, or restore the backup of this directory from before "
@@ -268,6 +269,7 @@ def refuse_running(data: Path) -> None:
 
 _LOG_SUFFIXES: Final = (LOG_SUFFIX, _NEWER_SUFFIX)
 _FEW: Final = 5
+_PART_BYTES: Final = 1024 * 1024
 
 
 def _list_entries(directory: Path) -> list[Path]:
@@ -324,14 +326,21 @@ def _check_sessions(path: Path) -> None:
         return
     position = 0
     with path.open("rb") as file:
-        for line in file:
-            if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
-                raise NewerFormatError(
-                    f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
-                    f" {_SUPPORTED}, whose keys are P-384",
-                    hint=_NEWER_HINT,
-                )
-            position += len(line)
+        while part := file.read(_PART_BYTES) + file.readline():
+            if _QUOTED_KEY in part:
+                _check_sessions_part(path, part, position)
+            position += len(part)
+
+
+def _check_sessions_part(path: Path, part: bytes, position: int) -> None:
+    for line in part.splitlines(keepends=True):
+        if _QUOTED_KEY in line and _is_newer_session(_parse_object(line)):
+            raise NewerFormatError(
+                f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
+                f" {_SUPPORTED}, whose keys are P-384",
+                hint=_NEWER_HINT,
+            )
+        position += len(line)
 
 
 def _is_newer_session(commit: Mapping[str, Any]) -> bool:

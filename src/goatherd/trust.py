@@ -403,13 +403,21 @@ class TrustPool:
 
         A session is trusted only if a trusted root has signed its commit.
         """
+        pending, queue = self._pending, self._queue
+        schema, is_session = None, False
         for commit in commits:
-            if commit.namespace != SESSIONS_NAMESPACE:
+            if commit.schema != schema:
+                schema, is_session = commit.schema, commit.namespace == SESSIONS_NAMESPACE
+            if not is_session:
                 continue
-            self._pending.setdefault(commit.key, []).append(commit)
-            self._queue[commit.key] = None
+            key = commit.key
+            if key in pending:
+                pending[key].append(commit)
+            else:
+                pending[key] = [commit]
+            queue[key] = None
             if claims_root(commit):
-                self._pending_roots.add(commit.key)
+                self._pending_roots.add(key)
         self._settle_roots()
 
     def add_session_commit(self, commit: Commit) -> bool:

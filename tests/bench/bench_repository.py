@@ -7,6 +7,7 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from goatherd.wire.bloom import BloomFilter
@@ -25,7 +26,7 @@ from .clients import (
     post,
     signature,
 )
-from .data import AUTHORS, Data, ids_of, write_log
+from .data import AUTHORS, Data, ids_of, write_index, write_log
 from .rows import Row
 from .scale import Scale
 from .servers import Program, serve
@@ -45,10 +46,11 @@ async def run(scale: Scale, data: Data) -> list[Row]:
         store = await data.create_store(top)
         lines = await asyncio.to_thread(data.commits, 0, scale.commits)
         write_log(top / "a", SESSIONS, data.sessions(AUTHORS))
-        large = [f"/data/large-{number}" for number in range(scale.rounds)]
+        large = [f"/data/large-{number}" for number in range(scale.rounds + 1)]
         octets = 0
         for path in large:
             octets = write_log(top / "a", path, lines)
+        await asyncio.to_thread(write_index, top / "a", large[1:])
         write_log(top / "a", "/data/few", lines[: scale.few])
         write_log(top / "a", "/data/pulled", data.commits(0, scale.pushed))
         (port,) = free_ports(1)
@@ -81,7 +83,10 @@ class _Measurement:
         ]
 
     def open_logs(self, paths: Sequence[str], lines: Sequence[bytes], octets: int) -> list[Row]:
-        """Measure the first request for each of several logs, to which the server answers with a count only."""
+        """Measure the first request for each log, to which the server answers with a count only.
+
+        The first log has no index, the others do.
+        """
         times, memory, limits = [], [], []
         with Line(self._server.port) as line:
             for path in paths:
@@ -95,8 +100,18 @@ class _Measurement:
                 limits.append(bare.cpu_seconds(lambda: bare.parse(lines)))
         size = len(lines)
         text = [octets / size] * len(memory)
+        again = Row(
+            name="repository/open",
+            unit="s CPU",
+            size=size,
+            samples=times[1:],
+            bare=limits[1:],
+            limit="parsing",
+            power=1,
+        )
         return [
-            Row(name="repository/open", unit="s CPU", size=size, samples=times, bare=limits, limit="parsing", power=1),
+            replace(again, name="repository/open-first", samples=times[:1], bare=limits[:1]),
+            again,
             Row(name="repository/memory", unit="B/commit", size=size, samples=memory, bare=text, limit="its log"),
         ]
 

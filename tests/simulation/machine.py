@@ -84,7 +84,11 @@ class _Log:
     def read_records(self) -> Sequence[Mapping[str, Any]]:
         return list(self._kept)
 
-    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+    @property
+    def index(self) -> None:
+        return None
+
+    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
         yield from [to_json_bytes(record) for record in self._kept]
 
     def append_record(self, record: Mapping[str, Any] | bytes) -> None:

@@ -170,6 +170,16 @@ class DataStatus:
         }
 
 
+async def pause_after(clock: Clock, worked: float) -> None:
+    """Pause after background work that took `worked` seconds, and longer while requests keep the server busy."""
+    rest = timedelta(seconds=REST * worked)
+    for _ in range(MOST_RESTS):
+        before = process_time()
+        await clock.sleep(rest)
+        if process_time() - before < BUSY * rest.total_seconds():
+            break
+
+
 class DataCheck:
     """Check all logs of one organization for damaged commits, once after the server's start.
 
@@ -246,15 +256,6 @@ class DataCheck:
             return False
         return True
 
-    async def _pause(self, worked: float) -> None:
-        """Pause after a batch that took `worked` seconds, and longer while requests keep the server busy."""
-        rest = timedelta(seconds=REST * worked)
-        for _ in range(MOST_RESTS):
-            before = process_time()
-            await self._clock.sleep(rest)
-            if process_time() - before < BUSY * rest.total_seconds():
-                break
-
     async def _check_log(self, path: str) -> None:
         log = self._logs.open_log(path)
         lines = decode_file(log, self._engine.org)
@@ -291,7 +292,7 @@ class DataCheck:
                 else:
                     self._unverifiable += 1
             if len(batch) == BATCH:
-                await self._pause(self._clock.monotonic() - began)
+                await pause_after(self._clock, self._clock.monotonic() - began)
         if wrong and self._engine.withhold_damaged(path, wrong, good):
             self._withheld(path)
         if first is not None:

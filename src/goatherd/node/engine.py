@@ -364,7 +364,7 @@ class Engine:
         """
         sessions = self.get_repository(SESSIONS_PATH)
         self.pool.offer_session_commits(sessions)
-        drive_inline(self._merge_creations(sessions, sessions.item_keys(), check=True, is_shown=False))
+        drive_inline(self._merge_creations(sessions, sessions.branched_keys(), check=True, is_shown=False))
         self.get_repository(USERS_PATH)
 
     @property
@@ -480,7 +480,7 @@ class Engine:
             repository.withhold_damaged(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
-                yield from self._merge_creations(repository, repository.item_keys(), check=True, is_shown=False)
+                yield from self._merge_creations(repository, repository.branched_keys(), check=True, is_shown=False)
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:

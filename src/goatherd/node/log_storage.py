@@ -37,8 +37,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
-from goatherd.errors import GoatherdError, PathError, StorageError
+from goatherd.errors import DecodeError, GoatherdError, PathError, StorageError
 from goatherd.garbage_collection import pause_collection
+from goatherd.node.log_index import IndexedPart, LogIndex, read_line, split_part
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
@@ -48,6 +49,7 @@ from goatherd.wire.paths import check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
 UNUSED_NAME = ".goatherd.unused-sessions"
+INDEX_SUFFIX = ".index"
 
 _log = logging.getLogger("goatherd.node")
 
@@ -62,8 +64,12 @@ class MemoryLog:
     def read_records(self) -> list[Mapping[str, Any]]:
         return [parse_json(record) if isinstance(record, bytes) else record for record in self._records]
 
-    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
-        yield from list(self._records)
+    @property
+    def index(self) -> None:
+        return None
+
+    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
+        yield from self._records[start:]
 
     def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         self._records.append(record)
@@ -123,12 +129,17 @@ class FileLog:
                 self._cut_torn_line(scan.good_end, len(data) - scan.good_end)
             return scan.records
 
-    def read_lines(self) -> Iterator[bytes]:
+    @property
+    def index(self) -> FileLogIndex:
+        return FileLogIndex(self)
+
+    def read_lines(self, start: int = 0) -> Iterator[bytes]:
         with self._write_lock, pause_collection():
-            end = 0
+            end = start
             rest = b""
             try:
                 with self._file.open("rb") as file:
+                    file.seek(start)
                     for line in file:
                         if not line.endswith(b"\n"):
                             rest = line
@@ -304,6 +315,51 @@ class FileLog:
                 os.close(descriptor)
         except OSError as error:
             raise StorageError(f"cannot remove the unfinished last line of {self._file}: {error.strerror}") from error
+
+
+class FileLogIndex:
+    """The index of a log in a hidden file beside it, ``.NAME.jsonl.index``.
+
+    The file can be deleted at any time. It is written without an fsync, since a damaged index is not used.
+
+    Attributes:
+        file: Path of the index.
+    """
+
+    def __init__(self, log: FileLog) -> None:
+        self._log = log
+        self.file = log.file.with_name(f".{log.file.name}{INDEX_SUFFIX}")
+
+    def read_parts(self, header: bytes) -> Iterator[IndexedPart]:
+        index_end = log_end = 0
+        try:
+            with self.file.open("rb") as index, self._log.file.open("rb") as log, pause_collection():
+                for line in index:
+                    if not index_end:
+                        if line != header:
+                            return
+                        index_end = len(line)
+                        continue
+                    block = read_line(line)
+                    lines = split_part(block, log.read(block["size"]))
+                    log_end, index_end = log_end + block["size"], index_end + len(line)
+                    yield IndexedPart(block=block, lines=lines, log_end=log_end, index_end=index_end)
+        except (OSError, DecodeError, KeyError, TypeError, ValueError):
+            return  # the rest of the log is parsed
+
+    def read_part(self, start: int, size: int) -> bytes:
+        return self._log.read_part(start, size)
+
+    def write_block(self, header: bytes, block: bytes, offset: int) -> int:
+        try:
+            descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.truncate(offset)
+                file.seek(offset)
+                file.write(block if offset else header + block)
+                return file.tell()
+        except OSError as error:
+            raise StorageError(f"cannot write {self.file}: {error.strerror}") from error
 
 
 class LogDirectory:
@@ -496,8 +552,12 @@ class TrackedLog:
     def read_records(self) -> Sequence[Mapping[str, Any]]:
         return self._log.read_records()
 
-    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
-        return self._log.read_lines()
+    @property
+    def index(self) -> LogIndex | None:
+        return self._log.index
+
+    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
+        return self._log.read_lines(start)
 
     def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         self._log.append_record(record)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
+from goatherd.node.log_index import LogIndex, decode_commits, encode_block, encode_header
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, apply_edit, new_commit
 from goatherd.wire.items import decode_data, encode_data, normalize_data
@@ -38,6 +39,9 @@ MAX_CHAIN = 256
 """Maximum length of a chain of deltas that is read; GoatDB itself writes at most one delta on a full commit."""
 
 MAX_WEIGHT = 64 * 1024
+
+INDEXED_BYTES = 1024 * 1024
+"""How much of a log is read for one block of its index."""
 
 Seeds = Callable[[int], Sequence[int]]
 """Returns this many new Bloom filter seeds (`goatherd.ids.new_seeds`)."""
@@ -59,10 +63,18 @@ class Log(Protocol):
         """
         ...
 
-    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+    @property
+    def index(self) -> LogIndex | None:
+        """The index beside the log; None if this kind of log has none."""
+        ...
+
+    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
         """Yield every record of the log in order, as an object or as JSON in bytes, which may be damaged.
 
         `append_record` accepts both forms.
+
+        Args:
+            start: Offset of the first record; other than 0 only for a log with an index.
 
         Raises:
             StorageError: The log cannot be read.
@@ -89,6 +101,21 @@ class Authorship(TypedDict):
     session_id: str
     ts: int
     seeds: Seeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexPosition:
+    """How far a log's index goes.
+
+    Attributes:
+        commit_count: Number of commits in the index.
+        log_end: Offset in the log after these commits.
+        index_end: Offset in the index after these commits.
+    """
+
+    commit_count: int
+    log_end: int
+    index_end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +164,7 @@ class Repository:
             version only.
         undecodable: Number of the log's records that are not commits; they stay in the log.
         weight: Approximate size of the commits in bytes, with at most `MAX_WEIGHT` for each.
+        indexed: How far the log's index goes; None if the log can have no index.
     """
 
     def __init__(
@@ -174,6 +202,8 @@ class Repository:
         self._namespaces: dict[str, str | None] = {}  # of keys whose first commit is a delta
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
+        self.indexed: IndexPosition | None = None
+        self._index_header = b""
 
     def load_log(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
         """Read the repository's commits from its log.
@@ -186,16 +216,79 @@ class Repository:
         Raises:
             StorageError: The log cannot be read.
         """
-        for record in self.log.read_lines():
+        index = None if wrong else self.log.index
+        if index is not None:
+            self._load_indexed(index)
+        self._index_commits(self._read_commits(0 if self.indexed is None else self.indexed.log_end, wrong or {}))
+
+    def _read_commits(self, start: int, wrong: Mapping[str, Sequence[Commit]]) -> Iterator[Commit]:
+        """Yield the commits of the log from an offset on, except those in `wrong`."""
+        for record in self.log.read_lines(start):
             try:
                 commit = self._decode_record(record)
             except DecodeError:
                 self.undecodable += 1
                 continue
-            if wrong and commit in wrong.get(commit.id, ()):
-                continue
-            if commit.id not in self._commits and not self.closes_a_cycle(commit):
-                self._index_commit(commit)
+            if commit not in wrong.get(commit.id, ()):
+                yield commit
+
+    def _load_indexed(self, index: LogIndex) -> None:
+        """Read the part of the log that its index describes."""
+        self._index_header = encode_header(self.org, self.registry)
+        self.indexed = IndexPosition(commit_count=0, log_end=0, index_end=0)
+        for part in index.read_parts(self._index_header):
+            try:
+                commits, undecodable = decode_commits(part, org=self.org, registry=self.registry)
+            except DecodeError:
+                break
+            self._index_commits(commits)
+            self.undecodable += undecodable
+            self.indexed = IndexPosition(commit_count=len(self.ids), log_end=part.log_end, index_end=part.index_end)
+
+    @property
+    def unindexed_count(self) -> int:
+        """Number of commits that the log's index lacks; 0 if the log can have no index."""
+        return 0 if self.indexed is None else len(self.ids) - self.indexed.commit_count
+
+    def write_index_block(self) -> IndexPosition | None:
+        """Write one block to the log's index, for the first commits that the index lacks.
+
+        Blocks; runs in any thread. Pass the result to `note_indexed` on the thread that changes the repository.
+
+        Returns:
+            How far the index goes now; None if it cannot be continued.
+
+        Raises:
+            StorageError: The log cannot be read, or the index cannot be written.
+        """
+        before, index, header = self.indexed, self.log.index, encode_header(self.org, self.registry)
+        if before is None or index is None or header != self._index_header:
+            return None
+        ids, commits = self.ids, self._commits
+        upcoming: set[str] = set()
+
+        def is_duplicate(commit_id: str) -> bool:
+            if not upcoming:
+                upcoming.update(ids[before.commit_count :])
+            return commit_id in commits and commit_id not in upcoming
+
+        lacking = (commits[ids[at]] for at in range(before.commit_count, len(ids)))
+        part = index.read_part(before.log_end, INDEXED_BYTES)
+        block = encode_block(part, lacking, self.registry, is_duplicate)
+        if block.is_blocked:
+            return None
+        if not block.size:
+            return before
+        return IndexPosition(
+            commit_count=before.commit_count + block.commit_count,
+            log_end=before.log_end + block.size,
+            index_end=index.write_block(header, block.text, before.index_end),
+        )
+
+    def note_indexed(self, before: IndexPosition | None, after: IndexPosition | None) -> None:
+        """Note how far the log's index goes, unless `indexed` is not `before` any more."""
+        if self.indexed is before:
+            self.indexed = after
 
     def _decode_record(self, record: Mapping[str, Any] | bytes) -> Commit:
         if isinstance(record, bytes):
@@ -218,58 +311,65 @@ class Repository:
         if commit.id in self._commits or self.closes_a_cycle(commit):
             return False
         commit.compact()
-        self._index_commit(commit)
+        self._index_commits((commit,))
         self.log.append_record(commit.encoded)
         return True
 
-    def _index_commit(self, commit: Commit) -> None:
-        known = self._by_key.get(commit.key, commit)
-        first = known[0] if isinstance(known, list) else known
-        known_parents = [self._commits.get(parent_id) for parent_id in commit.parents] if commit.parents else ()
-        base = None if commit.base is None else self._commits.get(commit.base)
-        commit.share_strings(first.key, known_parents, base)
-        self._commits[commit.id] = commit
-        if commit.key in self._held_keys or commit.key in self._withheld:
-            if self._shown is None:
-                self._shown = list(self.ids)
-            self._delayed.append(commit.id)
-        elif self._shown is not None:
-            self._shown.append(commit.id)
-        self.ids.append(commit.id)
-        if isinstance(known, list):
-            known.append(commit)
-        else:
-            self._by_key[commit.key] = commit if known is commit else [known, commit]
-        self._link_parents(commit, known_parents)
-        if commit.base is not None:
-            self._bases.add(commit.base)
-        if first.is_delta and not commit.is_delta:
-            self._namespaces.setdefault(commit.key, commit.namespace)
-        self.weight += min(len(commit.encoded), MAX_WEIGHT)
-        self.version += 1
+    def _index_commits(self, commits: Iterable[Commit]) -> None:
+        """Add commits to what is kept in memory, except those with a known id and those that would close a cycle.
 
-    def _link_parents(self, commit: Commit, parents: Sequence[Commit | None]) -> None:
-        """Update the list of commits without children after `commit` was added.
-
-        With this list, a read need not scan an item's whole history. `parents` are the parents of `commit` in its
-        order; None stands for one that the repository does not hold.
+        One call for many commits is fast: opening a repository spends half of its time here.
         """
-        if commit.id in self._with_child:
-            self._linked.add(commit.key)
-        else:
-            self._add_tip(commit)
-        for parent_id, parent in zip(commit.parents, parents, strict=True):
-            if parent is not None:
-                self._linked.add(parent.key)
-                if parent_id not in self._with_child:
-                    self._remove_tip(parent)
-            self._with_child.add(parent_id)
+        held, by_key, tips, with_child = self._commits, self._by_key, self._tips, self._with_child
+        for commit in commits:
+            commit_id, key, base_id, parent_ids = commit.id, commit.key, commit.base, commit.parents
+            if commit_id in held or (base_id is not None and self.closes_a_cycle(commit)):
+                continue
+            known = by_key.get(key)
+            if known is None:
+                first = by_key[key] = commit
+            elif isinstance(known, list):
+                first = known[0]
+                known.append(commit)
+            else:
+                first = known
+                by_key[key] = [first, commit]
+            parents = [held.get(parent_id) for parent_id in parent_ids] if parent_ids else ()
+            if first is not commit or parent_ids or base_id is not None:
+                commit.share_strings(first.key, parents, None if base_id is None else held.get(base_id))
+                if base_id is not None:
+                    self._bases.add(base_id)
+                if first.is_delta and not commit.is_delta:
+                    self._namespaces.setdefault(key, commit.namespace)
+            held[commit_id] = commit
+            if key in self._held_keys or key in self._withheld:
+                if self._shown is None:
+                    self._shown = list(self.ids)
+                self._delayed.append(commit_id)
+            elif self._shown is not None:
+                self._shown.append(commit_id)
+            self.ids.append(commit_id)
+            # The leaves of each item are kept, so that a read need not scan the item's whole history.
+            if commit_id in with_child:
+                self._linked.add(key)
+            elif key in tips:
+                self._add_tip(commit)
+            else:
+                tips[key] = commit
+            for parent_id, parent in zip(parent_ids, parents, strict=True):
+                if parent is not None:
+                    self._linked.add(parent.key)
+                    if parent_id not in with_child:
+                        self._remove_tip(parent)
+                with_child.add(parent_id)
+            self.weight += min(len(commit.encoded), MAX_WEIGHT)
+            self.version += 1
 
     def _add_tip(self, commit: Commit) -> None:
-        tips = self._tips.setdefault(commit.key, commit)
+        tips = self._tips[commit.key]
         if isinstance(tips, dict):
             tips[commit.id] = commit
-        elif tips is not commit:
+        else:
             self._tips[commit.key] = {tips.id: tips, commit.id: commit}
 
     def _remove_tip(self, commit: Commit) -> None:
@@ -329,7 +429,7 @@ class Repository:
             kept = good.get(commit.id) if commit.id in out else commit
             if kept is not None and not left.closes_a_cycle(kept):
                 kept.compact()
-                left._index_commit(kept)
+                left._index_commits((kept,))
         left.version += self.version + 1
         left.undecodable = self.undecodable
         left._held_keys, left._withheld, left._closed = self._held_keys, self._withheld, self._closed
@@ -447,6 +547,10 @@ class Repository:
     def item_keys(self) -> list[str]:
         """Return the keys of all items, in the order of their first commit."""
         return list(self._by_key)
+
+    def branched_keys(self) -> list[str]:
+        """Return the keys of the items that have several commits without children."""
+        return [key for key, tips in self._tips.items() if isinstance(tips, dict)]
 
     def commits_of(self, key: str) -> list[Commit]:
         """Return all commits of an item in descending order: later timestamp first, then larger id first."""

@@ -38,7 +38,7 @@ from goatherd.wire.json import (
 from goatherd.wire.messages import VERSION
 from goatherd.wire.schema import BUILTIN, Registry
 
-__all__ = ["ABSENT", "Commit", "apply_edit", "encoded_checksum", "new_commit"]
+__all__ = ["ABSENT", "Commit", "apply_edit", "compact_commit", "encoded_checksum", "new_commit"]
 
 
 class _AbsentText(str):
@@ -203,7 +203,7 @@ class Commit:
             if canonical is not None:
                 contents, text = canonical
                 record = contents.get("r")
-                return _make_compact(
+                return compact_commit(
                     line if text == raw_contents else line[: found.start(6)] + text + line[found.end(6) :],
                     raw_id.decode(),
                     raw_key.decode(),
@@ -255,7 +255,7 @@ class Commit:
         has_empty = self.merge_base == "" or self.merge_leader == "" or (self.revert and self.merge_leader is None)
         if is_plain and not has_empty and encoded.count(b"{") + encoded.count(b"[") <= _SURE_DEPTH:
             return True
-        again = _make_compact(
+        again = compact_commit(
             encoded, self.id, self.key, self.session, self.ts, self.org, self.parents, self._schema, self._base
         )
         return again.to_decoded() == self
@@ -502,7 +502,7 @@ _CLEAR: Final = [
 ]
 
 
-def _make_compact(
+def compact_commit(
     encoded: bytes,
     commit_id: str,
     key: str,
@@ -513,6 +513,19 @@ def _make_compact(
     schema: str | None,
     base: str | None,
 ) -> Commit:
+    """Return a compact commit of these members, which must be those in `encoded`; nothing is checked.
+
+    Args:
+        encoded: The commit's JSON in canonical form, as `Commit.encoded` returns it.
+        commit_id: The commit's id.
+        key: The item's key.
+        session: Id of the commit's session.
+        ts: The claimed creation time in milliseconds.
+        org: The reader's organization id.
+        parents: Ids of the parent commits.
+        schema: The schema marker of a full commit; None for a delta.
+        base: Id of the commit on which a delta builds; None for a full commit.
+    """
     commit = _new_object(Commit)
     _set_compact(commit, True)
     _set_encoded(commit, encoded)

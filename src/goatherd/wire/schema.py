@@ -143,6 +143,11 @@ class Registry:
         if "/" not in schema.ns:
             self._by_marker.setdefault(schema.marker, schema)
 
+    @property
+    def schemas(self) -> list[Schema]:
+        """Every registered schema, sorted by namespace and version."""
+        return [versions[number] for _, versions in sorted(self._versions.items()) for number in sorted(versions)]
+
     def get(self, ns: str | None, version: int = 0) -> Schema | None:
         """Return the schema with this namespace and version; version 0 means the latest.
 
