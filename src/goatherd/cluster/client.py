@@ -111,6 +111,36 @@ class _Answer:
     content: bytes
 
 
+class _Pool:
+    """A connection pool that is closed only when no request uses it; an async context manager for each request.
+
+    If a pool of the HTTP library is closed while a request opens a connection, nothing ever closes this connection.
+
+    Attributes:
+        is_closed: Whether to close the pool after the last request.
+    """
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self.is_closed = False
+        self._http = http
+        self._requests = 0
+
+    async def __aenter__(self) -> httpx2.AsyncClient:
+        self._requests += 1
+        return self._http
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests -= 1
+        await self.close_unused()
+
+    async def close_unused(self) -> None:
+        """Close the connections if the pool is closed and no request uses it."""
+        if self.is_closed and not self._requests:
+            await self._http.aclose()
+
+
 class NodeClient:
     """An HTTP client of one GoatDB server. Safe for concurrent calls.
 
@@ -146,8 +176,9 @@ class NodeClient:
         sender: str = NO_SERVER,
     ) -> None:
         self.base_url = str(parse_server_url(base_url))
-        self._http = http
-        self._owns_http = http is None
+        self._pool = None if http is None else _Pool(http)
+        self._owns_pool = http is None
+        self._is_closed = False
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
         self._server_name = server_name
@@ -163,6 +194,7 @@ class NodeClient:
         return self._timeout
 
     async def __aenter__(self) -> NodeClient:
+        self._is_closed = False
         return self
 
     async def __aexit__(
@@ -171,10 +203,16 @@ class NodeClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections, unless the caller provided the connection pool."""
-        if self._owns_http and self._http is not None:
-            http, self._http = self._http, None
-            await http.aclose()
+        """Close the connections, unless the caller provided the connection pool.
+
+        If other tasks wait for answers, the connections are closed when the last of them has ended. A later request
+        closes its connection at its end.
+        """
+        self._is_closed = True
+        if self._owns_pool and self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.is_closed = True
+            await pool.close_unused()
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -651,13 +689,17 @@ class NodeClient:
             del self._instances[next(iter(self._instances))]
         return told
 
-    def _pool(self) -> httpx2.AsyncClient:
-        if self._http is None:
-            import httpx2
+    def _open_pool(self) -> _Pool:
+        if self._pool is not None:
+            return self._pool
+        import httpx2
 
-            # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
-            self._http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)
-        return self._http
+        # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
+        pool = _Pool(httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None))
+        pool.is_closed = self._is_closed
+        if not self._is_closed:
+            self._pool = pool
+        return pool
 
     async def _send(
         self,
@@ -684,8 +726,9 @@ class NodeClient:
         began = self._clock.monotonic()
         try:
             async with (
+                self._open_pool() as http,
                 asyncio.timeout(limit),
-                self._pool().stream(
+                http.stream(
                     method, url, content=content, headers=headers, timeout=limit, extensions=extensions
                 ) as answer,
             ):

@@ -140,8 +140,11 @@ class RepositoryIndex:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the door is checking or delivering a push to the repository, or has not read the result back yet."""
-        return bool(self._pending or self._claims)
+        """Whether the door is reading the repository, or checking or delivering a push to it.
+
+        After a push, the index is busy until the result has been read back.
+        """
+        return bool(self._pending or self._claims or self._rounds.is_running)
 
     @property
     def held_count(self) -> int:

@@ -207,6 +207,11 @@ class SharedRounds:
         self._active: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a round of the shared task runs now."""
+        return self._active is not None and not self._active.done()
+
     async def run(self) -> None:
         """Wait until a round of the shared task that began after this call has ended.
 

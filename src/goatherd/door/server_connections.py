@@ -261,6 +261,7 @@ class ServerConnections:
         self._idle: list[ServerConnection] = []
         self._busy: set[ServerConnection] = set()
         self._alive = 0
+        self._is_closed = False
         self.server_generation = 0
 
     def _count_connection(self, change: int) -> None:
@@ -300,7 +301,8 @@ class ServerConnections:
         return len(self._busy) + sum(1 for each in self._idle if each.is_open)
 
     async def aclose(self) -> None:
-        """Close every connection to the server."""
+        """Close every connection to the server, also one that is being opened now."""
+        self._is_closed = True
         for connection in [*self._idle, *self._busy]:
             connection.close()
         self._idle.clear()
@@ -333,6 +335,9 @@ class ServerConnections:
             # Not before there is another one, so that the generation does not end while the server lives.
             for each in old:
                 each.close()
+        if self._is_closed:
+            connection.close()
+            raise NodeUnreachableError(f"the connections to {self.url} are closed")
         self._busy.add(connection)
         return connection, False
 

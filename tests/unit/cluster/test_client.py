@@ -22,6 +22,7 @@ from goatherd.errors import ClockSkewError, ConfigurationError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, parse_signature, verify_request
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.messages import VERSION
+from tests.deadlines import HANG
 
 NOW_MS = 1_795_529_337_420
 URL = "http://goat.test:8080"
@@ -349,6 +350,29 @@ async def test_a_pool_that_was_lent_stays_open() -> None:
         assert await client.healthy()
     assert not http.is_closed
     await http.aclose()
+
+
+async def test_a_client_that_is_closed_during_a_request_leaves_no_connection_open() -> None:
+    ended: list[asyncio.Task[Any] | None] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ended.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        assert await reader.read() == b"", "the client closes the connection"
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for rounds in range(40):  # of the event loop, so that the request is connecting, sending, or waiting
+            client = NodeClient(url, timeout=timedelta(seconds=HANG))
+            request = asyncio.create_task(client.healthy())
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            await client.aclose()
+            assert await request
+        assert len(ended) == 40
+        await asyncio.wait_for(asyncio.gather(*filter(None, ended)), HANG)
 
 
 # --- the module -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.clock import SystemClock
-from goatherd.door.commit_index import FirstSeen, RepositoryIndex
+from goatherd.door.commit_index import FirstSeen, RepositoryIndex, RepositoryIndexes
 from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import (
     DoorRule,
@@ -328,3 +328,37 @@ async def test_a_history_is_admitted_in_any_order(order: list[int]) -> None:
     index = index_of(Held())
     await index.refresh()
     assert await index.hold_accepted([chain[position] for position in order]) == [None] * 8
+
+
+async def test_an_index_that_is_being_read_is_not_dropped_so_that_its_reading_ends_with_the_door() -> None:
+    reading = asyncio.Event()
+    ended: list[str] = []
+
+    async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
+        path = json.loads(body)[0]["path"]
+        if path != "/d/slow":
+            return 200, to_json_bytes([{"path": path, "res": {"c": [], "s": 0}}])
+        reading.set()
+        try:
+            await asyncio.sleep(HANG)
+        finally:
+            ended.append(path)
+        raise AssertionError("nobody waits so long")
+
+    indexes = RepositoryIndexes(
+        ask=ask,
+        signer=lambda: A,
+        clock=SystemClock(),
+        capacity=1,
+        repositories=1,
+        is_session=lambda _: False,
+        server_generation=lambda: 0,
+    )
+    slow = asyncio.create_task(indexes.open_index("/d/slow"))
+    await reading.wait()
+    for path in ("/d/a", "/d/b"):
+        await indexes.open_index(path)
+    await indexes.aclose()
+    assert ended == ["/d/slow"]
+    with pytest.raises(asyncio.CancelledError):
+        await slow

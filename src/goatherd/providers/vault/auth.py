@@ -150,6 +150,7 @@ class Credentials:
         self._environment = os.environ if environment is None else environment
         self._lease: _Lease | None = None
         self._work: asyncio.Task[_Lease] | None = None
+        self._logins: set[asyncio.Task[_Lease]] = set()
         self._waiting = 0
 
     async def current_token(self) -> str:
@@ -196,16 +197,20 @@ class Credentials:
         return self._lease is not None and self._lease.token != token
 
     async def close(self) -> None:
-        """Cancel a Vault login that is in progress."""
-        if self._work is not None and not self._work.done():
-            self._work.cancel()
-            await asyncio.wait({self._work})
+        """Cancel the Vault logins that are in progress, and wait for their end."""
+        for login in self._logins:
+            if not login.cancelling():  # a second time, it would interrupt how the first one closes the connection
+                login.cancel()
+        if self._logins:
+            await asyncio.wait(list(self._logins))
 
     async def _share_login(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
         """Run the login `work` once for all callers that need a token; cancel it when no caller waits any more."""
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(work())
             self._work.add_done_callback(retrieve_outcome)
+            self._logins.add(self._work)
+            self._work.add_done_callback(self._logins.discard)
             self._waiting = 0
         running = self._work
         self._waiting += 1
