@@ -345,6 +345,14 @@ async def test_a_session_is_introduced_at_once_where_a_peer_does_not_confirm_it(
 async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: Path, signer: OwnedSession) -> None:
     async with cluster(tmp_path, 2, [document_of(signer)], links=lambda index: [0] if index else []) as nodes:
         first, second = nodes
+        exchange = second.server.database()._exchange
+        assert exchange is not None
+        courier = exchange._couriers[0]
+
+        async def has_asked() -> bool:
+            return courier.has_given
+
+        await eventually(has_asked)  # the first time, when there is nothing to fetch yet
         users = [OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms()) for _ in range(3)]
         for user in users:
             table_of(first).add_session(user.session)
@@ -352,9 +360,7 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
         async def has_them() -> bool:
             return len(table_of(second)) == 3
 
-        exchange = second.server.database()._exchange
-        assert exchange is not None
-        exchange._couriers[0].has_given = False
+        courier.has_given, courier.fetch_not_before = False, 0.0
         await eventually(has_them)
         assert await second.client.answers(users[0])
 
