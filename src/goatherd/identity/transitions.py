@@ -571,12 +571,18 @@ def revoke_root(
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is not a root of this identity, or is revoked already")
     if document.anchor is not None:
-        if session_id in {one.id for one in (document.anchor, document.next_anchor) if one is not None}:
+        if session_id == document.anchor.id:
             raise IllegalStepError(
                 f"{session_id} is the anchor, which must be replaced before it can be revoked",
                 hint="Replace the anchor with `goatherd rotate --anchor URI` (in direct mode with --direct), then"
                 " revoke the previous one. If the anchor's key is lost, remove the anchor with `goatherd rotate"
                 " --drop-lost-anchor`, and start every server once with --accept-identity.",
+            )
+        if document.next_anchor is not None and session_id == document.next_anchor.id:
+            raise IllegalStepError(
+                f"{session_id} is the next anchor of the rotation in progress, and cannot be revoked before its end",
+                hint="Cancel the rotation with `goatherd rotate --cancel`, or roll it back with `goatherd rotate"
+                " --rollback`. To replace the key that you do not trust, rotate to another anchor afterwards.",
             )
         word = _require_word(word)
     is_current = session_id == document.current.id

@@ -277,6 +277,11 @@ async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_serv
         for before in (document, prepared, published, at):
             follow(before, revoked)
     for at in (prepared, published):
+        assert at.next_anchor is not None
+        assert at.next_anchor != at.anchor
+        with pytest.raises(IllegalStepError, match="is the next anchor of the rotation in progress") as refused:
+            revoke_root(at, at.next_anchor.id, NOW, reason="")
+        assert "goatherd rotate --cancel" in (refused.value.hint or "")
         revoked = revoke_root(at, A.id, NOW, reason="stolen", successor=C, word=await world.word(at, C))
         assert revoked.anchor_changes == ()
         for before in (document, prepared, at):
