@@ -3,7 +3,8 @@
 The check does not change the logs; `goatherd.operations.repair_data` repairs them while the server is stopped. A line
 that is not a commit is never loaded, and is counted. A commit with an invalid signature was changed after the server
 had accepted it: the check removes it from the open repository, and the server fetches it from a peer like any missing
-commit. A commit by an unknown signer is counted and still served.
+commit. A commit by an unknown signer is counted and still served. A commit that the log holds and the open repository
+lacks, because the log's index was wrong, is added, and the index is removed.
 
 Cost: reading and verifying take 0.6 ms a record. The check runs in the background after the start, in one thread that
 pauses four times as long as it works, so 100 000 records take five minutes and a fifth of a core. While requests keep
@@ -262,6 +263,7 @@ class DataCheck:
         first: int | None = None
         damaged, wrong, unknown = 0, dict[str, list[Commit]](), 0
         good: dict[str, Commit] = {}
+        absent: list[Commit] = []
         while True:
             began = self._clock.monotonic()
             batch = await self._in_thread(lambda: list(islice(lines, BATCH)))
@@ -278,6 +280,8 @@ class DataCheck:
             starts = iter(start for start, outcome in batch if isinstance(outcome, Commit))
             for start, commit, verdict in zip(starts, commits, await self._verify_commits(commits), strict=True):
                 self._records += 1
+                if self._engine.is_absent(path, commit.id):
+                    absent.append(commit)
                 if verdict is None:
                     if commit.id in wrong:
                         good[commit.id] = commit
@@ -295,6 +299,10 @@ class DataCheck:
                 await pause_after(self._clock, self._clock.monotonic() - began)
         if wrong and self._engine.withhold_damaged(path, wrong, good):
             self._withheld(path)
+        restored = self._engine.restore_commits(path, [commit for commit in absent if commit.id not in wrong])
+        if restored:
+            await self._in_thread(log.index.remove)
+            _log.warning("%s", event_text(Event.DATA_WRONG_INDEX, file=log.index.file, restored=restored))
         if first is not None:
             bad = sum(map(len, wrong.values()))
             text = event_text(

@@ -361,6 +361,17 @@ class FileLogIndex:
         except OSError as error:
             raise StorageError(f"cannot write {self.file}: {error.strerror}") from error
 
+    def remove(self) -> None:
+        """Delete the index, so that the next start parses the whole log.
+
+        Raises:
+            StorageError: The index cannot be deleted.
+        """
+        try:
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot delete {self.file}: {error.strerror}") from error
+
 
 class LogDirectory:
     """The data directory of one organization, with its log files, locked against use by a second server.

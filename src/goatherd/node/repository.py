@@ -441,6 +441,17 @@ class Repository:
         self.__dict__.update(left.__dict__)
         return True
 
+    def restore_commits(self, commits: Sequence[Commit]) -> int:
+        """Add commits that the log holds already, and return how many of them the repository had not."""
+        before = len(self.ids)
+        for commit in commits:
+            commit.compact()
+        self._index_commits(commits)
+        count = len(self.ids) - before
+        if count:
+            self.indexed = None  # the commits are not in the order of the log any more
+        return count
+
     def hold_back_unwritten(self) -> None:
         """Hide commits that are not in the log file yet, and all later ones, from clients and peers.
 

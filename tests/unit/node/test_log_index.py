@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from goatherd.clock import SystemClock
 from goatherd.errors import StorageError
+from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, index_writer, log_index
 from goatherd.node.index_writer import IndexWriter
 from goatherd.node.log_storage import FileLog, LogDirectory
@@ -27,7 +28,16 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
 from goatherd.wire.schema import BUILTIN, Registry
 from tests.unit.goats import ORG, commit_by, owned
-from tests.unit.node.nodes import document_of, eventually, root, settings_of, store_of
+from tests.unit.node.nodes import (
+    document_of,
+    eventually,
+    now_ms,
+    root,
+    session_commit,
+    settings_of,
+    signed_commit,
+    store_of,
+)
 from tests.unit.wire.test_compact_commits import NOTE, RECORDS
 
 PATH = "/data/notes"
@@ -365,3 +375,40 @@ async def test_a_server_writes_the_indexes_of_its_logs_and_uses_them(
                 return found.unindexed_count == 0
 
             await eventually(is_indexed)
+
+
+@pytest.mark.parametrize("path", [PATH, "/sys/sessions"])
+async def test_a_commit_that_a_wrong_index_hides_is_found_by_the_check_of_the_logs(
+    tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    signer = root("signer")
+    users = [OwnedSession.generate(session_id=f"user-{number}", owner=None, now_ms=now_ms()) for number in range(4)]
+    sessions = [session_commit(signer, user.session) for user in users]
+    commits = sessions if path == "/sys/sessions" else [signed_commit(users[0], key) for key in "abcd"]
+    with LogDirectory(tmp_path / ORG) as directory:
+        append(directory.open_log("/sys/sessions"), sessions)
+        log = directory.open_log(path)
+        if path != "/sys/sessions":
+            append(log, commits)
+        repository = Repository(path, log, org=ORG, connection="here", own_session=lambda: X.id)
+        repository.load_log()
+        extend(repository)
+        assert repository.unindexed_count == 0
+        header, block, *rest = index_of(log).read_bytes().splitlines(keepends=True)
+        columns = json.loads(block.partition(b" ")[2])
+        for name in ("ids", "keys", "session", "ts", "parents", "schema", "bases"):
+            del columns[name][1]
+        index_of(log).write_bytes(b"".join([header, log_index._encode_line({**columns, "skipped": [1]}), *rest]))
+    provider = await store_of(document_of(signer))
+    with caplog.at_level(logging.WARNING, "goatherd.node"):
+        async with Server(tmp_path, settings_of(provider), debug=True) as server:
+            database = server.database()
+            await database.open_repository(path)
+            found = database.engine.repositories[path]
+            assert database._data_check is not None
+            await database._data_check.run()  # the first one may have come before the repository was opened
+            assert set(found.ids) == {commit.id for commit in commits}
+            assert database.engine.pool.get_session(users[1].id) == users[1].session
+            assert not index_of(log).exists()
+    warnings = [record.message for record in caplog.records if record.name == "goatherd.node"]
+    assert warnings == [f"data.wrong_index file={index_of(log)} restored=1"]
