@@ -21,6 +21,7 @@ import pytest
 from hypothesis import settings
 
 from tests.known_signatures import remember_signatures
+from tests.open_connections import connections_left_open, enter_test, watch_connections
 
 HERE = Path(__file__).parent
 SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract", "model"))
@@ -83,12 +84,25 @@ class FailurePrinter:
 
 
 def pytest_configure() -> None:
-    """Put the tests' folders into memory if there is room: a run writes and removes ten thousand files."""
+    """Watch connections, and put the tests' folders into memory if there is room: a run writes ten thousand files."""
+    watch_connections()
     if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
         return
     found = os.statvfs(MEMORY)
     if found.f_bavail * found.f_frsize >= LEAST_ROOM and not found.f_flag & os.ST_NOEXEC:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail the test that has left a connection open, after the end of its event loop."""
+    yield
+    if left := connections_left_open():
+        pytest.fail("\n".join(["connections were left open:", *left]), pytrace=False)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    enter_test(item.nodeid)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
