@@ -44,6 +44,7 @@ from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, Request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import parse_server_url
+from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
@@ -111,36 +112,6 @@ class _Answer:
     content: bytes
 
 
-class _Pool:
-    """A connection pool that is closed only when no request uses it; an async context manager for each request.
-
-    If a pool of the HTTP library is closed while a request opens a connection, nothing ever closes this connection.
-
-    Attributes:
-        is_closed: Whether to close the pool after the last request.
-    """
-
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self.is_closed = False
-        self._http = http
-        self._requests = 0
-
-    async def __aenter__(self) -> httpx2.AsyncClient:
-        self._requests += 1
-        return self._http
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._requests -= 1
-        await self.close_unused()
-
-    async def close_unused(self) -> None:
-        """Close the connections if the pool is closed and no request uses it."""
-        if self.is_closed and not self._requests:
-            await self._http.aclose()
-
-
 class NodeClient:
     """An HTTP client of one GoatDB server. Safe for concurrent calls.
 
@@ -176,7 +147,7 @@ class NodeClient:
         sender: str = NO_SERVER,
     ) -> None:
         self.base_url = str(parse_server_url(base_url))
-        self._pool = None if http is None else _Pool(http)
+        self._pool = None if http is None else ConnectionPool(http)
         self._owns_pool = http is None
         self._is_closed = False
         self._timeout = timeout
@@ -211,8 +182,7 @@ class NodeClient:
         self._is_closed = True
         if self._owns_pool and self._pool is not None:
             pool, self._pool = self._pool, None
-            pool.is_closed = True
-            await pool.close_unused()
+            await pool.aclose()
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -689,14 +659,14 @@ class NodeClient:
             del self._instances[next(iter(self._instances))]
         return told
 
-    def _open_pool(self) -> _Pool:
+    def _open_pool(self) -> ConnectionPool:
         if self._pool is not None:
             return self._pool
         import httpx2
 
         # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
-        pool = _Pool(httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None))
-        pool.is_closed = self._is_closed
+        http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)
+        pool = ConnectionPool(http, is_closed=self._is_closed)
         if not self._is_closed:
             self._pool = pool
         return pool

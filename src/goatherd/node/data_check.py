@@ -301,8 +301,8 @@ class DataCheck:
             self._withheld(path)
         restored = self._engine.restore_commits(path, [commit for commit in absent if commit.id not in wrong])
         if restored:
-            await self._in_thread(log.index.remove)
             _log.warning("%s", event_text(Event.DATA_WRONG_INDEX, file=log.index.file, restored=restored))
+            await self._in_thread(log.index.remove)
         if first is not None:
             bad = sum(map(len, wrong.values()))
             text = event_text(

@@ -206,14 +206,14 @@ async def test_a_connection_that_died_silently_costs_one_attempt_and_not_the_cal
         await provider.read(name)
         client = provider._client
         assert client is not None
-        assert client._http is not None
+        assert client._pool is not None
         assert client._timeout <= provider.timeout.total_seconds() / 2, "another attempt has as much time"
-        client._http.timeout = httpx2.Timeout(2)  # it is connected, so only the black hole can take so long
+        client._pool.http.timeout = httpx2.Timeout(2)  # it is connected, so only the black hole can take so long
         proxy.fault = Fault(mode=Mode.BLACK_HOLE, times=1)
         reading = asyncio.create_task(provider.read(name))
         while not proxy.hits:
             await asyncio.sleep(0.002)
-        client._http.timeout = httpx2.Timeout(HANG)
+        client._pool.http.timeout = httpx2.Timeout(HANG)
         assert (await reading).value.reveal() == b"old"
 
 

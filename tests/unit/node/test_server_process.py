@@ -80,7 +80,7 @@ async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again
     async with server, ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
         await client.healthy()
         assert client._pool is not None
-        reused = client._pool._http._transport._pool._keepalive_expiry
+        reused = client._pool.http._transport._pool._keepalive_expiry
         assert server.limiter.limits.idle_timeout.total_seconds() > 4 * reused
 
 

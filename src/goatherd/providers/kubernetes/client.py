@@ -33,6 +33,7 @@ from goatherd.providers.http_answers import damaged_answer_error, no_answer_erro
 from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
+from goatherd.serving.connection_pool import ConnectionPool
 
 Result = TypeVar("Result")
 
@@ -106,28 +107,29 @@ class KubernetesClient:
         self._clock = clock
         self._store_clock = store_clock or RemoteClock(clock)
         self._transport = transport
-        self._http: httpx2.AsyncClient | None = None
+        self._pool: ConnectionPool | None = None
         self._certificate = 0
 
     def open(self) -> None:
         """Create the connection pool for the Kubernetes API server. Sends no request."""
-        self._http = self._make_pool()
+        self._pool = self._make_pool()
 
-    def _make_pool(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
+    def _make_pool(self) -> ConnectionPool:
+        http = httpx2.AsyncClient(
             verify=default_context() if self._access.verify is None else self._access.verify,
             timeout=self._timeout,
             follow_redirects=False,
             transport=self._transport,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "goatherd"},
         )
+        return ConnectionPool(http)
 
     async def close(self) -> None:
         """Close the connections to the Kubernetes API server, and stop a running credential plugin."""
         await self._access.close()
-        http, self._http = self._http, None
-        if http is not None:
-            await http.aclose()
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.http.aclose()  # at once, since a watch would keep its connection open for minutes
 
     # --- Secrets ----------------------------------------------------------------------------------------------------
 
@@ -313,21 +315,21 @@ class KubernetesClient:
         content: bytes | None = None,
         read: float | None = None,
     ) -> AsyncIterator[httpx2.Response]:
-        http = self._http
-        if http is None:
+        pool = self._pool
+        if pool is None:
             raise PlatformError(
                 ProviderConfigurationError, "the provider is not open", hint="Open the client with `async with`."
             )
         if credential.certificate != self._certificate:
             # A connection shows the certificate that it was made with, for as long as it lasts.
-            self._certificate, self._http = credential.certificate, self._make_pool()
-            await http.aclose()
-            http = self._http
+            old, pool = pool, self._make_pool()
+            self._certificate, self._pool = credential.certificate, pool
+            await old.aclose()
         headers = {"Content-Type": "application/json"} if content is not None else {}
         if credential.token is not None:
             headers["Authorization"] = f"Bearer {credential.token}"
         name = self._access.tls_server_name
-        request = http.build_request(
+        request = pool.http.build_request(
             method,
             f"{self._access.server}{path}",
             params=params,
@@ -336,21 +338,22 @@ class KubernetesClient:
             timeout=httpx2.Timeout(self._timeout, read=read or self._timeout),
             extensions={} if name is None else {"sni_hostname": name},
         )
-        problem: PlatformError | None = None
-        began = self._clock.monotonic()
-        try:
-            response = await http.send(request, stream=True)
-            self._store_clock.note_date(response.headers.get("date"), began=began)
-        # SECURITY: not `from error`: the exception carries the request, and that the token and the values
-        # (tests/contract/kubernetes/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-            problem = self._no_answer_error(error)
-        if problem is not None:
-            raise problem
-        try:
-            yield response
-        finally:
-            await response.aclose()
+        async with pool as http:
+            problem: PlatformError | None = None
+            began = self._clock.monotonic()
+            try:
+                response = await http.send(request, stream=True)
+                self._store_clock.note_date(response.headers.get("date"), began=began)
+            # SECURITY: not `from error`: the exception carries the request, and that the token and the values
+            # (tests/contract/kubernetes/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
+            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
+                problem = self._no_answer_error(error)
+            if problem is not None:
+                raise problem
+            try:
+                yield response
+            finally:
+                await response.aclose()
 
     async def _read_answer(self, response: httpx2.Response) -> bytes:
         raw = bytearray()

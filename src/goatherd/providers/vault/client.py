@@ -45,6 +45,7 @@ from goatherd.providers.tls import default_context
 from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
+from goatherd.serving.connection_pool import ConnectionPool
 
 Result = TypeVar("Result")
 
@@ -125,7 +126,7 @@ class VaultClient:
         self._store_clock = store_clock or RemoteClock(clock)
         self._transport = transport
         self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
-        self._http: httpx2.AsyncClient | None = None
+        self._pool: ConnectionPool | None = None
         self._index: str | None = None
 
     def open(self) -> None:
@@ -134,20 +135,21 @@ class VaultClient:
         Raises:
             ConfigurationError: A certificate or key file cannot be used.
         """
-        self._http = httpx2.AsyncClient(
+        http = httpx2.AsyncClient(
             verify=self._tls_context(),
             timeout=self._timeout,
             follow_redirects=False,
             transport=self._transport,
             headers={"Accept-Encoding": "identity", "X-Vault-Request": "true"},
         )
+        self._pool = ConnectionPool(http)
 
     async def close(self) -> None:
         """Close the connections to the Vault server. A token from a login is not revoked, as others may share it."""
-        http, self._http = self._http, None
+        pool, self._pool = self._pool, None
         await self._credentials.close()
-        if http is not None:
-            await http.aclose()
+        if pool is not None:
+            await pool.aclose()
 
     # --- the key/value engine ---------------------------------------------------------------------------------------
 
@@ -309,8 +311,8 @@ class VaultClient:
         Raises:
             PlatformError: Vault did not answer, gave a damaged answer, or answered with another status.
         """
-        http = self._http
-        if http is None:
+        pool = self._pool
+        if pool is None:
             raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         headers = {}
         if token is not None:
@@ -322,7 +324,7 @@ class VaultClient:
         content = None if body is None else json.dumps(body).encode()
         url = f"{self._address.url}/v1/{path}"
         for _ in range(2):
-            status, answer_headers, raw = await self._exchange_once(http, method, url, headers, content, params)
+            status, answer_headers, raw = await self._exchange_once(pool, method, url, headers, content, params)
             if status not in (301, 302, 307, 308):
                 break
             url, params = self._follow_redirect(url, answer_headers.get("location")), {}
@@ -332,7 +334,7 @@ class VaultClient:
 
     async def _exchange_once(
         self,
-        http: httpx2.AsyncClient,
+        pool: ConnectionPool,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -342,7 +344,10 @@ class VaultClient:
         raw = bytearray()
         began = self._clock.monotonic()
         try:
-            async with http.stream(method, url, headers=headers, content=content, params=params or None) as response:
+            async with (
+                pool as http,
+                http.stream(method, url, headers=headers, content=content, params=params or None) as response,
+            ):
                 self._store_clock.note_date(response.headers.get("date"), began=began)
                 async for chunk in response.aiter_bytes():
                     raw += chunk
