@@ -16,7 +16,7 @@ _PAUSES = 5
 def let_the_lease_pass(patch: pytest.MonkeyPatch) -> None:
     """Make a writer that waits for another one wait a few short pauses, after which the lease has passed.
 
-    A writer that waits for nobody keeps its lease, however slow the machine is.
+    A writer that waits for no other writer keeps its lease, however slow the machine is.
     """
     passed = 0.0
 

@@ -343,7 +343,7 @@ async def test_an_index_that_is_being_read_is_not_dropped_so_that_its_reading_en
             await asyncio.sleep(HANG)
         finally:
             ended.append(path)
-        raise AssertionError("nobody waits so long")
+        raise AssertionError("the reading is cancelled")
 
     indexes = RepositoryIndexes(
         ask=ask,

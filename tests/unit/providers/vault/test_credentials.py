@@ -1,4 +1,4 @@
-"""A Vault login that nobody waits for any more has ended when the provider is closed."""
+"""A Vault login that no caller waits for any more has ended when the provider is closed."""
 
 from __future__ import annotations
 
