@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,8 @@ _SHARD_MAGIC: Final = (b"TAOG", b"GOAT")
 _LARGEST_RECORD: Final = 256 * 1024 * 1024
 _SMALLEST_RECORD: Final = 36
 _NEWER_KEY: Final = "OKP"
-_QUOTED_KEY: Final = f'"{_NEWER_KEY}'.encode()
+_QUOTED_KEYS: Final = (f'"{_NEWER_KEY}'.encode(), f"\\u0022{_NEWER_KEY}".encode())
+"""Both ways in which JSON writes a quotation mark. Without it, the letters occur in many a key by chance."""
 _SUPPORTED: Final = "Goatherd supports GoatDB 0.5.1"
 _NEWER_HINT: Final = (
     "Nothing was changed. Run the newer GoatDB without Goatherd, or restore the backup of this directory from before "
@@ -327,14 +329,14 @@ def _check_sessions(path: Path) -> None:
     position = 0
     with path.open("rb") as file:
         while part := file.read(_PART_BYTES) + file.readline():
-            if _QUOTED_KEY in part:
+            if any(key in part for key in _QUOTED_KEYS):
                 _check_sessions_part(path, part, position)
             position += len(part)
 
 
 def _check_sessions_part(path: Path, part: bytes, position: int) -> None:
-    for line in part.splitlines(keepends=True):
-        if _QUOTED_KEY in line and _is_newer_session(_parse_object(line)):
+    for line in BytesIO(part):
+        if _NEWER_KEY.encode() in line and _is_newer_session(_parse_object(line)):
             raise NewerFormatError(
                 f"{path} holds, at byte {position}, a session with an Ed25519 key, which is a newer GoatDB's key;"
                 f" {_SUPPORTED}, whose keys are P-384",

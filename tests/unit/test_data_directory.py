@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from goatherd import data_directory
 from goatherd.data_directory import check_data_directory, check_understood, organization_directories
 from goatherd.errors import ConfigurationError, NewerFormatError
 
@@ -67,6 +68,23 @@ def test_what_a_newer_goatdb_wrote_is_an_error_that_names_the_file(org: Path, na
         check_understood(org)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "line",
+    [newer_session().replace(rb"\"OKP\"", rb"\u0022OKP\u0022"), newer_session().replace(b",", b",\r", 1)],
+    ids=["escaped quotation marks", "a carriage return between members"],
+)
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_newer_session_is_found_however_its_json_is_written_and_wherever_it_lies(
+    org: Path, line: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_directory, "_PART_BYTES", size)
+    assert line != newer_session()
+    before = b'\n{"id":"c1"}\n\n'
+    (org / "sys" / "sessions.jsonl").write_bytes(before + line + b"\n")
+    with pytest.raises(NewerFormatError, match=f"at byte {len(before)},"):
+        check_understood(org)
 
 
 def test_a_text_that_only_mentions_the_newer_key_type_is_no_newer_session(org: Path) -> None:

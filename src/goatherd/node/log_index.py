@@ -149,7 +149,7 @@ def encode_block(
     )
 
 
-def read_line(line: bytes) -> dict[str, Any]:
+def decode_line(line: bytes) -> dict[str, Any]:
     """Decode a line of an index.
 
     Raises:
@@ -175,7 +175,7 @@ def split_part(block: dict[str, Any], part: bytes) -> list[bytes]:
     return [line for line in part.split(b"\n") if line]
 
 
-def decode_commits(part: IndexedPart, *, org: str, registry: Registry) -> tuple[list[Commit], int]:
+def decode_part(part: IndexedPart, *, org: str, registry: Registry) -> tuple[list[Commit], int]:
     """Return the commits of a part of a log, in compact form, and the number of its lines that are not commits.
 
     Raises:

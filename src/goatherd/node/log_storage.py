@@ -39,7 +39,7 @@ from weakref import WeakValueDictionary
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import DecodeError, GoatherdError, PathError, StorageError
 from goatherd.garbage_collection import pause_collection
-from goatherd.node.log_index import IndexedPart, LogIndex, read_line, split_part
+from goatherd.node.log_index import IndexedPart, LogIndex, decode_line, split_part
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
@@ -340,7 +340,7 @@ class FileLogIndex:
                             return
                         index_end = len(line)
                         continue
-                    block = read_line(line)
+                    block = decode_line(line)
                     lines = split_part(block, log.read(block["size"]))
                     log_end, index_end = log_end + block["size"], index_end + len(line)
                     yield IndexedPart(block=block, lines=lines, log_end=log_end, index_end=index_end)

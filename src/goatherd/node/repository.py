@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
-from goatherd.node.log_index import LogIndex, decode_commits, encode_block, encode_header
+from goatherd.node.log_index import LogIndex, decode_part, encode_block, encode_header
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, apply_edit, new_commit
 from goatherd.wire.items import decode_data, encode_data, normalize_data
@@ -238,7 +238,7 @@ class Repository:
         self.indexed = IndexPosition(commit_count=0, log_end=0, index_end=0)
         for part in index.read_parts(self._index_header):
             try:
-                commits, undecodable = decode_commits(part, org=self.org, registry=self.registry)
+                commits, undecodable = decode_part(part, org=self.org, registry=self.registry)
             except DecodeError:
                 break
             self._index_commits(commits)
