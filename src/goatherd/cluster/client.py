@@ -693,15 +693,12 @@ class NodeClient:
             port = httpx2.URL(url).port
             name = self._server_name if port is None else f"{self._server_name}:{port}"
             headers = {**(headers or {}), "host": name}
-        began = self._clock.monotonic()
-        try:
-            async with (
-                self._open_pool() as http,
-                asyncio.timeout(limit),
-                http.stream(
-                    method, url, content=content, headers=headers, timeout=limit, extensions=extensions
-                ) as answer,
-            ):
+
+        async def exchange(http: httpx2.AsyncClient) -> _Answer:
+            began = self._clock.monotonic()
+            async with http.stream(
+                method, url, content=content, headers=headers, timeout=limit, extensions=extensions
+            ) as answer:
                 self._server_clock.note_date(answer.headers.get("date"), began=began)
                 # SECURITY: an endless answer, or a small one that decompresses to it, must not fill the memory
                 # (tests/unit/cluster/test_client.py).
@@ -717,6 +714,10 @@ class NodeClient:
                         )
                     parts.append(part)
                 return _Answer(answer.status_code, answer.headers, b"".join(parts))
+
+        try:
+            async with asyncio.timeout(limit):
+                return await self._open_pool().run(exchange)
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise NodeUnreachableError(f"{method} {url}: no answer within {patience:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:

@@ -59,11 +59,12 @@ def introduction_source(
             client = connect(url)
             try:
                 pulled = await client.pull(SESSIONS_PATH, document.current, clock.now_ms())
-                yield Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
+                found = Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
             except NodeError as error:
-                yield Introductions(place=url, problem=str(error))
+                found = Introductions(place=url, problem=str(error))
             finally:
                 await client.aclose()
+            yield found
 
     return give
 

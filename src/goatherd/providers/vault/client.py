@@ -341,19 +341,19 @@ class VaultClient:
         content: bytes | None,
         params: Mapping[str, str],
     ) -> tuple[int, httpx2.Headers, bytes]:
-        raw = bytearray()
-        began = self._clock.monotonic()
-        try:
-            async with (
-                pool as http,
-                http.stream(method, url, headers=headers, content=content, params=params or None) as response,
-            ):
+        async def exchange(http: httpx2.AsyncClient) -> tuple[int, httpx2.Headers, bytes]:
+            raw = bytearray()
+            began = self._clock.monotonic()
+            async with http.stream(method, url, headers=headers, content=content, params=params or None) as response:
                 self._store_clock.note_date(response.headers.get("date"), began=began)
                 async for chunk in response.aiter_bytes():
                     raw += chunk
                     if len(raw) > _LONGEST_ANSWER:
                         raise damaged_answer_error("it is too long")
                 return response.status_code, response.headers, bytes(raw)
+
+        try:
+            return await pool.run(exchange)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the value
         # (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
