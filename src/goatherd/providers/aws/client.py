@@ -26,6 +26,7 @@ import botocore.session
 from botocore import exceptions as sdk
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+from botocore.loaders import Loader
 
 from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
@@ -283,10 +284,23 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE
         max_pool_connections=THREADS,
         user_agent_extra="goatherd",
     )
-    session = boto3.Session(profile_name=address.profile, region_name=address.region)
+    session = _open_session(address.profile, address.region)
     if address.role_arn is not None:
         session = _assume_role(session, address.role_arn, config)
     return cast("Client", session.client(service, endpoint_url=address.endpoint, config=config))
+
+
+def _open_session(profile: str | None, region: str | None) -> boto3.Session:
+    """Create a boto3 session that shares the descriptions of AWS's services, whose decoding takes 60 ms."""
+    inner = botocore.session.get_session()
+    session = boto3.Session(profile_name=profile, region_name=region, botocore_session=inner)
+    inner.register_component("data_loader", _service_descriptions())
+    return session
+
+
+@functools.cache
+def _service_descriptions() -> Loader:
+    return cast("Loader", botocore.session.get_session().get_component("data_loader"))
 
 
 def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.Session:
@@ -301,12 +315,11 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
         role_arn=role_arn,
         extra_args={"RoleSessionName": "goatherd"},
     )
-    session = botocore.session.get_session()
-    session.set_config_variable("region", source.region_name)
-    session._credentials = DeferredRefreshableCredentials(  # the SDK has no public way
+    session = _open_session(None, source.region_name)
+    session._session._credentials = DeferredRefreshableCredentials(  # the SDK has no public way
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )
-    return boto3.Session(botocore_session=session)
+    return session
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
