@@ -10,6 +10,7 @@ longest begin first, whatever the shuffled order, so that no core is without wor
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -140,9 +141,20 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files with slow tests only, if only quick ones run: their SDKs take longer than most tests."""
+    is_left_out = config.option.markexpr == "not slow" and collection_path.suffix and is_slow(collection_path)
+    return True if is_left_out else None
+
+
+@functools.cache
+def is_slow(path: Path) -> bool:
+    return path not in QUICK_FILES and any(folder in path.parents for folder in SLOW_FOLDERS)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path not in QUICK_FILES and any(folder in item.path.parents for folder in SLOW_FOLDERS):
+        if is_slow(item.path):
             item.add_marker(pytest.mark.slow)
         if "deep" in item.keywords:
             item.add_marker(pytest.mark.slow)

@@ -14,6 +14,7 @@ from .story import tell
 CAUGHT = (*MUTANTS, *PRICES)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("mutant", CAUGHT, ids=[one.name for one in CAUGHT])
 def test_without_it_a_rule_is_broken_and_the_story_says_which_and_how(mutant: Mutant) -> None:
     found = explore_mutant(mutant)
@@ -27,6 +28,7 @@ def test_without_it_a_rule_is_broken_and_the_story_says_which_and_how(mutant: Mu
     assert len(found.path) < 45
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("mutant", REDUNDANT, ids=[one.name for one in REDUNDANT])
 def test_without_it_alone_nothing_is_broken_because_another_protection_stands_behind_it(mutant: Mutant) -> None:
     assert explore_mutant(mutant).broken is None

@@ -49,7 +49,7 @@ async def test_the_simulation_finds_out_what_was_taken_away_at_its_seed(name: st
     await check(name, f"{AT_SEED[name]}-{AT_SEED[name]}")
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in AT_SEED])
 async def test_the_simulation_finds_out_what_was_taken_away(name: str) -> None:
     await check(name, SEEDS)

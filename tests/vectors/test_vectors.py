@@ -46,39 +46,43 @@ EDGES = [
     "stable-stringify-edges",
 ]
 PARTLY = ["edits", "jsonl", "merges", "orders", "schemas"]
-SHEETS = {sheet.name: sheet for sheet in check_directory(VECTORS)[0]}
+
+
+@pytest.fixture(scope="module")
+def sheets() -> dict[str, Sheet]:
+    return {sheet.name: sheet for sheet in check_directory(VECTORS)[0]}
 
 
 @pytest.mark.parametrize("name", COMPLETE + EDGES)
-def test_every_case_holds(name: str) -> None:
-    sheet = SHEETS[name]
+def test_every_case_holds(sheets: dict[str, Sheet], name: str) -> None:
+    sheet = sheets[name]
     assert sheet.failures == []
     assert sheet.ok == sheet.total > 0
     assert not sheet.not_judged
 
 
 @pytest.mark.parametrize("name", PARTLY)
-def test_what_is_judged_holds_and_the_rest_says_why(name: str) -> None:
-    sheet = SHEETS[name]
+def test_what_is_judged_holds_and_the_rest_says_why(sheets: dict[str, Sheet], name: str) -> None:
+    sheet = sheets[name]
     assert sheet.failures == []
     assert sheet.ok + sum(sheet.not_judged.values()) == sheet.total
     assert all("only clients and GoatDB's servers" in reason for reason in sheet.not_judged)
 
 
 @pytest.mark.slow
-def test_every_file_is_judged() -> None:
-    assert sorted(SHEETS) == sorted(COMPLETE + EDGES + PARTLY)
+def test_every_file_is_judged(sheets: dict[str, Sheet]) -> None:
+    assert sorted(sheets) == sorted(COMPLETE + EDGES + PARTLY)
     assert check_directory(VECTORS)[1] == []
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_line_per_file_and_succeeds() -> None:
+def test_the_command_prints_a_line_per_file_and_succeeds(sheets: dict[str, Sheet]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.vectors"], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout
     assert "base32 32 ok / 32\n" in done.stdout
-    assert len(done.stdout.splitlines()) == len(SHEETS)
+    assert len(done.stdout.splitlines()) == len(sheets)
     assert all(re.fullmatch(r"\S+ \d+ ok / \d+(, \d+ not judged: .+)?", line) for line in done.stdout.splitlines())
     assert done.stderr == ""
 
