@@ -111,7 +111,10 @@ class _Introduction:
 
     session: Session
     commit: Commit
-    signer_id: str
+
+    @property
+    def signer_id(self) -> str:
+        return self.commit.session
 
 
 @dataclass(slots=True)
@@ -233,7 +236,7 @@ class TrustPool:
         self._given: dict[str, Session] = {}
         self._learnt: dict[str, Session] = {}
         self._learnt_roots: dict[str, None] = {}
-        self._accepted: dict[str, list[_Introduction]] = {}
+        self._accepted: dict[str, tuple[_Introduction, ...]] = {}
         self._pending: dict[str, list[Commit]] = {}
         self._pending_roots: set[str] = set()
         self._waiting: set[str] = set()
@@ -444,7 +447,7 @@ class TrustPool:
             session = session_from_commit(commit)
         except DecodeError:
             return False
-        self._accept_introduction(_Introduction(session, commit, root.id))
+        self._accept_introduction(_Introduction(session, commit))
         if session.is_root:
             self._settle_roots()
         return True
@@ -545,7 +548,7 @@ class TrustPool:
                 continue  # another verification has settled it
             self._forget_pending(job.session_id, position)
             if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
-                self._accept_introduction(_Introduction(job.outcome, job.commit, job.root.id))
+                self._accept_introduction(_Introduction(job.outcome, job.commit))
                 settled = settled or job.outcome.is_root
         for session_id in {job.session_id for job in verification._jobs}:
             if session_id in self._pending and session_id not in self._queue:
@@ -669,9 +672,9 @@ class TrustPool:
 
     def _accept_introduction(self, introduction: _Introduction) -> None:
         session_id = introduction.session.id
-        introductions = self._accepted.setdefault(session_id, [])
+        introductions = self._accepted.get(session_id, ())
         if all(known.commit.id != introduction.commit.id for known in introductions):
-            introductions.append(introduction)
+            self._accepted[session_id] = (*introductions, introduction)
         self._learn_session(preferred_session(self._learnt.get(session_id), introduction.session))
 
     def _learn_session(self, session: Session) -> None:
@@ -699,7 +702,7 @@ class TrustPool:
                 commits = self._pending[session_id]
                 self._forget_pending(session_id, next(i for i, c in enumerate(commits) if c is job.commit))
                 if isinstance(job.outcome, Session):
-                    self._accept_introduction(_Introduction(job.outcome, job.commit, job.root.id))
+                    self._accept_introduction(_Introduction(job.outcome, job.commit))
                     is_accepted = True
             if is_accepted:
                 todo.extend(signed_by.get(session_id, ()))
@@ -752,7 +755,7 @@ class TrustPool:
             for one in good:
                 best = preferred_session(best, one.session)
             if good:
-                self._accepted[session_id] = good
+                self._accepted[session_id] = tuple(good)
             else:
                 del self._accepted[session_id]
             if best is not None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
@@ -38,6 +39,7 @@ SESSION_LIFETIME = timedelta(days=30)
 REQUEST_WINDOW = timedelta(minutes=3)
 
 _MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
+_NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
 
 
 class SigningKey(Protocol):
@@ -89,7 +91,7 @@ class Session:
             expiration_ms = ms_from_seconds(encoded["expiration"])
         except DecodeError as error:
             raise DecodeError(f"session {session_id!r}: {error}") from None
-        extra = {name: value for name, value in encoded.items() if name not in _MEMBERS}
+        extra = {name: value for name, value in encoded.items() if name not in _MEMBERS} or _NO_MEMBERS
         return cls(id=session_id, public_key=public_key, owner=owner, expiration_ms=expiration_ms, extra=extra)
 
     def to_json(self) -> dict[str, Any]:

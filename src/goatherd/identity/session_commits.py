@@ -105,6 +105,8 @@ def session_from_commit(commit: Commit) -> Session:
     if not isinstance(jwk, Mapping) or "d" in jwk:
         raise DecodeError(f"commit {commit.id!r}: publicKey must be a public JWK")
     members: dict[str, Any] = {name: fields[name] for name in ("id", "owner", "expiration") if name in fields}
+    if members.get("id") == commit.key:
+        members["id"] = commit.key  # one string in memory, not two: servers know tens of thousands of sessions
     session = Session.from_json({**members, "publicKey": jwk})
     if session.id != commit.key:
         raise DecodeError(f"commit {commit.id!r}: its item key must be the id of the session that it introduces")
