@@ -1,7 +1,8 @@
 """Ports for servers whose address must be known before they listen, or that stop and listen there again.
 
 A port that the system gave and that was closed again may be the next one that it gives, to another server or as the
-near end of any connection. So these are below those that it gives, and no two processes of a test run share any.
+near end of any connection. So these are below those that it gives, and no two processes of a test run share any. The
+port after each one is not given to anybody else, for servers that take two.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _own() -> list[int]:
         last = min(last, int(_SYSTEM.read_text().split()[0]) - 1)
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = list(range(_FIRST + number, last + 1, count))
+    ports = list(range(_FIRST + 2 * number, last, 2 * count))
     start = random.SystemRandom().randrange(len(ports))
     return ports[start:] + ports[:start]
 
@@ -36,7 +37,7 @@ _NEXT: Final = cycle(_own())
 
 def free_ports(count: int) -> list[int]:
     """Return ports on which nothing listens, and which no other test of this run is given."""
-    return list(islice(filter(_is_free, _NEXT), count))
+    return list(islice((port for port in _NEXT if _is_free(port) and _is_free(port + 1)), count))
 
 
 def _is_free(port: int) -> bool:

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.deadlines import HANG
+from tests.ports import free_ports
 
 _READY_WITHIN: Final = 2 * HANG
 _TRIES: Final = 5
@@ -58,7 +58,7 @@ class Emulator(ABC):
         self._directory = tempfile.TemporaryDirectory(prefix=f"goatherd-{self._program.name}-")
         try:
             for attempt in range(1, _TRIES + 1):
-                self.port = _free_port()
+                (self.port,) = free_ports(1)  # OpenBao in development mode takes the next one, too
                 if self._start(last=attempt == _TRIES):
                     return self
         except BaseException:
@@ -107,18 +107,6 @@ class Emulator(ABC):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
                 return
-
-
-def _free_port() -> int:
-    """Return a port that is free and whose neighbour is too: OpenBao's development server takes both."""
-    for _ in range(100):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-    raise AssertionError("no two neighbouring free ports")
 
 
 def _die_with_parent() -> None:
