@@ -283,7 +283,7 @@ class Views:
         else:
             # SECURITY: a thousand elements that each ask for everything must not fill the memory
             # (tests/unit/node/test_engine_answers.py).
-            shown = self._view_filter(view, size, cycles, now_ms, may_be_old=_may_be_old(look))
+            shown = self._view_filter(view, size, cycles, now_ms, may_be_old=_may_be_old(asked, look))
             if look is not None and look.missing:
                 commits = self._missing_commits(view, look.missing, born_under, room)
         if not room.take_bytes(len(shown) * 3 // 4):
@@ -296,7 +296,8 @@ class Views:
 
         COMPAT: after a message with new commits, GoatDB answers with a filter for one round, which contains hardly any
         commit by chance, but is three times as large. A client that holds no commit which this server lacks does not
-        need such a filter, and gets one only from a small view.
+        need such a filter, and gets one only from a small view; neither does a sender that claims to hold everything,
+        as doors and tools do that only push.
         """
         count = len(view.commits)
         # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine_answers.py).
@@ -306,7 +307,7 @@ class Views:
             # Room to grow by a quarter and more: a filter is made anew a few times while a repository doubles.
             grain = 1 << max(0, size.bit_length() - 2)
             size = -(-size // grain) * grain
-        is_precise = brought and (count <= BIG_VIEW or not _holds_nothing_else(look))
+        is_precise = brought and (count <= BIG_VIEW or (_may_lack(asked) and not _holds_nothing_else(look)))
         return size, 1 if is_precise else _CYCLES
 
     def _empty_filter(self, size: int, cycles: int) -> BloomFilter:
@@ -331,7 +332,7 @@ class Views:
         known = view.filters.get(self._filter_key(view, asked, look, brought))
         if known is None or len(view.commits) - known.count > _NEW_COMMITS:
             return False
-        return _may_be_old(look) or 0 <= now_ms - known.made_ms < _filter_life(view)
+        return _may_be_old(asked, look) or 0 <= now_ms - known.made_ms < _filter_life(view)
 
     def _view_filter(self, view: SessionView, size: int, cycles: int, now_ms: int, *, may_be_old: bool) -> bytes:
         """Return the JSON of a Bloom filter over the commits of a view.
@@ -433,9 +434,12 @@ def _may_lack(asked: SyncMessage) -> bool:
     return bool(asked.filter.seeds) and asked.version >= VERSION
 
 
-def _may_be_old(look: Look | None) -> bool:
-    """Return whether a filter from an earlier answer may be sent, because client and server hold the same commits."""
-    return look is not None and _holds_nothing_else(look) and not look.missing
+def _may_be_old(asked: SyncMessage, look: Look | None) -> bool:
+    """Return whether the filter of an earlier answer may be sent again, with the commits that were added since.
+
+    It may if client and server hold the same commits, or if the sender claims to hold everything.
+    """
+    return not _may_lack(asked) or (look is not None and _holds_nothing_else(look) and not look.missing)
 
 
 def _holds_nothing_else(look: Look | None) -> bool:
