@@ -437,9 +437,11 @@ def _may_lack(asked: SyncMessage) -> bool:
 def _may_be_old(asked: SyncMessage, look: Look | None) -> bool:
     """Return whether the filter of an earlier answer may be sent again, with the commits that were added since.
 
-    It may if client and server hold the same commits, or if the sender claims to hold everything.
+    It may if client and server hold the same commits, or if the sender only pushes: it claims to hold everything. One
+    that claims so and brings nothing asks for filters, each with other seeds (`goatherd.revocation.reissue_sessions`).
     """
-    return not _may_lack(asked) or (look is not None and _holds_nothing_else(look) and not look.missing)
+    is_push = bool(asked.commits) and not _may_lack(asked)
+    return is_push or (look is not None and _holds_nothing_else(look) and not look.missing)
 
 
 def _holds_nothing_else(look: Look | None) -> bool:

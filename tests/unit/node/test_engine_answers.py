@@ -174,6 +174,25 @@ def test_a_filter_over_many_commits_is_used_again_and_stays_truthful(node: Node)
     assert big.sync(A, now_ms=NOW + 1001)["f"] != first
 
 
+def test_one_who_only_pushes_gets_the_same_filter_extended_and_one_who_asks_for_filters_gets_new_ones() -> (
+    None
+):
+    everything = BloomFilter(bytearray(2), ())
+    big = Node(A, A, logs={"/data/test": [note(A, f"k{number}").to_json() for number in range(250)]})
+
+    def push(number: int) -> BloomFilter:
+        commit = note(A, f"new-{number}")
+        answer = big.sync(A, commits=[commit], held=everything, now_ms=NOW + number * 60_000)
+        assert (answer["s"], answer["c"]) == (251 + number, [])
+        found = BloomFilter.from_json(answer["f"]["__v"])
+        assert all(held in found for held in big.stored())
+        return found
+
+    assert {push(number).seeds for number in range(3)} == {push(3).seeds}
+    asked = [big.sync(A, held=everything, now_ms=NOW + number * 60_000)["f"]["__v"] for number in range(4, 7)]
+    assert len({BloomFilter.from_json(each).seeds for each in asked}) == 3
+
+
 def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
     def allow(access: Access) -> bool:
         if access.operation == "write":
