@@ -174,9 +174,7 @@ def test_a_filter_over_many_commits_is_used_again_and_stays_truthful(node: Node)
     assert big.sync(A, now_ms=NOW + 1001)["f"] != first
 
 
-def test_one_who_only_pushes_gets_the_same_filter_extended_and_one_who_asks_for_filters_gets_new_ones() -> (
-    None
-):
+def test_one_who_only_pushes_gets_the_same_filter_extended_and_one_who_asks_for_filters_gets_new_ones() -> None:
     everything = BloomFilter(bytearray(2), ())
     big = Node(A, A, logs={"/data/test": [note(A, f"k{number}").to_json() for number in range(250)]})
 
