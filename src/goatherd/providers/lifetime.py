@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Work = Callable[[], Awaitable[None]]
 
+_holders: set[asyncio.Task[None]] = set()
+"""The tasks that hold resources open until their event loops end. An event loop itself has only weak references."""
+
 
 class LifetimeMisuseError(Exception):
     """A resource was used after it was closed, or in another event loop. The message completes "the provider …"."""
@@ -81,6 +84,8 @@ class SharedLifetime:
         if self._opened is None or self._holder is None or self._holder.done():
             self._opened = asyncio.get_running_loop().create_future()
             self._holder = asyncio.create_task(self._hold(opening, closing, self._opened), name="hold a store open")
+            _holders.add(self._holder)
+            self._holder.add_done_callback(_holders.discard)
         # A caller that is cancelled must not take the opening from the others.
         await asyncio.shield(self._opened)
 

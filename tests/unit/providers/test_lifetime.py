@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -36,6 +37,25 @@ def test_calls_from_synchronous_code_open_and_close_the_provider_each():
     asyncio.run(provider.create("root", b"value"))
     assert asyncio.run(provider.get_secret("root")).reveal() == b"value"
     assert provider.noted == ["opened", "closed", "opened", "closed"]
+
+
+def test_a_provider_that_is_dropped_is_closed_at_the_end_of_the_loop_and_nothing_is_reported():
+    noted: list[str] = []
+    reported: list[str] = []
+
+    async def use_and_drop() -> None:
+        provider = Connected()
+        provider.noted = noted
+        await provider.create("root", b"value")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+        await use_and_drop()
+        gc.collect()
+        assert noted == ["opened"]
+
+    asyncio.run(main())
+    assert (noted, reported) == (["opened", "closed"], [])
 
 
 async def test_first_calls_at_once_open_it_once_and_aclose_closes_it():
