@@ -207,7 +207,7 @@ class Credentials:
     async def _share_login(self, work: Callable[[], Coroutine[Any, Any, _Lease]]) -> _Lease:
         """Run the login `work` once for all callers that need a token; cancel it when no caller waits any more."""
         if self._work is None or self._work.done():
-            self._work = asyncio.ensure_future(work())
+            self._work = asyncio.ensure_future(self._replace_lease(work()))
             self._work.add_done_callback(retrieve_outcome)
             self._logins.add(self._work)
             self._work.add_done_callback(self._logins.discard)
@@ -215,14 +215,18 @@ class Credentials:
         running = self._work
         self._waiting += 1
         try:
-            self._lease = await asyncio.shield(running)
+            return await asyncio.shield(running)
         finally:
             if running is self._work:
                 self._waiting -= 1
                 if self._waiting == 0 and not running.done():
                     running.cancel()
                     self._work = None
-        return self._lease
+
+    async def _replace_lease(self, work: Coroutine[Any, Any, _Lease]) -> _Lease:
+        # Set here and not by the callers, which go on a moment later: until then, another would log in once more.
+        self._lease = lease = await work
+        return lease
 
     async def _log_in(self) -> _Lease:
         method = self._method
