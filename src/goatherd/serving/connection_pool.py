@@ -3,6 +3,8 @@
 The library httpx2 closes connections one after another, and expects to be cancelled only through the scopes of the
 library anyio. If a task is cancelled meanwhile in the way of asyncio, the other connections stay open. They also do if
 a pool is closed while a request opens a connection; and the other requests of the pool fail.
+
+Known limit: a connection whose TLS handshake is cancelled is closed only by the garbage collector or by the server.
 """
 
 from __future__ import annotations
