@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
@@ -39,7 +38,7 @@ SESSION_LIFETIME = timedelta(days=30)
 REQUEST_WINDOW = timedelta(minutes=3)
 
 _MEMBERS = frozenset({"id", "publicKey", "privateKey", "owner", "expiration"})
-_NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
+_NO_MEMBERS: Mapping[str, Any] = {}
 
 
 class SigningKey(Protocol):
