@@ -9,8 +9,9 @@ import pytest
 from goatherd.door import Door, TrustedSessions
 from goatherd.door.key_filter import script_with_server_url
 from goatherd.errors import ConfigurationError
-from tests.cluster.door_world import A, Standing, identity, world
-from tests.fakes.upstream_child import APPLICATION
+from goatherd.wire.schema import Registry
+from tests.cluster.door_world import NOTE, A, Standing, identity, world
+from tests.fakes.upstream_child import APPLICATION, UpstreamChild
 from tests.unit.goats import ORG, element
 
 from .scripted_server import Quiet
@@ -60,11 +61,11 @@ def test_a_script_without_goatdb_s_address_in_front_passes_byte_for_byte(script:
 async def test_a_server_that_names_another_address_than_the_door_s_is_reported_with_the_remedy(
     caplog: pytest.LogCaptureFixture, named: str | None, public_url: str | None, expected: str | None
 ) -> None:
-    async with world() as w:
-        caplog.clear()
-        w.child.resolves_to = named
-        trust = TrustedSessions(org=ORG, identity=identity(A), clock=w.clock)
-        async with Door(upstream=w.child.url, trust=trust, clock=w.clock, public_url=public_url) as door:
+    clock = Standing()
+    async with UpstreamChild(A, clock=clock, registry=Registry([NOTE])) as child:
+        child.resolves_to = named
+        trust = Quiet(org=ORG, identity=identity(A), clock=clock)
+        async with Door(upstream=child.url, trust=trust, clock=clock, public_url=public_url) as door:
             await door._check_address()
         found = [text for text in caplog.messages if "door.bypassed" in text]
         assert bool(found) is (expected is not None)
