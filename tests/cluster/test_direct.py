@@ -48,7 +48,6 @@ class Faults:
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
-    monkeypatch.setattr(remote_keys, "TIMEOUT", timedelta(seconds=HANG))
     found, sign, other = Faults(), LocalSigner.sign, PrivateKey.generate()
 
     async def sign_with_faults(self: LocalSigner, text: bytes) -> bytes:
@@ -60,6 +59,12 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
 
     monkeypatch.setattr(LocalSigner, "sign", sign_with_faults)
     return found
+
+
+@pytest.fixture(autouse=True)
+def signers_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_keys, "TIMEOUT", timedelta(seconds=HANG))
+    monkeypatch.setattr("goatherd.signers.transit.signer.REQUEST_TIMEOUT", HANG)
 
 
 async def new_key(path: Path) -> str:
