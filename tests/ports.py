@@ -2,7 +2,7 @@
 
 A port that the system gave and that was closed again may be the next one that it gives, to another server or as the
 near end of any connection. So these are below those that it gives, and no two processes of a test run share any. The
-port after each one is not given to anybody else, for servers that take two.
+port after each one is given to no test, for servers that take two.
 """
 
 from __future__ import annotations

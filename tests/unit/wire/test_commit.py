@@ -95,7 +95,7 @@ class TestReading:
         if commit.is_delta or "/" not in str(commit.schema):
             return
         if commit.revert and commit.merge_leader == "":
-            return  # an empty `revert` is left out by every reader, so nobody can verify such a commit
+            return  # every reader leaves out an empty `revert`, so no reader can verify such a commit
         again = Commit.from_json(sent, org=commit.org)
         assert stable_stringify(again.signed_object()) == stable_stringify(commit.signed_object())
         assert again.signature == "sig"
