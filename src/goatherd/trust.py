@@ -32,7 +32,8 @@ introduced is not trusted, nor are the roots that this root has introduced.
 
 Lazy verification. `offer_session_commits` only indexes commits. A session is verified when it is first needed;
 `verify_pending` verifies the others. Roots are verified at once, repeatedly until nothing changes, so that the order in
-the log does not matter.
+the log does not matter. Of a verified session the pool keeps the commits, which the repository holds anyway, and
+decodes them when the session is needed: few of a server's sessions are in use at the same time.
 
 Threads. A pool belongs to one thread. Only `Verification.run` may run in another thread, because it works on its own
 snapshot.
@@ -84,6 +85,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+MAX_DECODED = 10_000
+"""How many sessions a pool keeps in decoded form. To decode one again takes a tenth of the time to verify a request."""
+
 _CHUNK = 16
 
 
@@ -103,18 +107,6 @@ class TrustSource(Protocol):
     def revoked(self) -> Sequence[_Revocation]: ...
     @property
     def anchored_trust(self) -> AnchoredTrust | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Introduction:
-    """A session commit whose signature by a root was verified."""
-
-    session: Session
-    commit: Commit
-
-    @property
-    def signer_id(self) -> str:
-        return self.commit.session
 
 
 @dataclass(slots=True)
@@ -234,9 +226,10 @@ class TrustPool:
     ) -> None:
         self.org = org
         self._given: dict[str, Session] = {}
-        self._learnt: dict[str, Session] = {}
-        self._learnt_roots: dict[str, None] = {}
-        self._accepted: dict[str, tuple[_Introduction, ...]] = {}
+        # The session commits whose signature by a root was verified. Most sessions have one: a tuple takes more memory.
+        self._accepted: dict[str, Commit | tuple[Commit, ...]] = {}
+        self._learnt_roots: dict[str, Session] = {}
+        self._decoded: dict[str, Session] = {}
         self._pending: dict[str, list[Commit]] = {}
         self._pending_roots: set[str] = set()
         self._waiting: set[str] = set()
@@ -249,7 +242,7 @@ class TrustPool:
         self._current = current
         for session in trusted:
             self._given[session.id] = preferred_session(self._given.get(session.id), session)
-            self._learn_session(self._given[session.id])
+            self._note_root(session.id)
         self._anchored: AnchoredTrust | None = None
         self.replace_roots(current=current, roots=roots, revoked=revoked, anchored=anchored)
 
@@ -284,7 +277,7 @@ class TrustPool:
     @property
     def roots(self) -> tuple[Session, ...]:
         """Every trusted root: the document's, then those learned from commits. Revoked ones are left out."""
-        learnt = [self._learnt[id_] for id_ in self._learnt_roots if id_ in self._learnt and id_ not in self._document]
+        learnt = [root for id_, root in self._learnt_roots.items() if id_ not in self._document]
         roots = [one for one in (*self._document.values(), *learnt) if one.is_root]
         return tuple([root for root in roots if root.id not in self._revoked])
 
@@ -311,11 +304,12 @@ class TrustPool:
     @property
     def known_count(self) -> int:
         """Number of sessions that are trusted now; those still to be verified do not count."""
-        return len(self._learnt) + sum(id_ not in self._learnt for id_ in self._document)
+        others = self._document.keys() | self._given.keys()
+        return len(self._accepted) + sum(id_ not in self._accepted for id_ in others)
 
     def knows_session(self, session_id: str) -> bool:
         """Return whether a session is known to be trusted or revoked; verifies nothing."""
-        return any(session_id in each for each in (self._document, self._learnt, self._revoked))
+        return any(session_id in each for each in (self._document, self._given, self._accepted, self._revoked))
 
     @property
     def pending_count(self) -> int:
@@ -447,19 +441,20 @@ class TrustPool:
             session = session_from_commit(commit)
         except DecodeError:
             return False
-        self._accept_introduction(_Introduction(session, commit))
+        self._accept_introduction(session, commit)
         if session.is_root:
             self._settle_roots()
         return True
 
     def get_root(self, session_id: str) -> Session:
-        """Return a trusted root session by its id.
+        """Return a trusted root session by its id. May be called in any thread, because it only reads dictionaries.
 
         Raises:
             RevokedSessionError: The root has been revoked.
             UntrustedRootError: The session is not a trusted root.
         """
-        session = self._find_session(session_id)
+        self._refuse_revoked(session_id)
+        session = self._document.get(session_id) or self._learnt_roots.get(session_id)
         if session is None or not session.is_root:
             raise UntrustedRootError(f"session {session_id!r} is not a trusted root")
         return session
@@ -472,7 +467,7 @@ class TrustPool:
         """
         if self._anchored is None or not claims_root(commit) or not self._is_working_root(commit.session):
             return True
-        known = self._document.get(commit.key) or self._learnt.get(commit.key)
+        known = self._document.get(commit.key) or self._find_learnt(commit.key)
         try:
             return known is not None and session_from_commit(commit) == known
         except DecodeError:
@@ -548,7 +543,7 @@ class TrustPool:
                 continue  # another verification has settled it
             self._forget_pending(job.session_id, position)
             if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
-                self._accept_introduction(_Introduction(job.outcome, job.commit))
+                self._accept_introduction(job.outcome, job.commit)
                 settled = settled or job.outcome.is_root
         for session_id in {job.session_id for job in verification._jobs}:
             if session_id in self._pending and session_id not in self._queue:
@@ -626,9 +621,42 @@ class TrustPool:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _find_session(self, session_id: str) -> Session | None:
+        self._refuse_revoked(session_id)
+        return self._document.get(session_id) or self._find_learnt(session_id)
+
+    def _refuse_revoked(self, session_id: str) -> None:
         if session_id in self._revoked:
             raise RevokedSessionError(f"session {session_id!r} has been revoked")
-        return self._document.get(session_id) or self._learnt.get(session_id)
+
+    def _find_learnt(self, session_id: str) -> Session | None:
+        """Return a session that `trusted` or accepted session commits introduce; None if there is none."""
+        session = self._learnt_roots.get(session_id) or self._decoded.get(session_id)
+        if session is None:
+            session = self._decode_session(session_id)
+            if session is not None:
+                self._decoded[session_id] = session
+                if len(self._decoded) > MAX_DECODED:
+                    del self._decoded[next(iter(self._decoded))]
+        return session
+
+    def _decode_session(self, session_id: str) -> Session | None:
+        session = self._given.get(session_id)
+        for commit in self._introductions_of(session_id):
+            session = preferred_session(session, session_from_commit(commit))
+        return session
+
+    def _note_root(self, session_id: str) -> None:
+        """Note whether a learned session is a root now. Roots stay decoded: each new client is told of all of them."""
+        session = self._decode_session(session_id)
+        if session is not None and session.is_root:
+            self._learnt_roots[session_id] = session
+        else:
+            self._learnt_roots.pop(session_id, None)
+
+    def _introductions_of(self, session_id: str) -> tuple[Commit, ...]:
+        """Return the accepted commits that introduce a session, in the order in which they were accepted."""
+        accepted = self._accepted.get(session_id, ())
+        return accepted if isinstance(accepted, tuple) else (accepted,)
 
     def _is_frozen(self, commit: Commit) -> bool:
         frozen = self._frozen.get(commit.session)
@@ -639,7 +667,7 @@ class TrustPool:
         anchored = self._anchored
         if anchored is None or session_id in anchored.anchors:
             return False
-        by_anchor = {one.commit.id for one in self._accepted.get(session_id, ()) if one.signer_id in anchored.anchors}
+        by_anchor = {one.id for one in self._introductions_of(session_id) if one.session in anchored.anchors}
         earlier = {earlier_introduction_id(session_id, anchor) for anchor in anchored.anchors}
         return (session_id in anchored.working or introduction_id(session_id) in by_anchor) and not earlier & by_anchor
 
@@ -650,7 +678,7 @@ class TrustPool:
             return None
         if signer in self._revoked:
             return None if claims_root(commit) or signer in self._settled else self._vouchers.get(signer)
-        session = self._document.get(signer) or self._learnt.get(signer) or self._vouchers.get(signer)
+        session = self._document.get(signer) or self._find_learnt(signer) or self._vouchers.get(signer)
         return session if session is not None and session.is_root else None
 
     def _checks_for(self, session_id: str) -> list[_SessionCommitCheck]:
@@ -670,17 +698,14 @@ class TrustPool:
             self._waiting.discard(session_id)
             self._pending_roots.discard(session_id)
 
-    def _accept_introduction(self, introduction: _Introduction) -> None:
-        session_id = introduction.session.id
-        introductions = self._accepted.get(session_id, ())
-        if all(known.commit.id != introduction.commit.id for known in introductions):
-            self._accepted[session_id] = (*introductions, introduction)
-        self._learn_session(preferred_session(self._learnt.get(session_id), introduction.session))
-
-    def _learn_session(self, session: Session) -> None:
-        self._learnt[session.id] = session
-        if session.is_root:
-            self._learnt_roots[session.id] = None  # few among tens of thousands, and asked for by every new client
+    def _accept_introduction(self, session: Session, commit: Commit) -> None:
+        """Trust a session that a verified commit introduces."""
+        known = self._introductions_of(session.id)
+        if all(one.id != commit.id for one in known):
+            self._accepted[session.id] = (*known, commit) if known else commit
+            self._decoded.pop(session.id, None)
+            if session.is_root or session.id in self._learnt_roots:
+                self._note_root(session.id)
 
     def _settle_roots(self) -> None:
         """Verify commits that introduce roots until nothing changes, then queue the sessions that waited for a root.
@@ -702,7 +727,7 @@ class TrustPool:
                 commits = self._pending[session_id]
                 self._forget_pending(session_id, next(i for i, c in enumerate(commits) if c is job.commit))
                 if isinstance(job.outcome, Session):
-                    self._accept_introduction(_Introduction(job.outcome, job.commit))
+                    self._accept_introduction(job.outcome, job.commit)
                     is_accepted = True
             if is_accepted:
                 todo.extend(signed_by.get(session_id, ()))
@@ -719,10 +744,10 @@ class TrustPool:
         """
         introduced: dict[str, list[str]] = {}
         learnt = set()
-        for session_id, introductions in self._accepted.items():
-            for one in introductions:
-                if one.session.is_root:
-                    introduced.setdefault(one.signer_id, []).append(session_id)
+        for session_id in self._accepted:
+            for commit in self._introductions_of(session_id):
+                if claims_root(commit):
+                    introduced.setdefault(commit.session, []).append(session_id)
                     learnt.add(session_id)
         grounded = (self._vouchers.keys() | self._given.keys()) - self._revoked
         todo = list(grounded)
@@ -737,31 +762,28 @@ class TrustPool:
         """Decide again, after a change of revocations, which accepted session commits count; verify no signature."""
         tainted = self._revoked | self._find_ungrounded()
         counting = self._revoked - self._settled
-        for session_id, introductions in list(self._accepted.items()):
-            good: list[_Introduction] = []
-            bad: list[_Introduction] = []
-            for one in introductions:
-                is_good = one.signer_id not in tainted or (one.signer_id in counting and not one.session.is_root)
-                (good if is_good else bad).append(one)
+        for session_id in list(self._accepted):
+            good: list[Commit] = []
+            bad: list[Commit] = []
+            for commit in self._introductions_of(session_id):
+                signer = commit.session
+                is_good = signer not in tainted or (signer in counting and not claims_root(commit))
+                (good if is_good else bad).append(commit)
             if not bad:
                 continue
-            for one in bad:
+            for commit in bad:
                 # Kept for the day on which the operator takes the revocation back.
-                self._pending.setdefault(session_id, []).append(one.commit)
+                self._pending.setdefault(session_id, []).append(commit)
                 self._waiting.add(session_id)
-                if one.session.is_root:
+                if claims_root(commit):
                     self._pending_roots.add(session_id)
-            best = self._given.get(session_id)
-            for one in good:
-                best = preferred_session(best, one.session)
             if good:
-                self._accepted[session_id] = tuple(good)
+                self._accepted[session_id] = good[0] if len(good) == 1 else tuple(good)
             else:
                 del self._accepted[session_id]
-            if best is not None:
-                self._learn_session(best)
-            else:
-                self._learnt.pop(session_id, None)
+            self._decoded.pop(session_id, None)
+            if session_id in self._learnt_roots or any(map(claims_root, good)):
+                self._note_root(session_id)
         self._queue.update(dict.fromkeys(self._waiting))
         self._waiting.clear()
 

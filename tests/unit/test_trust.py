@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,38 @@ def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> Non
     assert pool.verify_pending(1) == 1
     assert pool.verify_pending(10) == 0
     assert (pool.pending_count, pool.known_count) == (0, 4)
+
+
+def test_sessions_beyond_those_that_stay_decoded_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "MAX_DECODED", 2)
+    pool = pool_of(A, A)
+    sessions = [owned(f"user-{number}", "u") for number in range(5)]
+    pool.offer_session_commits([introduction(session, A) for session in (B, *sessions)])
+    for _ in range(2):
+        assert [pool.get_session(session.id) for session in sessions] == [session.session for session in sessions]
+    assert pool.root_ids == ("root-a", "root-b")
+    assert (pool.pending_count, pool.known_count) == (0, 7)
+
+
+def test_asking_for_a_root_changes_nothing_since_threads_do_so() -> None:
+    pool = pool_of(A, A)
+    pool.offer_session_commits([introduction(B, A), introduction(USER, B)])
+    pool.verify_pending(10)
+    before = copy.deepcopy({name: value for name, value in vars(pool).items() if isinstance(value, dict | set)})
+    assert pool.get_root("root-b") == B.session
+    with pytest.raises(UntrustedRootError):
+        pool.get_root(USER.id)
+    assert {name: value for name, value in vars(pool).items() if isinstance(value, dict | set)} == before
+
+
+def test_a_session_is_what_its_remaining_introductions_say_after_a_revocation() -> None:
+    renewed = replace(USER, session=replace(USER.session, expiration_ms=USER.session.expiration_ms + DAY))
+    pool = pool_of(A, A, B)
+    pool.offer_session_commits([introduction(USER, A), introduction(renewed, B)])
+    assert pool.get_session(USER.id) == renewed.session
+    pool.adopt_document(Document(current=A, roots=(A.session, B.session), revoked=(Revoked("root-b"),)))
+    pool.set_frozen_commits({}, settled=["root-b"])
+    assert pool.get_session(USER.id) == USER.session
 
 
 def test_a_new_client_is_told_the_roots_without_a_look_at_every_session(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -197,6 +197,7 @@ class Repository:
         self._commits: dict[str, Commit] = {}
         # Most keys have one commit, and most others one leaf: a container for each would take more memory than these.
         self._by_key: dict[str, Commit | list[Commit]] = {}
+        # The leaves of the items with several commits, so that a read need not scan the item's whole history.
         self._tips: dict[str, Commit | dict[str, Commit]] = {}
         self._linked: set[str] = set()
         self._namespaces: dict[str, str | None] = {}  # of keys whose first commit is a delta
@@ -334,6 +335,8 @@ class Repository:
             else:
                 first = known
                 by_key[key] = [first, commit]
+                if first.id not in with_child:
+                    tips[key] = first
             parents = [held.get(parent_id) for parent_id in parent_ids] if parent_ids else ()
             if first is not commit or parent_ids or base_id is not None:
                 commit.share_strings(first.key, parents, None if base_id is None else held.get(base_id))
@@ -349,37 +352,38 @@ class Repository:
             elif self._shown is not None:
                 self._shown.append(commit_id)
             self.ids.append(commit_id)
-            # The leaves of each item are kept, so that a read need not scan the item's whole history.
-            if commit_id in with_child:
+            is_leaf = commit_id not in with_child
+            if not is_leaf:
                 self._linked.add(key)
-            elif key in tips:
-                self._add_tip(commit)
-            else:
-                tips[key] = commit
             for parent_id, parent in zip(parent_ids, parents, strict=True):
                 if parent is not None:
                     self._linked.add(parent.key)
                     if parent_id not in with_child:
                         self._remove_tip(parent)
                 with_child.add(parent_id)
+            if is_leaf and known is not None:
+                self._add_tip(commit)
             self.weight += min(len(commit.encoded), MAX_WEIGHT)
             self.version += 1
 
     def _add_tip(self, commit: Commit) -> None:
-        tips = self._tips[commit.key]
+        tips = self._tips.get(commit.key)
         if isinstance(tips, dict):
             tips[commit.id] = commit
         else:
-            self._tips[commit.key] = {tips.id: tips, commit.id: commit}
+            self._tips[commit.key] = commit if tips is None else {tips.id: tips, commit.id: commit}
 
     def _remove_tip(self, commit: Commit) -> None:
-        tips = self._tips[commit.key]
+        tips = self._tips.get(commit.key)
         if isinstance(tips, dict):
             del tips[commit.id]
-        else:
+        elif tips is not None:
             del self._tips[commit.key]
 
     def _tips_of(self, key: str) -> Iterable[Commit]:
+        only = self._by_key.get(key)
+        if isinstance(only, Commit):
+            return () if only.id in self._with_child else (only,)
         tips = self._tips.get(key, {})
         return tips.values() if isinstance(tips, dict) else (tips,)
 
@@ -561,7 +565,7 @@ class Repository:
 
     def branched_keys(self) -> list[str]:
         """Return the keys of the items that have several commits without children."""
-        return [key for key, tips in self._tips.items() if isinstance(tips, dict)]
+        return [key for key, tips in self._tips.items() if isinstance(tips, dict) and len(tips) > 1]
 
     def commits_of(self, key: str) -> list[Commit]:
         """Return all commits of an item in descending order: later timestamp first, then larger id first."""

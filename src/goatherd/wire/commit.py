@@ -211,7 +211,7 @@ class Commit:
                     int(raw_ts),
                     org,
                     () if raw_parents is None else tuple(raw_parents[1:-1].decode().split('","')),
-                    None if record is None else record["s"],
+                    None if record is None else intern(record["s"]),
                     contents.get("b"),
                 )
         commit = cls.from_json(parse_json(line), org=org, registry=registry)
@@ -269,7 +269,8 @@ class Commit:
             return
         self.keep_encoded()
         if self._encoded is not None:
-            _set_schema(self, self._schema)
+            schema = self._schema
+            _set_schema(self, None if schema is None else intern(schema))
             _set_base(self, self._base)
             _set_compact(self, True)
             for clear in _CLEAR:
