@@ -31,7 +31,7 @@ from goatherd.errors import (
     RotationBusyError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.key_inventory import describe_kept
+from goatherd.key_inventory import describe_kept, find_unlisted_keys
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Decided, Event, Report
@@ -51,7 +51,8 @@ QUIET_FAILURES: Final = 2
 SHORT_WAIT: Final = timedelta(seconds=3)
 """A controller that is to stop leaves a rotation that has waited for the same servers for this long."""
 RETIRE_PAUSE: Final = timedelta(days=1)
-"""Pause before the store is asked again to destroy a version, since some stores destroy with a delay."""
+"""Pause before the store is asked again to destroy a version, since some stores destroy with a delay; and before it is
+searched again for keys of roots that are no longer in the identity document, since that reads every version."""
 _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
 
 
@@ -138,6 +139,8 @@ class Controller:
         self._not_before_ms: dict[AlertKind, int] = {}
         self._kept: tuple[Kept, ...] = ()
         self._retired_ms: int | None = None
+        self._unlisted_keys: tuple[tuple[str, int], ...] = ()
+        self._next_search = 0.0
         self._turns = 0
         self._planned: str | None = None
         self._rung: set[tuple[AlertKind, object]] = set()
@@ -154,22 +157,30 @@ class Controller:
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
+        document, written_ms = await self._read_identity()
+        return document, self._decide(document, written_ms)
+
+    async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
-        document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
+        return decode_document(found.value.reveal()), found.version.created_ms
+
+    def _decide(self, document: IdentityDocument, written_ms: int) -> DueDecision:
+        now_ms = self._clock.now_ms()
         facts = read_facts(
             document,
             now_ms,
-            written_ms=found.version.created_ms,
+            written_ms=written_ms,
             tolerance=self.schedule.policy.clock_tolerance,
+            unlisted_keys=self._unlisted_keys,
         )
-        return document, next_due(facts, self.schedule, now_ms)
+        return next_due(facts, self.schedule, now_ms)
 
     async def act_once(self) -> Turn:
         """Read the identity once, and perform the action that is due by the schedule, such as a rotation, if any."""
         self._turns += 1
         self._is_acting = False
         try:
-            document, verdict = await self.read_next_action()
+            document, written_ms = await self._read_identity()
         except GoatherdError as error:
             await self._report_miss(error)
             return Turn(error=error)
@@ -180,6 +191,9 @@ class Controller:
             self._missed = 0
             self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
         self._journal.use_identity(document)
+        if away is None:
+            await self._search_for_keys(document)
+        verdict = self._decide(document, written_ms)
         if self._on_look is not None:
             self._on_look(document, verdict)
         await self._check_anchor(document)
@@ -194,6 +208,25 @@ class Controller:
                     self._failures.pop(kind, None)
             return Turn(verdict=verdict)
         return await self._do_due(verdict, document.current.id)
+
+    async def _search_for_keys(self, document: IdentityDocument) -> None:
+        """Find the private keys in the store whose roots are no longer in the identity document, if it is time for it.
+
+        The document cannot show that these keys must be destroyed. No search takes place during a rotation, because
+        nothing is destroyed then.
+        """
+        kind = AlertKind.RETIREMENT_FAILED
+        if not self.schedule.retires or document.rotation is not None:
+            return
+        now = self._clock.monotonic()
+        if now < self._next_search or self._clock.now_ms() < self._not_before_ms.get(kind, 0):
+            return
+        try:
+            self._unlisted_keys = await find_unlisted_keys(self._reader, self._secret_id, document)
+        except GoatherdError as error:
+            await self._record_failure(kind, error, root_id=document.current.id)
+            return
+        self._next_search = now + RETIRE_PAUSE.total_seconds()
 
     def _may_act(self, verdict: DueDecision, now_ms: int) -> bool:
         not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
@@ -221,7 +254,7 @@ class Controller:
             await self._record_failure(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
-            self._retired_ms = self._clock.now_ms()
+            self._retired_ms, self._unlisted_keys = self._clock.now_ms(), ()
         self._failures.pop(kind, None)
         self._rung.clear()
         if verdict.act is Act.RETIRE:

@@ -80,7 +80,7 @@ class Facts:
 
     Attributes:
         unretired: Previous roots whose private keys the store may still hold, each with the time at which it stopped
-            signing.
+            signing; also roots that are no longer in the document, if a search of the store has found their keys.
         is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
         has_anchor: Whether an anchor (a key in an HSM or a KMS) endorses the roots. Such roots live shorter, and are
             renewed when a smaller part of their lifetime is left.
@@ -100,7 +100,14 @@ class Facts:
     is_direct: bool = False
 
 
-def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
+def read_facts(
+    document: IdentityDocument,
+    now_ms: int,
+    *,
+    written_ms: int,
+    tolerance: timedelta,
+    unlisted_keys: tuple[tuple[str, int], ...] = (),
+) -> Facts:
     """Return the facts in an identity document that matter for a rotation schedule.
 
     Times in the future are replaced by the latest possible time (`goatherd.identity.recorded_times`). If even the store
@@ -112,6 +119,8 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
         now_ms: Milliseconds since 1970.
         written_ms: When the document was written, as the store reports it.
         tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+        unlisted_keys: The roots that are no longer in the document, but whose private keys the store still holds, from
+            `goatherd.key_inventory.find_unlisted_keys`.
     """
     limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
     is_ahead, document = limited is not document, limited
@@ -130,7 +139,7 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
         underway=None
         if record is None
         else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
-        unretired=roots_with_keys(document),
+        unretired=(*roots_with_keys(document), *unlisted_keys),
     )
 
 

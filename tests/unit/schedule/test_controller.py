@@ -16,6 +16,7 @@ import pytest
 
 from goatherd.errors import UnavailableError
 from goatherd.identity.document import IdentityDocument
+from goatherd.key_inventory import find_holdings
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
@@ -25,6 +26,7 @@ from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
+from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import Herd
@@ -310,6 +312,55 @@ async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_re
     assert (await document_of(herd)).retired_ids == {"root-a"}
     herd.clock.turn(RETIRE_PAUSE)
     assert not (await controller.act_once()).has_acted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("max_age", "grace"), [(DAY * 7, DAY * 30), (DAY, DAY * 12)], ids=["weekly", "more often than the history is long"]
+)
+async def test_the_keys_of_roots_that_left_the_document_within_their_grace_period_are_destroyed_too(
+    make_herd: MakeHerd, max_age: timedelta, grace: timedelta
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    controller = make(herd, max_age=max_age, policy=replace(POLICY, grace=grace))
+    destroyed: set[Act] = set()
+    for _ in range(2 * (grace + 3 * max_age) // DAY):
+        herd.clock.turn(DAY / 2)
+        done = await controller.act_once()
+        assert done.error is None
+        if done.verdict is not None and done.report is not None and done.report.destroyed:
+            destroyed.add(done.verdict.act)
+    assert destroyed == {Act.RETIRE}
+    document = await check_steady(herd)
+    listed = {root.id for root in document.roots}
+    assert document.pruned > 0
+    assert "root-a" not in listed
+    held = await find_holdings(herd.provider, herd.secret_id, document)
+    assert any(one.private_ids - listed for one in held), "keys of such roots whose grace period has not ended"
+    latest_ms = herd.clock.now_ms() - milliseconds(grace + max_age + RETIRE_PAUSE)
+    assert not [one for one in held if one.private_ids - {document.current.id} and one.retired_ms < latest_ms]
+
+
+async def test_a_store_that_does_not_list_its_versions_is_told_and_rotations_continue(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    alarm, searches = Rung(), list[str]()
+
+    async def fail(_: object, secret_id: str, document: IdentityDocument) -> tuple[tuple[str, int], ...]:
+        del document
+        searches.append(secret_id)
+        raise UnavailableError("away", provider="memory", secret_id=secret_id, operation="versions")
+
+    monkeypatch.setattr("goatherd.schedule.controller.find_unlisted_keys", fail)
+    controller = make(herd, alarm=alarm)
+    for _ in range(10):
+        assert not (await controller.act_once()).has_acted
+        herd.clock.turn(timedelta(minutes=1))
+    assert len(searches) == 2, "at the first look, and after the pause"
+    assert alarm.kinds == [AlertKind.RETIREMENT_FAILED] * 2
+    herd.clock.turn(DAY * 130)
+    assert (await controller.act_once()).report is not None
 
 
 async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd) -> None:
