@@ -6,7 +6,8 @@ This module has the pauses between reads, the choice of the operation, the alert
 Rules:
 - The schedule and the identity document alone determine when a rotation is due. So a controller may be killed at any
   time, and several may run at once. The store's compare-and-swap decides which one begins a rotation; the others get a
-  conflict and check again later. State in the controller's memory only makes it act or check less often.
+  conflict and check again later. State in the controller's memory only makes it act or check less often. Pauses are
+  measured with the monotonic clock, so that setting the system clock does not affect them.
 - After a request to stop, the controller begins no new operation. It completes a rotation that makes progress, if that
   does not take too long. It ends its work on a rotation that waits for servers: the store records the state of that
   rotation, so another process can resume it.
@@ -42,7 +43,7 @@ from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, n
 from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
-from goatherd.times import iso, milliseconds
+from goatherd.times import iso
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -136,9 +137,8 @@ class Controller:
         self._missed = 0
         # Counted by kind, so that a failed retirement does not delay a rotation, and vice versa.
         self._failures: dict[AlertKind, int] = {}
-        self._not_before_ms: dict[AlertKind, int] = {}
+        self._not_before: dict[AlertKind, float] = {}
         self._kept: tuple[Kept, ...] = ()
-        self._retired_ms: int | None = None
         self._unlisted_keys: tuple[tuple[str, int], ...] = ()
         self._next_search = 0.0
         self._turns = 0
@@ -201,11 +201,8 @@ class Controller:
         self._tell_plan(verdict)
         if away is not None:
             return Turn(verdict=verdict, error=away)
-        now_ms = self._clock.now_ms()
-        if not self._may_act(verdict, now_ms):
-            for kind, until_ms in self._not_before_ms.items():
-                if now_ms >= until_ms:
-                    self._failures.pop(kind, None)
+        if not self._may_act(verdict):
+            self._failures = {kind: count for kind, count in self._failures.items() if self._is_resting(kind)}
             return Turn(verdict=verdict)
         return await self._do_due(verdict, document.current.id)
 
@@ -219,7 +216,7 @@ class Controller:
         if not self.schedule.retires or document.rotation is not None:
             return
         now = self._clock.monotonic()
-        if now < self._next_search or self._clock.now_ms() < self._not_before_ms.get(kind, 0):
+        if now < self._next_search or self._is_resting(kind):
             return
         try:
             self._unlisted_keys = await find_unlisted_keys(self._reader, self._secret_id, document)
@@ -228,12 +225,16 @@ class Controller:
             return
         self._next_search = now + RETIRE_PAUSE.total_seconds()
 
-    def _may_act(self, verdict: DueDecision, now_ms: int) -> bool:
-        not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
-        if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
-            return False
-        rested_ms = 0 if self._retired_ms is None else self._retired_ms + milliseconds(RETIRE_PAUSE)
-        return verdict.act is not Act.RETIRE or now_ms >= rested_ms
+    def _may_act(self, verdict: DueDecision) -> bool:
+        is_due = verdict.is_due(self._clock.now_ms())
+        return is_due and not self._is_stopping and not self._is_resting(_failure_of(verdict.act))
+
+    def _rest(self, kind: AlertKind, pause: timedelta) -> None:
+        """Try no action again whose failures are of this kind, until `pause` has passed."""
+        self._not_before[kind] = self._clock.monotonic() + pause.total_seconds()
+
+    def _is_resting(self, kind: AlertKind) -> bool:
+        return self._clock.monotonic() < self._not_before.get(kind, 0)
 
     async def _do_due(self, verdict: DueDecision, root_id: str) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
@@ -249,12 +250,13 @@ class Controller:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._choose_interval())
+                self._rest(kind, self._choose_interval())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._record_failure(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
-            self._retired_ms, self._unlisted_keys = self._clock.now_ms(), ()
+            self._rest(kind, RETIRE_PAUSE)
+            self._unlisted_keys = ()
         self._failures.pop(kind, None)
         self._rung.clear()
         if verdict.act is Act.RETIRE:
@@ -356,8 +358,8 @@ class Controller:
             pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
         verdict = None if turn is None or turn.has_acted else turn.verdict
         if verdict is not None and verdict.at_ms is not None:
-            not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
-            left = timedelta(milliseconds=max(verdict.at_ms, not_before_ms) - self._clock.now_ms())
+            rest = self._not_before.get(_failure_of(verdict.act), 0) - self._clock.monotonic()
+            left = max(timedelta(milliseconds=verdict.at_ms - self._clock.now_ms()), timedelta(seconds=rest))
             if left > timedelta(0):
                 pause = min(pause, left)
         return max(pause, _SHORTEST_PAUSE)
@@ -391,9 +393,8 @@ class Controller:
         """
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
-        pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
-        pause = int(pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
-        self._not_before_ms[kind] = self._clock.now_ms() + pause
+        pause = min(schedule.backoff * 2 ** min(failures - 1, 20), schedule.backoff_max)
+        self._rest(kind, pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
         reason, code = str(error), error.code
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import UnavailableError
+from goatherd.errors import UnavailableError, WrongClockError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.values import CURRENT
@@ -31,6 +31,7 @@ from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.test_clocks import SkewedClock
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -222,6 +223,28 @@ async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(
     assert {alert.code for alert in alarm.alerts} == {"provider.unavailable"}
 
 
+async def test_a_controller_whose_clock_was_wrong_tries_again_soon_after_the_clock_is_set(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd, started_by="controller a").rotate(to_phase=Phase.PUBLISHED)
+    clock = SkewedClock(herd.clock, DAY * 365 * 9)
+    controller = Controller(
+        herd.provider,
+        herd.secret_id,
+        Schedule(controller="a", started_by="controller a", policy=POLICY),
+        worker=lambda told: Rotator(
+            herd.provider, herd.secret_id, herd.nodes, policy=POLICY, clock=clock, on_event=told
+        ),
+        clock=clock,
+    )
+    assert isinstance((await controller.act_once()).error, WrongClockError)
+    clock.skew = timedelta(0)
+    herd.clock.turn(timedelta(minutes=4))
+    assert not (await controller.act_once()).has_acted
+    herd.clock.turn(timedelta(minutes=3))
+    assert (await controller.act_once()).report is not None
+    await check_steady(herd)
+
+
 async def test_a_store_that_is_away_is_told_after_a_few_looks_and_asked_ever_more_seldom(
     make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,7 +386,8 @@ async def test_a_store_that_does_not_list_its_versions_is_told_and_rotations_con
     assert (await controller.act_once()).report is not None
 
 
-async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd) -> None:
+@pytest.mark.parametrize("ahead", [timedelta(0), DAY * 365], ids=["", "with a clock that is ahead on the first day"])
+async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd, ahead: timedelta) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     await rotator_for(herd).rotate()
 
@@ -378,10 +402,12 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
 
     keeping = Keeping()
     plan = Schedule(controller="a", jitter=timedelta(0), policy=POLICY)
-    controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=herd.clock)
+    clock = SkewedClock(herd.clock, ahead)
+    controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=clock)
     herd.clock.turn(timedelta(days=31))
     for _ in range(5 * 4):
         await controller.act_once()
+        clock.skew = timedelta(0)
         herd.clock.turn(timedelta(hours=6))
     assert keeping.calls == 5 * DAY // RETIRE_PAUSE
 
