@@ -43,7 +43,7 @@ from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, n
 from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
-from goatherd.times import iso
+from goatherd.times import iso, milliseconds
 
 _log = logging.getLogger("goatherd.rotation")
 
@@ -158,14 +158,13 @@ class Controller:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         document, written_ms = await self._read_identity()
-        return document, self._decide(document, written_ms)
+        return document, self._decide(document, written_ms, self._clock.now_ms())
 
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
         return decode_document(found.value.reveal()), found.version.created_ms
 
-    def _decide(self, document: IdentityDocument, written_ms: int) -> DueDecision:
-        now_ms = self._clock.now_ms()
+    def _decide(self, document: IdentityDocument, written_ms: int, now_ms: int) -> DueDecision:
         facts = read_facts(
             document,
             now_ms,
@@ -193,11 +192,12 @@ class Controller:
         self._journal.use_identity(document)
         if away is None:
             await self._search_for_keys(document)
-        verdict = self._decide(document, written_ms)
+        now_ms = self._clock.now_ms()
+        verdict = self._decide(document, written_ms, now_ms)
         if self._on_look is not None:
             self._on_look(document, verdict)
         await self._check_anchor(document)
-        await self._warn_of_end(document, verdict)
+        await self._warn_of_end(document, verdict, now_ms)
         self._tell_plan(verdict)
         if away is not None:
             return Turn(verdict=verdict, error=away)
@@ -258,9 +258,10 @@ class Controller:
             self._rest(kind, RETIRE_PAUSE)
             self._unlisted_keys = ()
         self._failures.pop(kind, None)
-        self._rung.clear()
         if verdict.act is Act.RETIRE:
             await self._tell_kept(report.kept, root_id)
+        else:
+            self._rung.clear()
         outcome = report.outcome.value
         done = event_text(LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=outcome, current=report.current_id)
         _log.info(done)
@@ -408,7 +409,7 @@ class Controller:
             await self._raise_alert(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
         self._kept = kept
 
-    async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision) -> None:
+    async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision, now_ms: int) -> None:
         root_id = document.current.id
         if verdict.skipped_ms is not None:
             reason = f"no rotation started for the slot {iso(verdict.skipped_ms)}; {verdict.why}"
@@ -416,7 +417,11 @@ class Controller:
                 Alert(kind=AlertKind.SLOT_SKIPPED, reason=reason, root_id=root_id), verdict.skipped_ms
             )
         if verdict.urgent:
-            await self._ring_once(Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id), root_id)
+            # The alert is sent once before the root expires, and once a day after that.
+            past_end_ms = now_ms - document.current.session.expiration_ms
+            days = past_end_ms // milliseconds(timedelta(days=1)) if past_end_ms > 0 else None
+            alert = Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id)
+            await self._ring_once(alert, (root_id, days))
 
     async def _check_anchor(self, document: IdentityDocument) -> None:
         if self._anchor_watch is None:

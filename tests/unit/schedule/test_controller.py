@@ -17,11 +17,15 @@ import pytest
 from goatherd.errors import UnavailableError, WrongClockError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
+from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
+from goatherd.rotation.policy import Policy
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
@@ -29,7 +33,7 @@ from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
-from tests.fakes.herd import Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
 from tests.unit.stores.world import World
@@ -424,6 +428,40 @@ async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated
         assert not done.has_acted
     assert alarm.kinds == [AlertKind.KEY_NEAR_END]
     assert "expired" in alarm.alerts[0].reason
+
+
+async def warnings_around_the_end(controller: Controller, alarm: Rung, clock: FakeClock) -> list[bool]:
+    """Look from a day before the root expires until three days after it; return which warnings name an expired root."""
+    document, _ = await controller.read_next_action()
+    clock.turn(timedelta(milliseconds=document.current.session.expiration_ms - clock.now_ms()) - DAY)
+    for _ in range(4 * 4):
+        await controller.act_once()
+        clock.turn(DAY / 4)
+    return ["has expired" in alert.reason for alert in alarm.alerts if alert.kind is AlertKind.KEY_NEAR_END]
+
+
+async def test_an_expired_root_is_told_every_day_although_its_near_end_was_told(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.nodes[0].faults.cut_off = True  # so that the root cannot be replaced
+    alarm = Rung()
+    controller = make(herd, alarm=alarm)
+    assert await warnings_around_the_end(controller, alarm, herd.clock) == [False, True, True, True]
+
+
+async def test_an_expired_root_in_direct_mode_is_told_every_day_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    clock, alarm = FakeClock(), Rung()
+    async with MemorySecretProvider(clock=clock) as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+        await init_identity(store, Policy(), anchor=f"local:{tmp_path}/anchor.json", create_key=True, direct=True)
+
+        def make_none(_: Callable[[Event], None]) -> Any:
+            return None  # without a rotation that is due, nothing is asked of it
+
+        controller = Controller(provider, "root", Schedule(controller="a"), worker=make_none, clock=clock, alarm=alarm)
+        assert await warnings_around_the_end(controller, alarm, clock) == [False, True, True, True]
 
 
 # --- the loop, and its end --------------------------------------------------------------------------------------------
