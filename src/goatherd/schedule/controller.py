@@ -39,7 +39,7 @@ from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
-from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_due, read_facts
+from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, order_actions, read_facts
 from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -70,6 +70,8 @@ class Worker(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """The result of one turn of the controller: one read of the identity, and the action that followed.
+
+    If a rotation failed and old keys were due to be destroyed too, the result is that of the rotation.
 
     Attributes:
         verdict: Which action is due next, and when; None if the identity could not be read.
@@ -158,13 +160,13 @@ class Controller:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         document, written_ms = await self._read_identity()
-        return document, self._decide(document, written_ms, self._clock.now_ms())
+        return document, self._order_actions(document, written_ms, self._clock.now_ms())[0]
 
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
         return decode_document(found.value.reveal()), found.version.created_ms
 
-    def _decide(self, document: IdentityDocument, written_ms: int, now_ms: int) -> DueDecision:
+    def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:
         facts = read_facts(
             document,
             now_ms,
@@ -172,7 +174,7 @@ class Controller:
             tolerance=self.schedule.policy.clock_tolerance,
             unlisted_keys=self._unlisted_keys,
         )
-        return next_due(facts, self.schedule, now_ms)
+        return order_actions(facts, self.schedule, now_ms)
 
     async def act_once(self) -> Turn:
         """Read the identity once, and perform the action that is due by the schedule, such as a rotation, if any."""
@@ -193,18 +195,25 @@ class Controller:
         if away is None:
             await self._search_for_keys(document)
         now_ms = self._clock.now_ms()
-        verdict = self._decide(document, written_ms, now_ms)
+        verdicts = self._order_actions(document, written_ms, now_ms)
         if self._on_look is not None:
-            self._on_look(document, verdict)
+            self._on_look(document, verdicts[0])
         await self._check_anchor(document)
-        await self._warn_of_end(document, verdict, now_ms)
-        self._tell_plan(verdict)
+        for verdict in verdicts:
+            await self._warn_of_end(document, verdict, now_ms)
+        self._tell_plan(verdicts[0])
         if away is not None:
-            return Turn(verdict=verdict, error=away)
-        if not self._may_act(verdict):
+            return Turn(verdict=verdicts[0], error=away)
+        turn: Turn | None = None
+        # A rotation that fails, or rests after a failure, must not keep old keys from being destroyed.
+        for verdict in filter(self._may_act, verdicts):
+            done = await self._do_due(verdict, document.current.id)
+            turn = turn or done
+            if done.error is None or done.has_yielded:
+                break
+        if turn is None:
             self._failures = {kind: count for kind, count in self._failures.items() if self._is_resting(kind)}
-            return Turn(verdict=verdict)
-        return await self._do_due(verdict, document.current.id)
+        return turn or Turn(verdict=verdicts[0])
 
     async def _search_for_keys(self, document: IdentityDocument) -> None:
         """Find the private keys in the store whose roots are no longer in the identity document, if it is time for it.

@@ -262,17 +262,33 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
         schedule: When to rotate.
         now_ms: Milliseconds since 1970.
     """
+    return order_actions(facts, schedule, now_ms)[0]
+
+
+def order_actions(facts: Facts, schedule: Schedule, now_ms: int) -> tuple[DueDecision, ...]:
+    """Return the next rotation and the next destruction of old keys, in the order in which to perform them.
+
+    A controller that cannot perform the first action now, such as a rotation while a server is down, can perform the
+    second one if it is due too. While a rotation is in progress, the only action is to resume it.
+
+    Args:
+        facts: The facts in the identity document, from `read_facts`.
+        schedule: When to rotate.
+        now_ms: Milliseconds since 1970.
+    """
     schedule = _for_facts(schedule, facts)
     if facts.underway is not None:
-        return _decide_resumption(facts.underway, schedule, now_ms)
+        return (_decide_resumption(facts.underway, schedule, now_ms),)
     rotation = _decide_rotation(facts, schedule, now_ms)
     retirement = _decide_retirement(facts, schedule, now_ms)
-    if retirement is None or rotation.is_due(now_ms):
-        return rotation
-    if rotation.at_ms is None:
-        return retirement if retirement.is_due(now_ms) else rotation
+    if retirement is None:
+        return (rotation,)
     assert retirement.at_ms is not None
-    return retirement if retirement.at_ms < rotation.at_ms else rotation
+    if rotation.at_ms is None:
+        is_rotation_first = not retirement.is_due(now_ms)
+    else:
+        is_rotation_first = rotation.is_due(now_ms) or rotation.at_ms <= retirement.at_ms
+    return (rotation, retirement) if is_rotation_first else (retirement, rotation)
 
 
 def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:

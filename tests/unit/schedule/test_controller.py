@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import UnavailableError, WrongClockError
+from goatherd.errors import ObstructedError, UnavailableError, WrongClockError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
 from goatherd.operations.identity_store import Store
@@ -428,6 +428,38 @@ async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated
         assert not done.has_acted
     assert alarm.kinds == [AlertKind.KEY_NEAR_END]
     assert "expired" in alarm.alerts[0].reason
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["", "in one process for each look"])
+async def test_while_no_rotation_can_begin_old_private_keys_are_destroyed_nevertheless(
+    make_herd: MakeHerd, once: bool
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    herd.nodes[2].faults.cut_off = True
+    alarm = Rung()
+    controller = make(herd, alarm=alarm, max_age=DAY * 20)
+    herd.clock.turn(DAY * 31)
+    first = await controller.act_once()
+    assert isinstance(first.error, ObstructedError)
+    assert first.verdict is not None
+    assert first.verdict.act is Act.ROTATE
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    herd.clock.turn(timedelta(minutes=1))
+    again = await (make(herd, alarm=alarm, max_age=DAY * 20) if once else controller).act_once()
+    assert again.has_acted is once
+    assert set(alarm.kinds) == {AlertKind.ROTATION_FAILED}
+
+
+async def test_keys_that_are_due_to_be_destroyed_do_not_hide_that_the_root_has_expired(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    alarm = Rung()
+    herd.clock.turn(LIFETIME + DAY)
+    done = await make(herd, alarm=alarm).act_once()
+    assert done.verdict is not None
+    assert (done.verdict.act, done.error) == (Act.RETIRE, None)
+    assert alarm.kinds == [AlertKind.KEY_NEAR_END]
 
 
 async def warnings_around_the_end(controller: Controller, alarm: Rung, clock: FakeClock) -> list[bool]:
