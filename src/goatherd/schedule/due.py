@@ -152,8 +152,9 @@ class Schedule:
     Attributes:
         controller: The name of the controller; its hash determines the jitter, so that several controllers do not
             rotate at the same time.
-        started_by: The name that this controller records in the rotations that it begins. After a restart, it resumes
-            a rotation with this name at once.
+        started_by: The name that this controller records in the rotations that it begins; it resumes a rotation with
+            this name at once. The name must differ for each process, or two controllers on one machine would resume
+            each other's rotations. So a restarted controller resumes its earlier rotation only once that is stale.
         cron: Cron expression of five fields, in time zone `zone`; None to rotate by the age of the key.
         max_age: The maximum age of a key, without `cron`; None to rotate when the rotation policy makes the root due.
         windows: Maintenance windows in which a rotation may begin; empty means always.
