@@ -161,6 +161,40 @@ async def find_cancelled_holdings(
     return tuple(found)
 
 
+async def find_unlisted_keys(
+    provider: StoreReader, secret_id: str, document: IdentityDocument
+) -> tuple[tuple[str, int], ...]:
+    """Return the roots that are no longer in an identity document, but whose private keys the store still holds.
+
+    If rotations follow each other fast, a root leaves the document before the grace period of its key ends, and the
+    document no longer shows that the key must be destroyed. Every version is read, unless no root has left the document
+    or the store deletes old versions only in its own time. Versions that a label points at are left out, because
+    `goatherd retire` does not destroy them.
+
+    Args:
+        provider: The store.
+        secret_id: The secret in it.
+        document: The current identity.
+
+    Returns:
+        The ids of the roots, each with the time (ms since 1970) at which the grace period of its key starts. If several
+        versions hold the key, it is the earliest of their times.
+
+    Raises:
+        ProviderError: The store failed.
+    """
+    if document.pruned == 0 or provider.guarantees.deprecates:
+        return ()
+    listed = {root.id for root in document.roots}
+    found: dict[str, int] = {}
+    for one in await find_holdings(provider, secret_id, document):
+        if one.version.labels:
+            continue
+        for key in one.private_ids - listed:
+            found[key] = min(found.get(key, one.retired_ms), one.retired_ms)
+    return tuple(found.items())
+
+
 async def _look_into(
     provider: StoreReader, secret_id: str, document: IdentityDocument, version: SecretVersion
 ) -> Holding | None:

@@ -27,6 +27,7 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
 from goatherd.identity.document import IdentityDocument
+from goatherd.key_inventory import find_unlisted_keys
 from goatherd.metrics import RotationMetrics
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes
@@ -91,12 +92,19 @@ async def explain_schedule(store: Store, nodes: NodeDirectory, schedule: Schedul
         schedule: When to rotate, as checked by `make_schedule`.
 
     Raises:
-        ProviderError, IdentityError: The identity cannot be read.
+        ProviderError, IdentityError: The identity, or the versions that may hold old private keys, cannot be read.
     """
     version, document = await store.read()
     obstacles = await find_obstacles_now(store, nodes, schedule.policy) if nodes.addresses else ()
+    unlisted = await find_unlisted_keys(store.provider, store.secret_id, document) if schedule.retires else ()
     now_ms = SystemClock().now_ms()
-    facts = read_facts(document, now_ms, written_ms=version.created_ms, tolerance=schedule.policy.clock_tolerance)
+    facts = read_facts(
+        document,
+        now_ms,
+        written_ms=version.created_ms,
+        tolerance=schedule.policy.clock_tolerance,
+        unlisted_keys=unlisted,
+    )
     return ScheduleExplanation(
         facts=facts,
         verdict=next_due(facts, schedule, now_ms),

@@ -6,7 +6,8 @@ This module has the pauses between reads, the choice of the operation, the alert
 Rules:
 - The schedule and the identity document alone determine when a rotation is due. So a controller may be killed at any
   time, and several may run at once. The store's compare-and-swap decides which one begins a rotation; the others get a
-  conflict and check again later. State in the controller's memory only makes it act or check less often.
+  conflict and check again later. State in the controller's memory only makes it act or check less often. Pauses are
+  measured with the monotonic clock, so that setting the system clock does not affect them.
 - After a request to stop, the controller begins no new operation. It completes a rotation that makes progress, if that
   does not take too long. It ends its work on a rotation that waits for servers: the store records the state of that
   rotation, so another process can resume it.
@@ -31,14 +32,14 @@ from goatherd.errors import (
     RotationBusyError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.key_inventory import describe_kept
+from goatherd.key_inventory import describe_kept, find_unlisted_keys
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
-from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_due, read_facts
+from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, order_actions, read_facts
 from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -51,7 +52,8 @@ QUIET_FAILURES: Final = 2
 SHORT_WAIT: Final = timedelta(seconds=3)
 """A controller that is to stop leaves a rotation that has waited for the same servers for this long."""
 RETIRE_PAUSE: Final = timedelta(days=1)
-"""Pause before the store is asked again to destroy a version, since some stores destroy with a delay."""
+"""Pause before the store is asked again to destroy a version, since some stores destroy with a delay; and before it is
+searched again for keys of roots that are no longer in the identity document, since that reads every version."""
 _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
 
 
@@ -68,6 +70,8 @@ class Worker(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """The result of one turn of the controller: one read of the identity, and the action that followed.
+
+    If a rotation failed and old keys were due to be destroyed too, the result is that of the rotation.
 
     Attributes:
         verdict: Which action is due next, and when; None if the identity could not be read.
@@ -135,9 +139,10 @@ class Controller:
         self._missed = 0
         # Counted by kind, so that a failed retirement does not delay a rotation, and vice versa.
         self._failures: dict[AlertKind, int] = {}
-        self._not_before_ms: dict[AlertKind, int] = {}
+        self._not_before: dict[AlertKind, float] = {}
         self._kept: tuple[Kept, ...] = ()
-        self._retired_ms: int | None = None
+        self._unlisted_keys: tuple[tuple[str, int], ...] = ()
+        self._next_search = 0.0
         self._turns = 0
         self._planned: str | None = None
         self._rung: set[tuple[AlertKind, object]] = set()
@@ -154,22 +159,29 @@ class Controller:
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
+        document, written_ms = await self._read_identity()
+        return document, self._order_actions(document, written_ms, self._clock.now_ms())[0]
+
+    async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
-        document, now_ms = decode_document(found.value.reveal()), self._clock.now_ms()
+        return decode_document(found.value.reveal()), found.version.created_ms
+
+    def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:
         facts = read_facts(
             document,
             now_ms,
-            written_ms=found.version.created_ms,
+            written_ms=written_ms,
             tolerance=self.schedule.policy.clock_tolerance,
+            unlisted_keys=self._unlisted_keys,
         )
-        return document, next_due(facts, self.schedule, now_ms)
+        return order_actions(facts, self.schedule, now_ms)
 
     async def act_once(self) -> Turn:
         """Read the identity once, and perform the action that is due by the schedule, such as a rotation, if any."""
         self._turns += 1
         self._is_acting = False
         try:
-            document, verdict = await self.read_next_action()
+            document, written_ms = await self._read_identity()
         except GoatherdError as error:
             await self._report_miss(error)
             return Turn(error=error)
@@ -180,27 +192,58 @@ class Controller:
             self._missed = 0
             self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
         self._journal.use_identity(document)
-        if self._on_look is not None:
-            self._on_look(document, verdict)
-        await self._check_anchor(document)
-        await self._warn_of_end(document, verdict)
-        self._tell_plan(verdict)
-        if away is not None:
-            return Turn(verdict=verdict, error=away)
+        if away is None:
+            await self._search_for_keys(document)
         now_ms = self._clock.now_ms()
-        if not self._may_act(verdict, now_ms):
-            for kind, until_ms in self._not_before_ms.items():
-                if now_ms >= until_ms:
-                    self._failures.pop(kind, None)
-            return Turn(verdict=verdict)
-        return await self._do_due(verdict, document.current.id)
+        verdicts = self._order_actions(document, written_ms, now_ms)
+        if self._on_look is not None:
+            self._on_look(document, verdicts[0])
+        await self._check_anchor(document)
+        for verdict in verdicts:
+            await self._warn_of_end(document, verdict, now_ms)
+        self._tell_plan(verdicts[0])
+        if away is not None:
+            return Turn(verdict=verdicts[0], error=away)
+        turn: Turn | None = None
+        # A rotation that fails, or rests after a failure, must not keep old keys from being destroyed.
+        for verdict in filter(self._may_act, verdicts):
+            done = await self._do_due(verdict, document.current.id)
+            turn = turn or done
+            if done.error is None or done.has_yielded:
+                break
+        if turn is None:
+            self._failures = {kind: count for kind, count in self._failures.items() if self._is_resting(kind)}
+        return turn or Turn(verdict=verdicts[0])
 
-    def _may_act(self, verdict: DueDecision, now_ms: int) -> bool:
-        not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
-        if self._is_stopping or not verdict.is_due(now_ms) or now_ms < not_before_ms:
-            return False
-        rested_ms = 0 if self._retired_ms is None else self._retired_ms + milliseconds(RETIRE_PAUSE)
-        return verdict.act is not Act.RETIRE or now_ms >= rested_ms
+    async def _search_for_keys(self, document: IdentityDocument) -> None:
+        """Find the private keys in the store whose roots are no longer in the identity document, if it is time for it.
+
+        The document cannot show that these keys must be destroyed. No search takes place during a rotation, because
+        nothing is destroyed then.
+        """
+        kind = AlertKind.RETIREMENT_FAILED
+        if not self.schedule.retires or document.rotation is not None:
+            return
+        now = self._clock.monotonic()
+        if now < self._next_search or self._is_resting(kind):
+            return
+        try:
+            self._unlisted_keys = await find_unlisted_keys(self._reader, self._secret_id, document)
+        except GoatherdError as error:
+            await self._record_failure(kind, error, root_id=document.current.id)
+            return
+        self._next_search = now + RETIRE_PAUSE.total_seconds()
+
+    def _may_act(self, verdict: DueDecision) -> bool:
+        is_due = verdict.is_due(self._clock.now_ms())
+        return is_due and not self._is_stopping and not self._is_resting(_failure_of(verdict.act))
+
+    def _rest(self, kind: AlertKind, pause: timedelta) -> None:
+        """Try no action again whose failures are of this kind, until `pause` has passed."""
+        self._not_before[kind] = self._clock.monotonic() + pause.total_seconds()
+
+    def _is_resting(self, kind: AlertKind) -> bool:
+        return self._clock.monotonic() < self._not_before.get(kind, 0)
 
     async def _do_due(self, verdict: DueDecision, root_id: str) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
@@ -216,16 +259,18 @@ class Controller:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._not_before_ms[kind] = self._clock.now_ms() + milliseconds(self._choose_interval())
+                self._rest(kind, self._choose_interval())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._record_failure(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
-            self._retired_ms = self._clock.now_ms()
+            self._rest(kind, RETIRE_PAUSE)
+            self._unlisted_keys = ()
         self._failures.pop(kind, None)
-        self._rung.clear()
         if verdict.act is Act.RETIRE:
             await self._tell_kept(report.kept, root_id)
+        else:
+            self._rung.clear()
         outcome = report.outcome.value
         done = event_text(LogEvent.CONTROLLER_DONE, act=verdict.act.value, outcome=outcome, current=report.current_id)
         _log.info(done)
@@ -323,8 +368,8 @@ class Controller:
             pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
         verdict = None if turn is None or turn.has_acted else turn.verdict
         if verdict is not None and verdict.at_ms is not None:
-            not_before_ms = self._not_before_ms.get(_failure_of(verdict.act), 0)
-            left = timedelta(milliseconds=max(verdict.at_ms, not_before_ms) - self._clock.now_ms())
+            rest = self._not_before.get(_failure_of(verdict.act), 0) - self._clock.monotonic()
+            left = max(timedelta(milliseconds=verdict.at_ms - self._clock.now_ms()), timedelta(seconds=rest))
             if left > timedelta(0):
                 pause = min(pause, left)
         return max(pause, _SHORTEST_PAUSE)
@@ -358,9 +403,8 @@ class Controller:
         """
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
-        pause = min(milliseconds(schedule.backoff) << min(failures - 1, 30), milliseconds(schedule.backoff_max))
-        pause = int(pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
-        self._not_before_ms[kind] = self._clock.now_ms() + pause
+        pause = min(schedule.backoff * 2 ** min(failures - 1, 20), schedule.backoff_max)
+        self._rest(kind, pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
         reason, code = str(error), error.code
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 
@@ -374,7 +418,7 @@ class Controller:
             await self._raise_alert(Alert(kind=AlertKind.RETIREMENT_FAILED, reason=reason, root_id=root_id))
         self._kept = kept
 
-    async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision) -> None:
+    async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision, now_ms: int) -> None:
         root_id = document.current.id
         if verdict.skipped_ms is not None:
             reason = f"no rotation started for the slot {iso(verdict.skipped_ms)}; {verdict.why}"
@@ -382,7 +426,11 @@ class Controller:
                 Alert(kind=AlertKind.SLOT_SKIPPED, reason=reason, root_id=root_id), verdict.skipped_ms
             )
         if verdict.urgent:
-            await self._ring_once(Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id), root_id)
+            # The alert is sent once before the root expires, and once a day after that.
+            past_end_ms = now_ms - document.current.session.expiration_ms
+            days = past_end_ms // milliseconds(timedelta(days=1)) if past_end_ms > 0 else None
+            alert = Alert(kind=AlertKind.KEY_NEAR_END, reason=verdict.why, root_id=root_id)
+            await self._ring_once(alert, (root_id, days))
 
     async def _check_anchor(self, document: IdentityDocument) -> None:
         if self._anchor_watch is None:

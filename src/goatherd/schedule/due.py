@@ -80,7 +80,7 @@ class Facts:
 
     Attributes:
         unretired: Previous roots whose private keys the store may still hold, each with the time at which it stopped
-            signing.
+            signing; also roots that are no longer in the document, if a search of the store has found their keys.
         is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
         has_anchor: Whether an anchor (a key in an HSM or a KMS) endorses the roots. Such roots live shorter, and are
             renewed when a smaller part of their lifetime is left.
@@ -100,7 +100,14 @@ class Facts:
     is_direct: bool = False
 
 
-def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tolerance: timedelta) -> Facts:
+def read_facts(
+    document: IdentityDocument,
+    now_ms: int,
+    *,
+    written_ms: int,
+    tolerance: timedelta,
+    unlisted_keys: tuple[tuple[str, int], ...] = (),
+) -> Facts:
     """Return the facts in an identity document that matter for a rotation schedule.
 
     Times in the future are replaced by the latest possible time (`goatherd.identity.recorded_times`). If even the store
@@ -112,6 +119,8 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
         now_ms: Milliseconds since 1970.
         written_ms: When the document was written, as the store reports it.
         tolerance: A time is in the future if it is more than this ahead of `now_ms`.
+        unlisted_keys: The roots that are no longer in the document, but whose private keys the store still holds, from
+            `goatherd.key_inventory.find_unlisted_keys`.
     """
     limited = limit_times(document, now_ms, written_ms=written_ms, tolerance=tolerance)
     is_ahead, document = limited is not document, limited
@@ -130,7 +139,7 @@ def read_facts(document: IdentityDocument, now_ms: int, *, written_ms: int, tole
         underway=None
         if record is None
         else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
-        unretired=roots_with_keys(document),
+        unretired=(*roots_with_keys(document), *unlisted_keys),
     )
 
 
@@ -143,8 +152,9 @@ class Schedule:
     Attributes:
         controller: The name of the controller; its hash determines the jitter, so that several controllers do not
             rotate at the same time.
-        started_by: The name that this controller records in the rotations that it begins. After a restart, it resumes
-            a rotation with this name at once.
+        started_by: The name that this controller records in the rotations that it begins; it resumes a rotation with
+            this name at once. The name must differ for each process, or two controllers on one machine would resume
+            each other's rotations. So a restarted controller resumes its earlier rotation only once that is stale.
         cron: Cron expression of five fields, in time zone `zone`; None to rotate by the age of the key.
         max_age: The maximum age of a key, without `cron`; None to rotate when the rotation policy makes the root due.
         windows: Maintenance windows in which a rotation may begin; empty means always.
@@ -253,17 +263,33 @@ def next_due(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
         schedule: When to rotate.
         now_ms: Milliseconds since 1970.
     """
+    return order_actions(facts, schedule, now_ms)[0]
+
+
+def order_actions(facts: Facts, schedule: Schedule, now_ms: int) -> tuple[DueDecision, ...]:
+    """Return the next rotation and the next destruction of old keys, in the order in which to perform them.
+
+    A controller that cannot perform the first action now, such as a rotation while a server is down, can perform the
+    second one if it is due too. While a rotation is in progress, the only action is to resume it.
+
+    Args:
+        facts: The facts in the identity document, from `read_facts`.
+        schedule: When to rotate.
+        now_ms: Milliseconds since 1970.
+    """
     schedule = _for_facts(schedule, facts)
     if facts.underway is not None:
-        return _decide_resumption(facts.underway, schedule, now_ms)
+        return (_decide_resumption(facts.underway, schedule, now_ms),)
     rotation = _decide_rotation(facts, schedule, now_ms)
     retirement = _decide_retirement(facts, schedule, now_ms)
-    if retirement is None or rotation.is_due(now_ms):
-        return rotation
-    if rotation.at_ms is None:
-        return retirement if retirement.is_due(now_ms) else rotation
+    if retirement is None:
+        return (rotation,)
     assert retirement.at_ms is not None
-    return retirement if retirement.at_ms < rotation.at_ms else rotation
+    if rotation.at_ms is None:
+        is_rotation_first = not retirement.is_due(now_ms)
+    else:
+        is_rotation_first = rotation.is_due(now_ms) or rotation.at_ms <= retirement.at_ms
+    return (rotation, retirement) if is_rotation_first else (retirement, rotation)
 
 
 def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:

@@ -167,6 +167,19 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert await store.versions() == before
 
 
+async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    for _ in range(5):
+        await rotator_for(herd).rotate()
+    store = store_of(herd)
+    assert (await store.read())[1].find_root("root-a") is None
+    async with NodeDirectory((), timeout=timedelta(seconds=1)) as nodes:
+        found = await explain_schedule(store, nodes, schedule_of(herd))
+        assert "root-a" in dict(found.facts.unretired)
+        found = await explain_schedule(store, nodes, schedule_of(herd, retires=False))
+    assert "root-a" not in dict(found.facts.unretired)
+
+
 async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

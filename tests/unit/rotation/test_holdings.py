@@ -16,7 +16,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
-from goatherd.key_inventory import Holding, find_holdings, retained_copies
+from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
@@ -54,6 +54,44 @@ async def test_after_the_grace_period_nothing_holds_the_key_that_was_given_up_in
     await rotator_for(herd).retire()
     assert {key for one in await holdings_of(herd) for key in one.private_ids} == {"root-a"}
     await check_steady(herd)
+
+
+async def test_the_keys_of_roots_that_have_left_the_document_are_found_until_they_are_destroyed(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+
+    async def find() -> dict[str, int]:
+        return dict(await find_unlisted_keys(herd.provider, herd.secret_id, await document_of(herd)))
+
+    ended: dict[str, int] = {}
+    for _ in range(6):
+        assert (await find()).keys() == ended.keys() - {root.id for root in (await document_of(herd)).roots}
+        report = await rotator_for(herd).rotate()
+        ended[report.from_id] = herd.clock.now_ms()
+        herd.clock.turn(timedelta(days=1))
+    assert "root-a" in await find()
+    assert (await find())["root-a"] <= ended["root-a"]
+    (first,) = [one for one in await holdings_of(herd) if one.private_ids == {"root-a"}]
+    for one in await holdings_of(herd):
+        if "root-a" in one.private_ids:
+            await herd.provider.label(herd.secret_id, f"audit{one.version.id}", one.version.id, expected=None)
+    assert "root-a" not in await find(), "no version that a label points at is destroyed"
+    await herd.provider.unlabel(herd.secret_id, f"audit{first.version.id}", expected=first.version.id)
+    assert "root-a" in await find()
+    herd.clock.turn(POLICY.grace)
+    await rotator_for(herd).retire()
+    assert await find() == {}
+
+
+async def test_a_store_that_deletes_old_versions_in_its_own_time_is_not_searched(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    document = replace(await document_of(herd), pruned=1)
+
+    class Deprecating:
+        guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.EVENTUAL, destroys=False, deprecates=True)
+
+    assert await find_unlisted_keys(Deprecating(), herd.secret_id, document) == ()  # type: ignore[arg-type]
 
 
 async def test_nothing_is_destroyed_before_the_grace_period_has_passed(make_herd: MakeHerd) -> None:

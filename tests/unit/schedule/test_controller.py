@@ -14,21 +14,28 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import UnavailableError
+from goatherd.errors import ObstructedError, UnavailableError, WrongClockError
 from goatherd.identity.document import IdentityDocument
+from goatherd.key_inventory import find_holdings
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
+from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
+from goatherd.rotation.policy import Policy
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
+from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
-from tests.fakes.herd import Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.test_clocks import SkewedClock
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -220,6 +227,28 @@ async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(
     assert {alert.code for alert in alarm.alerts} == {"provider.unavailable"}
 
 
+async def test_a_controller_whose_clock_was_wrong_tries_again_soon_after_the_clock_is_set(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd, started_by="controller a").rotate(to_phase=Phase.PUBLISHED)
+    clock = SkewedClock(herd.clock, DAY * 365 * 9)
+    controller = Controller(
+        herd.provider,
+        herd.secret_id,
+        Schedule(controller="a", started_by="controller a", policy=POLICY),
+        worker=lambda told: Rotator(
+            herd.provider, herd.secret_id, herd.nodes, policy=POLICY, clock=clock, on_event=told
+        ),
+        clock=clock,
+    )
+    assert isinstance((await controller.act_once()).error, WrongClockError)
+    clock.skew = timedelta(0)
+    herd.clock.turn(timedelta(minutes=4))
+    assert not (await controller.act_once()).has_acted
+    herd.clock.turn(timedelta(minutes=3))
+    assert (await controller.act_once()).report is not None
+    await check_steady(herd)
+
+
 async def test_a_store_that_is_away_is_told_after_a_few_looks_and_asked_ever_more_seldom(
     make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +341,57 @@ async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_re
     assert not (await controller.act_once()).has_acted
 
 
-async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("max_age", "grace"), [(DAY * 7, DAY * 30), (DAY, DAY * 12)], ids=["weekly", "more often than the history is long"]
+)
+async def test_the_keys_of_roots_that_left_the_document_within_their_grace_period_are_destroyed_too(
+    make_herd: MakeHerd, max_age: timedelta, grace: timedelta
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    controller = make(herd, max_age=max_age, policy=replace(POLICY, grace=grace))
+    destroyed: set[Act] = set()
+    for _ in range(2 * (grace + 3 * max_age) // DAY):
+        herd.clock.turn(DAY / 2)
+        done = await controller.act_once()
+        assert done.error is None
+        if done.verdict is not None and done.report is not None and done.report.destroyed:
+            destroyed.add(done.verdict.act)
+    assert destroyed == {Act.RETIRE}
+    document = await check_steady(herd)
+    listed = {root.id for root in document.roots}
+    assert document.pruned > 0
+    assert "root-a" not in listed
+    held = await find_holdings(herd.provider, herd.secret_id, document)
+    assert any(one.private_ids - listed for one in held), "keys of such roots whose grace period has not ended"
+    latest_ms = herd.clock.now_ms() - milliseconds(grace + max_age + RETIRE_PAUSE)
+    assert not [one for one in held if one.private_ids - {document.current.id} and one.retired_ms < latest_ms]
+
+
+async def test_a_store_that_does_not_list_its_versions_is_told_and_rotations_continue(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    alarm, searches = Rung(), list[str]()
+
+    async def fail(_: object, secret_id: str, document: IdentityDocument) -> tuple[tuple[str, int], ...]:
+        del document
+        searches.append(secret_id)
+        raise UnavailableError("away", provider="memory", secret_id=secret_id, operation="versions")
+
+    monkeypatch.setattr("goatherd.schedule.controller.find_unlisted_keys", fail)
+    controller = make(herd, alarm=alarm)
+    for _ in range(10):
+        assert not (await controller.act_once()).has_acted
+        herd.clock.turn(timedelta(minutes=1))
+    assert len(searches) == 2, "at the first look, and after the pause"
+    assert alarm.kinds == [AlertKind.RETIREMENT_FAILED] * 2
+    herd.clock.turn(DAY * 130)
+    assert (await controller.act_once()).report is not None
+
+
+@pytest.mark.parametrize("ahead", [timedelta(0), DAY * 365], ids=["", "with a clock that is ahead on the first day"])
+async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_herd: MakeHerd, ahead: timedelta) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     await rotator_for(herd).rotate()
 
@@ -327,10 +406,12 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
 
     keeping = Keeping()
     plan = Schedule(controller="a", jitter=timedelta(0), policy=POLICY)
-    controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=herd.clock)
+    clock = SkewedClock(herd.clock, ahead)
+    controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=clock)
     herd.clock.turn(timedelta(days=31))
     for _ in range(5 * 4):
         await controller.act_once()
+        clock.skew = timedelta(0)
         herd.clock.turn(timedelta(hours=6))
     assert keeping.calls == 5 * DAY // RETIRE_PAUSE
 
@@ -347,6 +428,72 @@ async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated
         assert not done.has_acted
     assert alarm.kinds == [AlertKind.KEY_NEAR_END]
     assert "expired" in alarm.alerts[0].reason
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["", "in one process for each look"])
+async def test_while_no_rotation_can_begin_old_private_keys_are_destroyed_nevertheless(
+    make_herd: MakeHerd, once: bool
+) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    herd.nodes[2].faults.cut_off = True
+    alarm = Rung()
+    controller = make(herd, alarm=alarm, max_age=DAY * 20)
+    herd.clock.turn(DAY * 31)
+    first = await controller.act_once()
+    assert isinstance(first.error, ObstructedError)
+    assert first.verdict is not None
+    assert first.verdict.act is Act.ROTATE
+    assert (await document_of(herd)).retired_ids == {"root-a"}
+    herd.clock.turn(timedelta(minutes=1))
+    again = await (make(herd, alarm=alarm, max_age=DAY * 20) if once else controller).act_once()
+    assert again.has_acted is once
+    assert set(alarm.kinds) == {AlertKind.ROTATION_FAILED}
+
+
+async def test_keys_that_are_due_to_be_destroyed_do_not_hide_that_the_root_has_expired(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    alarm = Rung()
+    herd.clock.turn(LIFETIME + DAY)
+    done = await make(herd, alarm=alarm).act_once()
+    assert done.verdict is not None
+    assert (done.verdict.act, done.error) == (Act.RETIRE, None)
+    assert alarm.kinds == [AlertKind.KEY_NEAR_END]
+
+
+async def warnings_around_the_end(controller: Controller, alarm: Rung, clock: FakeClock) -> list[bool]:
+    """Look from a day before the root expires until three days after it; return which warnings name an expired root."""
+    document, _ = await controller.read_next_action()
+    clock.turn(timedelta(milliseconds=document.current.session.expiration_ms - clock.now_ms()) - DAY)
+    for _ in range(4 * 4):
+        await controller.act_once()
+        clock.turn(DAY / 4)
+    return ["has expired" in alert.reason for alert in alarm.alerts if alert.kind is AlertKind.KEY_NEAR_END]
+
+
+async def test_an_expired_root_is_told_every_day_although_its_near_end_was_told(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    herd.nodes[0].faults.cut_off = True  # so that the root cannot be replaced
+    alarm = Rung()
+    controller = make(herd, alarm=alarm)
+    assert await warnings_around_the_end(controller, alarm, herd.clock) == [False, True, True, True]
+
+
+async def test_an_expired_root_in_direct_mode_is_told_every_day_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    clock, alarm = FakeClock(), Rung()
+    async with MemorySecretProvider(clock=clock) as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
+        await init_identity(store, Policy(), anchor=f"local:{tmp_path}/anchor.json", create_key=True, direct=True)
+
+        def make_none(_: Callable[[Event], None]) -> Any:
+            return None  # without a rotation that is due, nothing is asked of it
+
+        controller = Controller(provider, "root", Schedule(controller="a"), worker=make_none, clock=clock, alarm=alarm)
+        assert await warnings_around_the_end(controller, alarm, clock) == [False, True, True, True]
 
 
 # --- the loop, and its end --------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from goatherd.schedule.due import (
     Underway,
     make_schedule,
     next_due,
+    order_actions,
     preview,
     read_facts,
     read_zone,
@@ -335,6 +336,24 @@ def test_a_rotation_that_is_due_comes_before_what_is_to_be_retired() -> None:
     known = facts(unretired=(("root-a", ms("2026-11-01T00:00")),))
     now = ms("2026-11-01T00:00") + LIFETIME - 59 * DAY_MS
     assert next_due(known, schedule(), now).act is Act.ROTATE
+    assert [one.act for one in order_actions(known, schedule(), now)] == [Act.ROTATE, Act.RETIRE]
+
+
+def test_the_action_that_is_due_first_comes_first_and_a_rotation_in_progress_is_the_only_one() -> None:
+    unretired = (("root-a", ms("2026-11-01T00:00")),)
+    due = ms("2026-11-01T00:00") + 30 * DAY_MS
+
+    def order(known: Facts, now: int, **options: Any) -> list[Act]:
+        return [one.act for one in order_actions(known, schedule(**options), now)]
+
+    known = facts(unretired=unretired)
+    assert order(known, due - DAY_MS) == [Act.RETIRE, Act.ROTATE]
+    assert order(known, due - DAY_MS, max_age=timedelta(days=30)) == [Act.ROTATE, Act.RETIRE]
+    assert order(known, due, retires=False) == [Act.ROTATE]
+    expired = replace(known, expires_ms=due - 2 * DAY_MS)
+    assert order(expired, due - DAY_MS) == [Act.NOTHING, Act.RETIRE]
+    assert order(expired, due) == [Act.RETIRE, Act.NOTHING]
+    assert order(replace(underway("2026-11-24T12:00"), unretired=unretired), due) == [Act.RESUME]
 
 
 # --- documents --------------------------------------------------------------------------------------------------------
