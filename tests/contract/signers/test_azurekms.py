@@ -138,6 +138,24 @@ async def test_a_version_is_one_of_the_key(vault: FakeKeys) -> None:
             await plugin.public_key()
 
 
+async def test_a_token_service_that_reports_an_error_is_unavailable(
+    vault: FakeKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def sleep(*_: Any, **__: Any) -> None:
+        """Let the SDK retry at once."""
+
+    monkeypatch.setattr("azure.core.pipeline.policies.AsyncRetryPolicy.sleep", sleep)
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+    monkeypatch.setenv("IDENTITY_HEADER", "x")
+    with answering(failing) as port:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{port}/msi/token")
+        async with AzureKMSSigner(parse_uri(vault.uri("key"))) as plugin:
+            with pytest.raises(SignerUnavailableError, match=r"127\.0\.0\.1 answered with HTTP 503"):
+                await plugin.public_key()
+
+
 async def test_other_kinds_of_keys_and_exportable_ones_are_refused(vault: FakeKeys) -> None:
     vault.add_key("p256", ec.SECP256R1())
     vault.add_key("loose", ec.SECP384R1())
