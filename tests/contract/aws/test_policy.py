@@ -158,9 +158,12 @@ KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab"
         ("server", "kms:Decrypt", {}, False),
     ],
 )
-def test_a_key_is_found_by_one_of_its_aliases(role: str, action: str, context: dict[str, list[str]], allowed: bool):
+@pytest.mark.parametrize("alias", ["alias/herd", f"arn:aws:kms:{REGION}:{ACCOUNT}:alias/herd"])
+def test_a_key_is_found_by_one_of_its_aliases(
+    role: str, action: str, context: dict[str, list[str]], allowed: bool, alias: str
+):
     through = {"kms:ViaService": f"secretsmanager.{REGION}.amazonaws.com"}
-    document = policy(role, f"{URI}?kms_key_id=alias/herd")  # type: ignore[arg-type]
+    document = policy(role, f"{URI}?kms_key_id={alias}")  # type: ignore[arg-type]
     assert is_allowed(document, action, KEY, {**through, **context}) is allowed
     assert not is_allowed(document, action, KEY, {"kms:ViaService": f"s3.{REGION}.amazonaws.com", **context})
 

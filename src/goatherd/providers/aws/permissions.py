@@ -111,18 +111,18 @@ def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, ac
     condition: dict[str, object] = {
         "StringLike" if region == "*" else "StringEquals": {"kms:ViaService": f"secretsmanager.{region}.amazonaws.com"}
     }
-    resource = f"arn:{partition}:kms:{region}:{account}:key/{key}"
-    if key.startswith("arn:"):
-        resource = key
-    elif key.startswith("alias/"):
+    scope, _, name = key.rpartition(":")
+    if not scope:  # no ARN: a key of the region and the account of the secret
+        scope, name = f"arn:{partition}:kms:{region}:{account}", key if key.startswith("alias/") else f"key/{key}"
+    if name.startswith("alias/"):
         # An alias is no resource of these actions; the key behind it is found by this condition.
-        resource = f"arn:{partition}:kms:{region}:{account}:key/*"
-        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [key]}
+        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [name]}
+        name = "key/*"
     return {
         "Sid": "GoatherdKey",
         "Effect": "Allow",
         "Action": ["kms:Decrypt"] if role == "server" else ["kms:Decrypt", "kms:GenerateDataKey"],
-        "Resource": [resource],
+        "Resource": [f"{scope}:{name}"],
         "Condition": condition,
     }
 

@@ -79,6 +79,11 @@ def test_an_admin_may_create_delete_replicate_and_promote_as_well():
             "arn:aws:kms:eu-west-1:*:key/*",
             {"ForAnyValue:StringEquals": {"kms:ResourceAliases": ["alias/herd"]}},
         ),
+        (
+            "arn:aws:kms:eu-west-1:111122223333:alias/of/herd",
+            "arn:aws:kms:eu-west-1:111122223333:key/*",
+            {"ForAnyValue:StringEquals": {"kms:ResourceAliases": ["alias/of/herd"]}},
+        ),
     ],
 )
 def test_a_key_of_ones_own_may_be_used_through_the_service_only(
