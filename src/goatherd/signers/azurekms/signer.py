@@ -113,7 +113,10 @@ class AzureKMSSigner(Signer):
         else:
             raise self.error(SignerKeyExistsError, "create_key", "the key exists")
         made = client.create_ec_key(
-            self.address.key, curve=KeyCurveName.p_384, key_operations=[KeyOperation.sign, KeyOperation.verify]
+            self.address.key,
+            curve=KeyCurveName.p_384,
+            key_operations=[KeyOperation.sign, KeyOperation.verify],
+            hardware_protected=self.address.is_in_managed_hsm,  # which has no other keys
         )
         return self._key_in("create_key", await self._call("create_key", made))
 
