@@ -176,6 +176,8 @@ class Event(StrEnum):
     """The controller serves the page."""
     PAGE_LOST = "page.lost"
     """The process that serves the controller's page has ended; another one is started."""
+    PAGE_CERTIFICATE_REFUSED = "page.certificate_refused"
+    """The renewed certificate of the page or its key cannot be used; the page is served with the previous one."""
     DOOR_OPENED = "door.opened"
     """A door listens in front of a server."""
     DOOR_STOPPED = "door.stopped"

@@ -171,6 +171,8 @@ class FakeKeyVault:
         ca: The file with the certificate to trust.
         requests: Method and path of every request that bore a good token.
         challenges: How many did not.
+        identity_failure: The status with which the managed identity refuses every request; None if it gives tokens.
+        token_seconds: How long a token of the managed identity is good for.
         trouble: What goes wrong next.
         wrong: Which request is answered with a wrong success.
     """
@@ -191,6 +193,8 @@ class FakeKeyVault:
         self._stack = contextlib.ExitStack()
         self.port = 0
         self.identity_port = 0
+        self.identity_failure: int | None = None
+        self.token_seconds = 3600
         self.ca = Path()
         self.requests: list[str] = []
         self.challenges = 0
@@ -300,18 +304,28 @@ class FakeKeyVault:
         return Handler
 
     def _identity_handler(self) -> type[BaseHTTPRequestHandler]:
+        vault = self
+
         class Handler(_Handler):
-            # learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference
+            # learn.microsoft.com/azure/app-service/overview-managed-identity#rest-endpoint-reference, and, on a path of
+            # its own, that of virtual machines: learn.microsoft.com/entra/identity/managed-identities-azure-resources/
+            # how-to-use-vm-token
             def answer(self) -> None:
-                if self.headers.get("X-IDENTITY-HEADER") != _HEADER:
-                    self.send(401, {"error": "no header"})
+                if vault.identity_failure is not None:
+                    self.send(vault.identity_failure, {"error": f"it quotes {_HEADER}"})
+                    return
+                is_machine = self.path.startswith("/metadata/")
+                if not (
+                    self.headers.get("Metadata") if is_machine else self.headers.get("X-IDENTITY-HEADER") == _HEADER
+                ):
+                    self.send(400 if is_machine else 401, {"error": "no header"})
                     return
                 resource = parse_qs(urlsplit(self.path).query).get("resource", [""])[0]
                 self.send(
                     200,
                     {
                         "access_token": TOKEN,
-                        "expires_on": str(int(time.time()) + 3600),
+                        "expires_on": str(int(time.time()) + vault.token_seconds),
                         "resource": resource,
                         "token_type": "Bearer",
                     },

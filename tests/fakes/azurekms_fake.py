@@ -40,12 +40,14 @@ class FakeKeys:
         refusal: The status, code, inner code and headers with which every request is answered, while it is set.
         is_cut: Whether answers end half-way.
         damage: Changes an answer before it goes out.
+        kind: The only type of key that there is: ``EC``, or ``EC-HSM`` as in a Managed HSM.
     """
 
     def __init__(self) -> None:
         self.refusal: tuple[int, str, str | None, tuple[tuple[str, str], ...]] | None = None
         self.is_cut = False
         self.damage: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        self.kind = "EC"
         self.port = 0
         self.ca = Path()
         self._keys: dict[str, tuple[str, ec.EllipticCurvePrivateKey]] = {}
@@ -107,7 +109,9 @@ class FakeKeys:
         assert found is not None, path
         name, version, action = found[1], found[2], found[3]
         if action == "create":
-            assert (body["kty"], body["crv"]) == ("EC", "P-384")
+            assert body["crv"] == "P-384"
+            if body["kty"] != self.kind:
+                raise _RefusedError(400, "BadParameter", f"The key type {body['kty']} is not supported.")
             self.add_key(name, ec.SECP384R1())
             return self._bundle(name)
         if name not in self._keys or version not in (None, self._keys[name][0]):
@@ -141,7 +145,7 @@ class FakeKeys:
         curve = {"secp384r1": "P-384", "secp256r1": "P-256"}[key.curve.name]
         jwk = {
             "kid": f"https://localhost:{self.port}/keys/{name}/{version}",
-            "kty": "EC",
+            "kty": self.kind,
             "crv": curve,
             "key_ops": ["sign", "verify"],
             "x": _encoded(numbers.x.to_bytes(size)),

@@ -13,6 +13,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.secret_source import PageToken
+from goatherd.serving.certificate_files import CertificateFiles
 
 SHORTEST_TOKEN: Final = 16
 
@@ -97,8 +98,8 @@ def check_address(
     return address
 
 
-def open_tls(address: PageAddress) -> ssl.SSLContext | None:
-    """Return the TLS context with which the page is served at an address; None if it is served by HTTP.
+def open_tls(address: PageAddress) -> CertificateFiles | None:
+    """Load the certificate with which the page is served, and its key; None if the page is served by HTTP.
 
     Raises:
         ConfigurationError: The certificate or its key cannot be used.
@@ -107,11 +108,12 @@ def open_tls(address: PageAddress) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    files = CertificateFiles(context, address.certificate, address.key)
     try:
-        context.load_cert_chain(address.certificate, address.key, password=lambda: "")
-    except (OSError, ssl.SSLError) as error:
+        files.load()
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"the certificate {address.certificate} with the key {address.key} cannot be used: {error}",
             hint="Give PEM files: the certificate with its chain, and its key without a passphrase.",
         ) from error
-    return context
+    return files

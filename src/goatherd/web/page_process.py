@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from goatherd.clock import SystemClock
+from goatherd.clock import Clock, SystemClock
 from goatherd.errors import GoatherdError
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.caller_limits import CallerLimits, Rate
+from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.listener import HTTPListener
+from goatherd.telemetry import Event, event_text
 from goatherd.web.access import PageAddress, open_tls
 from goatherd.web.app import PageApp
 
 LONGEST_LINE: Final = 64 * 1024 * 1024
 GRACE: Final = timedelta(seconds=2)
+CERTIFICATE_CHECK: Final = timedelta(minutes=1)
+"""Time between two checks whether the certificate was renewed, which happens days before it expires."""
 LIMITS: Final = CallerLimits(
     body_bytes=4096,
     header_bytes=16 * 1024,
@@ -36,6 +41,8 @@ LIMITS: Final = CallerLimits(
     new_sessions=Rate(per_second=0.2, burst=20),
 )
 """`new_sessions` limits how often an address may try a token."""
+
+_log = logging.getLogger("goatherd.web")
 
 
 def read_address(data: dict[str, Any]) -> PageAddress:
@@ -50,31 +57,58 @@ def read_address(data: dict[str, Any]) -> PageAddress:
     )
 
 
-async def serve_page(lines: asyncio.StreamReader) -> None:
+async def serve_page(lines: asyncio.StreamReader, clock: Clock) -> None:
     """Serve the page at the address in the first of the `lines`, and show the views in the lines after it.
+
+    Args:
+        lines: Standard input; see the module.
+        clock: Measures what readers use, and when to check the files of the certificate.
 
     Raises:
         GoatherdError: The address cannot be bound, or the certificate cannot be used.
     """
     first = json.loads(await lines.readline())
     address = read_address(first)
-    clock = SystemClock()
     limiter = CallerLimiter(LIMITS, clock=clock, forwarded_by=address.proxies)
     app = PageApp(address, limiter, clock=clock, interval_ms=first["interval_ms"])
-    listener = HTTPListener(app, address.host, address.port, limiter=limiter, tls=open_tls(address))
+    files = open_tls(address)
+    tls = None if files is None else files.context
+    listener = HTTPListener(app, address.host, address.port, limiter=limiter, tls=tls)
     await listener.start()
+    renewing = None if files is None else asyncio.create_task(renew_certificate(files, clock))
     try:
         _tell({"ready": listener.url})
         while line := await lines.readline():
             message = json.loads(line)
             app.broadcast.publish(message["view"], message["problem"])
     finally:
+        if renewing is not None:
+            renewing.cancel()
         app.stop()
         await listener.stop(GRACE)
 
 
+async def renew_certificate(files: CertificateFiles, clock: Clock) -> None:
+    """Load the certificate and its key again, for new connections, whenever their files were replaced. Never returns.
+
+    A pair that cannot be used is logged once; until another pair can be used, the page is served with the earlier one.
+    """
+    reported = ""
+    while True:
+        await clock.sleep(CERTIFICATE_CHECK)
+        try:
+            await files.load_if_replaced()
+            problem = ""
+        except (OSError, ValueError) as error:
+            problem = str(error)
+            if problem != reported:
+                _log.warning(event_text(Event.PAGE_CERTIFICATE_REFUSED, reason=problem))
+        reported = problem
+
+
 def main() -> int:
     """Run the process of the status page until its standard input ends; return the exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # as the command that started it logs
     return asyncio.run(_run())
 
 
@@ -84,7 +118,7 @@ async def _run() -> int:
     lines = asyncio.StreamReader(limit=LONGEST_LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     try:
-        await serve_page(lines)
+        await serve_page(lines, SystemClock())
     except GoatherdError as error:
         _tell({"code": error.code, "message": str(error), "hint": error.hint})
         return 1

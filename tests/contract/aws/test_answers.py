@@ -26,6 +26,7 @@ from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, SecretVersion, VersionId
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
+from tests.fakes.instance_metadata import InstanceMetadata
 
 from .clients import provider_at, sent
 
@@ -319,6 +320,33 @@ async def test_no_credentials_and_no_profile_are_told_apart(
     async with AWSSecretProvider(AWSAddress()) as store:
         with pytest.raises(ProviderConfigurationError, match="NoRegionError"):
             await store.read(SECRET)
+
+
+async def test_credentials_that_were_missing_at_the_first_call_are_found_at_the_next_one(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch
+):
+    with InstanceMetadata(ACCESS_KEY) as metadata:
+        metadata.be_only_source(monkeypatch)
+        metadata.is_up = False
+        async with provider_at(fake.url) as store:
+            for _ in range(2):
+                with pytest.raises(ProviderAccessDeniedError, match="no credentials"):
+                    await store.create(SECRET, b"1")
+            metadata.is_up = True
+            await store.create(SECRET, b"1")
+            assert (await store.read(SECRET)).value.reveal() == b"1"
+
+
+async def test_a_role_without_credentials_to_assume_it_is_no_store_that_does_not_answer(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch
+):
+    with InstanceMetadata(ACCESS_KEY) as metadata:
+        metadata.be_only_source(monkeypatch)
+        metadata.is_up = False
+        role = "arn:aws:iam::123456789012:role/goatherd"
+        async with AWSSecretProvider(AWSAddress(region=REGION, endpoint=fake.url, role_arn=role)) as store:
+            with pytest.raises(ProviderAccessDeniedError, match="no credentials"):
+                await store.read(SECRET)
 
 
 async def test_a_profile_of_the_standard_chain_is_used(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+import botocore.session
 import pytest
 
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
+from goatherd.providers.aws.address import partition_of
 from goatherd.providers.values import CURRENT, STABLE
 from tests.fakes.aws_fake import ACCESS_KEY, ACCOUNT, REGION, FakeSecretsManager, Seen
 from tests.fakes.iam_evaluator import UnknownPolicyElementError, is_allowed, request_context
@@ -158,11 +160,24 @@ KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd-12ab"
         ("server", "kms:Decrypt", {}, False),
     ],
 )
-def test_a_key_is_found_by_one_of_its_aliases(role: str, action: str, context: dict[str, list[str]], allowed: bool):
+@pytest.mark.parametrize("alias", ["alias/herd", f"arn:aws:kms:{REGION}:{ACCOUNT}:alias/herd"])
+def test_a_key_is_found_by_one_of_its_aliases(
+    role: str, action: str, context: dict[str, list[str]], allowed: bool, alias: str
+):
     through = {"kms:ViaService": f"secretsmanager.{REGION}.amazonaws.com"}
-    document = policy(role, f"{URI}?kms_key_id=alias/herd")  # type: ignore[arg-type]
+    document = policy(role, f"{URI}?kms_key_id={alias}")  # type: ignore[arg-type]
     assert is_allowed(document, action, KEY, {**through, **context}) is allowed
     assert not is_allowed(document, action, KEY, {"kms:ViaService": f"s3.{REGION}.amazonaws.com", **context})
+
+
+def test_each_region_is_in_the_partition_in_which_the_sdk_has_it():
+    session = botocore.session.get_session()
+    for partition in session.get_available_partitions():
+        for region in session.get_available_regions("secretsmanager", partition):
+            assert partition_of(region) == partition
+            assert json.loads(policy("server", f"aws://{region}/x?kms_key_id=k"))["Statement"][-1]["Condition"] == {
+                "StringEquals": {"kms:ViaService": f"secretsmanager.{region}.amazonaws.com"}
+            }
 
 
 # --- the evaluator itself -------------------------------------------------------------------------------------------

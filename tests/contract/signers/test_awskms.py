@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from goatherd.errors import (
+    SignerAccessDeniedError,
     SignerConfigurationError,
     SignerKeyDisabledError,
     SignerKeyExistsError,
@@ -23,6 +24,7 @@ from goatherd.signers.awskms import AWSKMSSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import unreachable
 from tests.fakes.awskms_fake import ACCESS_KEY, DENIED_KEY, FakeKMS, RefusedError
+from tests.fakes.instance_metadata import InstanceMetadata
 from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
 REGION = "eu-west-1"
@@ -155,6 +157,20 @@ async def test_it_has_every_optional_interface(fake: FakeKMS) -> None:
         assert date is not None
         assert timedelta(days=29) < date - datetime.now(UTC) < timedelta(days=31)
         with pytest.raises(SignerKeyDisabledError):
+            await plugin.sign(b"text")
+
+
+async def test_credentials_that_were_missing_at_the_first_call_are_found_at_the_next_one(
+    fake: FakeKMS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with InstanceMetadata(ACCESS_KEY) as metadata:
+        metadata.be_only_source(monkeypatch)
+        metadata.is_up = False
+        async with opened(fake.url, "alias/first-call") as plugin:
+            with pytest.raises(SignerAccessDeniedError, match="no credentials"):
+                await plugin.create_key()
+            metadata.is_up = True
+            await plugin.create_key()
             await plugin.sign(b"text")
 
 

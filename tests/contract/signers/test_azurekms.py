@@ -39,7 +39,7 @@ def server() -> Iterator[FakeKeys]:
 @pytest.fixture
 def vault(server: FakeKeys) -> Iterator[FakeKeys]:
     yield server
-    server.refusal, server.damage, server.is_cut = None, None, False
+    server.refusal, server.damage, server.is_cut, server.kind = None, None, False, "EC"
 
 
 def opened(vault: FakeKeys, key: str, version: str = "") -> AzureKMSSigner:
@@ -136,6 +136,32 @@ async def test_a_version_is_one_of_the_key(vault: FakeKeys) -> None:
     async with opened(vault, "versioned", f"/{'0' * 32}") as plugin:
         with pytest.raises(SignerError, match="no such key or version"):
             await plugin.public_key()
+
+
+async def test_a_key_in_a_managed_hsm_is_created_as_one_that_the_hsm_protects(vault: FakeKeys) -> None:
+    vault.kind = "EC-HSM"
+    uri = vault.uri("in-hsm") + "&suffix=managedhsm.azure.net"
+    async with AzureKMSSigner(parse_uri(uri), credential=FakeCredential()) as plugin:
+        made = await plugin.create_key()
+        made.public_key.verify(await plugin.sign(b"text"), b"text")
+
+
+async def test_a_token_service_that_reports_an_error_is_unavailable(
+    vault: FakeKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def sleep(*_: Any, **__: Any) -> None:
+        """Let the SDK retry at once."""
+
+    monkeypatch.setattr("azure.core.pipeline.policies.AsyncRetryPolicy.sleep", sleep)
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+    monkeypatch.setenv("IDENTITY_HEADER", "x")
+    with answering(failing) as port:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{port}/msi/token")
+        async with AzureKMSSigner(parse_uri(vault.uri("key"))) as plugin:
+            with pytest.raises(SignerUnavailableError, match=r"127\.0\.0\.1 answered with HTTP 503"):
+                await plugin.public_key()
 
 
 async def test_other_kinds_of_keys_and_exportable_ones_are_refused(vault: FakeKeys) -> None:

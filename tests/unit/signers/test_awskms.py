@@ -55,3 +55,8 @@ def test_the_policy_of_an_alias_holds_for_the_key_that_has_it() -> None:
     for each in allowed:
         assert each["Resource"] == ["arn:aws:kms:eu-west-1:*:key/*"]
         assert each["Condition"]["ForAnyValue:StringEquals"] == {"kms:ResourceAliases": ["alias/anchor"]}
+
+
+def test_the_policy_names_the_partition_of_the_region() -> None:
+    allowed = json.loads(policy_text("awskms", "signer", "awskms://eusc-de-east-1/alias/anchor"))["Statement"]
+    assert allowed[0]["Resource"] == ["arn:aws-eusc:kms:eusc-de-east-1:*:key/*"]

@@ -50,3 +50,23 @@ def test_the_role_signs_and_reads_and_is_assigned_for_one_key() -> None:
         "Microsoft.KeyVault/vaults/keys/sign/action",
     ]
     assert '--scope "$VAULT/keys/anchor"\n' in text
+
+
+@pytest.mark.parametrize("options", ["suffix=managedhsm.azure.net", "endpoint=https://my-hsm.managedhsm.azure.net"])
+def test_the_role_of_a_managed_hsm_is_one_of_its_own_for_one_key(options: str) -> None:
+    text = policy_text("azurekms", "signer", f"azurekms://my-hsm/anchor?{options}")
+    created, assigned = re.findall(r"^az keyvault role .*?(?=^az|\Z)", text, re.DOTALL | re.MULTILINE)
+    definition = re.fullmatch(
+        r"az keyvault role definition create --hsm-name my-hsm --role-definition '(.*)'\n", created, re.DOTALL
+    )
+    assert definition is not None
+    role = json.loads(definition[1])
+    assert role["dataActions"] == [
+        "Microsoft.KeyVault/managedHsm/keys/read/action",
+        "Microsoft.KeyVault/managedHsm/keys/sign/action",
+    ]
+    assert assigned == (
+        'az keyvault role assignment create --hsm-name my-hsm --assignee "$PRINCIPAL"'
+        f" --role '{role['roleName']}' --scope /keys/anchor\n"
+    )
+    assert "az keyvault show" not in text

@@ -23,6 +23,16 @@ _REGION = re.compile(r"[a-z]{2,4}(-[a-z]+)+-[0-9]{1,2}")
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::[0-9]{12}:role/[\w+=,.@/-]{1,576}", re.ASCII)
 _KEY = re.compile(r"[A-Za-z0-9:/_-]{1,2048}")
 _PROFILE = re.compile(r"[\w .@+=,-]{1,128}", re.ASCII)
+# What the names of regions begin with outside of the partition `aws`, as in botocore's partitions.json.
+_PARTITIONS: Final = {
+    "cn-": "aws-cn",
+    "eu-isoe-": "aws-iso-e",
+    "eusc-": "aws-eusc",
+    "us-gov-": "aws-us-gov",
+    "us-iso-": "aws-iso",
+    "us-isob-": "aws-iso-b",
+    "us-isof-": "aws-iso-f",
+}
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 FORM: Final = AddressForm(
     scheme="aws",
@@ -89,6 +99,11 @@ def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
     """
     parsed = addresses.parse_config(FORM, config)
     return _build_address(parsed.parts.get("region"), parsed.options), parsed.secret_id
+
+
+def partition_of(region: str) -> str:
+    """Return the partition of AWS that has a region, which is the second part of an ARN; ``aws`` if it is unknown."""
+    return next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
 
 
 def _build_address(region: str | None, options: Mapping[str, str]) -> AWSAddress:

@@ -169,6 +169,8 @@ class SecretsManagerAPI:
         self._clock = clock
         self._store_clock = store_clock
         self._lock = threading.Lock()
+        # Not `_lock`, for which the event loop would wait as long as a source of credentials does not answer.
+        self._creation = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._made: Client | None = None
 
@@ -214,7 +216,7 @@ class SecretsManagerAPI:
         """Close the boto3 client's connections and end its threads."""
         with self._lock:
             pool, self._pool = self._pool, None
-            made, self._made = self._made, None
+        made, self._made = self._made, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
         if made is not None:
@@ -244,10 +246,11 @@ class SecretsManagerAPI:
         self._store_clock.note_date(date if isinstance(date, str) else None, began=began)
 
     def _get_client(self) -> Client:
-        with self._lock:
-            if self._made is None:
-                self._made = make_client(self._address, self._timeout)
-            return self._made
+        with self._creation:
+            client = self._made
+            if client is None:
+                client = self._made = make_client(self._address, self._timeout)
+            return client
 
 
 def _fields_of(value: SecretBytes) -> dict[str, object]:
@@ -268,10 +271,17 @@ async def _settle_future(
 
 
 def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE) -> Client:
-    """Create a boto3 client for Secrets Manager with short timeouts and without the SDK's own retries.
+    """Create a boto3 client for a service of AWS with short timeouts and without the SDK's own retries.
+
+    The SDK looks for credentials when it creates a client, and a client without credentials never gets any. So none is
+    created without them: the instance's metadata service may only have missed a request, and the next call asks again.
 
     SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
     (tests/contract/aws/test_answers.py::test_no_error_log_or_traceback_shows_a_value).
+
+    Raises:
+        NoCredentialsError: The SDK finds no credentials now.
+        NoRegionError: Neither the address nor the SDK's configuration names a region.
     """
     for name in _NOISY:
         logger = logging.getLogger(name)
@@ -285,6 +295,10 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE
         user_agent_extra="goatherd",
     )
     session = _open_session(address.profile, address.region)
+    if session.region_name is None:
+        raise sdk.NoRegionError
+    if session.get_credentials() is None:
+        raise sdk.NoCredentialsError
     if address.role_arn is not None:
         session = _assume_role(session, address.role_arn, config)
     return cast("Client", session.client(service, endpoint_url=address.endpoint, config=config))

@@ -15,7 +15,7 @@ import re
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.aws.address import AWSAddress, parse_uri
+from goatherd.providers.aws.address import AWSAddress, parse_uri, partition_of
 from goatherd.providers.values import ORG_FIELD, Role, check_role
 
 Statement = dict[str, object]
@@ -73,7 +73,7 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
     if account != "*" and not (len(account) == 12 and account.isascii() and account.isdigit()):
         raise ConfigurationError("an AWS account must be twelve digits")
     region = address.region or "*"
-    partition = _partition_of(region)
+    partition = partition_of(region)
     name = secret_id.replace(ORG_FIELD, "*")
     resource = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
     statements: list[Statement]
@@ -108,26 +108,21 @@ def policy(role: Role, secret: str, *, account: str = "*") -> str:
 
 def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, account: str) -> Statement:
     region = address.region or "*"
+    # In every partition it ends in amazonaws.com: docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html
     condition: dict[str, object] = {
         "StringLike" if region == "*" else "StringEquals": {"kms:ViaService": f"secretsmanager.{region}.amazonaws.com"}
     }
-    resource = f"arn:{partition}:kms:{region}:{account}:key/{key}"
-    if key.startswith("arn:"):
-        resource = key
-    elif key.startswith("alias/"):
+    scope, _, name = key.rpartition(":")
+    if not scope:  # no ARN: a key of the region and the account of the secret
+        scope, name = f"arn:{partition}:kms:{region}:{account}", key if key.startswith("alias/") else f"key/{key}"
+    if name.startswith("alias/"):
         # An alias is no resource of these actions; the key behind it is found by this condition.
-        resource = f"arn:{partition}:kms:{region}:{account}:key/*"
-        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [key]}
+        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [name]}
+        name = "key/*"
     return {
         "Sid": "GoatherdKey",
         "Effect": "Allow",
         "Action": ["kms:Decrypt"] if role == "server" else ["kms:Decrypt", "kms:GenerateDataKey"],
-        "Resource": [resource],
+        "Resource": [f"{scope}:{name}"],
         "Condition": condition,
     }
-
-
-def _partition_of(region: str) -> str:
-    if region.startswith("cn-"):
-        return "aws-cn"
-    return "aws-us-gov" if region.startswith("us-gov-") else "aws"

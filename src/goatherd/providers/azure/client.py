@@ -26,7 +26,6 @@ from azure.core import exceptions as sdk
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.pipeline import PipelineResponse
 from azure.core.pipeline.transport import AioHttpTransport
-from azure.identity.aio import DefaultAzureCredential
 from azure.keyvault.secrets import SecretProperties
 from azure.keyvault.secrets.aio import SecretClient
 
@@ -43,6 +42,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
+from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.base import Call
 from goatherd.providers.cancellation import finish_request
@@ -141,18 +141,11 @@ class KeyVault:
             ConfigurationError: The file of CA certificates cannot be used.
         """
         async with AsyncExitStack() as stack:
-            options: dict[str, Any] = {}
             if self._given is not None:
                 credential = self._given
             else:
-                if self._address.authority is not None:
-                    options["authority"] = self._address.authority
-                if self._address.identity is not None:
-                    options["managed_identity_client_id"] = self._address.identity
-                credential = await stack.enter_async_context(DefaultAzureCredential(**options))
+                credential = await stack.enter_async_context(DefaultCredential(self._address))
             half = self._timeout.total_seconds() / 2
-            options = {"retry_total": 0, "connection_timeout": half, "read_timeout": half}
-            options["transport"] = AioHttpTransport(session=new_session(self._address.ca))
             client = SecretClient(
                 self._address.url,
                 credential,
@@ -160,7 +153,10 @@ class KeyVault:
                 logging_enable=False,
                 http_logging_level=logging.DEBUG,
                 raw_response_hook=self._note_date,
-                **options,
+                retry_total=0,
+                connection_timeout=half,
+                read_timeout=half,
+                transport=AioHttpTransport(session=new_session(self._address.ca)),
             )
             self._client = await stack.enter_async_context(client)
             self._stack = stack.pop_all()
@@ -295,6 +291,8 @@ class KeyVault:
             return error
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
             return self._refusal_error(call, error, name)
+        if isinstance(error, TokenServiceError):
+            return call.error(UnavailableError, str(error))
         if isinstance(error, sdk.ClientAuthenticationError):
             return call.error(
                 ProviderAccessDeniedError,

@@ -1,4 +1,4 @@
-"""Credentials for the Kubernetes API server: a fixed token, a token in a file, or the output of a credential plugin.
+"""Credentials for the Kubernetes API server: a token, a client certificate, or the output of a credential plugin.
 
 Each source gives a bearer token or a client certificate and renews it. `kubeconfig` reads the configuration; `client`
 sends the requests. Goatherd writes no token or private key into a repr, an error, a log or a file. Requests that need
@@ -28,6 +28,7 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
+from goatherd.serving.certificate_files import CertificateFiles
 
 PLUGIN_TIMEOUT: Final = timedelta(seconds=60)
 """How long a credential plugin may take; those of the large clouds take one to three seconds."""
@@ -121,6 +122,31 @@ class TokenFile:
 
     async def close(self) -> None:
         return
+
+
+class CertificatePair:
+    """A client certificate in files that another program replaces, beside the token of another source, if it has one.
+
+    Args:
+        files: The certificate and its key, loaded into the TLS context of the connections.
+        token: The source of the token.
+    """
+
+    can_renew = True
+
+    def __init__(self, files: CertificateFiles, token: ClusterCredentials) -> None:
+        self._files = files
+        self._token = token
+
+    async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+        token = None if rejected is None else replace(rejected, certificate=0)  # as the other source knows it
+        credential = await self._token.current_credential(clock, rejected=token)
+        with contextlib.suppress(OSError, ValueError):  # in the middle of a renewal; the next request tries again
+            await self._files.load_if_replaced()
+        return replace(credential, certificate=self._files.generation)
+
+    async def close(self) -> None:
+        await self._token.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.kubernetes.credentials import (
+    CertificatePair,
     ClusterCredentials,
     CredentialPlugin,
     FixedToken,
@@ -31,6 +32,7 @@ from goatherd.providers.kubernetes.credentials import (
     TokenFile,
     shorten_text,
 )
+from goatherd.serving.certificate_files import CertificateFiles, load_pair
 
 
 def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext:
@@ -73,17 +75,13 @@ def use_certificate(context: ssl.SSLContext, cert: Path | bytes, key: Path | byt
     """
     try:
         with _as_file(cert) as cert_file, _as_file(key) as key_file:
-            context.load_cert_chain(cert_file, key_file, password=_no_password)
-    except (OSError, ssl.SSLError, ValueError) as error:
+            load_pair(context, cert_file, key_file)
+    except (OSError, ValueError) as error:
         raise _unusable_error(source, error) from None
 
 
 def _unusable_error(source: str, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"{source}: cannot use a certificate or key: {type(error).__name__}")
-
-
-def _no_password() -> str:
-    raise ValueError("the key is encrypted")  # else OpenSSL would ask at the terminal
 
 
 @contextlib.contextmanager
@@ -158,10 +156,10 @@ def read_kubeconfig(
         cluster_file, cluster, "certificate-authority", source
     )
     tls = make_context(authority, source=source) if server.startswith("https:") else None
+    credentials = _read_credentials(user, user_file, cluster, authority, tls, source)
     pair = _read_certificate_pair(user_file, user, source)
     if tls is not None and pair is not None:
-        use_certificate(tls, *pair, source=source)
-    credentials = _read_credentials(user, user_file, cluster, authority, tls, source)
+        credentials = _add_certificate(credentials, tls, *pair, source=source)
     return server, tls, _read_text(cluster, "tls-server-name", source), credentials, source
 
 
@@ -188,6 +186,21 @@ def _read_credentials(
         use_certificate(tls, cert, key, source=source)
 
     return CredentialPlugin(settings, take)
+
+
+def _add_certificate(
+    credentials: ClusterCredentials, tls: ssl.SSLContext, cert: Path | bytes, key: Path | bytes, *, source: str
+) -> ClusterCredentials:
+    """Load a client certificate into the TLS context; return the credentials, which watch its files if it has files."""
+    if isinstance(credentials, CredentialPlugin) or not (isinstance(cert, Path) and isinstance(key, Path)):
+        use_certificate(tls, cert, key, source=source)
+        return credentials
+    files = CertificateFiles(tls, cert, key)
+    try:
+        files.load()
+    except (OSError, ValueError) as error:
+        raise _unusable_error(source, error) from None
+    return CertificatePair(files, credentials)
 
 
 def _read_plugin(

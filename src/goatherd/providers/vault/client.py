@@ -10,6 +10,7 @@ the answers of a real OpenBao 2.7.2.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import ssl
@@ -45,6 +46,7 @@ from goatherd.providers.tls import default_context
 from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
+from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.connection_pool import ConnectionPool
 
 Result = TypeVar("Result")
@@ -127,6 +129,7 @@ class VaultClient:
         self._transport = transport
         self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
         self._pool: ConnectionPool | None = None
+        self._certificate: CertificateFiles | None = None
         self._index: str | None = None
 
     def open(self) -> None:
@@ -135,14 +138,18 @@ class VaultClient:
         Raises:
             ConfigurationError: A certificate or key file cannot be used.
         """
+        context, self._certificate = self._tls_context()
+        self._pool = self._make_pool(context)
+
+    def _make_pool(self, context: ssl.SSLContext) -> ConnectionPool:
         http = httpx2.AsyncClient(
-            verify=self._tls_context(),
+            verify=context,
             timeout=self._timeout,
             follow_redirects=False,
             transport=self._transport,
             headers={"Accept-Encoding": "identity", "X-Vault-Request": "true"},
         )
-        self._pool = ConnectionPool(http)
+        return ConnectionPool(http)
 
     async def close(self) -> None:
         """Close the connections to the Vault server. A token from a login is not revoked, as others may share it."""
@@ -311,9 +318,6 @@ class VaultClient:
         Raises:
             PlatformError: Vault did not answer, gave a damaged answer, or answered with another status.
         """
-        pool = self._pool
-        if pool is None:
-            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         headers = {}
         if token is not None:
             headers["X-Vault-Token"] = token
@@ -324,7 +328,7 @@ class VaultClient:
         content = None if body is None else json.dumps(body).encode()
         url = f"{self._address.url}/v1/{path}"
         for _ in range(2):
-            status, answer_headers, raw = await self._exchange_once(pool, method, url, headers, content, params)
+            status, answer_headers, raw = await self._exchange_once(method, url, headers, content, params)
             if status not in (301, 302, 307, 308):
                 break
             url, params = self._follow_redirect(url, answer_headers.get("location")), {}
@@ -332,9 +336,24 @@ class VaultClient:
         self._index = answer_headers.get("x-vault-index", self._index)
         return self._error_for(method, path, status, answer_headers, raw)
 
+    async def _current_pool(self) -> ConnectionPool:
+        """Return the connection pool; a new one if the files of the client's certificate were replaced."""
+        pool = self._pool
+        if pool is None:
+            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+        if self._certificate is None:
+            return pool
+        is_renewed = False
+        with contextlib.suppress(OSError, ValueError):  # in the middle of a renewal; the next request tries again
+            is_renewed = await self._certificate.load_if_replaced()
+        if is_renewed and self._pool is not None:
+            # A connection shows the certificate that it was made with, for as long as it lasts.
+            old, self._pool = self._pool, self._make_pool(self._certificate.context)
+            await old.aclose()
+        return self._pool or pool
+
     async def _exchange_once(
         self,
-        pool: ConnectionPool,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -353,7 +372,7 @@ class VaultClient:
                 return response.status_code, response.headers, bytes(raw)
 
         try:
-            return await pool.run(exchange)
+            return await (await self._current_pool()).run(exchange)
         # SECURITY: not `from error`: the exception carries the request, and that the token and the value
         # (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
@@ -420,10 +439,12 @@ class VaultClient:
             raise damaged_answer_error(f"HTTP {status} without the JSON that a Vault server sends")
         return status, answer
 
-    def _tls_context(self) -> ssl.SSLContext:
+    def _tls_context(self) -> tuple[ssl.SSLContext, CertificateFiles | None]:
+        """Return the TLS context for the Vault server, and the files of the client's certificate, if it has one."""
         address = self._address
+        certificate: CertificateFiles | None = None
         if not address.url.startswith("https:") or not (address.ca or address.cert):
-            return default_context()
+            return default_context(), None
         try:
             if address.ca is None:
                 context = httpx2.create_ssl_context()
@@ -432,14 +453,15 @@ class VaultClient:
             else:
                 context = ssl.create_default_context(cafile=address.ca)
             if address.cert:
-                context.load_cert_chain(address.cert, address.key)
-        except (OSError, ssl.SSLError) as error:
+                certificate = CertificateFiles(context, address.cert, address.key)
+                certificate.load()
+        except (OSError, ValueError) as error:
             files = ", ".join(each for each in (address.ca, address.cert, address.key) if each)
             raise ConfigurationError(
                 f"cannot use a certificate or key file ({type(error).__name__}): {files}",
                 hint="ca, cert and key, or VAULT_CACERT, VAULT_CLIENT_CERT and VAULT_CLIENT_KEY, must name PEM files.",
             ) from error
-        return context
+        return context, certificate
 
 
 def _is_absence(status: int, answer: Mapping[str, Any]) -> bool:

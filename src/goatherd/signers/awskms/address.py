@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm, Option
-from goatherd.providers.aws.address import AWSAddress
+from goatherd.providers.aws.address import AWSAddress, partition_of
 from goatherd.signers.base import check_role
 
 ALGORITHM: Final = "ECDSA_SHA_384"
@@ -88,7 +88,7 @@ def policy(role: str, uri: str) -> str:
     check_role(role)
     address = parse_uri(uri)
     region = address.service.region or "*"
-    partition = "aws-cn" if region.startswith("cn-") else "aws-us-gov" if region.startswith("us-gov-") else "aws"
+    partition = partition_of(region)
     condition: dict[str, object] = {}
     if address.alias is not None:
         account = address.key.split(":")[4] if ":" in address.key else "*"

@@ -1,8 +1,9 @@
 """Parse the address of a key in Azure Key Vault or Managed HSM, and write the role for signing with it.
 
 The module opens no connection and imports no SDK. The vault, the cloud and the managed identity are given as in the
-``azure://`` addresses of secret stores.
+``azure://`` addresses of secret stores. A Managed HSM has roles of its own in place of those of Azure.
 Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/security#microsoftkeyvault
+Those of Managed HSM: learn.microsoft.com/azure/key-vault/managed-hsm/built-in-roles and …/role-management
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ FORM: Final = AddressForm(
     subject="a key",
 )
 DATA_ACTIONS: Final = ("Microsoft.KeyVault/vaults/keys/read", "Microsoft.KeyVault/vaults/keys/sign/action")
+HSM_DATA_ACTIONS: Final = (
+    "Microsoft.KeyVault/managedHsm/keys/read/action",
+    "Microsoft.KeyVault/managedHsm/keys/sign/action",
+)
+_HSM: Final = "managedhsm."
+"""What the domain of Managed HSM begins with, in every cloud."""
 _KEY = re.compile(r"[0-9a-zA-Z-]{1,127}")
 _VERSION = re.compile(r"[0-9a-f]{32}")
 
@@ -53,6 +60,12 @@ class AzureKeyAddress:
         """Names of vault, key and version, for errors and reports."""
         return f"{self.vault.vault}/{self.key}" + (f"/{self.version}" if self.version else "")
 
+    @property
+    def is_in_managed_hsm(self) -> bool:
+        """Whether the key is in a Managed HSM, by the domain in the address."""
+        domains = (self.options.get("suffix", ""), self.vault.url.partition(".")[2])
+        return any(domain.startswith(_HSM) for domain in domains)
+
     def uri_of(self, key: str) -> str:
         """Return the URI of another key in the same vault, with the same options."""
         query = f"?{urlencode(self.options)}" if self.options else ""
@@ -76,21 +89,38 @@ def parse_uri(uri: str) -> AzureKeyAddress:
 
 
 def policy(role: str, uri: str) -> str:
-    """Return the ``az`` commands that grant signing with one key; the vault must use Azure RBAC."""
+    """Return the ``az`` commands that grant signing with one key; a vault must use Azure RBAC."""
     check_role(role)
     it = parse_uri(uri)
-    name = f"Goatherd signer of {it.vault.vault}"
+    name, description = f"Goatherd signer of {it.vault.vault}", "Goatherd: signs with a key, and reads its public half."
+    about = (
+        "# Goatherd signer: signs with this key, and reads its public half; cannot change or delete it.\n"
+        "# PRINCIPAL is the object id of the managed identity, service principal or user.\n"
+    )
+    if it.is_in_managed_hsm:
+        hsm = f"--hsm-name {it.vault.vault}"
+        hsm_role = {
+            "roleName": name,
+            "description": description,
+            "actions": [],
+            "notActions": [],
+            "dataActions": list(HSM_DATA_ACTIONS),
+            "notDataActions": [],
+        }
+        return about + (
+            f"az keyvault role definition create {hsm} --role-definition '{json.dumps(hsm_role, indent=2)}'\n"
+            f"az keyvault role assignment create {hsm} --assignee \"$PRINCIPAL\" --role '{name}'"
+            f" --scope /keys/{it.key}\n"
+        )
     definition = {
         "Name": name,
-        "Description": "Goatherd: signs with a key, and reads its public half.",
+        "Description": description,
         "Actions": [],
         "DataActions": list(DATA_ACTIONS),
         "AssignableScopes": ["GROUP"],
     }
     text = json.dumps(definition, indent=2).replace('"GROUP"', """"'"$GROUP"'\"""")
-    return (
-        "# Goatherd signer: signs with this key, and reads its public half; cannot change or delete it.\n"
-        "# PRINCIPAL is the object id of the managed identity, service principal or user.\n"
+    return about + (
         f'VAULT="$(az keyvault show --name {it.vault.vault} --query id --output tsv)"\n'
         'GROUP="${VAULT%/providers/*}"\n'
         f"az role definition create --role-definition '{text}'\n"

@@ -22,7 +22,6 @@ import aiohttp
 from azure.core import exceptions as sdk
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.pipeline.transport import AioHttpTransport
-from azure.identity.aio import DefaultAzureCredential
 from azure.keyvault.keys import KeyCurveName, KeyOperation
 from azure.keyvault.keys.aio import KeyClient
 from azure.keyvault.keys.crypto import SignatureAlgorithm
@@ -42,6 +41,7 @@ from goatherd.errors import (
     UnsupportedKeyError,
 )
 from goatherd.providers.azure.client import cause_of, error_codes, first_line, new_session, retry_after_of
+from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
 from goatherd.signers.azurekms.address import AzureKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 
@@ -113,7 +113,10 @@ class AzureKMSSigner(Signer):
         else:
             raise self.error(SignerKeyExistsError, "create_key", "the key exists")
         made = client.create_ec_key(
-            self.address.key, curve=KeyCurveName.p_384, key_operations=[KeyOperation.sign, KeyOperation.verify]
+            self.address.key,
+            curve=KeyCurveName.p_384,
+            key_operations=[KeyOperation.sign, KeyOperation.verify],
+            hardware_protected=self.address.is_in_managed_hsm,  # which has no other keys
         )
         return self._key_in("create_key", await self._call("create_key", made))
 
@@ -144,16 +147,11 @@ class AzureKMSSigner(Signer):
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             vault, stack = self.address.vault, AsyncExitStack()
-            options: dict[str, Any] = {}
-            if vault.authority is not None:
-                options["authority"] = vault.authority
-            if vault.identity is not None:
-                options["managed_identity_client_id"] = vault.identity
             try:
                 transport = AioHttpTransport(session=new_session(vault.ca))
             except ConfigurationError as error:
                 raise self.error(SignerConfigurationError, operation, str(error), hint=error.hint) from None
-            credential = self._given or await stack.enter_async_context(DefaultAzureCredential(**options))
+            credential = self._given or await stack.enter_async_context(DefaultCredential(vault))
             client = KeyClient(
                 vault.url,
                 credential,
@@ -181,6 +179,8 @@ class AzureKMSSigner(Signer):
         url = self.address.vault.url
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
             return self._refusal(operation, error)
+        if isinstance(error, TokenServiceError):
+            return self.error(SignerUnavailableError, operation, str(error))
         if isinstance(error, sdk.ClientAuthenticationError):
             return self.error(
                 SignerAccessDeniedError,

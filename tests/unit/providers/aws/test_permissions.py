@@ -79,6 +79,11 @@ def test_an_admin_may_create_delete_replicate_and_promote_as_well():
             "arn:aws:kms:eu-west-1:*:key/*",
             {"ForAnyValue:StringEquals": {"kms:ResourceAliases": ["alias/herd"]}},
         ),
+        (
+            "arn:aws:kms:eu-west-1:111122223333:alias/of/herd",
+            "arn:aws:kms:eu-west-1:111122223333:key/*",
+            {"ForAnyValue:StringEquals": {"kms:ResourceAliases": ["alias/of/herd"]}},
+        ),
     ],
 )
 def test_a_key_of_ones_own_may_be_used_through_the_service_only(
@@ -101,6 +106,8 @@ def test_a_key_of_ones_own_may_be_used_through_the_service_only(
         ("aws:///root", "*", "arn:aws:secretsmanager:*:*:secret:root-??????"),
         ("aws://cn-north-1/root", "*", "arn:aws-cn:secretsmanager:cn-north-1:*:secret:root-??????"),
         ("aws://us-gov-west-1/root", "*", "arn:aws-us-gov:secretsmanager:us-gov-west-1:*:secret:root-??????"),
+        ("aws://eusc-de-east-1/root", "*", "arn:aws-eusc:secretsmanager:eusc-de-east-1:*:secret:root-??????"),
+        ("aws://us-isob-east-1/root", "*", "arn:aws-iso-b:secretsmanager:us-isob-east-1:*:secret:root-??????"),
         ("aws://eu-west-1/{org}/root", "*", "arn:aws:secretsmanager:eu-west-1:*:secret:*/root-??????"),
     ],
 )

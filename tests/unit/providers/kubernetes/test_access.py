@@ -7,17 +7,12 @@ import json
 import os
 import ssl
 import sys
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
@@ -26,6 +21,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.kubernetes.access import load_access
 from tests.deadlines import HANG
+from tests.fakes.certificates import certificate
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 SECRET_TOKEN = "S3CRET-token"
@@ -47,28 +43,6 @@ class HandClock:
 
     async def sleep(self, duration: timedelta) -> None:
         self.now += duration.total_seconds()
-
-
-def certificate(name: str = "localhost") -> tuple[bytes, bytes]:
-    """Return a self-signed certificate and its key, as PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name), x509.IPAddress(ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return made.public_bytes(serialization.Encoding.PEM), pem
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +275,7 @@ def test_a_key_in_the_kubeconfig_never_becomes_a_file_on_a_disk(tmp_path: Path, 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", seen)
     access = load_access(address, {})
     assert access.verify is not None
-    assert len(loaded) == 2
+    assert len(loaded) == 4, "certificate and key, each tried in another context first"
     assert all(path.startswith("/memfd:") for path in loaded)
     left = [entry.resolve().name for entry in Path("/proc/self/fd").iterdir()]
     assert not any(name.startswith("memfd:goatherd") for name in left)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-import ssl
 import sys
 import tempfile
 import textwrap
@@ -30,8 +30,9 @@ from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
 from goatherd.providers.kubernetes.access import ClusterAccess, load_access
 from tests.deadlines import HANG
+from tests.fakes.certificates import certificate, certificate_server, replace_file
 from tests.fakes.kubernetes_fake import FakeKubernetes
-from tests.unit.providers.kubernetes.test_access import HandClock, certificate, config_of, written
+from tests.unit.providers.kubernetes.test_access import HandClock, config_of, written
 
 NEVER = RetryPolicy(attempts=1)
 PATIENCE = timedelta(seconds=HANG)
@@ -192,48 +193,64 @@ async def test_a_request_that_gives_up_does_not_stop_the_plugin(tmp_path: Path, 
     assert plugin.runs == 1
 
 
+def no_secret(number: int, *, rejected: int = 0) -> tuple[int, dict[str, Any]]:
+    """Answer as an API server without Secrets; to the request `rejected`, that it rejects the credentials."""
+    reason = "Unauthorized" if number == rejected else "NotFound"
+    details = {"kind": "secrets", "name": "root"}
+    status = {"kind": "Status", "status": "Failure", "reason": reason, "details": details}
+    return (401 if number == rejected else 404), status
+
+
 async def test_a_client_certificate_of_a_plugin_is_shown_and_replaced(tmp_path: Path, plugin: Plugin):
-    ours, theirs = tmp_path / "tls.crt", tmp_path / "tls.key"
-    for path, content in zip((ours, theirs), certificate(), strict=True):
-        path.write_bytes(content)
-    clients = [tuple(part.decode() for part in certificate(f"client-{number}")) for number in range(2)]
-    shown: list[str] = []
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(ours, theirs)
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata="".join(cert for cert, _ in clients))
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            peer = writer.get_extra_info("peercert")
-            name = peer["subject"][0][0][1]
-            shown.append(name)
-            status = b"401 Unauthorized" if len(shown) == 2 else b"404 Not Found"
-            kind = "Unauthorized" if len(shown) == 2 else "NotFound"
-            body = json.dumps(
-                {
-                    "kind": "Status",
-                    "status": "Failure",
-                    "reason": kind,
-                    "details": {"kind": "secrets", "name": "root"},
-                }
-            ).encode()
-            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            await writer.drain()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    plugin.gives(clientCertificateData=clients[0][0], clientKeyData=clients[0][1])
+    clients = [certificate(f"client-{number}") for number in range(2)]
     files = set(Path(tempfile.gettempdir()).iterdir())
-    address = config(tmp_path, {"server": url, "certificate-authority": str(ours)})
-    async with server, KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
-        for _ in range(2):
-            with pytest.raises(ProviderError, match="no such secret"):
-                await provider.read("default/root")
-            plugin.gives(clientCertificateData=clients[1][0], clientKeyData=clients[1][1])
-    assert shown == ["client-0", "client-0", "client-1"], "the second request was rejected and came again"
+    async with certificate_server(tmp_path, clients, functools.partial(no_secret, rejected=2)) as server:
+        cluster = {"server": server.url, "certificate-authority": str(server.ca)}
+        plugin.gives(clientCertificateData=clients[0][0].decode(), clientKeyData=clients[0][1].decode())
+        async with KubernetesSecretProvider(config(tmp_path, cluster), retry=NEVER, timeout=PATIENCE) as provider:
+            for _ in range(2):
+                with pytest.raises(ProviderError, match="no such secret"):
+                    await provider.read("default/root")
+                plugin.gives(clientCertificateData=clients[1][0].decode(), clientKeyData=clients[1][1].decode())
+    assert server.shown == ["client-0", "client-0", "client-1"], "the second request was rejected and came again"
     written_now = set(Path(tempfile.gettempdir()).iterdir()) - files
     assert not any("PRIVATE KEY" in path.read_text(errors="replace") for path in written_now if path.is_file())
+
+
+async def test_a_client_certificate_in_files_is_loaded_again_when_it_is_renewed(tmp_path: Path):
+    clients = [certificate(f"client-{number}") for number in range(2)]
+    cert, key = tmp_path / "client.crt", tmp_path / "client.key"
+    cert.write_bytes(clients[0][0])
+    key.write_bytes(clients[0][1])
+    async with certificate_server(tmp_path, clients, no_secret) as server:
+        cluster = {"server": server.url, "certificate-authority": str(server.ca)}
+        user = {"client-certificate": cert.name, "client-key": key.name}
+        address = written(tmp_path, config_of(cluster, user))
+
+        async def read() -> None:
+            with pytest.raises(ProviderError, match="no such secret"):
+                await provider.read("default/root")
+
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
+            await read()
+            replace_file(cert, clients[1][0])
+            await read()
+            replace_file(key, clients[1][1])
+            await read()
+    assert server.shown == ["client-0", "client-0", "client-1"], "in the middle of the renewal the earlier one"
+
+
+async def test_a_client_certificate_beside_a_token_in_a_file_leaves_its_renewal_as_it_is(tmp_path: Path):
+    client = certificate("client")
+    for name, content in zip(("client.crt", "client.key", "token"), (*client, b"first"), strict=True):
+        (tmp_path / name).write_bytes(content)
+    user = {"client-certificate": "client.crt", "client-key": "client.key", "tokenFile": "token"}
+    access, clock = load_access(written(tmp_path, config_of(user=user)), {}), HandClock()
+    first = await access.credential(clock)
+    (tmp_path / "token").write_text("second")
+    assert await access.credential(clock) == first, "it is not a minute old"
+    second = await access.credential(clock, rejected=first)
+    assert (first.token, second.token, second.certificate) == ("first", "second", first.certificate)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from goatherd.clock import SystemClock
 from goatherd.errors import (
     ConfigurationError,
     ProviderConfigurationError,
@@ -19,8 +21,11 @@ from goatherd.errors import (
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
+from goatherd.providers.vault.client import VaultClient
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
+from tests.deadlines import HANG
+from tests.fakes.certificates import certificate, certificate_server, replace_file
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
 LOOKUP = httpx2.Response(200, json={"data": {"ttl": 0, "renewable": False}})
@@ -201,3 +206,27 @@ async def test_a_certificate_file_that_is_not_there_is_named_when_it_is_opened()
     address = VaultAddress(url="https://v", ca="/no/such/ca.pem")
     with pytest.raises(ConfigurationError, match=r"/no/such/ca\.pem"):
         await VaultSecretProvider(address).__aenter__()
+
+
+async def test_a_client_certificate_in_files_is_loaded_again_when_it_is_renewed(tmp_path: Path):
+    clients = [certificate(f"client-{number}") for number in range(2)]
+    cert, key = tmp_path / "client.crt", tmp_path / "client.key"
+    cert.write_bytes(clients[0][0])
+    key.write_bytes(clients[0][1])
+    found = {"data": {"ttl": 0, "renewable": False, "type": "kv", "options": {"version": "2"}}}
+    async with certificate_server(tmp_path, clients, lambda number: (200, found)) as server:
+        address = VaultAddress(
+            url=server.url, ca=str(server.ca), cert=str(cert), key=str(key), auth=TokenAuth(token="t")
+        )
+        client = VaultClient(address, timeout=HANG, clock=SystemClock())
+        client.open()
+        for path, content, shown in (
+            (cert, clients[0][0], "client-0"),
+            (cert, clients[1][0], "client-0"),
+            (key, clients[1][1], "client-1"),
+        ):
+            replace_file(path, content)
+            server.shown.clear()
+            assert await client.engine_version() == "kv 2"
+            assert set(server.shown) == {shown}
+        await client.close()
