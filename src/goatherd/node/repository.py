@@ -511,7 +511,8 @@ class Repository:
     def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
         """Hide commits that are added to these items from clients and peers while the block runs.
 
-        Inside the block, the caller merges concurrent creations of the items; at its end the commits are shown. Commits
+        Inside the block, the caller merges concurrent creations of the items; at its end the commits are shown, but an
+        item with creations that another request still has to merge is shown at the end of that request's block. Commits
         of other items are shown at once, so that the answer to a push shows the client that they were stored.
         """
         held = set(keys)
@@ -523,7 +524,8 @@ class Repository:
             for key in held:
                 if self._held_keys[key] <= 0:
                     del self._held_keys[key]
-            self._show_delayed(held - self._withheld)
+            unmerged = {key for key in held if key in self._held_keys and self.has_unlinked_leaves(key)}
+            self._show_delayed(held - unmerged - self._withheld)
 
     def withhold_item(self, key: str, *, is_shown: bool) -> None:
         """Hide commits of an item from clients and peers until `show_item`.
@@ -579,6 +581,10 @@ class Repository:
     def is_linked(self, key: str) -> bool:
         """Return whether any commit of the repository has a commit of this item as a parent."""
         return key in self._linked
+
+    def has_unlinked_leaves(self, key: str) -> bool:
+        """Return whether an item has several commits without children, and none of its commits is a parent."""
+        return not self.is_linked(key) and isinstance(self._tips.get(key), dict)
 
     def is_base(self, commit_id: str) -> bool:
         """Return whether any delta in the repository builds on the commit with this id."""

@@ -16,7 +16,7 @@ from goatherd.admission.commits import NotAdmittedError
 from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
 from goatherd.identity.session import sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
-from goatherd.node.engine import EngineStep, drive_inline, drive_steps
+from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.trust import Verification
@@ -469,6 +469,32 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
     assert all(leaf.parents for leaf in node.repository("/data/test").find_leaves("both")), (
         "no creation is left unmerged"
     )
+
+
+def test_of_two_creations_that_two_requests_bring_none_is_shown_before_the_second_request_has_merged_them(
+    node: Node,
+) -> None:
+    births = [note(X, "k", text) for text in ("one", "two")]
+    node.sync(X, "/data/other", [note(X, "k", "one")])
+    # The first one brings its creation while nothing is to be merged, and then waits for the merge of another item.
+    brought = [[element("/data/test", births[:1]), element("/data/other", [note(X, "k", "two")])]]
+    brought += [[element("/data/test", births[1:])]]
+    merging: list[tuple[EngineSteps[Response], EngineStep]] = []
+    for birth, body in zip(births, brought, strict=True):
+        steps = node.engine.batch_sync(signed_header(X), json.dumps(body).encode(), NOW)
+        step = next(steps)
+        while birth.id not in node.repository("/data/test"):
+            step = steps.send(step.run())
+        merging.append((steps, step))
+    answers: list[set[str]] = []
+    for steps, step in merging:
+        with pytest.raises(StopIteration) as done:
+            steps.send(step.run())
+        answers.append({commit["id"] for commit in json.loads(done.value.value.body)[0]["res"]["c"]})
+    both = {birth.id for birth in births}
+    assert answers[0] == set(), "the second request still merges them"
+    assert answers[1] > both, "they come with their merge"
+    assert set(node.repository("/data/test").shown_ids) == answers[1]
 
 
 def test_a_portion_is_decoded_and_the_previous_one_stored_while_another_is_verified(
