@@ -17,6 +17,8 @@ Differences from GoatDB's scheduler, with their reasons:
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
 * The current root signs every request. If the peer answers 403, the loop continues, because the peer may trust the root
   later.
+* A repository that fails, because its log cannot be read or written, is tried again after a growing pause; the others
+  are synchronized meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError, PathError
+from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.ids import new_seeds
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
@@ -53,6 +55,8 @@ POLL_MIN: Final = timedelta(milliseconds=300)
 POLL_MAX: Final = timedelta(milliseconds=1500)
 RAMP: Final = timedelta(seconds=3)
 DOWN_MAX: Final = timedelta(seconds=2)
+AGAIN_MAX: Final = timedelta(seconds=30)
+"""Maximum pause before a commit that the peer does not confirm, or a repository that fails, is tried again."""
 RECHECK: Final = timedelta(seconds=60)
 RECENT: Final = timedelta(seconds=30)
 """How long after its last answer a server process still counts as synchronized with this one."""
@@ -140,7 +144,11 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Repository:
-    """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock."""
+    """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock.
+
+    `unread` counts how often in a row the repository could not be read for a request, `unstored` the replies in a row
+    that this server could not use.
+    """
 
     path: str
     due: float = 0.0
@@ -152,6 +160,8 @@ class _Repository:
     pull: bool = True
     light: int = 0
     is_outdated: bool = False
+    unread: int = 0
+    unstored: int = 0
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     watchers: list[asyncio.Future[bool]] = field(default_factory=list)
     own: BloomFilter | None = None
@@ -269,7 +279,7 @@ class Peer:
                 except NodeError as error:
                     self._record_failure(due, error)
                 except (GoatherdError, OSError) as error:
-                    # Ours, not the peer's: a log that cannot be read or written. Said aloud, and tried again.
+                    # Ours, not the peer's, for example an HSM that does not sign. Logged each time, and tried again.
                     _log.error("cannot sync with %s: %s", self.url, error)
                     self._record_failure(due, error)
                 except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone permanently
@@ -289,17 +299,29 @@ class Peer:
                 # Those who ask from here on want the next request, not this one.
                 watchers, state.watchers = state.watchers, []
                 sent.append((state, False, watchers))
-                message, pulled = await self._build_message(state, budget)
-                if message is None:
+                try:
+                    message, pulled = await self._build_message(state, budget)
+                except Exception as error:  # noqa: BLE001 - one repository must not keep the others from the peer
                     sent.pop()
-                    _resolve_watchers(watchers, answer=False)
+                    state.unread += 1
+                    self._postpone_repository(state, state.unread, watchers, error)
                     continue
+                state.unread = 0
                 sent[-1] = (state, pulled, watchers)
                 requests.append((state.path, message))
-            replies = await self._client.batch_sync(requests, self._replica.current_signer()) if requests else []
-            self._record_success(has_asked=bool(requests))
+            if not requests:
+                return
+            replies = await self._client.batch_sync(requests, self._replica.current_signer())
+            self._record_success()
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
-                await self._process_reply(state, pulled, reply)
+                try:
+                    await self._process_reply(state, pulled, reply)
+                except Exception as error:  # noqa: BLE001 - the other replies are good
+                    state.unstored += 1
+                    self._postpone_repository(state, state.unstored, watchers, error)
+                    continue
+                if reply.get("c"):
+                    state.unstored = 0
                 if state.has_news:
                     state.watchers.extend(watchers)
                 else:
@@ -309,12 +331,8 @@ class Peer:
                 _resolve_watchers(watchers, answer=False)
             raise
 
-    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any] | None, bool]:
-        try:
-            view = await self._replica.open_view(state.path)
-        except PathError:
-            self._repositories.pop(state.path, None)
-            return None, False
+    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any], bool]:
+        view = await self._replica.open_view(state.path)
         now = self._clock.monotonic()
         if state.is_outdated:
             state.is_outdated = False
@@ -385,7 +403,7 @@ class Peer:
                 break
             one = state.waiting[commit_id]
             one.offers += 1
-            one.not_before = now + min(30.0, 0.3 * 2.0 ** min(one.offers - 1, 10))
+            one.not_before = now + _retry_pause(one.offers)
             chosen.append(commit)
         return chosen
 
@@ -494,7 +512,7 @@ class Peer:
         part = min(1.0, max(0.0, now - state.reset) / RAMP.total_seconds())
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 
-    def _record_success(self, *, has_asked: bool) -> None:
+    def _record_success(self) -> None:
         if self._failures:
             _log.info("%s", event_text(Event.NODE_PEER_FOUND, url=self.url))
             for state in self._repositories.values():
@@ -503,7 +521,7 @@ class Peer:
         self._retry_at = 0.0
         self._last_error = None
         self._rounds += 1
-        instance = self._client.answered_by if has_asked else None
+        instance = self._client.answered_by
         if instance is not None:
             self._answered.pop(instance, None)
             self._answered[instance] = self._clock.monotonic()
@@ -524,7 +542,18 @@ class Peer:
             # Whether what was sent has arrived is unknown: the next filter will tell.
             for one in state.waiting.values():
                 one.not_before, one.offers = 0.0, 0
-            state.due = now
+            state.due = max(state.due, now)
+
+    def _postpone_repository(
+        self, state: _Repository, count: int, watchers: Sequence[asyncio.Future[bool]], error: Exception
+    ) -> None:
+        """Try a repository again later whose synchronization has failed `count` times in a row."""
+        if count == 1:
+            trace = None if isinstance(error, GoatherdError | OSError) else error
+            _log.error("cannot sync %s with %s; retrying: %s", state.path, self.url, error, exc_info=trace)
+        state.pull = True  # what the peer has sent may not be stored
+        state.due = self._clock.monotonic() + _retry_pause(count)
+        _resolve_watchers(watchers, answer=False)
 
 
 class _RequestBudget:
@@ -555,6 +584,11 @@ async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> 
     No lock is needed: only the loop of this peer uses the same state, and the loop waits for the function.
     """
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
+
+
+def _retry_pause(count: int) -> float:
+    """Return how many seconds to wait before the next attempt after `count` unsuccessful ones."""
+    return min(AGAIN_MAX.total_seconds(), 0.3 * 2.0 ** min(count - 1, 10))
 
 
 def _resolve_watchers(watchers: Sequence[asyncio.Future[bool]], *, answer: bool) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from goatherd.errors import NodeRefusedError, NodeUnreachableError
+from goatherd.errors import NodeRefusedError, NodeUnreachableError, StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id, new_seeds
 from goatherd.node.database import MAX_LACKING
@@ -268,6 +268,9 @@ class Here:
     def __init__(self, *paths: str) -> None:
         self.shelves = {path: Shelf() for path in (*paths, "/sys/users", "/sys/sessions")}
         self.current = root("current")
+        self.unreadable: set[str] = set()
+        self.unwritable: set[str] = set()
+        self.failures = 0
 
     def current_signer(self) -> OwnedSession:
         return self.current
@@ -276,10 +279,17 @@ class Here:
         return list(self.shelves)
 
     async def open_view(self, path: str) -> Shelf:
+        self.check(path, self.unreadable)
         return self.shelves[path]
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
+        self.check(path, self.unwritable)
         return self.shelves[path].put(*commits)
+
+    def check(self, path: str, broken: Collection[str]) -> None:
+        if path in broken:
+            self.failures += 1
+            raise StorageError(f"the log of {path} is broken")
 
 
 class There:
@@ -469,6 +479,36 @@ async def test_an_unexpected_error_is_logged_and_synchronization_continues(caplo
     assert not link.peer.status.online
     link.there.down = None
     await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 1)
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "unwritable"])
+async def test_a_broken_log_delays_no_other_repository(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    bad = "/data/bad"
+    link = Link(bad, PATH)
+    here, there = link.here.shelves, link.there.shelves
+    for path in (bad, PATH):
+        there[path] = Shelf()
+        here[path].put(*fake_commits(20))
+        there[path].put(*fake_commits(20))
+    broken: set[str] = getattr(link.here, fault)
+    broken.add(bad)
+    told = {path: link.peer.push_changes(path) for path in (bad, PATH)}
+    await link.until(lambda: len(here[PATH].ids) == len(there[PATH].ids) == 40 and told[PATH].done())
+    assert {path: one.result() for path, one in told.items()} == {bad: False, PATH: True}
+    await link.let_pass(120)
+    assert link.here.failures <= 15, "it is tried less and less often"
+    assert link.peer.status.online
+    assert caplog.text.count(f"cannot sync {bad}") == 1
+    broken.clear()
+    await link.until(lambda: len(here[bad].ids) == len(there[bad].ids) == 40, seconds=60)
+
+
+async def test_a_peer_that_was_asked_nothing_because_no_log_can_be_read_is_not_online() -> None:
+    link = Link()
+    link.here.unreadable = set(link.here.shelves)
+    await link.let_pass(10)
+    assert not link.there.batches
+    assert not link.peer.status.online
 
 
 async def test_a_peer_that_claims_to_hold_very_much_does_not_size_our_filters() -> None:
