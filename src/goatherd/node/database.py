@@ -233,8 +233,8 @@ class DatabaseRepository:
 
         Raises:
             ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``, the data are
-                not a session.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed; the data are not a session in
+                ``/sys/sessions``, or are a session elsewhere.
             StorageError: The item could not be written.
         """
         engine = await self._open_repository()

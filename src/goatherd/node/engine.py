@@ -38,7 +38,7 @@ Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons i
   session's expiration; a signature without a timestamp is invalid
 * a request signature is valid for three minutes, even if it was used before
 * session commits must be signed by a root, and must contain only the session with their own id; any other commit for
-  /sys/sessions is rejected
+  /sys/sessions is rejected, and so are session commits for other repositories
 * a session that arrives in one message with the root that introduces it is accepted at once (in the next round)
 * /sys/* and /user/<id> are closed to other sessions unless the application's access rules open them
 * the number of elements and seeds, the size of filters, the count that a peer states, the nesting of values, and ids
@@ -69,7 +69,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from goatherd.admission.access import Access, AccessRule, Rulebook
-from goatherd.admission.commits import NotAdmittedError
+from goatherd.admission.commits import check_session_item
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.errors import (
     AccessDeniedError,
@@ -93,7 +93,7 @@ from goatherd.identity.session import (
     sign_commit,
     verify_commit,
 )
-from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields, session_from_commit
+from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields
 from goatherd.node.commit_checks import check_against, read_commit
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
@@ -1188,8 +1188,8 @@ class Engine:
 
         Raises:
             ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; in ``/sys/sessions``,
-                the data are not a session.
+            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; the data are not a
+                session in ``/sys/sessions``, or are a session elsewhere.
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
@@ -1226,12 +1226,7 @@ class Engine:
         return (yield from self._write_item(repository, commit, now_ms))
 
     def _write_item(self, repository: Repository, commit: Commit, now_ms: int) -> EngineSteps[Commit]:
-        if repository.path == SESSIONS_PATH:
-            # SECURITY: a value that is no session keeps GoatDB from starting again (tests/unit/node/test_engine.py).
-            try:
-                session_from_commit(commit)
-            except DecodeError as error:
-                raise NotAdmittedError(f"{repository.path}/{commit.key} must be a valid session: {error}") from None
+        check_session_item(commit, repository.path)
         return (yield from self._store_own(repository, commit, now_ms))
 
     def _new_authorship(self, now_ms: int) -> Authorship:

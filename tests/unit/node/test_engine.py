@@ -226,6 +226,18 @@ def test_what_is_no_session_is_not_stored_among_sessions_even_for_a_root(node: N
     assert not node.stored("/sys/sessions")
 
 
+def test_no_introduction_is_stored_outside_the_sessions_not_even_a_genuine_one_that_anyone_can_send_again() -> None:
+    node = Node(A, A)
+    node.pool.add_session_commit(introduction(X, A))
+    genuine = introduction(B, A)
+    node.sync(A, "/sys/sessions", [genuine])
+    node.pool.replace_roots(current=A, roots=[A.session], revoked=["root-b"])
+    assert node.sync(X, "/data/test", [genuine])["c"] == []
+    assert not node.stored()
+    with pytest.raises(NotAdmittedError, match="must not be a session"):
+        node.engine.create_item("/data/test", "root-b", "sessions/1", session_fields(B.session), NOW)
+
+
 def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -> None:
     node = Node(A, A, B)
     steps = node.engine.batch_sync(signed_header(A), json.dumps([element("/data/test", [note(B)])]).encode(), NOW)
