@@ -232,7 +232,7 @@ class DatabaseRepository:
             data: The item's fields.
 
         Raises:
-            ItemExistsError: The item exists already.
+            ItemExistsError: The item exists already, or was created while an HSM or a KMS signed the commit.
             PathError, DecodeError, EncodeError: The key or the data are not allowed; the data are not a session in
                 ``/sys/sessions``, or are a session elsewhere.
             StorageError: The item could not be written.

@@ -684,9 +684,7 @@ class Repository:
             ItemExistsError: An item that is not deleted exists already.
             PathError, EncodeError, DecodeError: The key or the data are not allowed.
         """
-        item = self.find_item(key)
-        if item is not None and not item.deleted:
-            raise ItemExistsError(f"item {self.path}/{key} already exists")
+        self.check_absent(key)
         return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
 
     def build_set(
@@ -716,6 +714,16 @@ class Repository:
         return self._build_commit(
             key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
         )
+
+    def check_absent(self, key: str) -> None:
+        """Check that an item does not exist, or is deleted.
+
+        Raises:
+            ItemExistsError: The item exists.
+        """
+        item = self.find_item(key)
+        if item is not None and not item.deleted:
+            raise ItemExistsError(f"item {self.path}/{key} already exists")
 
     def _require_item(self, key: str) -> Item:
         item = self.find_item(key)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from goatherd.admission.commits import NotAdmittedError
-from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
-from goatherd.identity.session import sign_commit, verify_commit
+from goatherd.errors import AccessDeniedError, DecodeError, ItemExistsError, StorageError, VerificationError
+from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
 from goatherd.node.repository import Repository
@@ -457,6 +458,48 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
     assert item is not None
     assert item.data == fields
     assert node.pool.get_session("new").id == "new"
+
+
+def kms(signer: OwnedSession) -> OwnedSession:
+    """The same root, with its key in a KMS."""
+    key = RemoteKey(signer.session.public_key, "memory:kms", lambda _uri, _key, data: signer.signer.sign(data))
+    return replace(signer, signer=key)
+
+
+@pytest.mark.parametrize("is_by_client", [True, False])
+def test_an_item_that_is_created_while_a_kms_signs_its_creation_is_not_created_again(is_by_client: bool) -> None:
+    node = Node(kms(A), A)
+    node.pool.add_session_commit(introduction(X, A))
+    creating = [
+        node.engine.create_item_in_steps("/data/test", "k", "note/1", {"text": text}, NOW) for text in ("one", "two")
+    ]
+    signing = [next(steps) for steps in creating]
+    assert all(step.is_remote for step in signing)
+    if is_by_client:
+        node.sync(X, commits=[note(X)])
+    else:
+        with pytest.raises(StopIteration):
+            creating[0].send(signing[0].run())
+    with pytest.raises(ItemExistsError):
+        creating[1].send(signing[1].run())
+    assert len(node.stored()) == 1
+
+
+def test_a_session_that_another_root_introduces_while_a_kms_signs_is_shown_when_both_are_merged() -> None:
+    node = Node(kms(A), A, B)
+    node.pool.add_session_commit(introduction(X, A))
+    session = owned("new").session
+    introducing = node.engine.introduce_in_steps(session, NOW)
+    step = next(introducing)
+    other = introduction(replace(session, expiration_ms=session.expiration_ms + 60_000), B)
+    node.sync(B, "/sys/sessions", [other])
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = introducing.send(step.run())
+    assert len(node.stored("/sys/sessions")) == 2
+    assert {each["id"] for each in node.sync(X, "/sys/sessions")["c"]} == {other.id}
+    drive_inline(node.engine.merge_withheld())
+    assert len(node.sync(X, "/sys/sessions")["c"]) == 3
 
 
 def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_are_merged(node: Node) -> None:
