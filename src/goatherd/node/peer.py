@@ -11,7 +11,9 @@ Differences from GoatDB's scheduler, with their reasons:
 * New commits are sent at once, in a message that only pushes: its filter has no seeds, which means that this server has
   everything, so the peer sends no commits back. Every 0.3 to 1.5 s, a poll with a real filter pulls the peer's commits.
 * A commit counts as held by the peer when the chance that all the peer's filters contain it falsely is below `CERTAIN`.
-  If a peer suddenly holds fewer commits (it was restored or replaced), every commit is checked again.
+  Filters with the same seeds count once: a Goatherd server answers pushes with its last filter, extended, and polls if
+  both servers hold the same commits. This server then requests other filters, by polls that claim every commit. If a
+  peer suddenly holds fewer commits (it was restored or replaced), every commit is checked again.
 * All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server processes
   a batch in order, and must know a session before the commits that the session signed. Requests are small enough for a
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
@@ -146,8 +148,9 @@ class _Waiting:
 class _Repository:
     """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock.
 
-    `unread` counts how often in a row the repository could not be read for a request, `unstored` the replies in a row
-    that this server could not use.
+    `seeds` are those of the peer's last filter. `wants_filters` says that filters with other seeds are needed to decide
+    whether the peer holds the waiting commits. `unread` counts how often in a row the repository could not be read for
+    a request, `unstored` the replies in a row that this server could not use.
     """
 
     path: str
@@ -157,6 +160,8 @@ class _Repository:
     seen: int = 0
     size: int = 0
     has_filter: bool = False
+    seeds: tuple[int, ...] = ()
+    wants_filters: bool = False
     pull: bool = True
     light: int = 0
     is_outdated: bool = False
@@ -343,7 +348,8 @@ class Peer:
         commits = self._choose_commits(state, view, budget, now)
         count = len(view.ids)
         is_pull = state.pull or (not commits and now - state.reset >= POLL_MIN.total_seconds())
-        if is_pull and count > SMALL and not state.pull and state.size == count and state.light < LIGHT_POLLS:
+        may_be_light = count > SMALL or state.wants_filters
+        if is_pull and may_be_light and not state.pull and state.size == count and state.light < LIGHT_POLLS:
             # COMPAT: the protocol has no "nothing new?"; equal counts are nearly that, and cost no filter.
             state.light += 1
             is_pull = False
@@ -457,16 +463,22 @@ class Peer:
         A commit counts only once enough filters have contained it, so that a false positive is unlikely.
         """
         error_rate = shown.error_rate
-        state.has_filter = True
+        is_new = shown.seeds != state.seeds
+        state.has_filter, state.seeds = True, shown.seeds
+        is_undecided = False
         for commit_id, one in list(state.waiting.items()):
-            if commit_id in shown:
-                one.doubt *= error_rate
-                if one.doubt < CERTAIN:
-                    del state.waiting[commit_id]
-            else:
+            if commit_id not in shown:
                 if one.doubt < 1.0:
                     one.offers, one.not_before = 0, 0.0
                 one.doubt = 1.0
+                continue
+            if is_new or one.doubt >= 1.0:  # otherwise the last filter contained it, and so does this one in any case
+                one.doubt *= error_rate
+            if one.doubt < CERTAIN:
+                del state.waiting[commit_id]
+            elif one.doubt < 1.0:
+                is_undecided = True
+        state.wants_filters = is_undecided and (state.wants_filters or not is_new)
 
     # --- rhythm -----------------------------------------------------------------------------------------------------
 

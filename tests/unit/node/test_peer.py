@@ -587,6 +587,50 @@ async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
     assert link.peer.status.waiting == 1
 
 
+async def test_a_commit_that_repeated_filters_contain_by_chance_is_sent_after_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Goatherd server answers pushes with its last filter, extended: with the same seeds."""
+    monkeypatch.setattr("goatherd.node.peer.MAX_COMMITS", 5)
+    link = Link(PATH)
+    await link.let_pass(5)
+    commits, pushed = fake_commits(200), BloomFilter.for_size(200, 0.05, new_seeds(seed_count(200, 0.05)))
+    pushed.add(commits[-1]["id"])
+    honest = link.there.reply
+
+    def answer(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        reply = honest(path, message)
+        if message["c"]:
+            pushed.update([commit["id"] for commit in message["c"]])
+            reply["f"] = {"__t": "E", "__v": pushed.to_json()}
+        return reply
+
+    link.there.reply = answer  # type: ignore[method-assign]
+    link.here.shelves[PATH].put(*commits)
+    link.peer.mark_changed(PATH)
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == 200, seconds=10)
+
+
+async def test_commits_are_confirmed_although_polls_are_answered_with_the_same_filter() -> None:
+    """A Goatherd server does so while both hold the same; polls that claim every commit get other filters."""
+    link = Link(PATH)
+    honest, kept = link.there.reply, dict[int, Any]()
+
+    def answer(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        reply = honest(path, message)
+        if path == PATH and (message["c"] or message["f"]["__v"]["s"]):
+            reply["f"] = kept.setdefault(reply["s"], reply["f"])
+        return reply
+
+    link.there.reply = answer  # type: ignore[method-assign]
+    link.here.shelves[PATH].put(*fake_commits(30))
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 30)
+    await link.until(lambda: not link.peer.status.waiting, seconds=40)
+    (news,) = fake_commits(1)
+    link.there.shelves[PATH].put(news)
+    await link.until(lambda: news["id"] in link.here.shelves[PATH].ids, seconds=10)
+
+
 async def test_polls_slow_down_to_a_second_and_a_half_and_speed_up_with_news() -> None:
     link = Link(PATH)
     await link.let_pass(30)
