@@ -15,7 +15,7 @@ from typing import Any
 
 from goatherd.admission.requests import RequestLimits
 from goatherd.errors import DecodeError, EncodeError, WireError
-from goatherd.identity.session_commits import session_from_commit
+from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.wire.commit import Commit
 from goatherd.wire.items import record_data
 from goatherd.wire.json import nesting_depth
@@ -107,15 +107,32 @@ def _check_ancestors(commit: Commit, limits: RequestLimits) -> None:
         raise NotAdmittedError(f"the ancestor count of commit {commit.id!r} is out of range", CommitFault.ANCESTORS)
 
 
-def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
-    """Reject a commit with contents on which GoatDB's servers or clients crash when they open or merge them."""
+def check_session_item(commit: Commit, path: str) -> None:
+    """Check that a commit of ``/sys/sessions`` introduces a session, and that no commit of another repository does.
+
+    Raises:
+        NotAdmittedError: The commit contains no session, but is in ``/sys/sessions``; or it contains one, but is not.
+    """
     if path == SESSIONS_PATH:
         try:
             # SECURITY: any other value there keeps GoatDB from ever starting again; the key must be the session's id
             # (tests/unit/node/test_engine.py, tests/cluster/test_door_writers.py).
             session_from_commit(commit)
         except DecodeError as error:
-            raise NotAdmittedError(str(error), CommitFault.SESSION_ITEM) from None
+            raise NotAdmittedError(
+                f"{path}/{commit.key} must be a valid session: {error}", CommitFault.SESSION_ITEM
+            ) from None
+    elif commit.namespace == SESSIONS_NAMESPACE:
+        # SECURITY: a signature does not cover the repository, and (COMPAT) GoatDB learns sessions in any. So anyone
+        # could spread the introduction of a revoked root again (tests/unit/node/test_engine.py).
+        raise NotAdmittedError(
+            f"{path}/{commit.key} must not be a session: sessions are in {SESSIONS_PATH}", CommitFault.SESSION_ITEM
+        )
+
+
+def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
+    """Reject a commit with contents on which GoatDB's servers or clients crash when they open or merge them."""
+    check_session_item(commit, path)
     if commit.is_delta:
         return
     if commit.schema == "null":

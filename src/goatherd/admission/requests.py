@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from goatherd.crypto import PublicKey
-from goatherd.errors import DecodeError, PathError
+from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json
 from goatherd.wire.paths import check_repository_path
-
-NAME_LENGTH = 100
-"""Maximum length of each of the two names in a repository's path."""
 
 
 # No slots: the door's limits inherit from this class and from those of every caller.
@@ -49,12 +46,10 @@ def read_repository_path(given: str) -> str:
     """Check the repository path in an element of a request, and return it in the form ``/kind/name``.
 
     Raises:
-        PathError: The path is not a repository path, or a name in it is too long.
+        PathError: The path is not one that this server allows for a repository.
     """
     # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
     kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/", 2)[:2]))
-    if len(kind) > NAME_LENGTH or len(name) > NAME_LENGTH:
-        raise PathError(f"a name in a repository path must have at most {NAME_LENGTH} characters")
     return f"/{kind}/{name}"
 
 

@@ -36,7 +36,7 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
     The list is empty if there is no such danger. GoatDB crashes if an item has several leaves (commits without
     children), and no commit of the item is known to be the parent of another commit.
     """
-    if repository.is_linked(key):
+    if not repository.has_unlinked_leaves(key):
         return []
     leaves = repository.find_leaves(key)
     if len(leaves) < 2:

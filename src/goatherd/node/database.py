@@ -232,9 +232,9 @@ class DatabaseRepository:
             data: The item's fields.
 
         Raises:
-            ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: The key or the data are not allowed; in ``/sys/sessions``, the data are
-                not a session.
+            ItemExistsError: The item exists already, or was created while an HSM or a KMS signed the commit.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed; the data are not a session in
+                ``/sys/sessions``, or are a session elsewhere.
             StorageError: The item could not be written.
         """
         engine = await self._open_repository()

@@ -38,7 +38,7 @@ Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons i
   session's expiration; a signature without a timestamp is invalid
 * a request signature is valid for three minutes, even if it was used before
 * session commits must be signed by a root, and must contain only the session with their own id; any other commit for
-  /sys/sessions is rejected
+  /sys/sessions is rejected, and so are session commits for other repositories
 * a session that arrives in one message with the root that introduces it is accepted at once (in the next round)
 * /sys/* and /user/<id> are closed to other sessions unless the application's access rules open them
 * the number of elements and seeds, the size of filters, the count that a peer states, the nesting of values, and ids
@@ -69,7 +69,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from goatherd.admission.access import Access, AccessRule, Rulebook
-from goatherd.admission.commits import NotAdmittedError
+from goatherd.admission.commits import check_session_item
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.errors import (
     AccessDeniedError,
@@ -93,7 +93,7 @@ from goatherd.identity.session import (
     sign_commit,
     verify_commit,
 )
-from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields, session_from_commit
+from goatherd.identity.session_commits import SESSIONS_SCHEMA, session_fields
 from goatherd.node.commit_checks import check_against, read_commit
 from goatherd.node.concurrent_creation import merge_creations, portions_of, unmerged_creations
 from goatherd.node.repository import Authorship, Item, Log, Repository, Seeds
@@ -1029,17 +1029,42 @@ class Engine:
         if self.unused is not None:
             self.unused.discard_session(commit.key)
 
-    def _store_own(self, repository: Repository, commit: Commit, now_ms: int) -> EngineSteps[Commit]:
+    def _store_own(
+        self, repository: Repository, commit: Commit, now_ms: int, *, creates_item: bool = False
+    ) -> EngineSteps[Commit]:
+        """Sign a commit as the current root and store it.
+
+        While an HSM or a KMS signs, other requests can change the item. Concurrent changes of an existing item are left
+        to GoatDB's servers and clients, which merge them.
+
+        Args:
+            repository: The repository of the commit.
+            commit: The unsigned commit.
+            now_ms: The time of the server's clock in milliseconds.
+            creates_item: Whether the item must still be absent when the commit is stored.
+
+        Raises:
+            ItemExistsError: The item was created while an HSM or a KMS signed the commit.
+            SignerError: The HSM or the KMS did not sign.
+        """
         signer = self.pool.current
         signed: Commit
-        if signer.is_remote:
-            signed = yield EngineStep(lambda _: sign_commit(signer, commit, now_ms=now_ms), is_remote=True)
-        else:
+        if not signer.is_remote:
             signed = sign_commit(signer, commit, now_ms=now_ms)
-        repository.add_commit(signed)
-        if repository.path == SESSIONS_PATH:
-            self._learn_session(signed)
+            self._add_own(repository, signed)
+            return signed
+        signed = yield EngineStep(lambda _: sign_commit(signer, commit, now_ms=now_ms), is_remote=True)
+        if creates_item:
+            repository.check_absent(commit.key)
+        with repository.hold_back((commit.key,)):
+            self._add_own(repository, signed)
+            yield from self._merge_creations(repository, (commit.key,), check=repository.path == SESSIONS_PATH)
         return signed
+
+    def _add_own(self, repository: Repository, commit: Commit) -> None:
+        repository.add_commit(commit)
+        if repository.path == SESSIONS_PATH:
+            self._learn_session(commit)
 
     def _merge_creations(
         self, repository: Repository, keys: Iterable[str], *, check: bool, is_shown: bool = True
@@ -1187,13 +1212,13 @@ class Engine:
         """Create an item with a commit that the current root signs. The caller then flushes the log.
 
         Raises:
-            ItemExistsError: The item exists already.
-            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; in ``/sys/sessions``,
-                the data are not a session.
+            ItemExistsError: The item exists already, or was created while an HSM or a KMS signed the commit.
+            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; the data are not a
+                session in ``/sys/sessions``, or are a session elsewhere.
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
-        return (yield from self._write_item(repository, commit, now_ms))
+        return (yield from self._write_item(repository, commit, now_ms, creates_item=True))
 
     def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
         """Replace an item's fields, in the calling thread; otherwise like `set_item_in_steps`."""
@@ -1225,14 +1250,11 @@ class Engine:
         commit = repository.build_delete(key, **self._new_authorship(now_ms))
         return (yield from self._write_item(repository, commit, now_ms))
 
-    def _write_item(self, repository: Repository, commit: Commit, now_ms: int) -> EngineSteps[Commit]:
-        if repository.path == SESSIONS_PATH:
-            # SECURITY: a value that is no session keeps GoatDB from starting again (tests/unit/node/test_engine.py).
-            try:
-                session_from_commit(commit)
-            except DecodeError as error:
-                raise NotAdmittedError(f"{repository.path}/{commit.key} must be a valid session: {error}") from None
-        return (yield from self._store_own(repository, commit, now_ms))
+    def _write_item(
+        self, repository: Repository, commit: Commit, now_ms: int, *, creates_item: bool = False
+    ) -> EngineSteps[Commit]:
+        check_session_item(commit, repository.path)
+        return (yield from self._store_own(repository, commit, now_ms, creates_item=creates_item))
 
     def _new_authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)

@@ -448,8 +448,6 @@ class LogDirectory:
         """
         # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
         kind, name = check_repository_path(repository)
-        if len(kind) > 100 or len(name) > 100:
-            raise PathError(f"a name in a repository path must have at most 100 characters: {repository!r:.120}")
         if self._lock is None:
             raise StorageError(f"the data directory {self.path} is not open")
         with self._guard:
@@ -485,7 +483,7 @@ class LogDirectory:
             return log
 
     def repository_paths(self) -> list[str]:
-        """Return the sorted paths of the repositories that have a log file."""
+        """Return the sorted paths of the repositories that have a log file and that this server can open."""
         found = []
         for file in sorted(self.path.glob(f"*/*{LOG_SUFFIX}")):
             path = f"/{file.parent.name}/{file.name.removesuffix(LOG_SUFFIX)}"

@@ -11,12 +11,16 @@ Differences from GoatDB's scheduler, with their reasons:
 * New commits are sent at once, in a message that only pushes: its filter has no seeds, which means that this server has
   everything, so the peer sends no commits back. Every 0.3 to 1.5 s, a poll with a real filter pulls the peer's commits.
 * A commit counts as held by the peer when the chance that all the peer's filters contain it falsely is below `CERTAIN`.
-  If a peer suddenly holds fewer commits (it was restored or replaced), every commit is checked again.
+  Filters with the same seeds count once: a Goatherd server answers pushes with its last filter, extended, and polls if
+  both servers hold the same commits. This server then requests other filters, by polls that claim every commit. If a
+  peer suddenly holds fewer commits (it was restored or replaced), every commit is checked again.
 * All repositories that are due go in one request, ``/sys/sessions`` and ``/sys/users`` first: a GoatDB server processes
   a batch in order, and must know a session before the commits that the session signed. Requests are small enough for a
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
 * The current root signs every request. If the peer answers 403, the loop continues, because the peer may trust the root
   later.
+* A repository that fails, because its log cannot be read or written, is tried again after a growing pause; the others
+  are synchronized meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock
-from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError, PathError
+from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.ids import new_seeds
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
@@ -53,6 +57,8 @@ POLL_MIN: Final = timedelta(milliseconds=300)
 POLL_MAX: Final = timedelta(milliseconds=1500)
 RAMP: Final = timedelta(seconds=3)
 DOWN_MAX: Final = timedelta(seconds=2)
+AGAIN_MAX: Final = timedelta(seconds=30)
+"""Maximum pause before a commit that the peer does not confirm, or a repository that fails, is tried again."""
 RECHECK: Final = timedelta(seconds=60)
 RECENT: Final = timedelta(seconds=30)
 """How long after its last answer a server process still counts as synchronized with this one."""
@@ -140,7 +146,12 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Repository:
-    """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock."""
+    """What this server knows of a peer's copy of one repository. Times are seconds on the monotonic clock.
+
+    `seeds` are those of the peer's last filter. `wants_filters` says that filters with other seeds are needed to decide
+    whether the peer holds the waiting commits. `unread` counts how often in a row the repository could not be read for
+    a request, `unstored` the replies in a row that this server could not use.
+    """
 
     path: str
     due: float = 0.0
@@ -149,9 +160,13 @@ class _Repository:
     seen: int = 0
     size: int = 0
     has_filter: bool = False
+    seeds: tuple[int, ...] = ()
+    wants_filters: bool = False
     pull: bool = True
     light: int = 0
     is_outdated: bool = False
+    unread: int = 0
+    unstored: int = 0
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     watchers: list[asyncio.Future[bool]] = field(default_factory=list)
     own: BloomFilter | None = None
@@ -269,7 +284,7 @@ class Peer:
                 except NodeError as error:
                     self._record_failure(due, error)
                 except (GoatherdError, OSError) as error:
-                    # Ours, not the peer's: a log that cannot be read or written. Said aloud, and tried again.
+                    # Ours, not the peer's, for example an HSM that does not sign. Logged each time, and tried again.
                     _log.error("cannot sync with %s: %s", self.url, error)
                     self._record_failure(due, error)
                 except Exception as error:  # noqa: BLE001 - a loop that ended would leave this server alone permanently
@@ -289,17 +304,29 @@ class Peer:
                 # Those who ask from here on want the next request, not this one.
                 watchers, state.watchers = state.watchers, []
                 sent.append((state, False, watchers))
-                message, pulled = await self._build_message(state, budget)
-                if message is None:
+                try:
+                    message, pulled = await self._build_message(state, budget)
+                except Exception as error:  # noqa: BLE001 - one repository must not keep the others from the peer
                     sent.pop()
-                    _resolve_watchers(watchers, answer=False)
+                    state.unread += 1
+                    self._postpone_repository(state, state.unread, watchers, error)
                     continue
+                state.unread = 0
                 sent[-1] = (state, pulled, watchers)
                 requests.append((state.path, message))
-            replies = await self._client.batch_sync(requests, self._replica.current_signer()) if requests else []
-            self._record_success(has_asked=bool(requests))
+            if not requests:
+                return
+            replies = await self._client.batch_sync(requests, self._replica.current_signer())
+            self._record_success()
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
-                await self._process_reply(state, pulled, reply)
+                try:
+                    await self._process_reply(state, pulled, reply)
+                except Exception as error:  # noqa: BLE001 - the other replies are good
+                    state.unstored += 1
+                    self._postpone_repository(state, state.unstored, watchers, error)
+                    continue
+                if reply.get("c"):
+                    state.unstored = 0
                 if state.has_news:
                     state.watchers.extend(watchers)
                 else:
@@ -309,12 +336,8 @@ class Peer:
                 _resolve_watchers(watchers, answer=False)
             raise
 
-    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any] | None, bool]:
-        try:
-            view = await self._replica.open_view(state.path)
-        except PathError:
-            self._repositories.pop(state.path, None)
-            return None, False
+    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any], bool]:
+        view = await self._replica.open_view(state.path)
         now = self._clock.monotonic()
         if state.is_outdated:
             state.is_outdated = False
@@ -325,7 +348,8 @@ class Peer:
         commits = self._choose_commits(state, view, budget, now)
         count = len(view.ids)
         is_pull = state.pull or (not commits and now - state.reset >= POLL_MIN.total_seconds())
-        if is_pull and count > SMALL and not state.pull and state.size == count and state.light < LIGHT_POLLS:
+        may_be_light = count > SMALL or state.wants_filters
+        if is_pull and may_be_light and not state.pull and state.size == count and state.light < LIGHT_POLLS:
             # COMPAT: the protocol has no "nothing new?"; equal counts are nearly that, and cost no filter.
             state.light += 1
             is_pull = False
@@ -385,7 +409,7 @@ class Peer:
                 break
             one = state.waiting[commit_id]
             one.offers += 1
-            one.not_before = now + min(30.0, 0.3 * 2.0 ** min(one.offers - 1, 10))
+            one.not_before = now + _retry_pause(one.offers)
             chosen.append(commit)
         return chosen
 
@@ -439,16 +463,22 @@ class Peer:
         A commit counts only once enough filters have contained it, so that a false positive is unlikely.
         """
         error_rate = shown.error_rate
-        state.has_filter = True
+        is_new = shown.seeds != state.seeds
+        state.has_filter, state.seeds = True, shown.seeds
+        is_undecided = False
         for commit_id, one in list(state.waiting.items()):
-            if commit_id in shown:
-                one.doubt *= error_rate
-                if one.doubt < CERTAIN:
-                    del state.waiting[commit_id]
-            else:
+            if commit_id not in shown:
                 if one.doubt < 1.0:
                     one.offers, one.not_before = 0, 0.0
                 one.doubt = 1.0
+                continue
+            if is_new or one.doubt >= 1.0:  # otherwise the last filter contained it, and so does this one in any case
+                one.doubt *= error_rate
+            if one.doubt < CERTAIN:
+                del state.waiting[commit_id]
+            elif one.doubt < 1.0:
+                is_undecided = True
+        state.wants_filters = is_undecided and (state.wants_filters or not is_new)
 
     # --- rhythm -----------------------------------------------------------------------------------------------------
 
@@ -494,7 +524,7 @@ class Peer:
         part = min(1.0, max(0.0, now - state.reset) / RAMP.total_seconds())
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 
-    def _record_success(self, *, has_asked: bool) -> None:
+    def _record_success(self) -> None:
         if self._failures:
             _log.info("%s", event_text(Event.NODE_PEER_FOUND, url=self.url))
             for state in self._repositories.values():
@@ -503,7 +533,7 @@ class Peer:
         self._retry_at = 0.0
         self._last_error = None
         self._rounds += 1
-        instance = self._client.answered_by if has_asked else None
+        instance = self._client.answered_by
         if instance is not None:
             self._answered.pop(instance, None)
             self._answered[instance] = self._clock.monotonic()
@@ -524,7 +554,18 @@ class Peer:
             # Whether what was sent has arrived is unknown: the next filter will tell.
             for one in state.waiting.values():
                 one.not_before, one.offers = 0.0, 0
-            state.due = now
+            state.due = max(state.due, now)
+
+    def _postpone_repository(
+        self, state: _Repository, count: int, watchers: Sequence[asyncio.Future[bool]], error: Exception
+    ) -> None:
+        """Try a repository again later whose synchronization has failed `count` times in a row."""
+        if count == 1:
+            trace = None if isinstance(error, GoatherdError | OSError) else error
+            _log.error("cannot sync %s with %s; retrying: %s", state.path, self.url, error, exc_info=trace)
+        state.pull = True  # what the peer has sent may not be stored
+        state.due = self._clock.monotonic() + _retry_pause(count)
+        _resolve_watchers(watchers, answer=False)
 
 
 class _RequestBudget:
@@ -555,6 +596,11 @@ async def _run_aside(is_much: bool, work: Callable[..., T], *arguments: Any) -> 
     No lock is needed: only the loop of this peer uses the same state, and the loop waits for the function.
     """
     return await asyncio.to_thread(work, *arguments) if is_much else work(*arguments)
+
+
+def _retry_pause(count: int) -> float:
+    """Return how many seconds to wait before the next attempt after `count` unsuccessful ones."""
+    return min(AGAIN_MAX.total_seconds(), 0.3 * 2.0 ** min(count - 1, 10))
 
 
 def _resolve_watchers(watchers: Sequence[asyncio.Future[bool]], *, answer: bool) -> None:

@@ -515,7 +515,8 @@ class Repository:
     def hold_back(self, keys: Iterable[str]) -> Iterator[None]:
         """Hide commits that are added to these items from clients and peers while the block runs.
 
-        Inside the block, the caller merges concurrent creations of the items; at its end the commits are shown. Commits
+        Inside the block, the caller merges concurrent creations of the items; at its end the commits are shown, but an
+        item with creations that another request still has to merge is shown at the end of that request's block. Commits
         of other items are shown at once, so that the answer to a push shows the client that they were stored.
         """
         held = set(keys)
@@ -527,7 +528,8 @@ class Repository:
             for key in held:
                 if self._held_keys[key] <= 0:
                     del self._held_keys[key]
-            self._show_delayed(held - self._withheld)
+            unmerged = {key for key in held if key in self._held_keys and self.has_unlinked_leaves(key)}
+            self._show_delayed(held - unmerged - self._withheld)
 
     def withhold_item(self, key: str, *, is_shown: bool) -> None:
         """Hide commits of an item from clients and peers until `show_item`.
@@ -583,6 +585,10 @@ class Repository:
     def is_linked(self, key: str) -> bool:
         """Return whether any commit of the repository has a commit of this item as a parent."""
         return key in self._linked
+
+    def has_unlinked_leaves(self, key: str) -> bool:
+        """Return whether an item has several commits without children, and none of its commits is a parent."""
+        return not self.is_linked(key) and isinstance(self._tips.get(key), dict)
 
     def is_base(self, commit_id: str) -> bool:
         """Return whether any delta in the repository builds on the commit with this id."""
@@ -682,9 +688,7 @@ class Repository:
             ItemExistsError: An item that is not deleted exists already.
             PathError, EncodeError, DecodeError: The key or the data are not allowed.
         """
-        item = self.find_item(key)
-        if item is not None and not item.deleted:
-            raise ItemExistsError(f"item {self.path}/{key} already exists")
+        self.check_absent(key)
         return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
 
     def build_set(
@@ -714,6 +718,16 @@ class Repository:
         return self._build_commit(
             key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
         )
+
+    def check_absent(self, key: str) -> None:
+        """Check that an item does not exist, or is deleted.
+
+        Raises:
+            ItemExistsError: The item exists.
+        """
+        item = self.find_item(key)
+        if item is not None and not item.deleted:
+            raise ItemExistsError(f"item {self.path}/{key} already exists")
 
     def _require_item(self, key: str) -> Item:
         item = self.find_item(key)

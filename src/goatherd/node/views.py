@@ -68,12 +68,13 @@ class SessionView:
 
     version: int
     commits: list[Commit]
+    is_sessions: bool
     introductions: RootIntroductions = field(default_factory=RootIntroductions)
     filters: dict[tuple[int, int], _Filter] = field(default_factory=dict)
     memory: PollMemory = field(default_factory=PollMemory)
     merges: dict[str, list[Commit]] = field(default_factory=dict)
 
-    def add_commits(self, commits: Sequence[Commit], *, has_sessions: bool) -> None:
+    def add_commits(self, commits: Sequence[Commit]) -> None:
         """Add commits to the view in the order of the log.
 
         A thread that is reading the view meanwhile sees a correct list.
@@ -82,7 +83,7 @@ class SessionView:
             if len(commit.parents) > 1:
                 for parent in commit.parents:
                     self.merges.setdefault(parent, []).append(commit)
-        if has_sessions:
+        if self.is_sessions:
             self.introductions.extend(commits)
         self.commits += commits
 
@@ -150,8 +151,9 @@ class Views:
         All sessions of one owner share a view (COMPAT).
         """
         whole = requester.id == self._pool.current.id or self._rulebook.reads_whole(repository.path, requester)
+        is_sessions = repository.path == SESSIONS_PATH
         if whole is False:
-            return SessionView(version=repository.version, commits=[])
+            return SessionView(version=repository.version, commits=[], is_sessions=is_sessions)
         name = None if whole else f"@{requester.owner or ''}"
         views = self._views.setdefault(repository.path, {})
         view = views.get(name)
@@ -160,7 +162,7 @@ class Views:
         rule = self._rulebook.rule_for(repository.path)
         if rule is None or whole:
             # Grows in place, so that one more commit costs one more.
-            view = view or SessionView(version=0, commits=[])
+            view = view or SessionView(version=0, commits=[], is_sessions=is_sessions)
             commits = repository.shown_since(len(view.commits))
         else:
             allowed = {
@@ -168,8 +170,8 @@ class Views:
                 for key in repository.item_keys()
             }
             commits = [commit for commit in repository.shown_since(0) if allowed[commit.key]]
-            view = SessionView(version=0, commits=[])
-        view.add_commits(commits, has_sessions=repository.path == SESSIONS_PATH)
+            view = SessionView(version=0, commits=[], is_sessions=is_sessions)
+        view.add_commits(commits)
         view.version = repository.version
         if len(views) > _MOST:
             views.clear()
@@ -382,7 +384,7 @@ class Views:
         if room.left <= 0:
             return []
         missing = [view.commits[position] for position in positions]
-        if missing[0].namespace == SESSIONS_NAMESPACE:
+        if view.is_sessions:
             if born_under is None:
                 missing = view.introductions.for_peer(missing)
             else:
@@ -392,6 +394,10 @@ class Views:
                     counts=self._is_trusted_root,
                     anchors=self._pool.anchor_ids,
                 )
+        else:
+            # SECURITY: clients learn sessions in any repository, and GoatDB or an earlier build may have stored one
+            # here (tests/unit/node/test_engine_answers.py).
+            missing = [commit for commit in missing if commit.namespace != SESSIONS_NAMESPACE]
         chosen: list[bytes] = []
         ids: dict[str, None] = {}
         left = self._limits.reply_commit_bytes
@@ -420,7 +426,7 @@ def _light_size(view: SessionView, missing: Sequence[int]) -> int | None:
     That is so for many commits, those that must be encoded, and those of ``/sys/sessions``, which are sent in an order
     of their own.
     """
-    if len(missing) > _NEW_COMMITS or view.commits[missing[0]].namespace == SESSIONS_NAMESPACE:
+    if len(missing) > _NEW_COMMITS or view.is_sessions:
         return None
     commits = [view.commits[position] for position in missing]
     return sum(len(commit.encoded) for commit in commits) if all(commit.is_compact for commit in commits) else None

@@ -18,6 +18,9 @@ SESSIONS_PATH: Final = "/sys/sessions"
 USERS_PATH: Final = "/sys/users"
 """The repository of the users."""
 
+NAME_LENGTH: Final = 100
+"""Maximum length of each of the two names in the path of a repository that this server accepts."""
+
 _VALID = re.compile(r"/(?:[a-z0-9_-]*/){0,3}[a-z0-9_-]*")
 _REPOSITORY = re.compile(r"/([a-z0-9_-]+)/([a-z0-9_-]+)")
 _ITEM = re.compile(r"(/[a-z0-9_-]+/[a-z0-9_-]+)/([a-z0-9_-]+)")
@@ -102,12 +105,16 @@ def check_repository_path(path: str) -> tuple[str, str]:
     SECURITY: every path from a peer passes this check before it becomes a file name (tests/unit/wire/test_paths.py).
 
     Raises:
-        PathError: The path is not two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is allowed).
+        PathError: The path is not two components of a-z, 0-9, ``-`` and ``_`` (one trailing slash is allowed), or a
+            component is longer than `NAME_LENGTH`.
     """
     match = _REPOSITORY.fullmatch(path.removesuffix("/")) if isinstance(path, str) else None
     if match is None:
         raise PathError(f"{path!r:.200} is not a repository path that this server accepts")
-    return match[1], match[2]
+    kind, name = match.groups()
+    if len(kind) > NAME_LENGTH or len(name) > NAME_LENGTH:
+        raise PathError(f"a name in a repository path must have at most {NAME_LENGTH} characters: {path!r:.120}")
+    return kind, name
 
 
 def check_item_path(repository: str, key: str) -> str:

@@ -15,7 +15,7 @@ from goatherd.door.request_checks import read_commit as read_at_door
 from goatherd.node.commit_checks import read_commit as read_at_node
 from goatherd.node.views import SyncLimits
 from goatherd.wire.bloom import BloomFilter
-from tests.unit.goats import NOW, ORG, Node, commit_by, owned, root
+from tests.unit.goats import NOW, ORG, Node, commit_by, introduction, owned, root
 
 A, X = root("root-a"), owned("x")
 COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
@@ -32,6 +32,7 @@ FAULTS = [
     pytest.param({"af": WIDE}, CommitFault.ANCESTORS, id="filter"),
     pytest.param({"ac": -1}, CommitFault.ANCESTORS, id="ancestors count"),
     pytest.param({"c": {"r": {"s": "null", "d": {}, "n": True, "cs": "1"}}}, CommitFault.CONTENTS, id="null item"),
+    pytest.param({"c": introduction(X, A).to_json()["c"]}, CommitFault.SESSION_ITEM, id="session elsewhere"),
 ]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from goatherd.admission.commits import NotAdmittedError
-from goatherd.errors import AccessDeniedError, DecodeError, StorageError, VerificationError
-from goatherd.identity.session import sign_commit, verify_commit
+from goatherd.errors import AccessDeniedError, DecodeError, ItemExistsError, StorageError, VerificationError
+from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
-from goatherd.node.engine import EngineStep, drive_inline, drive_steps
+from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.trust import Verification
@@ -224,6 +225,18 @@ def test_only_a_root_may_write_sessions(node: Node) -> None:
 def test_what_is_no_session_is_not_stored_among_sessions_even_for_a_root(node: Node, commit: Commit) -> None:
     node.sync(A, "/sys/sessions", [commit])
     assert not node.stored("/sys/sessions")
+
+
+def test_no_introduction_is_stored_outside_the_sessions_not_even_a_genuine_one_that_anyone_can_send_again() -> None:
+    node = Node(A, A)
+    node.pool.add_session_commit(introduction(X, A))
+    genuine = introduction(B, A)
+    node.sync(A, "/sys/sessions", [genuine])
+    node.pool.replace_roots(current=A, roots=[A.session], revoked=["root-b"])
+    assert node.sync(X, "/data/test", [genuine])["c"] == []
+    assert not node.stored()
+    with pytest.raises(NotAdmittedError, match="must not be a session"):
+        node.engine.create_item("/data/test", "root-b", "sessions/1", session_fields(B.session), NOW)
 
 
 def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -> None:
@@ -447,6 +460,48 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
     assert node.pool.get_session("new").id == "new"
 
 
+def kms(signer: OwnedSession) -> OwnedSession:
+    """The same root, with its key in a KMS."""
+    key = RemoteKey(signer.session.public_key, "memory:kms", lambda _uri, _key, data: signer.signer.sign(data))
+    return replace(signer, signer=key)
+
+
+@pytest.mark.parametrize("is_by_client", [True, False])
+def test_an_item_that_is_created_while_a_kms_signs_its_creation_is_not_created_again(is_by_client: bool) -> None:
+    node = Node(kms(A), A)
+    node.pool.add_session_commit(introduction(X, A))
+    creating = [
+        node.engine.create_item_in_steps("/data/test", "k", "note/1", {"text": text}, NOW) for text in ("one", "two")
+    ]
+    signing = [next(steps) for steps in creating]
+    assert all(step.is_remote for step in signing)
+    if is_by_client:
+        node.sync(X, commits=[note(X)])
+    else:
+        with pytest.raises(StopIteration):
+            creating[0].send(signing[0].run())
+    with pytest.raises(ItemExistsError):
+        creating[1].send(signing[1].run())
+    assert len(node.stored()) == 1
+
+
+def test_a_session_that_another_root_introduces_while_a_kms_signs_is_shown_when_both_are_merged() -> None:
+    node = Node(kms(A), A, B)
+    node.pool.add_session_commit(introduction(X, A))
+    session = owned("new").session
+    introducing = node.engine.introduce_in_steps(session, NOW)
+    step = next(introducing)
+    other = introduction(replace(session, expiration_ms=session.expiration_ms + 60_000), B)
+    node.sync(B, "/sys/sessions", [other])
+    with contextlib.suppress(StopIteration):
+        while True:
+            step = introducing.send(step.run())
+    assert len(node.stored("/sys/sessions")) == 2
+    assert {each["id"] for each in node.sync(X, "/sys/sessions")["c"]} == {other.id}
+    drive_inline(node.engine.merge_withheld())
+    assert len(node.sync(X, "/sys/sessions")["c"]) == 3
+
+
 def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_are_merged(node: Node) -> None:
     births = [commit_by(X, "both", {"text": text}) for text in ("one", "two")]
     body = json.dumps([element("/data/test", births)]).encode()
@@ -469,6 +524,32 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
     assert all(leaf.parents for leaf in node.repository("/data/test").find_leaves("both")), (
         "no creation is left unmerged"
     )
+
+
+def test_of_two_creations_that_two_requests_bring_none_is_shown_before_the_second_request_has_merged_them(
+    node: Node,
+) -> None:
+    births = [note(X, "k", text) for text in ("one", "two")]
+    node.sync(X, "/data/other", [note(X, "k", "one")])
+    # The first one brings its creation while nothing is to be merged, and then waits for the merge of another item.
+    brought = [[element("/data/test", births[:1]), element("/data/other", [note(X, "k", "two")])]]
+    brought += [[element("/data/test", births[1:])]]
+    merging: list[tuple[EngineSteps[Response], EngineStep]] = []
+    for birth, body in zip(births, brought, strict=True):
+        steps = node.engine.batch_sync(signed_header(X), json.dumps(body).encode(), NOW)
+        step = next(steps)
+        while birth.id not in node.repository("/data/test"):
+            step = steps.send(step.run())
+        merging.append((steps, step))
+    answers: list[set[str]] = []
+    for steps, step in merging:
+        with pytest.raises(StopIteration) as done:
+            steps.send(step.run())
+        answers.append({commit["id"] for commit in json.loads(done.value.value.body)[0]["res"]["c"]})
+    both = {birth.id for birth in births}
+    assert answers[0] == set(), "the second request still merges them"
+    assert answers[1] > both, "they come with their merge"
+    assert set(node.repository("/data/test").shown_ids) == answers[1]
 
 
 def test_a_portion_is_decoded_and_the_previous_one_stored_while_another_is_verified(

@@ -49,6 +49,14 @@ def test_a_reply_holds_what_the_filter_lacks_and_a_truthful_filter(node: Node) -
     assert all(commit.id in mine for commit in commits)
 
 
+def test_an_introduction_that_a_log_holds_outside_the_sessions_is_sent_to_no_client() -> None:
+    introduced, mine = introduction(B, A), note(A)
+    node = Node(A, A, logs={"/data/test": [mine.to_json(), introduced.to_json()]})
+    node.pool.add_session_commit(introduction(X, A))
+    assert node.stored() == {introduced.id, mine.id}
+    assert ids(node.sync(X)) == {mine.id}
+
+
 @pytest.mark.parametrize("version", [VERSION - 256, None, "x"])
 def test_an_older_build_gets_a_count_and_nothing_else(node: Node, version: Any) -> None:
     node.sync(X, commits=[note(X)])

@@ -78,6 +78,7 @@ def test_one_log_object_per_repository_while_it_is_held(tmp_path: Path) -> None:
         log.flush()
         (tmp_path / "settings.json").write_text("{}")
         (tmp_path / "data/Not A Repository.jsonl").write_text("")
+        (tmp_path / f"data/{'n' * 101}.jsonl").write_text("")
         assert directory.repository_paths() == ["/data/x"]
 
 

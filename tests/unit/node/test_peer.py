@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from goatherd.errors import NodeRefusedError, NodeUnreachableError
+from goatherd.errors import NodeRefusedError, NodeUnreachableError, StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id, new_seeds
 from goatherd.node.database import MAX_LACKING
@@ -268,6 +268,9 @@ class Here:
     def __init__(self, *paths: str) -> None:
         self.shelves = {path: Shelf() for path in (*paths, "/sys/users", "/sys/sessions")}
         self.current = root("current")
+        self.unreadable: set[str] = set()
+        self.unwritable: set[str] = set()
+        self.failures = 0
 
     def current_signer(self) -> OwnedSession:
         return self.current
@@ -276,10 +279,17 @@ class Here:
         return list(self.shelves)
 
     async def open_view(self, path: str) -> Shelf:
+        self.check(path, self.unreadable)
         return self.shelves[path]
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
+        self.check(path, self.unwritable)
         return self.shelves[path].put(*commits)
+
+    def check(self, path: str, broken: Collection[str]) -> None:
+        if path in broken:
+            self.failures += 1
+            raise StorageError(f"the log of {path} is broken")
 
 
 class There:
@@ -471,6 +481,36 @@ async def test_an_unexpected_error_is_logged_and_synchronization_continues(caplo
     await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 1)
 
 
+@pytest.mark.parametrize("fault", ["unreadable", "unwritable"])
+async def test_a_broken_log_delays_no_other_repository(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    bad = "/data/bad"
+    link = Link(bad, PATH)
+    here, there = link.here.shelves, link.there.shelves
+    for path in (bad, PATH):
+        there[path] = Shelf()
+        here[path].put(*fake_commits(20))
+        there[path].put(*fake_commits(20))
+    broken: set[str] = getattr(link.here, fault)
+    broken.add(bad)
+    told = {path: link.peer.push_changes(path) for path in (bad, PATH)}
+    await link.until(lambda: len(here[PATH].ids) == len(there[PATH].ids) == 40 and told[PATH].done())
+    assert {path: one.result() for path, one in told.items()} == {bad: False, PATH: True}
+    await link.let_pass(120)
+    assert link.here.failures <= 15, "it is tried less and less often"
+    assert link.peer.status.online
+    assert caplog.text.count(f"cannot sync {bad}") == 1
+    broken.clear()
+    await link.until(lambda: len(here[bad].ids) == len(there[bad].ids) == 40, seconds=60)
+
+
+async def test_a_peer_that_was_asked_nothing_because_no_log_can_be_read_is_not_online() -> None:
+    link = Link()
+    link.here.unreadable = set(link.here.shelves)
+    await link.let_pass(10)
+    assert not link.there.batches
+    assert not link.peer.status.online
+
+
 async def test_a_peer_that_claims_to_hold_very_much_does_not_size_our_filters() -> None:
     link = Link(PATH)
     link.here.shelves[PATH].put(*fake_commits(3))
@@ -545,6 +585,50 @@ async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
     link.there.reply = lie  # type: ignore[method-assign]
     await link.until(lambda: link.there.offers.get(commit["id"], 0) >= 2)
     assert link.peer.status.waiting == 1
+
+
+async def test_a_commit_that_repeated_filters_contain_by_chance_is_sent_after_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Goatherd server answers pushes with its last filter, extended: with the same seeds."""
+    monkeypatch.setattr("goatherd.node.peer.MAX_COMMITS", 5)
+    link = Link(PATH)
+    await link.let_pass(5)
+    commits, pushed = fake_commits(200), BloomFilter.for_size(200, 0.05, new_seeds(seed_count(200, 0.05)))
+    pushed.add(commits[-1]["id"])
+    honest = link.there.reply
+
+    def answer(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        reply = honest(path, message)
+        if message["c"]:
+            pushed.update([commit["id"] for commit in message["c"]])
+            reply["f"] = {"__t": "E", "__v": pushed.to_json()}
+        return reply
+
+    link.there.reply = answer  # type: ignore[method-assign]
+    link.here.shelves[PATH].put(*commits)
+    link.peer.mark_changed(PATH)
+    await link.until(lambda: len(link.there.shelves[PATH].ids) == 200, seconds=10)
+
+
+async def test_commits_are_confirmed_although_polls_are_answered_with_the_same_filter() -> None:
+    """A Goatherd server does so while both hold the same; polls that claim every commit get other filters."""
+    link = Link(PATH)
+    honest, kept = link.there.reply, dict[int, Any]()
+
+    def answer(path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+        reply = honest(path, message)
+        if path == PATH and (message["c"] or message["f"]["__v"]["s"]):
+            reply["f"] = kept.setdefault(reply["s"], reply["f"])
+        return reply
+
+    link.there.reply = answer  # type: ignore[method-assign]
+    link.here.shelves[PATH].put(*fake_commits(30))
+    await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 30)
+    await link.until(lambda: not link.peer.status.waiting, seconds=40)
+    (news,) = fake_commits(1)
+    link.there.shelves[PATH].put(news)
+    await link.until(lambda: news["id"] in link.here.shelves[PATH].ids, seconds=10)
 
 
 async def test_polls_slow_down_to_a_second_and_a_half_and_speed_up_with_news() -> None:

@@ -19,7 +19,7 @@ from goatherd.wire.paths import (
 )
 
 
-@pytest.mark.parametrize("path", ["/data/notes", "/sys/sessions/", "/a/b-c_9"])
+@pytest.mark.parametrize("path", ["/data/notes", "/sys/sessions/", "/a/b-c_9", f"/{'k' * 100}/{'n' * 100}"])
 def test_repository_paths_are_opened(path: str) -> None:
     kind, name = check_repository_path(path)
     assert path.removesuffix("/") == f"/{kind}/{name}"
@@ -47,6 +47,8 @@ def test_repository_paths_are_opened(path: str) -> None:
         "/a/b\\c",
         "/%2e%2e/x",
         "/٠/b",
+        f"/{'k' * 101}/b",
+        f"/a/{'n' * 101}",
         None,
         5,
     ],
