@@ -569,6 +569,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "array of string", "Ids of versions that an interrupted change left behind and whose keys are unknown."
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
+        "laggingRegions": Field("array of string", "Regions whose store lagged, so that the run went on without them."),
+        "stableProblem": Field(
+            "string or null", "Why label `stable` could not be moved to the new identity; null when it was moved."
+        ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),

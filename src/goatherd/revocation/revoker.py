@@ -1,6 +1,7 @@
 """Revoke a stolen root: replace it, freeze the list of its commits, and reissue the sessions that it had introduced.
 
-Unlike a rotation, a revocation waits for no server. Every step can be repeated.
+Unlike a rotation, a revocation waits for no server, and it goes on without a region whose store lags for longer than
+the store's patience. Every step can be repeated.
 
 The order, and why:
 
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -39,6 +40,7 @@ from goatherd.errors import (
     IllegalStepError,
     NodeError,
     NodeRefusedError,
+    ProviderError,
     RotationError,
 )
 from goatherd.identity import transitions
@@ -71,6 +73,7 @@ from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_store_history
+from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 if TYPE_CHECKING:
@@ -242,7 +245,9 @@ class Revoker:
         self._begin_run(session_id)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first, _ = await self._read_identity()
-        with self._store.repeating():
+        provider = self._provider
+        lagging = provider.leaving_behind(self._note_left) if isinstance(provider, ReplicatedStore) else nullcontext()
+        with self._store.repeating(), lagging:
             await self._check_history(first)
             async with self._anchor_keys:
                 return await self._run_steps(
@@ -898,6 +903,10 @@ class Revoker:
 
     # --- the store and the nodes ------------------------------------------------------------------------------------
 
+    def _note_left(self, view: FollowerView) -> None:
+        self._report.lagging_regions = (*self._report.lagging_regions, view.region)
+        self._emit_event(StoreTroubled(error=f"the revocation goes on without region {view.region}: {view.problem}"))
+
     async def _call_store(self, call: Awaitable[R]) -> R:
         self._report.store_calls += 1
         return await call
@@ -981,7 +990,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
-        """Write the identity, move label ``stable`` to it (a revocation is not rolled back), and notify the servers."""
+        """Write the identity, notify the servers, and move label ``stable``, since a revocation is not rolled back."""
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
@@ -990,10 +999,16 @@ class Revoker:
         await self._settle_write(document, version, is_ours=True)
 
     async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
-        await self._move_stable(document, version)
         if is_ours:
             self._copy_state(document, self._report.revoked_id)
             await self._notify(document, tuple(self._nodes))
+        self._report.stable_problem = None
+        try:
+            await self._move_stable(document, version)
+        except ProviderError as error:
+            # The revocation is in the store already. The next run moves the label, and so does the next rotation.
+            self._report.stable_problem = str(error)
+            self._emit_event(StoreTroubled(error=str(error)))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Move label ``stable`` to a version, unless a rotation is in progress, which may need a roll-back."""
