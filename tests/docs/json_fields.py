@@ -644,6 +644,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "torn": Field("array of integer", "Numbers of the lines that a crash cut short."),
         "lost": Field("integer", "Number of records that could not be written."),
         "byRevoked": Field("integer", "Number of records at the end that a revoked root has signed."),
+        "afterRevocation": Field(
+            "array of integer", "Numbers of the lines that a root has signed after it was revoked."
+        ),
     },
     "audit show": {
         "records": Field("array of object", "The records, oldest first."),

@@ -156,6 +156,8 @@ class Rotator:
         clock: Supplies the time, and waits.
         started_by: The user or process that runs the rotation, human-readable: ``user@host:pid``.
         on_event: Called with each event as it happens; must not block and must not raise.
+        on_identity: Called with the identity document, which holds private keys, after each read of the store and
+            before the events that follow from it; must not block and must not raise.
         health: Health checks that must pass before a rotation begins, and while the next root signs.
         unsafe_without_nodes: Whether to rotate although no server is listed.
         open_signer: Opens the signer that holds the key of an anchor (in an HSM or a KMS) by its URI.
@@ -172,6 +174,7 @@ class Rotator:
         clock: Clock | None = None,
         started_by: str = "",
         on_event: Callable[[Event], None] | None = None,
+        on_identity: Callable[[IdentityDocument], None] | None = None,
         health: Sequence[HealthSignal] = (),
         unsafe_without_nodes: bool = False,
         open_signer: SignerOpener = open_pinned_signer,
@@ -193,6 +196,7 @@ class Rotator:
         self._recorded_ahead_ms = 0
         self._started_by = started_by
         self._on_event = on_event
+        self._on_identity = on_identity
         self._observer = Observer(
             nodes,
             clock=self._clock,
@@ -963,6 +967,8 @@ class Rotator:
         self._continuity.check(document, found.version)
         self._note_stored(document)
         self._read_last = document
+        if self._on_identity is not None:
+            self._on_identity(document)
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
         return self._limit_times(document, found.version, nodes), found.version

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from goatherd.audit.records import read_record
+from goatherd.audit.trail import read_lines
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.metrics import Metric, RotationMetrics
@@ -165,6 +167,21 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert found.verdict.at_ms is not None
     assert found.obstacles == ()
     assert await store.versions() == before
+
+
+async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then(tmp_path: Path) -> None:
+    async with MemorySecretProvider() as provider:
+        store, path = Store(provider=provider, secret_id="root", org="localhost", name="memory"), tmp_path / "audit"
+        await init_identity(store, Policy())
+        always = Schedule(controller="one", started_by="one", jitter=timedelta(0), max_age=timedelta(0))
+        stop = asyncio.Event()
+        await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, audit_log=path)
+        phases = [one for one in map(read_record, read_lines(path)) if one.event == "phase-entered"]
+        assert [one.data["phase"] for one in phases if one.by == (await store.read())[1].current.id] == [
+            "activated",
+            "verified",
+            "steady",
+        ]
 
 
 async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
