@@ -121,8 +121,10 @@ OBJECTS: Final[dict[str, Fields]] = {
         "current": _CURRENT,
         "phase": Field("string", "Phase at the end; `steady` unless the command stopped with `--to`."),
         "generation": Field("integer", "Generation of the identity document at the end."),
-        "reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
-        "event": Field("string or null", "How the history records the end, such as `rolled-back`."),
+        "reason": Field("string or null", "Why the rotation was cancelled or rolled back, or what else ended it."),
+        "event": Field(
+            "string or null", "How the history records the end, such as `rolled-back`; null when a revocation ended it."
+        ),
         "behind": Field("array of string", "URLs of servers that do not sign with the current root yet."),
         "leftOut": Field("array of string", "URLs of servers that the quorum did not wait for."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),

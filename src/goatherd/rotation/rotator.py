@@ -1157,6 +1157,7 @@ class Rotator:
         )
         last = next(own, None)
         abandoned = action.outcome is Outcome.ABANDONED
+        why = _describe_other_end(document, intent.from_id) if last is None else last.reason
         stopped = intent.to_id if abandoned else intent.from_id
         report = Report(
             outcome=action.outcome,
@@ -1166,7 +1167,7 @@ class Rotator:
             current_id=document.current.id,
             phase=Phase(document.phase or Phase.STEADY),
             generation=document.generation,
-            reason=last.reason if abandoned and last is not None else None,
+            reason=why if abandoned else None,
             event=last.event if last is not None else None,
             is_restore=intent.is_restore,
             trusts_next=intent.to_id is not None
@@ -1213,6 +1214,19 @@ class Rotator:
     def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _describe_other_end(document: IdentityDocument, from_id: str) -> str:
+    """Return what ended a rotation from root `from_id`, if the document's history has no entry with the rotation's id.
+
+    A revocation and the replacement of an expired root end a rotation, and their entries do not name it.
+    """
+    for entry in reversed(document.history):
+        if entry.event == transitions.REVOKED:
+            return f"root {entry.from_id} was revoked meanwhile"
+        if entry.event == transitions.ROTATED and entry.from_id == from_id:
+            return f"root {entry.to_id} replaced root {entry.from_id} meanwhile"
+    return "the identity does not record how it ended"
 
 
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:

@@ -11,6 +11,7 @@ import pytest
 
 from goatherd.audit.records import Anchors, read_record, verify
 from goatherd.audit.trail import read_lines
+from goatherd.cli.text.rotation import report_lines
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import (
     ConfigurationError,
@@ -109,9 +110,14 @@ async def test_the_trail_of_a_rotation_that_a_revocation_ends_is_signed_by_the_r
         await step()
 
     herd.clock.on_tick = tick
-    with pytest.raises(NotAdoptedError, match="abandoned"):
+    with pytest.raises(
+        NotAdoptedError, match="the rotation was abandoned: root root-a was revoked meanwhile"
+    ) as caught:
         await rotate(store, herd.nodes, policy, audit_log=path, clock=herd.clock)
     _, document = await store.read()
+    assert caught.value.report is not None
+    ended = f"ended by another command: {document.current.id} signs (root root-a was revoked meanwhile)"
+    assert report_lines(caught.value.report, timedelta(days=1))[0] == ended
     checked = verify(read_lines(path), anchors=Anchors.of(document))
     assert checked.signers == ("root-a", document.current.id)
     assert checked.after_revocation == ()
