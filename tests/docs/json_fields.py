@@ -121,8 +121,10 @@ OBJECTS: Final[dict[str, Fields]] = {
         "current": _CURRENT,
         "phase": Field("string", "Phase at the end; `steady` unless the command stopped with `--to`."),
         "generation": Field("integer", "Generation of the identity document at the end."),
-        "reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
-        "event": Field("string or null", "How the history records the end, such as `rolled-back`."),
+        "reason": Field("string or null", "Why the rotation was cancelled or rolled back, or what else ended it."),
+        "event": Field(
+            "string or null", "How the history records the end, such as `rolled-back`; null when a revocation ended it."
+        ),
         "behind": Field("array of string", "URLs of servers that do not sign with the current root yet."),
         "leftOut": Field("array of string", "URLs of servers that the quorum did not wait for."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),
@@ -569,6 +571,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "array of string", "Ids of versions that an interrupted change left behind and whose keys are unknown."
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
+        "laggingRegions": Field("array of string", "Regions whose store lagged, so that the run went on without them."),
+        "stableProblem": Field(
+            "string or null", "Why label `stable` could not be moved to the new identity; null when it was moved."
+        ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
@@ -640,6 +646,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "torn": Field("array of integer", "Numbers of the lines that a crash cut short."),
         "lost": Field("integer", "Number of records that could not be written."),
         "byRevoked": Field("integer", "Number of records at the end that a revoked root has signed."),
+        "afterRevocation": Field(
+            "array of integer", "Numbers of the lines that a root has signed after it was revoked."
+        ),
     },
     "audit show": {
         "records": Field("array of object", "The records, oldest first."),

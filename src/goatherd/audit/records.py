@@ -251,6 +251,9 @@ class Checked:
         lost: How many records could not be written at the time, as later ones report.
         by_revoked: How many records at the end are signed by a root that was revoked later. With its exposed key they
             could have been rewritten, since no record of another root follows them.
+        after_revocation: Numbers of the lines that a root has signed after it was revoked, and that a record of another
+            root follows. A process that had not read the revocation yet signs such records; so can an attacker who has
+            the key and can write the file.
     """
 
     head: Head
@@ -261,6 +264,7 @@ class Checked:
     torn: tuple[int, ...]
     lost: int
     by_revoked: int
+    after_revocation: tuple[int, ...]
 
 
 class Chain:
@@ -283,6 +287,8 @@ class Chain:
         self._torn: list[int] = []
         self._lost = 0
         self._by_revoked = 0
+        self._after_revocation: list[int] = []
+        self._unsealed: tuple[int, str] | None = None
         self._times: list[int] = []
         self._by: str | None = None
         self._unlisted: tuple[int, str] | None = None
@@ -319,7 +325,7 @@ class Chain:
 
         Raises:
             AuditBrokenError: The last line is cut off, there is no record at all, or the file ends before the
-                checkpoint.
+                checkpoint. Or a root signed a record after it was revoked, and no record of a valid root follows.
         """
         self._refuse_pending()
         self._line += 1
@@ -328,6 +334,11 @@ class Chain:
         if self._unlisted is not None:
             line, signer = self._unlisted
             raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+        if self._unsealed is not None:
+            line, signer = self._unsealed
+            raise self._broken_error(
+                f"is signed by root {signer!r:.70} after it was revoked, and no record of a valid root follows", line
+            )
         if self._checkpoint is not None and self._head.seq < self._checkpoint.seq:
             raise self._broken_error(
                 f"is missing: the file ends with record {self._head.seq}, the checkpoint is of {self._checkpoint.seq}"
@@ -341,6 +352,7 @@ class Chain:
             torn=tuple(self._torn),
             lost=self._lost,
             by_revoked=self._by_revoked,
+            after_revocation=tuple(self._after_revocation),
         )
 
     def _broken_error(self, what: str, line: int | None = None) -> AuditBrokenError:
@@ -392,11 +404,12 @@ class Chain:
         revoked_ms = None if self._anchors is None else self._anchors.revoked.get(record.by)
         if revoked_ms is None:
             # With a stolen key, records that are followed by another root's record cannot be rewritten.
-            self._by_revoked = 0
-        elif record.at_ms > revoked_ms:
-            raise self._broken_error(f"is signed by root {record.by!r:.70} after it was revoked")
-        else:
-            self._by_revoked += 1
+            self._by_revoked, self._unsealed = 0, None
+            return
+        self._by_revoked += 1
+        if record.at_ms > revoked_ms:
+            self._after_revocation.append(self._line)
+            self._unsealed = self._unsealed or (self._line, record.by)
 
     def _read_introduced(self, record: Record) -> Session:
         try:

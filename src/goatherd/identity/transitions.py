@@ -44,6 +44,7 @@ KEPT_PROOFS: Final = 2
 _MAX_REASON = 200
 _RETIRED = "retired"
 CANCELLED = "cancelled"
+REVOKED: Final = "revoked"
 PROMOTED: Final = "promoted"
 ROTATED = "rotated"
 RESTORED = "restored"
@@ -620,7 +621,7 @@ def revoke_root(
         "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms, word),
         "entry": HistoryEntry(
             at=now_ms,
-            event="revoked",
+            event=REVOKED,
             from_id=session_id,
             to_id=successor.id if successor else None,
             reason=_shorten_reason(reason),

@@ -174,6 +174,7 @@ async def run_controller(
             schedule.policy,
             health=health,
             on_event=on_event,
+            on_identity=journal.use_identity,
             started_by=schedule.started_by,
             unsafe_without_nodes=unsafe_without_nodes,
             open_signer=open_counted,

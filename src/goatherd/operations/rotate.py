@@ -250,6 +250,7 @@ async def run_rotator(
             policy,
             health=health,
             on_event=notify_each(on_event, journal.record_event),
+            on_identity=journal.use_identity,
             clock=clock,
             unsafe_without_nodes=unsafe_without_nodes,
             open_signer=open_signer,
@@ -405,6 +406,7 @@ def make_rotator(
     *,
     health: Sequence[HealthSignal] = (),
     on_event: EventListener | None = None,
+    on_identity: Callable[[IdentityDocument], None] | None = None,
     clock: Clock | None = None,
     started_by: str | None = None,
     unsafe_without_nodes: bool = False,
@@ -415,6 +417,7 @@ def make_rotator(
     Args:
         store, policy, health, on_event, clock, unsafe_without_nodes, open_signer: As for `rotate`.
         servers: The result of `resolve_nodes`.
+        on_identity: As for `goatherd.rotation.rotator.Rotator`.
         started_by: Name recorded in the identity for the process that runs the rotation; by default user, host and
             process id.
     """
@@ -427,6 +430,7 @@ def make_rotator(
         clock=clock,
         started_by=current_actor() if started_by is None else started_by,
         on_event=on_event,
+        on_identity=on_identity,
         health=health,
         unsafe_without_nodes=unsafe_without_nodes,
         open_signer=open_signer,

@@ -92,6 +92,9 @@ class RevocationReport:
         unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
         also_stored: Other roots whose private keys the store holds; if the store was compromised, they were stolen,
             too.
+        lagging_regions: Regions whose store lagged, so that this run went on without them. Servers that read only such
+            a store trust the root until the store shows the revocation.
+        stable_problem: Why label ``stable`` could not be moved to the identity with the revocation; None if it was.
         seconds: How long each part of the run took, in seconds, by the name of the part.
         node_calls, store_calls: How many requests were made to servers, and to the store.
     """
@@ -116,6 +119,8 @@ class RevocationReport:
     keys_left: tuple[str, ...] = ()
     unknown_left: tuple[str, ...] = ()
     also_stored: tuple[str, ...] = ()
+    lagging_regions: tuple[str, ...] = ()
+    stable_problem: str | None = None
     nodes: tuple[NodeOutcome, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     node_calls: int = 0
@@ -134,7 +139,7 @@ class RevocationReport:
         when each of them holds the reissued sessions.
         """
         ours = [node for node in self.nodes if not node.is_unmodified and not node.is_distrusted]
-        if self.kept:
+        if self.kept or self.stable_problem is not None:
             return False
         if self.has_only_unmodified:
             return all(node.problem is None and node.introduced == self.sessions for node in self.nodes)

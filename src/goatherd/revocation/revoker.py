@@ -1,6 +1,7 @@
 """Revoke a stolen root: replace it, freeze the list of its commits, and reissue the sessions that it had introduced.
 
-Unlike a rotation, a revocation waits for no server. Every step can be repeated.
+Unlike a rotation, a revocation waits for no server, and it goes on without a region whose store lags for longer than
+the store's patience. Every step can be repeated.
 
 The order, and why:
 
@@ -25,8 +26,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -39,6 +40,7 @@ from goatherd.errors import (
     IllegalStepError,
     NodeError,
     NodeRefusedError,
+    ProviderError,
     RotationError,
 )
 from goatherd.identity import transitions
@@ -47,6 +49,7 @@ from goatherd.identity.document import IdentityDocument, decode_document, docume
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_holdings
@@ -70,6 +73,7 @@ from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_store_history
+from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 if TYPE_CHECKING:
@@ -95,6 +99,33 @@ class RevocableNode(SessionNode, Protocol):
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None: ...
 
     async def frozen(self, digest: str) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decision:
+    """Which root signs after a revocation, and what the anchor has signed for that.
+
+    Attributes:
+        document: The identity document on which it was decided.
+        session_id: Id of the root to revoke.
+        new_root: The root that becomes the current root; None if the current root stays.
+        word: The anchor's signatures; None if the identity has no anchor.
+        at: The time of the revocation that the anchor has signed, in milliseconds since 1970.
+    """
+
+    document: IdentityDocument
+    session_id: str
+    new_root: OwnedSession | None
+    word: AnchorWord | None
+    at: int
+
+    def holds_for(self, document: IdentityDocument) -> bool:
+        """Return whether the decision would be the same on `document`, which another process may have changed."""
+        return self._list_facts(document) == self._list_facts(self.document)
+
+    def _list_facts(self, document: IdentityDocument) -> tuple[object, ...]:
+        to_sign = revocations_to_sign(document, self.session_id, self.new_root)
+        return document.current.id, document.anchor, to_sign
 
 
 class Revoker:
@@ -207,13 +238,16 @@ class Revoker:
             StuckError: The store has refused the same change twice, although nothing had changed in the store.
             RotationError: A server did not store the commits that were pushed to it.
             LifetimeError: The lifetime of the new root would be too short.
+            SuccessionError: Servers would reject the identity with the revocation. Nothing was written.
         """
         if successor == NEW:
             check_lifetime(self.policy)
         self._begin_run(session_id)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first, _ = await self._read_identity()
-        with self._store.repeating():
+        provider = self._provider
+        lagging = provider.leaving_behind(self._note_left) if isinstance(provider, ReplicatedStore) else nullcontext()
+        with self._store.repeating(), lagging:
             await self._check_history(first)
             async with self._anchor_keys:
                 return await self._run_steps(
@@ -259,41 +293,37 @@ class Revoker:
     # --- 1 and 2: the identity --------------------------------------------------------------------------------------
 
     async def _write_revocation(self, session_id: str, reason: str, successor: str) -> IdentityDocument:
-        new_root: OwnedSession | None = None
-        word: AnchorWord | None = None
-        at = self._clock.now_ms()
+        decision: _Decision | None = None
 
-        async def change(document: IdentityDocument) -> IdentityDocument | None:
-            nonlocal new_root, word, at
-            if session_id in document.revoked_ids:
+        async def change(stored: IdentityDocument) -> IdentityDocument | None:
+            nonlocal decision
+            if session_id in stored.revoked_ids:
                 return None
-            document = await self._restore_pruned_root(document, session_id)
-            if new_root is None:
-                new_root, self._stolen = await self._choose_successor(document, session_id, successor)
-                self._check_clock()
-                await self._call_store(self._store.reserve_room(self._secret_id))
-                # The anchor signs before anything is pushed or written, so a signer that fails leaves no trace.
-                at = self._clock.now_ms()
-                word = await self._ask_anchor(document, session_id, new_root, at)
-                if new_root is not None:
-                    await self._introduce_successor(document, new_root.session, word)
+            document = await self._restore_pruned_root(stored, session_id)
+            if decision is None or not decision.holds_for(document):
+                decision = await self._decide(document, session_id, successor)
             if not self._has_waited:
                 self._has_waited = True
                 await self._run_timed("spread", self._wait_until_spread(document, session_id))
                 await (
                     self._read_identity()
                 )  # that took its time: what is in hand may be what a restored store no longer holds
+            new_root, word = decision.new_root, decision.word
             revoke = partial(
                 transitions.revoke_root,
                 document,
                 session_id,
-                self._clock.now_ms() if word is None else at,
+                self._clock.now_ms() if word is None else decision.at,
                 reason=reason,
-                successor=new_root if session_id == document.current.id else None,
-                proving=None if session_id == document.current.id else self._stolen,
+                successor=new_root,
+                proving=self._stolen if new_root is None else None,
                 word=word,
             )
-            return await sign_aside(revoke, document.current if new_root is None else new_root)
+            changed = await sign_aside(revoke, new_root or document.current)
+            # SECURITY: a server that rejects the document would keep trusting the stolen root
+            # (tests/unit/rotation/test_anchor.py).
+            verify_successor(changed, stored)
+            return changed
 
         document, is_written = await self._change_identity("write the revocation", change)
         if is_written:
@@ -301,6 +331,18 @@ class Revoker:
         # For notifications to servers that have missed the introduction of the successor.
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
+
+    async def _decide(self, document: IdentityDocument, session_id: str, successor: str) -> _Decision:
+        """Choose the root that signs from now on, let the anchor sign for it, and introduce it to the servers."""
+        new_root, self._stolen = await self._choose_successor(document, session_id, successor)
+        self._check_clock()
+        await self._call_store(self._store.reserve_room(self._secret_id))
+        # The anchor signs before anything is pushed or written, so a signer that fails leaves no trace.
+        at = self._clock.now_ms()
+        word = await self._ask_anchor(document, session_id, new_root, at)
+        if new_root is not None:
+            await self._introduce_successor(document, new_root.session, word)
+        return _Decision(document=document, session_id=session_id, new_root=new_root, word=word, at=at)
 
     async def _ask_anchor(
         self, document: IdentityDocument, session_id: str, new_root: OwnedSession | None, at: int
@@ -861,6 +903,10 @@ class Revoker:
 
     # --- the store and the nodes ------------------------------------------------------------------------------------
 
+    def _note_left(self, view: FollowerView) -> None:
+        self._report.lagging_regions = (*self._report.lagging_regions, view.region)
+        self._emit_event(StoreTroubled(error=f"the revocation goes on without region {view.region}: {view.problem}"))
+
     async def _call_store(self, call: Awaitable[R]) -> R:
         self._report.store_calls += 1
         return await call
@@ -944,7 +990,7 @@ class Revoker:
             poll = min(poll * 2, self.policy.poll_max)
 
     async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
-        """Write the identity, move label ``stable`` to it (a revocation is not rolled back), and notify the servers."""
+        """Write the identity, notify the servers, and move label ``stable``, since a revocation is not rolled back."""
         version = await self._call_store(
             self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         )
@@ -953,10 +999,16 @@ class Revoker:
         await self._settle_write(document, version, is_ours=True)
 
     async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
-        await self._move_stable(document, version)
         if is_ours:
             self._copy_state(document, self._report.revoked_id)
             await self._notify(document, tuple(self._nodes))
+        self._report.stable_problem = None
+        try:
+            await self._move_stable(document, version)
+        except ProviderError as error:
+            # The revocation is in the store already. The next run moves the label, and so does the next rotation.
+            self._report.stable_problem = str(error)
+            self._emit_event(StoreTroubled(error=str(error)))
 
     async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Move label ``stable`` to a version, unless a rotation is in progress, which may need a roll-back."""

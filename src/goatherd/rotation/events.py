@@ -110,9 +110,10 @@ class Report:
         from_id, to_id: Id of the root that signed when the run began, and of the new root, if there was one.
         current_id: The current root at the end of the run.
         phase: The phase of the identity document: steady, unless the run was asked to stop earlier.
-        reason: Why the rotation was cancelled or rolled back, if it was.
+        reason: Why the rotation was cancelled or rolled back, if it was; or what else ended it, such as a revocation.
         event: How the rotation ended, as the document's history records it: ``rotated``, ``restored``, ``cancelled`` or
-            ``rolled-back``; None if it has not ended.
+            ``rolled-back``; None if it has not ended, or if a revocation or the replacement of an expired root ended
+            it.
         is_restore: Whether the rotation's next root was a previous one.
         trusts_next: Whether servers trust the new root; False if its rotation was cancelled before the root was
             published.

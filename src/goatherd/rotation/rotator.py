@@ -156,6 +156,8 @@ class Rotator:
         clock: Supplies the time, and waits.
         started_by: The user or process that runs the rotation, human-readable: ``user@host:pid``.
         on_event: Called with each event as it happens; must not block and must not raise.
+        on_identity: Called with the identity document, which holds private keys, after each read of the store and
+            before the events that follow from it; must not block and must not raise.
         health: Health checks that must pass before a rotation begins, and while the next root signs.
         unsafe_without_nodes: Whether to rotate although no server is listed.
         open_signer: Opens the signer that holds the key of an anchor (in an HSM or a KMS) by its URI.
@@ -172,6 +174,7 @@ class Rotator:
         clock: Clock | None = None,
         started_by: str = "",
         on_event: Callable[[Event], None] | None = None,
+        on_identity: Callable[[IdentityDocument], None] | None = None,
         health: Sequence[HealthSignal] = (),
         unsafe_without_nodes: bool = False,
         open_signer: SignerOpener = open_pinned_signer,
@@ -193,6 +196,7 @@ class Rotator:
         self._recorded_ahead_ms = 0
         self._started_by = started_by
         self._on_event = on_event
+        self._on_identity = on_identity
         self._observer = Observer(
             nodes,
             clock=self._clock,
@@ -963,6 +967,8 @@ class Rotator:
         self._continuity.check(document, found.version)
         self._note_stored(document)
         self._read_last = document
+        if self._on_identity is not None:
+            self._on_identity(document)
         seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
         return self._limit_times(document, found.version, nodes), found.version
@@ -1151,6 +1157,7 @@ class Rotator:
         )
         last = next(own, None)
         abandoned = action.outcome is Outcome.ABANDONED
+        why = _describe_other_end(document, intent.from_id) if last is None else last.reason
         stopped = intent.to_id if abandoned else intent.from_id
         report = Report(
             outcome=action.outcome,
@@ -1160,7 +1167,7 @@ class Rotator:
             current_id=document.current.id,
             phase=Phase(document.phase or Phase.STEADY),
             generation=document.generation,
-            reason=last.reason if abandoned and last is not None else None,
+            reason=why if abandoned else None,
             event=last.event if last is not None else None,
             is_restore=intent.is_restore,
             trusts_next=intent.to_id is not None
@@ -1207,6 +1214,19 @@ class Rotator:
     def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _describe_other_end(document: IdentityDocument, from_id: str) -> str:
+    """Return what ended a rotation from root `from_id`, if the document's history has no entry with the rotation's id.
+
+    A revocation and the replacement of an expired root end a rotation, and their entries do not name it.
+    """
+    for entry in reversed(document.history):
+        if entry.event == transitions.REVOKED:
+            return f"root {entry.from_id} was revoked meanwhile"
+        if entry.event == transitions.ROTATED and entry.from_id == from_id:
+            return f"root {entry.to_id} replaced root {entry.from_id} meanwhile"
+    return "the identity does not record how it ended"
 
 
 def _retried_read_errors(attempted: object) -> tuple[type[ProviderError], ...]:

@@ -286,17 +286,21 @@ class Controller:
         try:
             report = await work[verdict.act]()
         except GoatherdError as error:
+            await self._use_current_root()
             self._journal.end("controller-failed", {"act": verdict.act, "code": error.code, "reason": str(error)})
             raise
         except asyncio.CancelledError:
             self._journal.end("controller-stopped", {"act": verdict.act})
             raise
-        with contextlib.suppress(GoatherdError):
-            # So that the trail has a record of the new root after those of the previous one.
-            document, _ = await self.read_next_action()
-            self._journal.use_identity(document)
+        await self._use_current_root()
         self._journal.end("controller-done", {"act": verdict.act, "current": report.current_id})
         return report
+
+    async def _use_current_root(self) -> None:
+        """Sign the trail with the root that is current now, so that its record follows those of the previous one."""
+        with contextlib.suppress(GoatherdError):
+            document, _ = await self.read_next_action()
+            self._journal.use_identity(document)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,15 @@
 - A follower with ``replication = "platform"`` is only read; the platform's report on the replication counts, too.
 - If a process is killed after it wrote the primary store and before it wrote a follower, the next command updates this
   follower.
+- A cancel and a rollback do not wait for followers (`going_back`), and a revocation waits only once for each
+  (`leaving_behind`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -181,6 +183,7 @@ class ReplicatedStore(StoreGroup):
         self.allowed = frozenset(allowed)
         self.patience = patience
         self.store_clock = self.primary.provider.store_clock
+        self._on_left: Callable[[FollowerView], None] | None = None
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._in_step: set[str] = set()
         self._is_gated = True
@@ -214,6 +217,35 @@ class ReplicatedStore(StoreGroup):
         finally:
             self._is_gated = before
             self._tolerate(self.allowed)
+
+    @contextmanager
+    def leaving_behind(self, on_left: Callable[[FollowerView], None]) -> Iterator[None]:
+        """Let the ``with`` block go on without a follower that lags for longer than `patience`.
+
+        For a revocation, which one region must not prevent. Unlike `going_back`, a change still waits for followers
+        that lag for a moment: on AWS, the replication to a region can end if a label moves too early. A follower that
+        holds a later identity, or one with another history, still stops the change.
+
+        Args:
+            on_left: Called with each follower that is left behind; from then on it may lag, as with
+                ``--allow-lagging``.
+        """
+        before, self._on_left = self.allowed, on_left
+        try:
+            yield
+        finally:
+            self.allowed, self._on_left = before, None
+            self._in_step.clear()
+            self._tolerate(before)
+
+    def _leave_behind(self, holding: Sequence[FollowerView]) -> bool:
+        if self._on_left is None or any(view.is_later or view.is_split for view in holding):
+            return False
+        self.allowed |= {view.region for view in holding}
+        self._tolerate(self.allowed)
+        for view in holding:
+            self._on_left(view)
+        return True
 
     def _tolerate(self, regions: frozenset[str]) -> None:
         """Tell the primary store's provider that the replicas in `regions` may lag when it moves a label."""
@@ -401,9 +433,10 @@ class ReplicatedStore(StoreGroup):
             if not holding:
                 return
             lasting = [view for view in holding if view.is_lasting]
-            if lasting or self.clock.monotonic() >= until:
+            if not lasting and self.clock.monotonic() < until:
+                await self.clock.sleep(_POLL)
+            elif not self._leave_behind(lasting or holding):
                 raise holding_error(call, lasting or holding)
-            await self.clock.sleep(_POLL)
 
     async def _spread(self, call: Call) -> None:
         """Update the followers with ``replication = "goatherd"`` after a change; one that fails stays behind."""

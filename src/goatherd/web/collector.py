@@ -68,6 +68,8 @@ def read_trail_view(file: Path, anchors: Anchors, now_ms: int) -> TrailView:
     text = f"{checked.head.seq} records from {iso(checked.first_ms)} to {iso(checked.last_ms)}"
     if checked.by_revoked:
         text += f"; the last {checked.by_revoked} are signed by a root that was revoked"
+    if checked.after_revocation:
+        text += f"; {len(checked.after_revocation)} are signed by a root after it was revoked"
     return _trail_view(file, "whole", text, read_trail(file).records, now_ms)
 
 

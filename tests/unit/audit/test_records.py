@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from goatherd.audit.records import GENESIS, MAX_TORN, Anchors, Chain, Head, Torn, read_record, verify, write_record
 from goatherd.errors import AuditBrokenError, DecodeError
 from goatherd.identity import transitions
+from goatherd.identity.document import Phase
 from goatherd.identity.session import OwnedSession, parse_signature, sign_data, verify_data
 from tests.unit.audit.trails import NOW_MS, Writer, after, before, root, trail
 
@@ -191,15 +192,40 @@ def test_a_chain_of_roots_vouches_though_one_of_them_never_signed_here() -> None
     assert checked.signers == ("root-a", "root-c")
 
 
-def test_what_a_revoked_root_signed_afterwards_is_found_and_what_it_signed_before_is_counted() -> None:
-    anchors = Anchors(roots=Anchors.of(after()).roots, revoked={"root-a": NOW_MS + 1000})
+REVOKED_MS = NOW_MS + 1000
+
+
+def revoked(*ids: str) -> Anchors:
+    return Anchors(roots=Anchors.of(after()).roots, revoked=dict.fromkeys(ids, REVOKED_MS))
+
+
+def test_what_a_revoked_root_signed_before_is_counted_until_another_root_signs() -> None:
     early = Writer().add(before()).add(before())
-    assert verify(early.lines, anchors=anchors).by_revoked == 3
-    late = broken(early.add(before(), at_ms=NOW_MS + 1001).lines, anchors=anchors)
+    assert verify(early.lines, anchors=revoked("root-a")).by_revoked == 3
+    sealed = verify(early.add(after()).lines, anchors=revoked("root-a"))
+    assert (sealed.by_revoked, sealed.after_revocation) == (0, ()), "root-b has sealed what stands before"
+
+
+def test_what_a_revoked_root_signed_afterwards_is_an_error_until_another_root_signs() -> None:
+    trail = Writer().add(before()).add(before(), at_ms=REVOKED_MS).add(before(), at_ms=REVOKED_MS + 1)
+    trail.add(before(), at_ms=REVOKED_MS + 2)
+    late = broken(trail.lines, anchors=revoked("root-a"))
     assert late.line == 4
     assert "after it was revoked" in str(late)
-    sealed = Writer().add(before()).add(after())
-    assert verify(sealed.lines, anchors=anchors).by_revoked == 0, "root-b has sealed what stands before"
+    sealed = verify(trail.add(after()).lines, anchors=revoked("root-a"))
+    assert (sealed.by_revoked, sealed.after_revocation) == (0, (4, 5))
+    assert broken(trail.add(before(), at_ms=REVOKED_MS + 3).lines, anchors=revoked("root-a")).line == 8
+
+
+def test_neither_a_revoked_root_nor_one_that_it_has_introduced_seals_what_a_revoked_root_signed() -> None:
+    trail = Writer().add(before()).add(before(), at_ms=REVOKED_MS + 1).add(after())
+    assert broken(trail.lines, anchors=revoked("root-a", "root-b")).line == 3
+    rogue = transitions.prepare_rotation(
+        before(), root("rogue"), now_ms=NOW_MS, rotation_id="rogue", started_by="thief", stable_version="1"
+    )
+    rogue = transitions.activate_rotation(transitions.with_phase(rogue, Phase.PUBLISHED, NOW_MS), NOW_MS)
+    trail = Writer().add(before()).add(before(), at_ms=REVOKED_MS + 1).add(rogue)
+    assert "no root of this identity" in str(broken(trail.lines, anchors=revoked("root-a")))
 
 
 def test_no_signature_of_a_record_is_one_of_goatdb_nor_the_other_way_round() -> None:

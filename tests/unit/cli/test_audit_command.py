@@ -232,9 +232,14 @@ def test_what_a_stolen_root_signs_into_the_trail_later_is_found(goatherd: Goathe
     thief = AuditTrail(file, actor="thief@elsewhere:1")
     thief.use_identity(before)
     thief.record("run-over", {"command": "rotate"})
+    number = len(file.read_bytes().splitlines()) - 1
     broken = goatherd("audit", "verify", str(file), "--provider", store)
     assert broken.code == EXIT_CODES["audit"]
     assert "after it was revoked" in broken.err
+    assert goatherd("rotate", *options).code == 0
+    sealed = goatherd("audit", "verify", str(file), "--provider", store)
+    assert sealed.code == 0
+    assert f"after it was revoked, from line {number} on" in sealed.out, "it is not concealed either"
 
 
 def test_show_says_that_it_has_left_lines_out(goatherd: Goatherd, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from goatherd.audit.records import read_record
+from goatherd.audit.trail import read_lines
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.metrics import Metric, RotationMetrics
@@ -167,6 +169,7 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert await store.versions() == before
 
 
+<<<<<<< HEAD
 async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=1, clients=0)
     for _ in range(5):
@@ -178,6 +181,21 @@ async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make
         assert "root-a" in dict(found.facts.unretired)
         found = await explain_schedule(store, nodes, schedule_of(herd, retires=False))
     assert "root-a" not in dict(found.facts.unretired)
+=======
+async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then(tmp_path: Path) -> None:
+    async with MemorySecretProvider() as provider:
+        store, path = Store(provider=provider, secret_id="root", org="localhost", name="memory"), tmp_path / "audit"
+        await init_identity(store, Policy())
+        always = Schedule(controller="one", started_by="one", jitter=timedelta(0), max_age=timedelta(0))
+        stop = asyncio.Event()
+        await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, audit_log=path)
+        phases = [one for one in map(read_record, read_lines(path)) if one.event == "phase-entered"]
+        assert [one.data["phase"] for one in phases if one.by == (await store.read())[1].current.id] == [
+            "activated",
+            "verified",
+            "steady",
+        ]
+>>>>>>> C
 
 
 async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.audit.records import Anchors, read_record, verify
+from goatherd.audit.trail import read_lines
+from goatherd.cli.text.rotation import report_lines
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.errors import ConfigurationError, IllegalStepError, LifetimeError, UnsignedIdentityError
+from goatherd.errors import (
+    ConfigurationError,
+    IllegalStepError,
+    LifetimeError,
+    NotAdoptedError,
+    UnsignedIdentityError,
+)
 from goatherd.identity.document import encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
@@ -27,10 +36,12 @@ from goatherd.operations.rotate import (
 from goatherd.operations.runs import AuditLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.rotation.policy import Policy
+from tests.unit.rotation.conftest import OWN_CLOCK
 
 from .conftest import POLICY, MakeHerd, store_of
 
@@ -77,6 +88,40 @@ async def test_a_rotation_returns_data_tells_its_events_and_is_recorded(make_her
     assert phases == [Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED, Phase.STEADY]
     assert '"run-began"' in log.path.read_text()
     assert '"run-over"' in log.path.read_text()
+
+
+@pytest.mark.slow
+async def test_the_trail_of_a_rotation_that_a_revocation_ends_is_signed_by_the_root_that_signs_then(
+    make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    policy = replace(OWN_CLOCK, unlisted=timedelta(seconds=20))
+    store, path, step = store_of(herd), tmp_path / "audit.jsonl", herd.clock.on_tick
+    monkeypatch.setattr("goatherd.audit.trail.SystemClock", lambda: herd.clock)
+
+    async def tick() -> None:
+        if (await store.read())[1].phase == Phase.PUBLISHED:
+            herd.clock.on_tick = step
+            herd.clock.turn(timedelta(seconds=1))
+            await Revoker(store.provider, store.secret_id, (), policy=OWN_CLOCK, clock=herd.clock).revoke(
+                "root-a", reason="stolen"
+            )
+            herd.clock.turn(timedelta(seconds=1))
+        await step()
+
+    herd.clock.on_tick = tick
+    with pytest.raises(
+        NotAdoptedError, match="the rotation was abandoned: root root-a was revoked meanwhile"
+    ) as caught:
+        await rotate(store, herd.nodes, policy, audit_log=path, clock=herd.clock)
+    _, document = await store.read()
+    assert caught.value.report is not None
+    ended = f"ended by another command: {document.current.id} signs (root root-a was revoked meanwhile)"
+    assert report_lines(caught.value.report, timedelta(days=1))[0] == ended
+    checked = verify(read_lines(path), anchors=Anchors.of(document))
+    assert checked.signers == ("root-a", document.current.id)
+    assert checked.after_revocation == ()
+    assert {one.by for one in map(read_record, read_lines(path)) if one.event == "run-ended"} == {document.current.id}
 
 
 @pytest.mark.slow

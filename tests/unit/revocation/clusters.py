@@ -132,6 +132,19 @@ class Lagging(MemorySecretProvider):
         return done
 
 
+class Unlabelling(MemorySecretProvider):
+    """A store that moves no label while `is_stuck`, and lets a test look around when it is asked to."""
+
+    is_stuck = True
+    look: Callable[[], None]
+
+    async def label(self, *arguments: Any, **options: Any) -> None:
+        self.look()
+        if self.is_stuck:
+            raise UnavailableError("gone", provider="memory", secret_id=SECRET, operation="label")
+        await super().label(*arguments, **options)
+
+
 class Doubting(MemorySecretProvider):
     """A store that applies a write and says that it met a conflict, as one whose lists lag does."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.cli.text.revocation import revocation_lines
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     IllegalStepError,
@@ -59,6 +60,7 @@ from tests.unit.revocation.clusters import (
     Forgetful,
     Lagging,
     Meddling,
+    Unlabelling,
     client_of,
     cluster_of,
     ids,
@@ -270,6 +272,26 @@ async def test_a_store_that_shows_what_was_before_a_write_changes_nothing(
         assert (await cluster.document()).generation == document.generation + 3, "each step is written once"
         (current,) = [one for one in await MemorySecretProvider.versions(provider, SECRET) if CURRENT in one.labels]
         assert STABLE in current.labels, "there is no going back behind a revocation"
+
+
+async def test_servers_are_notified_before_label_stable_moves_and_also_if_it_does_not(tmp_path: Path) -> None:
+    a = root("root-a")
+    document, provider = document_of(a), Unlabelling()
+    async with provider:
+        await provider.create(SECRET, encode_document(document))
+    async with cluster_of(tmp_path, document, provider=provider) as cluster:
+        trusted: set[str] = set()
+        provider.look = lambda: trusted.update(server.database().pool.current.id for server in cluster.servers)
+        report = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert trusted == {report.current_id}, "every server has adopted the revocation by then"
+        assert (report.closed, report.settled, report.is_complete) == (True, True, False)
+        assert report.stable_problem is not None
+        assert "label stable WAS NOT MOVED" in "\n".join(revocation_lines(report))
+        provider.is_stuck = False
+        again = await cluster.revoker().revoke(a.id, reason="stolen")
+        assert (again.is_complete, again.stable_problem) == (True, None)
+        assert again.generation == report.generation
+        assert (await provider.read(SECRET, STABLE)).version.id == (await provider.read(SECRET)).version.id
 
 
 async def test_the_root_that_takes_over_introduces_the_earlier_ones(tmp_path: Path) -> None:

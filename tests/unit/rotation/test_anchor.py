@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from goatherd.errors import (
     RotationBusyError,
     SignerInvalidSignatureError,
     SignerUnavailableError,
+    UnanchoredIdentityError,
     UntrustedRootError,
 )
 from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
@@ -24,7 +26,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Policy, Rotator
-from goatherd.rotation.anchor_keys import AnchorChoice
+from goatherd.rotation.anchor_keys import AnchorChoice, SignerOpener
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.replacement import Replacer
@@ -252,6 +254,116 @@ async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: Ma
     assert anchor is not None
     with pytest.raises(IllegalStepError, match="is the anchor"):
         await revoker.revoke(anchor.id, reason="stolen")
+
+
+def slowly(signers: MemorySigners, meanwhile: list[Callable[[], Awaitable[Any]]], signed: list[bytes]) -> SignerOpener:
+    """Return an opener of signers that keep the texts that they sign, and let something happen before they answer."""
+
+    class Slow:
+        def __init__(self, uri: str, pinned: PublicKey | None) -> None:
+            self._signer = signers.open(uri, pinned)
+            self.public_key, self.aclose = self._signer.public_key, self._signer.aclose
+
+        async def sign(self, text: bytes) -> bytes:
+            signature = await self._signer.sign(text)
+            signed.append(text)
+            if meanwhile:
+                await meanwhile.pop()()
+            return signature
+
+    return Slow
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stolen", "successor", "before", "meanwhile", "current", "revoked", "signatures"),
+    [
+        ("a", "new", None, "publish", "new", {"a", "b"}, 1),
+        ("a", "new", None, "rotate", "b", {"a"}, 2),
+        ("a", "new", Phase.PUBLISHED, "activate", "b", {"a"}, 2),
+        ("a", "new", Phase.ACTIVATED, "abandon", "new", {"a"}, 2),
+        ("b", "new", Phase.ACTIVATED, "abandon", "a", {"b"}, 2),
+        ("a", "next", Phase.PUBLISHED, "activate", "b", {"a"}, 2),
+        ("a", "earlier", None, "publish", "earlier", {"a", "b"}, 3),
+    ],
+)
+async def test_a_revocation_is_decided_and_signed_again_if_a_rotation_was_faster(
+    make_herd: MakeHerd,
+    signers: MemorySigners,
+    stolen: str,
+    successor: str,
+    before: Phase | None,
+    meanwhile: str,
+    current: str,
+    revoked: set[str],
+    signatures: int,
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    await rotator(herd, signers).rotate()
+    document = await document_of(herd)
+    assert document.rotated_from is not None
+    ids = {"earlier": document.rotated_from, "a": document.current.id}
+    if before is not None:
+        await rotator(herd, signers).rotate(to_phase=before)
+
+    async def act() -> None:
+        match meanwhile:
+            case "publish":
+                await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
+            case "activate":
+                await rotator(herd, signers).resume(to_phase=Phase.ACTIVATED)
+            case "abandon":
+                await rotator(herd, signers).abandon()
+            case _:
+                await rotator(herd, signers).rotate()
+        await name_next()
+
+    async def name_next() -> None:
+        new = {root.id for root in (await document_of(herd)).roots} - known
+        if new:
+            (ids["b"],) = new
+
+    known = {root.id for root in document.roots}
+    await name_next()
+    signed: list[bytes] = []
+    revoker = Revoker(
+        herd.provider,
+        herd.secret_id,
+        (),
+        policy=OWN_CLOCK,
+        clock=herd.clock,
+        open_signer=slowly(signers, [act], signed),
+    )
+    report = await revoker.revoke(ids[stolen], reason="stolen", successor=ids.get(successor, successor))
+    after = await document_of(herd)
+    assert ids.get(current) == after.current.id or (current == "new" and after.current.id not in ids.values())
+    assert after.revoked_ids == {ids[one] for one in revoked}
+    assert (report.has_proof, report.current_id, len(signed)) == (True, after.current.id, signatures)
+    await herd.nodes[0].look()
+    assert herd.nodes[0].refusal is None
+    assert not after.revoked_ids & set(herd.nodes[0].pool.root_ids)
+
+
+async def test_a_revocation_that_servers_would_reject_is_not_written(
+    make_herd: MakeHerd, signers: MemorySigners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The anchor's signatures are for the document before, which a defect takes for the present one."""
+    monkeypatch.setattr("goatherd.revocation.revoker._Decision.holds_for", lambda *_: True)
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    await rotator(herd, signers).rotate()
+    before = await document_of(herd)
+    assert before.rotated_from is not None
+
+    async def act() -> None:
+        await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
+
+    revoker = Revoker(
+        herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock, open_signer=slowly(signers, [act], [])
+    )
+    with pytest.raises(UnanchoredIdentityError, match="has not signed the revocation"):
+        await revoker.revoke(before.current.id, reason="stolen", successor=before.rotated_from)
+    after = await document_of(herd)
+    assert (after.revoked, after.current.id) == ((), before.current.id)
 
 
 async def test_an_expired_working_root_is_replaced_by_one_signature_of_the_anchor(

@@ -14,13 +14,20 @@ from typing import Any
 
 import pytest
 
+<<<<<<< HEAD
 from goatherd.errors import ObstructedError, UnavailableError, WrongClockError
+=======
+from goatherd.audit.records import Anchors, read_record, verify
+from goatherd.audit.trail import AuditTrail, Journal, read_lines
+from goatherd.errors import IllegalStepError, UnavailableError
+>>>>>>> C
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
+from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Decided, Event, PhaseEntered
@@ -33,9 +40,14 @@ from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
+<<<<<<< HEAD
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
+=======
+from tests.fakes.herd import Herd
+from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
+>>>>>>> C
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -97,6 +109,28 @@ async def test_a_key_that_is_due_is_replaced_once(make_herd: MakeHerd) -> None:
     document = await check_steady(herd)
     assert document.current.id == done.report.to_id
     assert not (await controller.act_once()).has_acted
+
+
+async def test_a_failure_is_recorded_by_the_root_that_signs_then(
+    make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(nodes=0, clients=0, lifetime=LIFETIME)
+    herd.clock.turn(DAY * 130)
+
+    async def rotate(_: Rotator) -> None:
+        herd.clock.turn(timedelta(seconds=1))
+        await Revoker(herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock).revoke("root-a", reason="")
+        herd.clock.turn(timedelta(seconds=1))
+        raise IllegalStepError("the root was revoked")
+
+    monkeypatch.setattr(Rotator, "rotate", rotate)
+    trail = AuditTrail(tmp_path / "audit.jsonl", actor="controller a", clock=herd.clock)
+    assert (await make(herd, journal=Journal(trail)).act_once()).has_acted
+    document = await document_of(herd)
+    found = [(one.event, one.by) for one in map(read_record, read_lines(trail.path))]
+    assert ("controller-acts", "root-a") in found
+    assert ("controller-failed", document.current.id) in found
+    assert verify(read_lines(trail.path), anchors=Anchors.of(document)).after_revocation == ()
 
 
 async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:

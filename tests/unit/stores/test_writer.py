@@ -8,6 +8,8 @@ from goatherd.errors import ConflictError, StoreLagError, StoresDifferError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.base import Call
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, VersionId
+from goatherd.stores import FollowerView
+from goatherd.stores.writer import PATIENCE
 from tests.fakes.herd import FakeClock
 from tests.unit.stores.regions import SECRET, Regions
 from tests.unit.stores.test_reader import FIRST, OTHER_SECOND, OTHER_THIRD, SECOND, THIRD
@@ -94,6 +96,50 @@ async def test_who_goes_back_writes_nothing_once_another_store_was_promoted(regi
     at = (await regions.ap.read(SECRET)).version.id
     await regions.ap.write(SECRET, encode_document(SECOND), expected=at)
     with writer.going_back(), pytest.raises(StoresDifferError, match="later than generation 1"):
+        await writer.write(SECRET, encode_document(OTHER_SECOND), expected=found.version.id)
+    assert await held(regions, "eu") == 1
+
+
+@pytest.mark.slow
+async def test_a_region_that_is_left_behind_is_waited_for_once(regions: Regions) -> None:
+    regions.ap.is_cut_off = True
+    writer, left = regions.writer(), list[FollowerView]()
+    found = await writer.read(SECRET)
+    began = regions.clock.monotonic()
+    with writer.leaving_behind(left.append):
+        written = await writer.write(SECRET, encode_document(SECOND), expected=found.version.id)
+        assert regions.clock.monotonic() >= began + PATIENCE.total_seconds()
+        began = regions.clock.monotonic()
+        await writer.label(SECRET, STABLE, written.id, expected=None)
+        assert regions.clock.monotonic() == began
+    assert [view.region for view in left] == ["ap"]
+    with pytest.raises(StoreLagError, match="ap"):
+        await writer.write(SECRET, encode_document(THIRD), expected=written.id)
+    assert await held(regions, "eu") == 2
+
+
+@pytest.mark.slow
+async def test_a_region_that_lags_for_a_moment_is_not_left_behind(regions: Regions) -> None:
+    regions.us.lag = 1
+    writer, left = regions.writer(), list[FollowerView]()
+    found = await writer.read(SECRET)
+
+    async def arrive() -> None:
+        regions.us.lag = 0
+
+    with writer.leaving_behind(left.append):
+        written = await writer.write(SECRET, encode_document(SECOND), expected=found.version.id)
+        regions.clock.on_tick = arrive
+        await writer.label(SECRET, STABLE, written.id, expected=None)
+    assert (left, regions.us.document().generation) == ([], 2)
+
+
+async def test_a_store_that_was_promoted_is_not_left_behind(regions: Regions) -> None:
+    writer = regions.writer()
+    found = await writer.read(SECRET)
+    at = (await regions.ap.read(SECRET)).version.id
+    await regions.ap.write(SECRET, encode_document(SECOND), expected=at)
+    with writer.leaving_behind(lambda _: None), pytest.raises(StoresDifferError, match="later than generation 1"):
         await writer.write(SECRET, encode_document(OTHER_SECOND), expected=found.version.id)
     assert await held(regions, "eu") == 1
 

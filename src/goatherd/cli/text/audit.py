@@ -26,6 +26,7 @@ def checked_json(checked: Checked, file: Path) -> dict[str, Any]:
         "torn": list(checked.torn),
         "lost": checked.lost,
         "byRevoked": checked.by_revoked,
+        "afterRevocation": list(checked.after_revocation),
     }
 
 
@@ -52,6 +53,12 @@ def checked_lines(checked: Checked, file: Path, *, has_checkpoint: bool) -> list
         lines.append(
             f"note: a root that was revoked has signed the end of the trail ({records}):"
             " an attacker who has its key could have replaced that part"
+        )
+    if checked.after_revocation:
+        records = describe_count(len(checked.after_revocation), "record")
+        lines.append(
+            f"note: a root has signed {records} after it was revoked, from line {checked.after_revocation[0]} on: by a"
+            " process that had not read the revocation yet, or by an attacker who has its key and can write the file"
         )
     if not has_checkpoint:
         lines.append(

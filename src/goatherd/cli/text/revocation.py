@@ -72,6 +72,8 @@ def revocation_data(report: RevocationReport) -> dict[str, Any]:
         "keysLeft": list(report.keys_left),
         "unknownLeft": list(report.unknown_left),
         "alsoStored": list(report.also_stored),
+        "laggingRegions": list(report.lagging_regions),
+        "stableProblem": report.stable_problem,
         "nodes": [_node_data(node) for node in report.nodes],
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
         "nodeCalls": report.node_calls,
@@ -171,6 +173,13 @@ def revocation_lines(report: RevocationReport) -> list[str]:
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
     lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
+    lines += [
+        f"region {region}: its store LAGS, and servers that read only this store still trust the root; `goatherd"
+        " stores sync` updates it"
+        for region in report.lagging_regions
+    ]
+    if report.stable_problem is not None:
+        lines.append(f"label stable WAS NOT MOVED to the new identity: {report.stable_problem}")
     if not report.has_proof:
         lines.append(
             "The store no longer holds this private key. Start servers that trust only this root with"

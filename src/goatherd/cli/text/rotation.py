@@ -80,7 +80,7 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         lines += restart_lines(report)
     if report.event == "cancelled":
         lines += _cancelled_key_lines(report, copies)
-    elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED, Outcome.ABANDONED):
+    elif report.outcome in (Outcome.ROTATED, Outcome.RESTORED) or report.event == "rolled-back":
         retired = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
         if not report.keeps_key:
             return [*lines, f"the private key of {retired} is in its signer; the store never held it"]
@@ -122,8 +122,10 @@ def restart_lines(report: Report) -> list[str]:
 
 
 def abandoned_line(report: Report) -> str:
-    """Return, as a line, how a rotation was cancelled or rolled back, and whether the next root stays trusted."""
+    """Return, as a line, how a rotation ended without success, and whether the next root stays trusted."""
     current, following, why = report.current_id, report.to_id, report.reason
+    if report.event is None:
+        return f"ended by another command: {current} signs ({why})"
     if report.event != "cancelled":
         return f"rolled back: {current} signs again; {following} stays trusted, with what it has signed ({why})"
     if report.is_restore:
