@@ -169,7 +169,6 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert await store.versions() == before
 
 
-<<<<<<< HEAD
 async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=1, clients=0)
     for _ in range(5):
@@ -181,7 +180,8 @@ async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make
         assert "root-a" in dict(found.facts.unretired)
         found = await explain_schedule(store, nodes, schedule_of(herd, retires=False))
     assert "root-a" not in dict(found.facts.unretired)
-=======
+
+
 async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then(tmp_path: Path) -> None:
     async with MemorySecretProvider() as provider:
         store, path = Store(provider=provider, secret_id="root", org="localhost", name="memory"), tmp_path / "audit"
@@ -195,7 +195,6 @@ async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then
             "verified",
             "steady",
         ]
->>>>>>> C
 
 
 async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(

@@ -14,13 +14,9 @@ from typing import Any
 
 import pytest
 
-<<<<<<< HEAD
-from goatherd.errors import ObstructedError, UnavailableError, WrongClockError
-=======
 from goatherd.audit.records import Anchors, read_record, verify
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
-from goatherd.errors import IllegalStepError, UnavailableError
->>>>>>> C
+from goatherd.errors import IllegalStepError, ObstructedError, UnavailableError, WrongClockError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
 from goatherd.operations.identity_store import Store
@@ -40,14 +36,9 @@ from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners
-<<<<<<< HEAD
 from tests.fakes.herd import FakeClock, Herd
-from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
-from tests.unit.rotation.test_clocks import SkewedClock
-=======
-from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
->>>>>>> C
+from tests.unit.rotation.test_clocks import SkewedClock
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
