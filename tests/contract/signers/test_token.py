@@ -141,6 +141,7 @@ async def test_a_new_key_never_leaves_the_token_and_is_listed() -> None:
         assert [uri.partition("?")[0] for uri in await plugin.list_keys("made")] == [
             "pkcs11:token=goatdb;object=made-here"
         ]
+        await plugin.public_key()
         assert plugin._key is not None
         private = plugin._key[1]
         library = Library.at(MODULE or "")

@@ -98,8 +98,8 @@ class PKCS11Signer(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
-        return await self._run("create_key", self._generate)
+    async def create_key(self) -> None:
+        await self._run("create_key", self._generate)
 
     async def disable_key(self) -> None:
         await self._run("disable_key", self._forbid_signing)
@@ -179,7 +179,7 @@ class PKCS11Signer(Signer):
                 SignerUnavailableError, operation, f"the token's answer is damaged: {type(error).__name__}"
             ) from None
 
-    def _generate(self, session: Any) -> SignerKey:
+    def _generate(self, session: Any) -> None:
         for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             try:
                 self._find(session, kind, "create_key")
@@ -202,7 +202,6 @@ class PKCS11Signer(Signer):
                 Attribute.EXTRACTABLE: False,
             },
         )
-        return self._read_public(session)
 
     def _forbid_signing(self, session: Any) -> None:
         key = self._find(session, ObjectClass.PRIVATE_KEY, "disable_key")
