@@ -32,13 +32,12 @@ from goatherd.errors import (
 )
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.pkcs11.address import MODULE_VARIABLE, PIN_VARIABLE, PKCS11Address, parse_uri
-from goatherd.signers.pkcs11.library import LOST, Library, RefusedPINError, TokenNotFoundError
+from goatherd.signers.pkcs11.library import LOST, WRONG_PIN, Library, RefusedPINError, TokenNotFoundError
 
 Result = TypeVar("Result")
 
 _P384: Final = bytes.fromhex("06052b81040022")
 """The DER of the object identifier of P-384 (secp384r1), as tokens have it in CKA_EC_PARAMS."""
-_WRONG_PIN: Final = (sdk.PinIncorrect, sdk.PinInvalid, sdk.PinLenRange)
 _PIN_TROUBLE: Final = {
     sdk.PinLocked: "the token has locked the PIN",
     sdk.PinExpired: "the PIN has expired",
@@ -290,10 +289,11 @@ class PKCS11Signer(Signer):
             return self.error(
                 SignerAccessDeniedError,
                 operation,
-                "the token has refused this PIN before, or is logged in with another one; it was not tried again",
+                "the token has refused this PIN before, or this process is logged in with another one; the PIN was not"
+                " tried again",
                 hint=f"Correct {self.address.pin}.",
             )
-        if isinstance(error, _WRONG_PIN):
+        if isinstance(error, WRONG_PIN):
             told = "the token refuses the PIN"
             hint = f"Correct {self.address.pin}. A token locks itself after a few wrong PINs."
             return self.error(SignerAccessDeniedError, operation, told, hint=hint)
