@@ -479,7 +479,7 @@ class SignerKeyExistsError(SignerError):
     """The key exists already, so none was created."""
 
     code = "signer.already_exists"
-    hint = "Nothing was changed. Choose another name."
+    hint = "Nothing was changed. Choose another name; or leave out --create-key, if you created this key yourself."
 
 
 class SignerKeyDisabledError(SignerError):

@@ -53,17 +53,26 @@ class FakeKMS:
 
     Attributes:
         refusal: Answers every request with this error, while it is set.
+        refusals: As `refusal`, for single operations.
+        lost: An operation that is done once more without its answer.
+        late_keys: For how many requests each new key is unknown to CreateAlias.
+        late_aliases: For how many requests each new alias is unknown.
         is_cut: Whether answers end half-way.
         silence: Answers come once this event is set; None if they come at once.
         requests: The operations that were asked for.
     """
 
     refusal: RefusedError | None = None
+    refusals: dict[str, RefusedError] = field(default_factory=dict)
+    lost: str | None = None
+    late_keys: int = 0
+    late_aliases: int = 0
     is_cut: bool = False
     silence: threading.Event | None = None
     requests: list[str] = field(default_factory=list)
     _keys: dict[str, _Key] = field(default_factory=dict)
     _aliases: dict[str, str] = field(default_factory=dict)
+    _late: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         fake = self
@@ -107,11 +116,14 @@ class FakeKMS:
         self.requests.append(operation)
         headers: dict[str, str] = {}
         try:
-            if self.refusal is not None:
-                raise self.refusal
+            if (refusal := self.refusal or self.refusals.get(operation)) is not None:
+                raise refusal
             if DENIED_KEY in handler.headers.get("Authorization", ""):
                 raise RefusedError("AccessDeniedException")
             status, answer = 200, getattr(self, f"_do_{operation}")(body)
+            if operation == self.lost:
+                self.lost = None
+                raise RefusedError("KMSInternalException", 500)
         except RefusedError as refused:
             status, answer, headers = (
                 refused.status,
@@ -135,21 +147,31 @@ class FakeKMS:
 
     def _find(self, body: dict[str, Any]) -> _Key:
         named = str(body["KeyId"]).rpartition(":")[2].removeprefix("key/")
+        if named in self._aliases:
+            self._be_late(named)
         found = self._keys.get(self._aliases.get(named, named))
         if found is None:
             raise RefusedError("NotFoundException")
         return found
 
+    def _be_late(self, name: str) -> None:
+        if (left := self._late.get(name, 0)) > 0:
+            self._late[name] = left - 1
+            raise RefusedError("NotFoundException")
+
     def _do_CreateKey(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 - the API's names
         key_id = "-".join(secrets.token_hex(n) for n in (4, 2, 2, 2, 6))
         spec = body["KeySpec"]
         self._keys[key_id] = _Key(key_id, spec, ec.generate_private_key(CURVES[spec]()))
+        self._late[key_id] = self.late_keys
         return {"KeyMetadata": {"KeyId": key_id, "KeySpec": spec, "KeyUsage": body["KeyUsage"]}}
 
     def _do_CreateAlias(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         if body["AliasName"] in self._aliases:
             raise RefusedError("AlreadyExistsException")
+        self._be_late(body["TargetKeyId"])
         self._aliases[body["AliasName"]] = body["TargetKeyId"]
+        self._late[body["AliasName"]] = self.late_aliases
         return {}
 
     def _do_ListAliases(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802

@@ -30,6 +30,7 @@ from tests.fakes.gcp_fake.service import StatusError
 
 SERVICE: Final = "google.cloud.kms.v1.KeyManagementService"
 ENABLED: Final = "ENABLED"
+PENDING: Final = "PENDING_GENERATION"
 _METHODS: Final[dict[str, Any]] = {
     "CreateCryptoKey": wire.CryptoKey,
     "ListCryptoKeys": wire.ListCryptoKeysResponse,
@@ -49,6 +50,7 @@ class FakeKeyManagement:
         silence: Answers come once this event is set; None if they come at once.
         damage: Called with a method's name and its answer; what it returns goes out, bytes as they are.
         states: The state of each key version, by its resource name.
+        pending_reads: For how many requests each new key is still being generated.
         algorithm: The algorithm that public keys name.
     """
 
@@ -58,8 +60,10 @@ class FakeKeyManagement:
         self.silence: threading.Event | None = None
         self.damage: Callable[[str, Any], Any] | None = None
         self.states: dict[str, str] = {}
+        self.pending_reads = 0
         self.algorithm = "EC_SIGN_P384_SHA384"
         self._keys: dict[str, ec.EllipticCurvePrivateKey] = {}
+        self._pending: dict[str, int] = {}
         self._server: Any = None
 
     @property
@@ -110,6 +114,8 @@ class FakeKeyManagement:
         if version in self._keys:
             raise StatusError("ALREADY_EXISTS", f"CryptoKey {name} already exists.")
         self._keys[version], self.states[version] = ec.generate_private_key(ec.SECP384R1()), ENABLED
+        if self.pending_reads:
+            self._pending[version], self.states[version] = self.pending_reads, PENDING
         return wire.CryptoKey(name=name)
 
     def _do_ListCryptoKeys(self, request: Any) -> Any:  # noqa: N802
@@ -152,6 +158,11 @@ class FakeKeyManagement:
     def _usable(self, name: str) -> ec.EllipticCurvePrivateKey:
         if name not in self._keys:
             raise StatusError("NOT_FOUND", f"CryptoKeyVersion {name} not found.")
+        if name in self._pending:
+            self._pending[name] -= 1
+            if self._pending[name] < 0:
+                del self._pending[name]
+                self.states[name] = ENABLED
         if (state := self.states[name]) != ENABLED:
             raise StatusError("FAILED_PRECONDITION", f"{name} is not enabled, current state is: {state}.")
         return self._keys[name]

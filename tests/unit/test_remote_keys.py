@@ -28,7 +28,9 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def new_key(path: Path) -> tuple[str, PublicKey]:
     uri = f"local:{path}"
-    return uri, (await LocalSigner.from_uri(uri).create_key()).public_key
+    signer = LocalSigner.from_uri(uri)
+    await signer.create_key()
+    return uri, (await signer.public_key()).public_key
 
 
 def root(uri: str, key: PublicKey) -> OwnedSession:

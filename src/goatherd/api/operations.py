@@ -138,7 +138,8 @@ async def init(
         policy: How long the root is valid: `Policy.lifetime`, or `Policy.working_lifetime` if there is an anchor.
         anchor: The signer (an HSM or a KMS) that holds the key of the identity's anchor: its URI, or what `open_signer`
             returns, which stays open. None for an identity without an anchor.
-        create_key: Create the anchor's key first. It must not exist yet.
+        create_key: Create the anchor's key first, and wait until it is ready: some minutes at most. It must not exist
+            yet.
         direct: Let the anchor itself sign (direct mode). Signatures are made by the signer that the URI names.
 
     Raises:
@@ -344,7 +345,8 @@ async def rotate(
             with that key among its ``root_signers``.
         working_root: End direct mode: rotate to a working root, which the present anchor endorses.
         remove_anchor: Rotate to a root without an anchor; the present anchor must sign this change.
-        create_key: Create the key of the new anchor first. It must not exist yet.
+        create_key: Create the key of the new anchor first, and wait until it is ready: some minutes at most. It must
+            not exist yet.
         signer: The signer of the present anchor; None to open it by the URI that the identity names.
         replace_expired: Replace a root that has expired, which cannot endorse a next root; what it has signed stays
             valid. The result is then a `goatherd.rotation.replacement.ReplacementReport`. If its ``is_complete`` is

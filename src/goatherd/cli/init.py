@@ -57,7 +57,7 @@ def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
 
 async def _init(app: App, anchor: str | None, *, create_key: bool, direct: bool) -> None:
     # Imported here, because importing the rotation package takes long.
-    from goatherd.cli.text.rotation import warn_of_short_life
+    from goatherd.cli.text.rotation import note_of_wait, warn_of_short_life
     from goatherd.operations.init import init_identity
     from goatherd.rotation.policy import check_lifetime
 
@@ -67,7 +67,9 @@ async def _init(app: App, anchor: str | None, *, create_key: bool, direct: bool)
     if anchor is None:
         warn_of_short_life(app.out, policy.lifetime)
     async with open_store(app.options) as store:
-        version, document = await init_identity(store, policy, anchor=anchor, create_key=create_key, direct=direct)
+        version, document = await init_identity(
+            store, policy, anchor=anchor, create_key=create_key, direct=direct, on_wait=note_of_wait(app.out)
+        )
     data = {"store": store.name, "storeVersion": version.id, "created": True, **redact_document(document)}
     kind = "root" if document.anchor is None or direct else "working root"
     expires = iso(document.current.session.expiration_ms)

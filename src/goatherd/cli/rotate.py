@@ -28,6 +28,7 @@ from goatherd.cli.text.replacement import replaced_event, replacement_data, repl
 from goatherd.cli.text.rotation import (
     add_unrun_command,
     bare_lines,
+    note_of_wait,
     plan_data,
     plan_lines,
     report_data,
@@ -236,7 +237,7 @@ def rotate(
     if what == "drop-lost-anchor":
         return asyncio.run(_drop_lost_anchor(app, reason or operations.LOST))
     if create_key and anchor is not None:
-        asyncio.run(create_anchor_key(anchor))
+        asyncio.run(create_anchor_key(anchor, on_wait=note_of_wait(app.out)))
     if what == "replace-expired":
         replacing = _replace_expired(app, unsafe_without_nodes=unsafe_without_nodes)
         return run_interruptible(app, replacing, note="run the same command again to resume")

@@ -5,32 +5,37 @@ No other module creates such a key, and this one does so only when the operator 
 
 from __future__ import annotations
 
-from goatherd.errors import ConfigurationError, SignerMisuseError
+from collections.abc import Callable
+from datetime import timedelta
+
+from goatherd.errors import ConfigurationError
 from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
 
 
-async def create_anchor_key(uri: str, open_signer: SignerOpener = open_pinned_signer) -> None:
-    """Create the anchor's private key, in the HSM or KMS that a signer's URI names.
+async def create_anchor_key(
+    uri: str,
+    open_signer: SignerOpener = open_pinned_signer,
+    *,
+    on_wait: Callable[[timedelta], None] | None = None,
+) -> None:
+    """Create the anchor's private key, in the HSM or KMS that a signer's URI names, and wait until it can be read.
 
     Args:
         uri: URI of the signer (the access to a key in an HSM or a KMS); it names the key to create.
         open_signer: Opens the signer.
+        on_wait: Called once, with the longest duration of the wait, if the key is not ready at once.
 
     Raises:
         SignerKeyExistsError: A key of this name exists already. Nothing was changed.
-        SignerError: The signer refused, did not answer, or cannot create keys.
+        SignerError: The signer refused, did not answer, or cannot create keys. If the key was created nevertheless, the
+            message says so.
     """
-    from goatherd.signers.base import KeyCreator  # the commands that can create a key seldom do
-    from goatherd.signers.verified import VerifiedSigner
+    from goatherd.signers.verified import VerifiedSigner  # the commands that can create a key seldom do
 
     signer = open_signer(uri, None)
     try:
         if not isinstance(signer, VerifiedSigner):
             raise ConfigurationError(f"a {type(signer).__name__} cannot create keys; only a VerifiedSigner can")
-        if not isinstance(signer.plugin, KeyCreator):
-            raise signer.plugin.error(
-                SignerMisuseError, "create_key", "this signer cannot create keys", hint="Create the key yourself."
-            )
-        await signer.plugin.create_key()
+        await signer.create_key(on_wait)
     finally:
         await signer.aclose()

@@ -5,6 +5,9 @@ If the store already holds an identity, that is an error, and the identity is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError, IdentityExistsError, SecretExistsError
 from goatherd.identity.anchor import AnchorWord
@@ -28,6 +31,7 @@ async def init_identity(
     create_key: bool = False,
     direct: bool = False,
     open_signer: SignerOpener = open_pinned_signer,
+    on_wait: Callable[[timedelta], None] | None = None,
 ) -> tuple[SecretVersion, IdentityDocument]:
     """Generate a root session and write the first identity document.
 
@@ -39,6 +43,7 @@ async def init_identity(
         direct: Whether the anchor itself is the root that signs (direct mode), so that the HSM or KMS makes each
             signature. Otherwise a new root signs, which the anchor, if any, endorses.
         open_signer: Opens the signer by its URI.
+        on_wait: Called once, with the longest duration of the wait, if the created key is not ready at once.
 
     Returns:
         The version that was written, and the identity in it.
@@ -64,7 +69,7 @@ async def init_identity(
     word: AnchorWord | None = None
     if anchor is not None:
         if create_key:
-            await create_anchor_key(anchor, open_signer)
+            await create_anchor_key(anchor, open_signer, on_wait=on_wait)
         async with AnchorKeys(store.org, open_signer) as keys:
             key = await keys.open_new(anchor, session_id=new_id(), now_ms=now_ms)
             if direct:

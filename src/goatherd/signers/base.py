@@ -4,8 +4,9 @@ A plugin makes one attempt for each call and reports what happened. `goatherd.si
 need: the check of each signature, a deadline, retries and counts.
 
 Rules:
-- A plugin raises `goatherd.errors.SignerError` only, made with `Signer.error`. It never retries, and never creates a
-  key unless `KeyCreator.create_key` is called.
+- A plugin raises `goatherd.errors.SignerError` only, made with `Signer.error`. It never creates a key unless
+  `KeyCreator.create_key` is called. It never retries, except for a step without which a key that it has just created
+  would be lost.
 - A signer gets the whole text, not a digest, because plain Ed25519 cannot sign a digest. A plugin may hash the text
   itself.
 - PINs and tokens come from files, the environment or the platform's own credential chain, never from a URI.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
 from typing import ClassVar, Final, Protocol, Self, TypeVar, runtime_checkable
@@ -77,6 +78,7 @@ class SignerFacts:
         region: The region of the cloud service; None without one.
         signatures_per_second: The highest rate that the platform documents, often shared by a whole account; None if it
             documents none.
+        ready_within: How long it may take until a key that was just created can be read and used.
     """
 
     exportable: bool
@@ -84,6 +86,7 @@ class SignerFacts:
     max_text_bytes: int | None = None
     region: str | None = None
     signatures_per_second: int | None = None
+    ready_within: timedelta = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,10 +230,10 @@ def signer_error_kind(kind: type[ProviderError]) -> type[SignerError]:
 class KeyCreator(Protocol):
     """A signer that can create the key that its URI names. No other method of a signer creates a key."""
 
-    async def create_key(self) -> SignerKey:
-        """Create the key that the URI names; return its public half.
+    async def create_key(self) -> None:
+        """Create the key that the URI names. The key cannot be exported, if the platform has such keys.
 
-        The key cannot be exported, if the platform has such keys.
+        Does not wait until the key can be used; `goatherd.signers.verified.VerifiedSigner.create_key` does.
 
         Raises:
             SignerKeyExistsError: The key exists; nothing was changed.

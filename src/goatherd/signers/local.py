@@ -79,7 +79,8 @@ class LocalSigner(Signer):
         return SignerFacts(exportable=True, latency=Latency.MEMORY)
 
     async def public_key(self) -> SignerKey:
-        return _signer_key(self._public_of(self._read_file("public_key"), "public_key"))
+        key = self._public_of(self._read_file("public_key"), "public_key")
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
     async def sign(self, text: bytes) -> bytes:
         content = self._read_file("sign")
@@ -94,15 +95,13 @@ class LocalSigner(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
-        key = PrivateKey.generate()
+    async def create_key(self) -> None:
         try:
-            create_file(self._path, self._encode(key, disabled=False))
+            create_file(self._path, self._encode(PrivateKey.generate(), disabled=False))
         except IdentityExistsError:
             raise self.error(SignerKeyExistsError, "create_key", "the file exists") from None
         except SettingsError as error:
             raise self.error(SignerAccessDeniedError, "create_key", str(error)) from None
-        return _signer_key(key.public_key)
 
     async def disable_key(self) -> None:
         content = self._read_file("disable_key")
@@ -204,10 +203,6 @@ def policy(role: str, uri: str) -> str:
     if source.kind == "file":
         lines.append(f"chown USER {shlex.quote(source.name)} && chmod 0600 {shlex.quote(source.name)}")
     return "\n".join(lines) + "\n"
-
-
-def _signer_key(key: PublicKey) -> SignerKey:
-    return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
 
 def _associated(head: Mapping[str, object]) -> bytes:

@@ -8,6 +8,7 @@ Rules:
 - Only this module retries: after `SignerThrottledError` and `SignerUnavailableError`, with jittered backoff, within one
   deadline for the whole call. After an invalid signature it tries again as often as `SigningPolicy` allows; each
   invalid signature is counted and logged, even if a later attempt succeeds.
+- A key is created by one attempt of the plugin. Then this module reads it repeatedly, until the platform has it ready.
 - Only `goatherd.errors` are raised.
 """
 
@@ -17,7 +18,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import PurePath
 from types import TracebackType
@@ -31,6 +32,7 @@ from goatherd.errors import (
     SignerConfigurationError,
     SignerError,
     SignerInvalidSignatureError,
+    SignerKeyNotFoundError,
     SignerMisuseError,
     SignerThrottledError,
     SignerUnavailableError,
@@ -39,11 +41,14 @@ from goatherd.errors import (
 from goatherd.plugins import open_signer_plugin
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.call_metrics import CallCounts
-from goatherd.signers.base import KeyKind, Signer, SignerFacts, SignerKey
+from goatherd.signers.base import KeyCreator, KeyKind, Signer, SignerFacts, SignerKey
 from goatherd.telemetry import Event, event_text
+from goatherd.times import format_duration
 
 Result = TypeVar("Result")
 
+READY_POLL: Final = timedelta(seconds=2)
+"""The pause between two reads of a new key that is not ready yet."""
 _LOG: Final = logging.getLogger("goatherd.signers")
 
 
@@ -182,7 +187,63 @@ class VerifiedSigner:
         Raises:
             SignerWrongKeyError: The signer has another key.
         """
-        found = await self._run_call("public_key", self._read_key)
+        return await self._check_key(self._policy)
+
+    async def create_key(self, on_wait: Callable[[timedelta], None] | None = None) -> SignerKey:
+        """Create the key that the signer's URI names, wait until the platform reports its public key, and return that.
+
+        Some platforms generate a key after they have answered, or need a while until all of their servers know it.
+
+        Args:
+            on_wait: Called once, with the longest duration of the wait, if the key is not ready at once.
+
+        Raises:
+            SignerKeyExistsError: The key exists; nothing was changed.
+            SignerMisuseError: The signer's plugin cannot create keys.
+            SignerError: The key was not created. Or it was, but cannot be read; then the message says so.
+        """
+        plugin = self.plugin
+        if not isinstance(plugin, KeyCreator):
+            raise plugin.error(
+                SignerMisuseError, "create_key", "this signer cannot create keys", hint="Create the key yourself."
+            )
+        self._check_open("create_key")
+        with self.call_counts.count_call("create_key", self._clock.monotonic):
+            await self._run_guarded("create_key", plugin.create_key)
+        return await self._wait_for_key(on_wait)
+
+    async def _wait_for_key(self, on_wait: Callable[[timedelta], None] | None) -> SignerKey:
+        longest = self.facts.ready_within
+        until = self._clock.monotonic() + longest.total_seconds()
+        once = replace(self._policy, retry=RetryPolicy(attempts=1))
+        while True:
+            try:
+                return await self._check_key(once)
+            except (SignerKeyNotFoundError, SignerThrottledError, SignerUnavailableError) as error:
+                pause = max(READY_POLL, _requested_pause(error, longest))
+                if self._clock.monotonic() + pause.total_seconds() > until:
+                    raise self._unready(
+                        error,
+                        f"the key was created, but is not ready after {format_duration(longest)}",
+                        "The key exists: wait, then run the command again without --create-key.",
+                    ) from error
+            except SignerError as error:
+                raise self._unready(
+                    error,
+                    "the key was created, but cannot be read",
+                    f"{error.hint} The key exists, so leave out --create-key then.",
+                ) from error
+            if on_wait is not None:
+                on_wait(longest)
+                on_wait = None
+            await self._clock.sleep(pause)
+
+    def _unready(self, error: SignerError, what: str, hint: str) -> SignerError:
+        reason = str(error).partition(f"{error.key!r}: ")[2] or str(error)
+        return self.plugin.error(type(error), "public_key", f"{what}: {reason}", hint=hint)
+
+    async def _check_key(self, policy: SigningPolicy) -> SignerKey:
+        found = await self._run_call("public_key", self._read_key, policy)
         if self._pinned is None:
             self._pinned = found.public_key
         elif found.public_key != self._pinned:
@@ -231,14 +292,21 @@ class VerifiedSigner:
 
     # --- around each call -------------------------------------------------------------------------------------------
 
-    async def _run_call(self, operation: str, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    def _check_open(self, operation: str) -> None:
         if self._is_closed:
             raise self.plugin.error(SignerMisuseError, operation, "the signer is closed")
-        with self.call_counts.count_call(operation, self._clock.monotonic):
-            return await self._run_attempts(operation, attempt)
 
-    async def _run_attempts(self, operation: str, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        policy, made, invalid = self._policy, 1, 0
+    async def _run_call(
+        self, operation: str, attempt: Callable[[], Awaitable[Result]], policy: SigningPolicy | None = None
+    ) -> Result:
+        self._check_open(operation)
+        with self.call_counts.count_call(operation, self._clock.monotonic):
+            return await self._run_attempts(operation, attempt, policy or self._policy)
+
+    async def _run_attempts(
+        self, operation: str, attempt: Callable[[], Awaitable[Result]], policy: SigningPolicy
+    ) -> Result:
+        made, invalid = 1, 0
         scope = asyncio.timeout(policy.timeout.total_seconds())
         last: SignerError | None = None
         try:
@@ -256,11 +324,7 @@ class VerifiedSigner:
                         last = error
                         if not error.retryable or made >= policy.retry.attempts:
                             raise
-                    pause = policy.retry.delay(made)
-                    if isinstance(last, SignerThrottledError) and last.retry_after is not None:
-                        # Past the deadline, more makes no difference; and a service may ask for any number.
-                        wish = min(policy.timeout.total_seconds(), max(0.0, last.retry_after))
-                        pause = max(pause, timedelta(seconds=wish))
+                    pause = max(policy.retry.delay(made), _requested_pause(last, policy.timeout))
                     if pause.total_seconds() >= (scope.when() or 0) - asyncio.get_running_loop().time():
                         raise last
                     await self._clock.sleep(pause)
@@ -308,3 +372,10 @@ class VerifiedSigner:
                 f"the plugin failed with {type(error).__name__} at {place}",
                 hint="This is a bug in the plugin: it must raise goatherd.errors only.",
             ) from None
+
+
+def _requested_pause(error: SignerError, longest: timedelta) -> timedelta:
+    """Return the pause that the platform asks for after an error: at most `longest`, since it may ask for any time."""
+    if not isinstance(error, SignerThrottledError) or error.retry_after is None:
+        return timedelta(0)
+    return timedelta(seconds=min(longest.total_seconds(), max(0.0, error.retry_after)))

@@ -301,14 +301,14 @@ async def creating_twice_is_refused(world: SignerWorld) -> None:
         raise SkippedError(f"signers of the scheme {plugin.scheme} cannot create keys")
     before = await _key_of(world)
     async with VerifiedSigner(plugin) as signer:
-        await _raises(SignerKeyExistsError, plugin.create_key(), signer)
+        await _raises(SignerKeyExistsError, signer.create_key(), signer)
     must(await _key_of(world) == before, "creating the key again has replaced it")
 
 
-async def _create(plugin: Signer) -> None:
-    if not isinstance(plugin, KeyCreator):
-        raise SkippedError(f"signers of the scheme {plugin.scheme} cannot create keys")
-    await plugin.create_key()
+async def _create(signer: VerifiedSigner) -> None:
+    if not isinstance(signer.plugin, KeyCreator):
+        raise SkippedError(f"signers of the scheme {signer.scheme} cannot create keys")
+    await signer.create_key()
 
 
 async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
@@ -317,7 +317,7 @@ async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
     async with VerifiedSigner(plugin, policy=QUICK) as signer:
         if not isinstance(plugin, KeyDisabler):
             raise SkippedError(f"signers of the scheme {plugin.scheme} cannot disable keys")
-        await _create(plugin)
+        await _create(signer)
         await signer.sign(b"before")
         await plugin.disable_key()
         await plugin.disable_key()
@@ -334,7 +334,7 @@ async def a_destroyed_key_is_gone_and_no_other_is_destroyed(world: SignerWorld) 
         async with VerifiedSigner(plugin, policy=QUICK) as signer:
             if not isinstance(plugin, KeyDestroyer):
                 raise SkippedError(f"signers of the scheme {plugin.scheme} cannot destroy keys")
-            await _create(plugin)
+            await _create(signer)
             key = (await signer.public_key()).public_key
             if is_disabled and isinstance(plugin, KeyDisabler):
                 await plugin.disable_key()

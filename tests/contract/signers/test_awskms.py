@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -16,14 +18,17 @@ from goatherd.errors import (
     SignerConfigurationError,
     SignerKeyDisabledError,
     SignerKeyExistsError,
+    SignerKeyNotFoundError,
     SignerUnavailableError,
     UnsupportedKeyError,
 )
 from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
 from goatherd.signers.awskms import AWSKMSSigner
+from goatherd.signers.awskms.address import parse_uri
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import unreachable
 from tests.fakes.awskms_fake import ACCESS_KEY, DENIED_KEY, FakeKMS, RefusedError
+from tests.fakes.herd import FakeClock
 from tests.fakes.instance_metadata import InstanceMetadata
 from tests.fakes.moto import WHY_SKIPPED, MotoServer, find_moto
 
@@ -40,9 +45,15 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeKMS]:
+def service() -> Iterator[FakeKMS]:
     with FakeKMS() as running:
         yield running
+
+
+@pytest.fixture
+def fake(service: FakeKMS) -> Iterator[FakeKMS]:
+    yield service
+    service.refusal, service.refusals, service.lost, service.late_keys, service.late_aliases = None, {}, None, 0, 0
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +70,6 @@ def opened(url: str, key: str = "alias/anchor") -> AWSKMSSigner:
 
 def key_at(url: str) -> str:
     """Return the alias of a new key."""
-    import asyncio
-
     alias = f"alias/key-{secrets.token_hex(4)}"
 
     async def make() -> None:
@@ -174,6 +183,18 @@ async def test_credentials_that_were_missing_at_the_first_call_are_found_at_the_
             await plugin.sign(b"text")
 
 
+def patient(url: str, key: str, clock: FakeClock | None = None) -> VerifiedSigner:
+    """A signer whose clock moves only while it waits."""
+    clock = clock or FakeClock()
+    address = parse_uri(f"awskms://{REGION}/{key}?endpoint={quote(url, safe='')}")
+    return VerifiedSigner(AWSKMSSigner(address, clock=clock), clock=clock)
+
+
+def last_key(fake: FakeKMS) -> Any:
+    """Return the key that was created last."""
+    return list(fake._keys.values())[-1]
+
+
 async def test_a_key_whose_alias_was_taken_meanwhile_is_given_up(fake: FakeKMS) -> None:
     async with opened(fake.url, "alias/taken") as plugin:
         fake._aliases["alias/taken"] = "gone"  # found by no description, as in a race
@@ -182,6 +203,55 @@ async def test_a_key_whose_alias_was_taken_meanwhile_is_given_up(fake: FakeKMS) 
         made = [key for key in fake._keys.values() if key.state == "PendingDeletion"]
         assert made
         del fake._aliases["alias/taken"]
+
+
+async def test_a_new_key_is_used_although_kms_knows_key_and_alias_only_later(fake: FakeKMS) -> None:
+    fake.late_keys, fake.late_aliases = 3, 3
+    async with patient(fake.url, "alias/late") as signer:
+        key = (await signer.create_key()).public_key
+        key.verify(await signer.sign(b"text"), b"text")
+    assert last_key(fake).state == "Enabled"
+
+
+async def test_an_alias_whose_creation_was_not_confirmed_is_found_again(fake: FakeKMS) -> None:
+    fake.lost, fake.late_aliases, before = "CreateAlias", 2, len(fake._keys)
+    async with patient(fake.url, "alias/unconfirmed") as signer:
+        await signer.create_key()
+    assert len(fake._keys) == before + 1
+    assert fake._aliases["alias/unconfirmed"] == last_key(fake).id
+    assert last_key(fake).state == "Enabled"
+
+
+async def test_an_alias_that_another_key_got_while_kms_did_not_answer_stays_that_key_s(fake: FakeKMS) -> None:
+    other = fake._do_CreateKey({"KeySpec": "ECC_NIST_P384", "KeyUsage": "SIGN_VERIFY"})["KeyMetadata"]["KeyId"]
+    fake.refusals["CreateAlias"] = RefusedError("KMSInternalException", 500)
+    clock = FakeClock()
+
+    async def give_alias_to_other() -> None:
+        fake._aliases["alias/contested"] = other
+        fake.refusals.clear()
+
+    clock.on_tick = give_alias_to_other
+    async with patient(fake.url, "alias/contested", clock) as signer:
+        with pytest.raises(SignerKeyExistsError):
+            await signer.create_key()
+    assert last_key(fake).state == "PendingDeletion"
+    assert fake.state_of("alias/contested") == "Enabled"
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_the_reason_why_a_key_got_no_alias_is_reported_even_if_it_cannot_be_deleted(
+    fake: FakeKMS, *, is_deleted: bool
+) -> None:
+    fake.late_keys = 1000
+    if not is_deleted:
+        fake.refusals["ScheduleKeyDeletion"] = RefusedError("AccessDeniedException")
+    async with patient(fake.url, "alias/never") as signer:
+        with pytest.raises(SignerKeyNotFoundError, match="there is no such key") as caught:
+            await signer.create_key()
+    made = last_key(fake)
+    assert made.state == ("PendingDeletion" if is_deleted else "Enabled")
+    assert (made.id in caught.value.hint) is not is_deleted
 
 
 async def test_other_kinds_of_keys_are_refused_and_key_ids_cannot_be_chosen(fake: FakeKMS) -> None:
@@ -198,9 +268,6 @@ async def test_other_kinds_of_keys_are_refused_and_key_ids_cannot_be_chosen(fake
 @pytest.mark.parametrize("code", ["KMSInternalException", "KeyUnavailableException", "DependencyTimeoutException"])
 async def test_an_error_of_the_service_is_unavailable(fake: FakeKMS, code: str) -> None:
     fake.refusal = RefusedError(code, 500)
-    try:
-        async with opened(fake.url) as plugin:
-            with pytest.raises(SignerUnavailableError, match=code):
-                await plugin.sign(b"text")
-    finally:
-        fake.refusal = None
+    async with opened(fake.url) as plugin:
+        with pytest.raises(SignerUnavailableError, match=code):
+            await plugin.sign(b"text")

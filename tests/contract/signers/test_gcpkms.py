@@ -12,8 +12,14 @@ from typing import Any
 
 import pytest
 
-from goatherd.errors import SignerKeyDisabledError, SignerUnavailableError, UnsupportedKeyError
-from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer
+from goatherd.errors import (
+    SignerConfigurationError,
+    SignerKeyDisabledError,
+    SignerKeyNotFoundError,
+    SignerUnavailableError,
+    UnsupportedKeyError,
+)
+from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import unreachable
 
@@ -24,6 +30,7 @@ from goatherd.signers.gcpkms import GCPKMSSigner
 from goatherd.signers.gcpkms.address import parse_uri
 from tests.fakes.gcp_fake.server import Failure
 from tests.fakes.gcpkms_fake import ENABLED, FakeKeyManagement
+from tests.fakes.herd import FakeClock
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +43,11 @@ def server() -> Iterator[FakeKeyManagement]:
 def fake(server: FakeKeyManagement) -> Iterator[FakeKeyManagement]:
     yield server
     server.failure, server.damage, server.silence, server.algorithm = None, None, None, "EC_SIGN_P384_SHA384"
+    server.pending_reads = 0
 
 
-def opened(endpoint: str, key: str) -> GCPKMSSigner:
-    address = parse_uri(f"gcpkms://goatherd-testing/europe-west1/ring/{key}/1?endpoint={endpoint}")
+def opened(endpoint: str, key: str, version: int = 1) -> GCPKMSSigner:
+    address = parse_uri(f"gcpkms://goatherd-testing/europe-west1/ring/{key}/{version}?endpoint={endpoint}")
     return GCPKMSSigner(address, credentials=AnonymousCredentials())
 
 
@@ -163,3 +171,21 @@ async def test_a_key_that_is_still_being_generated_is_unavailable(fake: FakeKeyM
         fake.states[plugin.name] = "PENDING_GENERATION"
         with pytest.raises(SignerUnavailableError, match="still being generated"):
             await plugin.sign(b"text")
+
+
+async def test_a_new_key_is_used_as_soon_as_the_hsm_has_generated_it(fake: FakeKeyManagement) -> None:
+    fake.pending_reads = 100
+    waits: list[timedelta] = []
+    async with VerifiedSigner(opened(fake.endpoint, "slow-hsm"), clock=FakeClock()) as signer:
+        key = (await signer.create_key(waits.append)).public_key
+        key.verify(await signer.sign(b"text"), b"text")
+    assert waits == [timedelta(minutes=10)]
+
+
+async def test_a_key_is_created_only_for_a_uri_that_names_its_first_version(fake: FakeKeyManagement) -> None:
+    async with opened(fake.endpoint, "second-version", 2) as plugin:
+        with pytest.raises(SignerConfigurationError, match="the first version of a new key is 1, not 2"):
+            await plugin.create_key()
+    async with opened(fake.endpoint, "second-version") as plugin:
+        with pytest.raises(SignerKeyNotFoundError):
+            await plugin.public_key()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import secrets
 import threading
@@ -141,6 +142,7 @@ async def test_a_new_key_never_leaves_the_token_and_is_listed() -> None:
         assert [uri.partition("?")[0] for uri in await plugin.list_keys("made")] == [
             "pkcs11:token=goatdb;object=made-here"
         ]
+        await plugin.public_key()
         assert plugin._key is not None
         private = plugin._key[1]
         library = Library.at(MODULE or "")
@@ -209,6 +211,42 @@ async def test_signers_of_a_token_share_one_log_in_until_the_last_is_closed() ->
     await second.sign(b"text")
     assert library.opened == before + 1
     await second.aclose()
+    assert library._sessions == {}
+
+
+async def test_uris_that_name_one_token_by_label_and_by_serial_number_share_one_log_in() -> None:
+    library = Library.at(MODULE or "")
+    serial = pkcs11.lib(MODULE).get_token(token_label="goatdb").serial.decode()
+    uri = f"pkcs11:serial={serial};object=anchor"
+    async with (
+        VerifiedSigner(opened("anchor")) as by_label,
+        VerifiedSigner(PKCS11Signer(parse_uri(uri, environment=ENVIRONMENT), environment=ENVIRONMENT)) as by_serial,
+    ):
+        before = library.opened
+        key = (await by_label.check_key()).public_key
+        key.verify(await by_serial.sign(b"text"), b"text")
+        assert library.opened == before + 1
+    assert library._sessions == {}
+
+
+async def test_a_token_to_which_another_part_of_the_process_has_logged_in_is_used_and_stays_logged_in() -> None:
+    async with VerifiedSigner(opened("anchor")) as signer:
+        await signer.sign(b"the token has accepted the PIN")
+    with pkcs11.lib(MODULE).get_token(token_label="goatdb").open(rw=True, user_pin=PIN) as session:
+        async with VerifiedSigner(opened("anchor")) as signer:
+            await signer.sign(b"text")
+        assert list(session.get_objects({pkcs11.Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY}))
+
+
+async def test_a_token_that_another_part_of_the_process_has_logged_out_is_logged_in_again() -> None:
+    library = Library.at(MODULE or "")
+    async with VerifiedSigner(opened("anchor")) as signer:
+        await signer.sign(b"before")
+        (held,) = library._sessions.values()
+        log_out = ctypes.CDLL(MODULE).C_Logout
+        assert await library.run(lambda: log_out(ctypes.c_ulong(held.session.handle))) == 0
+        await signer.sign(b"after")
+        assert held not in library._sessions.values()
     assert library._sessions == {}
 
 

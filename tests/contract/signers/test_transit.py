@@ -125,12 +125,22 @@ async def test_a_new_key_cannot_be_exported_and_is_listed(server: BaoServer) -> 
     async with admin(server, "made-here") as plugin:
         assert isinstance(plugin, KeyCreator)
         assert isinstance(plugin, KeyLister)
-        key = await plugin.create_key()
+        await plugin.create_key()
         assert f"transit://127.0.0.1:{server.port}/transit/made-here?tls=off" in await plugin.list_keys("made")
         assert await plugin.list_keys("other") == []
-        async with VerifiedSigner(plugin, pinned=key.public_key) as signer:
-            key.public_key.verify(await signer.sign(b"text"), b"text")
+        async with VerifiedSigner(plugin) as signer:
+            key = (await signer.public_key()).public_key
+            key.verify(await signer.sign(b"text"), b"text")
     assert server.ask("GET", "transit/keys/made-here")["data"]["exportable"] is False
+
+
+async def test_a_key_is_created_only_for_a_uri_that_names_its_first_version(server: BaoServer) -> None:
+    async with admin(server, "second-version", "&version=2") as plugin:
+        with pytest.raises(SignerConfigurationError, match="the first version of a new key is 1, not 2"):
+            await plugin.create_key()
+    async with admin(server, "second-version") as plugin:
+        with pytest.raises(SignerKeyNotFoundError):
+            await plugin.public_key()
 
 
 async def test_a_destroyed_version_takes_the_whole_key_along_only_if_there_is_no_later_version(

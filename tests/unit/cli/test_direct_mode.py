@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import NodeRefusedError
+from goatherd.errors import NodeRefusedError, SignerKeyNotFoundError
+from goatherd.signers import SignerKey, verified
+from goatherd.signers.local import LocalSigner
 from tests.deadlines import ANSWER, HANG
 
 from .conftest import Goatherd, Serving, secrets_in
@@ -40,6 +43,28 @@ def test_an_identity_in_direct_mode_has_no_key_in_the_store_and_no_settings_for_
     assert "identity.direct" in exported.err
     assert "--working-root" in exported.err
     assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_command_that_waits_for_a_new_key_says_so(
+    goatherd: Goatherd, store: str, signer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, early = LocalSigner.public_key, [1, 2]
+
+    async def read_late(self: LocalSigner) -> SignerKey:
+        if early:
+            early.pop()
+            raise self.error(SignerKeyNotFoundError, "public_key", "not yet")
+        return await read(self)
+
+    monkeypatch.setattr(LocalSigner, "public_key", read_late)
+    monkeypatch.setattr(verified, "READY_POLL", timedelta(0))
+    made = goatherd("init", "--anchor", signer, "--create-key", "--provider", store)
+    assert made.code == 0, made.err
+    assert made.err.count("the key was created; waiting until it is ready, for at most 30s") == 1
+    again = goatherd("init", "--anchor", signer, "--create-key", "--provider", f"{store}-2")
+    assert "signer.already_exists" in again.err
+    assert "leave out --create-key" in again.err
+    assert goatherd("init", "--anchor", signer, "--provider", f"{store}-2").code == 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ from goatherd.errors import (
     SignerConfigurationError,
     SignerError,
     SignerInvalidSignatureError,
+    SignerKeyExistsError,
+    SignerKeyNotFoundError,
+    SignerMisuseError,
     SignerThrottledError,
     SignerUnavailableError,
     SignerWrongKeyError,
@@ -29,6 +32,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.call_metrics import possible_outcomes
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
+from tests.fakes.herd import FakeClock
 
 KEY = PrivateKey.generate()
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
@@ -229,6 +233,102 @@ def test_every_error_of_signers_is_an_outcome_that_is_counted() -> None:
     outcomes = possible_outcomes(SignerError)
     assert {"ok", "cancelled", "signer.failed", "signer.invalid_signature", "signer.throttled"} <= set(outcomes)
     assert not [outcome for outcome in outcomes if outcome.startswith("provider.")]
+
+
+# --- the creation of a key --------------------------------------------------------------------------------------------
+
+
+class Creating(Scripted):
+    """A signer whose `create_key`, and then each read of its public key, does what the script says."""
+
+    def __init__(self, *reads: SignerError, creation: BaseException | None = None, forever: bool = False) -> None:
+        super().__init__()
+        self._reads = list(reads)
+        self._creation = creation
+        self._forever = forever
+        self.created = 0
+
+    async def create_key(self) -> None:
+        self.created += 1
+        if self._creation is not None:
+            raise self._creation
+
+    async def public_key(self) -> SignerKey:
+        if self._reads:
+            self.reads += 1
+            raise self._reads[0] if self._forever else self._reads.pop(0)
+        return await super().public_key()
+
+
+async def test_a_new_key_is_read_until_the_platform_has_it_ready() -> None:
+    plugin, clock, waits = Creating(), FakeClock(), list[timedelta]()
+    plugin._reads = [
+        of(plugin, SignerKeyNotFoundError),
+        of(plugin, SignerUnavailableError),
+        of(plugin, SignerThrottledError, retry_after=7),
+    ]
+    signer = VerifiedSigner(plugin, clock=clock)
+    assert (await signer.create_key(waits.append)).public_key == KEY.public_key
+    assert (plugin.created, plugin.reads) == (1, 4)
+    assert [pause.total_seconds() for pause in clock.slept] == [2, 2, 7]
+    assert waits == [timedelta(seconds=30)]
+    KEY.public_key.verify(await signer.sign(b"text"), b"text")
+    assert plugin.reads == 4  # the key is pinned
+    assert signer.call_counts.ended["create_key", "ok"] == 1
+
+
+async def test_a_key_that_is_ready_at_once_is_not_waited_for() -> None:
+    clock, waits = FakeClock(), list[timedelta]()
+    await VerifiedSigner(Creating(), clock=clock).create_key(waits.append)
+    assert (clock.slept, waits) == ([], [])
+
+
+@pytest.mark.parametrize("kind", [SignerKeyNotFoundError, SignerUnavailableError, SignerThrottledError])
+async def test_a_key_that_is_not_ready_in_time_is_reported_as_created(kind: type[SignerError]) -> None:
+    plugin, clock = Creating(forever=True), FakeClock()
+    plugin._reads = [of(plugin, kind)]
+    with pytest.raises(kind, match="the key was created, but is not ready after 30s: scripted") as caught:
+        await VerifiedSigner(plugin, clock=clock).create_key()
+    assert "run the command again without --create-key" in caught.value.hint
+    assert plugin.created == 1
+    assert clock.monotonic() == pytest.approx(30)
+
+
+async def test_a_new_key_that_may_not_be_read_is_reported_as_created_and_not_waited_for() -> None:
+    plugin, clock = Creating(), FakeClock()
+    plugin._reads = [of(plugin, SignerAccessDeniedError)]
+    with pytest.raises(SignerAccessDeniedError, match="the key was created, but cannot be read: scripted") as caught:
+        await VerifiedSigner(plugin, clock=clock).create_key()
+    assert "goatherd policy" in caught.value.hint
+    assert "leave out --create-key" in caught.value.hint
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("kind", [SignerKeyExistsError, SignerUnavailableError, SignerThrottledError])
+async def test_the_creation_of_a_key_is_tried_once(kind: type[SignerError]) -> None:
+    plugin = Creating()
+    plugin._creation = of(plugin, kind)
+    with pytest.raises(kind) as caught:
+        await verified(plugin).create_key()
+    assert "was created" not in str(caught.value)
+    assert (plugin.created, plugin.reads) == (1, 0)
+
+
+async def test_what_a_plugin_raises_while_it_creates_a_key_is_not_quoted() -> None:
+    with pytest.raises(SignerError, match="the plugin failed with ValueError") as caught:
+        await verified(Creating(creation=ValueError("PIN 1234"))).create_key()
+    assert "1234" not in str(caught.value)
+
+
+async def test_a_closed_signer_and_one_that_cannot_create_keys_create_none() -> None:
+    with pytest.raises(SignerMisuseError, match="this signer cannot create keys"):
+        await verified(Scripted()).create_key()
+    plugin = Creating()
+    signer = verified(plugin)
+    await signer.aclose()
+    with pytest.raises(SignerMisuseError, match="the signer is closed"):
+        await signer.create_key()
+    assert plugin.created == 0
 
 
 # --- the forms of a signature -----------------------------------------------------------------------------------------

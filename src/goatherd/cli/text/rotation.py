@@ -6,7 +6,7 @@ facts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -183,6 +183,18 @@ def warn_of_short_life(out: Output, lifetime: timedelta) -> None:
         "with such servers, choose a lifetime of more than 30d"
     )
     out.event("short-life", {"lifetime": format_duration(lifetime)}, text)
+
+
+def note_of_wait(out: Output) -> Callable[[timedelta], None]:
+    """Return a function that notes, with the longest duration, that the command waits for the anchor's new key."""
+
+    def note(longest: timedelta) -> None:
+        out.write_note(
+            f"the key was created; waiting until it is ready, for at most {format_duration(longest)} (if you interrupt"
+            " this, run the command again later, without --create-key)"
+        )
+
+    return note
 
 
 def _way_back(phase: Phase) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
 
+from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey, raw_from_der
 from goatherd.errors import (
     DecodeError,
@@ -25,6 +26,7 @@ from goatherd.errors import (
     SignerKeyDisabledError,
     SignerKeyExistsError,
     SignerKeyNotFoundError,
+    SignerThrottledError,
     SignerUnavailableError,
     UnsupportedKeyError,
 )
@@ -41,6 +43,9 @@ LONGEST_RAW: Final = 4096
 TIMEOUT: Final = timedelta(seconds=12)
 THREADS: Final = 4
 WAITING_DAYS: Final = 30
+NAMING: Final = timedelta(seconds=30)
+"""How long to try to give a new key its alias. Some seconds pass until all servers of KMS know a new key."""
+NAMING_PAUSE: Final = timedelta(seconds=1)
 _UNAVAILABLE: Final = frozenset({"DependencyTimeoutException", "KeyUnavailableException", "KMSInternalException"})
 
 
@@ -58,9 +63,10 @@ class AWSKMSSigner(Signer):
     scheme: ClassVar[str] = "awskms"
     credential_variables: ClassVar[tuple[str, ...]] = ("AWS_*",)
 
-    def __init__(self, address: AWSKeyAddress) -> None:
+    def __init__(self, address: AWSKeyAddress, *, clock: Clock | None = None) -> None:
         self.address = address
         self.name = address.key
+        self._clock: Clock = clock or SystemClock()
         self._threads = Threads("goatherd-awskms", THREADS)
         self._lock = threading.Lock()
         self._client: Any = None
@@ -121,7 +127,7 @@ class AWSKMSSigner(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
+    async def create_key(self) -> None:
         alias = self.address.alias
         if alias is None:
             raise self.error(
@@ -136,12 +142,37 @@ class AWSKMSSigner(Signer):
         made = await self._call("create_key", "create_key", KeySpec=KEY_SPEC, KeyUsage="SIGN_VERIFY")
         key_id = self._id_in("create_key", made)
         try:
-            await self._call("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
-        except SignerError:
+            await self._name_key(alias, key_id)
+        except SignerError as error:
             # A key without an alias would never be found again.
-            await self._call("create_key", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=7)
+            try:
+                await self._call("create_key", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=7)
+            except SignerError:
+                error.hint = f"Delete the new key {key_id}, which has no alias (`aws kms schedule-key-deletion`)."
             raise
-        return await self.public_key()
+
+    async def _name_key(self, alias: str, key_id: str) -> None:
+        """Give a new key its alias. Tries again while KMS does not know the key yet, or does not answer.
+
+        Raises:
+            SignerError: The alias is another key's, or KMS refused, or the attempts have failed for `NAMING`.
+        """
+        until = self._clock.monotonic() + NAMING.total_seconds()
+        is_first = True
+        while True:
+            try:
+                try:
+                    await self._call("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
+                except SignerKeyExistsError:
+                    # An earlier attempt whose answer was lost may have created it.
+                    if is_first or await self._key_id("create_key") != key_id:
+                        raise
+                return
+            except (SignerKeyNotFoundError, SignerThrottledError, SignerUnavailableError):
+                if self._clock.monotonic() + NAMING_PAUSE.total_seconds() > until:
+                    raise
+            is_first = False
+            await self._clock.sleep(NAMING_PAUSE)
 
     async def disable_key(self) -> None:
         await self._call("disable_key", "disable_key", KeyId=await self._key_id("disable_key"))

@@ -103,7 +103,7 @@ class AzureKMSSigner(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
+    async def create_key(self) -> None:
         client = await self._connect("create_key")
         # The service adds a version to a key that exists, so it is asked first.
         try:
@@ -118,7 +118,7 @@ class AzureKMSSigner(Signer):
             key_operations=[KeyOperation.sign, KeyOperation.verify],
             hardware_protected=self.address.is_in_managed_hsm,  # which has no other keys
         )
-        return self._key_in("create_key", await self._call("create_key", made))
+        await self._call("create_key", made)
 
     async def disable_key(self) -> None:
         client = await self._connect("disable_key")

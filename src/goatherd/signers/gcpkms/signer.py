@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar, Final
 
 import google_crc32c
@@ -25,6 +25,7 @@ from google.cloud.kms_v1.services.key_management_service.transports import (
 from goatherd.crypto import PublicKey, raw_from_der
 from goatherd.errors import (
     DecodeError,
+    SignerConfigurationError,
     SignerError,
     SignerKeyDisabledError,
     SignerThrottledError,
@@ -38,6 +39,8 @@ from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerK
 from goatherd.signers.gcpkms.address import PUBLIC_HOST, GCPKeyAddress, parse_uri
 
 TIMEOUT: Final = 10.0
+READY_WITHIN: Final = timedelta(minutes=10)
+"""A new key is PENDING_GENERATION at first; in an HSM, for up to some minutes."""
 _NOISY: Final = ("google", "google.cloud.kms_v1")
 _QUOTA_HINT: Final = "See the project's quotas for cloudkms.googleapis.com."
 
@@ -69,7 +72,9 @@ class GCPKMSSigner(Signer):
 
     @property
     def facts(self) -> SignerFacts:
-        return SignerFacts(exportable=False, latency=Latency.SERVICE, region=self.address.location)
+        return SignerFacts(
+            exportable=False, latency=Latency.SERVICE, region=self.address.location, ready_within=READY_WITHIN
+        )
 
     async def public_key(self) -> SignerKey:
         request = wire.GetPublicKeyRequest(name=self.name)
@@ -104,7 +109,14 @@ class GCPKMSSigner(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
+    async def create_key(self) -> None:
+        if self.address.version != 1:
+            raise self.error(
+                SignerConfigurationError,
+                "create_key",
+                f"the first version of a new key is 1, not {self.address.version}",
+                hint="End the URI with /1.",
+            )
         level = wire.ProtectionLevel[self.address.protection.upper()]
         algorithm = wire.CryptoKeyVersion.CryptoKeyVersionAlgorithm.EC_SIGN_P384_SHA384
         template = wire.CryptoKeyVersionTemplate(protection_level=level, algorithm=algorithm)
@@ -113,7 +125,6 @@ class GCPKMSSigner(Signer):
             parent=self.address.ring_name, crypto_key_id=self.address.key, crypto_key=key
         )
         await self._call("create_key", lambda it: it.create_crypto_key, request)
-        return await self.public_key()
 
     async def disable_key(self) -> None:
         version = wire.CryptoKeyVersion(name=self.name, state=wire.CryptoKeyVersion.CryptoKeyVersionState.DISABLED)

@@ -32,13 +32,12 @@ from goatherd.errors import (
 )
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.pkcs11.address import MODULE_VARIABLE, PIN_VARIABLE, PKCS11Address, parse_uri
-from goatherd.signers.pkcs11.library import LOST, Library, RefusedPINError, TokenNotFoundError
+from goatherd.signers.pkcs11.library import LOST, WRONG_PIN, Library, RefusedPINError, TokenNotFoundError
 
 Result = TypeVar("Result")
 
 _P384: Final = bytes.fromhex("06052b81040022")
 """The DER of the object identifier of P-384 (secp384r1), as tokens have it in CKA_EC_PARAMS."""
-_WRONG_PIN: Final = (sdk.PinIncorrect, sdk.PinInvalid, sdk.PinLenRange)
 _PIN_TROUBLE: Final = {
     sdk.PinLocked: "the token has locked the PIN",
     sdk.PinExpired: "the PIN has expired",
@@ -98,8 +97,8 @@ class PKCS11Signer(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
-        return await self._run("create_key", self._generate)
+    async def create_key(self) -> None:
+        await self._run("create_key", self._generate)
 
     async def disable_key(self) -> None:
         await self._run("disable_key", self._forbid_signing)
@@ -179,7 +178,7 @@ class PKCS11Signer(Signer):
                 SignerUnavailableError, operation, f"the token's answer is damaged: {type(error).__name__}"
             ) from None
 
-    def _generate(self, session: Any) -> SignerKey:
+    def _generate(self, session: Any) -> None:
         for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             try:
                 self._find(session, kind, "create_key")
@@ -202,7 +201,6 @@ class PKCS11Signer(Signer):
                 Attribute.EXTRACTABLE: False,
             },
         )
-        return self._read_public(session)
 
     def _forbid_signing(self, session: Any) -> None:
         key = self._find(session, ObjectClass.PRIVATE_KEY, "disable_key")
@@ -291,10 +289,11 @@ class PKCS11Signer(Signer):
             return self.error(
                 SignerAccessDeniedError,
                 operation,
-                "the token has refused this PIN before, or is logged in with another one; it was not tried again",
+                "the token has refused this PIN before, or this process is logged in with another one; the PIN was not"
+                " tried again",
                 hint=f"Correct {self.address.pin}.",
             )
-        if isinstance(error, _WRONG_PIN):
+        if isinstance(error, WRONG_PIN):
             told = "the token refuses the PIN"
             hint = f"Correct {self.address.pin}. A token locks itself after a few wrong PINs."
             return self.error(SignerAccessDeniedError, operation, told, hint=hint)

@@ -96,7 +96,14 @@ class TransitSigner(Signer):
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
-    async def create_key(self) -> SignerKey:
+    async def create_key(self) -> None:
+        if self.address.version != 1:
+            raise self.error(
+                SignerConfigurationError,
+                "create_key",
+                f"the first version of a new key is 1, not {self.address.version}",
+                hint="Leave out the version in the URI.",
+            )
         # The engine answers success for a key that exists, so it is asked first.
         try:
             await self._call("create_key", "GET", self._path("keys"))
@@ -106,7 +113,6 @@ class TransitSigner(Signer):
             raise self.error(SignerKeyExistsError, "create_key", "the key exists")
         body = {"type": KEY_TYPE, "exportable": False, "allow_plaintext_backup": False}
         await self._call("create_key", "POST", self._path("keys"), body=body)
-        return await self.public_key()
 
     async def disable_key(self) -> None:
         # The engine has no switch: signing with a version ends if the key's minimum is a later version.
