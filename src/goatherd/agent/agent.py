@@ -190,7 +190,7 @@ class Agent:
         self._stop_number = number if self._stop_number is None else self._stop_number
         self._service.report_stopping()
         if self._supervisor is not None:
-            self._supervisor.send_signal(number)
+            self._supervisor.ask_to_stop(number)
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
@@ -583,7 +583,9 @@ class Agent:
         if self._supervisor.was_killed:
             _log.error(
                 event_text(
-                    Event.AGENT_KILLED, message="the server did not stop when it was asked to, so the agent killed it"
+                    Event.AGENT_KILLED,
+                    message="the server, or a process that it started, did not stop when it was asked to, so the agent"
+                    " killed it",
                 )
             )
         elif self._supervisor.was_cut_off and not self._is_cut_off_reported:

@@ -21,7 +21,7 @@ def test_a_second_agent_on_the_same_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
-    child = Process(pid=7, started="boot 9")
+    child = Process(pid=7, started="boot 9", session=5)
     with DataDirectoryLock(tmp_path) as claim:
         assert claim.before == AgentState()
         claim.save(orgs=["a", "b"], memory=Path("/run/x"))
@@ -30,6 +30,8 @@ def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(
         assert claim.before == AgentState(
             orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child, token=claim.token
         ), "it has the last one's token, and with it its lease"
+        assert claim.before.child is not None
+        assert claim.before.child.session == 5
         claim.clear()
         claim.clear()
     with DataDirectoryLock(tmp_path) as claim:

@@ -407,8 +407,11 @@ def test_an_identity_that_is_damaged_in_the_store_starts_no_server(store: str, d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrapper", "code"), [((), 137), (("sh", "-c", '"$@"; exit $?', "sh"), 143)], ids=["bare", "behind a script"]
+)
 def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_its_files_replaced(
-    store: str, data: Path, tmp_path: Path
+    store: str, data: Path, tmp_path: Path, wrapper: tuple[str, ...], code: int
 ) -> None:
     script = textwrap.dedent(
         f"""
@@ -419,7 +422,7 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
         time.sleep(600)
         """
     )
-    words = ["--grace", "1s", "--log-level", "warning", "--", sys.executable, "-S", "-c", script]
+    words = ["--grace", "1s", "--log-level", "warning", "--", *wrapper, sys.executable, "-S", "-c", script]
     first = start(store, data, *words)
     wait_for(tmp_path / "pid", first)
     orphan = int((tmp_path / "pid").read_text())
@@ -433,8 +436,9 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
     second.send_signal(signal.SIGTERM)
     _, err = second.communicate(timeout=120)
     first.communicate(timeout=120)  # its output ends with the last process that had it
-    assert second.returncode == 137
+    assert second.returncode == code
     assert "agent.leftover" in err
+    assert "agent.killed" in err
     assert not os.path.lexists(settings(data))
 
 
