@@ -137,6 +137,8 @@ class Supervisor:
         except OSError as error:
             raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
         self._ending = asyncio.ensure_future(self._await_exit(self._process))
+        for number in self.asked:  # while there was no process yet
+            _signal_group(self._process.pid, number)
 
     async def _await_exit(self, process: asyncio.subprocess.Process) -> int:
         returned, session = await process.wait(), os.getsid(0)
@@ -163,7 +165,10 @@ class Supervisor:
                 self._process.send_signal(number)
 
     def ask_to_stop(self, number: int) -> None:
-        """Ask the child and its descendants to stop, by a signal to their process group, if one of them runs."""
+        """Ask the child and its descendants to stop, by a signal to their process group, if one of them runs.
+
+        A child that is being started gets the signal once it is.
+        """
         self.asked.add(number)
         if self._process is not None and self._ending is not None and not self._ending.done():
             _signal_group(self._process.pid, number)

@@ -18,10 +18,11 @@ from goatherd.agent.child_process import Supervisor, end_leftover, exit_code, fi
 from goatherd.agent.data_directory_lock import Process, has_members
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, ConfigurationError
+from tests.deadlines import HANG
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 SOON = timedelta(milliseconds=200)
-LATE = timedelta(seconds=60)
+LATE = timedelta(seconds=2 * HANG)
 
 
 def python(script: str) -> list[str]:
@@ -205,6 +206,20 @@ async def test_a_cancelled_start_leaves_no_unsupervised_child() -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert await one.stop() == 143
+
+
+@pytest.mark.parametrize("turns", range(4), ids="after {} turns of the event loop".format)
+async def test_a_request_to_stop_reaches_a_child_that_is_being_started(turns: int) -> None:
+    one = supervisor(["sleep", "600"])
+    starting = asyncio.create_task(one.start())
+    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    one.ask_to_stop(signal.SIGTERM)
+    await starting
+    async with asyncio.timeout(HANG):
+        assert await one.stop(signal.SIGTERM) == 143
+    assert one.has_stopped(143)
 
 
 async def test_a_second_child_beside_the_first_is_a_bug() -> None:
