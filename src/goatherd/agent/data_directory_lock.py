@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError
-from goatherd.files import lock_file, replace_file
+from goatherd.files import OWNER_HINT, lock_file, make_directory, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
 RECORD_NAME: Final = ".goatherd-agent.json"
@@ -182,12 +182,16 @@ class DataDirectoryLock:
             for directory in organization_directories(self._data):
                 check_understood(directory)
         try:
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self._data)
+        except OSError as error:
+            raise AgentError(f"cannot create {self._data}: {error.strerror}") from error
+        try:
             self._lock = lock_file(self._lock_path)
         except BlockingIOError as error:
             raise AgentBusyError(f"another agent is already running for {self._data}") from error
         except OSError as error:
-            raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
+            hint = OWNER_HINT if isinstance(error, PermissionError) else None
+            raise AgentError(f"cannot open {self._lock_path}: {error.strerror}", hint=hint) from error
         try:
             self.before = self._state = AgentState.from_bytes(self._path.read_bytes())
             self.token = self.before.token or self.token

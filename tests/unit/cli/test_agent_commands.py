@@ -138,6 +138,21 @@ def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: 
     assert "--plain-file" in disk.err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_root_writes_for_a_server_belongs_to_the_owner_of_the_data(
+    goatherd: Goatherd, store: str, data: Path
+) -> None:
+    os.chown(data, 12345, 12346)
+    done = goatherd("run", "--once", "--provider", store, "--data", str(data), "--plain-file", "--create")
+    assert done.code == 0
+    assert settings(data) in data.rglob("*")
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in data.rglob("*")} == {(12345, 12346)}
+    assert settings(data).stat().st_mode & 0o777 == 0o600
+    exported = data / "localhost" / "exported.json"
+    assert goatherd("export", str(exported), "--provider", store).code == 0
+    assert exported.stat().st_uid == 12345
+
+
 def test_each_organization_gets_its_own_identity(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
     uri = f"file://{tmp_path}/keys/{{org}}/root"
     roots = {}
