@@ -8,8 +8,8 @@ the store, and decides nothing about rotation. Rules:
   writes the file while the server runs, and notifies the server at once.
 - A change is prepared while the server serves, and applied only while this agent holds the restart lease, which lets
   one server of the cluster restart at a time.
-- When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent starts
-  it again after a growing delay, and writes no file.
+- When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent waits
+  for a growing delay, writes the files with the identity that it last read from the store, and starts the server.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
 """
