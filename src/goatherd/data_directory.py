@@ -8,7 +8,9 @@ another GoatDB version, or a mistyped path, cause an error and not an empty data
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -243,23 +245,20 @@ def refuse_unnamed_organizations(data: Path, orgs: Sequence[str]) -> None:
 
 
 def refuse_running(data: Path) -> None:
-    """Check that no other process has a data directory open.
+    """Check that no other process has a file of a data directory open for writing.
 
     GoatDB takes no lock. So on systems with ``/proc``, the check reads the open files of all processes that it may see.
-    A Goatherd server always has its lock file open.
+    A GoatDB server has its logs open, and a Goatherd server its lock file. A process that only reads, such as a backup,
+    is no server.
 
     Raises:
-        StorageError: A process has a file of the directory open.
+        StorageError: A process has a file of the directory open for writing.
     """
     directory = str(data.resolve()) + os.sep
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
-        try:
-            opened = [str(entry.readlink()) for entry in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        held = next((target for target in opened if target.startswith(directory)), None)
+        held = next((target for target in _list_written(process) if target.startswith(directory)), None)
         if held is not None:
             raise StorageError(
                 f"process {process.name} holds {held} open; nothing was changed",
@@ -272,6 +271,18 @@ def refuse_running(data: Path) -> None:
 _LOG_SUFFIXES: Final = (LOG_SUFFIX, _NEWER_SUFFIX)
 _FEW: Final = 5
 _PART_BYTES: Final = 1024 * 1024
+
+
+def _list_written(process: Path) -> Iterator[str]:
+    """Yield the paths of the files that a process has open for writing; none if it has ended or may not be seen."""
+    try:
+        entries = list((process / "fd").iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            if entry.lstat().st_mode & stat.S_IWUSR:
+                yield str(entry.readlink())
 
 
 def _list_entries(directory: Path) -> list[Path]:

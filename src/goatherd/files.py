@@ -1,8 +1,9 @@
 """Read, create, atomically replace, remove and lock private files.
 
-The module does not interpret the contents. Rules: files have mode 0600 from their creation. A reader sees the complete
-old file or the complete new one, also after a crash at any system call. Such a crash can leave a file named like
-``.settings.json.….new``, which the next write or removal of the file deletes. Calls block.
+The module does not interpret the contents. Rules: files have mode 0600 from their creation. If root creates a file or
+directory in a directory of another user, it belongs to that user. A reader sees the complete old file or the complete
+new one, also after a crash at any system call. Such a crash can leave a file named like ``.settings.json.….new``, which
+the next write or removal of the file deletes. Calls block.
 
 `System` is the file store's interface to the operating system; tests replace it, to stop the process after any call or
 to make any call fail (`goatherd.providers.file.layout` has the order of writes). Its methods take names relative to an
@@ -18,7 +19,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ from goatherd.errors import IdentityExistsError, SettingsError
 if sys.platform != "win32":
     import fcntl
 
+OWNER_HINT: Final = "Run as the owner of the file, or change its owner with chown."
 _ABANDONED: Final = 600.0
 """Seconds after which a temporary file is taken for one of a killed writer."""
 
@@ -77,7 +79,7 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         SettingsError: The file cannot be written; the old one is unchanged.
     """
-    _write_new(path, data, os.replace)
+    _write_new(path, data, _replace_by_new)
 
 
 def remove_file(path: Path) -> None:
@@ -89,7 +91,8 @@ def remove_file(path: Path) -> None:
     try:
         path.unlink()
         _remove_abandoned(path)
-        _sync_directory(path.parent)
+        with _open_directory(path.parent) as directory:
+            os.fsync(directory)
     except OSError as error:
         raise SettingsError(f"cannot remove {path}: {error.strerror or type(error).__name__}") from error
 
@@ -105,7 +108,8 @@ def lock_file(path: Path, *, create: bool = True) -> int:
         BlockingIOError: Another process has the lock.
         OSError: The file is missing or cannot be opened, or is a symbolic link.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = open_or_create(path, flags) if create else os.open(path, flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
@@ -114,32 +118,105 @@ def lock_file(path: Path, *, create: bool = True) -> int:
     return descriptor
 
 
-def _link_new(new: Path, path: Path) -> None:
+def open_or_create(path: Path, flags: int) -> int:
+    """Open a file, or create it with mode 0600 if it is missing, and return the descriptor.
+
+    Args:
+        path: The file, in a directory that exists.
+        flags: How to open it, without O_CREAT.
+
+    Raises:
+        OSError: The file cannot be opened or created.
+    """
+    with _open_directory(path.parent) as directory:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path.name, flags, dir_fd=directory)
+        try:
+            descriptor = os.open(path.name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        except FileExistsError:
+            return os.open(path.name, flags, dir_fd=directory)
+        _give_to_owner(descriptor, directory)
+        return descriptor
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory with mode 0700, and its parents, unless it exists. It survives a crash of the machine.
+
+    Raises:
+        OSError: The directory cannot be created.
+    """
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    with _open_directory(path.parent) as parent:
+        try:
+            os.mkdir(path.name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            if path.is_dir():
+                return
+            raise
+        with contextlib.suppress(OSError), _open_directory(Path(path.name), dir_fd=parent) as directory:
+            # Another user may have put another directory there meanwhile.
+            if not os.listdir(directory):  # noqa: PTH208 - it is open
+                _give_to_owner(directory, parent)
+        os.fsync(parent)
+
+
+def _give_to_owner(descriptor: int, directory: int) -> None:
+    """Give a file that root has just created to the owner of its directory, so that a server of this user can read it.
+
+    COMPAT: GoatDB takes a settings.json that it cannot read for a missing one, and creates a new root.
+
+    SECURITY: both are open, and the file is new. So the owner of the directory cannot make root give away another file
+    (tests/unit/test_files.py).
+    """
+    owner = os.fstat(directory)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        # Where this is not allowed, as in some containers, the server runs as this user, too.
+        with contextlib.suppress(OSError):
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+@contextlib.contextmanager
+def _open_directory(path: Path, *, dir_fd: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, _DIRECTORY | (0 if dir_fd is None else _NO_LINK), dir_fd=dir_fd)
     try:
-        os.link(new, path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _link_new(new: str, path: Path, directory: int) -> None:
+    try:
+        os.link(new, path.name, src_dir_fd=directory, dst_dir_fd=directory)
     except FileExistsError:
         raise IdentityExistsError(f"{path} already exists", hint="The file was not changed.") from None
 
 
-def _write_new(path: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+def _replace_by_new(new: str, path: Path, directory: int) -> None:
+    os.replace(new, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _write_new(path: Path, data: bytes, publish: Callable[[str, Path, int], None]) -> None:
+    new = f".{path.name}.{secrets.token_hex(8)}.new"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                written_at = os.fstat(file.fileno()).st_mtime
-            publish(new, path)
-        finally:
-            # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
-            with contextlib.suppress(FileNotFoundError):
-                new.unlink()
-        with contextlib.suppress(OSError):
-            _remove_abandoned(path, before=written_at - _ABANDONED)
-        _sync_directory(path.parent)
+        make_directory(path.parent)
+        with _open_directory(path.parent) as directory:
+            try:
+                with os.fdopen(os.open(new, _CREATE_NEW, 0o600, dir_fd=directory), "wb") as file:
+                    _give_to_owner(file.fileno(), directory)
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    written_at = os.fstat(file.fileno()).st_mtime
+                publish(new, path, directory)
+            finally:
+                # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(new, dir_fd=directory)
+            with contextlib.suppress(OSError):
+                _remove_abandoned(path, before=written_at - _ABANDONED)
+            os.fsync(directory)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
 
@@ -150,14 +227,6 @@ def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
     for one in path.parent.iterdir():
         if ours.fullmatch(one.name) and one.lstat().st_mtime < before:
             one.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 Arguments = ParamSpec("Arguments")

@@ -446,7 +446,7 @@ async def test_beside_a_server_that_something_else_runs_watch_tells_it_of_the_ne
             async with rotator_of(made) as rotator:
                 await rotator.rotate()
             b = (await made.document()).current
-            await watcher.logged("agent.up")
+            await watcher.logged(f"signs={b.id}")
             assert json.loads(outer.settings.read_bytes())["currentSession"]["id"] == b.id
             assert [json.loads(line)["signer"] for line in outer.out.splitlines()] == [made.first.id, b.id]
             assert await watcher.stop() == 0

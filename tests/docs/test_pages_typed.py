@@ -363,12 +363,20 @@ def test_the_page_about_ec2_works_as_it_is_written(world: World) -> None:
 
 def test_the_commands_of_the_page_about_systemd_are_what_its_units_run(world: World) -> None:
     """The rest of the page is systemd's; tests/deploy/test_systemd.py runs the units."""
-    shell = world.shell(GOATHERD_PROVIDER=world.provider)
-    assert shell.run("goatherd init && mkdir data")[0] == 0, shell.story
-    world.replace["/home/APP/data"] = f"{world.home}/data"
-    ours = [step for step in page("docs/how-to/systemd.md") if isinstance(step, Typed) and step.line.startswith("goat")]
-    assert ours
+    shell = world.shell()
+    (world.home / "goatherd.env").write_text(f"GOATHERD_PROVIDER={world.provider}\n")
+    assert shell.run(f"goatherd init --provider {world.provider} && mkdir data")[0] == 0, shell.story
+    world.replace |= {
+        "/home/APP/data": f"{world.home}/data",
+        "/etc/goatherd/goatherd.env": f"{world.home}/goatherd.env",
+        "runuser -u APP -- /opt/goatherd/bin/": "",
+        "systemctl start UNIT": "touch started",
+    }
+    steps = [step for step in page("docs/how-to/systemd.md") if isinstance(step, Typed)]
+    ours = [step for step in steps if step.line.startswith(("set -a", "runuser"))]
+    assert len(ours) == 2
     shell.follow(ours)
+    assert (world.home / "started").exists()
     assert (world.home / "data/localhost/settings.json").is_file()
 
 

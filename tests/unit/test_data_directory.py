@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from goatherd import data_directory
-from goatherd.data_directory import check_data_directory, check_understood, organization_directories
+from goatherd.data_directory import (
+    check_data_directory,
+    check_understood,
+    organization_directories,
+    refuse_running,
+)
 from goatherd.errors import ConfigurationError, NewerFormatError
 
 # A key pair in GoatDB's next form, from RFC 8037 (appendix A.1).
@@ -146,3 +153,13 @@ def test_the_directory_of_one_organization_is_told_from_the_one_that_contains_it
         with pytest.raises(ConfigurationError, match="directory of one organization") as caught:
             check_data_directory(org, ["localhost"], create=create)
         assert f"--data {org.parent} --org localhost" in caught.value.hint
+
+
+def test_a_process_that_only_reads_is_no_server(org: Path) -> None:
+    script = "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", script, str(org / "sys/sessions.jsonl")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as backup:
+        assert backup.stdout is not None
+        backup.stdout.readline()
+        refuse_running(org)
+        backup.communicate()

@@ -8,8 +8,8 @@ the store, and decides nothing about rotation. Rules:
   writes the file while the server runs, and notifies the server at once.
 - A change is prepared while the server serves, and applied only while this agent holds the restart lease, which lets
   one server of the cluster restart at a time.
-- When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent starts
-  it again after a growing delay, and writes no file.
+- When the agent ends, it stops the server first, then removes the files. When the server has crashed, the agent waits
+  for a growing delay, writes the files with the identity that it last read from the store, and starts the server.
 - After every start the agent requests a session without authentication. If the answer holds a private key, the agent
   stops the server.
 """
@@ -151,6 +151,7 @@ class Agent:
         self._passed_on: set[int] = set()
         self._is_cut_off_reported = False
         self._state = ServerState.STARTING
+        self._has_come_up = False
         self._instance = new_id()
         self._starts = 0
         self.owns_files = False
@@ -190,7 +191,7 @@ class Agent:
         self._stop_number = number if self._stop_number is None else self._stop_number
         self._service.report_stopping()
         if self._supervisor is not None:
-            self._supervisor.send_signal(number)
+            self._supervisor.ask_to_stop(number)
         self._stop.set()
 
     def describe(self) -> dict[str, Any]:
@@ -284,17 +285,15 @@ class Agent:
     async def _run_server(self) -> int:
         if self._supervisor is None:
             return await self._run_beside()
-        crashes, has_come_up = 0, False
+        crashes = 0
         while True:
             for organization in self._organizations:
                 await organization.write_file()
             self._state = ServerState.STARTING
             await self._start_server()
             up = await self._await_up(sees_signer=False)
-            if up is _Readiness.READY:
-                has_come_up = True
-            elif up is not _Readiness.ENDED:
-                await self._not_up(up, is_first=not has_come_up)
+            if up is not _Readiness.READY and up is not _Readiness.ENDED:
+                await self._not_up(up)
             code = await self._follow_until_end()
             _log.warning(event_text(Event.AGENT_ENDED, code=code))
             if self._up_since is not None and self._clock.monotonic() - self._up_since > STABLE_AFTER.total_seconds():
@@ -330,19 +329,18 @@ class Agent:
         while True:
             await self._follow_until_end()
 
-    async def _not_up(self, up: _Readiness, *, is_first: bool) -> None:
+    async def _not_up(self, up: _Readiness) -> None:
         """Handle a server that runs but is not ready: try the previous root, give up, or keep waiting.
 
         Args:
             up: What was found: the server does not answer, or does not know the root in its settings.json.
-            is_first: Whether no server has become ready since the start of the agent.
 
         Raises:
             AgentError: The first server answers, but does not read the settings.json that the agent wrote.
         """
         if self._note_failed_start():
             await self._step_back()
-        elif up is _Readiness.UNKNOWN_ROOT and is_first:
+        elif up is _Readiness.UNKNOWN_ROOT and not self._has_come_up:
             files = ", ".join(str(organization.file.link) for organization in self._organizations)
             raise AgentError(
                 f"the server answers, but does not know the root that the agent wrote to {files}: it does not read"
@@ -377,12 +375,13 @@ class Agent:
             must_ask = await organization.check_file()
             if not organization.is_exposure_checked and await organization.is_root_trusted():
                 organization.mark_ready()
-                self._up_since = self._clock.monotonic() if self._up_since is None else self._up_since
-                self._state = ServerState.SERVING
                 must_ask = True
             if must_ask:
                 await organization.check_key_exposure()
             organization.warn_of_age()
+        is_late = self._state is not ServerState.SERVING and all(one.running for one in self._organizations)
+        if is_late and all([await organization.is_root_trusted() for organization in self._organizations]):
+            await self._is_up()
 
     def _is_by_our_signal(self, code: int) -> bool:
         return code - 128 in self._passed_on
@@ -566,6 +565,7 @@ class Agent:
     async def _is_up(self) -> None:
         self._up_since = self._clock.monotonic()
         self._state = ServerState.SERVING
+        self._has_come_up = True
         for organization in self._organizations:
             organization.mark_ready()
             assert organization.running is not None
@@ -583,7 +583,9 @@ class Agent:
         if self._supervisor.was_killed:
             _log.error(
                 event_text(
-                    Event.AGENT_KILLED, message="the server did not stop when it was asked to, so the agent killed it"
+                    Event.AGENT_KILLED,
+                    message="the server, or a process that it started, did not stop when it was asked to, so the agent"
+                    " killed it",
                 )
             )
         elif self._supervisor.was_cut_off and not self._is_cut_off_reported:

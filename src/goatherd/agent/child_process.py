@@ -3,10 +3,12 @@
 `goatherd.agent.agent` decides when to start and stop it. Rules: the child inherits the agent's input, output,
 environment and working directory. Its arguments and environment contain no key material. The child leads its own
 process group. So a signal from a terminal reaches the child only once, from the agent, and the child's descendants can
-be stopped with the child.
+be stopped with the child: the child may be a script that neither replaces itself with the server nor passes signals on.
+The child has ended when its whole process group has.
 
 If the agent is killed, the kernel sends the child a signal to stop (on Linux). Otherwise the child would keep the port
-and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal.
+and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal, and
+the descendants of the child, which the kernel does not signal.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from goatherd.agent.data_directory_lock import Process
+from goatherd.agent.data_directory_lock import Process, has_members
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 
@@ -90,10 +92,10 @@ class Supervisor:
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[int] | None = None
         self.asked: set[int] = set()
-        """The signals that were sent to the present child, or to the last one."""
+        """The signals that asked the present child, or the last one, to stop."""
         self.was_killed = False
         self.was_cut_off = False
-        """Whether a signal that the last child did not handle has ended it."""
+        """Whether a signal that the last child did not handle has ended it. Unknown, and False, with descendants."""
 
     @property
     def is_running(self) -> bool:
@@ -135,23 +137,44 @@ class Supervisor:
         except OSError as error:
             raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
         self._ending = asyncio.ensure_future(self._await_exit(self._process))
+        for number in self.asked:  # while there was no process yet
+            _signal_group(self._process.pid, number)
 
     async def _await_exit(self, process: asyncio.subprocess.Process) -> int:
-        returned = await process.wait()
-        self.was_cut_off = -returned in self.asked
-        # Once, and at once: later the number may be that of another process.
-        _kill_group(process.pid)
+        returned, session = await process.wait(), os.getsid(0)
+
+        def has_descendants() -> bool:
+            return has_members(process.pid, session)
+
+        if not await asyncio.to_thread(has_descendants):
+            self.was_cut_off = -returned in self.asked
+            return exit_code(returned)
+        # The server may be one of the descendants, and still write its data.
+        if not self.asked:
+            _signal_group(process.pid, signal.SIGTERM)
+        if not await _wait_until_gone(has_descendants, self._grace, self._clock):
+            self.was_killed = True
+            _signal_group(process.pid, signal.SIGKILL)
+            await _wait_until_gone(has_descendants, KILL_PATIENCE, self._clock)
         return exit_code(returned)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the child, if one runs."""
-        self.asked.add(number)
+        """Send a signal to the child but not to its descendants, if a child runs."""
         if self._process is not None and self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
+    def ask_to_stop(self, number: int) -> None:
+        """Ask the child and its descendants to stop, by a signal to their process group, if one of them runs.
+
+        A child that is being started gets the signal once it is.
+        """
+        self.asked.add(number)
+        if self._process is not None and self._ending is not None and not self._ending.done():
+            _signal_group(self._process.pid, number)
+
     def has_stopped(self, code: int) -> bool:
-        """Return whether a child with this exit code has stopped as requested: with 0, or by a signal sent to it."""
+        """Return whether a child with this exit code has stopped as requested: with 0, or by a signal that asked it."""
         return not self.was_killed and (code == 0 or code - 128 in self.asked)
 
     async def wait(self) -> int:
@@ -172,49 +195,46 @@ class Supervisor:
                 return None
         if self._process is None or self._ending is None:
             return None
-        if self.is_running and number not in self.asked:
-            self.send_signal(number)
+        if not self._ending.done() and number not in self.asked:
+            self.ask_to_stop(number)
         ending = self._ending
         timeout = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
         try:
             await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 self.was_killed = True
-                _kill_group(self._process.pid)
+                _signal_group(self._process.pid, signal.SIGKILL)
             return await asyncio.shield(ending)
         finally:
             timeout.cancel()
 
 
 async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool:
-    """Stop the child of an earlier agent that was killed; return whether the child was still running.
+    """Stop the child of an earlier agent that was killed, and the child's descendants; return whether any was running.
 
-    The child is killed if it has not stopped after `grace`.
+    They are killed if they have not stopped after `grace`.
 
     Raises:
-        AgentError: The child cannot be stopped.
+        AgentError: They cannot be stopped.
     """
-    if not process.is_running():
+    if not process.has_group():
         return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
-    if not await _wait_until_gone(process, grace, clock):
-        _kill_group(process.pid)
-        if not await _wait_until_gone(process, KILL_PATIENCE, clock):
-            raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
-    _kill_group(process.pid)
-    return True
+    for number, timeout in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
+        _signal_group(process.pid, number)
+        if await _wait_until_gone(process.has_group, timeout, clock):
+            return True
+    raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
 
 
-async def _wait_until_gone(process: Process, timeout: timedelta, clock: Clock) -> bool:
+async def _wait_until_gone(is_there: Callable[[], bool], timeout: timedelta, clock: Clock) -> bool:
     until = clock.monotonic() + timeout.total_seconds()
-    while process.is_running():
+    while await asyncio.to_thread(is_there):
         if clock.monotonic() >= until:
             return False
         await clock.sleep(_POLL)
     return True
 
 
-def _kill_group(pid: int) -> None:
+def _signal_group(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)

@@ -13,13 +13,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError
-from goatherd.files import lock_file, replace_file
+from goatherd.files import OWNER_HINT, lock_file, make_directory, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
 RECORD_NAME: Final = ".goatherd-agent.json"
@@ -33,25 +33,69 @@ class Process:
     Attributes:
         pid: Process ID, which is also its process group's ID.
         started: Boot ID and start time in the kernel's ticks; empty if unknown.
+        session: ID of its session, by which its process group is recognized once it has ended; None if unknown.
     """
 
     pid: int
     started: str
+    session: int | None = field(default=None, compare=False)
 
     @classmethod
     def find_process(cls, pid: int) -> Self | None:
         """Return the running process with this ID, or None if there is none."""
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            if fields[0] in "ZX":
-                return None  # a zombie: it has ended, and its parent has not waited for it
-            return cls(pid=pid, started=f"{_BOOT.read_text().strip()} {fields[19]}")
-        except (OSError, IndexError):
+        fields, boot = _read_status(Path(f"/proc/{pid}")), _read_boot()
+        if fields is None or boot is None:
             return None
+        return cls(pid=pid, started=f"{boot} {fields[19]}", session=int(fields[3]))
 
     def is_running(self) -> bool:
         """Whether this process is still running."""
         return self.started != "" and Process.find_process(self.pid) == self
+
+    def has_group(self) -> bool:
+        """Whether this process or another one of its process group is still running.
+
+        No new process gets this ID while the group has members. So a later process with this ID shows that the whole
+        group has ended. A group that such a process has left belongs to another session or to another boot.
+        """
+        if self.is_running():
+            return True
+        is_this_boot = self.started.partition(" ")[0] == _read_boot()
+        is_reused = Process.find_process(self.pid) is not None
+        return is_this_boot and not is_reused and self.session is not None and has_members(self.pid, self.session)
+
+
+def has_members(group: int, session: int) -> bool:
+    """Return whether a process of this group and session is running.
+
+    A process that has ended does not count, although its parent may not have waited for it. The parent of an orphan is
+    process 1, and in a container this can be the agent itself, which does not wait for it.
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it has members, but of other users
+    statuses = [_read_status(process) for process in Path("/proc").glob("[0-9]*")]
+    members = [fields for fields in statuses if fields and (int(fields[2]), int(fields[3])) == (group, session)]
+    return bool(members) or not statuses  # without /proc the kernel's answer counts
+
+
+def _read_status(process: Path) -> list[str] | None:
+    """Return the fields of a process's ``stat`` from its state on; None if the process has ended or is a zombie."""
+    try:
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if not fields or fields[0] in "ZX" else fields
+
+
+def _read_boot() -> str | None:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +116,7 @@ class AgentState:
 
     def to_bytes(self) -> bytes:
         """Encode the state as JSON."""
-        child = None if self.child is None else {"pid": self.child.pid, "started": self.child.started}
+        child = None if self.child is None else asdict(self.child)
         memory = None if self.memory is None else str(self.memory)
         tree = {"orgs": sorted(self.orgs), "memory": memory, "child": child, "token": self.token}
         return json.dumps(tree, indent=2).encode() + b"\n"
@@ -90,10 +134,17 @@ class AgentState:
         child, memory, orgs, token = tree.get("child"), tree.get("memory"), tree.get("orgs", []), tree.get("token")
         if not isinstance(orgs, list) or not all(isinstance(org, str) for org in orgs):
             raise ValueError("orgs must be a list of strings")
+        if isinstance(child, Mapping):
+            session = child.get("session")
+            child = Process(
+                pid=int(child["pid"]),
+                started=str(child["started"]),
+                session=None if session is None else int(session),
+            )
         return cls(
             orgs=frozenset(orgs),
             memory=Path(memory) if isinstance(memory, str) else None,
-            child=Process(pid=int(child["pid"]), started=str(child["started"])) if isinstance(child, Mapping) else None,
+            child=child if isinstance(child, Process) else None,
             token=token if isinstance(token, str) else None,
         )
 
@@ -131,12 +182,16 @@ class DataDirectoryLock:
             for directory in organization_directories(self._data):
                 check_understood(directory)
         try:
-            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self._data)
+        except OSError as error:
+            raise AgentError(f"cannot create {self._data}: {error.strerror}") from error
+        try:
             self._lock = lock_file(self._lock_path)
         except BlockingIOError as error:
             raise AgentBusyError(f"another agent is already running for {self._data}") from error
         except OSError as error:
-            raise AgentError(f"cannot use {self._data}: {error.strerror}") from error
+            hint = OWNER_HINT if isinstance(error, PermissionError) else None
+            raise AgentError(f"cannot open {self._lock_path}: {error.strerror}", hint=hint) from error
         try:
             self.before = self._state = AgentState.from_bytes(self._path.read_bytes())
             self.token = self.before.token or self.token

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from goatherd.errors import SettingsError
-from goatherd.files import replace_file
+from goatherd.files import make_directory, replace_file
 
 
 class FileState(StrEnum):
@@ -65,7 +65,7 @@ class SettingsFile:
             SettingsError: The file cannot be written.
         """
         try:
-            self.link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self.link.parent)
             replace_file(self.bytes_at, text)
             self._write_link()
         except OSError as error:

@@ -38,6 +38,7 @@ from weakref import WeakValueDictionary
 
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import DecodeError, GoatherdError, PathError, StorageError
+from goatherd.files import OWNER_HINT, make_directory, open_or_create
 from goatherd.garbage_collection import pause_collection
 from goatherd.node.log_index import IndexedPart, LogIndex, decode_line, split_part
 from goatherd.node.repository import Log
@@ -282,8 +283,8 @@ class FileLog:
     def _append_bytes(self, data: bytes) -> None:
         fresh = not self._file.exists()
         if fresh:
-            _make_directory(self._file.parent)
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            make_directory(self._file.parent)
+        descriptor = open_or_create(self._file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             start = os.fstat(descriptor).st_size
             try:
@@ -352,8 +353,7 @@ class FileLogIndex:
 
     def write_block(self, header: bytes, block: bytes, offset: int) -> int:
         try:
-            descriptor = os.open(self.file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
+            with os.fdopen(open_or_create(self.file, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
                 file.truncate(offset)
                 file.seek(offset)
                 file.write(block if offset else header + block)
@@ -406,10 +406,14 @@ class LogDirectory:
         if self.path.is_dir():
             check_understood(self.path)
         try:
-            _make_directory(self.path)
-            descriptor = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            make_directory(self.path)
         except OSError as error:
-            raise StorageError(f"cannot open {self.path}: {error.strerror}") from error
+            raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
+        try:
+            descriptor = open_or_create(self.path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            hint = OWNER_HINT if isinstance(error, PermissionError) else None
+            raise StorageError(f"cannot open {self.path / LOCK_NAME}: {error.strerror}", hint=hint) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -524,17 +528,6 @@ def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
         with contextlib.suppress(FileNotFoundError):
             new.unlink()
     _sync_directory(path.parent)
-
-
-def _make_directory(path: Path) -> None:
-    missing = []
-    while not path.exists():
-        missing.append(path)
-        path = path.parent
-    for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(mode=0o700)
-        _sync_directory(directory.parent)
 
 
 def _sync_directory(path: Path) -> None:

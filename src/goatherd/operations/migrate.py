@@ -248,7 +248,7 @@ async def remove_keys(target: MigrationTarget, migration: Migration, *, confirme
 
     Raises:
         UnconfirmedError: There are files to remove, and `confirmed` is false.
-        StorageError: A process holds a data directory open.
+        StorageError: A process has a file of a data directory open for writing.
         SettingsError: The store no longer returns the identity, or a file cannot be removed.
     """
     if migration.removable and not confirmed:

@@ -126,6 +126,7 @@ async def run_agent(
     Raises:
         ConfigurationError: The data directory is missing, or holds an organization that is not in `files`.
         AgentBusyError: Another agent uses the data directory.
+        StorageError: Another server runs on the data directory, or a log in it is damaged.
         AgentError: The server cannot be run, or exposed its private key.
     """
     clock = clock or SystemClock()
@@ -138,6 +139,7 @@ async def run_agent(
         await take_over(lock, grace, clock)
         if supervisor is not None:
             for directory in organization_directories(files.data):
+                await asyncio.to_thread(refuse_running, directory)
                 await asyncio.to_thread(check_logs_whole, directory)
         agent: Agent | None = None
 

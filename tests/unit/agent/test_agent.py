@@ -147,6 +147,34 @@ async def test_a_server_that_comes_up_late_is_asked_then(world: World) -> None:
         await world.until(lambda: world.asked == 1)
 
 
+async def test_a_server_that_comes_up_late_is_reported_as_ready(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    world.rules = replace(world.rules, ready_timeout=SOON)
+    world.order(a="hangs")
+    async with world.running():
+        await world.seen(f"hung {A.id}")
+        await world.until(lambda: "agent.not_up" in told.text)
+        assert "READY=1" not in world.service.sent
+        with (world.path / "starts").open("a") as file:
+            file.write(A.id + "\n")
+        await world.until(lambda: "READY=1" in world.service.sent)
+        assert "agent.up" in told.text
+        assert world.agent is not None
+        assert world.agent.describe()["state"] == "serving"
+        # Then a server that does not know the root is no proof that none reads its file.
+        world.is_stranger = True
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.until(lambda: told.text.count("agent.not_up") == 2)
+        world.is_stranger = False
+        world.order()
+        with (world.path / "starts").open("a") as file:
+            file.write(A.id + "\n")
+        await world.until(lambda: told.text.count("agent.up") == 2)
+
+
 # --- crashes --------------------------------------------------------------------------------------------------------
 
 

@@ -8,19 +8,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from goatherd.agent.child_process import Supervisor, end_leftover, exit_code, find_command
-from goatherd.agent.data_directory_lock import Process
+from goatherd.agent.data_directory_lock import Process, has_members
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, ConfigurationError
+from tests.deadlines import HANG
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 SOON = timedelta(milliseconds=200)
-LATE = timedelta(seconds=60)
+LATE = timedelta(seconds=2 * HANG)
 
 
 def python(script: str) -> list[str]:
@@ -135,6 +137,54 @@ async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> Non
     await gone(int(file.read_text()))
 
 
+def behind_script(directory: Path, at_signal: str, end: str) -> list[str]:
+    """A script that ends at a signal, or does `end`, while its server does `at_signal`."""
+    server = f"trap '{at_signal}' TERM; touch {directory}/server; while :; do sleep 0.02; done"
+    started = f"until [ -e {directory}/server ]; do sleep 0.02; done"
+    return ["sh", "-c", f'sh -c "$1" & {started}; {end}', "sh", server]
+
+
+async def test_a_server_behind_a_script_has_the_time_that_it_needs_to_stop(tmp_path: Path) -> None:
+    asked, may_end, said = tmp_path / "asked", tmp_path / "may end", tmp_path / "said"
+    flush = f'touch "{asked}"; until [ -e "{may_end}" ]; do sleep 0.02; done; echo bye > "{said}"; exit'
+    one = supervisor(behind_script(tmp_path, flush, "wait"))
+    await one.start()
+    await exists(tmp_path / "server")
+    script = one.pid
+    assert script is not None
+    stopping, seen = asyncio.create_task(one.stop()), asyncio.create_task(exists(asked))
+    await asyncio.wait({stopping, seen}, return_when=asyncio.FIRST_COMPLETED)
+    await gone(script)
+    assert not stopping.done()
+    may_end.touch()
+    assert await stopping == 143
+    assert said.read_text() == "bye\n"
+    assert not one.was_killed
+    assert not one.was_cut_off, "it has handled the signal"
+    await seen
+
+
+async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    one = supervisor(behind_script(tmp_path, f"echo bye > {said}; exit", "exit 3"))
+    await one.start()
+    assert await one.wait() == 3
+    assert said.read_text() == "bye\n"
+    assert not one.was_killed
+
+
+@pytest.mark.parametrize("end", ["wait", "exit 3"], ids=["asked", "by itself"])
+async def test_a_server_behind_a_script_that_ignores_signals_is_killed(tmp_path: Path, end: str) -> None:
+    one = supervisor(behind_script(tmp_path, "", end), grace=SOON)
+    await one.start()
+    script = one.pid
+    assert script is not None
+    await exists(tmp_path / "server")
+    assert await (one.wait() if "exit" in end else one.stop()) in (3, 143)
+    assert one.was_killed
+    assert not has_members(script, os.getsid(0))
+
+
 @pytest.mark.slow
 async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
     ready, said = tmp_path / "ready", tmp_path / "said"
@@ -143,7 +193,7 @@ async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_pa
     one = supervisor(["sh", "-c", script])
     await one.start()
     await exists(ready)
-    one.send_signal(signal.SIGTERM)
+    one.ask_to_stop(signal.SIGTERM)
     assert await one.stop(signal.SIGTERM) == 9
     assert said.read_text() == "got\n"
 
@@ -156,6 +206,20 @@ async def test_a_cancelled_start_leaves_no_unsupervised_child() -> None:
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert await one.stop() == 143
+
+
+@pytest.mark.parametrize("turns", range(4), ids="after {} turns of the event loop".format)
+async def test_a_request_to_stop_reaches_a_child_that_is_being_started(turns: int) -> None:
+    one = supervisor(["sleep", "600"])
+    starting = asyncio.create_task(one.start())
+    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    one.ask_to_stop(signal.SIGTERM)
+    await starting
+    async with asyncio.timeout(HANG):
+        assert await one.stop(signal.SIGTERM) == 143
+    assert one.has_stopped(143)
 
 
 async def test_a_second_child_beside_the_first_is_a_bug() -> None:
@@ -237,18 +301,36 @@ async def test_another_process_with_the_number_of_the_child_that_was_left_over_i
     process.wait(60)
 
 
+async def test_a_server_that_its_script_has_left_over_is_stopped(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    script = subprocess.Popen(  # noqa: ASYNC220
+        behind_script(tmp_path, f"echo bye > {said}; exit", "wait"), process_group=0
+    )
+    await exists(tmp_path / "server")
+    known = Process.find_process(script.pid)
+    assert known is not None
+    script.kill()
+    script.wait(60)
+    for other in (
+        replace(known, started="another boot 1"),
+        replace(known, session=os.getsid(0) + 1),
+        replace(known, session=None),
+    ):
+        assert not await end_leftover(other, SOON, SystemClock()), "a later group with the same number"
+    assert await end_leftover(known, LATE, SystemClock())
+    assert said.read_text() == "bye\n"
+    assert not await end_leftover(known, SOON, SystemClock())
+
+
 @pytest.mark.slow
 async def test_one_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goatherd.agent.child_process.KILL_PATIENCE", SOON)
-    monkeypatch.setattr(Process, "is_running", lambda _: True)
+    monkeypatch.setattr(Process, "has_group", lambda _: True)
     monkeypatch.setattr("goatherd.agent.child_process.os", FakeOS())
     with pytest.raises(AgentError, match="cannot be stopped"):
         await end_leftover(Process(pid=4_000_000, started="x"), SOON, SystemClock())
 
 
 class FakeOS:
-    def kill(self, pid: int, number: int) -> None:
-        pass
-
     def killpg(self, pid: int, number: int) -> None:
         pass

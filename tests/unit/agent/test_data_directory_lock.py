@@ -21,7 +21,7 @@ def test_a_second_agent_on_the_same_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(tmp_path: Path) -> None:
-    child = Process(pid=7, started="boot 9")
+    child = Process(pid=7, started="boot 9", session=5)
     with DataDirectoryLock(tmp_path) as claim:
         assert claim.before == AgentState()
         claim.save(orgs=["a", "b"], memory=Path("/run/x"))
@@ -30,6 +30,8 @@ def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(
         assert claim.before == AgentState(
             orgs=frozenset({"a", "b"}), memory=Path("/run/x"), child=child, token=claim.token
         ), "it has the last one's token, and with it its lease"
+        assert claim.before.child is not None
+        assert claim.before.child.session == 5
         claim.clear()
         claim.clear()
     with DataDirectoryLock(tmp_path) as claim:
@@ -47,8 +49,18 @@ def test_a_damaged_record_is_an_error_and_not_nothing(tmp_path: Path, text: str)
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")
-    with pytest.raises(AgentError), DataDirectoryLock(tmp_path):
+    with pytest.raises(AgentError, match=f"cannot open {tmp_path / LOCK_NAME}"), DataDirectoryLock(tmp_path):
         pass
+
+
+def test_a_lock_of_another_user_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("goatherd.agent.data_directory_lock.lock_file", refuse)
+    with pytest.raises(AgentError, match=f"cannot open {tmp_path / LOCK_NAME}: Permission denied") as caught:
+        DataDirectoryLock(tmp_path).__enter__()
+    assert "chown" in caught.value.hint
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from goatherd.cluster.client import NewSession
 from goatherd.errors import NodeUnreachableError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
+from goatherd.serving.service_manager import ServiceManager
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, owned
 
@@ -125,6 +126,21 @@ class LiveClient:
         pass
 
 
+class RecordingService(ServiceManager):
+    """Keeps what systemd would be sent.
+
+    Attributes:
+        sent: The lines of all messages.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        super().__init__(environ)
+        self.sent: list[str] = []
+
+    def _send(self, *lines: str) -> None:
+        self.sent += lines
+
+
 class World:
     """An agent with a child, in a directory."""
 
@@ -140,6 +156,7 @@ class World:
         self.lease: Lease | NoLease = NoLease()
         self.rules = Rules(ready_timeout=timedelta(seconds=HANG), look_every=SOON)
         self.notify: Callable[[], Awaitable[None]] | None = None
+        self.service = RecordingService({})
         (tmp_path / "memory").mkdir(mode=0o700)
         self.client = LiveClient(self)
         self.data = tmp_path / "data"
@@ -183,6 +200,7 @@ class World:
                 lease=self.lease,
                 rules=self.rules,
                 notify=self.notify,
+                service=self.service,
                 clock=self.clock,
             )
             task = asyncio.create_task(self.agent.run())

@@ -138,6 +138,21 @@ def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: 
     assert "--plain-file" in disk.err
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_root_writes_for_a_server_belongs_to_the_owner_of_the_data(
+    goatherd: Goatherd, store: str, data: Path
+) -> None:
+    os.chown(data, 12345, 12346)
+    done = goatherd("run", "--once", "--provider", store, "--data", str(data), "--plain-file", "--create")
+    assert done.code == 0
+    assert settings(data) in data.rglob("*")
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in data.rglob("*")} == {(12345, 12346)}
+    assert settings(data).stat().st_mode & 0o777 == 0o600
+    exported = data / "localhost" / "exported.json"
+    assert goatherd("export", str(exported), "--provider", store).code == 0
+    assert exported.stat().st_uid == 12345
+
+
 def test_each_organization_gets_its_own_identity(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
     uri = f"file://{tmp_path}/keys/{{org}}/root"
     roots = {}
@@ -407,8 +422,11 @@ def test_an_identity_that_is_damaged_in_the_store_starts_no_server(store: str, d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrapper", "code"), [((), 137), (("sh", "-c", '"$@"; exit $?', "sh"), 143)], ids=["bare", "behind a script"]
+)
 def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_its_files_replaced(
-    store: str, data: Path, tmp_path: Path
+    store: str, data: Path, tmp_path: Path, wrapper: tuple[str, ...], code: int
 ) -> None:
     script = textwrap.dedent(
         f"""
@@ -419,7 +437,7 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
         time.sleep(600)
         """
     )
-    words = ["--grace", "1s", "--log-level", "warning", "--", sys.executable, "-S", "-c", script]
+    words = ["--grace", "1s", "--log-level", "warning", "--", *wrapper, sys.executable, "-S", "-c", script]
     first = start(store, data, *words)
     wait_for(tmp_path / "pid", first)
     orphan = int((tmp_path / "pid").read_text())
@@ -433,8 +451,9 @@ def test_an_agent_that_was_killed_is_taken_over_from_with_its_server_gone_and_it
     second.send_signal(signal.SIGTERM)
     _, err = second.communicate(timeout=120)
     first.communicate(timeout=120)  # its output ends with the last process that had it
-    assert second.returncode == 137
+    assert second.returncode == code
     assert "agent.leftover" in err
+    assert "agent.killed" in err
     assert not os.path.lexists(settings(data))
 
 

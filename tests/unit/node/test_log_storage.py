@@ -222,6 +222,33 @@ def test_a_directory_must_be_held_and_usable(tmp_path: Path) -> None:
             directory.open_log("/data/x").read_records()
 
 
+def test_a_lock_file_that_cannot_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK_NAME).mkdir()
+    with pytest.raises(StorageError, match=f"cannot open {tmp_path / LOCK_NAME}: Is a directory"):
+        LogDirectory(tmp_path).acquire()
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("goatherd.node.log_storage.open_or_create", refuse)
+    with pytest.raises(StorageError, match=f"cannot open {tmp_path / LOCK_NAME}: Permission denied") as caught:
+        LogDirectory(tmp_path).acquire()
+    assert "chown" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_what_root_writes_belongs_to_the_owner_of_the_data(tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, 12346)
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open_log("/sys/sessions")
+        log.append_record({"id": "c"})
+        log.flush()
+        log.index.write_block(b"header\n", b"block\n", 0)
+    found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in tmp_path.rglob("*")}
+    names = [LOCK_NAME, "sys", "sessions.jsonl", ".sessions.jsonl.index"]
+    assert found == dict.fromkeys(names, (12345, 12346))
+
+
 def test_a_memory_log_reads_back_what_it_was_given() -> None:
     log = MemoryLog([{"id": "a"}])
     log.append_record({"id": "b"})

@@ -462,7 +462,7 @@ def test_a_data_directory_and_the_directory_of_one_organization_are_both_found(d
 
 
 def test_a_directory_in_use_is_an_error_that_names_the_process(directory: Path) -> None:
-    script = "import sys, time; file = open(sys.argv[1]); print('open', flush=True); time.sleep(600)"
+    script = "import sys, time; file = open(sys.argv[1], 'a'); print('open', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", script, str(notes(directory))]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         try:

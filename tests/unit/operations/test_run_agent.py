@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from goatherd.agent import Rules
-from goatherd.errors import ConfigurationError
+from goatherd.agent import Rules, Supervisor
+from goatherd.errors import ConfigurationError, StorageError
 from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent, signal_notifier
 
 
@@ -31,6 +33,27 @@ async def test_an_organization_that_is_not_named_stops_the_agent_before_anything
             grace=timedelta(seconds=1),
         )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files can be seen in /proc only")
+async def test_a_server_that_runs_already_stops_the_agent_before_it_starts_another_one(tmp_path: Path) -> None:
+    log = tmp_path / "localhost/sys/sessions.jsonl"
+    log.parent.mkdir(parents=True)
+    script = "import sys; file = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", script, str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:  # noqa: ASYNC220
+        assert server.stdout is not None
+        server.stdout.readline()
+        with pytest.raises(StorageError, match=f"process {server.pid} holds"):
+            await run_agent(
+                files_in(tmp_path, "localhost"),
+                [],
+                supervisor=Supervisor(["true"], environ={}),
+                lease_secret=None,
+                rules=Rules(),
+                grace=timedelta(seconds=1),
+            )
+        server.communicate()
 
 
 async def test_a_missing_data_directory_is_created_only_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Files that root creates in a directory of another user, such as the data directory of a GoatDB server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from goatherd import files
+
+APP = (12345, 12346)
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory of another user, which root shall write in."""
+    found = tmp_path / "data"
+    found.mkdir(mode=0o700)
+    os.chown(found, *APP)
+    return found
+
+
+def owner(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid
+
+
+@as_root
+def test_what_root_creates_belongs_to_the_owner_of_its_directory(directory: Path) -> None:
+    files.create_file(directory / "created", b"")
+    files.replace_file(directory / "replaced", b"before")
+    os.chown(directory / "replaced", 0, 0)
+    files.replace_file(directory / "replaced", b"after")
+    os.close(files.lock_file(directory / "lock"))
+    files.replace_file(directory / "a/b/file", b"")
+    assert {path.name: owner(path) for path in directory.rglob("*")} == dict.fromkeys(
+        ["created", "replaced", "lock", "a", "b", "file"], APP
+    )
+    assert {path.stat().st_mode & 0o777 for path in directory.rglob("*") if path.is_file()} == {0o600}
+
+
+@as_root
+def test_another_user_cannot_make_root_give_a_file_away(directory: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("x")
+    for place in (directory / "hard", directory / "lock"):
+        place.hardlink_to(precious)
+    (directory / "soft").symlink_to(precious)
+    (directory / "folder").symlink_to(tmp_path)
+    os.close(files.lock_file(directory / "lock"))
+    with pytest.raises(OSError, match="symbolic link"):
+        files.lock_file(directory / "soft")
+    for place in ("hard", "soft"):
+        files.replace_file(directory / place, b"new")
+        assert owner(directory / place) == APP
+    files.replace_file(directory / "folder/file", b"new")
+    assert owner(tmp_path / "file") == (0, 0), "of the directory in which it is"
+    assert (precious.read_text(), owner(precious)) == ("x", (0, 0))
+
+
+@as_root
+def test_in_a_directory_of_root_and_by_another_user_nothing_is_given_away(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.chown(tmp_path, 0, APP[1])
+    files.replace_file(tmp_path / "file", b"")
+    assert owner(tmp_path / "file") == (0, 0)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    files.replace_file(directory / "file", b"")
+    assert owner(directory / "file") == (0, 0)
+
+
+@as_root
+def test_where_root_may_not_give_files_away_they_are_written_nevertheless(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    files.replace_file(directory / "file", b"x")
+    assert (directory / "file").read_bytes() == b"x"
