@@ -357,10 +357,9 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
         raise DecodeError("a change in an edit must be an object in an E marker")
     kind = change.get("changeType")
     if kind == "rt":
-        encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
-        if "values" in change:
-            encoded["values"] = as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
-        return {"changeType": "rt", **encoded}
+        # COMPAT: GoatDB filters the elements of a whole rich text field, but not those of a change.
+        members = {name: change[name] for name in ("op", "start", "end", "values") if name in change}
+        return {"changeType": "rt", **{name: _reencode(value) for name, value in members.items()}}
     if kind != "fd":
         raise DecodeError(f"an edit has a change of unknown type {kind!r:.100}")
     value_type = change.get("vType")
@@ -377,6 +376,11 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
         except EncodeError as error:
             raise DecodeError(str(error)) from error
     return encoded
+
+
+def _reencode(value: Any) -> Any:
+    """Decode an encoded value and encode it again, as GoatDB does with a value of any type."""
+    return as_json(encode_plain(refuse_encoded(Decoder().decode(value))))
 
 
 def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:

@@ -345,6 +345,22 @@ class TestEdits:
             apply_edit(base, edit, REGISTRY)
 
     @pytest.mark.parametrize(
+        "node",
+        [
+            {"text": "!", "marks": ["bold"]},
+            {"text": "!", "comments": [{"id": 1, "isLocal": True}]},
+            {"tagName": "p", "isLocal": True, "children": []},
+            {"text": "!", "seen": {"__t": "S", "__v": [{"__t": "D", "__v": 5}]}},
+            "stray",
+        ],
+    )
+    def test_all_nodes_and_attributes_of_a_rich_text_change_are_kept(self, node: Any) -> None:
+        change = {"changeType": "rt", "op": 1, "start": 0, "values": [node]}
+        edit = {"sc": "1", "dc": "2", "c": {"rt": [{"__t": "E", "__v": change}]}}
+        assert canonical_edit(edit, REGISTRY) == edit
+        assert canonical_edit(edit, REGISTRY, like_goatdb=True) == edit
+
+    @pytest.mark.parametrize(
         "wrapped",
         [
             None,
@@ -353,6 +369,7 @@ class TestEdits:
             {"__t": "E", "__v": {"changeType": "qq"}},
             {"__t": "E", "__v": {"changeType": "fd"}},
             {"__t": "E", "__v": {"changeType": "fd", "vType": ["set"]}},
+            {"__t": "E", "__v": {"changeType": "rt", "values": [{"__t": "E", "__v": {}}]}},
         ],
     )
     def test_malformed_changes_are_refused(self, wrapped: Any) -> None:
