@@ -18,7 +18,7 @@ from goatherd.wire.items import data_checksum, encode_data, normalize_data, patc
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
-from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
+from goatherd.wire.schema import BUILTIN, NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
 from tests.vectors.diff import diff_data, wrap_changes
 
 from .test_json import JSON_VALUES
@@ -195,6 +195,12 @@ def test_a_marker_s_version_is_read_as_javascript_reads_an_integer() -> None:
     for text, version in (("0x10", 16), ("\ufeff1", 1), ("1e1", 1), ("+1", 1), ("0x", 16), ("-1", None), ("\x1c1", 16)):
         found = registry.from_marker(f"up/{text}")
         assert (None if found is None else found.version) == version, text
+
+
+@pytest.mark.parametrize("digits", ["f" * 300, "f" * 5000, "9" * 5000])
+def test_a_version_beyond_every_number_is_no_version(digits: str) -> None:
+    for text in (f"0x{digits}", f"-0x{digits}"):
+        assert BUILTIN.from_marker(f"sessions/{text}") is None
 
 
 def test_only_an_empty_set_or_map_of_its_own_kind_of_field_is_dropped() -> None:
