@@ -353,20 +353,19 @@ class Commit:
             parents = ()
         elif type(parents) is not list or not all(type(parent) is str for parent in parents):
             raise DecodeError(f"commit {commit_id!r:.100}: p (the parents) must be an array of ids")
-        raw_filter = get("af")
         connection = get("cid")
         return cls(
             id=commit_id,
             key=key,
             session=session,
-            ts=_read_number(get("ts"), "ts"),
+            ts=_read_number(_or_zero(get("ts")), "ts"),
             version=_read_integer(encoded["ver"], "ver") if "ver" in encoded else None,
             org=org,
             connection=connection if isinstance(connection, str) else "",
             contents=_read_contents(get("c"), registry, like_goatdb),
             parents=tuple(parents),
-            ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
-            ancestors_count=_read_integer(get("ac"), "ac"),
+            ancestors_filter=BloomFilter.from_json(encoded["af"]) if "af" in encoded else None,
+            ancestors_count=_read_integer(_or_zero(get("ac")), "ac"),
             merge_base=_read_text(get("mb"), "mb"),
             merge_leader="" if get("ml") == "" and like_goatdb else _read_text(get("ml"), "ml"),
             revert=is_truthy(get("revert")),
@@ -663,9 +662,9 @@ def _stable_array(texts: list[str]) -> str:
 def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit must have contents")
-    if raw.get("r") is not None:
+    if "r" in raw:
         return {"r": canonical_record(raw["r"], registry, like_goatdb=like_goatdb)}
-    if raw.get("e") is not None:
+    if "e" in raw:
         edit = canonical_edit(raw["e"], registry, like_goatdb=like_goatdb)
         if "b" not in raw and like_goatdb:
             return {"e": edit}
@@ -685,9 +684,12 @@ def _contents_text(contents: Mapping[str, Any]) -> str:
     )
 
 
+def _or_zero(value: Any) -> Any:
+    """Return a value, or 0 in place of an absent or falsy one, as GoatDB does for some members."""
+    return value if is_truthy(value) else 0
+
+
 def _read_number(value: Any, member: str) -> float:
-    if not is_truthy(value):
-        return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise DecodeError(f"a commit's member {member} must be a number")
     return value

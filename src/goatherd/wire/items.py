@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, is_native, refuse_encoded, rich_text_filter
+from goatherd.wire.encoders import (
+    Decoder,
+    Encoded,
+    encode_cyclical,
+    encode_plain,
+    is_native,
+    refuse_encoded,
+    rich_text_filter,
+)
 from goatherd.wire.equality import MAX_PATCH_WORK, Work, decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, is_truthy, utf16_characters
@@ -336,25 +344,39 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.
     """
-    if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
-        raise DecodeError("an edit must be an object, and its member c (changes) too")
-    changes: dict[str, Any] = {}
-    for name, field_changes in edit.get("c", {}).items():
-        if not isinstance(field_changes, list):
-            raise DecodeError("the changes of a field must be an array")
-        changes[name] = [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in field_changes]
-    encoded = {name: edit[name] for name in ("sc", "dc") if name in edit}
-    encoded["c"] = changes
-    if "s" in edit:
-        schema = registry.from_marker(edit["s"])
-        encoded["s"] = edit["s"] if schema is None else schema.marker
+    # COMPAT: GoatDB takes any other value for an edit without members.
+    members = edit if isinstance(edit, dict) else {}
+    encoded = {name: members[name] for name in ("sc", "dc") if name in members}
+    encoded["c"] = {
+        name: [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in changes]
+        for name, changes in _changes_by_field(members.get("c")).items()
+    }
+    if "s" in members:
+        schema = registry.from_marker(members["s"])
+        encoded["s"] = members["s"] if schema is None else schema.marker
     return encoded
 
 
-def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]:
-    change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
-    if not isinstance(change, dict):
+def _changes_by_field(encoded: Any) -> dict[str, list[Any]]:
+    """Return the changes of an edit (its member ``c``) by field, each change in its decoded form.
+
+    COMPAT: for GoatDB, an absent member and one that has no members of its own are no changes.
+    """
+    decoded = Decoder().decode(encoded)
+    if isinstance(decoded, list):
+        decoded = {str(index): each for index, each in enumerate(decoded)}
+    if isinstance(decoded, Encoded) or (isinstance(decoded, str) and decoded):
+        raise DecodeError("the changes of an edit must be an object")
+    changes = decoded if isinstance(decoded, dict) else {}
+    if not all(isinstance(each, list) for each in changes.values()):
+        raise DecodeError("the changes of a field must be an array")
+    return changes
+
+
+def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]:
+    if not isinstance(decoded, Encoded):
         raise DecodeError("a change in an edit must be an object in an E marker")
+    change = decoded.value
     kind = change.get("changeType")
     if kind == "rt":
         # COMPAT: GoatDB filters the elements of a whole rich text field, but not those of a change.
@@ -422,13 +444,11 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     # (tests/unit/wire/test_equality.py).
     work = Work(MAX_PATCH_WORK)
     patched = dict(data)
-    if not isinstance(changes, dict):
-        raise DecodeError("an edit must have changes")
-    for name, field_changes in changes.items():
+    for name, field_changes in _changes_by_field(changes).items():
         if schema is not None and name not in schema.by_name:
             continue
-        for wrapped in field_changes:
-            change = _canonical_change(wrapped)
+        for decoded in field_changes:
+            change = _canonical_change(decoded)
             if change["changeType"] == "rt":
                 raise DecodeError("the edit changes rich text, which Goatherd cannot apply")
             if "value" not in change and change["vType"] in ("set", "map"):

@@ -119,7 +119,7 @@ class TestReading:
         assert read(wire(revert="x", ml="leader")).to_json()["revert"] == "leader"
         assert "revert" not in read(wire(revert="x")).to_json()
 
-    @pytest.mark.parametrize("members", [{"p": []}, {"ac": 0}, {"mb": ""}, {"ml": None}, {"af": None}, {"revert": ""}])
+    @pytest.mark.parametrize("members", [{"p": []}, {"ac": 0}, {"mb": ""}, {"ml": None}, {"revert": ""}])
     def test_empty_members_are_dropped(self, members: dict[str, Any]) -> None:
         (name,) = members
         assert name not in read(wire(**members)).to_json()
@@ -161,6 +161,9 @@ class TestReading:
             wire(ts=True),
             wire(ver=1.5),
             wire(ver=2**54),
+            wire(ver=None),
+            wire(ver=""),
+            wire(ver=False),
             wire(p="x"),
             wire(p=[1]),
             wire(af="x"),
@@ -172,8 +175,14 @@ class TestReading:
             wire(mb=[]),
             wire(ml={}),
             wire(af={}),
+            wire(af=None),
+            wire(af=""),
+            wire(af=0),
+            wire(af=False),
             wire(ts=float("inf")),
             wire(c={"r": {}, "b": "x", "e": {"c": {}}}),
+            wire(c={"r": None, "b": "x", "e": {"c": {}}}),
+            wire(c={"r": False, "b": "x", "e": {"c": {}}}),
             wire(c=...),
             wire(c=[]),
             wire(c={}),
@@ -181,7 +190,9 @@ class TestReading:
             wire(c={"r": {"s": 5, "d": {}}}),
             wire(c={"b": "x"}),
             wire(c={"b": 5, "e": {"c": {}}}),
-            wire(c={"b": "x", "e": {"c": []}}),
+            wire(c={"b": "x", "e": {"c": "text"}}),
+            wire(c={"b": "x", "e": {"c": {"__t": "E", "__v": {}}}}),
+            wire(c={"b": "x", "e": {"c": [1]}}),
             wire({"set": "x"}),
             wire({"set": {"a": 1}}),
             wire({"set": [{}]}),
@@ -196,6 +207,12 @@ class TestReading:
     def test_what_goatdb_cannot_read_or_write_again_is_refused(self, encoded: Any) -> None:
         with pytest.raises(DecodeError):
             read(encoded)
+
+    @pytest.mark.parametrize("edit", [None, 0, "", "text", False, [], {}, {"c": None}, {"c": []}, {"c": 5}, {"c": ""}])
+    def test_an_edit_without_members_or_changes_changes_nothing(self, edit: Any) -> None:
+        for like_goatdb in (False, True):
+            commit = read(wire(c={"b": "x", "e": edit}), like_goatdb=like_goatdb)
+            assert commit.contents == {"b": "x", "e": {"c": {}}}
 
     def test_a_member_that_was_not_signed_is_not_in_the_text(self) -> None:
         for name in ("ver", "id", "k", "s"):
