@@ -339,7 +339,8 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     """Decode the edit of a delta commit and encode it again, as GoatDB does before it verifies the commit.
 
     Args:
-        like_goatdb: Whether to accept, as GoatDB does, a change that replaces a field of type Set by another value.
+        like_goatdb: Whether to leave out the marker of an unknown schema, which is otherwise kept, and to accept, as
+            GoatDB does, a change that replaces a field of type Set by another value.
 
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.
@@ -351,9 +352,12 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
         name: [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in changes]
         for name, changes in _changes_by_field(members.get("c")).items()
     }
-    if "s" in members:
-        schema = registry.from_marker(members["s"])
-        encoded["s"] = members["s"] if schema is None else schema.marker
+    marker = members.get("s")
+    schema = registry.from_marker(marker)
+    if schema is not None:
+        encoded["s"] = schema.marker
+    elif isinstance(marker, str) and not like_goatdb:
+        encoded["s"] = marker
     return encoded
 
 

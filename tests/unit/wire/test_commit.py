@@ -346,6 +346,15 @@ class TestEdits:
         edit = {"sc": base["cs"], "dc": encoded_checksum(target), "c": changes}
         assert apply_edit(base, edit, REGISTRY)["d"] == target
 
+    def test_the_marker_of_an_unknown_schema_is_kept_but_goatdb_leaves_it_out(self) -> None:
+        edit = {"sc": "1", "dc": "2", "c": {}}
+        for like_goatdb in (False, True):
+            assert canonical_edit({**edit, "s": "all"}, REGISTRY, like_goatdb=like_goatdb) == {**edit, "s": "all/1"}
+            for marker in (None, 5, ["all/1"]):
+                assert canonical_edit({**edit, "s": marker}, REGISTRY, like_goatdb=like_goatdb) == edit
+        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY) == {**edit, "s": "nobody/7"}
+        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY, like_goatdb=True) == edit
+
     @pytest.mark.parametrize("member", ["sc", "dc"])
     def test_both_checksums_are_checked(self, member: str) -> None:
         base, target = self.record(s="a"), self.record(s="b")
