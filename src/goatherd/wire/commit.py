@@ -23,6 +23,7 @@ import orjson
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.encoders import check_members
 from goatherd.wire.items import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.javascript_values import is_truthy
 from goatherd.wire.json import (
@@ -343,6 +344,7 @@ class Commit:
         """
         if type(encoded) is not dict:
             raise DecodeError("a commit must be a JSON object")
+        check_members(encoded)
         get = encoded.get
         absent = ABSENT if like_goatdb else None
         commit_id, key, session = get("id", absent), get("k", absent), get("s", absent)
@@ -662,6 +664,7 @@ def _stable_array(texts: list[str]) -> str:
 def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit must have contents")
+    check_members(raw)
     if "r" in raw:
         return {"r": canonical_record(raw["r"], registry, like_goatdb=like_goatdb)}
     if "e" in raw:

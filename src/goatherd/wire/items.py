@@ -14,6 +14,7 @@ from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.encoders import (
     Decoder,
     Encoded,
+    check_members,
     encode_cyclical,
     encode_plain,
     is_native,
@@ -275,6 +276,9 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: 
     """
     if not isinstance(record, dict):
         raise DecodeError("a commit's record must be a JSON object")
+    check_members(record)
+    if isinstance(record.get("d"), dict):
+        check_members(record["d"])
     marker = record.get("s")
     schema = registry.from_marker(marker)
     if schema is None:
@@ -295,16 +299,16 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
     raw = record.get("d")
     mark = record.get("n")
     normalized = is_truthy(mark)
-    if not normalized:
-        mark = schema is not NULL_SCHEMA
+    mark = _reencode(mark) if normalized else schema is not NULL_SCHEMA
+    stated = _reencode(record.get("cs"))
     flat = _flat_data(raw, schema) if normalized and "cs" in record else None
     if flat is not None:
-        return {"s": schema.marker, "d": flat, "n": mark, "cs": record["cs"]}
+        return {"s": schema.marker, "d": flat, "n": mark, "cs": stated}
     data = decode_data(raw, schema, like_goatdb=like_goatdb)
     if not normalized:
         data = normalize_data(data, schema)
     encoded = encode_data(data, schema)
-    checksum = record["cs"] if "cs" in record else data_checksum(data, schema)
+    checksum = stated if "cs" in record else data_checksum(data, schema)
     return {"s": schema.marker, "d": encoded, "n": mark, "cs": checksum}
 
 
@@ -345,9 +349,19 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.
     """
+    try:
+        return _canonical_edit(edit, registry, like_goatdb)
+    except EncodeError as error:
+        raise DecodeError(str(error)) from error
+    except RecursionError:
+        raise DecodeError("the data is nested too deeply") from None
+
+
+def _canonical_edit(edit: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     # COMPAT: GoatDB takes any other value for an edit without members.
     members = edit if isinstance(edit, dict) else {}
-    encoded = {name: members[name] for name in ("sc", "dc") if name in members}
+    check_members(members)
+    encoded = {name: _reencode(members[name]) for name in ("sc", "dc") if name in members}
     encoded["c"] = {
         name: [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in changes]
         for name, changes in _changes_by_field(members.get("c")).items()
@@ -381,6 +395,7 @@ def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]
     if not isinstance(decoded, Encoded):
         raise DecodeError("a change in an edit must be an object in an E marker")
     change = decoded.value
+    check_members(change)
     kind = change.get("changeType")
     if kind == "rt":
         # COMPAT: GoatDB filters the elements of a whole rich text field, but not those of a change.
@@ -393,19 +408,18 @@ def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]
         raise DecodeError(f"an edit has a change of a value of unknown type {value_type!r:.100}")
     encoded = {"changeType": "fd"}
     if "operation" in change:
-        encoded["operation"] = change["operation"]
+        encoded["operation"] = _reencode(change["operation"])
     encoded["vType"] = value_type
     if "value" in change or value_type in ("date", "map"):
         value = _decode_field(change.get("value", UNDEFINED), value_type, Decoder(), like_goatdb)
-        try:
-            encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
-        except EncodeError as error:
-            raise DecodeError(str(error)) from error
+        encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
     return encoded
 
 
 def _reencode(value: Any) -> Any:
     """Decode an encoded value and encode it again, as GoatDB does with a value of any type."""
+    if type(value) is not dict and type(value) is not list:
+        return value
     return as_json(encode_plain(refuse_encoded(Decoder().decode(value))))
 
 

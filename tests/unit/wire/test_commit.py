@@ -208,6 +208,32 @@ class TestReading:
         with pytest.raises(DecodeError):
             read(encoded)
 
+    @pytest.mark.parametrize("like_goatdb", [False, True])
+    @pytest.mark.parametrize(
+        "place",
+        ["", "af", "c", "c r", "c r d", "c r d map", "c r cs", "e", "e c", "e sc", "e c s 0 __v", "e c s 0 __v value"],
+    )
+    def test_a_member_that_hides_the_method_of_that_name_is_refused(self, place: str, like_goatdb: bool) -> None:
+        encoded = wire({"s": "x", "map": {}}, af={"d": "AA==", "s": [1]})
+        encoded["c"]["r"]["cs"] = {"a": 1}
+        if place.startswith("e"):
+            change = {"changeType": "fd", "operation": 1, "vType": "map", "value": {}}
+            encoded["c"] = {"b": "x", "e": {"sc": {}, "dc": "2", "c": {"s": [{"__t": "E", "__v": change}]}}}
+            place = f"c {place}"
+        read(encoded, like_goatdb=like_goatdb)
+        holder = encoded
+        for step in place.split():
+            holder = holder[int(step) if step.isdigit() else step]
+        holder["hasOwnProperty"] = []
+        with pytest.raises(DecodeError, match="hasOwnProperty"):
+            read(encoded, like_goatdb=like_goatdb)
+
+    def test_a_member_that_hides_a_method_is_ignored_in_an_unknown_member(self) -> None:
+        hiding = {"hasOwnProperty": 1}
+        encoded = wire({"s": "x", "zzz": hiding, "set": {"__t": "S", "__v": [1], **hiding}}, zzz=hiding)
+        encoded["c"]["r"]["zzz"] = hiding
+        assert read(encoded) == read(wire({"s": "x", "set": {"__t": "S", "__v": [1]}}))
+
     @pytest.mark.parametrize("edit", [None, 0, "", "text", False, [], {}, {"c": None}, {"c": []}, {"c": 5}, {"c": ""}])
     def test_an_edit_without_members_or_changes_changes_nothing(self, edit: Any) -> None:
         for like_goatdb in (False, True):

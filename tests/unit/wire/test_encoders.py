@@ -42,6 +42,16 @@ def test_plain_json_is_left_alone(value: Any) -> None:
     assert encode_cyclical(value) == value
 
 
+@pytest.mark.parametrize(
+    "value", [{"a": {"hasOwnProperty": 1}}, JSSet([{"hasOwnProperty": 1}]), [{"hasOwnProperty": 1}]]
+)
+def test_an_object_that_hides_a_method_is_not_encoded(value: Any) -> None:
+    with pytest.raises(EncodeError, match="hasOwnProperty"):
+        encode_plain(value)
+    with pytest.raises(EncodeError, match="hasOwnProperty"):
+        encode_cyclical(value)
+
+
 def test_an_object_met_twice_becomes_a_reference() -> None:
     shared = {"x": 1}
     value = {"a": shared, "b": [shared]}
