@@ -147,6 +147,41 @@ def test_what_is_no_tree_has_no_rich_text_checksum(tree: Any) -> None:
         rich_text_checksum(tree)
 
 
+@pytest.mark.parametrize(
+    ("text", "offset", "checksum"),
+    [
+        ("", 0, "3123013384"),
+        ("", 1, "2785458810"),
+        ("", 5, "2785458810"),
+        ("ab", 1, "1295542058"),
+        ("ab", 2, "1750610294"),
+        ("ab", 3, "1750610294"),
+        ("ab", 9, "1750610294"),
+    ],
+)
+def test_a_pointer_beyond_its_text_follows_an_empty_one(text: str, offset: int, checksum: str) -> None:
+    node = {"text": text}
+    pointers = JSSet([{"key": "u", "type": "anchor", "dir": 0, "node": node, "offset": offset}])
+    assert rich_text_checksum({"root": {"children": [node]}, "pointers": pointers}) == checksum
+
+
+@pytest.mark.parametrize(
+    ("node", "same"),
+    [
+        ({"text": "a", "children": [{"text": "b"}]}, {"text": "a"}),
+        ({"text": "a", "see": {"node": {"text": "b"}, "offset": 1}}, {"text": "a", "see": {}}),
+        ({"text": "a", "see": JSSet([{"children": [1], "x": 1}])}, {"text": "a", "see": JSSet([{"x": 1}])}),
+    ],
+)
+def test_links_between_parts_of_rich_text_are_not_hashed(node: dict[str, Any], same: dict[str, Any]) -> None:
+    assert rich_text_checksum({"root": {"children": [node]}}) == rich_text_checksum({"root": {"children": [same]}})
+
+
+def test_what_only_looks_like_a_pointer_is_hashed() -> None:
+    one, two = ({"text": "a", "see": {"key": "u", "type": "anchor", "offset": offset}} for offset in (1, 2))
+    assert rich_text_checksum({"root": {"children": [one]}}) != rich_text_checksum({"root": {"children": [two]}})
+
+
 @pytest.mark.parametrize("odd", ["x", [], {}, True, math.inf, math.nan, None, -5, 1e9])
 def test_a_pointer_that_is_none_does_not_stop_a_reader(odd: Any) -> None:
     node = {"text": "abc"}
