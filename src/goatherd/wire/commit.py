@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from goatherd.errors import DecodeError
+from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.encoders import check_members
 from goatherd.wire.items import apply_edit, canonical_edit, canonical_record, encoded_checksum
@@ -627,11 +627,12 @@ def new_commit(
 
     Raises:
         DecodeError: The data is malformed.
-        EncodeError: A value is of a kind for which GoatDB has no checksum.
+        EncodeError: A value is of a kind for which GoatDB has no checksum, or a number is infinite or a date out of
+            range, so that no reader could verify the commit.
     """
     if checksum is None:
         checksum = encoded_checksum(data, schema_marker, registry)
-    return Commit(
+    commit = Commit(
         id=commit_id,
         key=key,
         session=session_id,
@@ -646,6 +647,9 @@ def new_commit(
         merge_base=merge_base,
         merge_leader=merge_leader,
     )
+    if not commit.is_finite:
+        raise EncodeError("the data hold an infinite number, or a date that is out of range")
+    return commit
 
 
 def _quote_text(text: str) -> str:

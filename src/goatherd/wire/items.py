@@ -129,8 +129,7 @@ def encode_field(value: Any, kind: str) -> Any:
         EncodeError: GoatDB cannot write such a value in a field of this type.
     """
     if kind == "date":
-        seconds = _date_seconds(value)
-        return None if seconds != seconds else seconds
+        return _date_seconds(value)
     if kind == "richtext":
         return encode_cyclical(value, rich_text_filter)
     return encode_cyclical(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,15 @@ class TestReading:
         for given_date in (1700000000.123, 1700000000123, {"__t": "D", "__v": 1700000000.123}):
             assert (read(wire({"d": given_date})).data or {})["d"] == 1700000000.123
         assert (read(wire({"d": 1.001})).data or {})["d"] == 1
+
+    @pytest.mark.parametrize("date", [1e300, -1e300, {"__t": "D", "__v": 1e300}])
+    def test_a_date_out_of_range_is_signed_as_null_and_cannot_be_read_again(self, date: Any) -> None:
+        commit = read(wire({"d": date}))
+        assert '"d":{"d":null}' in commit.signed_text("me")
+        assert to_json(commit.data) == '{"d":null}'
+        assert not commit.is_finite
+        with pytest.raises(DecodeError):
+            commit.check_lasting(REGISTRY)
 
     def test_sets_lose_repetitions_and_take_the_old_form(self) -> None:
         encoded = {"__t": "S", "__v": ["a", 1]}
@@ -314,6 +324,11 @@ class TestNewCommit:
     def test_computes_the_checksum(self) -> None:
         assert self.make(data={"s": "hello"}).checksum == "2229497959"
         assert encoded_checksum({}) == "3320765784"
+
+    @pytest.mark.parametrize("data", [{"n": math.inf}, {"map": {"a": [-math.inf]}}, {"d": math.nan}])
+    def test_holds_no_number_that_json_cannot_represent(self, data: dict[str, Any]) -> None:
+        with pytest.raises(EncodeError, match="infinite number"):
+            self.make(data=data, schema_marker="all/1")
 
     def test_knows_its_contents(self) -> None:
         commit = self.make()
