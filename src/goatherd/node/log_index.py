@@ -28,7 +28,7 @@ from goatherd.errors import DecodeError
 from goatherd.wire.commit import Commit, compact_commit
 from goatherd.wire.schema import Registry
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the index's format. It changes whenever a server would decode a log's line to another commit."""
 
 BLOCK_LINES: Final = 1000

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mmh3
 import pybase64
 
 from goatherd.errors import DecodeError
+from goatherd.wire.encoders import check_members
 from goatherd.wire.hashing import murmur3
 
 DEFAULT_FPR = 0.25
@@ -138,11 +139,12 @@ class BloomFilter:
         """Decode a Bloom filter from ``{"d": base64, "s": [seeds]}``; other members are ignored.
 
         Raises:
-            DecodeError: The value is not such an object, ``d`` is not standard base64, a seed is invalid, or there are
-                more than `MAX_SEEDS`.
+            DecodeError: The value is not such an object, ``d`` is not standard base64, a seed is invalid, there are
+                more than `MAX_SEEDS`, or GoatDB cannot read the members.
         """
-        if not isinstance(encoded, Mapping):
+        if type(encoded) is not dict:
             raise DecodeError("a Bloom filter must be a JSON object")
+        check_members(encoded)
         text, seeds = encoded.get("d"), encoded.get("s")
         if not isinstance(text, str) or not isinstance(seeds, list):
             raise DecodeError("a Bloom filter must have a string d (its bits) and an array s (its seeds)")

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from goatherd.errors import DecodeError
+from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.encoders import check_members
 from goatherd.wire.items import apply_edit, canonical_edit, canonical_record, encoded_checksum
 from goatherd.wire.javascript_values import is_truthy
 from goatherd.wire.json import (
@@ -344,6 +345,7 @@ class Commit:
         """
         if type(encoded) is not dict:
             raise DecodeError("a commit must be a JSON object")
+        check_members(encoded)
         get = encoded.get
         absent = ABSENT if like_goatdb else None
         commit_id, key, session = get("id", absent), get("k", absent), get("s", absent)
@@ -354,20 +356,19 @@ class Commit:
             parents = ()
         elif type(parents) is not list or not all(type(parent) is str for parent in parents):
             raise DecodeError(f"commit {commit_id!r:.100}: p (the parents) must be an array of ids")
-        raw_filter = get("af")
         connection = get("cid")
         return cls(
             id=commit_id,
             key=key,
             session=session,
-            ts=_read_number(get("ts"), "ts"),
+            ts=_read_number(_or_zero(get("ts")), "ts"),
             version=_read_integer(encoded["ver"], "ver") if "ver" in encoded else None,
             org=org,
             connection=connection if isinstance(connection, str) else "",
             contents=_read_contents(get("c"), registry, like_goatdb),
             parents=tuple(parents),
-            ancestors_filter=BloomFilter.from_json(raw_filter) if is_truthy(raw_filter) else None,
-            ancestors_count=_read_integer(get("ac"), "ac"),
+            ancestors_filter=BloomFilter.from_json(encoded["af"]) if "af" in encoded else None,
+            ancestors_count=_read_integer(_or_zero(get("ac")), "ac"),
             merge_base=_read_text(get("mb"), "mb"),
             merge_leader="" if get("ml") == "" and like_goatdb else _read_text(get("ml"), "ml"),
             revert=is_truthy(get("revert")),
@@ -627,11 +628,12 @@ def new_commit(
 
     Raises:
         DecodeError: The data is malformed.
-        EncodeError: A value is of a kind for which GoatDB has no checksum.
+        EncodeError: A value is of a kind for which GoatDB has no checksum, or a number is infinite or a date out of
+            range, so that no reader could verify the commit.
     """
     if checksum is None:
         checksum = encoded_checksum(data, schema_marker, registry)
-    return Commit(
+    commit = Commit(
         id=commit_id,
         key=key,
         session=session_id,
@@ -646,6 +648,9 @@ def new_commit(
         merge_base=merge_base,
         merge_leader=merge_leader,
     )
+    if not commit.is_finite:
+        raise EncodeError("the data hold an infinite number, or a date that is out of range")
+    return commit
 
 
 def _quote_text(text: str) -> str:
@@ -664,9 +669,10 @@ def _stable_array(texts: list[str]) -> str:
 def _read_contents(raw: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
     if type(raw) is not dict:
         raise DecodeError("a commit must have contents")
-    if raw.get("r") is not None:
+    check_members(raw)
+    if "r" in raw:
         return {"r": canonical_record(raw["r"], registry, like_goatdb=like_goatdb)}
-    if raw.get("e") is not None:
+    if "e" in raw:
         edit = canonical_edit(raw["e"], registry, like_goatdb=like_goatdb)
         if "b" not in raw and like_goatdb:
             return {"e": edit}
@@ -686,9 +692,12 @@ def _contents_text(contents: Mapping[str, Any]) -> str:
     )
 
 
+def _or_zero(value: Any) -> Any:
+    """Return a value, or 0 in place of an absent or falsy one, as GoatDB does for some members."""
+    return value if is_truthy(value) else 0
+
+
 def _read_number(value: Any, member: str) -> float:
-    if not is_truthy(value):
-        return 0
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise DecodeError(f"a commit's member {member} must be a number")
     return value

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from goatherd.errors import DecodeError
+from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, own_keys
 from goatherd.wire.json import nesting_depth
 
@@ -38,9 +38,15 @@ def rich_text_filter(element: Any) -> bool:
 
 
 def is_native(value: Any, keep: ElementFilter | None = None) -> bool:
-    """Return whether GoatDB's plain encoder, with the filter `keep` for array items, leaves the value unchanged."""
+    """Return whether GoatDB's plain encoder, with the filter `keep` for array items, leaves the value unchanged.
+
+    Raises:
+        EncodeError: GoatDB's encoder throws on the value.
+    """
     kind = type(value)
     if kind is dict:
+        if "hasOwnProperty" in value:
+            raise EncodeError(f"{_UNREADABLE}: GoatDB's encoder throws on it")
         return all(is_native(item, keep) for item in value.values())
     if kind is list:
         return all((keep is None or keep(item)) and is_native(item, keep) for item in value)
@@ -51,6 +57,9 @@ def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
     """Encode a value as GoatDB's plain encoder does.
 
     Items of arrays and Sets that the filter `keep` rejects are left out. The values in a Map stay unconverted.
+
+    Raises:
+        EncodeError: The value has an object with a member ``hasOwnProperty``.
     """
     if is_native(value, keep):
         return value
@@ -68,7 +77,11 @@ def encode_plain(value: Any, keep: ElementFilter | None = None) -> Any:
 
 
 def encode_cyclical(value: Any, keep: ElementFilter | None = None) -> Any:
-    """Encode a member's value as GoatDB's cyclical encoder does: objects reached more than once become references."""
+    """Encode a member's value as GoatDB's cyclical encoder does: objects reached more than once become references.
+
+    Raises:
+        EncodeError: The value has an object with a member ``hasOwnProperty``.
+    """
     if type(value) is not dict:
         return encode_plain(value, keep)
     shared = _shared_objects(value)
@@ -136,6 +149,19 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
 MAX_REFERENCED = 20_000
 
 
+def check_members(encoded: dict[str, Any]) -> None:
+    """Check that GoatDB can read the members of an encoded object.
+
+    Raises:
+        DecodeError: One member is named ``hasOwnProperty``. It hides the method by which GoatDB finds members.
+    """
+    if "hasOwnProperty" in encoded:
+        raise DecodeError(f"{_UNREADABLE}: GoatDB's decoder throws on it")
+
+
+_UNREADABLE: Final = "an object must not have a member hasOwnProperty"
+
+
 class Decoder:
     """Decode the members of one object that GoatDB has encoded.
 
@@ -177,9 +203,6 @@ class Decoder:
                 return self._decode_referencing(value["__r"], value["__d"])
             if self._met_references and _is_reference(value):
                 return self._referenced(value["__rId"])
-        if "hasOwnProperty" in value:
-            # COMPAT: GoatDB throws.
-            raise DecodeError("an object with a member hasOwnProperty cannot be decoded: GoatDB's decoder throws on it")
         if "__t" in value:
             marker, content = value["__t"], value.get("__v")
             if marker == "S" and isinstance(content, list):
@@ -188,6 +211,7 @@ class Decoder:
                 return date_from_json(content)
             if marker == "E" and isinstance(content, dict):
                 return Encoded(content)
+        check_members(value)
         return {key: self._decode(item) for key, item in value.items()}
 
     def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
+from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, is_truthy
 
 EPSILON = 2.220446049250313e-16
 MAX_WORK = 200_000
@@ -65,7 +65,7 @@ def core_equal(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(core_equal, a, b))
     if isinstance(a, JSSet) and isinstance(b, JSSet):
-        return len(a) == len(b) and all(any(core_equal(x, y) for y in b) for x in a)
+        return len(a) == len(b) and (all(item in b for item in a) or all(any(core_equal(x, y) for y in b) for x in a))
     if isinstance(a, JSMap) and isinstance(b, JSMap):
         return len(a) == len(b) and all(
             key in b and item is not UNDEFINED and _are_identical(item, b[key]) for key, item in a.items()
@@ -75,31 +75,38 @@ def core_equal(a: Any, b: Any) -> bool:
     return False
 
 
-def _is_falsy(value: Any) -> bool:
-    return (
-        value is None
-        or value is UNDEFINED
-        or (isinstance(value, str | bool | int | float) and not value)
-        or value != value
-    )
-
-
 def loose_equal(a: Any, b: Any) -> bool:
     """Return whether two values are equal by the loose equality with which GoatDB adds a member to a set.
 
-    In this comparison all falsy values are equal, and so are numbers that differ only by rounding.
+    All falsy values are equal, and so are other numbers that differ only by rounding. Dates are equal only if they are
+    identical. COMPAT: two objects or Maps of the same size are equal if `b` has each member of `a`, where an absent
+    member counts as undefined, so the order of the arguments matters.
     """
-    if _are_identical(a, b) or (_is_falsy(a) and _is_falsy(b)):
+    if _are_identical(a, b):
         return True
+    if not is_truthy(a) or not is_truthy(b):
+        return not is_truthy(a) and not is_truthy(b)
     if _is_number(a) and _is_number(b):
         return _are_close(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(loose_equal, a, b))
     if isinstance(a, JSSet) and isinstance(b, JSSet):
-        return len(a) == len(b) and all(any(loose_equal(x, y) for y in b) for x in a)
+        return _match_elements(a, b)
     if (isinstance(a, JSMap) and isinstance(b, JSMap)) or (type(a) is dict and type(b) is dict):
-        return a.keys() == b.keys() and all(loose_equal(item, b[key]) for key, item in a.items())
+        return len(a) == len(b) and all(loose_equal(item, b.get(key, UNDEFINED)) for key, item in a.items())
     return False
+
+
+def _match_elements(a: JSSet, b: JSSet) -> bool:
+    """Return whether each element of a set is loosely equal to another element of the other set, in GoatDB's order."""
+    if len(a) != len(b):
+        return False
+    left = list(b)
+    for item in a:
+        position = next((index for index, other in enumerate(left) if loose_equal(item, other)), None)
+        if position is None or left.pop(position) is UNDEFINED:
+            return False  # COMPAT: GoatDB takes a match that is undefined for none.
+    return True
 
 
 def _is_primitive(value: Any) -> bool:
@@ -115,11 +122,11 @@ def set_add(items: Iterable[Any], added: Iterable[Any], work: Work | None = None
         DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
     union = JSSet(items)
-    known = _Objects(union, work)
+    known = _Objects(union, loose_equal, work)
     for item in added:
         if _is_primitive(item):
             union.add(item)
-        elif not known.hold(item, loose_equal):
+        elif not known.hold(item):
             union.add(item)
             known.add(item)
     return union
@@ -134,10 +141,8 @@ def set_remove(items: Iterable[Any], removed: Iterable[Any], work: Work | None =
         DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
     gone = JSSet(removed)
-    objects = _Objects(gone, work)
-    return JSSet(
-        [item for item in items if item not in gone and (_is_primitive(item) or not objects.hold(item, core_equal))]
-    )
+    objects = _Objects(gone, core_equal, work)
+    return JSSet([item for item in items if item not in gone and (_is_primitive(item) or not objects.hold(item))])
 
 
 def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
@@ -146,20 +151,21 @@ def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
     Raises:
         DecodeError: The comparison exceeds the limit `work`, or `MAX_WORK`.
     """
-    objects = _Objects((), work)
-    objects.add(b)
-    return objects.hold(a, core_equal)
+    objects = _Objects((), core_equal, work)
+    objects.add(a)
+    return objects.hold(b)
 
 
 class _Objects:
-    """An index of a set's objects by shape. Only objects of the same shape can be equal and need be compared.
+    """An index of a set's objects, each under one of its traits. Only an object with this trait can be equal to it.
 
     SECURITY: without the index, a push of a few kilobytes could block a server for minutes
     (tests/unit/wire/test_equality.py).
     """
 
-    def __init__(self, items: Iterable[Any], work: Work | None = None) -> None:
-        self._by_shape: dict[Any, list[tuple[Any, int]]] = {}
+    def __init__(self, items: Iterable[Any], equal: Callable[[Any, Any], bool], work: Work | None = None) -> None:
+        self._by_trait: dict[Any, list[tuple[Any, int]]] = {}
+        self._equal = equal
         self._measured = work
         self._work = Work(MAX_WORK) if work is None else work
         for item in items:
@@ -167,40 +173,51 @@ class _Objects:
                 self.add(item)
 
     def add(self, item: Any) -> None:
-        shape, size, _ = _measure_value(item)
+        traits, size, _ = _measure_value(item)
         if self._measured is not None:
             self._measured.take(size)
-        self._by_shape.setdefault(shape, []).append((item, size))
+        # The rarest trait; of several, an inner one, which more objects lack.
+        trait = min(reversed(traits), key=lambda each: len(self._by_trait.get(each, ())), default=None)
+        self._by_trait.setdefault(trait, []).append((item, size))
 
-    def hold(self, item: Any, equal: Callable[[Any, Any], bool]) -> bool:
-        shape, size, holds_set = _measure_value(item)
-        for other, other_size in self._by_shape.get(shape, ()):
-            self._work.take(size * other_size if holds_set else size)
-            if equal(item, other):
-                return True
+    def hold(self, item: Any) -> bool:
+        """Return whether an object of the index is equal to `item`; as in GoatDB, `item` is compared second."""
+        traits, size, holds_set = _measure_value(item)
+        for trait in (None, *traits):
+            for other, other_size in self._by_trait.get(trait, ()):
+                self._work.take(size * other_size if holds_set else size)
+                if self._equal(other, item):
+                    return True
         return False
 
 
-def _measure_value(value: Any) -> tuple[Any, int, bool]:
-    """Return a value's shape, the number of values in it, and whether it contains a Set.
+def _measure_value(value: Any) -> tuple[list[Any], int, bool]:
+    """Return a value's traits, the number of values in it, and whether it contains a Set.
 
-    Equal values have equal shapes.
+    A trait is a part with the hash of its path. If two values are equal, by core or loose equality, the second one has
+    each trait of the first. So parts that other parts may equal are no traits: falsy ones, numbers up to 1, and
+    elements of Sets.
     """
-    if _is_number(value):
-        # Beyond 1, no two doubles are closer than `EPSILON`.
-        return (value if abs(value) > 1 else "small"), 1, False
-    if isinstance(value, str | bool) or value is None or value is UNDEFINED:
-        return (("text", value) if isinstance(value, str) and value else True if value is True else "small"), 1, False
-    if isinstance(value, JSDate):
-        return ("date", value.ms), 1, False
-    if isinstance(value, dict):
-        members = {key: _measure_value(item) for key, item in value.items()}
-        shape: Any = ("object", frozenset((key, each[0]) for key, each in members.items()))
-        parts = list(members.values())
-    elif isinstance(value, list | JSSet):
-        parts = [_measure_value(item) for item in value]
-        shape = ("set", len(value)) if isinstance(value, JSSet) else ("array", *[each[0] for each in parts])
-    else:
-        return ("other", id(value)), 1, False
-    inside = isinstance(value, JSSet) or any(each[2] for each in parts)
-    return shape, 1 + sum(each[1] for each in parts), inside
+    traits: list[Any] = []
+    size, holds_set = 0, False
+    parts: list[tuple[int, Any]] = [(0, value)]
+    for path, part in parts:
+        size += 1
+        if isinstance(part, dict):
+            traits.append((path, "map" if isinstance(part, JSMap) else "object", len(part)))
+            parts += [(hash((path, key)), item) for key, item in part.items()]
+        elif isinstance(part, list):
+            traits.append((path, "array", len(part)))
+            parts += [(hash((path, index)), item) for index, item in enumerate(part)]
+        elif isinstance(part, JSSet):
+            traits.append((path, "set", len(part)))
+            holds_set = True
+            size += sum([_measure_value(item)[1] for item in part])
+        elif isinstance(part, JSDate):
+            traits.append((path, "date", part.ms))
+        elif not _is_primitive(part):
+            traits.append((path, "other", id(part)))
+        elif is_truthy(part) and (isinstance(part, str | bool) or abs(part) > 1):
+            # Beyond 1, no two doubles are closer than `EPSILON`.
+            traits.append((path, "primitive", part))
+    return traits, size, holds_set

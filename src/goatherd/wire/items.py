@@ -11,7 +11,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from goatherd.errors import DecodeError, EncodeError
-from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, is_native, refuse_encoded, rich_text_filter
+from goatherd.wire.encoders import (
+    Decoder,
+    Encoded,
+    check_members,
+    encode_cyclical,
+    encode_plain,
+    is_native,
+    refuse_encoded,
+    rich_text_filter,
+)
 from goatherd.wire.equality import MAX_PATCH_WORK, Work, decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, date_from_json, is_truthy, utf16_characters
@@ -120,8 +129,7 @@ def encode_field(value: Any, kind: str) -> Any:
         EncodeError: GoatDB cannot write such a value in a field of this type.
     """
     if kind == "date":
-        seconds = _date_seconds(value)
-        return None if seconds != seconds else seconds
+        return _date_seconds(value)
     if kind == "richtext":
         return encode_cyclical(value, rich_text_filter)
     return encode_cyclical(value)
@@ -267,6 +275,9 @@ def canonical_record(record: Any, registry: Registry = BUILTIN, *, like_goatdb: 
     """
     if not isinstance(record, dict):
         raise DecodeError("a commit's record must be a JSON object")
+    check_members(record)
+    if isinstance(record.get("d"), dict):
+        check_members(record["d"])
     marker = record.get("s")
     schema = registry.from_marker(marker)
     if schema is None:
@@ -287,16 +298,16 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
     raw = record.get("d")
     mark = record.get("n")
     normalized = is_truthy(mark)
-    if not normalized:
-        mark = schema is not NULL_SCHEMA
+    mark = _reencode(mark) if normalized else schema is not NULL_SCHEMA
+    stated = _reencode(record.get("cs"))
     flat = _flat_data(raw, schema) if normalized and "cs" in record else None
     if flat is not None:
-        return {"s": schema.marker, "d": flat, "n": mark, "cs": record["cs"]}
+        return {"s": schema.marker, "d": flat, "n": mark, "cs": stated}
     data = decode_data(raw, schema, like_goatdb=like_goatdb)
     if not normalized:
         data = normalize_data(data, schema)
     encoded = encode_data(data, schema)
-    checksum = record["cs"] if "cs" in record else data_checksum(data, schema)
+    checksum = stated if "cs" in record else data_checksum(data, schema)
     return {"s": schema.marker, "d": encoded, "n": mark, "cs": checksum}
 
 
@@ -331,36 +342,64 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
     """Decode the edit of a delta commit and encode it again, as GoatDB does before it verifies the commit.
 
     Args:
-        like_goatdb: Whether to accept, as GoatDB does, a change that replaces a field of type Set by another value.
+        like_goatdb: Whether to leave out the marker of an unknown schema, which is otherwise kept, and to accept, as
+            GoatDB does, a change that replaces a field of type Set by another value.
 
     Raises:
         DecodeError: A change is malformed, or of an unknown kind.
     """
-    if not isinstance(edit, dict) or not isinstance(edit.get("c", {}), dict):
-        raise DecodeError("an edit must be an object, and its member c (changes) too")
-    changes: dict[str, Any] = {}
-    for name, field_changes in edit.get("c", {}).items():
-        if not isinstance(field_changes, list):
-            raise DecodeError("the changes of a field must be an array")
-        changes[name] = [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in field_changes]
-    encoded = {name: edit[name] for name in ("sc", "dc") if name in edit}
-    encoded["c"] = changes
-    if "s" in edit:
-        schema = registry.from_marker(edit["s"])
-        encoded["s"] = edit["s"] if schema is None else schema.marker
+    try:
+        return _canonical_edit(edit, registry, like_goatdb)
+    except EncodeError as error:
+        raise DecodeError(str(error)) from error
+    except RecursionError:
+        raise DecodeError("the data is nested too deeply") from None
+
+
+def _canonical_edit(edit: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
+    # COMPAT: GoatDB takes any other value for an edit without members.
+    members = edit if isinstance(edit, dict) else {}
+    check_members(members)
+    encoded = {name: _reencode(members[name]) for name in ("sc", "dc") if name in members}
+    encoded["c"] = {
+        name: [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in changes]
+        for name, changes in _changes_by_field(members.get("c")).items()
+    }
+    marker = members.get("s")
+    schema = registry.from_marker(marker)
+    if schema is not None:
+        encoded["s"] = schema.marker
+    elif isinstance(marker, str) and not like_goatdb:
+        encoded["s"] = marker
     return encoded
 
 
-def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]:
-    change = wrapped.get("__v") if isinstance(wrapped, dict) and wrapped.get("__t") == "E" else None
-    if not isinstance(change, dict):
+def _changes_by_field(encoded: Any) -> dict[str, list[Any]]:
+    """Return the changes of an edit (its member ``c``) by field, each change in its decoded form.
+
+    COMPAT: for GoatDB, an absent member and one that has no members of its own are no changes.
+    """
+    decoded = Decoder().decode(encoded)
+    if isinstance(decoded, list):
+        decoded = {str(index): each for index, each in enumerate(decoded)}
+    if isinstance(decoded, Encoded) or (isinstance(decoded, str) and decoded):
+        raise DecodeError("the changes of an edit must be an object")
+    changes = decoded if isinstance(decoded, dict) else {}
+    if not all(isinstance(each, list) for each in changes.values()):
+        raise DecodeError("the changes of a field must be an array")
+    return changes
+
+
+def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]:
+    if not isinstance(decoded, Encoded):
         raise DecodeError("a change in an edit must be an object in an E marker")
+    change = decoded.value
+    check_members(change)
     kind = change.get("changeType")
     if kind == "rt":
-        encoded = {name: change[name] for name in ("op", "start", "end") if name in change}
-        if "values" in change:
-            encoded["values"] = as_json(encode_plain(Decoder().decode(change["values"]), rich_text_filter))
-        return {"changeType": "rt", **encoded}
+        # COMPAT: GoatDB filters the elements of a whole rich text field, but not those of a change.
+        members = {name: change[name] for name in ("op", "start", "end", "values") if name in change}
+        return {"changeType": "rt", **{name: _reencode(value) for name, value in members.items()}}
     if kind != "fd":
         raise DecodeError(f"an edit has a change of unknown type {kind!r:.100}")
     value_type = change.get("vType")
@@ -368,15 +407,19 @@ def _canonical_change(wrapped: Any, like_goatdb: bool = False) -> dict[str, Any]
         raise DecodeError(f"an edit has a change of a value of unknown type {value_type!r:.100}")
     encoded = {"changeType": "fd"}
     if "operation" in change:
-        encoded["operation"] = change["operation"]
+        encoded["operation"] = _reencode(change["operation"])
     encoded["vType"] = value_type
     if "value" in change or value_type in ("date", "map"):
         value = _decode_field(change.get("value", UNDEFINED), value_type, Decoder(), like_goatdb)
-        try:
-            encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
-        except EncodeError as error:
-            raise DecodeError(str(error)) from error
+        encoded["value"] = as_json(encode_plain(encode_field(value, value_type)))
     return encoded
+
+
+def _reencode(value: Any) -> Any:
+    """Decode an encoded value and encode it again, as GoatDB does with a value of any type."""
+    if type(value) is not dict and type(value) is not list:
+        return value
+    return as_json(encode_plain(refuse_encoded(Decoder().decode(value))))
 
 
 def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry = BUILTIN) -> Record:
@@ -418,13 +461,11 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     # (tests/unit/wire/test_equality.py).
     work = Work(MAX_PATCH_WORK)
     patched = dict(data)
-    if not isinstance(changes, dict):
-        raise DecodeError("an edit must have changes")
-    for name, field_changes in changes.items():
+    for name, field_changes in _changes_by_field(changes).items():
         if schema is not None and name not in schema.by_name:
             continue
-        for wrapped in field_changes:
-            change = _canonical_change(wrapped)
+        for decoded in field_changes:
+            change = _canonical_change(decoded)
             if change["changeType"] == "rt":
                 raise DecodeError("the edit changes rich text, which Goatherd cannot apply")
             if "value" not in change and change["vType"] in ("set", "map"):

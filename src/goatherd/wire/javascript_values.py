@@ -240,7 +240,10 @@ def parse_integer(text: str) -> float:
         return math.nan
     sign, hexadecimal, decimal = match.groups()
     # By way of a double, as in JavaScript: Python refuses to make an integer of thousands of digits.
-    number = float.fromhex(hexadecimal) if hexadecimal else float(decimal)
+    try:
+        number = float.fromhex(hexadecimal) if hexadecimal else float(decimal)
+    except OverflowError:
+        number = math.inf
     return -number if sign == "-" else number
 
 

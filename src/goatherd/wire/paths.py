@@ -75,8 +75,8 @@ def repository_id(path: str) -> str:
     kind, repository = path_part(normalized, 0), path_part(normalized, 1)
     if kind is None or repository is None:
         raise PathError(f"{path!r} is not a valid repository path")
-    joined = f"/{kind}/{repository}"
-    return joined.removesuffix("/")
+    joined = f"{kind}/{repository}"
+    return (joined if joined.startswith("/") else f"/{joined}").removesuffix("/")
 
 
 def log_file(repository: str) -> str:

@@ -84,7 +84,7 @@ def _flatten_nodes(siblings: Iterable[Any], depth: int, pointers: dict[int, list
     for node in siblings:
         if type(node) is dict and node.get("isLocal") is True:
             continue
-        if type(node) is dict and isinstance(node.get("text"), str):
+        if _is_text_node(node):
             atoms += _flatten_text(node, pointers)
         elif type(node) is dict and isinstance(node.get("children"), list):
             atoms += [{"__elementSpacer": True}, node]
@@ -100,19 +100,20 @@ def _flatten_text(node: Atom, pointers: dict[int, list[Atom]]) -> list[Any]:
     if not pointers:
         return [node]
     text = utf16_units(node["text"])
-    own = pointers.get(id(node), [])
     atoms: list[Any] = []
-    position = 0
-    for pointer in own:
-        offset = int(min(max(_read_number(pointer.get("offset")), -1), len(text)))
+    position: float = 0
+    for pointer in pointers.get(id(node), []):
+        # An offset may lie beyond the text.
+        offset = _read_number(pointer.get("offset"))
+        end = int(min(max(offset, 0), len(text)))
         if offset > position:
-            atoms.append(_with_text(node, text[position:offset]))
+            atoms.append(_with_text(node, text[int(min(position, len(text))) : end]))
         if offset >= position:
-            atoms.append(_with_text(node, text[offset : offset + 1]))
+            atoms.append(_with_text(node, text[end : end + 1]))
             position = offset + 1
         atoms.append(pointer)
     if position <= len(text):
-        atoms.append(_with_text(node, text[position:]))
+        atoms.append(_with_text(node, text[int(position) :]))
     return atoms
 
 
@@ -127,13 +128,19 @@ def _without_links(value: Any) -> Any:
     """
     if type(value) is dict:
         dropped: tuple[str, ...] = ()
-        if isinstance(value.get("children"), list) and not isinstance(value.get("text"), str):
+        if isinstance(value.get("children"), list):
             dropped = ("children",)
-        elif value.get("type") in ("anchor", "focus") and "key" in value:
-            dropped = ("node", "offset")
+        if _is_text_node(value.get("node")):
+            dropped += ("node", "offset")
         return {
             key: _without_links(item) for key, item in value.items() if key not in dropped and item is not UNDEFINED
         }
     if type(value) is list:
         return [_without_links(item) for item in value]
+    if isinstance(value, JSSet):
+        return JSSet([_without_links(item) for item in value])
     return value
+
+
+def _is_text_node(value: Any) -> bool:
+    return type(value) is dict and isinstance(value.get("text"), str)

@@ -409,7 +409,9 @@ class TestCommits:
     def test_a_number_that_json_cannot_carry_is_not_verified(self) -> None:
         signed = sign_commit(OWNED, self.make(data={"a": "b:null", "n": {"x": [1.5]}}), now_ms=NOW)
         verify_commit(OWNED.session, signed)
-        endless = sign_commit(OWNED, self.make(data={"n": {"x": [float("inf")]}}), now_ms=NOW)
+        draft = self.make().to_json()
+        contents = {"r": {**draft["c"]["r"], "d": {"n": {"x": [float("inf")]}}}}
+        endless = sign_commit(OWNED, Commit.from_json({**draft, "c": contents}, org="o"), now_ms=NOW)
         with pytest.raises(InvalidSignatureError, match="JSON cannot represent"):
             verify_commit(OWNED.session, endless)
 

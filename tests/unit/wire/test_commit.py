@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class TestReading:
         assert read(wire(revert="x", ml="leader")).to_json()["revert"] == "leader"
         assert "revert" not in read(wire(revert="x")).to_json()
 
-    @pytest.mark.parametrize("members", [{"p": []}, {"ac": 0}, {"mb": ""}, {"ml": None}, {"af": None}, {"revert": ""}])
+    @pytest.mark.parametrize("members", [{"p": []}, {"ac": 0}, {"mb": ""}, {"ml": None}, {"revert": ""}])
     def test_empty_members_are_dropped(self, members: dict[str, Any]) -> None:
         (name,) = members
         assert name not in read(wire(**members)).to_json()
@@ -128,6 +129,15 @@ class TestReading:
         for given_date in (1700000000.123, 1700000000123, {"__t": "D", "__v": 1700000000.123}):
             assert (read(wire({"d": given_date})).data or {})["d"] == 1700000000.123
         assert (read(wire({"d": 1.001})).data or {})["d"] == 1
+
+    @pytest.mark.parametrize("date", [1e300, -1e300, {"__t": "D", "__v": 1e300}])
+    def test_a_date_out_of_range_is_signed_as_null_and_cannot_be_read_again(self, date: Any) -> None:
+        commit = read(wire({"d": date}))
+        assert '"d":{"d":null}' in commit.signed_text("me")
+        assert to_json(commit.data) == '{"d":null}'
+        assert not commit.is_finite
+        with pytest.raises(DecodeError):
+            commit.check_lasting(REGISTRY)
 
     def test_sets_lose_repetitions_and_take_the_old_form(self) -> None:
         encoded = {"__t": "S", "__v": ["a", 1]}
@@ -161,6 +171,9 @@ class TestReading:
             wire(ts=True),
             wire(ver=1.5),
             wire(ver=2**54),
+            wire(ver=None),
+            wire(ver=""),
+            wire(ver=False),
             wire(p="x"),
             wire(p=[1]),
             wire(af="x"),
@@ -172,8 +185,14 @@ class TestReading:
             wire(mb=[]),
             wire(ml={}),
             wire(af={}),
+            wire(af=None),
+            wire(af=""),
+            wire(af=0),
+            wire(af=False),
             wire(ts=float("inf")),
             wire(c={"r": {}, "b": "x", "e": {"c": {}}}),
+            wire(c={"r": None, "b": "x", "e": {"c": {}}}),
+            wire(c={"r": False, "b": "x", "e": {"c": {}}}),
             wire(c=...),
             wire(c=[]),
             wire(c={}),
@@ -181,7 +200,9 @@ class TestReading:
             wire(c={"r": {"s": 5, "d": {}}}),
             wire(c={"b": "x"}),
             wire(c={"b": 5, "e": {"c": {}}}),
-            wire(c={"b": "x", "e": {"c": []}}),
+            wire(c={"b": "x", "e": {"c": "text"}}),
+            wire(c={"b": "x", "e": {"c": {"__t": "E", "__v": {}}}}),
+            wire(c={"b": "x", "e": {"c": [1]}}),
             wire({"set": "x"}),
             wire({"set": {"a": 1}}),
             wire({"set": [{}]}),
@@ -196,6 +217,38 @@ class TestReading:
     def test_what_goatdb_cannot_read_or_write_again_is_refused(self, encoded: Any) -> None:
         with pytest.raises(DecodeError):
             read(encoded)
+
+    @pytest.mark.parametrize("like_goatdb", [False, True])
+    @pytest.mark.parametrize(
+        "place",
+        ["", "af", "c", "c r", "c r d", "c r d map", "c r cs", "e", "e c", "e sc", "e c s 0 __v", "e c s 0 __v value"],
+    )
+    def test_a_member_that_hides_the_method_of_that_name_is_refused(self, place: str, like_goatdb: bool) -> None:
+        encoded = wire({"s": "x", "map": {}}, af={"d": "AA==", "s": [1]})
+        encoded["c"]["r"]["cs"] = {"a": 1}
+        if place.startswith("e"):
+            change = {"changeType": "fd", "operation": 1, "vType": "map", "value": {}}
+            encoded["c"] = {"b": "x", "e": {"sc": {}, "dc": "2", "c": {"s": [{"__t": "E", "__v": change}]}}}
+            place = f"c {place}"
+        read(encoded, like_goatdb=like_goatdb)
+        holder = encoded
+        for step in place.split():
+            holder = holder[int(step) if step.isdigit() else step]
+        holder["hasOwnProperty"] = []
+        with pytest.raises(DecodeError, match="hasOwnProperty"):
+            read(encoded, like_goatdb=like_goatdb)
+
+    def test_a_member_that_hides_a_method_is_ignored_in_an_unknown_member(self) -> None:
+        hiding = {"hasOwnProperty": 1}
+        encoded = wire({"s": "x", "zzz": hiding, "set": {"__t": "S", "__v": [1], **hiding}}, zzz=hiding)
+        encoded["c"]["r"]["zzz"] = hiding
+        assert read(encoded) == read(wire({"s": "x", "set": {"__t": "S", "__v": [1]}}))
+
+    @pytest.mark.parametrize("edit", [None, 0, "", "text", False, [], {}, {"c": None}, {"c": []}, {"c": 5}, {"c": ""}])
+    def test_an_edit_without_members_or_changes_changes_nothing(self, edit: Any) -> None:
+        for like_goatdb in (False, True):
+            commit = read(wire(c={"b": "x", "e": edit}), like_goatdb=like_goatdb)
+            assert commit.contents == {"b": "x", "e": {"c": {}}}
 
     def test_a_member_that_was_not_signed_is_not_in_the_text(self) -> None:
         for name in ("ver", "id", "k", "s"):
@@ -272,6 +325,11 @@ class TestNewCommit:
         assert self.make(data={"s": "hello"}).checksum == "2229497959"
         assert encoded_checksum({}) == "3320765784"
 
+    @pytest.mark.parametrize("data", [{"n": math.inf}, {"map": {"a": [-math.inf]}}, {"d": math.nan}])
+    def test_holds_no_number_that_json_cannot_represent(self, data: dict[str, Any]) -> None:
+        with pytest.raises(EncodeError, match="infinite number"):
+            self.make(data=data, schema_marker="all/1")
+
     def test_knows_its_contents(self) -> None:
         commit = self.make()
         assert (commit.schema, commit.namespace, commit.data, commit.base, commit.edit, commit.is_delta) == (
@@ -329,6 +387,15 @@ class TestEdits:
         edit = {"sc": base["cs"], "dc": encoded_checksum(target), "c": changes}
         assert apply_edit(base, edit, REGISTRY)["d"] == target
 
+    def test_the_marker_of_an_unknown_schema_is_kept_but_goatdb_leaves_it_out(self) -> None:
+        edit = {"sc": "1", "dc": "2", "c": {}}
+        for like_goatdb in (False, True):
+            assert canonical_edit({**edit, "s": "all"}, REGISTRY, like_goatdb=like_goatdb) == {**edit, "s": "all/1"}
+            for marker in (None, 5, ["all/1"]):
+                assert canonical_edit({**edit, "s": marker}, REGISTRY, like_goatdb=like_goatdb) == edit
+        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY) == {**edit, "s": "nobody/7"}
+        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY, like_goatdb=True) == edit
+
     @pytest.mark.parametrize("member", ["sc", "dc"])
     def test_both_checksums_are_checked(self, member: str) -> None:
         base, target = self.record(s="a"), self.record(s="b")
@@ -345,6 +412,22 @@ class TestEdits:
             apply_edit(base, edit, REGISTRY)
 
     @pytest.mark.parametrize(
+        "node",
+        [
+            {"text": "!", "marks": ["bold"]},
+            {"text": "!", "comments": [{"id": 1, "isLocal": True}]},
+            {"tagName": "p", "isLocal": True, "children": []},
+            {"text": "!", "seen": {"__t": "S", "__v": [{"__t": "D", "__v": 5}]}},
+            "stray",
+        ],
+    )
+    def test_all_nodes_and_attributes_of_a_rich_text_change_are_kept(self, node: Any) -> None:
+        change = {"changeType": "rt", "op": 1, "start": 0, "values": [node]}
+        edit = {"sc": "1", "dc": "2", "c": {"rt": [{"__t": "E", "__v": change}]}}
+        assert canonical_edit(edit, REGISTRY) == edit
+        assert canonical_edit(edit, REGISTRY, like_goatdb=True) == edit
+
+    @pytest.mark.parametrize(
         "wrapped",
         [
             None,
@@ -353,6 +436,7 @@ class TestEdits:
             {"__t": "E", "__v": {"changeType": "qq"}},
             {"__t": "E", "__v": {"changeType": "fd"}},
             {"__t": "E", "__v": {"changeType": "fd", "vType": ["set"]}},
+            {"__t": "E", "__v": {"changeType": "rt", "values": [{"__t": "E", "__v": {}}]}},
         ],
     )
     def test_malformed_changes_are_refused(self, wrapped: Any) -> None:

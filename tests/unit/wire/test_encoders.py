@@ -18,7 +18,7 @@ from goatherd.wire.items import data_checksum, encode_data, normalize_data, patc
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
-from goatherd.wire.schema import NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
+from goatherd.wire.schema import BUILTIN, NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
 from tests.vectors.diff import diff_data, wrap_changes
 
 from .test_json import JSON_VALUES
@@ -40,6 +40,16 @@ ALL = Schema(
 def test_plain_json_is_left_alone(value: Any) -> None:
     assert encode_plain(value) is value
     assert encode_cyclical(value) == value
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": {"hasOwnProperty": 1}}, JSSet([{"hasOwnProperty": 1}]), [{"hasOwnProperty": 1}]]
+)
+def test_an_object_that_hides_a_method_is_not_encoded(value: Any) -> None:
+    with pytest.raises(EncodeError, match="hasOwnProperty"):
+        encode_plain(value)
+    with pytest.raises(EncodeError, match="hasOwnProperty"):
+        encode_cyclical(value)
 
 
 def test_an_object_met_twice_becomes_a_reference() -> None:
@@ -137,6 +147,41 @@ def test_what_is_no_tree_has_no_rich_text_checksum(tree: Any) -> None:
         rich_text_checksum(tree)
 
 
+@pytest.mark.parametrize(
+    ("text", "offset", "checksum"),
+    [
+        ("", 0, "3123013384"),
+        ("", 1, "2785458810"),
+        ("", 5, "2785458810"),
+        ("ab", 1, "1295542058"),
+        ("ab", 2, "1750610294"),
+        ("ab", 3, "1750610294"),
+        ("ab", 9, "1750610294"),
+    ],
+)
+def test_a_pointer_beyond_its_text_follows_an_empty_one(text: str, offset: int, checksum: str) -> None:
+    node = {"text": text}
+    pointers = JSSet([{"key": "u", "type": "anchor", "dir": 0, "node": node, "offset": offset}])
+    assert rich_text_checksum({"root": {"children": [node]}, "pointers": pointers}) == checksum
+
+
+@pytest.mark.parametrize(
+    ("node", "same"),
+    [
+        ({"text": "a", "children": [{"text": "b"}]}, {"text": "a"}),
+        ({"text": "a", "see": {"node": {"text": "b"}, "offset": 1}}, {"text": "a", "see": {}}),
+        ({"text": "a", "see": JSSet([{"children": [1], "x": 1}])}, {"text": "a", "see": JSSet([{"x": 1}])}),
+    ],
+)
+def test_links_between_parts_of_rich_text_are_not_hashed(node: dict[str, Any], same: dict[str, Any]) -> None:
+    assert rich_text_checksum({"root": {"children": [node]}}) == rich_text_checksum({"root": {"children": [same]}})
+
+
+def test_what_only_looks_like_a_pointer_is_hashed() -> None:
+    one, two = ({"text": "a", "see": {"key": "u", "type": "anchor", "offset": offset}} for offset in (1, 2))
+    assert rich_text_checksum({"root": {"children": [one]}}) != rich_text_checksum({"root": {"children": [two]}})
+
+
 @pytest.mark.parametrize("odd", ["x", [], {}, True, math.inf, math.nan, None, -5, 1e9])
 def test_a_pointer_that_is_none_does_not_stop_a_reader(odd: Any) -> None:
     node = {"text": "abc"}
@@ -195,6 +240,12 @@ def test_a_marker_s_version_is_read_as_javascript_reads_an_integer() -> None:
     for text, version in (("0x10", 16), ("\ufeff1", 1), ("1e1", 1), ("+1", 1), ("0x", 16), ("-1", None), ("\x1c1", 16)):
         found = registry.from_marker(f"up/{text}")
         assert (None if found is None else found.version) == version, text
+
+
+@pytest.mark.parametrize("digits", ["f" * 300, "f" * 5000, "9" * 5000])
+def test_a_version_beyond_every_number_is_no_version(digits: str) -> None:
+    for text in (f"0x{digits}", f"-0x{digits}"):
+        assert BUILTIN.from_marker(f"sessions/{text}") is None
 
 
 def test_only_an_empty_set_or_map_of_its_own_kind_of_field_is_dropped() -> None:

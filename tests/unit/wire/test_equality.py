@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -37,14 +38,14 @@ def is_object(value: Any) -> bool:
 def test_sets_change_as_if_each_element_were_compared_with_each(items: list[Any], changed: list[Any]) -> None:
     union = JSSet(items)
     for item in changed:
-        if not is_object(item) or not any(loose_equal(item, each) for each in union):
+        if not is_object(item) or not any(loose_equal(each, item) for each in union):
             union.add(item)
     assert list(map(id, set_add(items, changed))) == list(map(id, union))
     gone = JSSet(changed)
     rest = [
         item
         for item in JSSet(items)
-        if item not in gone and not (is_object(item) and any(core_equal(item, each) for each in gone))
+        if item not in gone and not (is_object(item) and any(core_equal(each, item) for each in gone))
     ]
     assert list(map(id, set_remove(JSSet(items), changed))) == list(map(id, rest))
 
@@ -54,13 +55,58 @@ def test_values_of_strangers_are_equal_when_others_are(a: Any, b: Any) -> None:
     assert decoded_equal(a, b) == core_equal(a, b)
 
 
-def test_objects_of_different_shapes_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: {"a": n},
+        lambda n: {"kind": "card", "open": True, "at": {"row": 0, "id": f"n{n}"}},
+        lambda n: [[0, n]],
+        lambda n: JSMap(n=n, x=None),
+        lambda n: {"same": True, str(n): n},
+    ],
+)
+def test_objects_of_different_traits_are_not_compared(
+    make: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SECURITY: guards `goatherd.wire.equality._Objects`."""
     calls: list[Any] = []
     monkeypatch.setattr(equality, "loose_equal", lambda a, b: calls.append(a) or loose_equal(a, b))
-    union = set_add([{"a": n} for n in range(2, 500)], [{"a": n} for n in range(400, 900)])
+    union = set_add([make(n) for n in range(2, 500)], [make(n) for n in range(400, 900)])
     assert len(union) == 898
-    assert 100 <= len(calls) < 1000
+    assert 100 <= len(calls) < 5000
+
+
+class TestAddingToASet:
+    def test_an_object_that_has_the_truthy_members_of_another_is_equal_to_it(self) -> None:
+        assert loose_equal({"a": ""}, {"b": 1})
+        assert not loose_equal({"b": 1}, {"a": ""})
+        assert not loose_equal({"a": ""}, {})
+        assert loose_equal(JSMap(a=0), JSMap(b="x"))
+
+    def test_an_element_is_compared_with_those_in_the_set(self) -> None:
+        assert len(set_add([{"a": 0}], [{"b": 0}])) == 1
+        assert len(set_add([{"a": 0}], [{"b": 1}])) == 1
+        assert len(set_add([{"b": 1}], [{"a": 0}])) == 2
+        assert len(set_add([{"a": 0, "n": 7}], [{"n": 7, "b": "x"}, {"n": 8, "b": "x"}])) == 2
+
+    def test_a_falsy_number_is_not_close_to_another_number(self) -> None:
+        assert not loose_equal(0, 3e-17)
+        assert not loose_equal({"a": 3e-17}, {})
+        assert loose_equal(1e-17, 3e-17)
+
+    def test_elements_of_inner_sets_are_matched_one_to_one(self) -> None:
+        assert not loose_equal(JSSet([[1], [1]]), JSSet([[1], [2]]))
+        assert loose_equal(JSSet([[2], [1]]), JSSet([[1], [2]]))
+        assert not loose_equal(JSSet([[], 0]), JSSet([[], UNDEFINED]))
+
+
+def test_an_element_of_a_set_is_removed_by_what_goatdb_compares_it_with() -> None:
+    twice, different = JSSet([[1], [1]]), JSSet([[1], [2]])
+    assert core_equal(twice, different)
+    assert not core_equal(different, twice)
+    assert core_equal(JSSet([math.nan]), JSSet([math.nan]))
+    assert len(set_remove([different], [twice])) == 0
+    assert len(set_remove([twice], [different])) == 1
 
 
 @pytest.mark.slow

@@ -103,3 +103,11 @@ def test_a_log_file_has_two_components() -> None:
 
 def test_joining_leaves_one_slash() -> None:
     assert {join_path(a, b) for a in ("/a", "/a/") for b in ("b", "/b")} == {"/a/b"}
+
+
+@pytest.mark.parametrize(
+    ("path", "repository"),
+    [("/a/b/c", "/a/b"), ("a/b", "/a/b"), ("///a/b", "/a/a"), ("//a/b", "/a/a"), ("/a/b//", "/a/b")],
+)
+def test_the_repository_of_a_path_begins_with_one_slash(path: str, repository: str) -> None:
+    assert repository_id(path) == repository
