@@ -740,6 +740,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "written": Field("boolean", "Whether the command wrote; false if the store had been promoted before."),
         "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
         "unseen": Field("array of string", "Stores and servers that did not answer."),
+        "canRollBack": Field(
+            "boolean",
+            "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose signature for"
+            " the way back no longer counts.",
+        ),
     },
     "serve": {
         "ready": _READY,
