@@ -140,7 +140,11 @@ OBJECTS: Final[dict[str, Fields]] = {
         "complete": Field("boolean", "Whether every stored version could be read."),
         "problem": Field("string or null", "Why the versions could not be read."),
         "versions": Field("array of object", "The stored versions."),
-        "versions[].id": Field("string", "Id of the version."),
+        "versions[].id": Field(
+            "string",
+            "Id of the version; `REGION:ID` for one in the store of another region, `REGION:*` for such a store that"
+            " could not be searched.",
+        ),
         "versions[].labels": Field("array of string", "Labels of the version."),
         "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
         "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),

@@ -1007,7 +1007,7 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     for version in observation.versions:
         # Leftovers of a killed writer are not needed, and may hold any key.
         is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
-        is_ours = version.version in (store.version, store.stable)
+        is_ours = version.version in (store.version, store.stable) or version.is_used_elsewhere
         is_unneeded = version.rotation_id in store.cancelled
         if not is_retired or is_ours or (now_ms < version.retired_ms + milliseconds(policy.grace) and not is_unneeded):
             continue

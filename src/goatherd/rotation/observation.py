@@ -98,6 +98,8 @@ class VersionView:
         is_leftover: Whether an interrupted write has left the version, so that no record in the store names it.
         is_unknown_leftover: Whether an interrupted write has left the version, its keys cannot be known, and the store
             can destroy it.
+        is_used_elsewhere: Whether the version is in the store of another region, and label ``current`` or ``stable``
+            points at it there.
     """
 
     version: str
@@ -109,6 +111,7 @@ class VersionView:
     foreign_labels: tuple[str, ...] = ()
     is_leftover: bool = False
     is_unknown_leftover: bool = False
+    is_used_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -408,7 +408,7 @@ class Rotator:
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
         try:
-            held = await find_holdings(self._store, self._secret_id, document)
+            held = await find_holdings(self._store, self._secret_id, document, has_copies=False)
         except ProviderError:
             held = ()  # the permissions allow reading the current version only
         later: tuple[str, ...] = ()
@@ -1063,6 +1063,7 @@ class Rotator:
                 foreign_labels=one.foreign_labels,
                 is_leftover=one.version.is_leftover,
                 is_unknown_leftover=one.is_unknown_leftover,
+                is_used_elsewhere=one.is_copied and bool(one.version.labels & {CURRENT, STABLE}),
             )
             for one in held
         ]
