@@ -487,6 +487,7 @@ class Rotator:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
             attempted: object = None
+            action: Action | None = None
             if self._was_clock_set() and (not intent.has_acted or intent.goal is Goal.RETIRE):
                 self._set_clock()
                 intent = replace(intent, began_ms=self._steady.now_ms())
@@ -548,6 +549,9 @@ class Rotator:
                     troubled_since = now if failing_since is None else failing_since
                 has_write_failed = has_write_failed or attempted is not None
                 if now - troubled_since >= self.policy.store_patience.total_seconds():
+                    if isinstance(action, Destroy) and action.is_best_effort:
+                        self._undestroyed[action.version] = error.code
+                        continue
                     if self._is_half_way():
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise

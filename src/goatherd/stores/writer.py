@@ -517,10 +517,23 @@ class ReplicatedStore(StoreGroup):
         for member in self.followers:
             if value is None or member.replication is not Replication.GOATHERD:
                 continue
-            inner = self._id_in(member, call)
-            for copy in [one async for one in _find_copies(member.provider, inner, value)]:
-                await member.provider.destroy(inner, copy)
+            try:
+                await self._destroy_copies(member, call, value)
+            except ProviderError as error:
+                if member.region not in self.allowed:
+                    raise
+                # `copied_versions` lists them, once the store answers.
+                text = f"copies of version {version} were not destroyed there: {error}"
+                _log.warning(event_text(Event.STORES_UNREACHABLE, region=member.region, code=error.code, message=text))
         await self.primary.provider.destroy(call.secret_id, version)
+
+    async def _destroy_copies(self, member: StoreMember, call: Call, value: SecretBytes) -> None:
+        failure = self._recent_failure(member, call.secret_id)
+        if failure is not None:
+            raise failure.with_traceback(None)
+        inner = self._id_in(member, call)
+        for copy in [one async for one in _find_copies(member.provider, inner, value)]:
+            await member.provider.destroy(inner, copy)
 
     async def _delete(self, call: Call) -> None:
         for member in self.followers:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from goatherd.cli.text.key_inventory import retirement_lines
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.transitions import record_promotion
 from goatherd.key_inventory import describe_kept, find_holdings
 from goatherd.operations.identity_store import Store
@@ -14,7 +14,7 @@ from goatherd.operations.retire import Retirement, read_key_inventory
 from goatherd.providers.base import Call, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Rotator
+from goatherd.rotation import Outcome, Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK
@@ -114,6 +114,38 @@ async def test_no_root_is_recorded_as_retired_while_a_store_cannot_be_searched()
     drill.clock.turn(timedelta(minutes=1))
     assert len((await drill.rotator(drill.writer()).retire()).destroyed) == 3
     assert drill.document.retired_ids == {"root-a"}
+
+
+async def test_a_region_that_may_lag_keeps_no_key_in_the_other_stores_and_none_is_recorded_as_gone() -> None:
+    drill = await Drill.after_promotion()
+    await drill.rotator(drill.writer()).rotate()
+    former = drill.document.rotated_from
+    assert former is not None
+    drill.clock.turn(GRACE)
+    drill.eu.is_cut_off = True
+    report = await drill.rotator(drill.writer(allowed=("eu",))).retire()
+    assert await versions_with(drill.us, former) == []
+    assert len(report.destroyed) >= 3
+    assert drill.document.retired_ids == frozenset()
+    drill.eu.is_cut_off = False
+    drill.clock.turn(timedelta(minutes=1))
+    assert await versions_with(drill.eu, former) != []
+    await drill.rotator(drill.writer()).retire()
+    assert await versions_with(drill.eu, former) == []
+    assert drill.document.retired_ids == {"root-a", former}
+
+
+async def test_a_rotation_is_cancelled_at_once_while_a_region_that_may_lag_is_away() -> None:
+    drill = await Drill.after_promotion()
+    drill.eu.is_cut_off = True
+    writer = drill.writer(allowed=("eu",))
+    await drill.rotator(writer).rotate(to_phase=Phase.PREPARED)
+    began = drill.clock.monotonic()
+    report = await drill.rotator(writer).abandon()
+    assert report.outcome is Outcome.ABANDONED
+    assert report.undestroyed == ()
+    assert len(report.destroyed) == 1
+    assert drill.clock.monotonic() - began < OWN_CLOCK.store_patience.total_seconds()
 
 
 async def test_what_bears_a_label_in_a_former_primary_store_is_kept_there() -> None:
