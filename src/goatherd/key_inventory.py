@@ -23,6 +23,7 @@ from goatherd.errors import (
     IdentityError,
     NewerKeyError,
     ProviderConfigurationError,
+    ProviderError,
     SecretNotFoundError,
     UnavailableError,
     VersionDisabledError,
@@ -31,7 +32,16 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import Guarantees, StoreReader
-from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionState, shown_label
+from goatherd.providers.capabilities import BETWEEN, list_copied_versions
+from goatherd.providers.values import (
+    CURRENT,
+    STABLE,
+    SecretBytes,
+    SecretVersion,
+    VersionId,
+    VersionState,
+    shown_label,
+)
 from goatherd.times import milliseconds
 
 _RECENT: Final = 12
@@ -54,6 +64,10 @@ class Holding:
         is_unknown_leftover: Whether an interrupted change has left the version, its keys cannot be known, and the store
             can destroy it. Its grace period starts when it was written or when the current root began to sign,
             whichever is later.
+        is_copied: Whether the version is in the store of another region, which holds a copy of the secret. Its id has
+            the form ``REGION:ID``.
+        is_unsearched: Whether this stands for all versions in the store of another region, which could not be searched.
+            Its id is ``REGION:*``.
     """
 
     version: SecretVersion
@@ -63,6 +77,8 @@ class Holding:
     is_of_cancelled: bool = False
     problem: str | None = None
     is_unknown_leftover: bool = False
+    is_copied: bool = False
+    is_unsearched: bool = False
 
     @property
     def foreign_labels(self) -> tuple[str, ...]:
@@ -77,8 +93,13 @@ async def find_holdings(
     *,
     without: Collection[str] = (),
     latest_ms: int | None = None,
+    has_copies: bool = True,
 ) -> tuple[Holding, ...]:
     """Read every version that is not destroyed, newest first, and return which private keys each holds.
+
+    A former primary store may hold versions that no other store holds. So the stores of other regions are searched,
+    too; a version there with the same value as one of the provider's own versions is left out, because it is destroyed
+    with that one.
 
     Args:
         provider: The store.
@@ -87,18 +108,45 @@ async def find_holdings(
         without: Versions not to read.
         latest_ms: The latest possible time. The time of a version that is later was recorded by a wrong clock, and is
             not used. None if no recorded time is known to be wrong.
+        has_copies: Whether to search the stores of other regions, too.
 
     Raises:
-        ProviderError: The store failed.
+        ProviderError: The store failed. A store of another region that fails is listed as a holding with a problem.
     """
-    found = []
-    for version in await provider.versions(secret_id):
-        if version.state is VersionState.DESTROYED or version.id in without:
-            continue
-        holding = await _look_into(provider, secret_id, document, version)
-        if holding is not None:
-            found.append(holding)
-    return tuple(_with_retirement_time(one, found, document, latest_ms) for one in found)
+    values: list[SecretBytes] = []
+
+    async def look_into_each(versions: Sequence[SecretVersion], *, is_copied: bool) -> list[Holding]:
+        found = []
+        for version in versions:
+            if version.state is VersionState.DESTROYED or version.id in without:
+                continue
+            holding = await _look_into(provider, secret_id, document, version, values, is_copied=is_copied)
+            if holding is not None:
+                found.append(holding)
+        return [_with_retirement_time(one, found, document, latest_ms) for one in found]
+
+    holdings = await look_into_each(await provider.versions(secret_id), is_copied=False)
+    for store in await list_copied_versions(provider, secret_id) if has_copies else ():
+        problem = store.problem
+        try:
+            holdings += await look_into_each(store.versions, is_copied=True)
+        except ProviderError as error:
+            problem = error.code
+        if problem is not None:
+            holdings.append(_unsearched(store.region, problem))
+    return tuple(holdings)
+
+
+def _unsearched(region: str, code: str) -> Holding:
+    """Return the holding that stands for all versions in the store of another region, which could not be searched."""
+    return Holding(
+        version=SecretVersion(id=VersionId(f"{region}{BETWEEN}*"), created_ms=0, state=VersionState.DISABLED),
+        private_ids=frozenset(),
+        retired_ms=0,
+        problem=f"not searched ({code})",
+        is_copied=True,
+        is_unsearched=True,
+    )
 
 
 def _with_retirement_time(
@@ -152,7 +200,7 @@ async def find_cancelled_holdings(
     for version in (await provider.versions(secret_id))[:_RECENT]:
         if version.state is not VersionState.ENABLED or version.id in without:
             continue
-        holding = await _look_into(provider, secret_id, document, version)
+        holding = await _look_into(provider, secret_id, document, version, [])
         if holding is None or holding.rotation_id != rotation_id:
             if found:
                 break
@@ -196,8 +244,22 @@ async def find_unlisted_keys(
 
 
 async def _look_into(
-    provider: StoreReader, secret_id: str, document: IdentityDocument, version: SecretVersion
+    provider: StoreReader,
+    secret_id: str,
+    document: IdentityDocument,
+    version: SecretVersion,
+    values: list[SecretBytes],
+    *,
+    is_copied: bool = False,
 ) -> Holding | None:
+    """Return which private keys one version holds; None if it was destroyed, or is a mere copy.
+
+    Args:
+        provider, secret_id, document: As for `find_holdings`.
+        version: The version.
+        values: The values of the provider's own versions, to which a value that is not copied is added.
+        is_copied: Whether the version is in the store of another region; with one of `values` it is a mere copy.
+    """
     private: frozenset[str] = frozenset()
     rotation_id: str | None = None
     may_destroy = version.is_leftover and provider.guarantees.destroys
@@ -207,11 +269,16 @@ async def _look_into(
         retired_ms=max(version.created_ms, document.rotated_at or 0) if may_destroy else version.created_ms,
         problem=_SWITCHED_OFF,
         is_unknown_leftover=may_destroy,
+        is_copied=is_copied,
     )
     if version.state is VersionState.DISABLED:
         return unknown
     try:
         found = await provider.read(secret_id, version.id)
+        if is_copied and found.value in values:
+            return None
+        if not is_copied:
+            values.append(found.value)
         held = decode_document(found.value.reveal())
         signing = [one for one in (held.current, held.next) if one is not None]
         private = frozenset(one.id for one in signing if not one.is_remote)
@@ -241,6 +308,7 @@ async def _look_into(
         retired_ms=retired_ms,
         rotation_id=rotation_id,
         is_of_cancelled=rotation_id is not None and rotation_id in cancelled,
+        is_copied=is_copied,
     )
 
 
@@ -248,7 +316,7 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
     """Return, in one line, why a version with a retired private key was not destroyed, and what to do about it.
 
     Args:
-        version: The id of the version.
+        version: The id of the version; ``REGION:ID`` for one in the store of another region.
         labels: The labels on it that Goatherd has not set.
         command: The command to run after the labels were removed.
     """
@@ -257,6 +325,8 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
     points = "labels {} point" if len(labels) > 1 else "label {} points"
     commands = " and ".join(f"`goatherd show --versions unlabel {label}`" for label in shown)
     it = "them" if len(labels) > 1 else "it"
+    if BETWEEN in version:
+        commands = "the tools of that region's store"
     return (
         f"version {version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} again"
     )
@@ -313,6 +383,11 @@ class KeyInventory:
     def is_complete(self) -> bool:
         """Whether every version could be read, so that a key found in none of them is certainly not stored."""
         return self.problem is None and all(one.problem is None for one in self.holdings)
+
+    @property
+    def unsearched(self) -> tuple[Holding, ...]:
+        """The stores of other regions that could not be searched, so that they may hold any private key."""
+        return tuple(one for one in self.holdings if one.is_unsearched)
 
     def versions_with(self, root: str) -> tuple[str, ...]:
         """Return the ids of the versions that hold this root's private key."""

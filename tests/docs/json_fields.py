@@ -142,7 +142,11 @@ OBJECTS: Final[dict[str, Fields]] = {
         "complete": Field("boolean", "Whether every stored version could be read."),
         "problem": Field("string or null", "Why the versions could not be read."),
         "versions": Field("array of object", "The stored versions."),
-        "versions[].id": Field("string", "Id of the version."),
+        "versions[].id": Field(
+            "string",
+            "Id of the version; `REGION:ID` for one in the store of another region, `REGION:*` for such a store that"
+            " could not be searched.",
+        ),
         "versions[].labels": Field("array of string", "Labels of the version."),
         "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
         "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),
@@ -749,6 +753,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "written": Field("boolean", "Whether the command wrote; false if the store had been promoted before."),
         "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
         "unseen": Field("array of string", "Stores and servers that did not answer."),
+        "canRollBack": Field(
+            "boolean",
+            "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose signature for"
+            " the way back no longer counts.",
+        ),
     },
     "serve": {
         "ready": _READY,

@@ -74,15 +74,27 @@ class Anchoring(NamedTuple):
         return NO_ANCHOR if choice is Choice.REMOVE else L if self.anchor == K else K
 
     def finalized(self) -> Anchoring:
-        changes = tuple(one for one in self.changes if one.until is None)[-KEPT_CHANGES:]
+        lasting = tuple(one for one in self.changes if one.until is None)[-KEPT_CHANGES:]
+        changes = tuple(
+            one for one in self.changes if one in lasting or (one.until is not None and one.by != self.anchor)
+        )
         return self._replace(next=self.anchor, changes=changes, is_changing=False)
 
     def cancelled(self, target: int) -> Anchoring:
         if not self.is_changing:
             return self
         new = {target, self.next} - {NO_ANCHOR}
-        kept = tuple(one for one in self.changes if one.until is None and not {one.by, one.to, one.root} & new)
+        own = tuple(one for one in self.changes if one.by == self.next and one.until is not None)[-1:]
+        kept = tuple(
+            one
+            for one in self.changes
+            if one not in own and (one.until is not None or not {one.by, one.to, one.root} & new)
+        )
         return self._replace(next=self.anchor, changes=kept, is_changing=False)
+
+    def last_way_back(self) -> int:
+        """Return the last generation for which the anchor's own way back counts; 0 if it has none."""
+        return max((one.until or 0 for one in self.changes if one.by == self.anchor != NO_ANCHOR), default=0)
 
     def rolled_back(self, before: Anchoring) -> Anchoring:
         return self._replace(anchor=before.anchor, next=before.anchor, is_changing=False)

@@ -396,6 +396,7 @@ async def rotate(
 
 async def drop_lost_anchor(
     store: StoreName,
+    nodes: Servers = (),
     *,
     org: str | None = None,
     reason: str = rotate_operations.LOST,
@@ -410,15 +411,18 @@ async def drop_lost_anchor(
 
     Args:
         store, org, options: As for `rotate`.
+        nodes: Every server. Their clocks and identities are compared with the store's, because a server that is started
+            with ``--accept-identity`` also accepts an older identity. No server need be listed.
         reason: The reason, recorded in the identity's history.
         policy: In direct mode, the lifetime of the new root.
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress. Nothing was written.
+        StoreWentBackError: A server has used a later identity than the store holds. Nothing was written.
         AuditError, ProviderError, IdentityError: As `goatherd.operations.rotate.drop_lost_anchor`.
     """
-    async with open_store(store, org=org) as opened:
-        return await rotate_operations.drop_lost_anchor(opened, reason, policy=policy, **options)
+    async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
+        return await rotate_operations.drop_lost_anchor(opened, servers, policy, reason=reason, **options)
 
 
 async def resume(

@@ -58,6 +58,9 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
 
     The command keeps and lists versions that have a label other than `current` and `stable`; the exit code is then 11.
 
+    With stores in several regions, the command searches all of them. If one cannot be searched, no root is recorded as
+    retired, and the exit code is 11.
+
     If a listed server has used a later identity than the one in the store, the store was probably restored from a
     backup. The command then destroys nothing, because the keys may still be needed.
     """
@@ -98,4 +101,4 @@ async def _retire(app: App) -> int:
     now_ms = SystemClock().now_ms()
     data = report_data(done.report) | {"privateKeys": inventory_data(done.keys, now_ms)}
     app.out.result(data, [*retirement_lines(done), "", *inventory_lines(done.keys, app.out, now_ms)])
-    return EXIT_FINDINGS if done.report.kept else 0
+    return EXIT_FINDINGS if done.report.kept or done.keys.unsearched else 0

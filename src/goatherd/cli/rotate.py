@@ -265,9 +265,11 @@ async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
 
 
 async def _drop_lost_anchor(app: App, reason: str) -> int:
-    async with open_store(app.options) as store:
-        policy = build_policy(app.options)
-        document = await operations.drop_lost_anchor(store, reason, policy=policy, audit_log=audit_log(app))
+    options = app.options
+    async with open_store(options) as store, open_nodes(options) as nodes:
+        document = await operations.drop_lost_anchor(
+            store, nodes, build_policy(options), reason=reason, audit_log=audit_log(app)
+        )
     app.out.result(
         {"current": document.current.id, "generation": document.generation},
         [

@@ -1,8 +1,8 @@
 """Change an identity document, with one pure function for each step of a rotation, a restore or a revocation.
 
 `goatherd.rotation.machine` decides which step comes next. No function here writes to a store. Each returns a new, fully
-checked document: its generation is higher by one, its last update is `now_ms`, and its current root has signed it. A
-step that the phase in the document does not allow raises `IllegalStepError`.
+checked document: its generation is higher, its last update is `now_ms`, and its current root has signed it. A step that
+the phase in the document does not allow raises `IllegalStepError`.
 
 The module also chooses which previous roots can be removed, so that the document stays small however old the cluster
 is. Servers still trust a removed root, because a later root has introduced it in ``/sys/sessions``;
@@ -14,7 +14,7 @@ passes them as an `AnchorWord`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -50,6 +50,10 @@ ROTATED = "rotated"
 RESTORED = "restored"
 SUCCESSES = frozenset({ROTATED, RESTORED})
 """Events of the history by which a rotation has come to its end."""
+NO_WAY_BACK_HINT: Final = (
+    "The new anchor has signed the way back to the previous one only up to a generation, which other changes of the"
+    " identity have reached. `goatherd rotate --resume` completes the rotation."
+)
 
 
 def create_document(
@@ -435,11 +439,16 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
 
 
 def _lasting_changes(document: IdentityDocument) -> tuple[AnchorChange, ...]:
-    """Return the latest `KEPT_CHANGES` permanent changes of the anchor.
+    """Return the changes of the anchor that stay in the document when a rotation has succeeded.
 
-    Changes with a limit (`AnchorChange.until`), which only allow a rollback, are left out.
+    They are the latest `KEPT_CHANGES` permanent changes, and the ways back of earlier rotations that were rolled back,
+    for servers that have missed this. The ways back of the present anchor are over.
     """
-    return tuple(one for one in document.anchor_changes if one.until is None)[-KEPT_CHANGES:]
+    lasting = tuple(one for one in document.anchor_changes if one.until is None)[-KEPT_CHANGES:]
+    over = () if document.anchor is None else _ways_back(document, document.anchor.id)
+    return tuple(
+        one for one in document.anchor_changes if one in lasting or (one.until is not None and one not in over)
+    )
 
 
 def _earlier_changes(document: IdentityDocument, record: RotationRecord) -> tuple[AnchorChange, ...]:
@@ -447,7 +456,13 @@ def _earlier_changes(document: IdentityDocument, record: RotationRecord) -> tupl
     if record.anchor is None and not record.removes_anchor:
         return document.anchor_changes
     new = {record.to_id} | ({record.anchor.id} if record.anchor is not None else set())
-    return tuple(one for one in document.anchor_changes if one.until is None and not {one.by, one.to, one.root} & new)
+    # An earlier rotation to the same anchor was rolled back; its way back stays, for servers that have missed this.
+    own = () if record.anchor is None else _ways_back(document, record.anchor.id)[-1:]
+    return tuple(
+        one
+        for one in document.anchor_changes
+        if one not in own and (one.until is not None or not {one.by, one.to, one.root} & new)
+    )
 
 
 def roll_back_rotation(
@@ -464,9 +479,14 @@ def roll_back_rotation(
 
     Raises:
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
-            is revoked.
+            is revoked. Or servers would not go back to the previous anchor (`can_go_back`).
     """
     record = _require_rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
+    if not can_go_back(document):
+        raise IllegalStepError(
+            f"rotation {record.id} can only be completed, because servers would not follow a roll-back",
+            hint=NO_WAY_BACK_HINT,
+        )
     earlier = stable.current
     if earlier.id != record.from_id or document.find_root(earlier.id) != earlier.session:
         raise IllegalStepError(f"the stable version does not hold the previous root {record.from_id}")
@@ -486,6 +506,24 @@ def roll_back_rotation(
         rotated_from=record.to_id,
         rotated_at=now_ms,
     )
+
+
+def can_go_back(document: IdentityDocument) -> bool:
+    """Return whether servers would follow a roll-back that is the next change of an identity document.
+
+    A server that knows the new anchor of a rotation goes back only if that anchor has signed so. Its statement counts
+    up to a generation (`AnchorChange.until`), and each write in between takes one: also the promotion of a store, or
+    the end of an earlier revocation. True if no rotation is in progress, or if the rotation sets no anchor.
+    """
+    record = document.rotation
+    if record is None or record.anchor is None:
+        return True
+    return any(one.counts_at(document.generation + 1) for one in _ways_back(document, record.anchor.id))
+
+
+def _ways_back(document: IdentityDocument, anchor_id: str) -> tuple[AnchorChange, ...]:
+    """Return the statements of an anchor that only allow a roll-back to what was before it."""
+    return tuple(one for one in document.anchor_changes if one.by == anchor_id and one.until is not None)
 
 
 def record_retirement(document: IdentityDocument, session_id: str, now_ms: int) -> IdentityDocument:
@@ -854,7 +892,7 @@ def _next_document(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
     history = document.history if entry is None else (*document.history, entry)
-    changes.setdefault("generation", document.generation + 1)
+    changes.setdefault("generation", _next_generation(document, changes))
     lineage = (document.lineage or Lineage()).followed_by(document.generation, source_digest(document))
     changes.setdefault("lineage", lineage)
     kept = changes.get("anchor_changes", document.anchor_changes)
@@ -862,6 +900,15 @@ def _next_document(
     changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return normalize_document(sign_document(replace(changed, history=_trim_history(history, roots)), now_ms))
+
+
+def _next_generation(document: IdentityDocument, changes: Mapping[str, Any]) -> int:
+    anchor = changes.get("anchor", document.anchor)
+    is_over = document.rotation is not None and changes.get("rotation", document.rotation) is None
+    # SECURITY: the way back ends with the rotation; otherwise the previous key could undo it afterwards
+    # (tests/unit/identity/test_anchor.py).
+    ways_back = _ways_back(document, anchor.id) if is_over and anchor is not None else ()
+    return max([document.generation + 1, *(one.until or 0 for one in ways_back)])
 
 
 def _shorten_reason(reason: str) -> str:

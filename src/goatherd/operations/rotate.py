@@ -13,23 +13,25 @@ from typing import Any, Final, Unpack
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import Node, NodeSource
-from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.cluster.observer import Observer
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
-from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.providers.values import CURRENT, SecretBytes, SecretVersion
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.machine import Phase, Step
+from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.store_history import check_distrusted, check_store_history
 
 Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
@@ -289,9 +291,10 @@ LOST: Final = "the anchor's key is lost"
 
 async def drop_lost_anchor(
     store: Store,
-    reason: str = LOST,
-    *,
+    nodes: Nodes,
     policy: Policy | None = None,
+    *,
+    reason: str = LOST,
     audit_log: AuditLogName | None = None,
     on_event: EventListener | None = None,
     clock: Clock | None = None,
@@ -305,23 +308,39 @@ async def drop_lost_anchor(
 
     Args:
         store: The open store.
-        reason: The reason, recorded in the identity's history.
+        nodes: Every server. Their clocks and identities are compared with the store's, because a server that is started
+            with ``--accept-identity`` also accepts an older identity. No server need be listed.
         policy: In direct mode, the lifetime of the new root.
+        reason: The reason, recorded in the identity's history.
         audit_log, on_event, clock: As in `RunOptions`.
 
     Raises:
         IllegalStepError: The identity has no anchor, or a rotation is in progress.
         UnsignedIdentityError: The identity was altered without a root's key. Nothing was written.
+        StoreWentBackError: A server has used a later identity than the store holds, or a different one. Nothing was
+            written.
+        WrongClockError: This machine's clock differs from the store's, or from those of most servers. Nothing was
+            written.
         AuditError, ProviderError, IdentityError: As for `rotate`.
     """
-    async with record_run(store, "rotate", {"what": "drop-lost-anchor", "reason": reason}, audit_log) as journal:
-        version, document = await store.read()
-        await SignatureCheck(store.provider, store.secret_id, _ask_no_server).check(document)
-        now_ms = (clock or SystemClock()).now_ms()
+    policy, clock = policy or Policy(), clock or SystemClock()
+    asked = {"what": "drop-lost-anchor", "reason": reason, **distrusted(policy)}
+    async with record_run(store, "rotate", asked, audit_log) as journal:
+        servers = await resolve_nodes(nodes)
+        observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
+        check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
+        version, document = await _read_checked(store, observer, policy, clock)
+        now_ms = clock.now_ms()
+        check_own_clock(
+            store.provider.store_clock.ahead_ms(now_ms),
+            [(url, node.clock_ahead_ms(now_ms)) for url, node in observer.nodes.items()],
+            policy.clock_tolerance,
+        )
         successor = None
         if document.is_direct and document.rotation is None:
-            lifetime = (policy or Policy()).lifetime
-            successor = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime)
+            successor = OwnedSession.generate(
+                session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=policy.lifetime
+            )
         changed = transitions.drop_lost_anchor(document, now_ms, reason=reason, successor=successor)
         await store.provider.write(
             store.secret_id, SecretBytes(encode_document(changed)), label=CURRENT, expected=version.id
@@ -339,8 +358,29 @@ async def drop_lost_anchor(
         return changed
 
 
-async def _ask_no_server() -> Mapping[str, ServerIdentity]:
-    return {}
+async def _read_checked(
+    store: Store, observer: Observer, policy: Policy, clock: Clock
+) -> tuple[SecretVersion, IdentityDocument]:
+    """Return the identity in the store and its version, after the checks that every writing command makes."""
+    found = await store.read()
+
+    async def read() -> IdentityDocument:
+        nonlocal found
+        found = await store.read()
+        return found[1]
+
+    # SECURITY: servers that are started with --accept-identity follow the result also from a restored backup, and lose
+    # the roots that have signed since (tests/unit/operations/test_rotate.py).
+    await check_store_history(
+        found[1],
+        read=read,
+        ask=observer.read_identities,
+        policy=policy,
+        guarantees=store.provider.guarantees,
+        clock=clock,
+    )
+    await SignatureCheck(store.provider, store.secret_id, observer.read_identities).check(found[1])
+    return found
 
 
 async def replace_expired(

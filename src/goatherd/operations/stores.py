@@ -24,7 +24,7 @@ from goatherd.errors import (
     ProviderError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
-from goatherd.identity.transitions import PROMOTED, record_promotion
+from goatherd.identity.transitions import PROMOTED, can_go_back, record_promotion
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
@@ -290,6 +290,9 @@ class PromotionReport:
         overruled: What the operator has overruled with ``--force-generation``.
         unseen: Stores and servers that did not answer, so that it is not known what they hold.
         is_repeated: Whether an earlier call had promoted the store, so that this call wrote nothing.
+        can_go_back: Whether a rotation in progress can still be rolled back. A rotation that sets an anchor (a key in
+            an HSM or a KMS that endorses the roots) can no longer be, if the new generation is above the last one for
+            which the anchor has signed that.
     """
 
     region: str
@@ -298,6 +301,7 @@ class PromotionReport:
     overruled: tuple[Objection, ...]
     unseen: tuple[str, ...]
     is_repeated: bool = False
+    can_go_back: bool = True
 
 
 async def promote_store(
@@ -358,6 +362,7 @@ async def promote_store(
             overruled=(),
             unseen=unseen,
             is_repeated=True,
+            can_go_back=can_go_back(document),
         )
     promoted = Store(provider=member.provider, secret_id=inner, org=store.org, name=store.name)
     asked = {
@@ -382,6 +387,7 @@ async def promote_store(
         generation=changed.generation,
         overruled=objections,
         unseen=unseen,
+        can_go_back=can_go_back(changed),
     )
 
 

@@ -8,6 +8,7 @@ protocol, which a `SecretProvider` also implements if its platform allows it.
 - `WatchableSecretProvider`: notify of changes (`Guarantees.push`). A notification carries no value, and a watch does
   not retry.
 - `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.
+- `CopiedSecretProvider`: list the versions of a secret in the stores of other regions that hold copies of it.
 - `ReservingSecretProvider`: reserve space for the writes of a change before it begins, in a store that can run full.
 - `ServiceReadingProvider`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
 """
@@ -18,9 +19,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from goatherd.providers.base import SecretProvider
+from goatherd.providers.values import SecretVersion
 
 
 class Verdict(StrEnum):
@@ -132,6 +134,42 @@ class ReservingSecretProvider(Protocol):
             UnavailableError: There is not enough space. Nothing was changed.
         """
         ...
+
+
+BETWEEN: Final = ":"
+"""Between the region and the id, in the id of a version in the store of another region: ``REGION:ID``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiedVersions:
+    """The versions of a secret in the store of another region, which holds a copy of the secret.
+
+    Attributes:
+        region: The operator's name of the region.
+        versions: The versions, newest first, with ids of the form ``REGION:ID``; empty if they could not be listed.
+        problem: Code of the error for which they could not be listed; None if they were listed.
+    """
+
+    region: str
+    versions: Sequence[SecretVersion] = ()
+    problem: str | None = None
+
+
+@runtime_checkable
+class CopiedSecretProvider(Protocol):
+    """A `SecretProvider` whose secrets are copied to stores of other regions, each with versions of its own."""
+
+    async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
+        """List the versions of a secret in each store but the one that `SecretProvider.versions` lists.
+
+        `SecretProvider.read` and `SecretProvider.destroy` accept their ids.
+        """
+        ...
+
+
+async def list_copied_versions(provider: object, secret_id: str) -> Sequence[CopiedVersions]:
+    """List the versions of a secret in the stores of other regions; empty if the provider has a single store."""
+    return await provider.copied_versions(secret_id) if isinstance(provider, CopiedSecretProvider) else ()
 
 
 class ServiceReader(Protocol):

@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
 LIFETIME: Final = timedelta(days=3650)
 """How long a new anchor is valid. Its key cannot be copied, so it is replaced for other reasons than its age."""
-ROLL_BACK_WRITES: Final = 4
-"""How many generations after the prepared document a roll-back can be written at the latest."""
+ROLL_BACK_WRITES: Final = 32
+"""How many generations after the prepared document a roll-back can be written at the latest.
+
+The rotation itself takes four. The others are for what else may be written meanwhile: the promotion of a store, or the
+end of an earlier revocation.
+"""
 
 
 class AnchorSigner(Protocol):
@@ -313,8 +317,8 @@ async def collect_word(
         release = await before.pass_on(successor, now_ms, is_anchor=False)
         return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
     after = direct or await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
-    # SECURITY: the way back ends with the rotation; otherwise the previous key could undo it at any time
-    # (tests/unit/identity/test_anchor.py).
+    # SECURITY: the way back ends with the rotation, whose last document has this generation; otherwise the previous key
+    # could undo it at any time (tests/unit/identity/test_anchor.py).
     until = document.generation + 1 + ROLL_BACK_WRITES
     # A next root that is the next anchor itself has no other authority over it than the anchor before it.
     endorsements = [] if direct is not None else [await after.introduce(successor, now_ms)]

@@ -39,6 +39,7 @@ from goatherd.errors import (
     UnhealthyError,
 )
 from goatherd.identity.document import Phase
+from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.rotation.observation import HealthView, Observation, StoreView, VersionView
 from goatherd.rotation.obstacles import (
     WENT_BACK,
@@ -830,6 +831,11 @@ def _abandon(store: StoreView, reason: str) -> Action:
     step = BACKWARD[store.phase]
     if step is Step.ROLL_BACK and store.rollback_version is None:
         return Illegal(why="the document does not say which version holds the earlier private key")
+    if step is Step.ROLL_BACK and not store.can_go_back:
+        return Illegal(
+            why=f"the rotation can only be completed, because servers would not follow a roll-back ({reason})",
+            hint=NO_WAY_BACK_HINT,
+        )
     return Abandon(step=step, expected=store.version, reason=reason)
 
 
@@ -1001,7 +1007,7 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     for version in observation.versions:
         # Leftovers of a killed writer are not needed, and may hold any key.
         is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
-        is_ours = version.version in (store.version, store.stable)
+        is_ours = version.version in (store.version, store.stable) or version.is_used_elsewhere
         is_unneeded = version.rotation_id in store.cancelled
         if not is_retired or is_ours or (now_ms < version.retired_ms + milliseconds(policy.grace) and not is_unneeded):
             continue

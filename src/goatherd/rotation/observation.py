@@ -13,7 +13,7 @@ from goatherd.identity.document import IdentityDocument, Phase, source_digest
 from goatherd.identity.key_age import roots_with_keys
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.recorded_times import recorded_ahead_ms
-from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, is_full, roots_to_prune
+from goatherd.identity.transitions import CANCELLED, RESTORED, SUCCESSES, can_go_back, is_full, roots_to_prune
 from goatherd.rotation.policy import Policy, rotation_due_ms
 from goatherd.times import iso
 
@@ -35,6 +35,7 @@ class StoreView:
         rotation_id, from_id, to_id, started_by, started_at: Members of the rotation in progress; None if there is none.
         rollback_version: The version that holds the private key of the root being replaced, for a roll-back; None if
             there is no rotation.
+        can_go_back: Whether servers would follow a roll-back (`goatherd.identity.transitions.can_go_back`).
         next_due_ms: When the next root will itself be due for rotation; None if there is no next root.
         finished: Ids of the completed rotations, as far as the document records them.
         restored: Ids of those completed rotations that restored a previous root.
@@ -64,6 +65,7 @@ class StoreView:
     started_by: str = ""
     started_at: str = ""
     rollback_version: str | None = None
+    can_go_back: bool = True
     next_due_ms: int | None = None
     finished: frozenset[str] = frozenset()
     restored: frozenset[str] = frozenset()
@@ -96,6 +98,8 @@ class VersionView:
         is_leftover: Whether an interrupted write has left the version, so that no record in the store names it.
         is_unknown_leftover: Whether an interrupted write has left the version, its keys cannot be known, and the store
             can destroy it.
+        is_used_elsewhere: Whether the version is in the store of another region, and label ``current`` or ``stable``
+            points at it there.
     """
 
     version: str
@@ -107,6 +111,7 @@ class VersionView:
     foreign_labels: tuple[str, ...] = ()
     is_leftover: bool = False
     is_unknown_leftover: bool = False
+    is_used_elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,5 +218,6 @@ def make_store_view(
         started_by=record.started_by,
         started_at=iso(record.started_at),
         rollback_version=record.stable_version,
+        can_go_back=can_go_back(document),
         next_due_ms=next_due_ms,
     )

@@ -14,14 +14,14 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
 from goatherd.providers.base import Guarantees, SecretProvider
-from goatherd.providers.capabilities import reserve_room
+from goatherd.providers.capabilities import CopiedVersions, list_copied_versions, reserve_room
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
@@ -74,6 +74,10 @@ class RepeatingStore:
     async def versions(self, secret_id: str) -> list[SecretVersion]:
         """List a secret's versions, as `SecretProvider.versions` does."""
         return await self._repeat(lambda: self._provider.versions(secret_id))
+
+    async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
+        """List a secret's versions in the stores of other regions, as `list_copied_versions` does."""
+        return await list_copied_versions(self._provider, secret_id)
 
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None

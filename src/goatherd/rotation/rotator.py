@@ -412,7 +412,7 @@ class Rotator:
 
     async def _find_remarks(self, observation: Observation, document: IdentityDocument) -> tuple[str, ...]:
         try:
-            held = await find_holdings(self._store, self._secret_id, document)
+            held = await find_holdings(self._store, self._secret_id, document, has_copies=False)
         except ProviderError:
             held = ()  # the permissions allow reading the current version only
         later: tuple[str, ...] = ()
@@ -491,6 +491,7 @@ class Rotator:
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
             attempted: object = None
+            action: Action | None = None
             if self._was_clock_set() and (not intent.has_acted or intent.goal is Goal.RETIRE):
                 self._set_clock()
                 intent = replace(intent, began_ms=self._steady.now_ms())
@@ -552,6 +553,9 @@ class Rotator:
                     troubled_since = now if failing_since is None else failing_since
                 has_write_failed = has_write_failed or attempted is not None
                 if now - troubled_since >= self.policy.store_patience.total_seconds():
+                    if isinstance(action, Destroy) and action.is_best_effort:
+                        self._undestroyed[action.version] = error.code
+                        continue
                     if self._is_half_way():
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise
@@ -1069,6 +1073,7 @@ class Rotator:
                 foreign_labels=one.foreign_labels,
                 is_leftover=one.version.is_leftover,
                 is_unknown_leftover=one.is_unknown_leftover,
+                is_used_elsewhere=one.is_copied and bool(one.version.labels & {CURRENT, STABLE}),
             )
             for one in held
         ]

@@ -1,7 +1,8 @@
 """Check, before a command writes, that the store does not hold an older identity than its servers have used.
 
 Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
-root, retire, revoke, sign, and the controller. The check changes nothing and does not repair the store.
+root, drop a lost anchor, retire, revoke, sign, and the controller. The check changes nothing and does not repair the
+store.
 
 A store holds an older identity after a backup was restored, or after a label was moved back with the platform's own
 tools. Servers reject that identity, because its generation (a number that each write raises) is lower than the one that

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
-from goatherd.errors import ConfigurationError
-from goatherd.providers.base import Guarantees, SecretProvider
-from goatherd.providers.values import ORG_FIELD
+from goatherd.errors import ConfigurationError, ProviderError, SecretNotFoundError, UnavailableError
+from goatherd.providers.base import Call, Guarantees, SecretProvider
+from goatherd.providers.capabilities import BETWEEN, CopiedVersions
+from goatherd.providers.values import ORG_FIELD, SecretVersion, VersionId
+
+FOLLOWER_TIMEOUT: Final = timedelta(seconds=5)
 
 
 class Replication(StrEnum):
@@ -74,11 +79,31 @@ def find_secret_id(member: StoreMember, primary: StoreMember, secret_id: str) ->
     return secret_id if found is None else member.template.replace(ORG_FIELD, found[1])
 
 
+def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
+    """Return the guarantees of several stores together: those of the primary store, with these exceptions.
+
+    A value is at most as long as every store allows. It is destroyed only if each store with versions of its own
+    destroys it; otherwise the value can still be read there.
+    """
+    promised = [one.provider.guarantees for one in members]
+    own = [one.provider.guarantees for one in members if one.replication is not Replication.PLATFORM]
+    keeping = next((one for one in own if not one.destroys), promised[0])
+    return replace(
+        promised[0],
+        max_value_bytes=min(one.max_value_bytes for one in promised),
+        destroys=keeping.destroys,
+        deprecates=keeping.deprecates,
+        disables=keeping.disables,
+        push=False,
+    )
+
+
 class StoreGroup(SecretProvider):
     """Several stores behind the interface of a single one, opened and closed together. It has no address."""
 
     scheme = "stores"
     members: Sequence[StoreMember]
+    primary: StoreMember
     _guarantees: Guarantees
     _opened: AsyncExitStack | None = None
 
@@ -92,6 +117,52 @@ class StoreGroup(SecretProvider):
     @property
     def guarantees(self) -> Guarantees:
         return self._guarantees
+
+    async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
+        """List the versions in each other store, as `CopiedSecretProvider.copied_versions` does.
+
+        A replica of the platform is left out, because it has the versions of the primary store.
+        """
+        listed = self._listed_region(secret_id)
+        others = [one for one in self.members if one.region != listed and one.replication is not Replication.PLATFORM]
+        return await asyncio.gather(*(self._list_copied(one, secret_id) for one in others))
+
+    async def _list_copied(self, member: StoreMember, secret_id: str) -> CopiedVersions:
+        failure = self._recent_failure(member, secret_id)
+        if failure is not None:
+            return CopiedVersions(region=member.region, problem=failure.code)
+        try:
+            async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
+                found = await member.provider.versions(find_secret_id(member, self.primary, secret_id))
+        except SecretNotFoundError:
+            return CopiedVersions(region=member.region)
+        except (ProviderError, TimeoutError) as error:
+            code = error.code if isinstance(error, ProviderError) else UnavailableError.code
+            return CopiedVersions(region=member.region, problem=code)
+        return CopiedVersions(region=member.region, versions=[self._named(member, one) for one in found])
+
+    def _listed_region(self, secret_id: str) -> str:
+        """Return the region whose versions `versions` lists."""
+        raise NotImplementedError
+
+    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+        """Return the error of the last call to a store, if the store need not be asked again yet."""
+        raise NotImplementedError
+
+    def _id_in(self, member: StoreMember, call: Call) -> str:
+        return find_secret_id(member, self.primary, call.secret_id)
+
+    def _named(self, member: StoreMember, version: SecretVersion) -> SecretVersion:
+        if member.is_primary:
+            return version
+        return replace(version, id=VersionId(f"{member.region}{BETWEEN}{version.id}"))
+
+    def _locate(self, version: VersionId) -> tuple[StoreMember, VersionId]:
+        region, between, inner = version.partition(BETWEEN)
+        for member in self.members:
+            if between and not member.is_primary and member.region == region:
+                return member, VersionId(inner)
+        return self.primary, version
 
     async def _open(self) -> None:
         async with AsyncExitStack() as stack:

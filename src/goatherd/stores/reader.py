@@ -37,13 +37,12 @@ from goatherd.providers.breaker import Breaker, new_breaker
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
-from goatherd.stores.members import StoreGroup, StoreMember, check_members, find_secret_id
+from goatherd.stores.members import StoreGroup, StoreMember, check_members, combine_guarantees, find_secret_id
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.stores")
 
 _INTERVAL: Final = timedelta(seconds=30)
-_BETWEEN: Final = ":"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,13 +132,8 @@ class RegionalReader(StoreGroup):
         self.store_clock = self.members[0].provider.store_clock
         self._interval = interval
         self._secrets: dict[str, _Secret] = {}
-        promised = [one.provider.guarantees for one in members]
         self._guarantees = replace(
-            self.primary.provider.guarantees,
-            read_consistency=ReadConsistency.EVENTUAL,
-            max_value_bytes=min(one.max_value_bytes for one in promised),
-            push=False,
-            custom_labels=False,
+            combine_guarantees(members), read_consistency=ReadConsistency.EVENTUAL, custom_labels=False
         )
 
     # --- what the caller uses -------------------------------------------------------------------------------------
@@ -316,20 +310,13 @@ class RegionalReader(StoreGroup):
             found = self._secrets[secret_id] = _Secret(self.members, self._interval)
         return found
 
-    def _id_in(self, member: StoreMember, call: Call) -> str:
-        return find_secret_id(member, self.primary, call.secret_id)
+    def _listed_region(self, secret_id: str) -> str:
+        last = self._secret(secret_id).last
+        return self.members[0].region if last is None else last.region
 
-    def _named(self, member: StoreMember, version: SecretVersion) -> SecretVersion:
-        if member.is_primary:
-            return version
-        return replace(version, id=VersionId(f"{member.region}{_BETWEEN}{version.id}"))
-
-    def _locate(self, version: VersionId) -> tuple[StoreMember, VersionId]:
-        region, between, inner = version.partition(_BETWEEN)
-        for member in self.members:
-            if between and not member.is_primary and member.region == region:
-                return member, VersionId(inner)
-        return self.primary, version
+    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+        breaker = self._secret(secret_id).breakers[self.members.index(member)]
+        return None if breaker.admits_call(self.clock.monotonic()) else breaker.error
 
     # --- no changes -----------------------------------------------------------------------------------------------
 

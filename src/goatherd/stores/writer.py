@@ -2,7 +2,7 @@
 
 `ReplicatedStore` is what writing commands use in place of a single store. Rules:
 
-- Reads and changes go to the primary store only.
+- Reads and changes go to the primary store only; a version of a follower is read or destroyed by the id ``REGION:ID``.
 - Before a value is written, a label moved or a version destroyed, every follower must show the primary store's present
   `current` and `stable` (`observe`). So no change is made on top of one that a region has not seen.
 - A follower with ``replication = "goatherd"`` is written after the primary store, in the order of the configuration, by
@@ -51,14 +51,21 @@ from goatherd.providers.values import (
     VersionState,
 )
 from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
-from goatherd.stores.members import Replication, StoreGroup, StoreMember, check_members, find_secret_id
+from goatherd.stores.members import (
+    FOLLOWER_TIMEOUT,
+    Replication,
+    StoreGroup,
+    StoreMember,
+    check_members,
+    combine_guarantees,
+    find_secret_id,
+)
 from goatherd.stores.reader import RegionalReader
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.stores")
 
 PATIENCE: Final = timedelta(seconds=30)
-FOLLOWER_TIMEOUT: Final = timedelta(seconds=5)
 _POLL: Final = timedelta(milliseconds=250)
 _LABELS: Final = (CURRENT, STABLE)
 
@@ -149,7 +156,7 @@ class ReplicatedStore(StoreGroup):
     Credentials: those of each store.
     Permissions: those of a rotator in the primary store and in each follower with ``replication = "goatherd"``; those
         of a server in the other followers.
-    Guarantees: those of the primary store. A value is at most as long as every store allows.
+    Guarantees: those of the primary store (`combine_guarantees`).
 
     Args:
         members: The primary store, then the followers in the order in which they are written.
@@ -187,11 +194,7 @@ class ReplicatedStore(StoreGroup):
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self._in_step: set[str] = set()
         self._is_gated = True
-        self._guarantees = replace(
-            self.primary.provider.guarantees,
-            max_value_bytes=min(one.provider.guarantees.max_value_bytes for one in members),
-            push=False,
-        )
+        self._guarantees = combine_guarantees(members)
         self._tolerate(self.allowed)
 
     def open_reader(self, interval: timedelta) -> RegionalReader:
@@ -450,11 +453,19 @@ class ReplicatedStore(StoreGroup):
 
     # --- the primary store ----------------------------------------------------------------------------------------
 
-    def _id_in(self, member: StoreMember, call: Call) -> str:
-        return find_secret_id(member, self.primary, call.secret_id)
+    def _listed_region(self, secret_id: str) -> str:  # noqa: ARG002
+        return self.primary.region
+
+    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+        breaker = self._breakers.get((member.region, secret_id))
+        return None if breaker is None or breaker.admits_call(self.clock.monotonic()) else breaker.error
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        return await self.primary.provider.read(call.secret_id, at)
+        if not isinstance(at, VersionId):
+            return await self.primary.provider.read(call.secret_id, at)
+        member, inner = self._locate(at)
+        found = await member.provider.read(self._id_in(member, call), inner)
+        return replace(found, version=self._named(member, found.version))
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self.primary.provider.versions(call.secret_id)
@@ -527,6 +538,10 @@ class ReplicatedStore(StoreGroup):
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         await self._hold(call)
+        place, at = self._locate(version)
+        if not place.is_primary:
+            await place.provider.destroy(self._id_in(place, call), at)
+            return
         # The copies first: once the primary store has destroyed the value, no copy can be recognized by it.
         try:
             value = (await self.primary.provider.read(call.secret_id, version)).value
@@ -535,10 +550,23 @@ class ReplicatedStore(StoreGroup):
         for member in self.followers:
             if value is None or member.replication is not Replication.GOATHERD:
                 continue
-            inner = self._id_in(member, call)
-            for copy in [one async for one in _find_copies(member.provider, inner, value)]:
-                await member.provider.destroy(inner, copy)
+            try:
+                await self._destroy_copies(member, call, value)
+            except ProviderError as error:
+                if member.region not in self.allowed:
+                    raise
+                # `copied_versions` lists them, once the store answers.
+                text = f"copies of version {version} were not destroyed there: {error}"
+                _log.warning(event_text(Event.STORES_UNREACHABLE, region=member.region, code=error.code, message=text))
         await self.primary.provider.destroy(call.secret_id, version)
+
+    async def _destroy_copies(self, member: StoreMember, call: Call, value: SecretBytes) -> None:
+        failure = self._recent_failure(member, call.secret_id)
+        if failure is not None:
+            raise failure.with_traceback(None)
+        inner = self._id_in(member, call)
+        for copy in [one async for one in _find_copies(member.provider, inner, value)]:
+            await member.provider.destroy(inner, copy)
 
     async def _delete(self, call: Call) -> None:
         for member in self.followers:

@@ -25,6 +25,7 @@ from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import (
     activate_rotation,
+    can_go_back,
     cancel_rotation,
     create_document,
     drop_lost_anchor,
@@ -34,13 +35,14 @@ from goatherd.identity.transitions import (
     prepare_rotation,
     prunable_roots,
     prune_roots,
+    record_promotion,
     replace_expired,
     revocations_to_sign,
     revoke_root,
     roll_back_rotation,
     with_phase,
 )
-from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, AnchorKey, AnchorKeys, collect_word
 from tests.fakes.anchors import MemorySigners, OwnKey
 
 from .make import DAY, NOW, first, owned, shows_key
@@ -266,6 +268,58 @@ async def test_an_anchor_is_added_replaced_and_removed_and_each_can_be_undone_un
         document = steps[-1]
     assert document.anchor is None
     assert not any(change.until for change in document.anchor_changes)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_change_of_the_anchor_can_be_rolled_back_after_other_changes_of_the_identity(
+    world: World, is_first: bool
+) -> None:
+    document = first() if is_first else await world.anchored()
+    prepared, published, _, verified, _ = await world.rotate(document, B, signer=OTHER)
+    changed = verified
+    for _ in range(10):
+        changed = record_promotion(changed, NOW, region="us", above=0, stable_version="1")
+    assert can_go_back(changed)
+    back = roll_back_rotation(changed, document, NOW, reason="no")
+    follow(document, prepared, published, verified, changed, back)
+    follow(verified, back)
+    last = prepared.generation + ROLL_BACK_WRITES
+    at_end = record_promotion(changed, NOW, region="us", above=last - 2, stable_version="1")
+    follow(verified, roll_back_rotation(at_end, document, NOW, reason="no"))
+    over = record_promotion(changed, NOW, region="us", above=last - 1, stable_version="1")
+    assert not can_go_back(over)
+    with pytest.raises(IllegalStepError, match="can only be completed"):
+        roll_back_rotation(over, document, NOW, reason="no")
+    follow(verified, over, finalize_rotation(over, NOW))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_server_that_missed_a_roll_back_follows_whatever_a_later_rotation_came_to(
+    world: World, is_first: bool
+) -> None:
+    document = first() if is_first else await world.anchored()
+    (_, _, activated, *_) = await world.rotate(document, B, signer=OTHER)
+    back = roll_back_rotation(activated, document, NOW, reason="no")
+    again = await world.rotate(back, C, signer=OTHER)
+    follow(activated, cancel_rotation(again[0], NOW, reason="no"))
+    follow(activated, cancel_rotation(again[1], NOW, reason="no"))
+    renewed = await world.rotate(back, owned("d"))
+    follow(activated, renewed[-1])
+    assert not any(one.until for one in again[-1].anchor_changes)
+
+
+async def test_a_rotation_to_another_anchor_ends_in_the_last_generation_of_its_way_back(world: World) -> None:
+    document = await world.anchored()
+    prepared, _, activated, verified, _ = await world.rotate(document, B, signer=OTHER)
+    last = prepared.generation + ROLL_BACK_WRITES
+    revoked = revoke_root(activated, B.id, NOW, reason="stolen", successor=C, word=await world.word(activated, C))
+    new = owned("new", days=60)
+    word = await world.word(activated, new)
+    expired = replace_expired(activated, new, NOW + 31 * DAY, rotation_id="r", word=word)
+    assert [one.generation for one in (finalize_rotation(verified, NOW), revoked, expired)] == [last] * 3
+    back = roll_back_rotation(verified, document, NOW, reason="no")
+    assert back.generation == verified.generation + 1
+    assert cancel_rotation(prepared, NOW, reason="no").generation == prepared.generation + 1
 
 
 async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_server_knows_that(world: World) -> None:

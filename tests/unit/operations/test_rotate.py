@@ -18,7 +18,9 @@ from goatherd.errors import (
     IllegalStepError,
     LifetimeError,
     NotAdoptedError,
+    StoreWentBackError,
     UnsignedIdentityError,
+    WrongClockError,
 )
 from goatherd.identity.document import encode_document
 from goatherd.operations.identity_store import Store
@@ -37,10 +39,12 @@ from goatherd.operations.runs import AuditLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
+from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.rotation.policy import Policy
+from tests.fakes.anchors import MemorySigners
 from tests.unit.rotation.conftest import OWN_CLOCK
 
 from .conftest import POLICY, MakeHerd, store_of
@@ -168,9 +172,9 @@ async def test_a_lost_anchor_that_is_dropped_is_recorded_with_its_signer_and_the
         store = Store(provider=provider, secret_id="root", org="localhost", name="memory:///root")
         _, before = await init_identity(store, Policy(), anchor=signer, create_key=True)
         events: list[Event] = []
-        after = await drop_lost_anchor(store, "the token is broken", audit_log=log, on_event=events.append)
+        after = await drop_lost_anchor(store, (), reason="the token is broken", audit_log=log, on_event=events.append)
         with pytest.raises(IllegalStepError):
-            await drop_lost_anchor(store, audit_log=log, on_event=events.append)
+            await drop_lost_anchor(store, (), audit_log=log, on_event=events.append)
     assert before.anchor is not None
     (event,) = events
     assert isinstance(event, LostAnchorDropped)
@@ -198,5 +202,39 @@ async def test_a_lost_anchor_is_not_dropped_from_an_identity_that_was_altered_wi
         altered = encode_document(replace(document, rotated_at=1, source=None))
         await provider.write("root", altered, label=CURRENT, expected=version.id)
         with pytest.raises(UnsignedIdentityError):
-            await drop_lost_anchor(store)
+            await drop_lost_anchor(store, ())
         assert (await provider.read("root")).value.reveal() == altered
+
+
+@pytest.mark.slow
+async def test_a_lost_anchor_is_not_dropped_while_a_server_has_used_a_later_identity(make_herd: MakeHerd) -> None:
+    """SECURITY: the servers are then told to accept whatever the store holds, also without a root that has signed."""
+    herd = await make_herd(nodes=2)
+    store, signers, clock = store_of(herd), MemorySigners(), herd.clock
+    anchor = AnchorChoice(signer="memory:kms")
+    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=clock)
+    backup = (await herd.provider.read(herd.secret_id)).value
+    await rotate(store, herd.nodes, POLICY, open_signer=signers.open, clock=clock)
+    at = (await herd.provider.read(herd.secret_id)).version.id
+    await herd.provider.write(herd.secret_id, backup, expected=at)
+    before = await store.versions()
+    with pytest.raises(StoreWentBackError):
+        await drop_lost_anchor(store, herd.nodes, POLICY, clock=clock)
+    with pytest.raises(ConfigurationError, match="--distrust takes listed servers only"):
+        await drop_lost_anchor(store, herd.nodes, replace(POLICY, distrust=frozenset({"http://typo"})), clock=clock)
+    assert await store.versions() == before
+    every = replace(POLICY, distrust=frozenset(node.base_url for node in herd.nodes))
+    assert (await drop_lost_anchor(store, herd.nodes, every, clock=clock)).anchor is None
+
+
+async def test_a_lost_anchor_is_not_dropped_by_a_machine_whose_clock_is_wrong(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2)
+    store, signers = store_of(herd), MemorySigners()
+    anchor = AnchorChoice(signer="memory:kms")
+    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=herd.clock)
+    before = await store.versions()
+    for node in herd.nodes:
+        node.faults.clock_ahead = timedelta(days=1)
+    with pytest.raises(WrongClockError):
+        await drop_lost_anchor(store, herd.nodes, POLICY, clock=herd.clock)
+    assert await store.versions() == before

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from goatherd.cli.text.stores import promotion_data, promotion_lines
 from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.config.values import StoreEntry
 from goatherd.errors import ConfigurationError, PromotionRefusedError
 from goatherd.identity.document import encode_document, source_digest
 from goatherd.operations.doctor import CheckScope, run_checks
@@ -17,9 +20,12 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog
 from goatherd.operations.store_checks import FAILED, OK, WARNING
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
+from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
 from goatherd.rotation.policy import Policy
 from goatherd.stores import Standing
 from tests.fakes.herd import FakeClock
+from tests.unit.identity.make import first, owned
+from tests.unit.identity.test_anchor import World as AnchoredWorld
 from tests.unit.stores.regions import SECRET, Regions
 from tests.unit.stores.test_reader import FIRST, OTHER_SECOND, OTHER_THIRD, SECOND, THIRD, write
 
@@ -123,6 +129,20 @@ async def test_the_operator_s_word_overrules_is_above_what_was_seen_and_is_on_re
     assert report.generation == 4
     assert [one.text for one in report.overruled] == ["http://a has generation 3"]
     assert "http://a has generation 3" in trail.read_text()
+
+
+async def test_a_promotion_reports_that_a_changed_anchor_can_no_longer_be_rolled_back() -> None:
+    (_, _, activated, *_) = await AnchoredWorld().rotate(first(), owned("b"), signer="memory:kms")
+    regions = Regions(FakeClock())
+    await regions.writer().create(SECRET, encode_document(activated))
+    report = await promote_store(stores_of(regions), "ap", nodes_with(activated))
+    assert report.can_go_back
+    lost = replace(activated, generation=activated.generation + ROLL_BACK_WRITES)
+    report = await promote_store(stores_of(regions), "us", nodes_with(lost), force=True)
+    assert not report.can_go_back
+    entries = [StoreEntry(region=one, provider=f"file:///{one}") for one in ("eu", "us")]
+    assert any("can no longer be rolled back" in line for line in promotion_lines(report, entries))
+    assert promotion_data(report)["canRollBack"] is False
 
 
 async def test_a_lagging_region_that_is_allowed_is_on_record(regions: Regions, tmp_path: Path) -> None:

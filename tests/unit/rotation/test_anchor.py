@@ -24,9 +24,11 @@ from goatherd.errors import (
 from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
+from goatherd.identity.transitions import record_promotion
+from goatherd.providers.values import STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Policy, Rotator
-from goatherd.rotation.anchor_keys import AnchorChoice, SignerOpener
+from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, SignerOpener
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.replacement import Replacer
@@ -117,6 +119,40 @@ async def test_a_changed_anchor_is_rolled_back_without_any_signer(make_herd: Mak
         assert (document.anchor, document.current) == (before.anchor, before.current)
         signers[KMS].is_down = signers[OTHER].is_down = False
     await rotator(herd, signers).rotate()
+    await check_steady(herd)
+
+
+async def promote(herd: Herd, *, above: int = 0) -> None:
+    """Write what `goatherd stores promote` writes, and let every server read it."""
+    document, now_ms = await document_of(herd), herd.clock.now_ms()
+    stable = (await herd.provider.read(herd.secret_id, STABLE)).version.id
+    changed = record_promotion(document, now_ms, region="us", above=above, stable_version=stable)
+    at = (await herd.provider.read(herd.secret_id)).version.id
+    await herd.provider.write(herd.secret_id, encode_document(changed), expected=at)
+    for node in herd.nodes:
+        await node.look()
+
+
+@pytest.mark.slow
+async def test_a_changed_anchor_is_rolled_back_after_other_changes_or_not_at_all(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    before, choice = await document_of(herd), AnchorChoice(signer=OTHER)
+    await rotator(herd, signers).rotate(anchor=choice, to_phase=Phase.VERIFIED)
+    await promote(herd)
+    await promote(herd)
+    await rotator(herd, signers).abandon()
+    document = await check_steady(herd)
+    assert (document.anchor, document.current) == (before.anchor, before.current)
+    assert herd.nodes[0].refusal is None
+    await rotator(herd, signers).rotate(anchor=choice, to_phase=Phase.ACTIVATED)
+    await promote(herd, above=(await document_of(herd)).generation + ROLL_BACK_WRITES)
+    activated = await document_of(herd)
+    with pytest.raises(IllegalStepError, match="servers would not follow a roll-back"):
+        await rotator(herd, signers).abandon()
+    assert await document_of(herd) == activated
+    assert (await rotator(herd, signers).resume()).outcome is Outcome.ROTATED
     await check_steady(herd)
 
 

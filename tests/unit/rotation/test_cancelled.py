@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import ConflictError, NotAdoptedError, ProviderAccessDeniedError
+from goatherd.errors import ConflictError, NotAdoptedError, ProviderAccessDeniedError, UnavailableError
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
@@ -14,7 +15,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
 from goatherd.rotation import Outcome, Phase
 from tests.fakes.herd import Herd
-from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 EARLY = (Phase.PREPARED, Phase.PUBLISHED)
 
@@ -134,7 +135,7 @@ class Keeping:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [ProviderAccessDeniedError, ConflictError])
+@pytest.mark.parametrize("error", [ProviderAccessDeniedError, ConflictError, UnavailableError])
 async def test_a_store_that_refuses_to_destroy_does_not_stop_the_cancellation(
     make_herd: MakeHerd, error: type[Exception]
 ) -> None:
@@ -145,6 +146,21 @@ async def test_a_store_that_refuses_to_destroy_does_not_stop_the_cancellation(
     assert report.destroyed == ()
     assert [one.partition(": ")[2] for one in report.undestroyed] == [error.code] * 2  # type: ignore[attr-defined]
     await check_steady(herd)
+
+
+@pytest.mark.slow
+async def test_a_rotation_that_cancels_itself_is_reported_although_the_store_cannot_destroy(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=1)
+    herd.nodes[1].faults.forgets_pushes = True
+    began = herd.clock.monotonic()
+    with pytest.raises(NotAdoptedError) as caught:
+        await rotator_for(herd, provider=Refusing(herd.provider, UnavailableError)).rotate()
+    assert [one.partition(": ")[2] for one in caught.value.report.undestroyed] == [UnavailableError.code] * 2
+    assert caught.value.report.destroyed == ()
+    waited = timedelta(seconds=herd.clock.monotonic() - began)
+    assert waited < POLICY.adoption + 1.5 * POLICY.store_patience, "the store is not waited for twice"
 
 
 async def test_a_version_with_a_label_of_its_own_is_not_destroyed(make_herd: MakeHerd) -> None:

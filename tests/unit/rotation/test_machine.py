@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from goatherd.identity.key_age import EXPIRED_HINT
+from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.rotation import machine
 from goatherd.rotation.machine import (
     BACKWARD,
@@ -327,6 +328,26 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         replace(MINE, goal=Goal.ABANDON),
         NOW,
         Illegal(why="the document does not say which version holds the earlier private key"),
+    ),
+    (
+        "a roll-back that no server would follow is not written",
+        replace(VERIFIED, can_go_back=False),
+        [node(1, rejects="identity.not_anchored")],
+        MINE,
+        NOW,
+        Illegal(
+            why="the rotation can only be completed, because servers would not follow a roll-back"
+            " (n1 rejects the identity document: identity.not_anchored)",
+            hint=NO_WAY_BACK_HINT,
+        ),
+    ),
+    (
+        "a rotation whose next root has signed nothing can be cancelled without a way back",
+        replace(PUBLISHED, can_go_back=False),
+        [],
+        replace(MINE, goal=Goal.ABANDON, reason="no"),
+        NOW,
+        Abandon(step=Step.CANCEL, expected="7", reason="no"),
     ),
     (
         "a run that shall stop when prepared stops",

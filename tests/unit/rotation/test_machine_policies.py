@@ -220,6 +220,15 @@ def test_the_current_and_the_stable_version_are_never_destroyed() -> None:
         assert decide(seen, POLICY, RETIRE, NOW + 9 * DAY) == Done(outcome=Outcome.NOTHING), number
 
 
+def test_what_the_store_of_another_region_uses_is_neither_destroyed_nor_forgotten() -> None:
+    held = replace(FINISHED, unretired=(("A", NOW),))
+    used = replace(version(0, "A"), version="us:3", is_used_elsewhere=True)
+    seen = Observation(store=held, versions=(version(7, "B"), used))
+    assert decide(seen, POLICY, RETIRE, NOW + 9 * DAY) == Done(outcome=Outcome.NOTHING)
+    moved = replace(seen, versions=(version(7, "B"), replace(used, is_used_elsewhere=False)))
+    assert decide(moved, POLICY, RETIRE, NOW + 9 * DAY) == Destroy(version="us:3")
+
+
 def test_a_root_is_recorded_as_retired_when_its_last_copy_is_gone() -> None:
     held = replace(FINISHED, unretired=(("C", NOW), ("A", NOW)))
     seen = Observation(store=held, versions=(version(7, "B"), version(4, "C", retired_ms=NOW + 5 * DAY)))

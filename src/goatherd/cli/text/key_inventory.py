@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from goatherd.cli.output import Output
 from goatherd.key_inventory import Holding, KeyInventory, describe_kept
+from goatherd.providers.capabilities import BETWEEN
 from goatherd.providers.values import shown_labels
 from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, iso
@@ -122,7 +123,7 @@ def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
     """Return a line for each version that `retire` would destroy now, and for each that a label keeps."""
     lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
-    return lines or [_nothing(keys)]
+    return (lines or [_nothing(keys)]) + _unsearched_lines(keys)
 
 
 def retirement_lines(done: Retirement) -> list[str]:
@@ -130,7 +131,15 @@ def retirement_lines(done: Retirement) -> list[str]:
     lines = [f"destroyed version {version}" for version in done.report.destroyed]
     lines += [f"gave up version {version}: {done.keys.copies}" for version in done.report.given_up]
     lines += [describe_kept(one.version, one.labels) for one in done.report.kept]
-    return lines or [_nothing(done.keys)]
+    return (lines or [_nothing(done.keys)]) + _unsearched_lines(done.keys)
+
+
+def _unsearched_lines(keys: KeyInventory) -> list[str]:
+    return [
+        f"region {one.version.id.partition(BETWEEN)[0]}: {one.problem}, so no root is recorded as retired; run"
+        " `goatherd retire` again when its store answers"
+        for one in keys.unsearched
+    ]
 
 
 def _nothing(keys: KeyInventory) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from goatherd.cli.output import Output
 from goatherd.config.values import StoreEntry
+from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.operations.stores import PromotionReport, RegionState, SyncReport
 from goatherd.providers.values import shown_label
 from goatherd.times import iso
@@ -103,6 +104,7 @@ def promotion_data(report: PromotionReport) -> dict[str, Any]:
         "written": not report.is_repeated,
         "overruled": [one.text for one in report.overruled],
         "unseen": list(report.unseen),
+        "canRollBack": report.can_go_back,
     }
 
 
@@ -114,6 +116,8 @@ def promotion_lines(report: PromotionReport, entries: Sequence[StoreEntry]) -> l
         lines = [f"region {report.region} is the primary store now: generation {report.before} -> {report.generation}"]
     lines += [f"overruled: {one.text}" for one in report.overruled]
     lines += [f"did not answer: {who}" for who in report.unseen]
+    if not report.can_go_back:
+        lines.append(f"The rotation in progress can no longer be rolled back. {NO_WAY_BACK_HINT}")
     new = next(one for one in entries if one.region == report.region)
     lines += [
         "",

@@ -1,0 +1,200 @@
+"""Old private keys in several regions: which store still holds them, and that none of them is forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from goatherd.cli.text.key_inventory import retirement_lines
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
+from goatherd.identity.transitions import record_promotion
+from goatherd.key_inventory import describe_kept, find_holdings
+from goatherd.operations.identity_store import Store
+from goatherd.operations.retire import Retirement, read_key_inventory
+from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
+from goatherd.revocation.revoker import Revoker
+from goatherd.rotation import Outcome, Rotator
+from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
+from tests.fakes.herd import FakeClock, Herd
+from tests.unit.rotation.conftest import OWN_CLOCK
+from tests.unit.stores.regions import SECRET, RegionStore
+
+GRACE = OWN_CLOCK.grace + timedelta(days=1)
+
+
+class Drill:
+    """A rotation while there is one region, a second region that is added later, and its promotion."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.eu, self.us = RegionStore(clock=self.clock), RegionStore(clock=self.clock)
+
+    @classmethod
+    async def after_promotion(cls) -> Drill:
+        """Return the state after `eu`, the former primary store, has returned as a follower of `us`."""
+        drill = cls()
+        await Herd.start(drill.eu, clock=drill.clock, nodes=0)
+        await drill.rotator(drill.eu).rotate()
+        await ReplicatedStore(drill.members("eu", "us"), clock=drill.clock).observe(SECRET, catch_up=True)
+        found = await drill.us.read(SECRET)
+        document, now_ms = decode_document(found.value.reveal()), drill.clock.now_ms()
+        stable = (await drill.us.read(SECRET, STABLE)).version.id
+        promoted = record_promotion(document, now_ms, region="us", above=0, stable_version=stable)
+        await drill.us.write(SECRET, encode_document(promoted), expected=found.version.id)
+        await drill.writer().observe(SECRET, catch_up=True)
+        return drill
+
+    def members(self, *regions: str) -> list[StoreMember]:
+        stores = {"eu": self.eu, "us": self.us}
+        return [
+            StoreMember(
+                region=one,
+                provider=stores[one],
+                template=SECRET,
+                replication=Replication.GOATHERD if at else None,
+            )
+            for at, one in enumerate(regions)
+        ]
+
+    def writer(self, *, allowed: tuple[str, ...] = ()) -> ReplicatedStore:
+        return ReplicatedStore(self.members("us", "eu"), allowed=allowed, clock=self.clock)
+
+    def rotator(self, provider: SecretProvider) -> Rotator:
+        return Rotator(provider, SECRET, [], policy=OWN_CLOCK, clock=self.clock, unsafe_without_nodes=True)
+
+    @property
+    def document(self) -> IdentityDocument:
+        return self.us.document()
+
+
+async def versions_with(store: RegionStore, root: str) -> list[str]:
+    """Return the ids of the versions in one store that hold a root's private key."""
+    found = []
+    for version in await store.versions(SECRET):
+        if version.state is VersionState.ENABLED:
+            document = decode_document((await store.read(SECRET, version.id)).value.reveal())
+            found += [
+                str(version.id) for one in (document.current, document.next) if one is not None and one.id == root
+            ]
+    return found
+
+
+async def test_what_only_a_former_primary_store_holds_is_destroyed_before_its_root_is_recorded_as_retired() -> None:
+    """SECURITY: no version that can still be read is forgotten."""
+    drill = await Drill.after_promotion()
+    assert await versions_with(drill.us, "root-a") == []
+    assert await versions_with(drill.eu, "root-a") == ["3", "2", "1"]
+    early = await drill.rotator(drill.writer()).retire()
+    assert early.destroyed == ()
+    drill.clock.turn(GRACE)
+    report = await drill.rotator(drill.writer()).retire()
+    assert report.destroyed == ("eu:3", "eu:2", "eu:1")
+    assert await versions_with(drill.eu, "root-a") == []
+    assert drill.document.retired_ids == {"root-a"}
+    assert drill.eu.contents() == drill.us.contents()
+
+
+async def test_no_root_is_recorded_as_retired_while_a_store_cannot_be_searched() -> None:
+    drill = await Drill.after_promotion()
+    drill.clock.turn(GRACE)
+    drill.eu.is_cut_off = True
+    writer = drill.writer(allowed=("eu",))
+    report = await drill.rotator(writer).retire()
+    assert report.destroyed == ()
+    assert drill.document.retired_ids == frozenset()
+    keys = await read_key_inventory(Store(provider=writer, secret_id=SECRET, org="localhost", name=""), OWN_CLOCK)
+    assert not keys.is_complete
+    (_, line) = retirement_lines(Retirement(report=report, keys=keys))
+    assert line == (
+        "region eu: not searched (provider.unavailable), so no root is recorded as retired; run `goatherd retire` again"
+        " when its store answers"
+    )
+    drill.eu.is_cut_off = False
+    drill.clock.turn(timedelta(minutes=1))
+    assert len((await drill.rotator(drill.writer()).retire()).destroyed) == 3
+    assert drill.document.retired_ids == {"root-a"}
+
+
+async def test_a_region_that_may_lag_keeps_no_key_in_the_other_stores_and_none_is_recorded_as_gone() -> None:
+    drill = await Drill.after_promotion()
+    await drill.rotator(drill.writer()).rotate()
+    former = drill.document.rotated_from
+    assert former is not None
+    drill.clock.turn(GRACE)
+    drill.eu.is_cut_off = True
+    report = await drill.rotator(drill.writer(allowed=("eu",))).retire()
+    assert await versions_with(drill.us, former) == []
+    assert len(report.destroyed) >= 3
+    assert drill.document.retired_ids == frozenset()
+    drill.eu.is_cut_off = False
+    drill.clock.turn(timedelta(minutes=1))
+    assert await versions_with(drill.eu, former) != []
+    await drill.rotator(drill.writer()).retire()
+    assert await versions_with(drill.eu, former) == []
+    assert drill.document.retired_ids == {"root-a", former}
+
+
+async def test_a_rotation_is_cancelled_at_once_while_a_region_that_may_lag_is_away() -> None:
+    drill = await Drill.after_promotion()
+    drill.eu.is_cut_off = True
+    writer = drill.writer(allowed=("eu",))
+    await drill.rotator(writer).rotate(to_phase=Phase.PREPARED)
+    began = drill.clock.monotonic()
+    report = await drill.rotator(writer).abandon()
+    assert report.outcome is Outcome.ABANDONED
+    assert report.undestroyed == ()
+    assert len(report.destroyed) == 1
+    assert drill.clock.monotonic() - began < OWN_CLOCK.store_patience.total_seconds()
+
+
+async def test_what_bears_a_label_in_a_former_primary_store_is_kept_there() -> None:
+    drill = await Drill.after_promotion()
+    drill.clock.turn(GRACE)
+    await drill.eu.label(SECRET, Label("audit"), "2", expected=None)
+    report = await drill.rotator(drill.writer()).retire()
+    assert report.destroyed == ("eu:3", "eu:1")
+    (kept,) = report.kept
+    assert describe_kept(kept.version, kept.labels) == (
+        "version eu:2 is kept: label `audit` points at it; remove it with the tools of that region's store, and run"
+        " `goatherd retire` again"
+    )
+    assert drill.document.retired_ids == frozenset()
+
+
+async def test_a_revocation_destroys_the_key_in_a_former_primary_store_too() -> None:
+    drill = await Drill.after_promotion()
+    revoker = Revoker(drill.writer(), SECRET, (), policy=OWN_CLOCK, clock=drill.clock)
+    report = await revoker.revoke("root-a", reason="stolen", destroy=True)
+    assert report.destroyed == ("eu:3", "eu:2", "eu:1")
+    assert await versions_with(drill.eu, "root-a") == []
+    assert drill.document.retired_ids == {"root-a"}
+
+
+async def test_the_inventory_lists_what_only_one_store_holds_and_no_copies() -> None:
+    drill = await Drill.after_promotion()
+    reader = RegionalReader(drill.members("us", "eu"), region="us", clock=drill.clock)
+    for provider in (drill.writer(), reader):
+        held = await find_holdings(provider, SECRET, drill.document)
+        listed = {one.version.id: one for one in held}
+        own = {one.id for one in await drill.us.versions(SECRET)}
+        assert {"eu:1", "eu:2", "eu:3"} <= listed.keys()
+        assert listed["eu:1"].private_ids == {"root-a"}
+        current = (await drill.eu.read(SECRET, CURRENT)).version.id
+        assert listed.keys() & {f"eu:{current}", f"us:{max(own)}"} == set()
+
+
+async def test_a_value_counts_as_destroyed_only_where_every_store_destroys_it() -> None:
+    drill = await Drill.after_promotion()
+    drill.eu._guarantees = replace(drill.eu.guarantees, destroys=False, deprecates=True)
+
+    async def keep(call: Call, version: VersionId) -> None:
+        pass
+
+    drill.eu._destroy = keep  # type: ignore[method-assign]
+    assert not drill.writer().guarantees.destroys
+    drill.clock.turn(GRACE)
+    report = await drill.rotator(drill.writer()).retire()
+    assert report.destroyed == ()
+    assert report.given_up == ("eu:3", "eu:2", "eu:1")
+    assert drill.document.retired_ids == frozenset()
