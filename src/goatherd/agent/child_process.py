@@ -2,9 +2,12 @@
 
 `goatherd.agent.agent` decides when to start and stop it. Rules: the child inherits the agent's input, output,
 environment and working directory. Its arguments and environment contain no key material. The child leads its own
-process group. So a signal from a terminal reaches the child only once, from the agent, and the child's descendants can
-be stopped with the child: the child may be a script that neither replaces itself with the server nor passes signals on.
-The child has ended when its whole process group has.
+process group. So a signal from a terminal reaches the child only once, from the agent. The child has ended when its
+whole process group has.
+
+No process is asked to stop twice, because the second signal ends some servers while they still write their data. The
+child may be a script that does not replace itself with the server. If it passes the signal on, it ends after the
+server. If not, it leaves the server behind, and the agent then signals what is left of the group.
 
 If the agent is killed, the kernel sends the child a signal to stop (on Linux). Otherwise the child would keep the port
 and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal, and
@@ -28,6 +31,8 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 
 KILL_PATIENCE: Final = timedelta(seconds=10)
+HANDED_ON: Final = timedelta(seconds=1)
+"""How long the processes that a child leaves behind may take to end, before they are signalled: it may have done so."""
 _POLL: Final = timedelta(milliseconds=50)
 
 # In a process of its own and not between fork and exec of this one, which has threads. It becomes the command.
@@ -138,7 +143,7 @@ class Supervisor:
             raise AgentError(f"cannot start {self._command[0]}: {error.strerror}") from error
         self._ending = asyncio.ensure_future(self._await_exit(self._process))
         for number in self.asked:  # while there was no process yet
-            _signal_group(self._process.pid, number)
+            self.send_signal(number)
 
     async def _await_exit(self, process: asyncio.subprocess.Process) -> int:
         returned, session = await process.wait(), os.getsid(0)
@@ -150,12 +155,9 @@ class Supervisor:
             self.was_cut_off = -returned in self.asked
             return exit_code(returned)
         # The server may be one of the descendants, and still write its data.
-        if not self.asked:
-            _signal_group(process.pid, signal.SIGTERM)
-        if not await _wait_until_gone(has_descendants, self._grace, self._clock):
+        number = min(self.asked, default=signal.SIGTERM)
+        if await _end_group(process.pid, has_descendants, number, self._grace, self._clock):
             self.was_killed = True
-            _signal_group(process.pid, signal.SIGKILL)
-            await _wait_until_gone(has_descendants, KILL_PATIENCE, self._clock)
         return exit_code(returned)
 
     def send_signal(self, number: int) -> None:
@@ -165,13 +167,9 @@ class Supervisor:
                 self._process.send_signal(number)
 
     def ask_to_stop(self, number: int) -> None:
-        """Ask the child and its descendants to stop, by a signal to their process group, if one of them runs.
-
-        A child that is being started gets the signal once it is.
-        """
+        """Ask the child to stop by a signal. A child that is being started gets the signal once it is."""
         self.asked.add(number)
-        if self._process is not None and self._ending is not None and not self._ending.done():
-            _signal_group(self._process.pid, number)
+        self.send_signal(number)
 
     def has_stopped(self, code: int) -> bool:
         """Return whether a child with this exit code has stopped as requested: with 0, or by a signal that asked it."""
@@ -219,11 +217,28 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
     """
     if not process.has_group():
         return False
-    for number, timeout in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_PATIENCE)):
-        _signal_group(process.pid, number)
-        if await _wait_until_gone(process.has_group, timeout, clock):
-            return True
-    raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
+    half = grace / 2
+    # The kernel has signalled the child when the agent was killed: it may still write its data.
+    if not await _wait_until_gone(process.is_running, half, clock):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, signal.SIGTERM)
+        if not await _wait_until_gone(process.is_running, half, clock):
+            grace = timedelta(0)
+    await _end_group(process.pid, process.has_group, signal.SIGTERM, grace, clock)
+    if process.has_group():
+        raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
+    return True
+
+
+async def _end_group(pid: int, is_there: Callable[[], bool], number: int, grace: timedelta, clock: Clock) -> bool:
+    """Wait until a process group has ended, after its leader; signal it, then kill it; return whether it was killed."""
+    if await _wait_until_gone(is_there, HANDED_ON, clock):
+        return False
+    for sent, timeout in ((number, grace), (signal.SIGKILL, KILL_PATIENCE)):
+        _signal_group(pid, sent)
+        if await _wait_until_gone(is_there, timeout, clock):
+            return sent == signal.SIGKILL
+    return True
 
 
 async def _wait_until_gone(is_there: Callable[[], bool], timeout: timedelta, clock: Clock) -> bool:

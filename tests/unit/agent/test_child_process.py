@@ -164,6 +164,26 @@ async def test_a_server_behind_a_script_has_the_time_that_it_needs_to_stop(tmp_p
     await seen
 
 
+async def test_a_server_behind_a_script_that_passes_the_signal_on_gets_it_once(tmp_path: Path) -> None:
+    ready, passed_on, may_end, said = (tmp_path / name for name in ("ready", "passed on", "may end", "said"))
+    flush = (
+        f'echo asked >> "{said}"; trap "echo again; exit 1" TERM; until [ -e "{may_end}" ]; do sleep 0.02; done; exit'
+    )
+    (tmp_path / "server.sh").write_text(f"""trap '{flush}' TERM; touch "{ready}"; while :; do sleep 0.02; done\n""")
+    script = f"""trap 'kill -TERM $!; touch "{passed_on}"' TERM; sh "{tmp_path}/server.sh" >> "{said}" & wait; wait"""
+    one = supervisor(["sh", "-c", script])
+    await one.start()
+    await exists(ready)
+    stopping = asyncio.create_task(one.stop())
+    await exists(passed_on)
+    while not said.read_text():
+        await asyncio.sleep(0.02)
+    may_end.touch()
+    await stopping
+    assert said.read_text() == "asked\n"
+    assert not one.was_killed
+
+
 async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp_path: Path) -> None:
     said = tmp_path / "said"
     one = supervisor(behind_script(tmp_path, f"echo bye > {said}; exit", "exit 3"))
@@ -332,5 +352,8 @@ async def test_one_that_cannot_be_stopped_is_an_error(monkeypatch: pytest.Monkey
 
 
 class FakeOS:
+    def kill(self, pid: int, number: int) -> None:
+        pass
+
     def killpg(self, pid: int, number: int) -> None:
         pass
