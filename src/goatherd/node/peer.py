@@ -112,7 +112,7 @@ class PeerStatus:
     Attributes:
         url: The peer's URL.
         online: Whether the last request to the peer succeeded.
-        last_error: Why the last request to the peer failed; None if it succeeded.
+        last_error: Why the last request to the peer failed, or why a repository cannot be synchronized; else None.
         rounds: Number of requests that the peer has answered.
         waiting: Number of this server's commits that the peer is not known to hold.
         was_tried: Whether any request to the peer has succeeded or failed yet.
@@ -150,7 +150,7 @@ class _Repository:
 
     `seeds` are those of the peer's last filter. `wants_filters` says that filters with other seeds are needed to decide
     whether the peer holds the waiting commits. `unread` counts how often in a row the repository could not be read for
-    a request, `unstored` the replies in a row that this server could not use.
+    a request, `unstored` the replies in a row that this server could not use, and `problem` says why.
     """
 
     path: str
@@ -167,6 +167,7 @@ class _Repository:
     is_outdated: bool = False
     unread: int = 0
     unstored: int = 0
+    problem: str = ""
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     watchers: list[asyncio.Future[bool]] = field(default_factory=list)
     own: BloomFilter | None = None
@@ -215,12 +216,13 @@ class Peer:
     @property
     def status(self) -> PeerStatus:
         """The status of the synchronization with the other server."""
+        repositories = self._repositories.values()
         return PeerStatus(
             url=self.url,
             online=self._rounds > 0 and not self._failures,
-            last_error=self._last_error,
+            last_error=self._last_error or next((one.problem for one in repositories if one.problem), None),
             rounds=self._rounds,
-            waiting=sum(len(state.waiting) for state in self._repositories.values()),
+            waiting=sum(len(one.waiting) for one in repositories),
             was_tried=self._rounds > 0 or self._failures > 0,
             instances=self._find_recent(),
         )
@@ -325,8 +327,8 @@ class Peer:
                     state.unstored += 1
                     self._postpone_repository(state, state.unstored, watchers, error)
                     continue
-                if reply.get("c"):
-                    state.unstored = 0
+                if pulled or reply.get("c"):  # a reply to a poll that wanted nothing does not show that storing works
+                    state.unstored, state.problem = 0, ""
                 if state.has_news:
                     state.watchers.extend(watchers)
                 else:
@@ -560,7 +562,8 @@ class Peer:
         self, state: _Repository, count: int, watchers: Sequence[asyncio.Future[bool]], error: Exception
     ) -> None:
         """Try a repository again later whose synchronization has failed `count` times in a row."""
-        if count == 1:
+        if str(error) != state.problem:
+            state.problem = str(error)
             trace = None if isinstance(error, GoatherdError | OSError) else error
             _log.error("cannot sync %s with %s; retrying: %s", state.path, self.url, error, exc_info=trace)
         state.pull = True  # what the peer has sent may not be stored

@@ -498,9 +498,29 @@ async def test_a_broken_log_delays_no_other_repository(fault: str, caplog: pytes
     await link.let_pass(120)
     assert link.here.failures <= 15, "it is tried less and less often"
     assert link.peer.status.online
+    assert link.peer.status.last_error == f"the log of {bad} is broken"
     assert caplog.text.count(f"cannot sync {bad}") == 1
     broken.clear()
     await link.until(lambda: len(here[bad].ids) == len(there[bad].ids) == 40, seconds=60)
+
+
+async def test_a_log_that_breaks_again_is_reported_and_retried_as_the_first_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    link = Link(PATH)
+    here, there = link.here.shelves[PATH], link.there.shelves.setdefault(PATH, Shelf())
+    link.here.unwritable.add(PATH)
+    there.put(*fake_commits(1))
+    await link.until(lambda: link.here.failures > 5, seconds=120)
+    here.put(*there.commits.values())  # another peer has brought them, and now the log can be written
+    link.here.unwritable.clear()
+    await link.let_pass(120)
+    assert link.peer.status.last_error is None
+    link.here.unwritable.add(PATH)
+    link.here.failures = 0
+    there.put(*fake_commits(1))
+    await link.until(lambda: link.here.failures > 2, seconds=10)
+    assert caplog.text.count(f"cannot sync {PATH}") == 2
 
 
 async def test_a_peer_that_was_asked_nothing_because_no_log_can_be_read_is_not_online() -> None:
