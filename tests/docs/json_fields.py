@@ -326,7 +326,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "status": {
         "store": _STORE,
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
-        "labels": Field("map of string", "Id of the version that each label points at."),
+        "labels": Field(
+            "map of string",
+            "Id of the version that each label points at. If the credentials may not list the versions, only `current`"
+            " is certain to be among them.",
+        ),
         "identity": Field("object", "The identity.", "identity"),
         "rotation": Field(
             "object or null", "State of the rotation in progress; null without a rotation, or if no servers are listed."
