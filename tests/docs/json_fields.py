@@ -319,7 +319,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "policy": {
         "provider": Field("string", "URI scheme of the platform."),
-        "role": Field("string", "`server`, `rotator` or `admin`."),
+        "role": Field("string", "`server`, `rotator`, `admin` or `signer`."),
         "secret": Field("string", "Address of the secret."),
         "policy": Field("string", "The policy, in the platform's own format."),
     },
@@ -769,7 +769,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].current": _CURRENT,
     },
     "lease": {
-        "lease": Field("string", "Address of the lease."),
+        "lease": Field("string", "Id of the secret that is the lease, in its store."),
         "made": Field("boolean", "Whether the command has created it."),
         "holder": Field("string or null", "Server that holds the lease; null when it is free."),
         "until": Field("string or null", "Timestamp until which the lease is held."),

@@ -70,9 +70,9 @@ EXIT_MEANINGS = {
     12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
     14: "the signer refused or failed, or has another key than the expected one",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `restore --signature` or `demo` found something wrong, `revoke` or "
-    "`rotate --replace-expired` is not finished, `retire` has kept a version that a label points at, or `scan` could "
-    "not search everything",
+    EXIT_FINDINGS: "`doctor`, `status`, `stores status`, `migrate`, `restore --signature` or `demo` found something "
+    "wrong, `revoke`, `rotate --replace-expired` or `stores sync` is not finished, `retire` has kept a version that a "
+    "label points at, or `scan` could not search everything",
     EXIT_KEY_FOUND: "`scan` found a private key",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
@@ -323,7 +323,7 @@ def command(
 
 
 def audit_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--audit-log``."""
+    """Return the option ``--audit-log`` of a command that writes the audit trail."""
     return click.option(
         "--audit-log",
         "audit_log",

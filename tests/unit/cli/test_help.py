@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, EXIT_USAGE, cli
+from goatherd.cli import main
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_MEANINGS, EXIT_USAGE, cli
 from goatherd.cli.menu import ALIASES, COMMANDS, FORMS, GROUPS
 from goatherd.config.options import option_keys
 
@@ -233,6 +234,20 @@ def test_options_of_one_meaning_have_one_name() -> None:
 
 def test_every_exit_code_has_a_meaning() -> None:
     assert set(EXIT_CODES.values()) <= set(EXIT_MEANINGS)
+
+
+def test_the_meaning_of_a_finding_names_every_command_that_ends_with_it() -> None:
+    folder = Path(main.__file__).parent
+    found = {path.stem for path in folder.glob("*.py") if "EXIT_FINDINGS" in path.read_text()} - {"main"}
+    named = re.findall(r"`([^`]+)`", EXIT_MEANINGS[EXIT_FINDINGS])
+    assert {name.split()[0] for name in named} == found
+    assert {name for name in named if name.startswith("stores")} == {"stores status", "stores sync"}
+
+
+def test_only_a_command_that_writes_the_audit_trail_says_that_it_does(goatherd: Goatherd) -> None:
+    for name, option in options():
+        if "--audit-log" in option.opts:
+            assert ("appends" in (option.help or "")) is (name not in {"history", "web"}), name
 
 
 def test_the_version_is_told(goatherd: Goatherd) -> None:
