@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import goatherd
 from goatherd.clock import Clock
-from goatherd.errors import GoatherdError, MissingExtraError, RotationError
+from goatherd.errors import GoatherdError, MissingExtraError, RotationBusyError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import working_life
 from goatherd.identity.transitions import ROTATED, SUCCESSES
@@ -270,10 +270,15 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         ("outcome",),
     ),
     Metric.RUN_ENDED: MetricFamily(
-        MetricKind.GAUGE, Exporter.ROTATOR, "When the last run ended, in seconds since 1970."
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
+        "When the last run ended, in seconds since 1970. A run that yields to another process (`rotation.busy`) is left"
+        " out.",
     ),
     Metric.RUN_SUCCEEDED: MetricFamily(
-        MetricKind.GAUGE, Exporter.ROTATOR, "1 if the last run had the requested result, else 0."
+        MetricKind.GAUGE,
+        Exporter.ROTATOR,
+        "1 if the last run that has ended had the requested result, else 0; `rotation.busy` is left out.",
     ),
     Metric.PHASE_DURATION: MetricFamily(
         MetricKind.GAUGE,
@@ -457,18 +462,24 @@ class RotationMetrics:
 
     @contextmanager
     def count_run(self, clock: Clock) -> Iterator[None]:
-        """Count the events inside the block as one run of a rotation."""
-        self._outcome, self._entered, self._succeeded = None, None, False
+        """Count the events inside the block as one run of a rotation.
+
+        The result of the run is reported when it has ended. Until then, and if another process rotates, the result of
+        the run before stays.
+        """
+        self._outcome, self._entered = None, None
+        has_succeeded = False
         try:
             yield
-            self._succeeded = True
+            has_succeeded = True
         except GoatherdError as error:
             self._outcome = self._outcome or error.code
             raise
         finally:
             outcome = self._outcome or INTERRUPTED
             self._runs[outcome] = self._runs.get(outcome, 0) + 1
-            self._ended_ms = clock.now_ms()
+            if outcome != RotationBusyError.code:
+                self._ended_ms, self._succeeded = clock.now_ms(), has_succeeded
 
     def all_samples(self) -> Iterator[MetricSample]:
         """Return the samples of all metrics of this process."""

@@ -36,7 +36,7 @@ POLICIES: Final = "goatherd.policies"
 Policy = Callable[[str, str], str]
 """What an entry point of `POLICIES` is: a role (``server``, ``rotator``, ``admin``; ``signer`` for signers) and an
 address in, the text of exactly the rights that the role needs out. Pure, and without the platform's SDK. It raises
-`ConfigurationError`."""
+`ConfigurationError`. Those of Goatherd's own providers take a ``cloudConfig``, too."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _BRACED = re.compile(r"[{}][^{}/]*\}?")
@@ -318,16 +318,17 @@ def credential_variables(name: str) -> tuple[str, ...]:
     return _provider_class(name.partition(":")[0]).credential_variables
 
 
-def policy_text(name: str, role: str, secret: str) -> str:
+def policy_text(name: str, role: str, secret: str | Mapping[str, object]) -> str:
     """Return the access policy that grants `role` its permissions for one secret. Needs no SDK.
 
     Args:
         name: The scheme, or GoatDB's name for the provider.
         role: ``server``, ``rotator`` or ``admin``.
-        secret: The address, or a short form of it that the provider accepts, such as a path.
+        secret: The address, a short form of it that the provider accepts, such as a path, or a ``cloudConfig``.
 
     Raises:
-        ConfigurationError: The role is unknown, or no policy can be written for the address.
+        ConfigurationError: The role is unknown, no policy can be written for the address, or the ``cloudConfig`` is of
+            another provider.
         PluginNotFoundError: No plugin prints policies for the scheme; the message lists those that do.
     """
     scheme = _NAMES.get(name, name)
@@ -337,10 +338,22 @@ def policy_text(name: str, role: str, secret: str) -> str:
         raise PluginNotFoundError(f"no policies for the scheme {scheme!r}; known schemes: {known}")
     if len(points) > 1:
         raise _claimed_twice(scheme, points)
-    _check_placeholders(secret)
-    policy: Policy = _load_plugin(points[0], scheme)
+    given = secret.get("provider") if isinstance(secret, Mapping) else scheme
+    if not isinstance(given, str) or _NAMES.get(given, given) != scheme:
+        raise ConfigurationError(
+            f"cloudConfig: the configured store has the provider {given!r}, not {name!r}",
+            hint="Name that provider, or give the address of the secret.",
+        )
+    for text in [secret] if isinstance(secret, str) else secret.values():
+        if isinstance(text, str):
+            _check_placeholders(text)
+    if isinstance(secret, Mapping) and not points[0].value.startswith(f"{_OURS}."):
+        raise ConfigurationError(
+            f"the policies of the plugin {scheme!r} take no cloudConfig", hint="Give the address of the secret."
+        )
+    policy = _load_plugin(points[0], scheme)
     with _address_of(scheme):
-        return policy(role, secret)
+        return cast("str", policy(role, secret))
 
 
 def _check_placeholders(text: str) -> None:

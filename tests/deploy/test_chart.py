@@ -16,6 +16,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -462,6 +463,33 @@ def test_the_notes_say_what_to_do_next() -> None:
     assert "WARNING" not in notes
 
 
+def test_the_command_of_the_notes_that_explains_the_schedule_sees_all_of_it(render: Any, tmp_path: Path) -> None:
+    """The command runs beside the controller, so it has the container's environment, but not its arguments."""
+    assert "controller --explain\n" in (CHART / "templates/NOTES.txt").read_text()
+    schedule = {
+        "cron": "0 3 1 * *",
+        "maxAge": "60d",
+        "timezone": "Europe/Berlin",
+        "windows": ["Mon-Fri 02:00-05:00", "Sat,Sun 22:00-04:00"],
+        "missed": "skip",
+    }
+    (container,) = [
+        each
+        for each in own_containers(render("kubernetes", yaml.safe_dump({"controller": {"schedule": schedule}})))
+        if each["args"][0] == "controller"
+    ]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    options = load_options({}, environ, directory=tmp_path)
+    assert options.controller_cron == schedule["cron"]
+    assert options.controller_max_age == timedelta(days=60)
+    assert options.controller_timezone == schedule["timezone"]
+    assert list(options.controller_windows) == schedule["windows"]
+    assert options.controller_missed == schedule["missed"]
+    assert container["args"] == ["controller", "--metrics=0.0.0.0:9464"]
+    unscheduled = yaml.safe_dump({"controller": {"schedule": {"cron": "", "timezone": "", "windows": []}}})
+    assert "GOATHERD_CONTROLLER_" not in render("kubernetes", unscheduled).read_text()
+
+
 def test_the_chart_s_version_is_the_project_s() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == goatherd.__version__
@@ -578,7 +606,7 @@ def test_a_server_and_the_controller_work_with_the_rights_and_the_command_lines_
             cluster.slices["goatdb"] = [nodes_slice(port)]
             roles = [*of_kind(path, "Role", "-controller-root"), *of_kind(path, "Role", "-find-nodes")]
             token = cluster.account("controller", *roles)
-            explained = commands.run(controller, token, *controller["args"], "--explain")
+            explained = commands.run(controller, token, "controller", "--explain")
             assert "cron `0 3 1 * *`" in explained
             assert "Mon,Tue,Wed,Thu,Fri 02:00-05:00; in Europe/Berlin" in explained
             commands.run(controller, token, "rotate", "--unlisted", "0s")

@@ -23,6 +23,7 @@ from tests.deadlines import HANG
 from tests.deploy.test_deploy import DEPLOY, DROP_INS, ROOT, UNITS
 from tests.ports import free_ports
 
+PAGE = ROOT / "docs/how-to/systemd.md"
 SERVICES = [path for path in UNITS if path.suffix == ".service"]
 MOST_EXPOSED = 2.0
 """docs/how-to/systemd.md states it. systemd's own scale goes from 0 to 10; below 2 it calls a service "OK"."""
@@ -51,7 +52,7 @@ def analyze(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_a_unit_is_confined_as_well_as_the_documentation_says(path: Path) -> None:
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST_EXPOSED * 10:g}", str(path))
     assert done.returncode == 0, done.stdout
-    assert f"below {MOST_EXPOSED:g}" in (ROOT / "docs/how-to/systemd.md").read_text()
+    assert f"below {MOST_EXPOSED:g}" in PAGE.read_text()
 
 
 def test_a_drop_in_takes_over_a_unit_that_exists(tmp_path: Path) -> None:
@@ -69,6 +70,28 @@ def test_a_drop_in_takes_over_a_unit_that_exists(tmp_path: Path) -> None:
     assert starts[1].startswith("/bin/true run ")
     assert dict(settings)["RestartSec"] == "5"
     assert dict(settings)["ProtectHome"] == "read-only"
+
+
+def test_the_page_creates_the_users_of_the_units_and_names_those_that_load_credentials() -> None:
+    page = PAGE.read_text()
+    texts = {path.name: path.read_text() for path in SERVICES}
+    users = {user for text in texts.values() for user in re.findall(r"^User=(.+)$", text, re.MULTILINE)}
+    created = re.findall(r"^\$ useradd (.*) (\w+)$", page, re.MULTILINE)
+    assert {name for _, name in created} == users
+    assert all("--user-group" in options.split() for options, _ in created), "the units name the group, too"
+    loading = {name for name, text in texts.items() if "\nLoadCredential=" in text}
+    assert (
+        set(re.findall(r"^`(\S+)` passes the store's credentials by `LoadCredential=`", page, re.MULTILINE)) == loading
+    )
+
+
+def test_the_file_of_the_environment_can_be_written_on_a_machine_that_has_no_directory_for_it(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^\$ (install .*)$", PAGE.read_text(), re.MULTILINE)
+    assert line.count("/etc/goatherd/") == 1
+    subprocess.run(["bash", "-c", line.replace("/etc/goatherd/", f"{tmp_path}/etc/")], check=True, timeout=HANG)
+    written = tmp_path / "etc/goatherd.env"
+    assert written.read_text() == "GOATHERD_PROVIDER=aws://eu-west-1/goatdb/prod/root\n"
+    assert written.stat().st_mode & 0o777 == 0o600
 
 
 def test_every_notifying_unit_waits_for_a_program_that_notifies() -> None:

@@ -325,14 +325,18 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "policy": {
         "provider": Field("string", "URI scheme of the platform."),
-        "role": Field("string", "`server`, `rotator` or `admin`."),
+        "role": Field("string", "`server`, `rotator`, `admin` or `signer`."),
         "secret": Field("string", "Address of the secret."),
         "policy": Field("string", "The policy, in the platform's own format."),
     },
     "status": {
         "store": _STORE,
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
-        "labels": Field("map of string", "Id of the version that each label points at."),
+        "labels": Field(
+            "map of string",
+            "Id of the version that each label points at. If the credentials may not list the versions, only `current`"
+            " is certain to be among them.",
+        ),
         "identity": Field("object", "The identity.", "identity"),
         "rotation": Field(
             "object or null", "State of the rotation in progress; null without a rotation, or if no servers are listed."
@@ -783,7 +787,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].current": _CURRENT,
     },
     "lease": {
-        "lease": Field("string", "Address of the lease."),
+        "lease": Field("string", "Id of the secret that is the lease, in its store."),
         "made": Field("boolean", "Whether the command has created it."),
         "holder": Field("string or null", "Server that holds the lease; null when it is free."),
         "until": Field("string or null", "Timestamp until which the lease is held."),

@@ -18,6 +18,7 @@ from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
+from tests.docs.json_fields import DOCUMENTS
 from tests.docs.reference import COMMON, DOCS, PAGES, SOURCE, error_classes, in_step
 
 ROOT = DOCS.parent
@@ -42,6 +43,14 @@ def test_every_command_and_every_option_of_it_is_documented(name: str) -> None:
         if isinstance(parameter, click.Option) and "--help" not in parameter.opts:
             for option in [*parameter.opts, *parameter.secondary_opts]:
                 assert option in (REFERENCE["cli"] if option in COMMON else section[1])
+
+
+def test_every_role_of_a_policy_is_documented() -> None:
+    found = cli.get_command(click.Context(cli), "policy")
+    assert found is not None
+    (role,) = [one for one in found.params if one.name == "role"]
+    assert isinstance(role.type, click.Choice)
+    assert {f"`{one}`" for one in role.type.choices} == set(re.findall(r"`\w+`", DOCUMENTS["policy"]["role"].meaning))
 
 
 def test_every_exit_code_is_documented() -> None:

@@ -25,6 +25,7 @@ from goatherd.errors import (
     ConflictError,
     MissingExtraError,
     NotAdoptedError,
+    RotationBusyError,
     SecretNotFoundError,
     UnavailableError,
 )
@@ -311,6 +312,32 @@ def test_a_run_that_the_store_stops_counts_by_the_error_and_one_that_is_interrup
     found = read(format_samples(seen.all_samples()))
     assert value(found, Metric.RUNS, outcome="provider.unavailable") == 1
     assert value(found, Metric.RUNS, outcome="interrupted") == 1
+
+
+def test_the_last_result_stays_during_a_run_and_when_another_process_rotates() -> None:
+    def last() -> tuple[float, float]:
+        found = {one.metric: one.value for one in seen.all_samples()}
+        return float(found[Metric.RUN_SUCCEEDED]), float(found[Metric.RUN_ENDED])  # type: ignore[arg-type]
+
+    seen, clock = RotationMetrics(), FakeClock()
+    with seen.count_run(clock):
+        assert Metric.RUN_SUCCEEDED not in {one.metric for one in seen.all_samples()}
+    ended = clock.now_ms() / 1000
+    clock.turn(timedelta(hours=1))
+    with seen.count_run(clock):
+        assert last() == (1, ended)
+    ended = clock.now_ms() / 1000
+    clock.turn(timedelta(hours=1))
+    with pytest.raises(RotationBusyError), seen.count_run(clock):
+        raise RotationBusyError("another process rotates")
+    assert last() == (1, ended)
+    found = read(format_samples(seen.all_samples()))
+    assert value(found, Metric.RUNS, outcome="rotation.busy") == 1
+    with pytest.raises(UnavailableError), seen.count_run(clock):
+        raise UnavailableError("gone", provider="memory", secret_id="a", operation="read")
+    assert last() == (0, clock.now_ms() / 1000)
+    with seen.count_run(clock):
+        assert last()[0] == 0
 
 
 def entered(phase: Phase, at_ms: int, rotation_id: str | None) -> PhaseEntered:

@@ -136,6 +136,13 @@ def test_a_placeholder_is_refused_in_goatdbs_own_options_and_for_policies_too():
     assert open_provider("memory:///a/{org}/root")[1] == "{org}/root"
 
 
+def test_the_policies_of_another_plugin_take_an_address_and_no_cloud_config(installed: list[EntryPoint]):
+    installed.append(point("x", f"{__name__}:Clumsy"))
+    with pytest.raises(ConfigurationError, match="take no cloudConfig") as caught:
+        policy_text("x", "server", {"provider": "x", "secretId": "a"})
+    assert caught.value.hint == "Give the address of the secret."
+
+
 def test_a_scheme_claimed_twice_is_refused_with_both_names(installed: list[EntryPoint]):
     installed += [point("x", MEMORY, "one"), point("x", "other:Provider", "two")]
     with pytest.raises(ConfigurationError, match=r"is provided by two packages: one \(.*\) and two \(other:Provider\)"):

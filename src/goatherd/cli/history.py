@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import click
 
 from goatherd.audit.records import Anchors
-from goatherd.cli.main import App, audit_option, command
+from goatherd.cli.main import App, PathType, command
 from goatherd.cli.text.history import history_data, history_lines, timeline_lines
 from goatherd.clock import SystemClock
 from goatherd.config.build import open_store
@@ -20,7 +21,12 @@ from goatherd.web.view import history_rows
     "goatherd history --timeline --audit-log /var/log/goatherd/audit.jsonl",
 )
 @click.option("--timeline", is_flag=True, help="Show the events as a timeline, oldest first, with the times between.")
-@audit_option()
+@click.option(
+    "--audit-log",
+    "audit_log",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="File of the audit trail, which states when each rotation started, and who started it.",
+)
 def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 

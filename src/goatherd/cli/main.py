@@ -70,9 +70,9 @@ EXIT_MEANINGS = {
     12: "the agent cannot run a server, or has stopped one that exposed its private key",
     13: "the audit trail is broken, or cannot be written",
     14: "the signer refused or failed, or has another key than the expected one",
-    EXIT_FINDINGS: "`doctor`, `status`, `migrate`, `restore --signature` or `demo` found something wrong, `revoke` or "
-    "`rotate --replace-expired` is not finished, `retire` has kept a version that a label points at, or `scan` could "
-    "not search everything",
+    EXIT_FINDINGS: "`doctor`, `status`, `stores status`, `migrate`, `restore --signature` or `demo` found something "
+    "wrong, `revoke`, `rotate --replace-expired` or `stores sync` is not finished, `retire` has kept a version that a "
+    "label points at, or `scan` could not search everything",
     EXIT_KEY_FOUND: "`scan` found a private key",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
@@ -125,6 +125,17 @@ class Terminated(click.Abort):
     """The process received SIGTERM. Handled like Ctrl-C, for which click raises `Abort`."""
 
 
+class FormedCommand(click.Command):
+    """A command that may have other forms. A shell completes the flags of the forms like options."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        flags = FORMS.get(self.name or "", {}) if incomplete.startswith("-") else {}
+        forms = [CompletionItem(flag, help=COMMANDS[other]) for flag, other in flags.items()]
+        return [*super().shell_complete(ctx, incomplete), *(one for one in forms if one.value.startswith(incomplete))]
+
+
 class Menu(click.Group):
     """The click group of all commands. It imports a command's module when that command is used."""
 
@@ -145,10 +156,12 @@ class Menu(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, rest = args[0], args[1:]
         if name in FORMS:
-            chosen = next((word for word in _flags_of(name, rest) if word in FORMS[name]), None)
+            chosen = next((word for word in self._find_flags(ctx, name, rest) if word in FORMS[name]), None)
             if chosen is not None:
                 rest.remove(chosen)
                 return f"{name} {chosen}", self.get_command(ctx, FORMS[name][chosen]), rest
+        if ctx.resilient_parsing:  # a shell wants completions, and would write a message into the prompt
+            return super().resolve_command(ctx, args)
         if name in ALIASES and is_at_terminal():
             click.echo(f"note: `goatherd {name}` is now `goatherd {ALIASES[name]}`; both work", err=True)
         if name not in COMMANDS and not name.startswith("-"):
@@ -158,6 +171,26 @@ class Menu(click.Group):
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def _find_flags(self, ctx: click.Context, name: str, words: list[str]) -> list[str]:
+        """Return the words that may select another form of the command `name`, such as ``--once`` for `run`.
+
+        The words of the server command that `goatherd run` starts are left out.
+        """
+        own = words[: words.index("--")] if "--" in words else words
+        if name != "run":
+            return own
+        forms = [self.get_command(ctx, form) for form in (name, *FORMS[name].values())]
+        options = [item for form in forms if form for item in form.params if isinstance(item, click.Option)]
+        with_value = {flag for option in options if not option.is_flag for flag in option.opts}
+        flags, rest = [], iter(own)
+        for word in rest:
+            if not word.startswith("-"):
+                break
+            flags.append(word)
+            if word in with_value:
+                next(rest, None)
+        return flags
 
     def get_help(self, ctx: click.Context) -> str:
         return help_text()
@@ -174,16 +207,6 @@ class Menu(click.Group):
 def is_at_terminal() -> bool:
     """Whether standard error is a terminal. Notes for a human reader are written only then."""
     return sys.stderr.isatty()
-
-
-def _flags_of(name: str, words: list[str]) -> list[str]:
-    """Return the words that may select another form of the command `name`, such as ``--once`` for `run`.
-
-    The words of the server command that `goatherd run` starts are left out.
-    """
-    if name == "run":
-        return words[:1]
-    return words[: words.index("--")] if "--" in words else words
 
 
 @click.group(
@@ -293,15 +316,14 @@ def command(
         own = params[: len(params) - len(shared)]
         params[:] = params[len(params) - len(shared) :] + own
         name = function.__name__.rstrip("_")
-        return click.command(name, short_help=COMMANDS[name], epilog=forms_of(name) + help_with_example(example))(
-            wrapped
-        )
+        epilog = forms_of(name) + help_with_example(example)
+        return click.command(name, cls=FormedCommand, short_help=COMMANDS[name], epilog=epilog)(wrapped)
 
     return decorate
 
 
 def audit_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return the option ``--audit-log``."""
+    """Return the option ``--audit-log`` of a command that writes the audit trail."""
     return click.option(
         "--audit-log",
         "audit_log",

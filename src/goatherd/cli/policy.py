@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from goatherd.cli.main import App, command
+from goatherd.config.build import configured_address, store_name
 from goatherd.plugins import policy_text
 
 
@@ -30,11 +31,11 @@ def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     pkcs11 or transit, and SECRET is the signer's URI. The command prints exactly the permissions that the role needs.
     It contacts no store, changes nothing and needs no SDK.
     """
-    primary = app.options.stores_primary
-    address = secret or app.options.provider or (None if primary is None else primary.provider)
+    address = secret or configured_address(app.options)
     if not address:
         raise click.UsageError("no secret is named; give its address, such as aws://eu-west-1/goatdb/prod/root")
     text = policy_text(platform, role, address)
+    shown = address if isinstance(address, str) else store_name(app.options)
     app.out.result(
-        {"provider": platform, "role": role, "secret": address, "policy": text}, text.removesuffix("\n").split("\n")
+        {"provider": platform, "role": role, "secret": shown, "policy": text}, text.removesuffix("\n").split("\n")
     )

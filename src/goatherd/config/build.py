@@ -6,7 +6,7 @@ function itself imports the SDK or the rotation module that it needs, since most
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -83,6 +83,18 @@ def _check_one_source(options: Options) -> None:
 def is_store_named(options: Options) -> bool:
     """Return whether the options name a store, or stores in several regions."""
     return any(one is not None for one in (options.provider, options.cloud_config, options.stores_primary))
+
+
+def configured_address(options: Options) -> str | Mapping[str, object] | None:
+    """Return the address of the store that the options name: a URI, or a ``cloudConfig``; None if they name none.
+
+    Of stores in several regions, it is the address of the primary store. ``{org}`` is not yet replaced.
+    """
+    if options.provider is not None:
+        return options.provider
+    if options.stores_primary is not None:
+        return options.stores_primary.provider
+    return None if options.type == "file" else options.cloud_config
 
 
 def store_members(options: Options) -> tuple[StoreMember, ...]:

@@ -1,19 +1,25 @@
 """Search files, image layers and git histories for private keys, and compare what is found with a store.
 
-Every file is searched, whatever its name: a file that is a tar archive or compressed with gzip is unpacked in memory,
-as are the archives in it, so a saved image is searched layer by layer. Nothing is written, no link is followed, and no
-result holds a key. What could not be searched is listed and never counts as clean.
+Every file is searched, whatever its name: an archive (tar, zip) or a compressed file (gzip, bzip2, xz) is unpacked in
+memory, as are the archives in it, so a saved image is searched layer by layer. Nothing is written, and no result holds
+a key. A link or a pipe is read if it is named, but not if it is in a directory. What could not be searched is listed
+and never counts as clean.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
+import re
 import stat
+import struct
 import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -30,8 +36,24 @@ LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
 
 _WINDOW: Final = 1 << 22
 _DEEPEST: Final = 8
+_PIECE: Final = 1 << 16
+_MEMORY: Final = 1 << 26
+"""Number of bytes of a zip archive that are kept in memory at most; half of what xz may use to unpack a file."""
 _GZIP: Final = b"\x1f\x8b"
-_ZSTANDARD: Final = b"\x28\xb5\x2f\xfd"
+_BZIP2: Final = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)")
+_XZ: Final = b"\xfd7zXZ\x00"
+_ZIP: Final = b"PK\x03\x04"
+_PACKED: Final = {
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\x04\x22\x4d\x18": "LZ4",
+    b"\x02\x21\x4c\x18": "LZ4",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!\x1a\x07": "RAR",
+    b"LZIP\x01": "lzip",
+    b"\x1f\x9d": "compress",
+}
+"""First bytes of formats that the standard library cannot unpack."""
+_UNPACK: Final = "unpack it and scan the result"
 
 
 class Readable(Protocol):
@@ -122,7 +144,7 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
     """Search files and directories, and the history of each git repository among the directories.
 
     Args:
-        paths: Files, directories, bare git repositories.
+        paths: Files, pipes, directories, bare git repositories, or links to one of these.
         with_history: Whether to search the histories of git repositories, too.
 
     Raises:
@@ -135,8 +157,10 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
     for path in paths:
         if path.is_dir():
             _scan_directory(report, path, with_history=with_history)
-        else:
+        elif path.is_file() or path.is_fifo():
             _scan_file(report, path)
+        else:
+            report.unsearched.append(f"{path}: neither a file nor a pipe")
     return report
 
 
@@ -181,18 +205,26 @@ def _scan_directory(report: ScanReport, top: Path, *, with_history: bool) -> Non
                 _scan_history(report, directory)
             continue
         for file in sorted(files):
-            _scan_file(report, directory / file)
+            _scan_entry(report, directory / file)
 
 
 def _is_bare_repository(directory: Path, directories: Sequence[str], files: Sequence[str]) -> bool:
     return {"objects", "refs"} <= set(directories) and "HEAD" in files and (directory / "HEAD").is_file()
 
 
+def _scan_entry(report: ScanReport, path: Path) -> None:
+    """Search an entry of a directory, unless it is a link, a pipe, a socket or a device."""
+    try:
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+    except OSError as error:
+        report.unsearched.append(f"{path}: {error.strerror or error}")
+    else:
+        if is_file:
+            _scan_file(report, path)
+
+
 def _scan_file(report: ScanReport, path: Path) -> None:
     try:
-        about = path.lstat()
-        if path.is_symlink() or not stat.S_ISREG(about.st_mode):
-            return
         with path.open("rb") as file:
             _scan_stream(report, str(path), file)
     except OSError as error:
@@ -202,26 +234,87 @@ def _scan_file(report: ScanReport, path: Path) -> None:
 def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0) -> None:
     """Search one file or, if it is an archive, the files in it; add what is found to `report`."""
     reader = _Peekable(stream)
-    head = reader.peek(512)
     try:
+        head = reader.peek(512)
         if depth > _DEEPEST:
             report.unsearched.append(f"{name}: archives within archives, more than {_DEEPEST}")
         elif head.startswith(_GZIP):
             _scan_stream(report, name, gzip.GzipFile(fileobj=reader), depth + 1)
+        elif _BZIP2.match(head):
+            _scan_stream(report, name, _Unpacked(reader, bz2.BZ2Decompressor), depth + 1)
+        elif head.startswith(_XZ):
+            unpacked = _Unpacked(reader, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * _MEMORY))
+            _scan_stream(report, name, unpacked, depth + 1)
+        elif head.startswith(_ZIP):
+            _scan_zip(report, name, reader, depth)
         elif head[257:262] == b"ustar":
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
                         _scan_stream(report, f"{name}!{member.name}", content, depth + 1)
-        elif head.startswith(_ZSTANDARD):
-            report.unsearched.append(f"{name}: compressed with Zstandard; unpack it and scan the result")
+        elif head.startswith(tuple(_PACKED)):
+            kind = next(kind for magic, kind in _PACKED.items() if head.startswith(magic))
+            report.unsearched.append(f"{name}: compressed with {kind}; {_UNPACK}")
         else:
             report.files += 1
             for key, line in _find_keys(reader):
                 report.findings.append(_describe(key, line, path=name))
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        report.unsearched.append(f"{name}: damaged archive: {error}")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, _UnpackError) as error:
+        report.unsearched.append(f"{name}: cannot be unpacked: {error}")
+
+
+def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int) -> None:
+    content = reader.read(_MEMORY + 1)
+    if len(content) > _MEMORY:
+        report.unsearched.append(f"{name}: a zip archive of more than {_MEMORY >> 20} MiB; {_UNPACK}")
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for member in archive.infolist():
+                # zipfile unpacks other methods in pieces of any size: a small archive could fill the memory.
+                if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    report.unsearched.append(f"{name}!{member.filename}: encrypted, or not compressed with deflate")
+                elif not member.is_dir():
+                    with archive.open(member) as file:
+                        _scan_stream(report, f"{name}!{member.filename}", file, depth + 1)
+    except (NotImplementedError, OverflowError, ValueError, struct.error) as error:
+        raise _UnpackError(str(error)) from error
+
+
+class _UnpackError(Exception):
+    """Compressed data is damaged, or takes too much memory to unpack. `_scan_stream` always catches this error."""
+
+
+class _Unpacked:
+    """Unpacks bzip2 or xz in pieces, so that the size of the content does not matter.
+
+    Unlike the classes of the standard library it limits the memory, and does not ignore what follows the first stream.
+    """
+
+    def __init__(self, stream: Readable, start: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> None:
+        self._stream = stream
+        self._start = start
+        self._unpacker = start()
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = bytearray()
+        while size < 0 or len(found) < size:
+            packed = b""
+            if self._unpacker.eof:
+                packed = self._unpacker.unused_data.lstrip(b"\0")
+                while not packed and (more := self._stream.read(_PIECE)):
+                    packed = more.lstrip(b"\0")
+                if not packed:
+                    break
+                self._unpacker = self._start()
+            elif self._unpacker.needs_input and not (packed := self._stream.read(_PIECE)):
+                raise EOFError("the end is missing")
+            try:
+                found += self._unpacker.decompress(packed, _PIECE if size < 0 else size - len(found))
+            except (OSError, lzma.LZMAError) as error:
+                raise _UnpackError(str(error)) from error
+        return bytes(found)
 
 
 class _Peekable(io.RawIOBase):

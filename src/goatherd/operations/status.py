@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
-from goatherd.errors import DiscoveryError
+from goatherd.errors import DiscoveryError, ProviderAccessDeniedError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import find_warnings
@@ -41,7 +41,8 @@ class ClusterStatus:
     Attributes:
         store: The name of the store.
         version: The id of the stored version with the label `current`.
-        labels: For each label, the id of the version that it points at.
+        labels: For each label, the id of the version that it points at; if `versions` is empty, only the labels that a
+            read of the current version reports.
         document: The identity.
         keys: Which stored version holds whose private key.
         last_rotation: How the last rotation ended; None if the identity records none.
@@ -51,8 +52,9 @@ class ClusterStatus:
         notes: Remarks about the identity and the clocks.
         store_ahead_ms: How far the clock of the store is ahead of this machine's, in milliseconds; None if unknown.
         at_ms: When this was read, in milliseconds since 1970.
-        written_ms: When the current version was written, by the store's clock, in milliseconds since 1970.
-        versions: The stored versions, newest first.
+        written_ms: When the current version was written, by the store's clock, in milliseconds since 1970; None if the
+            credentials may not read that.
+        versions: The stored versions, newest first; empty if the credentials may not list them.
         regions: The store of each region; empty with a single store.
     """
 
@@ -68,7 +70,7 @@ class ClusterStatus:
     notes: tuple[str, ...]
     store_ahead_ms: int | None
     at_ms: int
-    written_ms: int
+    written_ms: int | None
     versions: tuple[SecretVersion, ...]
     regions: tuple[RegionState, ...] = ()
 
@@ -103,8 +105,14 @@ async def read_status(
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     version, document = await store.read()
-    versions = tuple(await store.versions())
-    labels = {label: one.id for one in versions for label in one.labels}
+    versions: tuple[SecretVersion, ...] = ()
+    try:
+        versions = tuple(await store.versions())
+    except ProviderAccessDeniedError:
+        # A server's credentials may not list versions; the inventory reports it.
+        labels = dict.fromkeys(version.labels, version.id)
+    else:
+        labels = {label: one.id for one in versions for label in one.labels}
     if grace is None:
         from goatherd.rotation.policy import Policy
 
@@ -142,7 +150,7 @@ async def read_status(
         notes=(*find_warnings(document, now_ms), *clock_notes(document, store_ahead_ms, servers, now_ms)),
         store_ahead_ms=store_ahead_ms,
         at_ms=now_ms,
-        written_ms=version.created_ms,
+        written_ms=version.created_ms or None,
         versions=versions,
         regions=regions,
     )
@@ -201,7 +209,7 @@ async def _survey_without_probing(store: Store, nodes: NodeDirectory, policy: Po
 
     try:
         rotator = make_rotator(store, await resolve_nodes(nodes), policy)
-        return await rotator.survey(is_probing=False, has_remarks=False)
+        return await rotator.survey(is_probing=False, has_remarks=False, is_reader=True)
     except DiscoveryError as error:
         unknown = Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint)
         return Survey(obstacles=(unknown,), remarks=())

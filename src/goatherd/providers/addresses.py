@@ -144,6 +144,15 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
     )
 
 
+def uri_of_config(scheme: str, config: Mapping[str, object]) -> str:
+    """Return the URI of a ``cloudConfig`` that names nothing but a secret: ``scheme:///secretId``. A region is ignored.
+
+    Raises:
+        ConfigurationError: A member is missing, unknown or not a string.
+    """
+    return f"{scheme}:///{parse_config(AddressForm(scheme=scheme), config).secret_id.removeprefix('/')}"
+
+
 def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
     """Check that a store's address has only known options with allowed values.
 

@@ -38,7 +38,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.event_loop import EventLoopNeededError, find_running_loop
-from goatherd.providers.addresses import AddressForm, parse_config
+from goatherd.providers.addresses import uri_of_config
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.providers.lifetime import LifetimeMisuseError, SharedLifetime
 from goatherd.providers.values import (
@@ -245,8 +245,7 @@ class SecretProvider(ABC):
         Raises:
             ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
-        secret_id = parse_config(AddressForm(scheme=cls.scheme), config).secret_id
-        return cls.from_uri(f"{cls.scheme}:///{secret_id.removeprefix('/')}")
+        return cls.from_uri(uri_of_config(cls.scheme, config))
 
     @property
     @abstractmethod

@@ -6,7 +6,7 @@ Each operation is one step without an await, under a lock, so that threads and t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Self
@@ -140,7 +140,7 @@ class MemorySecretProvider(SecretProvider):
         return ledger.describe_version(number)
 
 
-def policy(role: str, secret: str) -> str:
+def policy(role: str, secret: str | Mapping[str, object]) -> str:
     """Raise an error: no policy can restrict the memory store, because all code in the process can use it.
 
     Raises:
@@ -148,6 +148,6 @@ def policy(role: str, secret: str) -> str:
     """
     check_role(role)
     raise ConfigurationError(
-        f"{secret[:200]!r} is in one process's memory, where there are no permissions to grant",
+        f"{str(secret)[:200]!r} is in one process's memory, where there are no permissions to grant",
         hint="The memory store is for tests. For a store on this machine, use `goatherd policy file`.",
     )

@@ -381,7 +381,7 @@ class Rotator:
             remarks=remarks,
         )
 
-    async def survey(self, *, is_probing: bool = True, has_remarks: bool = True) -> Survey:
+    async def survey(self, *, is_probing: bool = True, has_remarks: bool = True, is_reader: bool = False) -> Survey:
         """Return the obstacles that prevent a rotation, as `rotate` would find them. Writes nothing to the store.
 
         Args:
@@ -390,6 +390,7 @@ class Rotator:
                 sign a test text.
             has_remarks: Whether to return remarks, too: problems that do not prevent a rotation. They require a read of
                 every stored version.
+            is_reader: Whether the credentials may be those of a server, which may not list the versions.
 
         Raises:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -399,7 +400,7 @@ class Rotator:
         self._set_clock()
         document, version = await self._read()
         self._anchor_choice = UNCHANGED
-        observation, document = await self._survey(document, version, is_probing=is_probing)
+        observation, document = await self._survey(document, version, is_probing=is_probing, is_reader=is_reader)
         if is_probing:
             observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
         return Survey(
@@ -625,6 +626,7 @@ class Rotator:
         *,
         is_probing: bool = False,
         is_restore: bool = False,
+        is_reader: bool = False,
         followers: tuple[FollowerView, ...] | None = None,
     ) -> tuple[Observation, IdentityDocument]:
         """Observe the store and the servers before a rotation; return the observation, and the identity.
@@ -637,9 +639,15 @@ class Rotator:
                 that they read it again; and, if there is no obstacle and the servers do not report their peers, check
                 by sessions that they synchronize.
             is_restore: Whether the rotation would be to a previous root.
+            is_reader: Whether the credentials may be those of a server, which may not list the versions.
             followers: The stores of other regions, if they were observed already.
         """
-        store = await self._store_view(document, version)
+        try:
+            store = await self._store_view(document, version)
+        except ProviderAccessDeniedError:
+            if not is_reader:
+                raise
+            store = self._make_store_view(document, version, stable=None)  # no obstacle depends on the label
         if followers is None:
             followers = await self._observe_followers(catch_up=False)
         # Which root signs is not asked, because that would create a session at an unmodified server.
@@ -656,7 +664,12 @@ class Rotator:
             if latest.generation != document.generation:
                 # The identity was changed during the observation, or the store has shown an older state.
                 return await self._survey(
-                    latest, its_version, is_probing=is_probing, is_restore=is_restore, followers=followers
+                    latest,
+                    its_version,
+                    is_probing=is_probing,
+                    is_restore=is_restore,
+                    is_reader=is_reader,
+                    followers=followers,
                 )
         health = self._health_before
         if self._health.signals and health is None:
@@ -1020,9 +1033,8 @@ class Rotator:
         await self._notify(document, tuple(self._observer.nodes))
 
     async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:
-        record = document.rotation
         stable: str | None = None
-        if record is None:
+        if document.rotation is None:
             if STABLE in version.labels:
                 stable = version.id
             else:
@@ -1034,6 +1046,9 @@ class Rotator:
                         f"the store returned version {version.id} as current, but its list of versions names another"
                     )
                 stable = next((one.id for one in listed if STABLE in one.labels), None)
+        return self._make_store_view(document, version, stable)
+
+    def _make_store_view(self, document: IdentityDocument, version: SecretVersion, stable: str | None) -> StoreView:
         view = make_store_view(
             document,
             version,

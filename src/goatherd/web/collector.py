@@ -43,7 +43,8 @@ def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecisi
         schedule: When to rotate.
     """
     tolerance = schedule.policy.clock_tolerance
-    facts = read_facts(status.document, status.at_ms, written_ms=status.written_ms, tolerance=tolerance)
+    written_ms = status.at_ms if status.written_ms is None else status.written_ms
+    facts = read_facts(status.document, status.at_ms, written_ms=written_ms, tolerance=tolerance)
     decision = next_due(facts, schedule, status.at_ms)
     begins = preview(facts, schedule, status.at_ms, 1)
     if decision.act is Act.ROTATE or not begins:

@@ -627,7 +627,7 @@ def _store_row(status: ClusterStatus, guarantees: Guarantees, calls: CallsView |
         name=clean_text(status.store),
         written_ms=status.written_ms,
         labels=tuple((shown_label(label), clean_text(status.labels[label])) for label in sorted(status.labels)),
-        versions=len(keys.holdings),
+        versions=len(keys.holdings) if keys.problem is None else None,
         promises=_describe_guarantees(guarantees),
         clock_ahead_ms=status.store_ahead_ms,
         problem=clean_text(problem),

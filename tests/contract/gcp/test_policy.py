@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,16 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.cloud.secretmanager_v1 import types as wire
 
+from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import GoatherdError, ProviderAccessDeniedError
+from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
+from goatherd.operations.status import read_status
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.values import CURRENT, STABLE, VersionId
+from goatherd.rotation.policy import Policy
 from tests.fakes.gcp_fake import FakeSecretManager
 
 PROJECT = "goatherd-testing"
@@ -93,6 +99,20 @@ async def test_each_role_can_do_its_work_under_the_printed_rights_and_nothing_el
             assert "goatherd policy" in caught.value.hint
     async with become("admin") as admin:
         await admin.delete("goatdb-root")
+
+
+async def test_a_server_s_rights_are_enough_for_the_status(become: Become):
+    def store(provider: SecretProvider) -> Store:
+        return Store(provider=provider, secret_id="goatdb-root", org="localhost", name="gcp")
+
+    async with become("admin") as admin:
+        written, document = await init_identity(store(admin), Policy())
+    async with become("server") as server, NodeDirectory(["http://127.0.0.1:1"], timeout=timedelta(seconds=5)) as nodes:
+        status = await read_status(store(server), nodes, Policy())
+    assert (status.version, status.document.current.id) == (written.id, document.current.id)
+    assert (status.labels, status.versions, status.written_ms) == ({CURRENT: written.id}, (), None)
+    assert status.keys.problem == ProviderAccessDeniedError.code
+    assert [one.reachable for one in status.servers] == [False]
 
 
 async def test_no_right_is_printed_that_its_role_does_not_use(become: Become, fake: FakeSecretManager):

@@ -12,7 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, EXIT_USAGE, cli
+from goatherd.cli import main
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_MEANINGS, EXIT_USAGE, cli
 from goatherd.cli.menu import ALIASES, COMMANDS, FORMS, GROUPS
 from goatherd.config.options import option_keys
 
@@ -100,6 +101,10 @@ def test_the_flag_of_a_form_may_stand_anywhere_but_among_the_words_of_a_server_t
     for words in (["--", "deno", "--watch"], ["deno", "run", "--watch"]):
         result = goatherd("run", "--data", f"{tmp_path}", "--provider", store, *words)
         assert "the command 'deno' was not found" in result.err
+    (tmp_path / "data").mkdir()
+    for words in (["--once", "--provider", store], ["--provider", store, "--url", "http://a:1", "--once"]):
+        written = goatherd("run", *words, "--data", f"{tmp_path}/data", "--plain-file", "--json")
+        assert written.code == 0, written.err
 
 
 def test_a_hidden_alias_says_on_a_terminal_what_to_type(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,11 +162,36 @@ def test_the_script_of_a_shell_completes_names_and_options(goatherd: Goatherd, s
     script = goatherd("completion", shell)
     assert script.code == 0
     assert "_GOATHERD_COMPLETE" in script.out
-    typed = {"_GOATHERD_COMPLETE": "bash_complete", "COMP_WORDS": "goatherd re", "COMP_CWORD": "1"}
+    assert complete("goatherd re") == ["plain,revoke", "plain,retire", "plain,restore"]
+
+
+def complete(line: str) -> list[str]:
+    """Return what bash gets for a line; nothing may be written into the prompt."""
+    typed = {"_GOATHERD_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     done = subprocess.run(
         [sys.executable, "-m", "goatherd"], env={**os.environ, **typed}, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["plain,revoke", "plain,retire", "plain,restore"]
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_shell_completes_the_flags_of_forms() -> None:
+    assert complete("goatherd run --wat") == ["plain,--watch"]
+    assert "plain,--versions" in complete("goatherd show -")
+    assert "plain,--pid-file" in complete("goatherd run --provider file:///a --watch --p")
+    assert complete("goatherd show --versions --vers") == []
+    assert not {"error:", "plain,--versions"} & set(complete("goatherd foo --"))
+
+
+def test_completion_writes_no_message_into_the_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("goatherd.cli.main.is_at_terminal", lambda: True)
+    context = click.Context(cli, info_name="goatherd", resilient_parsing=True)
+    assert cli.resolve_command(context, ["foo", "--json"]) == (None, None, ["--json"])
+    assert cli.resolve_command(context, ["config"])[0] == "config"
+    assert capsys.readouterr().err == ""
 
 
 def options() -> list[tuple[str, click.Option]]:
@@ -204,6 +234,20 @@ def test_options_of_one_meaning_have_one_name() -> None:
 
 def test_every_exit_code_has_a_meaning() -> None:
     assert set(EXIT_CODES.values()) <= set(EXIT_MEANINGS)
+
+
+def test_the_meaning_of_a_finding_names_every_command_that_ends_with_it() -> None:
+    folder = Path(main.__file__).parent
+    found = {path.stem for path in folder.glob("*.py") if "EXIT_FINDINGS" in path.read_text()} - {"main"}
+    named = re.findall(r"`([^`]+)`", EXIT_MEANINGS[EXIT_FINDINGS])
+    assert {name.split()[0] for name in named} == found
+    assert {name for name in named if name.startswith("stores")} == {"stores status", "stores sync"}
+
+
+def test_only_a_command_that_writes_the_audit_trail_says_that_it_does(goatherd: Goatherd) -> None:
+    for name, option in options():
+        if "--audit-log" in option.opts:
+            assert ("appends" in (option.help or "")) is (name not in {"history", "web"}), name
 
 
 def test_the_version_is_told(goatherd: Goatherd) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -57,6 +60,64 @@ def test_without_an_address_the_configured_store_is_taken(goatherd: Goatherd) ->
     nowhere = goatherd("policy", "file", "--role", "rotator")
     assert nowhere.code == EXIT_USAGE
     assert "no secret is named" in nowhere.err
+
+
+CONFIGS = {
+    "aws": {"secretId": "goatdb/prod/root", "region": "eu-west-1"},
+    "azure": {"secretId": "goatdb-root", "vault": "my-vault"},
+    "file": {"secretId": "/srv/keys/root"},
+    "gcp": {"secretId": "goatdb-root", "project": "my-project"},
+    "k8s": {"secretId": "root", "namespace": "goatdb"},
+    "vault": {"secretId": "secret/goatdb/root", "address": "https://vault.example.org:8200"},
+    "openbao": {"secretId": "secret/goatdb/root"},
+}
+
+
+def write_config(folder: Path, provider: str, members: Mapping[str, str]) -> None:
+    lines = [f'{name} = "{value}"' for name, value in {"provider": provider, **members}.items()]
+    (folder / "goatherd.toml").write_text("\n".join(['type = "cloud"', "[cloudConfig]", *lines]))
+
+
+@pytest.mark.parametrize("scheme", list(ADDRESSES))
+def test_a_store_that_cloud_config_names_is_taken_as_its_address_would_be(
+    goatherd: Goatherd, tmp_path: Path, scheme: str
+) -> None:
+    write_config(tmp_path, scheme, CONFIGS[scheme])
+    result = goatherd("policy", scheme, "--role", "server", "--json")
+    assert result.code == 0, result.err
+    function, address = ADDRESSES[scheme]
+    assert result.json["policy"] == function("server", address)  # type: ignore[operator]
+    assert result.json["secret"] == f"{scheme}: {CONFIGS[scheme]['secretId']}"
+
+
+def test_every_member_of_cloud_config_counts(goatherd: Goatherd, tmp_path: Path) -> None:
+    write_config(tmp_path, "file", {"secretId": "root", "directory": "/srv/keys"})
+    assert goatherd("policy", "file", "--role", "admin").out == file_policy("admin", "file:///srv/keys/root")
+    write_config(tmp_path, "aws", {"secretId": "goatdb/{org}/root", "region": "eu-west-1", "kmsKeyId": "alias/a"})
+    uri = "aws://eu-west-1/goatdb/{org}/root?kms_key_id=alias/a"
+    assert goatherd("policy", "aws", "--role", "rotator").out.strip() == aws("rotator", uri).strip()
+    write_config(tmp_path, "kubernetes", {"secretId": "goatdb/root"})
+    assert goatherd("policy", "k8s", "--role", "server").out == kubernetes("server", "k8s://goatdb/root")
+    write_config(tmp_path, "k8s-volume", {"secretId": "/var/run/keys"})
+    assert goatherd("policy", "k8s-volume", "--role", "server").out == volume_policy("server", "/var/run/keys")
+
+
+@pytest.mark.parametrize(
+    ("provider", "members", "message"),
+    [
+        ("aws", {"secretId": "a", "region": "eu-west-1"}, "the configured store has the provider 'aws', not 'file'"),
+        ("file", {"secretId": "/srv/keys/{ORG}"}, "not a known placeholder"),
+        ("file", {"secretId": "/srv/keys/root", "colour": "red"}, "has no option 'colour'"),
+    ],
+)
+def test_a_cloud_config_that_names_no_such_secret_is_refused(
+    goatherd: Goatherd, tmp_path: Path, provider: str, members: dict[str, str], message: str
+) -> None:
+    write_config(tmp_path, provider, members)
+    result = goatherd("policy", "file", "--role", "server")
+    assert (result.code, message in result.err) == (EXIT_CODES["configuration"], True)
+    (tmp_path / "goatherd.toml").write_text('type = "file"\n[cloudConfig]\nprovider = "file"\nsecretId = "/srv/a"\n')
+    assert "no secret is named" in goatherd("policy", "file", "--role", "server").err
 
 
 def test_an_unknown_scheme_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:

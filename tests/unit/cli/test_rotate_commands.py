@@ -252,6 +252,28 @@ def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(
     assert "private keys: unknown" in goatherd("status").out
 
 
+def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
+    goatherd: Goatherd, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from goatherd.errors import ProviderAccessDeniedError
+    from goatherd.providers.base import Call
+    from goatherd.providers.file import FileSecretProvider
+
+    async def refuse(self: FileSecretProvider, call: Call) -> object:
+        raise call.error(ProviderAccessDeniedError, "no")
+
+    monkeypatch.setattr(FileSecretProvider, "_versions", refuse)
+    shown = goatherd("status", "--html", "status.html")
+    assert shown.code == 0, shown.err
+    assert "others are unknown, since the credentials may not list the versions" in shown.out
+    assert "private keys: unknown" in shown.out
+    page = (tmp_path / "status.html").read_text()
+    assert "its versions cannot be read (provider.access_denied)" in page
+    found = goatherd("status", "--json").json
+    assert (found["privateKeys"]["complete"], found["privateKeys"]["problem"]) == (False, "provider.access_denied")
+    assert found["labels"] == {"current": found["storeVersion"]}
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 

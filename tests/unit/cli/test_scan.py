@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +63,14 @@ def pack(members: dict[str, bytes], *, compressed: bool) -> bytes:
     return packed.getvalue()
 
 
+def pack_zip(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
 def git(directory: Path, *words: str) -> str:
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
     command = ["git", *who, "-C", str(directory), *words]
@@ -106,6 +118,77 @@ def test_the_layers_of_a_saved_image_are_searched(
     assert "image.tar!blobs/sha256/1f!srv/goatdb/localhost/settings.json:" in result.out
     assert "tree/blobs!srv/goatdb/localhost/settings.json:" in result.out
     assert "1 private key in 2 places" in result.out
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress], ids=["bzip2", "xz"])
+def test_files_that_bzip2_or_xz_has_compressed_are_searched(
+    goatherd: Goatherd, tree: Path, settings: bytes, compress: Callable[[bytes], bytes]
+) -> None:
+    packed = compress(pack({"a": bytes(300_000), "settings.json": settings}, compressed=False))
+    (tree / "image.tar.packed").write_bytes(packed)
+    (tree / "two").write_bytes(compress(b"") + bytes(8) + compress(settings))
+    (tree / "three").write_bytes(compress(b"nothing\n"))
+    result = scan(goatherd, tree)
+    assert result.code == EXIT_KEY_FOUND
+    assert "image.tar.packed!settings.json:" in result.out
+    assert "tree/two:" in result.out
+    assert "searched 5 files" in result.out
+    assert "not searched" not in result.out
+
+    (tree / "two").write_bytes(compress(b"nothing") + b"and more")
+    (tree / "image.tar.packed").write_bytes(compress(b"nothing" * 1000)[:-20])
+    (tree / "three").write_bytes(packed[:40] + bytes(100))
+    result = scan(goatherd, tree)
+    assert result.code == EXIT_FINDINGS
+    for name in ("two", "image.tar.packed", "three"):
+        assert f"{name}: cannot be unpacked: " in result.out
+
+
+def test_zip_archives_are_searched(
+    goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = pack_zip({"app/": b"", "app/settings.json": settings}, zipfile.ZIP_STORED)
+    (tree / "app.jar").write_bytes(pack_zip({"readme": b"nothing", "inner.war": inner}))
+    result = scan(goatherd, tree)
+    assert result.code == EXIT_KEY_FOUND
+    assert "app.jar!inner.war!app/settings.json:" in result.out
+    assert "not searched" not in result.out
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan_operation, "_MEMORY", len(settings) - 1)
+        result = scan(goatherd, tree)
+    assert (result.code, "app.jar!inner.war: a zip archive of more than" in result.out) == (EXIT_FINDINGS, True)
+
+    (tree / "app.jar").write_bytes(pack_zip({"a": settings}, zipfile.ZIP_BZIP2))
+    result = scan(goatherd, tree)
+    assert (result.code, "app.jar!a: encrypted, or not compressed with deflate" in result.out) == (EXIT_FINDINGS, True)
+    damaged = bytearray(pack_zip({"a": b"nothing at all", "b": b"something"}, zipfile.ZIP_STORED))
+    damaged[damaged.index(b"nothing")] ^= 1
+    (tree / "app.jar").write_bytes(damaged)
+    result = scan(goatherd, tree)
+    assert (result.code, "app.jar!a: cannot be unpacked" in result.out) == (EXIT_FINDINGS, True)
+    assert "searched 2 files" in result.out
+    (tree / "app.jar").write_bytes(inner[:-30])
+    assert scan(goatherd, tree).code == EXIT_FINDINGS
+
+
+def test_xz_may_use_only_so_much_memory(
+    goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "small.xz").write_bytes(lzma.compress(b"nothing"))
+    assert scan(goatherd, tree).code == 0
+    monkeypatch.setattr(scan_operation, "_MEMORY", 1 << 20)
+    result = scan(goatherd, tree)
+    assert (result.code, "small.xz: cannot be unpacked: Memory usage limit" in result.out) == (EXIT_FINDINGS, True)
+
+
+@pytest.mark.parametrize("head", scan_operation._PACKED)
+def test_a_format_that_cannot_be_unpacked_is_not_clean(
+    goatherd: Goatherd, tree: Path, settings: bytes, head: bytes
+) -> None:
+    (tree / "layer").write_bytes(head + bytes(60))
+    result = scan(goatherd, tree)
+    assert (result.code, "layer: compressed with " in result.out) == (EXIT_FINDINGS, True)
 
 
 def test_what_cannot_be_searched_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
@@ -223,7 +306,33 @@ def test_a_sarif_document_names_the_file_and_the_line(
     assert goatherd("scan", str(tree), "--sarif", "--json").code == EXIT_USAGE
 
 
-def test_links_and_pipes_are_not_followed(goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path) -> None:
+def test_a_link_or_a_pipe_that_is_named_is_searched(goatherd: Goatherd, tree: Path, settings: bytes) -> None:
+    (tree / "settings.json").write_bytes(settings)
+    (tree / "link").symlink_to(tree / "settings.json")
+    (tree / "directory").symlink_to(tree / "deep")
+    result = scan(goatherd, tree / "link")
+    assert (result.code, f"{tree}/link:" in result.out) == (EXIT_KEY_FOUND, True)
+    assert scan(goatherd, tree / "directory").out.startswith("searched 0 files")
+
+    # /dev/fd/N is what a shell hands over for `<(docker save ...)`, and /dev/stdin is a link to it.
+    readable, writable = os.pipe()
+    try:
+        os.write(writable, pack({"layer/settings.json": settings}, compressed=True))
+        os.close(writable)
+        result = goatherd("scan", f"/dev/fd/{readable}")
+    finally:
+        os.close(readable)
+    assert (result.code, f"/dev/fd/{readable}!layer/settings.json:" in result.out) == (EXIT_KEY_FOUND, True)
+
+
+def test_a_named_device_is_not_clean(goatherd: Goatherd) -> None:
+    result = goatherd("scan", "/dev/null")
+    assert (result.code, "not searched: /dev/null: neither a file nor a pipe" in result.out) == (EXIT_FINDINGS, True)
+
+
+def test_links_and_pipes_in_a_directory_are_not_followed(
+    goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").write_bytes(settings)
     (tree / "link").symlink_to(tmp_path / "elsewhere")
     (tree / "loop").symlink_to(tree)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+
+import pytest
 
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.errors import ProviderAccessDeniedError
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import rotate
 from goatherd.operations.status import find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
+from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, SecretValue, SecretVersion
 from goatherd.rotation.obstacles import ObstacleKind
 
 from .conftest import POLICY, MakeHerd, store_of
@@ -58,6 +64,37 @@ async def test_a_server_that_does_not_answer_is_out_of_step_and_an_obstacle_unle
     assert not status.is_in_step
     assert hidden.servers == ()
     assert hidden.is_in_step
+
+
+async def test_the_status_with_servers_needs_no_right_to_list_the_versions(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd(clients=0)
+    store = store_of(herd)
+    version, document = await store.read()
+    may_list = MemorySecretProvider._versions
+
+    async def read_one_label(self: MemorySecretProvider, call: Call, at: Any) -> SecretValue:
+        found = await may_read(self, call, at)
+        return replace(found, version=replace(found.version, labels=frozenset({CURRENT}), created_ms=0))
+
+    async def refuse(self: MemorySecretProvider, call: Call) -> list[SecretVersion]:
+        raise call.error(ProviderAccessDeniedError, "may not list")
+
+    # As with Google's role secretAccessor.
+    may_read = MemorySecretProvider._read
+    monkeypatch.setattr(MemorySecretProvider, "_read", read_one_label)
+    monkeypatch.setattr(MemorySecretProvider, "_versions", refuse)
+    async with directory([NOWHERE]) as nodes:
+        status = await read_status(store, nodes, POLICY)
+        again = await read_status(store, nodes, POLICY, known=status)
+    assert (status.document, status.labels, status.versions) == (document, {CURRENT: version.id}, ())
+    assert (status.keys.problem, status.written_ms) == ("provider.access_denied", None)
+    assert ObstacleKind.UNREACHABLE in {one.kind for one in status.obstacles}
+    assert again.keys is status.keys, "the refusal is not asked for twice"
+    monkeypatch.setattr(MemorySecretProvider, "_versions", may_list)
+    async with directory() as nodes:
+        assert (await read_status(store, nodes, POLICY, known=again)).keys.is_complete
 
 
 async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> None:

@@ -124,6 +124,19 @@ def test_each_phase_says_what_happens_at_its_deadline() -> None:
     assert view_of(late).state is State.WARNING
 
 
+def test_versions_that_may_not_be_listed_are_unknown() -> None:
+    found = SCENES["steady"]
+    keys = replace(found.keys, holdings=(), problem="provider.access_denied")
+    view = view_of(replace(found, keys=keys, versions=(), written_ms=None))
+    (row,) = view.stores
+    assert (row.versions, row.written_ms) == (None, None)
+    assert row.problem == "its versions cannot be read (provider.access_denied)"
+    assert view.state is State.FINE
+    assert view.next_step is not None
+    sections = Renderer().render_sections(view_data(view), Choice(), is_live=False, problem=None)
+    assert sections["stores"].count(">unknown<") == 2
+
+
 def test_a_roll_back_is_told_with_its_reason() -> None:
     view = view_of(SCENES["rolled-back"])
     assert view.state is State.WARNING

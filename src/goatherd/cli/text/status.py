@@ -53,7 +53,8 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     """Return the status of a cluster as lines."""
     lines = identity_lines(out, status.store, status.version, status.document)
     labels = ", ".join(f"{shown_label(label)} -> {status.labels[label]}" for label in sorted(status.labels))
-    lines.insert(1, f"labels      {labels}")
+    rest = "" if status.versions else "; others are unknown, since the credentials may not list the versions"
+    lines.insert(1, f"labels      {labels}{rest}")
     if status.last_rotation is not None:
         lines.insert(2, ending_line(status.last_rotation))
     if status.progress is not None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.aws.address import AWSAddress, parse_uri, partition_of
+from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri, partition_of
 from goatherd.providers.values import ORG_FIELD, Role, check_role
 
 Statement = dict[str, object]
@@ -48,23 +49,27 @@ _NEVER: Final = [
 ]
 
 
-def policy(role: Role, secret: str, *, account: str = "*") -> str:
+def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*") -> str:
     """Return the IAM policy that a server, rotator or admin needs for one secret, as JSON text.
 
     Args:
         role: ``server`` may read the versions with the labels `current` and `stable`. ``rotator`` may also write and
             list versions and move labels. ``admin`` may do the same, create and delete the secret, replicate it to
             other regions, and promote a replica in the region of the address.
-        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``. The name alone, such as ``goatdb/prod/root``,
-            stands for the secret of that name in any region. If the address has ``kms_key_id``, the rights to that key
-            are added. With the placeholder ``{org}`` in the name, the policy covers the secrets of all organizations.
+        secret: The address, such as ``aws://eu-west-1/goatdb/prod/root``, or a ``cloudConfig``. The name alone, such as
+            ``goatdb/prod/root``, stands for the secret of that name in any region. If the address has ``kms_key_id``,
+            the rights to that key are added. With the placeholder ``{org}`` in the name, the policy covers the secrets
+            of all organizations.
         account: The twelve digits of the AWS account, or ``*`` for the account in which the policy is used.
 
     Raises:
         ConfigurationError: The address is invalid, the role is unknown, or the name has a wildcard, which would match
             more than one secret.
     """
-    address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
+    if isinstance(secret, str):
+        address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
+    else:
+        address, secret_id = parse_config(secret)
     check_role(role)
     # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
     # (tests/unit/providers/aws/test_permissions.py::test_a_name_that_would_grant_more_is_refused).

@@ -9,9 +9,10 @@ Data actions: learn.microsoft.com/azure/role-based-access-control/permissions/se
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Final
 
-from goatherd.providers.azure.address import POINTER_SUFFIX, parse_uri
+from goatherd.providers.azure.address import POINTER_SUFFIX, parse_config, parse_uri
 from goatherd.providers.values import ORG_FIELD, check_role
 
 _PREFIX: Final = "Microsoft.KeyVault/vaults/secrets/"
@@ -30,19 +31,22 @@ _PURPOSE: Final = {
 }
 
 
-def policy(role: str, uri: str) -> str:
+def policy(role: str, uri: str | Mapping[str, object]) -> str:
     """Return the ``az`` commands that grant a server, rotator or admin access to one secret in a vault with Azure RBAC.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``azure://my-vault/goatdb-root``; the scheme may be left out. If it contains
-            ``{org}``, the roles are granted for the whole vault, because Azure has no patterns for names.
+        uri: The address, such as ``azure://my-vault/goatdb-root``, or a ``cloudConfig``; the scheme may be left out. If
+            it contains ``{org}``, the roles are granted for the whole vault, because Azure has no patterns for names.
 
     Raises:
         ConfigurationError: The address is invalid, or the role is not one of the three.
     """
     check_role(role)
-    address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
+    if isinstance(uri, str):
+        address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
+    else:
+        address, secret_id = parse_config(uri)
     if ORG_FIELD in secret_id:
         about = [
             "# Azure knows no patterns of names, so this holds for every secret of the vault: keep nothing else in it,",

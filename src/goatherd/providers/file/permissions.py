@@ -6,13 +6,15 @@ Pure: the module takes a role and an address, and returns commands to paste. `pr
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.addresses import split_path
+from goatherd.providers.addresses import AddressForm, parse_config, split_path
 from goatherd.providers.values import ORG_FIELD, check_role
 
+FORM: Final = AddressForm(scheme="file", parts=("directory",))
 _PURPOSE: Final = {
     "server": "reads the identity; needs no right to write, and the file system may be mounted read-only",
     "rotator": "rotates the identity; creates files in the secret's directory, and no directory",
@@ -21,19 +23,23 @@ _PURPOSE: Final = {
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
-def policy(role: str, secret: str) -> str:
+def policy(role: str, secret: str | Mapping[str, object]) -> str:
     """Return the shell commands that set owner and mode of a secret in the file store for a server, rotator or admin.
 
     All files of a secret must belong to one user, so a server that must not write gets a read-only mount.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        secret: The address, such as ``file:///srv/keys/root``, or only the path.
+        secret: The address, such as ``file:///srv/keys/root``, only the path, or a ``cloudConfig``.
 
     Raises:
         ConfigurationError: The role is unknown, or the address is invalid.
     """
     check_role(role)
+    if not isinstance(secret, str):
+        config = parse_config(FORM, secret)
+        directory = config.parts.get("directory")
+        secret = config.secret_id if directory is None else f"{directory.rstrip('/')}/{config.secret_id}"
     parts = urlsplit(secret if "://" in secret else f"file://{secret}")
     path = unquote(parts.path)
     components = path.split("/")[1:]

@@ -26,7 +26,7 @@ from goatherd.errors import (
 )
 from goatherd.event_loop import find_running_loop
 from goatherd.files import SUPPORTED, System
-from goatherd.providers.addresses import AddressForm, parse_config, path_of_uri, split_path
+from goatherd.providers.addresses import parse_config, path_of_uri, split_path
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.file.layout import (
@@ -40,6 +40,7 @@ from goatherd.providers.file.layout import (
     LockHeldError,
     SecretDirectory,
 )
+from goatherd.providers.file.permissions import FORM
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _EXAMPLE: Final = "Such as file:///srv/keys/root, without '.', '..', or a slash at the end."
-_FORM: Final = AddressForm(scheme="file", parts=("directory",))
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
@@ -112,7 +112,7 @@ class FileSecretProvider(SecretProvider):
         Raises:
             ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
-        parsed = parse_config(_FORM, config)
+        parsed = parse_config(FORM, config)
         directory = parsed.parts.get("directory")
         if directory is None:
             return cls._from_path(parsed.secret_id)

@@ -1,15 +1,18 @@
 """Write the commands that grant each role the IAM permissions that it needs for one secret, and nothing more.
 
-Pure: the module takes a role and an address, and returns text to paste. A role has only permissions that
+The module takes a role and an address, and returns text to paste. It reads only GOOGLE_CLOUD_PROJECT, the project of a
+``cloudConfig`` that names none. A role has only permissions that
 `goatherd.providers.gcp.provider` uses in that role; tests/contract/gcp/test_policy.py runs the provider with exactly
 these. Permissions: https://docs.cloud.google.com/secret-manager/docs/access-control
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Final
 
-from goatherd.providers.gcp.address import GCPAddress, check_name, parse_uri
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_uri
 from goatherd.providers.values import ORG_FIELD, check_role
 
 ACCESSOR: Final = "roles/secretmanager.secretAccessor"
@@ -47,21 +50,24 @@ def permissions(role: str) -> frozenset[str]:
     return {"server": _READS, "rotator": _ROTATES, "admin": _ADMINISTERS}[role]
 
 
-def policy(role: str, uri: str) -> str:
+def policy(role: str, uri: str | Mapping[str, object]) -> str:
     """Return the ``gcloud`` commands that grant a server, rotator or admin access to one secret.
 
     For a rotator and an admin, the commands create a custom role, whose YAML they contain.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``gcp://my-project/goatdb-root``; the scheme may be left out. ``{org}`` becomes the
-            shell variable ``$ORG``, which the operator sets.
+        uri: The address, such as ``gcp://my-project/goatdb-root``, or a ``cloudConfig``; the scheme may be left out.
+            ``{org}`` becomes the shell variable ``$ORG``, which the operator sets.
 
     Raises:
         ConfigurationError: There is no such role, or the address is invalid.
     """
     wanted = permissions(role)
-    address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
+    if isinstance(uri, str):
+        address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
+    else:
+        address, secret_id = parse_config(uri, os.environ)
     # SECURITY: what is pasted into a shell is made of checked names only
     # (tests/unit/providers/gcp/test_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))

@@ -10,10 +10,12 @@ selector for the name.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.kubernetes.address import parse_uri, split_secret_id
+from goatherd.providers.addresses import uri_of_config
+from goatherd.providers.kubernetes.address import parse_config, parse_uri, split_secret_id
 from goatherd.providers.values import ORG_FIELD, check_role
 
 _PURPOSE: Final = {
@@ -30,14 +32,14 @@ _VERBS: Final = {
 _PATH = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 
 
-def policy(role: str, uri: str) -> str:
+def policy(role: str, uri: str | Mapping[str, object]) -> str:
     """Return an RBAC Role and RoleBinding for a server, rotator or admin of one secret, as YAML for ``kubectl apply``.
 
     The binding names a service account ``goatherd-server`` (or rotator, admin) in the Secret's namespace.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        uri: The address, such as ``k8s://goatdb/root``, or only ``goatdb/root``.
+        uri: The address, such as ``k8s://goatdb/root``, only ``goatdb/root``, or a ``cloudConfig``.
 
     Raises:
         ConfigurationError: The role is unknown, or no Role can be written for the address.
@@ -45,7 +47,10 @@ def policy(role: str, uri: str) -> str:
     check_role(role)
     # SECURITY: what is pasted into YAML is two names of a-z, 0-9, '-' and '.' and cannot grant more
     # (tests/unit/providers/kubernetes/test_permissions.py::test_a_name_that_would_change_the_policy_is_refused).
-    _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
+    if isinstance(uri, str):
+        _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
+    else:
+        _, secret_id = parse_config(uri)
     if ORG_FIELD in secret_id:
         raise ConfigurationError(
             f"a Role names each Secret, but {secret_id} stands for many",
@@ -73,12 +78,13 @@ def policy(role: str, uri: str) -> str:
     )
 
 
-def volume_policy(role: str, uri: str) -> str:
+def volume_policy(role: str, uri: str | Mapping[str, object]) -> str:
     """Return the part of a pod's YAML with which a server can read a mounted Secret. It grants no right to write.
 
     Args:
         role: The role, which must be ``server``.
-        uri: The directory of the mounted volume, ``k8s-volume:///var/run/secrets/goatherd``, or only the path.
+        uri: The directory of the mounted volume, ``k8s-volume:///var/run/secrets/goatherd``, only the path, or a
+            ``cloudConfig``.
 
     Raises:
         ConfigurationError: The role is not ``server``, or no YAML can be written for the address.
@@ -89,7 +95,7 @@ def volume_policy(role: str, uri: str) -> str:
             f"a mounted Secret is read-only, so there is no policy for the role {role}",
             hint=f"`goatherd policy k8s --role {role} k8s://NAMESPACE/NAME` prints the policy for the Secret itself.",
         )
-    path = uri.removeprefix("k8s-volume://")
+    path = (uri if isinstance(uri, str) else uri_of_config("k8s-volume", uri)).removeprefix("k8s-volume://")
     # SECURITY: what is pasted into YAML is a plain path (tests/unit/cli/test_policy.py).
     if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise ConfigurationError(

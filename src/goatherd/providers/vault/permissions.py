@@ -6,11 +6,12 @@ Pure: the module takes a role and an address, and returns HCL. The provider's te
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.values import ORG_FIELD, check_role
-from goatherd.providers.vault.address import parse_uri
+from goatherd.providers.vault.address import FORMS, parse_config, parse_uri
 
 MAX_VERSIONS: Final = 64
 POINTER_SUFFIX: Final = "-pointer"
@@ -23,27 +24,33 @@ _PURPOSE: Final = {
 _COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def policy(role: str, secret_id: str, *, mount: str | None = None) -> str:
+def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None = None) -> str:
     """Return the Vault policy that a server, rotator or admin needs for one secret, as HCL.
 
     Args:
         role: ``server``, ``rotator`` or ``admin``.
-        secret_id: The path, such as ``secret/goatdb/root``, which begins with the mount; or the whole address,
-            ``vault://host:port/secret/goatdb/root``. A component may be ``{org}``, which stands for any one component.
-        mount: The mount, if its name contains a slash; `secret_id` is then the path below it.
+        secret: The path, such as ``secret/goatdb/root``, which begins with the mount; or the whole address,
+            ``vault://host:port/secret/goatdb/root``, or a ``cloudConfig``. A component may be ``{org}``, which stands
+            for any one component.
+        mount: The mount, if its name contains a slash; `secret` is then the path below it.
 
     Raises:
         ConfigurationError: The role is unknown, or no policy can be written for the path.
     """
     check_role(role)
-    scheme, separator, _ = secret_id.partition("://")
-    if separator:
-        if scheme not in ("vault", "openbao"):
-            raise ConfigurationError(f"{secret_id!r} is not a vault address")
-        # Which server it is makes no difference here, so none has to be known.
-        anywhere = {"VAULT_ADDR": "https://anywhere"}
-        address, secret_id = parse_uri(scheme, secret_id, environment=anywhere)
+    # Which server it is makes no difference here, so none has to be known.
+    anywhere = {"VAULT_ADDR": "https://anywhere"}
+    if not isinstance(secret, str):
+        address, secret_id = parse_config(str(secret.get("provider")), secret, environment=anywhere)
         mount = address.mount
+    elif "://" in secret:
+        scheme = secret.partition("://")[0]
+        if scheme not in FORMS:
+            raise ConfigurationError(f"{secret!r} is not a vault address")
+        address, secret_id = parse_uri(scheme, secret, environment=anywhere)
+        mount = address.mount
+    else:
+        secret_id = secret
     if mount is None:
         mount, _, secret_id = secret_id.partition("/")
     components = [*mount.split("/"), *(component.replace(ORG_FIELD, "x") for component in secret_id.split("/"))]
