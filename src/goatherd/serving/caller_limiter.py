@@ -99,6 +99,10 @@ class CallerLimiter:
         """Report a connection that was closed because the request's headers came too slowly or not at all."""
         self._report(Excess.TOO_SLOW, "a connection sent its headers too slowly")
 
+    def report_full_queue(self) -> None:
+        """Report a connection that was closed because it sent too many requests without waiting for answers."""
+        self._report(Excess.TOO_MANY, "a connection sent too many requests before the first was answered")
+
     def _is_proxy(self, address: str) -> bool:
         if not self._proxies:
             return False

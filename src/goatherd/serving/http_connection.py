@@ -2,18 +2,20 @@
 
 uvicorn and httptools handle framing, keep-alive, chunks and ``100-continue``. This module adds limits that they lack:
 the number of connections of one address, the size and duration of a head (request line and headers), trailers and
-upgrade requests. It also limits three things that could keep a connection open indefinitely: blank lines between
-requests, the rest of a request body after the request was answered, and an answer that the caller does not read. The
-module also notifies the application as soon as its caller disconnects.
+upgrade requests, and requests that come before the earlier ones are answered. It also limits three things that could
+keep a connection open indefinitely: blank lines between requests, the rest of a request body after the request was
+answered, and an answer that the caller does not read. The module also notifies the application as soon as its caller
+disconnects.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -26,12 +28,39 @@ __all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
 
 CONNECTION: Final = "goatherd.connection"
 """The key of the `HTTPConnection` in a request's ASGI scope."""
+QUEUED: Final = 32
+"""Maximum number of requests of one connection that wait until an earlier one is answered. GoatDB's clients send none
+before the answer to the last one."""
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
 )
+
+
+class _QueueFullError(Exception):
+    """A connection has more requests waiting than `QUEUED`; the parser stops."""
+
+
+class _ReadControl(FlowControl):
+    """Pauses and resumes reading from a caller; never resumes while requests of the caller wait for an earlier one.
+
+    SECURITY: uvicorn resumes with each answer, and when the application reads a body, so that the queue would grow
+    without end (tests/unit/serving/test_http_connection.py).
+
+    Args:
+        transport: The caller's connection.
+        pipeline: The requests that wait.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class HTTPConnection(HttpToolsProtocol):
@@ -57,6 +86,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _ReadControl(transport, self.pipeline)
         self._start_timer()
         self._address = self.client[0] if self.client else ""
         if not self._limiter.count_connection(self._address):
@@ -89,6 +119,11 @@ class HTTPConnection(HttpToolsProtocol):
     # --- httptools ----------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= QUEUED:
+            # SECURITY: one segment holds thousands of short requests (tests/unit/serving/test_http_connection.py).
+            self._limiter.report_full_queue()
+            self.answer_and_close(_TOO_MANY)
+            raise _QueueFullError
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         self._start_timer()
@@ -123,6 +158,10 @@ class HTTPConnection(HttpToolsProtocol):
         super().on_message_complete()
 
     # --- uvicorn ------------------------------------------------------------------------------------------------------
+
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -183,6 +222,9 @@ class HTTPConnection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._head_timer = None
+        if self.pipeline:
+            self._start_timer()  # the rest of the head may have come, but is not read yet
+            return
         self._limiter.report_slow_head()
         self.answer_and_close(_TOO_SLOW)
 
@@ -193,6 +235,7 @@ class _Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
+        self.is_paused = False
         self._is_closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -210,10 +253,10 @@ class _Recorder(asyncio.Transport):
     abort = close
 
     def pause_reading(self) -> None:
-        pass
+        self.is_paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.is_paused = False
 
 
 async def check_hooks() -> None:
@@ -226,11 +269,14 @@ async def check_hooks() -> None:
         NodeError: This version of uvicorn does not call one of the methods.
     """
     seen: list[Scope] = []
+    paused: list[bool] = []
+    transport = _Recorder()
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
         while (await receive()).get("more_body"):
             pass
+        paused.append(transport.is_paused)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -241,7 +287,6 @@ async def check_hooks() -> None:
         state = ServerState()
         limiter = CallerLimiter(CallerLimits(header_bytes=256), clock=SystemClock())
         caller = HTTPConnection(limiter, config=config, server_state=state, app_state={})
-        transport = _Recorder()
         caller.connection_made(transport)
         counted, has_timer = limiter.connection_count, caller._head_timer is not None
         caller.data_received(
@@ -252,12 +297,16 @@ async def check_hooks() -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         is_answered = transport.written.startswith(b"HTTP/1.1 204") and caller.timeout_keep_alive_task is not None
         is_head_bounded = scope[CONNECTION] is caller and hosts == [b"h"] and caller._head_timer is None
+        caller.data_received(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n" * 2)
+        while state.tasks:
+            await asyncio.gather(*state.tasks)
+        is_queue_bounded = paused == [False, True, False]
         transport.written.clear()
         caller.data_received(b"GET /" + b"x" * 256)
         is_cut = transport.written.startswith(b"HTTP/1.1 431")
         caller.connection_lost(None)
         caller, counts = None, (counted, limiter.connection_count)
-        if is_answered and is_head_bounded and is_cut and has_timer and counts == (1, 0):
+        if is_answered and is_head_bounded and is_queue_bounded and is_cut and has_timer and counts == (1, 0):
             return
     except (AttributeError, LookupError, TypeError) as error:
         problem = f"its protocol has changed ({type(error).__name__}: {error})"
