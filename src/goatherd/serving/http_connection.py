@@ -79,7 +79,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._loose_bytes = 0
         self._in_head = True
-        self._unsent = 0
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._cycles: list[RequestResponseCycle] = []
 
     # --- asyncio ------------------------------------------------------------------------------------------------------
@@ -94,6 +94,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_answer_timer()
         self._limiter.uncount_connection(self._address)
         super().connection_lost(exc)
         # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
@@ -103,6 +104,15 @@ class HTTPConnection(HttpToolsProtocol):
         callback, self._on_close = self._on_close, None
         if callback is not None:
             callback()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_answer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_answer_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -162,27 +172,27 @@ class HTTPConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self.transport.is_closing():
             super().send_400_response(msg)
+            self._watch_answer()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._in_head and self.cycle.response_complete and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._watch_answer()
+        elif not self._in_head and self.cycle.response_complete:
             # SECURITY: the rest of a body that is not read any more must come, like a head, in little time and space
             # (tests/unit/serving/test_http_connection.py).
             self._loose_bytes = 0
             self._start_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent == self._unsent:
-            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
-            self.transport.abort()
-        elif unsent:
-            self._unsent = unsent
+        if self.flow.write_paused:
+            # The caller is still reading the last answer.
             self.timeout_keep_alive_task = self.loop.call_later(
-                self._limiter.limits.answer_timeout.total_seconds(), self.timeout_keep_alive_handler
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
         else:
             super().timeout_keep_alive_handler()
+            self._watch_answer()
 
     # --- what applications use ----------------------------------------------------------------------------------------
 
@@ -203,6 +213,7 @@ class HTTPConnection(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(answer)
             self.transport.close()
+            self._watch_answer()
 
     # --- times --------------------------------------------------------------------------------------------------------
 
@@ -219,6 +230,31 @@ class HTTPConnection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _watch_answer(self) -> None:
+        """Start to check how fast the caller takes what is not sent yet.
+
+        This is needed while no more is written: the application waits for the caller, or the connection is closing.
+        """
+        if self._answer_timer is None and (unsent := self.transport.get_write_buffer_size()):
+            self._answer_timer = self.loop.call_later(
+                self._limiter.limits.answer_timeout.total_seconds(), self._check_answer, unsent
+            )
+
+    def _check_answer(self, before: int) -> None:
+        self._answer_timer = None
+        limits = self._limiter.limits
+        least = min(before, int(limits.answer_rate * limits.answer_timeout.total_seconds()))
+        if before - self.transport.get_write_buffer_size() < least:
+            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
+            self.transport.abort()
+        else:
+            self._watch_answer()
+
+    def _stop_answer_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
 
     def _too_slow(self) -> None:
         self._head_timer = None

@@ -22,6 +22,7 @@ from goatherd.serving.listener import HTTPListener
 from tests.deadlines import HANG
 
 SHORT = timedelta(milliseconds=50)
+MUCH = 32 * 1024 * 1024
 PATIENT = CallerLimits(header_timeout=timedelta(seconds=HANG))
 
 
@@ -31,9 +32,8 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
-    size = 32 * 1024 * 1024
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
-    await send({"type": "http.response.body", "body": bytes(size)})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % MUCH)]})
+    await send({"type": "http.response.body", "body": bytes(MUCH)})
 
 
 @contextlib.asynccontextmanager
@@ -174,14 +174,58 @@ async def test_a_head_that_is_not_read_yet_is_not_slow() -> None:
             assert await reader.readexactly(len(ANSWER)) == ANSWER
 
 
-async def test_an_answer_that_is_not_taken_is_not_kept() -> None:
+REQUEST = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
+UNREAD = {
+    "keep-alive": (REQUEST, b""),
+    "close": (b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", b""),
+    "HTTP/1.0": (b"GET / HTTP/1.0\r\nhost: h\r\n\r\n", b""),
+    "another request": (REQUEST, REQUEST),
+    "malformed request": (REQUEST, b"\0"),
+    "slow head": (REQUEST, b"GET /"),
+}
+
+
+@pytest.mark.parametrize(("sent", "then"), UNREAD.values(), ids=UNREAD.keys())
+async def test_an_answer_that_is_not_taken_is_not_kept(sent: bytes, then: bytes) -> None:
     limits = CallerLimits(idle_timeout=SHORT, answer_timeout=SHORT)
     async with listening(limits, answer_much) as listener, line(listener) as (_, writer):
-        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
-        while not listener.limiter.connection_count:
+        connection = await accepted(listener)
+        writer.write(sent)
+        while not connection.transport.get_write_buffer_size() and listener.limiter.connection_count:
             await asyncio.sleep(0.001)
+        listener.limiter.limits = replace(limits, header_timeout=SHORT)
+        writer.write(then)
         while listener.limiter.connection_count:
             await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_taken_too_slowly_is_not_kept() -> None:
+    limits = CallerLimits(answer_timeout=timedelta(seconds=HANG), answer_rate=MUCH)
+    async with listening(limits, answer_much) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(REQUEST)
+        while not connection.flow.write_paused:
+            await asyncio.sleep(0.001)
+        before = connection.transport.get_write_buffer_size()
+        while connection.transport.get_write_buffer_size() == before:
+            assert await reader.read(65536)
+        connection._check_answer(before)
+        assert connection.transport.is_closing()
+
+
+async def test_an_answer_that_is_taken_slowly_but_steadily_is_sent_whole() -> None:
+    limits = CallerLimits(idle_timeout=SHORT, answer_timeout=timedelta(seconds=HANG), answer_rate=10)
+    async with listening(limits, answer_much) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(REQUEST)
+        taken = len(await reader.readuntil(b"\r\n\r\n"))
+        while connection.flow.write_paused:
+            before = connection.transport.get_write_buffer_size()
+            while connection.flow.write_paused and before - connection.transport.get_write_buffer_size() < 10 * HANG:
+                taken += len(await reader.read(65536))
+            connection._check_answer(before)
+        taken += len(await ended(reader))
+        assert taken > MUCH
 
 
 async def test_an_answer_that_is_on_its_way_is_not_cut_off_by_the_end() -> None:
