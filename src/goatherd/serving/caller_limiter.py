@@ -8,7 +8,6 @@ Rules: everything that is rejected is counted and reported; every wait for a cal
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
@@ -17,7 +16,16 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
-from goatherd.serving.caller_limits import CallerLimits, Excess, Network, RefusedError, TokenBuckets, find_caller
+from goatherd.serving.caller_limits import (
+    CallerLimits,
+    Excess,
+    Network,
+    RefusedError,
+    TokenBuckets,
+    find_caller,
+    is_in_networks,
+    parse_network,
+)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -82,7 +90,7 @@ class CallerLimiter:
         key = find_caller(address, "", ())
         self._open[key] += 1
         limits = self.limits
-        most = limits.connections if self._is_proxy(address) else limits.connections_per_address
+        most = limits.connections if is_in_networks(address, self._proxies) else limits.connections_per_address
         if self._open.total() <= limits.connections and self._open[key] <= most:
             return True
         self._report(Excess.TOO_MANY, f"too many connections, {self._open[key]} of them from {key}")
@@ -103,14 +111,6 @@ class CallerLimiter:
         """Report a connection that was closed because it sent too many requests without waiting for answers."""
         self._report(Excess.TOO_MANY, "a connection sent too many requests before the first was answered")
 
-    def _is_proxy(self, address: str) -> bool:
-        if not self._proxies:
-            return False
-        with suppress(ValueError):
-            parsed = ipaddress.ip_address(address)
-            return any(parsed in network for network in self._proxies)
-        return False
-
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def take_request(self, scope: Scope) -> str:
@@ -126,7 +126,7 @@ class CallerLimiter:
         )
         address = find_caller(direct, forwarded if self._proxies else "", self._proxies)
         remark = ""
-        if forwarded and not self._is_proxy(direct):
+        if forwarded and not is_in_networks(direct, self._proxies):
             remark = "; it sent X-Forwarded-For: if it is your proxy, list it with --forwarded-by"
         self.take_token(self._requests, address, "requests", remark)
         return address
@@ -320,7 +320,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         ConfigurationError: A string is not an IP network.
     """
     try:
-        return tuple([ipaddress.ip_network(text) for text in texts])
+        return tuple([parse_network(text) for text in texts])
     except ValueError as error:
         raise ConfigurationError(
             f"--forwarded-by must be a network: {error}", hint="Write a network such as 10.0.0.0/8 or 127.0.0.1."
