@@ -304,16 +304,23 @@ class Exchange:
         await self._unless_gone(stream())
         await self.finish_answer(b"" if keys is None else keys.close())
 
-    async def read_answer(self, connection: ServerConnection, size: int, timeout: float) -> bytes:
+    async def read_answer(
+        self, connection: ServerConnection, size: int, timeout: float, share: Share | None = None
+    ) -> bytes:
         """Return the whole body of the server's answer, which must have at most `size` bytes.
+
+        If `share` is given, the bytes count against it until it is given back.
 
         Raises:
             LostError, TimeoutError, GoneError: As in `stream_answer`. A longer body causes a `LostError`.
+            RefusedError: There is no more memory for the body.
         """
 
         async def collect() -> bytes:
             parts = bytearray()
             async for chunk in connection.read_body(timeout):
+                if share is not None:
+                    share.take(len(chunk))
                 parts += chunk
                 if len(parts) > size:
                     raise LostError(f"the server's answer is longer than {size} bytes", is_untouched=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from goatherd.crypto import PublicKey
@@ -122,37 +122,48 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
 _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
-def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
-    """Return the commits in a ``/batch-sync`` answer that introduce roots, whether these are trusted or not.
+class SyncAnswer:
+    """An answer of the server to ``/batch-sync``, with the commits in it that introduce roots.
 
-    Raises:
-        DecodeError: The body is not such an answer.
-    """
-    if _CLAIMS_ROOT.search(body) is None:
-        return []
-    return [commit for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)]
-
-
-def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
-    """Replace the commits that introduce roots in a ``/batch-sync`` answer, and put them before other session commits.
+    It takes long to make and to encode if it is large, so both may be done in a thread.
 
     Args:
-        body: The server's answer.
-        choose: Returns the commits to send in place of those that introduce roots in one element of the answer.
+        body: The answer's body.
+
+    Attributes:
+        introductions: The commits that introduce roots, whether these are trusted or not, for each element of the
+            answer that has some.
 
     Raises:
         DecodeError: The body is not such an answer.
     """
-    answer = parse_json(body)
-    is_changed = False
-    for commits in _session_commits(answer):
-        roots = [each for each in commits if _claims_root(each)]
-        if not roots:
-            continue
-        chosen = [*choose(roots), *(each for each in commits if not _claims_root(each))]
-        is_changed = is_changed or chosen != commits
-        commits[:] = chosen
-    return to_json_bytes(answer) if is_changed else body
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        # Most answers introduce no root, and need not be parsed.
+        self._answer = [] if _CLAIMS_ROOT.search(body) is None else parse_json(body)
+        self._lists: list[list[Any]] = []
+        self.introductions: list[list[dict[str, Any]]] = []
+        for commits in _session_commits(self._answer):
+            if roots := [each for each in commits if _claims_root(each)]:
+                self._lists.append(commits)
+                self.introductions.append(roots)
+
+    def encode(self, chosen: Sequence[Sequence[dict[str, Any]]], keys: KeyFilter) -> bytes:
+        """Return the body to send to the client.
+
+        Args:
+            chosen: For each item of `introductions`, the commits to send in its place. They come before the element's
+                other commits.
+            keys: Overwrites private keys.
+        """
+        is_changed = False
+        for commits, roots in zip(self._lists, chosen, strict=True):
+            new = [*roots, *(each for each in commits if not _claims_root(each))]
+            is_changed = is_changed or new != commits
+            commits[:] = new
+        body = to_json_bytes(self._answer) if is_changed else self._body
+        return keys.feed(body) + keys.close()
 
 
 def _session_commits(answer: Any) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -29,9 +30,8 @@ from goatherd.door.delivery import Delivery, Verified, encode_batch
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
     KeyFilter,
+    SyncAnswer,
     filter_session_answer,
-    find_root_introductions,
-    replace_introductions,
     script_with_server_url,
 )
 from goatherd.door.limits import DoorLimits
@@ -369,25 +369,41 @@ class Proxy:
         (tests/cluster/test_door_writers.py).
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
-        try:
-            body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout)
-        finally:
-            self._server.release_connection(connection)
-        try:
-            if introductions := find_root_introductions(body):
-                body = replace_introductions(body, await self._make_chooser(exchange, session_id, introductions))
-        except (DecodeError, RecursionError) as error:
-            raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
-        body = keys.feed(body) + keys.close()
-        if keys.found:
-            self._report(
-                DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
-            )
-        fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
-        await exchange.finish_answer(body)
+        share = self._limiter.open_share(exchange.address)
+        try:
+            try:
+                body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
+            finally:
+                self._server.release_connection(connection)
+            try:
+                body = await self._choose_introductions(exchange, session_id, body, keys)
+            except (DecodeError, RecursionError) as error:
+                raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
+            if keys.found:
+                self._report(
+                    DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
+                )
+            fields = [(name, value) for name, value in headers if name != b"content-length"]
+            await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
+            await exchange.finish_answer(body)
+        finally:
+            share.give_back()
         self.handed_on += 1
+
+    async def _choose_introductions(self, exchange: Exchange, session_id: str, body: bytes, keys: KeyFilter) -> bytes:
+        """Return an answer of the server with the introductions of roots for a client, and without private keys.
+
+        Raises:
+            DecodeError, RecursionError: The answer cannot be read.
+        """
+        is_large = len(body) > BIG_BODY
+        answer = await asyncio.to_thread(SyncAnswer, body) if is_large else SyncAnswer(body)
+        chosen: list[list[dict[str, Any]]] = []
+        if answer.introductions:
+            choose = await self._make_chooser(exchange, session_id, list(chain.from_iterable(answer.introductions)))
+            chosen = [choose(each) for each in answer.introductions]
+        return await asyncio.to_thread(answer.encode, chosen, keys) if is_large else answer.encode(chosen, keys)
 
     async def _make_chooser(
         self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]

@@ -246,7 +246,7 @@ class CallerLimiter:
 
 
 class Budget:
-    """The memory budget for request bodies: limits how many bytes of bodies are in memory at one time.
+    """The memory budget for bodies of requests, and of answers that are read whole: limits how many bytes they have.
 
     Args:
         size: Maximum number of bytes for all addresses together.
@@ -259,18 +259,18 @@ class Budget:
         self._held: Counter[str] = Counter()
 
     def take(self, address: str, count: int) -> None:
-        """Charge bytes of a request body to an address.
+        """Charge bytes of a body to an address.
 
         Raises:
             RefusedError: The budget has too few bytes left.
         """
         if count > self._left or self._held[address] + count > self._per_address:
-            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are being received", retry_after=1)
+            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are in memory", retry_after=1)
         self._left -= count
         self._held[address] += count
 
     def give_back(self, address: str, count: int) -> None:
-        """Return bytes of a request body, which were charged to an address, to the budget."""
+        """Return bytes of a body, which were charged to an address, to the budget."""
         self._left += count
         self._held[address] -= count
         if not self._held[address]:
@@ -286,7 +286,7 @@ class Share:
         self._count = 0
 
     def take(self, count: int) -> None:
-        """Take more bytes from the memory budget for this request's body.
+        """Take more bytes from the memory budget for this request's body, or its answer.
 
         Raises:
             RefusedError: The budget has too few bytes left.
