@@ -197,8 +197,10 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
 def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) -> tuple[list[Any], list[RawList]]:
     """Split the body of a ``/batch-sync`` request into its elements, parsed without commits, and the unparsed commits.
 
-    In the parsed elements, each array of commits (``c``, and ``ad``, which GoatDB never reads) is replaced by an array
-    that contains only one number: the index of its commits in the second result. This includes empty arrays.
+    In the parsed elements, each array where a message has its commits (``c``, and ``ad``, which GoatDB never reads) is
+    replaced by an array that contains only one number: the index of its commits in the second result. This includes
+    empty arrays, and arrays with any other name or in any other member of the element, whose items are not parsed
+    either.
 
     Args:
         body: The body as received.
