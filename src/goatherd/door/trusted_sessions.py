@@ -274,7 +274,9 @@ class TrustedSessions:
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
             return await self._judge_introductions([commit for _, commit in commits], executor, are_large)
-        signers = [self._signer_of(commit) for _, commit in commits]
+        # Others are verified in a thread, as the commits are.
+        knows = self.pool.knows_session
+        signers = [self._signer_of(commit) if knows(commit.session) else None for _, commit in commits]
         unknown = (
             await asyncio.to_thread(self._find_unknown, commits, signers)
             if are_large
@@ -283,9 +285,10 @@ class TrustedSessions:
         verdicts: list[VerificationError | None] = [None] * len(commits)
         judged = await self._verify_signatures([commits[index][1] for index in unknown], executor, are_large)
         for index, verdict in zip(unknown, judged, strict=True):
-            verdicts[index], signer = verdict, signers[index]
-            if verdict is None and signer is not None:
-                self.known_commits.add(commits[index][0], signer)
+            verdicts[index] = verdict
+            received, commit = commits[index]
+            if verdict is None and (signer := signers[index] or self._signer_of(commit)) is not None:
+                self.known_commits.add(received, signer)
         return verdicts
 
     async def _verify_signatures(

@@ -147,19 +147,36 @@ async def test_no_more_verdicts_are_kept_than_there_is_room_for(monkeypatch: pyt
     assert len(trust.known_commits) == 3
 
 
+def note_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each verification of a signature adds its thread."""
+    verify = goatherd.trust.verify_commit_by
+    threads: list[int] = []
+
+    def noted(session: Session, commit: Commit) -> None:
+        threads.append(threading.get_ident())
+        verify(session, commit)
+
+    monkeypatch.setattr(goatherd.trust, "verify_commit_by", noted)
+    return threads
+
+
+async def test_the_session_that_signed_a_commit_is_verified_in_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = follow(Sessions(Measured()))
+    await trust.refresh()
+    threads = note_threads(monkeypatch)
+    good = received(commit_by(X, "k", {"text": "x"}))
+    assert await trust.verify_commits("/data/x", good, None, False, are_large=True) == [None]
+    assert len(threads) == 2, "of the session and of the commit"
+    assert threading.get_ident() not in threads
+    assert trust.known_commits.is_valid(good[0][0], X.session)
+
+
 async def test_session_commits_are_verified_in_threads_and_count_in_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(door_trust, "PORTION", 2)
     trust = TrustedSessions(org=ORG, identity=identity(), clock=Measured())
-    verify = goatherd.trust.verify_commit_by
-    threads: set[int] = set()
-
-    def noted(session: Session, commit: Commit) -> None:
-        threads.add(threading.get_ident())
-        verify(session, commit)
-
-    monkeypatch.setattr(goatherd.trust, "verify_commit_by", noted)
+    threads = note_threads(monkeypatch)
     session = introduction(Y, B)
     copies = [replace(introduction(X, A), id=f"x{number}") for number in range(5)]
     commits = [introduction(X, A), introduction(B, A), session, introduction(owned("z"), Y), *copies]
