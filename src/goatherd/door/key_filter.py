@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError
+from goatherd.wire.batch import RawCommits, split_batch
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -122,10 +124,39 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
 _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
+class _SessionCommits(RawCommits):
+    """The commits of one element of an answer of ``/batch-sync``, unparsed, except those that introduce roots."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.introductions: dict[int, dict[str, Any]] = {}
+
+    def find_introductions(self) -> None:
+        """Parse the commits that introduce roots, into `introductions`.
+
+        Raises:
+            DecodeError: Such a commit is not JSON, or the array has other items than commits.
+        """
+        for index in range(len(self)):
+            if _CLAIMS_ROOT.search(self.text(index)) and _claims_root(commit := self[index]):
+                self.introductions[index] = commit
+        if self.introductions and self.other:
+            raise DecodeError("commits in an answer of /batch-sync must be objects")
+
+    def replace_introductions(self, chosen: Sequence[dict[str, Any]]) -> tuple[int, int, bytes] | None:
+        """Return two offsets of the body and the text to put between them; None if nothing changes."""
+        found = self.introductions
+        if list(found) == list(range(len(chosen))) and list(found.values()) == list(chosen):
+            return None
+        others = [self.text(index) for index in range(len(self)) if index not in found]
+        return self._starts[0], self._ends[-1], b",".join([*map(to_json_bytes, chosen), *others])
+
+
 class SyncAnswer:
     """An answer of the server to ``/batch-sync``, with the commits in it that introduce roots.
 
-    It takes long to make and to encode if it is large, so both may be done in a thread.
+    It takes long to make and to encode if it is large, so both may be done in a thread. The other commits are not
+    parsed all at once, since that would hold up other threads, too.
 
     Args:
         body: The answer's body.
@@ -140,14 +171,15 @@ class SyncAnswer:
 
     def __init__(self, body: bytes) -> None:
         self._body = body
-        # Most answers introduce no root, and need not be parsed.
-        self._answer = [] if _CLAIMS_ROOT.search(body) is None else parse_json(body)
-        self._lists: list[list[Any]] = []
-        self.introductions: list[list[dict[str, Any]]] = []
-        for commits in _session_commits(self._answer):
-            if roots := [each for each in commits if _claims_root(each)]:
-                self._lists.append(commits)
-                self.introductions.append(roots)
+        self._lists: list[_SessionCommits] = []
+        # Most answers introduce no root, and need not be read.
+        if _CLAIMS_ROOT.search(body) is not None:
+            elements, lists = split_batch(body, sys.maxsize, _SessionCommits)
+            for commits in [lists[number] for number in _session_lists(elements)]:
+                commits.find_introductions()
+                if commits.introductions:
+                    self._lists.append(commits)
+        self.introductions = [list(commits.introductions.values()) for commits in self._lists]
 
     def encode(self, chosen: Sequence[Sequence[dict[str, Any]]], keys: KeyFilter) -> bytes:
         """Return the body to send to the client.
@@ -157,26 +189,27 @@ class SyncAnswer:
                 other commits.
             keys: Overwrites private keys.
         """
-        is_changed = False
-        for commits, roots in zip(self._lists, chosen, strict=True):
-            new = [*roots, *(each for each in commits if not _claims_root(each))]
-            is_changed = is_changed or new != commits
-            commits[:] = new
-        body = to_json_bytes(self._answer) if is_changed else self._body
+        parts: list[bytes] = []
+        sent = 0
+        for commits, introductions in zip(self._lists, chosen, strict=True):
+            if (change := commits.replace_introductions(introductions)) is not None:
+                start, end, text = change
+                parts += [self._body[sent:start], text]
+                sent = end
+        body = b"".join([*parts, self._body[sent:]]) if parts else self._body
         return keys.feed(body) + keys.close()
 
 
-def _session_commits(answer: Any) -> list[list[Any]]:
-    if not isinstance(answer, list):
-        raise DecodeError("an answer of /batch-sync must be a JSON array")
+def _session_lists(elements: Sequence[Any]) -> list[int]:
+    """Return the numbers of the lists of commits for `SESSIONS_PATH` in an answer that `split_batch` has split."""
     found = []
-    for element in answer:
+    for element in elements:
         if not isinstance(element, dict) or not isinstance(element.get("path"), str):
             raise DecodeError("an element of an answer of /batch-sync must be an object with a path")
         message = element.get("res")
         path = "/" + element["path"].strip("/").lower()
         if path.startswith(SESSIONS_PATH) and isinstance(message, dict) and isinstance(message.get("c"), list):
-            found.append(message["c"])
+            found.append(message["c"][0])
     return found
 
 

@@ -280,14 +280,14 @@ async def test_a_large_answer_with_introductions_of_roots_is_read_in_a_thread(mo
 
         return call
 
-    for name in ("parse_json", "to_json_bytes"):
+    for name in ("split_batch", "to_json_bytes"):
         monkeypatch.setattr(key_filter, name, noted(getattr(key_filter, name)))
     async with world() as w:
         w.child.introduce(B.session)
         answer = await w.send(True, [element("/sys/sessions")])
         assert len(answer.content) > proxy.BIG_BODY
         assert answer.json()[0]["res"]["c"][0]["k"] == B.id
-    assert len(threads) == 2, "parsed once, and encoded with the introduction in another place"
+    assert len(threads) == 2, "read once, and encoded with the introduction in another place"
     assert threading.get_ident() not in threads
 
 
