@@ -241,7 +241,7 @@ def entries() -> Sequence[Entry]:
         Entry("door: headers", _door_host, (b"example.org:80",), 65536),
         Entry("door: key filter", _filtered, (SESSION, DOCUMENT, BATCH)),
         Entry("door: session answer", lambda data: key_filter.filter_session_answer(data, lambda *_: True), (ANSWER,)),
-        Entry("door: introductions", key_filter.find_root_introductions, (REPLY,)),
+        Entry("door: introductions", key_filter.SyncAnswer, (REPLY,)),
         Entry(
             "door: script",
             lambda data: key_filter.script_with_server_url(data, lambda url: url),

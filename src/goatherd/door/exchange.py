@@ -289,7 +289,7 @@ class Exchange:
 
         Raises:
             LostError, TimeoutError: The connection ended, or the server paused too long, before the end.
-            GoneError: The caller disconnected, or does not read the answer.
+            GoneError: The caller disconnected.
         """
         if connection.status > LAST_STATUS:
             raise LostError(f"the server answered with the invalid status {connection.status}", is_untouched=False)
@@ -299,21 +299,28 @@ class Exchange:
             async for chunk in connection.read_body(timeout):
                 part = chunk if keys is None else keys.feed(chunk)
                 if part:
-                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True}, timeout)
+                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True})
 
         await self._unless_gone(stream())
         await self.finish_answer(b"" if keys is None else keys.close())
 
-    async def read_answer(self, connection: ServerConnection, size: int, timeout: float) -> bytes:
+    async def read_answer(
+        self, connection: ServerConnection, size: int, timeout: float, share: Share | None = None
+    ) -> bytes:
         """Return the whole body of the server's answer, which must have at most `size` bytes.
+
+        If `share` is given, the bytes count against it until it is given back.
 
         Raises:
             LostError, TimeoutError, GoneError: As in `stream_answer`. A longer body causes a `LostError`.
+            RefusedError: There is no more memory for the body.
         """
 
         async def collect() -> bytes:
             parts = bytearray()
             async for chunk in connection.read_body(timeout):
+                if share is not None:
+                    share.take(len(chunk))
                 parts += chunk
                 if len(parts) > size:
                     raise LostError(f"the server's answer is longer than {size} bytes", is_untouched=False)
@@ -321,18 +328,10 @@ class Exchange:
 
         return await self._unless_gone(collect())
 
-    async def _send_event(self, event: MutableMapping[str, Any], timeout: float | None = None) -> None:
+    async def _send_event(self, event: MutableMapping[str, Any]) -> None:
         if self.is_gone:
             raise GoneError
-        if timeout is None or self.caller is None or not self.caller.flow.write_paused:
-            await self._send(event)
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                await self._send(event)
-        except TimeoutError:
-            await self.cut_off()
-            raise GoneError from None
+        await self._send(event)
 
     async def answer_refusal(self, refused: RefusedError) -> None:
         """Send the caller the answer to a rejected request; if another answer has begun, cut that answer off."""

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError
+from goatherd.wire.batch import RawCommits, split_batch
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -122,50 +124,92 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
 _CLAIMS_ROOT = re.compile(rb'"owner"\s*:\s*"root"')
 
 
-def find_root_introductions(body: bytes) -> list[dict[str, Any]]:
-    """Return the commits in a ``/batch-sync`` answer that introduce roots, whether these are trusted or not.
+class _SessionCommits(RawCommits):
+    """The commits of one element of an answer of ``/batch-sync``, unparsed, except those that introduce roots."""
 
-    Raises:
-        DecodeError: The body is not such an answer.
-    """
-    if _CLAIMS_ROOT.search(body) is None:
-        return []
-    return [commit for commits in _session_commits(parse_json(body)) for commit in commits if _claims_root(commit)]
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.introductions: dict[int, dict[str, Any]] = {}
+
+    def find_introductions(self) -> None:
+        """Parse the commits that introduce roots, into `introductions`.
+
+        Raises:
+            DecodeError: Such a commit is not JSON, or the array has other items than commits.
+        """
+        for index in range(len(self)):
+            if _CLAIMS_ROOT.search(self.text(index)) and _claims_root(commit := self[index]):
+                self.introductions[index] = commit
+        if self.introductions and self.other:
+            raise DecodeError("commits in an answer of /batch-sync must be objects")
+
+    def replace_introductions(self, chosen: Sequence[dict[str, Any]]) -> tuple[int, int, bytes] | None:
+        """Return two offsets of the body and the text to put between them; None if nothing changes."""
+        found = self.introductions
+        if list(found) == list(range(len(chosen))) and list(found.values()) == list(chosen):
+            return None
+        others = [self.text(index) for index in range(len(self)) if index not in found]
+        return self._starts[0], self._ends[-1], b",".join([*map(to_json_bytes, chosen), *others])
 
 
-def replace_introductions(body: bytes, choose: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> bytes:
-    """Replace the commits that introduce roots in a ``/batch-sync`` answer, and put them before other session commits.
+class SyncAnswer:
+    """An answer of the server to ``/batch-sync``, with the commits in it that introduce roots.
+
+    It takes long to make and to encode if it is large, so both may be done in a thread. The other commits are not
+    parsed all at once, since that would hold up other threads, too.
 
     Args:
-        body: The server's answer.
-        choose: Returns the commits to send in place of those that introduce roots in one element of the answer.
+        body: The answer's body.
+
+    Attributes:
+        introductions: The commits that introduce roots, whether these are trusted or not, for each element of the
+            answer that has some.
 
     Raises:
         DecodeError: The body is not such an answer.
     """
-    answer = parse_json(body)
-    is_changed = False
-    for commits in _session_commits(answer):
-        roots = [each for each in commits if _claims_root(each)]
-        if not roots:
-            continue
-        chosen = [*choose(roots), *(each for each in commits if not _claims_root(each))]
-        is_changed = is_changed or chosen != commits
-        commits[:] = chosen
-    return to_json_bytes(answer) if is_changed else body
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._lists: list[_SessionCommits] = []
+        # Most answers introduce no root, and need not be read.
+        if _CLAIMS_ROOT.search(body) is not None:
+            elements, lists = split_batch(body, sys.maxsize, _SessionCommits)
+            for commits in [lists[number] for number in _session_lists(elements)]:
+                commits.find_introductions()
+                if commits.introductions:
+                    self._lists.append(commits)
+        self.introductions = [list(commits.introductions.values()) for commits in self._lists]
+
+    def encode(self, chosen: Sequence[Sequence[dict[str, Any]]], keys: KeyFilter) -> bytes:
+        """Return the body to send to the client.
+
+        Args:
+            chosen: For each item of `introductions`, the commits to send in its place. They come before the element's
+                other commits.
+            keys: Overwrites private keys.
+        """
+        parts: list[bytes] = []
+        sent = 0
+        for commits, introductions in zip(self._lists, chosen, strict=True):
+            if (change := commits.replace_introductions(introductions)) is not None:
+                start, end, text = change
+                parts += [self._body[sent:start], text]
+                sent = end
+        body = b"".join([*parts, self._body[sent:]]) if parts else self._body
+        return keys.feed(body) + keys.close()
 
 
-def _session_commits(answer: Any) -> list[list[Any]]:
-    if not isinstance(answer, list):
-        raise DecodeError("an answer of /batch-sync must be a JSON array")
+def _session_lists(elements: Sequence[Any]) -> list[int]:
+    """Return the numbers of the lists of commits for `SESSIONS_PATH` in an answer that `split_batch` has split."""
     found = []
-    for element in answer:
+    for element in elements:
         if not isinstance(element, dict) or not isinstance(element.get("path"), str):
             raise DecodeError("an element of an answer of /batch-sync must be an object with a path")
         message = element.get("res")
         path = "/" + element["path"].strip("/").lower()
         if path.startswith(SESSIONS_PATH) and isinstance(message, dict) and isinstance(message.get("c"), list):
-            found.append(message["c"])
+            found.append(message["c"][0])
     return found
 
 

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -29,9 +30,8 @@ from goatherd.door.delivery import Delivery, Verified, encode_batch
 from goatherd.door.exchange import Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
     KeyFilter,
+    SyncAnswer,
     filter_session_answer,
-    find_root_introductions,
-    replace_introductions,
     script_with_server_url,
 )
 from goatherd.door.limits import DoorLimits
@@ -84,6 +84,7 @@ Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 OWN_PREFIX: Final = "/goatherd/v1/"
 """Requests for paths below this prefix are Goatherd's own, and never passed to the server."""
 BIG_BODY: Final = 64 * 1024
+"""A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
 MANY_COMMITS: Final = 4
 """If a request has more commits, its own signature is checked first, which costs as much as one commit."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
@@ -314,7 +315,7 @@ class Proxy:
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
         try:
-            has_looked = await self._look_up_before_the_body(exchange, header)
+            await self._authenticate_large_request(exchange, header)
             body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
@@ -324,8 +325,7 @@ class Proxy:
             else:
                 elements = read_batch(body, self.limits)
             has_commits = any(element.commits or element.left_out for element in elements)
-            may_look_up = has_commits and not has_looked
-            trust, session = await self._find_requester(exchange, envelope, share, may_look_up=may_look_up)
+            trust, session = await self._find_requester(exchange, envelope, share, may_look_up=has_commits)
             if session is None and has_commits:
                 raise RefusedError(DoorRule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
             if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
@@ -344,7 +344,8 @@ class Proxy:
                     read_by = asyncio.get_running_loop().time()
                     earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
                     exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
-                await self._check_weight(session, envelope, elements)
+                if len(body) <= BIG_BODY:  # otherwise it is verified already
+                    self._check_weight(session, envelope, elements)
                 connection = await self._deliver_push(exchange, trust, elements, body, share)
             else:
                 connection = await exchange.hand_on(self._server, body, self._timeout)
@@ -369,25 +370,41 @@ class Proxy:
         (tests/cluster/test_door_writers.py).
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
-        try:
-            body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout)
-        finally:
-            self._server.release_connection(connection)
-        try:
-            if introductions := find_root_introductions(body):
-                body = replace_introductions(body, await self._make_chooser(exchange, session_id, introductions))
-        except (DecodeError, RecursionError) as error:
-            raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
         keys = KeyFilter(only=self._root_coordinates())
-        body = keys.feed(body) + keys.close()
-        if keys.found:
-            self._report(
-                DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
-            )
-        fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
-        await exchange.finish_answer(body)
+        share = self._limiter.open_share(exchange.address)
+        try:
+            try:
+                body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
+            finally:
+                self._server.release_connection(connection)
+            try:
+                body = await self._choose_introductions(exchange, session_id, body, keys)
+            except (DecodeError, RecursionError) as error:
+                raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
+            if keys.found:
+                self._report(
+                    DoorRule.PRIVATE_KEY, f"the answer of {exchange.path:.100} contained {keys.found} private keys"
+                )
+            fields = [(name, value) for name, value in headers if name != b"content-length"]
+            await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
+            await exchange.finish_answer(body)
+        finally:
+            share.give_back()
         self.handed_on += 1
+
+    async def _choose_introductions(self, exchange: Exchange, session_id: str, body: bytes, keys: KeyFilter) -> bytes:
+        """Return an answer of the server with the introductions of roots for a client, and without private keys.
+
+        Raises:
+            DecodeError, RecursionError: The answer cannot be read.
+        """
+        is_large = len(body) > BIG_BODY
+        answer = await asyncio.to_thread(SyncAnswer, body) if is_large else SyncAnswer(body)
+        chosen: list[list[dict[str, Any]]] = []
+        if answer.introductions:
+            choose = await self._make_chooser(exchange, session_id, list(chain.from_iterable(answer.introductions)))
+            chosen = [choose(each) for each in answer.introductions]
+        return await asyncio.to_thread(answer.encode, chosen, keys) if is_large else answer.encode(chosen, keys)
 
     async def _make_chooser(
         self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
@@ -456,25 +473,36 @@ class Proxy:
             raise RefusedError(DoorRule.REQUEST_TIME, 403, str(error)) from None
         return envelope
 
-    async def _look_up_before_the_body(self, exchange: Exchange, header: str) -> bool:
-        """Look up the session that signed a large push before the body is read, so that waiting for it takes no memory.
+    async def _authenticate_large_request(self, exchange: Exchange, header: str) -> None:
+        """Verify the signature of a request with a large body before the body is read, as `goatherd serve` does.
 
-        Returns:
-            Whether the session was unknown and was looked up in the server's sessions.
+        If the session is unknown, it is looked up in the server's sessions, so that waiting for it takes no memory.
+
+        SECURITY: reading such a body costs the server many times its size (tests/unit/door/test_proxy.py).
 
         Raises:
+            RefusedError: The signature is invalid, or its session revoked or still unknown.
             NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
         """
         length = exchange.found.get(b"content-length", b"")
-        if length.isdigit() and int(length) <= BIG_BODY:
-            return False
-        with suppress(RefusedError, RevokedSessionError):  # told when the body has been read
+        if not exchange.has_body or (length.isdigit() and int(length) <= BIG_BODY):
+            return
+        try:
             envelope = self._check_request(header)
             if self._find_session(envelope.session_id)[1] is None:
                 async with self._in_time(exchange):
                     await self._refresh_sessions()
-                return True
-        return False
+            session = self._find_session(envelope.session_id)[1]
+            if session is None:
+                raise UnknownSignerError(f"session {envelope.session_id!r:.100} is not known")
+            verify_request(session, envelope, now_ms=self._clock.now_ms())
+        except RefusedError as refused:
+            refused.is_unread = True
+            raise
+        except (RevokedSessionError, UnknownSignerError) as error:
+            raise RefusedError(rule_of(error), 403, str(error), is_unread=True) from None
+        except VerificationError as error:
+            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error), is_unread=True) from None
 
     async def _find_requester(
         self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
@@ -540,7 +568,7 @@ class Proxy:
         while len(self._repositories) > self.limits.repositories:
             self._repositories.popitem(last=False)
 
-    async def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
+    def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
         """Verify the signature of a request with many commits, before the costly check of the commits' signatures."""
         if sum(len(element.commits) for element in elements) <= MANY_COMMITS:
             return

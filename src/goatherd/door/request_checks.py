@@ -271,9 +271,27 @@ def read_batch(body: bytes, limits: DoorLimits, known: KnownCommits = NOTHING_KN
         raise RefusedError(
             DoorRule.TOO_MANY, 400, f"a batch must have at most {limits.elements} elements, not {len(raw)}"
         )
+    elements = [_read_element(each, limits) for each in raw]
     if lists is None:
-        return [_read_element(each, limits) for each in raw]
-    return [_with_commits(_read_element(each, limits), lists) for each in raw]
+        return elements
+    _check_other_lists(elements, lists)
+    return [_with_commits(each, lists) for each in elements]
+
+
+def _check_other_lists(elements: Sequence[Element], lists: Sequence[ReceivedList]) -> None:
+    """Check that each array of a large body that was not parsed, as its items may be commits, has commits or is empty.
+
+    SECURITY: the server would parse such an array even for a caller without a session
+    (tests/unit/door/test_request_checks.py).
+
+    Raises:
+        RefusedError: Another array than a message's ``c`` has items. GoatDB reads no such array, and writes ``ad``
+            empty.
+    """
+    read = {element.commits[0].raw for element in elements if element.commits}
+    for index, each in enumerate(lists):
+        if index not in read and (each or each.other):
+            raise RefusedError(DoorRule.MESSAGE, 400, "in a large batch, only the array c of a message may have items")
 
 
 def _with_commits(element: Element, lists: Sequence[ReceivedList]) -> Element:
@@ -282,14 +300,12 @@ def _with_commits(element: Element, lists: Sequence[ReceivedList]) -> Element:
     Raises:
         RefusedError: A commit is not JSON.
     """
-    message = element.raw["msg"]
-    for name, value in message.items():
-        if isinstance(value, list) and name != "c":
-            message[name] = []  # GoatDB does not read it
+    for member in element.raw.values():
+        if isinstance(member, dict):
+            member.update({name: [] for name, value in member.items() if isinstance(value, list)})
     if not element.commits:
         return element
     found = lists[element.commits[0].raw]
-    message["c"] = []
     commits: list[ReceivedCommit] = []
     left_out = found.other
     for index in range(len(found)):
@@ -361,7 +377,8 @@ def _read_element(raw: Any, limits: DoorLimits) -> Element:
         raise RefusedError(DoorRule.MESSAGE, 400, str(error)) from None
     _check_size(raw["msg"].get("s"), limits)
     _check_marks(raw)
-    _check_nesting({name: value for name, value in raw["msg"].items() if name != "c"}, limits.depth)
+    rest = {name: value for name, value in raw["msg"].items() if name != "c"}
+    _check_nesting({**raw, "msg": rest}, limits.depth)
     return Element(raw, path, [ReceivedCommit(each) for each in message.commits])
 
 

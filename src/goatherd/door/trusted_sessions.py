@@ -39,6 +39,8 @@ from goatherd.wire.paths import SESSIONS_PATH
 
 FEW: Final = 2
 """Up to this many signatures are verified in the event loop; more go to threads."""
+PORTION: Final = 128
+"""Maximum number of session commits that are verified at once."""
 PAUSE: Final = timedelta(milliseconds=200)
 """Minimum interval between two reads for an unknown signer."""
 LONGEST_PAUSE: Final = timedelta(seconds=2)
@@ -271,25 +273,34 @@ class TrustedSessions:
         self, path: str, commits: Sequence[tuple[ReceivedCommit, Commit]], executor: Executor | None, are_large: bool
     ) -> list[VerificationError | None]:
         if path == SESSIONS_PATH:
-            return [self._judge_introduction(commit) for _, commit in commits]
-        signers = [self._signer_of(commit) for _, commit in commits]
+            return await self._judge_introductions([commit for _, commit in commits], executor, are_large)
+        # Others are verified in a thread, as the commits are.
+        knows = self.pool.knows_session
+        signers = [self._signer_of(commit) if knows(commit.session) else None for _, commit in commits]
         unknown = (
             await asyncio.to_thread(self._find_unknown, commits, signers)
             if are_large
             else self._find_unknown(commits, signers)
         )
         verdicts: list[VerificationError | None] = [None] * len(commits)
-        verification = self.pool.prepare_verification([commits[index][1] for index in unknown])
-        if not are_large and (len(unknown) <= FEW or executor is None):
+        judged = await self._verify_signatures([commits[index][1] for index in unknown], executor, are_large)
+        for index, verdict in zip(unknown, judged, strict=True):
+            verdicts[index] = verdict
+            received, commit = commits[index]
+            if verdict is None and (signer := signers[index] or self._signer_of(commit)) is not None:
+                self.known_commits.add(received, signer)
+        return verdicts
+
+    async def _verify_signatures(
+        self, commits: Sequence[Commit], executor: Executor | None, are_large: bool
+    ) -> list[VerificationError | None]:
+        verification = self.pool.prepare_verification(commits)
+        if not are_large and (len(commits) <= FEW or executor is None):
             verification.run()
         else:
             # In a thread of its own, which spreads the work over the executor's.
             await asyncio.to_thread(verification.run, executor)
-        for index, verdict in zip(unknown, self.pool.conclude_verification(verification), strict=True):
-            verdicts[index], signer = verdict, signers[index]
-            if verdict is None and signer is not None:
-                self.known_commits.add(commits[index][0], signer)
-        return verdicts
+        return self.pool.conclude_verification(verification)
 
     def _find_unknown(
         self, commits: Sequence[tuple[ReceivedCommit, Commit]], signers: Sequence[Session | None]
@@ -306,15 +317,28 @@ class TrustedSessions:
         except RevokedSessionError:
             return None
 
-    def _judge_introduction(self, commit: Commit) -> VerificationError | None:
-        """Verify a session commit: only a trusted root may introduce sessions and roots."""
+    async def _judge_introductions(
+        self, commits: Sequence[Commit], executor: Executor | None, are_large: bool
+    ) -> list[VerificationError | None]:
+        """Verify session commits in their order: only a trusted root may introduce sessions and roots.
+
+        SECURITY: any caller can copy thousands of introductions under other ids, so their signatures are verified in
+        threads, too (tests/unit/door/test_trusted_sessions.py).
+        """
+        verdicts: list[VerificationError | None] = []
+        while len(verdicts) < len(commits):
+            portion = _until_next_root(commits[len(verdicts) : len(verdicts) + PORTION])
+            judged = await self._verify_signatures(portion, executor, are_large)
+            verdicts += [self._admit_introduction(*pair) for pair in zip(portion, judged, strict=True)]
+        return verdicts
+
+    def _admit_introduction(self, commit: Commit, verdict: VerificationError | None) -> VerificationError | None:
+        """Add the session in a session commit to the pool if its signature is valid and its signer a trusted root."""
         signer = self._signer_of(commit)
         if signer is not None and not signer.is_root:
             return UntrustedRootError(f"session {commit.session!r} is not a root and cannot introduce sessions")
-        try:
-            self.pool.verify_commit(commit)
-        except VerificationError as error:
-            return error
+        if verdict is not None:
+            return verdict
         try:
             self.pool.get_root(commit.session)
         except UntrustedRootError:
@@ -323,3 +347,9 @@ class TrustedSessions:
             return error
         self.pool.add_verified_session_commit_unsafe(commit)
         return None
+
+
+def _until_next_root(commits: Sequence[Commit]) -> Sequence[Commit]:
+    """Return the first commits up to the first that introduces a root, which may have signed those after it."""
+    end = next((index for index, commit in enumerate(commits, 1) if claims_root(commit)), len(commits))
+    return commits[:end]

@@ -8,7 +8,6 @@ Rules: everything that is rejected is counted and reported; every wait for a cal
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
@@ -17,7 +16,16 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
-from goatherd.serving.caller_limits import CallerLimits, Excess, Network, RefusedError, TokenBuckets, find_caller
+from goatherd.serving.caller_limits import (
+    CallerLimits,
+    Excess,
+    Network,
+    RefusedError,
+    TokenBuckets,
+    find_caller,
+    is_in_networks,
+    parse_network,
+)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -82,7 +90,7 @@ class CallerLimiter:
         key = find_caller(address, "", ())
         self._open[key] += 1
         limits = self.limits
-        most = limits.connections if self._is_proxy(address) else limits.connections_per_address
+        most = limits.connections if is_in_networks(address, self._proxies) else limits.connections_per_address
         if self._open.total() <= limits.connections and self._open[key] <= most:
             return True
         self._report(Excess.TOO_MANY, f"too many connections, {self._open[key]} of them from {key}")
@@ -99,13 +107,9 @@ class CallerLimiter:
         """Report a connection that was closed because the request's headers came too slowly or not at all."""
         self._report(Excess.TOO_SLOW, "a connection sent its headers too slowly")
 
-    def _is_proxy(self, address: str) -> bool:
-        if not self._proxies:
-            return False
-        with suppress(ValueError):
-            parsed = ipaddress.ip_address(address)
-            return any(parsed in network for network in self._proxies)
-        return False
+    def report_full_queue(self) -> None:
+        """Report a connection that was closed because it sent too many requests without waiting for answers."""
+        self._report(Excess.TOO_MANY, "a connection sent too many requests before the first was answered")
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +126,7 @@ class CallerLimiter:
         )
         address = find_caller(direct, forwarded if self._proxies else "", self._proxies)
         remark = ""
-        if forwarded and not self._is_proxy(direct):
+        if forwarded and not is_in_networks(direct, self._proxies):
             remark = "; it sent X-Forwarded-For: if it is your proxy, list it with --forwarded-by"
         self.take_token(self._requests, address, "requests", remark)
         return address
@@ -242,7 +246,7 @@ class CallerLimiter:
 
 
 class Budget:
-    """The memory budget for request bodies: limits how many bytes of bodies are in memory at one time.
+    """The memory budget for bodies of requests, and of answers that are read whole: limits how many bytes they have.
 
     Args:
         size: Maximum number of bytes for all addresses together.
@@ -255,18 +259,18 @@ class Budget:
         self._held: Counter[str] = Counter()
 
     def take(self, address: str, count: int) -> None:
-        """Charge bytes of a request body to an address.
+        """Charge bytes of a body to an address.
 
         Raises:
             RefusedError: The budget has too few bytes left.
         """
         if count > self._left or self._held[address] + count > self._per_address:
-            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are being received", retry_after=1)
+            raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are in memory", retry_after=1)
         self._left -= count
         self._held[address] += count
 
     def give_back(self, address: str, count: int) -> None:
-        """Return bytes of a request body, which were charged to an address, to the budget."""
+        """Return bytes of a body, which were charged to an address, to the budget."""
         self._left += count
         self._held[address] -= count
         if not self._held[address]:
@@ -282,7 +286,7 @@ class Share:
         self._count = 0
 
     def take(self, count: int) -> None:
-        """Take more bytes from the memory budget for this request's body.
+        """Take more bytes from the memory budget for this request's body, or its answer.
 
         Raises:
             RefusedError: The budget has too few bytes left.
@@ -316,7 +320,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         ConfigurationError: A string is not an IP network.
     """
     try:
-        return tuple([ipaddress.ip_network(text) for text in texts])
+        return tuple([parse_network(text) for text in texts])
     except ValueError as error:
         raise ConfigurationError(
             f"--forwarded-by must be a network: {error}", hint="Write a network such as 10.0.0.0/8 or 127.0.0.1."

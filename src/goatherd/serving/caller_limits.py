@@ -80,6 +80,7 @@ class CallerLimits:
         body_timeout: How long the caller may pause in sending a body; after that the answer is 408.
         body_rate: Bytes per second that must arrive on average once a body has taken longer than `body_timeout`.
         answer_timeout: How long a caller may pause in reading an answer.
+        answer_rate: Bytes per second that a caller must take on average in each `answer_timeout`, or all that is left.
         idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
             clients reuse a connection, since a request is lost if the connection is closed at the same time.
         connections: Maximum number of open connections.
@@ -98,6 +99,7 @@ class CallerLimits:
     body_timeout: timedelta = timedelta(seconds=30)
     body_rate: int = 4096
     answer_timeout: timedelta = timedelta(seconds=60)
+    answer_rate: int = 4096
     idle_timeout: timedelta = timedelta(seconds=75)
     connections: int = 4000
     connections_per_address: int = 1000
@@ -193,12 +195,39 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
     return _group_address(caller)
 
 
+def is_in_networks(address: str, networks: tuple[Network, ...]) -> bool:
+    """Return whether an address is in one of the networks; a string that is no address is in none."""
+    parsed = _parse_address(address)
+    return parsed is not None and any(parsed in network for network in networks)
+
+
 @lru_cache(maxsize=4096)
 def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address; of an IPv4 caller, whom a listener on ``::`` sees as ``::ffff:10.0.0.5``, the IPv4 one."""
     try:
-        return ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def parse_network(text: str) -> Network:
+    """Parse an IP network, such as ``10.0.0.0/8``; ``::ffff:10.0.0.0/104`` is the same one.
+
+    Raises:
+        ValueError: The string is not an IP network.
+    """
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_BITS:
+        address = network.network_address.ipv4_mapped
+        if address is not None:
+            return ipaddress.IPv4Network((address, network.prefixlen - _MAPPED_BITS))
+    return network
+
+
+_MAPPED_BITS: Final = 96
+"""Bits of an IPv6 address before an IPv4 address in it."""
 
 
 _LONGEST_ADDRESS: Final = 100

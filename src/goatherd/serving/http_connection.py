@@ -2,18 +2,20 @@
 
 uvicorn and httptools handle framing, keep-alive, chunks and ``100-continue``. This module adds limits that they lack:
 the number of connections of one address, the size and duration of a head (request line and headers), trailers and
-upgrade requests. It also limits three things that could keep a connection open indefinitely: blank lines between
-requests, the rest of a request body after the request was answered, and an answer that the caller does not read. The
-module also notifies the application as soon as its caller disconnects.
+upgrade requests, and requests that come before the earlier ones are answered. It also limits three things that could
+keep a connection open indefinitely: blank lines between requests, the rest of a request body after the request was
+answered, and an answer that the caller does not read. The module also notifies the application as soon as its caller
+disconnects.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -26,12 +28,39 @@ __all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
 
 CONNECTION: Final = "goatherd.connection"
 """The key of the `HTTPConnection` in a request's ASGI scope."""
+QUEUED: Final = 32
+"""Maximum number of requests of one connection that wait until an earlier one is answered. GoatDB's clients send none
+before the answer to the last one."""
 
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _TOO_MANY: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
 )
+
+
+class _QueueFullError(Exception):
+    """A connection has more requests waiting than `QUEUED`; the parser stops."""
+
+
+class _ReadControl(FlowControl):
+    """Pauses and resumes reading from a caller; never resumes while requests of the caller wait for an earlier one.
+
+    SECURITY: uvicorn resumes with each answer, and when the application reads a body, so that the queue would grow
+    without end (tests/unit/serving/test_http_connection.py).
+
+    Args:
+        transport: The caller's connection.
+        pipeline: The requests that wait.
+    """
+
+    def __init__(self, transport: asyncio.Transport, pipeline: Collection[object]) -> None:
+        super().__init__(transport)
+        self._pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self._pipeline:
+            super().resume_reading()
 
 
 class HTTPConnection(HttpToolsProtocol):
@@ -50,13 +79,14 @@ class HTTPConnection(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._loose_bytes = 0
         self._in_head = True
-        self._unsent = 0
+        self._answer_timer: asyncio.TimerHandle | None = None
         self._cycles: list[RequestResponseCycle] = []
 
     # --- asyncio ------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _ReadControl(transport, self.pipeline)
         self._start_timer()
         self._address = self.client[0] if self.client else ""
         if not self._limiter.count_connection(self._address):
@@ -64,6 +94,7 @@ class HTTPConnection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_answer_timer()
         self._limiter.uncount_connection(self._address)
         super().connection_lost(exc)
         # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
@@ -73,6 +104,15 @@ class HTTPConnection(HttpToolsProtocol):
         callback, self._on_close = self._on_close, None
         if callback is not None:
             callback()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_answer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_answer_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -89,6 +129,11 @@ class HTTPConnection(HttpToolsProtocol):
     # --- httptools ----------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= QUEUED:
+            # SECURITY: one segment holds thousands of short requests (tests/unit/serving/test_http_connection.py).
+            self._limiter.report_full_queue()
+            self.answer_and_close(_TOO_MANY)
+            raise _QueueFullError
         super().on_message_begin()
         self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
         self._start_timer()
@@ -124,26 +169,30 @@ class HTTPConnection(HttpToolsProtocol):
 
     # --- uvicorn ------------------------------------------------------------------------------------------------------
 
+    def send_400_response(self, msg: str) -> None:
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
+            self._watch_answer()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._in_head and self.cycle.response_complete and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._watch_answer()
+        elif not self._in_head and self.cycle.response_complete:
             # SECURITY: the rest of a body that is not read any more must come, like a head, in little time and space
             # (tests/unit/serving/test_http_connection.py).
             self._loose_bytes = 0
             self._start_timer()
 
     def timeout_keep_alive_handler(self) -> None:
-        unsent = self.transport.get_write_buffer_size()
-        if unsent and unsent == self._unsent:
-            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
-            self.transport.abort()
-        elif unsent:
-            self._unsent = unsent
+        if self.flow.write_paused:
+            # The caller is still reading the last answer.
             self.timeout_keep_alive_task = self.loop.call_later(
-                self._limiter.limits.answer_timeout.total_seconds(), self.timeout_keep_alive_handler
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
         else:
             super().timeout_keep_alive_handler()
+            self._watch_answer()
 
     # --- what applications use ----------------------------------------------------------------------------------------
 
@@ -164,6 +213,7 @@ class HTTPConnection(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(answer)
             self.transport.close()
+            self._watch_answer()
 
     # --- times --------------------------------------------------------------------------------------------------------
 
@@ -181,8 +231,36 @@ class HTTPConnection(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _watch_answer(self) -> None:
+        """Start to check how fast the caller takes what is not sent yet.
+
+        This is needed while no more is written: the application waits for the caller, or the connection is closing.
+        """
+        if self._answer_timer is None and (unsent := self.transport.get_write_buffer_size()):
+            self._answer_timer = self.loop.call_later(
+                self._limiter.limits.answer_timeout.total_seconds(), self._check_answer, unsent
+            )
+
+    def _check_answer(self, before: int) -> None:
+        self._answer_timer = None
+        limits = self._limiter.limits
+        least = min(before, int(limits.answer_rate * limits.answer_timeout.total_seconds()))
+        if before - self.transport.get_write_buffer_size() < least:
+            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
+            self.transport.abort()
+        else:
+            self._watch_answer()
+
+    def _stop_answer_timer(self) -> None:
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+            self._answer_timer = None
+
     def _too_slow(self) -> None:
         self._head_timer = None
+        if self.pipeline:
+            self._start_timer()  # the rest of the head may have come, but is not read yet
+            return
         self._limiter.report_slow_head()
         self.answer_and_close(_TOO_SLOW)
 
@@ -193,6 +271,7 @@ class _Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
+        self.is_paused = False
         self._is_closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -210,10 +289,10 @@ class _Recorder(asyncio.Transport):
     abort = close
 
     def pause_reading(self) -> None:
-        pass
+        self.is_paused = True
 
     def resume_reading(self) -> None:
-        pass
+        self.is_paused = False
 
 
 async def check_hooks() -> None:
@@ -226,11 +305,14 @@ async def check_hooks() -> None:
         NodeError: This version of uvicorn does not call one of the methods.
     """
     seen: list[Scope] = []
+    paused: list[bool] = []
+    transport = _Recorder()
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope)
         while (await receive()).get("more_body"):
             pass
+        paused.append(transport.is_paused)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -241,7 +323,6 @@ async def check_hooks() -> None:
         state = ServerState()
         limiter = CallerLimiter(CallerLimits(header_bytes=256), clock=SystemClock())
         caller = HTTPConnection(limiter, config=config, server_state=state, app_state={})
-        transport = _Recorder()
         caller.connection_made(transport)
         counted, has_timer = limiter.connection_count, caller._head_timer is not None
         caller.data_received(
@@ -252,12 +333,16 @@ async def check_hooks() -> None:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         is_answered = transport.written.startswith(b"HTTP/1.1 204") and caller.timeout_keep_alive_task is not None
         is_head_bounded = scope[CONNECTION] is caller and hosts == [b"h"] and caller._head_timer is None
+        caller.data_received(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n" * 2)
+        while state.tasks:
+            await asyncio.gather(*state.tasks)
+        is_queue_bounded = paused == [False, True, False]
         transport.written.clear()
         caller.data_received(b"GET /" + b"x" * 256)
         is_cut = transport.written.startswith(b"HTTP/1.1 431")
         caller.connection_lost(None)
         caller, counts = None, (counted, limiter.connection_count)
-        if is_answered and is_head_bounded and is_cut and has_timer and counts == (1, 0):
+        if is_answered and is_head_bounded and is_queue_bounded and is_cut and has_timer and counts == (1, 0):
             return
     except (AttributeError, LookupError, TypeError) as error:
         problem = f"its protocol has changed ({type(error).__name__}: {error})"

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs
 
 from goatherd.clock import Clock
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, parse_networks, send_refusal
-from goatherd.serving.caller_limits import RefusedError
+from goatherd.serving.caller_limits import RefusedError, is_in_networks
 from goatherd.web.access import PageAddress
 from goatherd.web.render import ASSETS, Choice, Data, Renderer, page_title, read_asset
 
@@ -218,7 +218,7 @@ class PageApp:
         """Return the status and text of the answer to a caller that may not use the page; None if it may."""
         client = scope.get("client")
         direct = client[0] if client else ""
-        if self._proxies and not any(ip_address(direct) in network for network in self._proxies):
+        if self._proxies and not is_in_networks(direct, self._proxies):
             return 403, "this page is reached through its reverse proxy only"
         if self._address.is_loopback and not self._proxies and not _is_loopback_host(headers.get(b"host", b"")):
             return 421, "this page is served to this machine only, at http://localhost or http://127.0.0.1"

@@ -89,10 +89,14 @@ class RawCommits(Sequence[Any]):
         """
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
-        text = self._data[self._starts[index] : self._ends[index]]
+        text = self.text(index)
         if not _is_bounded(text, MAX_COMMIT_VALUES):
             raise TooManyValuesError(f"a commit of {len(text)} bytes has more JSON values than are allowed")
         return parse_json(text)
+
+    def text(self, index: int) -> bytes:
+        """Return the commit at this index as the bytes that were received."""
+        return self._data[self._starts[index] : self._ends[index]]
 
     def size(self, index: int) -> int:
         """Return the size in bytes of the commit at this index."""
@@ -105,7 +109,7 @@ class RawCommits(Sequence[Any]):
             DecodeError: A commit is not JSON.
         """
         for index in range(self._checked, len(self)):
-            text = self._data[self._starts[index] : self._ends[index]]
+            text = self.text(index)
             if _is_bounded(text, MAX_COMMIT_VALUES):
                 parse_json(text)
 
@@ -195,10 +199,12 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
 
 
 def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) -> tuple[list[Any], list[RawList]]:
-    """Split the body of a ``/batch-sync`` request into its elements, parsed without commits, and the unparsed commits.
+    """Split the body of ``/batch-sync``, a request or its answer, into its elements without commits, and the commits.
 
-    In the parsed elements, each array of commits (``c``, and ``ad``, which GoatDB never reads) is replaced by an array
-    that contains only one number: the index of its commits in the second result. This includes empty arrays.
+    The elements are parsed. In them, each array where a message has its commits (``c``, and ``ad``, which GoatDB never
+    reads) is replaced by an array that contains only one number: the index of its commits in the second result. This
+    includes empty arrays, and arrays with any other name or in any other member of the element, whose items are not
+    parsed either.
 
     Args:
         body: The body as received.

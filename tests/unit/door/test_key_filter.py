@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.door.key_filter import KeyFilter, filter_session_answer, script_with_server_url
+from goatherd.door.key_filter import KeyFilter, SyncAnswer, filter_session_answer, script_with_server_url
 from goatherd.errors import DecodeError
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, X
 from tests.unit.door.json_values import JSON
-from tests.unit.goats import key_of
+from tests.unit.goats import introduction, key_of, owned, root
 
 
 def private(name: str = "root-a") -> dict[str, Any]:
@@ -123,3 +123,61 @@ def test_the_answer_of_auth_session_is_written_anew_only_where_it_must_be() -> N
 def test_an_answer_of_auth_session_that_is_none_does_not_leave(body: bytes) -> None:
     with pytest.raises(DecodeError):
         filter_session_answer(body, lambda *_: True)
+
+
+ROOTS = [introduction(root(f"root-{name}"), A).to_json() for name in "bcd"]
+SESSIONS = [introduction(owned(f"anon-{name}"), A).to_json() for name in "xyz"]
+
+
+def answer_with(*lists: list[Any], path: str = "/sys/sessions", indent: int | None = None) -> bytes:
+    elements = [{"path": path, "res": {"ver": 1, "c": each, "s": 3, "ad": []}} for each in lists]
+    text = json.dumps(elements, indent=indent, separators=None if indent else (",", ":"))
+    return text.encode()
+
+
+@given(
+    st.lists(st.permutations([*ROOTS, *SESSIONS]).flatmap(lambda all_: st.integers(0, 6).map(lambda n: all_[:n]))),
+    st.lists(st.sampled_from(ROOTS), max_size=3),
+    st.sampled_from([None, 1]),
+)
+def test_only_introductions_of_roots_are_replaced_in_an_answer(
+    lists: list[list[Any]], instead: list[Any], indent: int | None
+) -> None:
+    body = answer_with([], *lists, indent=indent)
+    answer = SyncAnswer(body)
+    with_roots = [each for each in lists if any(one in ROOTS for one in each)]
+    assert answer.introductions == [[one for one in each if one in ROOTS] for each in with_roots]
+    sent = answer.encode([instead for _ in with_roots], KeyFilter(frozenset()))
+    expected = [
+        [*instead, *(one for one in each if one not in ROOTS)] if each in with_roots else each for each in lists
+    ]
+    assert json.loads(sent) == json.loads(answer_with([], *expected))
+
+
+def test_an_answer_whose_introductions_come_first_already_stays_as_it_is() -> None:
+    body = answer_with([*ROOTS, *SESSIONS], SESSIONS)
+    answer = SyncAnswer(body)
+    assert answer.encode(answer.introductions, KeyFilter(frozenset())) is body
+
+
+def test_introductions_of_roots_elsewhere_than_in_the_sessions_stay() -> None:
+    body = answer_with([*SESSIONS, *ROOTS], path="/data/x")
+    answer = SyncAnswer(body)
+    assert answer.introductions == []
+    assert answer.encode([], KeyFilter(frozenset())) is body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"owner":"root"}',
+        b'[{"path":1,"owner":"root"}]',
+        b'["owner":"root"]',
+        b'[{"owner":"root"',
+        answer_with([*ROOTS, 1]),
+    ],
+    ids=["object", "no path", "not JSON", "incomplete", "a number among commits"],
+)
+def test_an_answer_with_introductions_that_cannot_be_read_does_not_leave(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        SyncAnswer(body)

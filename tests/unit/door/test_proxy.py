@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from goatherd.door import DoorRule
-from tests.cluster.door_world import X, world
-from tests.unit.goats import signed_header
+from goatherd.door import DoorRule, key_filter, proxy
+from goatherd.identity.session import OwnedSession
+from goatherd.wire.json import to_json_bytes
+from tests.cluster.door_world import A, B, X, Y, identity, world
+from tests.unit.goats import element, owned, signed_header
 
 from .scripted_server import GET, PATIENCE, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted, until
 
@@ -262,3 +267,72 @@ async def test_answers_that_are_compressed_are_not_let_out_unseen() -> None:
     async with scripted(talk) as (_, door), line(door.port) as (reader, writer):
         writer.write(GET)
         assert (await answer_of(reader))[0] == 502
+
+
+async def test_a_large_answer_with_introductions_of_roots_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "BIG_BODY", 1000)
+    threads: list[int] = []
+
+    def noted(function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            threads.append(threading.get_ident())
+            return function(*given)
+
+        return call
+
+    for name in ("split_batch", "to_json_bytes"):
+        monkeypatch.setattr(key_filter, name, noted(getattr(key_filter, name)))
+    async with world() as w:
+        w.child.introduce(B.session)
+        answer = await w.send(True, [element("/sys/sessions")])
+        assert len(answer.content) > proxy.BIG_BODY
+        assert answer.json()[0]["res"]["c"][0]["k"] == B.id
+    assert len(threads) == 2, "read once, and encoded with the introduction in another place"
+    assert threading.get_ident() not in threads
+
+
+async def test_an_answer_that_is_read_whole_counts_as_memory() -> None:
+    async with world() as w:
+        w.child.introduce(B.session)
+        budget = w.door._limiter.budget
+        left = budget._left
+        for others in ("192.0.2.1", "192.0.2.2"):
+            budget.take(others, left // 2 - 500)
+        full = await w.send(True, [element("/sys/sessions")])
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        for others in ("192.0.2.1", "192.0.2.2"):
+            budget.give_back(others, left // 2 - 500)
+        assert (await w.send(True, [element("/sys/sessions")])).status_code == 200
+        assert budget._left == left
+
+
+STRANGER = owned("stranger")
+LARGE = {
+    "unknown session": (STRANGER, DoorRule.UNKNOWN_SIGNER),
+    "another key": (replace(STRANGER, session=X.session), DoorRule.REQUEST_SIGNATURE),
+    "revoked": (Y, DoorRule.REVOKED),
+}
+
+
+@pytest.mark.parametrize(("by", "rule"), LARGE.values(), ids=LARGE.keys())
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_large_body_needs_a_valid_signature_before_it_is_read(
+    by: OwnedSession, rule: DoorRule, is_chunked: bool
+) -> None:
+    async with world(given=identity(A, revoked=(Y.id,))) as w, line(w.door.port) as (reader, writer):
+        length = b"transfer-encoding: chunked" if is_chunked else b"content-length: 1000000"
+        writer.write(
+            b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: %b\r\n%b\r\n\r\n"
+            % (signed_header(by).encode(), length)
+        )
+        status, fields, _ = await answer_of(reader)
+        assert (status, fields["connection"]) == (403, "close")
+        assert w.stopped(rule) == 1
+        assert not w.others()
+
+
+async def test_a_large_poll_of_a_known_session_reaches_the_server_as_it_is() -> None:
+    async with world() as w:
+        body = to_json_bytes([element("/data/x")]).ljust(100_000)
+        assert (await w.send(True, body)).status_code == 200
+        assert w.child.reached[-1][2] == body

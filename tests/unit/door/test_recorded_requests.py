@@ -16,6 +16,7 @@ from goatherd.door.request_checks import check_session_request, read_batch, read
 from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_commit
 from goatherd.ids import new_id
 from goatherd.serving.caller_limits import RefusedError
+from goatherd.wire.batch import SMALL_BODY
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.cluster.door_world import A, Standing, X, Y
@@ -216,6 +217,18 @@ def test_nothing_is_refused_that_a_real_client_or_server_was_recorded_to_send() 
     assert commits > 3
     assert batches > 10
     assert sessions >= 3
+
+
+def test_a_large_body_says_what_the_same_body_says_that_is_small() -> None:
+    limits = DoorLimits()
+    for path, _, body in bodies():
+        if path == "/batch-sync":
+            small, large = read_batch(body, limits), read_batch(body.ljust(SMALL_BODY + 1), limits)
+            assert [each.path for each in large] == [each.path for each in small]
+            assert [[one.raw for one in each.commits] for each in large] == [
+                [one.raw for one in each.commits] for each in small
+            ]
+            assert [{**each.raw["msg"], "c": []} for each in large] == [{**each.raw["msg"], "c": []} for each in small]
 
 
 def test_nothing_is_refused_of_what_a_real_server_stored() -> None:

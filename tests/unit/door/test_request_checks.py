@@ -22,6 +22,7 @@ from goatherd.door.request_checks import (
     read_commit,
 )
 from goatherd.serving.caller_limits import RefusedError
+from goatherd.wire.batch import SMALL_BODY
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
 from goatherd.wire.paths import repository_id
@@ -283,3 +284,49 @@ def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
     with pytest.raises(RefusedError) as refused:
         read_batch(body, LIMITS)
     assert (refused.value.rule, refused.value.status) == (DoorRule.BODY, 400)
+
+
+LARGE = '"p":"' + "x" * SMALL_BODY + '"'
+UNPARSED = {
+    "many values": f'{{{LARGE},"a":[{"{}," * 200_000}0]}}',
+    "not JSON": f"{{{LARGE} this is not JSON}}",
+    "nested": f'{{{LARGE},"a":{"[" * 300}{"]" * 300}}}',
+    "forbidden member": f'{{{LARGE},"hasOwnProperty":1}}',
+    "small items": "{}," * 10_000 + "0",
+}
+
+
+@pytest.mark.parametrize("items", UNPARSED.values(), ids=UNPARSED.keys())
+@pytest.mark.parametrize(
+    "place",
+    [
+        '[{"path":"/a/b","msg":{F,"c":[],"ad":[X]}}]',
+        '[{"path":"/a/b","msg":{F,"z":[X]}}]',
+        '[{"path":"/a/b","msg":{F,"c":[X],"c":[]}}]',
+        '[{"path":"/a/b","msg":{F,"c":[X],"\\u0063":[]}}]',
+        '[{"path":"/a/b","msg":{F,"c":[X],"\\u0063":[0]}}]',
+        '[{"path":"/a/b","msg":{"c":[X]},"msg":{F,"c":[]}}]',
+        '[{"path":"/a/b","msg":{F},"x":{"c":[X]}}]',
+    ],
+    ids=["ad", "z", "c twice", "c escaped", "c escaped, a number", "message twice", "another member"],
+)
+def test_nothing_in_a_large_batch_reaches_the_server_unparsed(place: str, items: str) -> None:
+    """SECURITY: guards `_check_other_lists`: the server parses a body before it knows who has sent it."""
+    body = place.replace("F", to_json_bytes(MESSAGE).decode()[1:-1].replace(',"c":[],"ad":[]', "")).replace("X", items)
+    outcome = tried(lambda: read_batch(body.encode(), LIMITS))
+    assert isinstance(outcome, RefusedError)
+    assert outcome.status == 400
+
+
+def test_empty_arrays_of_a_large_batch_stay_empty() -> None:
+    raw = {**element("/a/b", [COMMIT]), "x": {"c": [], "y": []}, "p": "x" * SMALL_BODY}
+    (found,) = read_batch(to_json_bytes([raw]), LIMITS)
+    assert [each.raw for each in found.commits] == [COMMIT]
+    assert found.raw == {**raw, "msg": {**raw["msg"], "c": []}}
+
+
+def test_no_member_of_an_element_is_one_that_the_server_cannot_decode() -> None:
+    for size in (0, SMALL_BODY):
+        body = to_json_bytes([{**element("/a/b"), "x": {"hasOwnProperty": 1}, "p": "x" * size}])
+        outcome = tried(lambda body=body: read_batch(body, LIMITS))  # type: ignore[misc]
+        assert isinstance(outcome, RefusedError)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,12 @@ from goatherd.clock import SystemClock
 from goatherd.door import TrustedSessions
 from goatherd.door import trusted_sessions as door_trust
 from goatherd.door.received_commits import ReceivedCommit
-from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError
+from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError, UntrustedRootError
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
-from tests.cluster.door_world import A, X, identity
-from tests.unit.goats import NOW, ORG, commit_by, introduction
+from tests.cluster.door_world import A, B, X, Y, identity
+from tests.unit.goats import NOW, ORG, commit_by, introduction, owned
 
 CLIENT_PATIENCE, PATIENCE = timedelta(seconds=10), door_trust.PATIENCE
 
@@ -143,3 +145,61 @@ async def test_no_more_verdicts_are_kept_than_there_is_room_for(monkeypatch: pyt
     commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(9)]
     await trust.verify_commits("/data/x", received(*commits), None)
     assert len(trust.known_commits) == 3
+
+
+def note_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each verification of a signature adds its thread."""
+    verify = goatherd.trust.verify_commit_by
+    threads: list[int] = []
+
+    def noted(session: Session, commit: Commit) -> None:
+        threads.append(threading.get_ident())
+        verify(session, commit)
+
+    monkeypatch.setattr(goatherd.trust, "verify_commit_by", noted)
+    return threads
+
+
+async def test_the_session_that_signed_a_commit_is_verified_in_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    trust = follow(Sessions(Measured()))
+    await trust.refresh()
+    threads = note_threads(monkeypatch)
+    good = received(commit_by(X, "k", {"text": "x"}))
+    assert await trust.verify_commits("/data/x", good, None, False, are_large=True) == [None]
+    assert len(threads) == 2, "of the session and of the commit"
+    assert threading.get_ident() not in threads
+    assert trust.known_commits.is_valid(good[0][0], X.session)
+
+
+async def test_session_commits_are_verified_in_threads_and_count_in_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door_trust, "PORTION", 2)
+    trust = TrustedSessions(org=ORG, identity=identity(), clock=Measured())
+    threads = note_threads(monkeypatch)
+    session = introduction(Y, B)
+    copies = [replace(introduction(X, A), id=f"x{number}") for number in range(5)]
+    commits = [introduction(X, A), introduction(B, A), session, introduction(owned("z"), Y), *copies]
+    verdicts = await trust.verify_commits("/sys/sessions", received(*commits), None, False, are_large=True)
+    assert verdicts[:3] == [None] * 3
+    assert isinstance(verdicts[3], UntrustedRootError)
+    assert all(isinstance(each, InvalidSignatureError) for each in verdicts[4:])
+    assert [each.id for each in (X, B, Y) if trust.find_session(each.id)] == [X.id, B.id, Y.id]
+    assert threading.get_ident() not in threads
+
+
+async def test_a_root_that_is_revoked_while_its_commits_are_verified_introduces_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trust = TrustedSessions(org=ORG, identity=identity(), clock=Measured())
+    verify = TrustedSessions._verify_signatures
+
+    async def then_revoked(*given: Any) -> Any:
+        verdicts = await verify(*given)
+        trust.adopt_identity(identity(B, revoked=(A.id,)))
+        return verdicts
+
+    monkeypatch.setattr(TrustedSessions, "_verify_signatures", then_revoked)
+    (verdict,) = await trust.verify_commits("/sys/sessions", received(introduction(X, A)), None, False)
+    assert isinstance(verdict, RevokedSessionError)
+    assert trust.find_session(X.id) is None

@@ -233,3 +233,11 @@ class Turned(SystemClock):
 def test_a_network_that_is_none_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="--forwarded-by"):
         CallerLimiter(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])
+
+
+def test_a_proxy_that_reaches_a_listener_on_all_addresses_by_ipv4_is_known() -> None:
+    limits = CallerLimits(connections=3, connections_per_address=1)
+    limiter = CallerLimiter(limits, clock=SystemClock(), forwarded_by=["10.0.0.0/8"])
+    assert [limiter.count_connection("::ffff:10.0.0.5") for _ in range(4)] == [True, True, True, False]
+    scope = {"client": ("::ffff:10.0.0.5", 1), "headers": [(b"x-forwarded-for", b"192.0.2.1")]}
+    assert limiter.take_request(scope) == "192.0.2.1"

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from goatherd.serving.caller_limits import Rate, TokenBuckets, find_caller
+from goatherd.serving.caller_limits import Rate, TokenBuckets, find_caller, parse_network
 
 
 def test_a_bucket_fills_up_again_and_never_beyond_its_size() -> None:
@@ -42,9 +42,25 @@ TRUSTED = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))
         ("::1", "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8::1", "", "2001:db8::/64"),
         ("::ffff:192.0.2.7", "", "192.0.2.7"),
+        ("::ffff:10.1.1.1", "198.51.100.1", "198.51.100.1"),
+        ("10.1.1.1", "198.51.100.1, ::ffff:10.2.2.2", "198.51.100.1"),
         ("fe80::1%eth0", "", "fe80::/64"),
         ("", "", ""),
     ],
 )
 def test_the_caller_is_who_the_nearest_trusted_proxy_says(address: str, forwarded: str, expected: str) -> None:
     assert find_caller(address, forwarded, TRUSTED) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:10.0.0.1", "10.0.0.1/32"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_a_network_of_ipv4_addresses_can_be_written_as_ipv6(text: str, expected: str) -> None:
+    assert str(parse_network(text)) == expected

@@ -10,17 +10,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
 from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
 from goatherd.serving.caller_limits import CallerLimits
-from goatherd.serving.http_connection import HTTPConnection, check_hooks
+from goatherd.serving.http_connection import QUEUED, HTTPConnection, _ReadControl, check_hooks
 from goatherd.serving.listener import HTTPListener
 from tests.deadlines import HANG
 
 SHORT = timedelta(milliseconds=50)
+MUCH = 32 * 1024 * 1024
 PATIENT = CallerLimits(header_timeout=timedelta(seconds=HANG))
 
 
@@ -30,9 +32,8 @@ async def answer_at_once(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answer_much(scope: Scope, receive: Receive, send: Send) -> None:
-    size = 32 * 1024 * 1024
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
-    await send({"type": "http.response.body", "body": bytes(size)})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % MUCH)]})
+    await send({"type": "http.response.body", "body": bytes(MUCH)})
 
 
 @contextlib.asynccontextmanager
@@ -53,6 +54,15 @@ async def line(listener: HTTPListener) -> AsyncIterator[tuple[asyncio.StreamRead
         yield reader, writer
     finally:
         writer.close()
+
+
+async def accepted(listener: HTTPListener) -> HTTPConnection:
+    """Return the only connection of a listener as soon as the listener has accepted it."""
+    while not listener._state.connections:
+        await asyncio.sleep(0.001)
+    (connection,) = listener._state.connections
+    assert isinstance(connection, HTTPConnection)
+    return connection
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
@@ -103,14 +113,119 @@ async def test_a_small_rest_of_an_answered_body_does_not_close_the_connection() 
         assert await reader.readexactly(len(ANSWER)) == ANSWER
 
 
-async def test_an_answer_that_is_not_taken_is_not_kept() -> None:
+@pytest.mark.parametrize("count", [QUEUED + 2, 14_000])
+async def test_requests_that_wait_for_an_earlier_one_are_limited(count: int) -> None:
+    stopped: list[str] = []
+
+    async def answer_never(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        listening(PATIENT, answer_never, report=lambda _, why: stopped.append(why)) as listener,
+        line(listener) as (reader, writer),
+    ):
+        connection = await accepted(listener)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" * count)
+        # Nothing comes if more was sent than was read.
+        assert (await ended(reader)).partition(b" S")[0] in (b"", b"HTTP/1.1 503")
+        assert (len(connection.pipeline), len(connection._cycles)) == (QUEUED, QUEUED + 1)
+        assert len(stopped) == 1
+
+
+async def test_nothing_more_is_read_while_requests_wait_for_an_earlier_one() -> None:
+    begun, go_on = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def answer_later(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        begun.release()
+        await go_on.acquire()
+        await answer_at_once(scope, receive, send)
+
+    async with listening(PATIENT, answer_later) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n" * 3)
+        for waiting in (2, 1, 0):
+            await begun.acquire()
+            assert (len(connection.pipeline), connection.flow.read_paused) == (waiting, waiting > 0)
+            go_on.release()
+            assert await reader.readexactly(len(ANSWER)) == ANSWER
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        go_on.release()
+        assert await reader.readexactly(len(ANSWER)) == ANSWER
+
+
+async def test_a_head_that_is_not_read_yet_is_not_slow() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def answer_later(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await go_on.wait()
+        await answer_at_once(scope, receive, send)
+
+    async with listening(PATIENT, answer_later) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n" * 2 + b"GET / HTTP/1.1\r\nhost: h")
+        await begun.wait()
+        assert connection._head_timer is not None
+        connection._too_slow()
+        writer.write(b"\r\n\r\n")
+        go_on.set()
+        for _ in range(3):
+            assert await reader.readexactly(len(ANSWER)) == ANSWER
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
+UNREAD = {
+    "keep-alive": (REQUEST, b""),
+    "close": (b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n", b""),
+    "HTTP/1.0": (b"GET / HTTP/1.0\r\nhost: h\r\n\r\n", b""),
+    "another request": (REQUEST, REQUEST),
+    "malformed request": (REQUEST, b"\0"),
+    "slow head": (REQUEST, b"GET /"),
+}
+
+
+@pytest.mark.parametrize(("sent", "then"), UNREAD.values(), ids=UNREAD.keys())
+async def test_an_answer_that_is_not_taken_is_not_kept(sent: bytes, then: bytes) -> None:
     limits = CallerLimits(idle_timeout=SHORT, answer_timeout=SHORT)
     async with listening(limits, answer_much) as listener, line(listener) as (_, writer):
-        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
-        while not listener.limiter.connection_count:
+        connection = await accepted(listener)
+        writer.write(sent)
+        while not connection.transport.get_write_buffer_size() and listener.limiter.connection_count:
             await asyncio.sleep(0.001)
+        listener.limiter.limits = replace(limits, header_timeout=SHORT)
+        writer.write(then)
         while listener.limiter.connection_count:
             await asyncio.sleep(0.01)
+
+
+async def test_an_answer_that_is_taken_too_slowly_is_not_kept() -> None:
+    limits = CallerLimits(answer_timeout=timedelta(seconds=HANG), answer_rate=MUCH)
+    async with listening(limits, answer_much) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(REQUEST)
+        while not connection.flow.write_paused:
+            await asyncio.sleep(0.001)
+        before = connection.transport.get_write_buffer_size()
+        while connection.transport.get_write_buffer_size() == before:
+            assert await reader.read(65536)
+        connection._check_answer(before)
+        assert connection.transport.is_closing()
+
+
+async def test_an_answer_that_is_taken_slowly_but_steadily_is_sent_whole() -> None:
+    limits = CallerLimits(idle_timeout=SHORT, answer_timeout=timedelta(seconds=HANG), answer_rate=10)
+    async with listening(limits, answer_much) as listener, line(listener) as (reader, writer):
+        connection = await accepted(listener)
+        writer.write(REQUEST)
+        taken = len(await reader.readuntil(b"\r\n\r\n"))
+        while connection.flow.write_paused:
+            before = connection.transport.get_write_buffer_size()
+            while connection.flow.write_paused and before - connection.transport.get_write_buffer_size() < 10 * HANG:
+                taken += len(await reader.read(65536))
+            connection._check_answer(before)
+        taken += len(await ended(reader))
+        assert taken > MUCH
 
 
 async def test_an_answer_that_is_on_its_way_is_not_cut_off_by_the_end() -> None:
@@ -147,6 +262,14 @@ async def test_a_version_of_uvicorn_that_does_not_call_a_hook_is_refused_at_star
 ) -> None:
     await check_hooks()
     monkeypatch.setattr(HTTPConnection, hook, getattr(HttpToolsProtocol, hook))
+    with pytest.raises(NodeError, match=r"uvicorn .* cannot be used"):
+        await check_hooks()
+
+
+async def test_a_version_of_uvicorn_that_reads_on_while_requests_wait_is_refused_at_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_ReadControl, "resume_reading", FlowControl.resume_reading)
     with pytest.raises(NodeError, match=r"uvicorn .* cannot be used"):
         await check_hooks()
 

@@ -145,6 +145,8 @@ async def test_behind_a_proxy_only_the_proxy_may_connect() -> None:
     assert (await request(app, "GET", "/", client="10.2.0.1", host="status.example")).status == 403
     assert (await request(app, "GET", "/events", client="127.0.0.1", host="status.example")).status == 403
     assert (await request(app, "GET", "/", client="10.1.0.1", host="status.example")).status == 200
+    # As a page on :: sees the proxy.
+    assert (await request(app, "GET", "/", client="::ffff:10.1.0.1", host="status.example")).status == 200
 
 
 async def test_a_token_is_asked_for_and_gives_a_session() -> None:
