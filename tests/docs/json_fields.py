@@ -192,10 +192,10 @@ OBJECTS: Final[dict[str, Fields]] = {
     },
     "finding": {
         "repository": Field("string", "Path of the repository."),
-        "file": Field("string", "Path of the log file."),
+        "file": Field("string", "Path of the log, or of its `.damaged` file if the kind is `set-aside`."),
         "offset": Field("integer", "Offset of the record in the file, in bytes."),
         "length": Field("integer", "Length of the record, in bytes."),
-        "kind": Field("string", "`damaged` or `unverifiable`."),
+        "kind": Field("string", "`torn`, `damaged`, `not-a-commit`, `unverifiable` or `set-aside`."),
         "reason": Field("string", "Why the record cannot be used."),
         "code": Field("string or null", "Error code of a failed verification."),
         "commit": Field("string or null", "Id of the commit, where it can be read."),

@@ -103,9 +103,10 @@ def data(app: App, action: str, directory: Path, offline: bool) -> int:
     /sys/sessions, here or on a --peer, create with different contents. GoatDB crashes when it merges such commits.
 
     `repair` moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again
-    from the peers. It resolves a conflict with a merge commit, which it writes to the log and to each --peer. It
-    deletes nothing, and does not write to a log in which check finds nothing. An interrupted repair is completed by the
-    next.
+    from the peers. Before that, it adds sessions that only a --peer holds to /sys/sessions. It leaves records of
+    unknown sessions in their logs until every --peer has sent its sessions. It resolves a conflict with a merge commit,
+    which it writes to the log and to each --peer. It deletes nothing, and writes to no other log in which check finds
+    nothing. An interrupted repair is completed by the next.
 
     DIRECTORY is the data directory of a server, or the directory of one organization in it; the server can be
     Goatherd's or an unmodified GoatDB server. Stop it first. Signatures are verified with the identity in the store. If

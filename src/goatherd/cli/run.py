@@ -70,8 +70,8 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
             click.option(
                 "--accept-identity",
                 is_flag=True,
-                help="Accept, a single time, an identity from the store that no trusted root has endorsed, or that is"
-                " older than the one in use.",
+                help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it"
+                " is older than the one in use.",
             ),
             log_level_option("info"),
         ]

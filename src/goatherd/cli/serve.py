@@ -55,8 +55,8 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @click.option(
     "--accept-identity",
     is_flag=True,
-    help="Accept, a single time, an identity from the store that no trusted root has endorsed, or that is older than"
-    " the one in use.",
+    help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
+    " than the one in use.",
 )
 @click.option(
     "--forwarded-by",

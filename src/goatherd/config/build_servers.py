@@ -266,7 +266,7 @@ def build_organizations(
     Args:
         options: The store, the server's URL, and its peers.
         files: The server's data directory.
-        accept_identity: Whether to accept, a single time, an identity in the store that no trusted root has endorsed.
+        accept_identity: Whether to accept the first identity from the store even if no trusted root has endorsed it.
 
     Raises:
         ConfigurationError: No store is named, or its address is the same for several organizations.

@@ -73,6 +73,8 @@ class LineProblem(StrEnum):
     """The line is a JSON object, but not a commit that GoatDB could read."""
     UNVERIFIABLE = "unverifiable"
     """The line is a commit with an invalid signature."""
+    SET_ASIDE = "set-aside"
+    """The line is a valid commit in the log's ``*.damaged`` file, and the log lacks it. Found by `doctor --data`."""
 
 
 @dataclass(frozen=True, slots=True)

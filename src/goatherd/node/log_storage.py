@@ -210,6 +210,19 @@ class FileLog:
         """Path of the file to which `set_aside` moves lines of this log."""
         return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
 
+    def read_set_aside(self) -> bytes:
+        """Return the bytes of `set_aside_file`; empty if there is no such file.
+
+        Raises:
+            StorageError: The file cannot be read.
+        """
+        try:
+            return self.set_aside_file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError(f"cannot read {self.set_aside_file}: {error.strerror}") from error
+
     def set_aside(self, lines: Sequence[LogLine]) -> None:
         """Move lines unchanged from the log file to the end of `set_aside_file`. All other bytes stay as they are.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -37,11 +37,11 @@ _EVERYTHING: Final = 1 << 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFinding:
-    """A line of a log that is damaged, is no commit, or cannot be verified.
+    """A line that is damaged, is no commit, or cannot be verified; or a valid line that was moved out of its log.
 
     Attributes:
         repository: The repository's path.
-        file: The log.
+        file: The log, or its ``*.damaged`` file.
         offset: Offset of the line in bytes.
         length: Length of the line in bytes.
         kind: The kind of problem.
@@ -127,7 +127,8 @@ class LogReport:
         repository: The repository's path.
         file: The log.
         records: How many lines are commits, unverifiable ones included.
-        findings: The lines that cannot be used, in the order of the file.
+        findings: The lines that cannot be used, in the order of the file; then the valid ones in the ``*.damaged``
+            file that the log lacks.
     """
 
     repository: str
@@ -164,7 +165,7 @@ class DataReport:
 
     @property
     def findings(self) -> tuple[LogFinding, ...]:
-        """The lines that are damaged, no commit, or unverifiable, of all logs in their order."""
+        """The lines that are damaged, no commit, unverifiable, or set aside although valid; by log."""
         return tuple(finding for log in self.logs for finding in log.findings)
 
     @property
@@ -208,10 +209,13 @@ def check_organization(
 
     Raises:
         StorageError: A log cannot be read.
-        ConfigurationError: No record verifies, so the records belong to another identity or organization.
+        ConfigurationError: No record verifies, not even with the sessions of the other servers: the records belong to
+            another identity or organization, or this server has lost its sessions.
     """
+    held = {url: list(commits) for url, commits in (held_by_peers or {}).items()}
     pool = None if trusted is None else trusted.make_pool(org)
-    found, verified, signers = [], 0, set()
+    found: list[LogReport] = []
+    verified, signers = 0, set()
     sessions: list[Commit] = []
     for repository in list_repositories(logs):
         log = logs.open_log(repository)
@@ -239,24 +243,82 @@ def check_organization(
             sessions = good
         findings.sort(key=lambda finding: finding.offset)
         found.append(LogReport(repository=repository, file=log.file, records=len(commits), findings=tuple(findings)))
+    if pool is not None:
+        found = [_add_set_aside(one, logs.open_log(one.repository), org, pool, executor) for one in found]
     report = DataReport(
         org=org,
         directory=logs.path,
         verified_with=None if trusted is None else trusted.source,
         logs=tuple(found),
-        conflicts=tuple(find_conflicts({str(logs.path): sessions, **(held_by_peers or {})})),
+        conflicts=tuple(find_conflicts({str(logs.path): sessions, **held})),
     )
+    verified += sum(finding.kind is LineProblem.SET_ASIDE for finding in report.findings)
     if trusted is not None and report.records and not verified:
         # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
         # (tests/unit/operations/test_data.py).
         knows_signer = any(root.id in signers for root in trusted.roots)
-        if report.records > 1 or not knows_signer:
-            raise ConfigurationError(
-                f"none of the {describe_count(report.records, 'commit')} in {logs.path} verifies with the identity of"
-                f" {trusted.source} as organization {org!r}; nothing was changed",
-                hint="Check that --provider names this cluster's identity, and that --org is right.",
-            )
+        learnt = [commit for commits in held.values() for commit in commits]
+        if (report.records > 1 or not knows_signer) and not _verify_any(logs, org, trusted, learnt, executor):
+            raise _unverified_error(report, trusted, has_sessions=bool(learnt))
     return report
+
+
+def _add_set_aside(report: LogReport, log: FileLog, org: str, pool: TrustPool, executor: Executor | None) -> LogReport:
+    """Add the valid commits in a log's ``*.damaged`` file that the log lacks to the report on the log.
+
+    Sessions that such commits introduce are added to the pool.
+    """
+    data = log.read_set_aside()
+    if not data:
+        return report
+    present = {commit.id for commit in decode_log_commits(log.read_bytes(), org)}
+    lines = [(line, one) for line, one in decode_lines(data, org) if isinstance(one, Commit) and one.id not in present]
+    verdicts = verify_commits(pool, report.repository, [commit for _, commit in lines], executor)
+    findings = tuple(
+        LogFinding(
+            repository=report.repository,
+            file=log.set_aside_file,
+            offset=line.start,
+            length=line.end - line.start,
+            kind=LineProblem.SET_ASIDE,
+            reason="the commit is valid, and its log lacks it",
+            commit_id=commit.id,
+        )
+        for (line, commit), verdict in zip(lines, verdicts, strict=True)
+        if verdict is None
+    )
+    return replace(report, findings=report.findings + findings)
+
+
+def _verify_any(
+    logs: LogDirectory, org: str, trusted: TrustedRoots, learnt: Sequence[Commit], executor: Executor | None
+) -> bool:
+    """Return whether a commit in the logs verifies with the sessions that the commits in `learnt` introduce."""
+    if not learnt:
+        return False
+    pool = trusted.make_pool(org)
+    pool.offer_session_commits(learnt)
+    return any(
+        None in verify_commits(pool, path, decode_log_commits(logs.open_log(path).read_bytes(), org), executor)
+        for path in list_repositories(logs)
+    )
+
+
+def _unverified_error(report: DataReport, trusted: TrustedRoots, *, has_sessions: bool) -> ConfigurationError:
+    """Return the error which says that no commit verifies; `has_sessions`: whether peers have sent sessions."""
+    count = describe_count(report.records, "commit")
+    if not has_sessions and not any(log.records for log in report.logs if log.repository == SESSIONS_PATH):
+        return ConfigurationError(
+            f"{report.directory} has lost its sessions: {SESSIONS_PATH} holds no commit, so none of the {count} in the"
+            " other logs can be verified; nothing was changed",
+            hint="Give --peer URL for each server that holds the sessions. If this is not the cluster of the identity,"
+            " check --provider and --org.",
+        )
+    return ConfigurationError(
+        f"none of the {count} in {report.directory} verifies with the identity of {trusted.source} as organization"
+        f" {report.org!r}; nothing was changed",
+        hint="Check that --provider names this cluster's identity, and that --org is right.",
+    )
 
 
 def list_repositories(logs: LogDirectory) -> list[str]:

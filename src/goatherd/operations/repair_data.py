@@ -6,14 +6,15 @@ session. For such commits, the function writes a commit that has all of them as 
 (`goatherd.operations.concurrent_creations`). The caller must hold the lock of the directory
 (`goatherd.operations.data`), so that no server runs on it.
 
-Rules: no byte is ever deleted. A log without damage is not written. The next repair completes an interrupted one. A
-commit is restored only after its signature was verified.
+Rules: no byte is ever deleted. A log without damage is not written, except ``/sys/sessions``, to which missing sessions
+are added. The next repair completes an interrupted one. A commit is restored only after its signature was verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,7 +22,6 @@ from goatherd.errors import (
     ConfigurationError,
     DecodeError,
     NodeError,
-    StorageError,
     UnknownSignerError,
 )
 from goatherd.identity.session import OwnedSession, Session
@@ -128,8 +128,10 @@ async def repair_organization(
     If different commits create the same session, which crashes GoatDB, the current root signs a commit that joins them,
     in the log and on each peer that holds one of them.
 
-    While lines of ``/sys/sessions`` are set aside, a commit with an unknown signer stays in its log, because one of
-    those lines may introduce the signer.
+    If there are bad lines, ``/sys/sessions`` is repaired first, and gets the sessions that only peers hold: without
+    them, valid commits in the other logs cannot be verified. A commit with an unknown signer is set aside only if every
+    peer has sent its sessions, and there is at least one peer. It stays in its log while lines of ``/sys/sessions`` are
+    set aside, because one of those lines may introduce the signer.
 
     Args:
         logs: The organization's directory, locked.
@@ -139,39 +141,44 @@ async def repair_organization(
         executor: Verifies signatures in parallel.
 
     Raises:
-        ConfigurationError: There are peers and no trusted roots, or the commits belong to the cluster of another
-            identity.
+        ConfigurationError: There are peers and no trusted roots; or the commits belong to the cluster of another
+            identity, or ``/sys/sessions`` is lost and no peer holds it.
         StorageError: A log cannot be read or written. The repair can be run again.
     """
     _check_verifiable(peers, trusted)
-    before = check_organization(logs, org, trusted, executor)
-    sessions = logs.open_log(SESSIONS_PATH)
-    is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in before.findings)
+    fetcher = _PeerClient(peers, None if trusted is None else trusted.current)
+    joiner = None if trusted is None else _CreationJoiner(logs, org, trusted, fetcher, executor)
+    sent = await fetcher.pull_each(SESSIONS_PATH)
+    held = {} if joiner is None else joiner.verify_sent(sent)
+    before = judged = check_organization(logs, org, trusted, executor, held)
     moved: list[LogFinding] = []
-    for log in before.logs:
-        chosen = [one for one in log.findings if not (is_incomplete and one.code == UnknownSignerError.code)]
-        if chosen:
-            logs.open_log(log.repository).set_aside([_locate_line(finding) for finding in chosen])
-            moved += chosen
-    restored, fetched, held, problems = 0, 0, set[str](), list[str]()
+    restored = fetched = 0
+    sessions = logs.open_log(SESSIONS_PATH)
+    if trusted is not None and (before.findings or _list_set_aside(logs)):
+        # First, since the sessions decide which commits in the other logs are valid.
+        moved = _set_aside(logs, [one for one in before.findings if one.repository == SESSIONS_PATH], is_final=False)
+        restorer = _CommitRestorer(sessions, SESSIONS_PATH, org, _make_pool(logs, org, trusted), executor)
+        restored = restorer.restore_set_aside()
+        fetched = restorer.add_sent([record for records in sent.values() for record in records])
+        if moved or restored or fetched:
+            judged = check_organization(logs, org, trusted, executor, held)
+    is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in judged.findings)
+    have_peers_answered = bool(peers) and all(held.get(peer.base_url) for peer in peers)
+    moved += _set_aside(logs, judged.findings, is_final=have_peers_answered and not is_incomplete)
+    present: set[str] = set()
     joined: tuple[str, ...] = ()
-    given, held_by_peers = 0, dict[str, list[Commit]]()
-    if trusted is not None:
-        fetcher = _PeerClient(peers, trusted.current)
-        pool = trusted.make_pool(org)
-        pool.offer_session_commits(decode_log_commits(sessions.read_bytes(), org))
+    given = 0
+    if trusted is not None and joiner is not None:
+        pool = _make_pool(logs, org, trusted)
         for repository in _list_set_aside(logs):
             restorer = _CommitRestorer(logs.open_log(repository), repository, org, pool, executor)
-            restored += restorer.restore_set_aside()
-            fetched += restorer.add_sent(await fetcher.pull(repository, restorer.ids))
-            held |= set(restorer.ids)
-        joiner = _CreationJoiner(logs, org, trusted, fetcher, executor)
-        joined, given, held_by_peers = await joiner.join()
-        problems = fetcher.problems
-    if moved or restored or fetched or joined or held_by_peers:
-        after = check_organization(logs, org, trusted, executor, held_by_peers)
-    else:
-        after = before
+            if repository != SESSIONS_PATH:
+                restored += restorer.restore_set_aside()
+                fetched += restorer.add_sent(await fetcher.pull(repository, restorer.ids))
+            present |= set(restorer.ids)
+        joined, given, held = await joiner.join(held)
+    is_changed = moved or restored or fetched or joined
+    after = check_organization(logs, org, trusted, executor, held) if is_changed else before
     ids = [
         finding.commit_id for finding in moved if finding.kind is not LineProblem.TORN
     ]  # its write was never confirmed
@@ -181,11 +188,11 @@ async def repair_organization(
         set_aside=tuple(moved),
         restored=restored,
         fetched=fetched,
-        lacking=tuple(dict.fromkeys(one for one in ids if one is not None and one not in held)),
+        lacking=tuple(dict.fromkeys(one for one in ids if one is not None and one not in present)),
         unidentified=ids.count(None),
         joined=joined,
         given=given,
-        problems=tuple(dict.fromkeys(problems)),
+        problems=tuple(dict.fromkeys(fetcher.problems)),
     )
 
 
@@ -231,14 +238,16 @@ class _CreationJoiner:
         self._fetcher = fetcher
         self._executor = executor
 
-    async def join(self) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
+    async def join(self, held: dict[str, list[Commit]]) -> tuple[tuple[str, ...], int, dict[str, list[Commit]]]:
         """Join every conflict (different commits that create the same session) that can be joined.
+
+        Args:
+            held: The commits that the peers hold, as `verify_sent` returns them.
 
         Returns:
             The sessions whose creations were joined, the number of commits that were pushed to peers, and the commits
             that the peers hold now.
         """
-        held = await self.read_peers()
         local = decode_log_commits(self._log.read_bytes(), self._org)
         conflicts = find_conflicts({str(self._logs.path): local, **held})
         if conflicts:
@@ -270,18 +279,12 @@ class _CreationJoiner:
 
     async def read_peers(self) -> dict[str, list[Commit]]:
         """Return the commits of each peer's ``/sys/sessions`` that a root has signed."""
-        pool = self._trusted.make_pool(self._org)
-        pool.offer_session_commits(decode_log_commits(self._log.read_bytes(), self._org))
-        held = {}
-        for url, records in (await self._fetcher.pull_each(SESSIONS_PATH)).items():
-            commits = []
-            for record in records:
-                try:
-                    commits.append(Commit.from_json(record, org=self._org))
-                except DecodeError:
-                    continue
-            held[url] = self._select_verified(commits, pool)
-        return held
+        return self.verify_sent(await self._fetcher.pull_each(SESSIONS_PATH))
+
+    def verify_sent(self, sent: Mapping[str, Iterable[Any]]) -> dict[str, list[Commit]]:
+        """Return those commits of peers' ``/sys/sessions``, given by URL, that a root has signed."""
+        pool = _make_pool(self._logs, self._org, self._trusted)
+        return {url: self._select_verified(_decode_sent(records, self._org), pool) for url, records in sent.items()}
 
     def _select_verified(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
         verdicts = verify_commits(pool, SESSIONS_PATH, commits, self._executor)
@@ -297,6 +300,21 @@ class _CreationJoiner:
         self._log.flush()
 
 
+def _set_aside(logs: LogDirectory, findings: Iterable[LogFinding], *, is_final: bool) -> list[LogFinding]:
+    """Move the lines of findings out of their logs, and return the findings.
+
+    If `is_final` is false, further sessions may become known, so commits with an unknown signer stay in their logs.
+    """
+    chosen: dict[str, list[LogFinding]] = {}
+    for finding in findings:
+        is_open = finding.code == UnknownSignerError.code and not is_final
+        if finding.kind is not LineProblem.SET_ASIDE and not is_open:
+            chosen.setdefault(finding.repository, []).append(finding)
+    for repository, some in chosen.items():
+        logs.open_log(repository).set_aside([_locate_line(finding) for finding in some])
+    return [finding for some in chosen.values() for finding in some]
+
+
 def _locate_line(finding: LogFinding) -> LogLine:
     return LogLine(
         finding.offset, finding.offset + finding.length, None, is_finished=finding.kind is not LineProblem.TORN
@@ -304,7 +322,24 @@ def _locate_line(finding: LogFinding) -> LogLine:
 
 
 def _list_set_aside(logs: LogDirectory) -> list[str]:
-    return [path for path in list_repositories(logs) if logs.open_log(path).set_aside_file.exists()]
+    paths = dict.fromkeys([SESSIONS_PATH, *list_repositories(logs)])
+    return [path for path in paths if logs.open_log(path).set_aside_file.exists()]
+
+
+def _make_pool(logs: LogDirectory, org: str, trusted: TrustedRoots) -> TrustPool:
+    """Return a trust pool that knows the roots, and the sessions that they introduce in the log of the sessions."""
+    pool = trusted.make_pool(org)
+    pool.offer_session_commits(decode_log_commits(logs.open_log(SESSIONS_PATH).read_bytes(), org))
+    return pool
+
+
+def _decode_sent(records: Iterable[Any], org: str) -> list[Commit]:
+    """Return the commits among the records that a peer sent. They are unverified."""
+    commits = []
+    for record in records:
+        with suppress(DecodeError):
+            commits.append(Commit.from_json(record, org=org))
+    return commits
 
 
 class _CommitRestorer:
@@ -326,11 +361,7 @@ class _CommitRestorer:
 
     def restore_set_aside(self) -> int:
         """Restore the commits in the ``*.damaged`` file that can be verified now, and return their number."""
-        try:
-            data = self._log.set_aside_file.read_bytes()
-        except OSError as error:
-            raise StorageError(f"{self._log.set_aside_file} cannot be read: {error.strerror}") from error
-        fresh = self._select_new(decode_log_commits(data, self._org))
+        fresh = self._select_new(decode_log_commits(self._log.read_set_aside(), self._org))
         verdicts = verify_commits(self._pool, self._path, fresh, self._executor)
         return self._add_commits([commit for commit, verdict in zip(fresh, verdicts, strict=True) if verdict is None])
 
@@ -339,13 +370,7 @@ class _CommitRestorer:
 
         SECURITY: a commit of a revoked root is not valid, as from any peer (tests/unit/operations/test_data.py).
         """
-        commits = []
-        for record in records:
-            try:
-                commits.append(Commit.from_json(record, org=self._org))
-            except DecodeError:
-                continue
-        fresh = self._select_new(commits)
+        fresh = self._select_new(_decode_sent(records, self._org))
         if self._path == SESSIONS_PATH:
             # The commit that introduces a root may come after commits of that root.
             taken: list[Commit] = []

@@ -87,8 +87,10 @@ class CloudSecretSettings(SettingsSource):
         refresh_interval: How often to read the store.
         jitter: By which fraction of the interval a pause may be shorter or longer, from 0 to 1.
         clock: Supplies the current time.
-        accept_identity: Adopt the next identity even if no chain of endorsements leads to it, once; at the start also
-            an identity with a lower generation. Only an operator may decide this.
+        accept_identity: Adopt the first identity that the store returns, even if no chain of endorsements leads to it;
+            at the start also one with a lower generation. Each later identity needs such a chain, unless `accept_next`
+            is called. With ``{org}`` in the secret id or a path, this applies to the organizations for which `for_org`
+            is called before the first of them is loaded. Only an operator may decide this.
         seen: A file that records the identity in use (generation, digest, public keys), so that no older one is adopted
             after a restart. ``{org}`` in it is replaced by `for_org`.
         last_known_good: The encrypted copy of the identity to keep, and to start from while the store is unreachable.
@@ -121,6 +123,7 @@ class CloudSecretSettings(SettingsSource):
         self._refresh_interval = refresh_interval
         self._jitter = jitter
         self._is_next_accepted = accept_identity
+        self._armed_by: CloudSecretSettings | None = None
         self._seen = None if seen is None else Path(seen)
         self._copy = last_known_good
         self._allows_direct = allows_direct
@@ -173,6 +176,7 @@ class CloudSecretSettings(SettingsSource):
             last_known_good=None if self._copy is None else self._copy.for_org(org),
             allows_direct=self._allows_direct,
         )
+        settings._armed_by = self if self._is_next_accepted else None
         settings._breakers = self._breakers
         settings.introductions = self.introductions
         settings._keeper = settings._new_refresher()
@@ -201,7 +205,8 @@ class CloudSecretSettings(SettingsSource):
     def accept_next(self) -> None:
         """Adopt the next identity from the store, once, even if no chain of endorsements leads to it.
 
-        Only an operator may decide this.
+        With ``{org}`` in the secret id or a path, this applies to the next organization that is loaded. Only an
+        operator may decide this.
         """
         self._is_next_accepted = True
         self._refused_version = None
@@ -331,6 +336,7 @@ class CloudSecretSettings(SettingsSource):
                 break
         self._version, self._digest, self._refused_version = version, digest, None
         if encode_document(document) == encode_document(self.settings.document):
+            self._end_acceptance()
             return None
         return self._settings_from(document)
 
@@ -373,7 +379,18 @@ class CloudSecretSettings(SettingsSource):
         self._has_seen_signed = self._has_seen_signed or is_signed
         if isinstance(self._provider, RegionalReader):
             self._provider.note_used(self._secret_id, DocumentMark.from_document(settings.document))
+        if settings.confirmed_at_ms is None:
+            self._end_acceptance()
         super()._apply_settings(settings, event)
+
+    def _end_acceptance(self) -> None:
+        """Adopt no further identity without a chain of endorsements, because one from the store is in use now."""
+        # SECURITY: also if that one needed no acceptance. Otherwise an attacker who can write the secret but has no
+        # root's key could use the acceptance at any later time (tests/unit/settings/test_store.py).
+        self._is_next_accepted = False
+        if self._armed_by is not None:
+            self._armed_by._is_next_accepted = False
+            self._armed_by = None
 
     async def _close_chain(
         self, document: IdentityDocument, before: IdentityDocument | TrustCheckpoint, open_: SuccessionError
@@ -460,7 +477,6 @@ class CloudSecretSettings(SettingsSource):
                     ) from None
                 hint = _CHAIN_HINT if is_open else _WENT_BACK_HINT
                 raise type(error)(f"{error}, according to {self._seen}", hint=hint) from None
-            self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
     def _other_identity_error(
@@ -511,7 +527,6 @@ class CloudSecretSettings(SettingsSource):
         except SuccessionError:
             if not self._is_next_accepted:
                 raise
-            self._is_next_accepted = False
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
     def _settings_from(self, document: IdentityDocument) -> DBSettings:

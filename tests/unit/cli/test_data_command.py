@@ -116,6 +116,22 @@ def test_a_peer_that_does_not_answer_is_named(goatherd: Goatherd, data: Path, id
     assert "lines without a readable commit id: 1" in result.out
 
 
+def test_records_of_a_lost_session_stay_and_the_output_names_what_fetches_the_session(
+    goatherd: Goatherd, data: Path, identity: str
+) -> None:
+    sessions = data / "localhost" / "sys" / "sessions.jsonl"
+    sessions.write_bytes(frame_records([introduction(owned("other"), CURRENT, commit_id="s2").to_json()]))
+    done = goatherd("data", "repair", str(data), "--provider", identity)
+    assert done.code == EXIT_FINDINGS
+    assert "not repaired: 2" in done.out
+    assert "Records of unknown sessions stay in their logs. --peer URL fetches missing sessions." in done.out
+    sessions.unlink()
+    lost = goatherd("data", "check", str(data), "--provider", identity)
+    assert lost.code == EXIT_CODES["configuration"]
+    assert "has lost its sessions" in lost.err
+    assert "--peer" in lost.err
+
+
 @pytest.mark.slow
 def test_repair_fetches_a_damaged_commit_from_a_running_server(
     goatherd: Goatherd, data: Path, store: str, serve: Serve, tmp_path: Path

@@ -223,7 +223,7 @@ async def test_a_healthy_directory_is_not_touched_by_a_repair(directory: Path) -
 async def test_repair_moves_what_is_damaged_aside_and_keeps_every_other_byte(directory: Path) -> None:
     damage_everything(directory)
     whole = notes(directory).read_bytes()
-    done = await repair(directory)
+    done = await repair(directory, FakePeer({"/sys/sessions": SESSIONS}))
     aside = notes(directory).with_name("notes.jsonl.damaged")
     assert check(directory).findings == ()
     assert len(done.set_aside) == 5
@@ -243,8 +243,8 @@ async def test_repair_fetches_what_it_has_set_aside_from_a_peer_and_verifies_it(
     done = await repair(directory, peer)
     assert done.fetched == 3
     assert done.lacking == ("n9",)
-    asked = [("/data/notes", CURRENT.id), ("/sys/sessions", CURRENT.id)]
-    assert peer.asked == asked, "what was damaged is asked for, and the sessions are compared, by the current root"
+    asked = [("/sys/sessions", CURRENT.id), ("/data/notes", CURRENT.id)]
+    assert peer.asked == asked, "the sessions are asked for first, then what was damaged, by the current root"
     assert check(directory).records == len(SESSIONS) + len(NOTES)
     text = notes(directory).read_text()
     assert "forged" not in text
@@ -269,9 +269,13 @@ async def test_what_was_set_aside_and_verifies_later_is_taken_back(directory: Pa
     late = commit_by(STRANGER, "k9", {}, commit_id="n9")
     with notes(directory).open("ab") as log:
         log.write(frame_records([late.to_json()]))
-    assert [finding.commit_id for finding in (await repair(directory)).set_aside] == ["n9"]
+    assert [finding.commit_id for finding in (await repair(directory, FakePeer(PEER))).set_aside] == ["n9"]
+    assert check(directory).is_clean
     with (directory / "sys" / "sessions.jsonl").open("ab") as log:
         log.write(frame_records([introduction(STRANGER, CURRENT, commit_id="s2").to_json()]))
+    (finding,) = check(directory).findings
+    assert (finding.kind, finding.commit_id) == (LineProblem.SET_ASIDE, "n9")
+    assert finding.file == notes(directory).with_name("notes.jsonl.damaged")
     done = await repair(directory)
     assert (done.restored, done.after.findings) == (1, ())
     assert b'"n9"' in notes(directory).read_bytes()
@@ -286,6 +290,100 @@ async def test_nothing_of_a_revoked_root_is_taken_from_a_peer(directory: Path) -
     done = await repair(directory, FakePeer({"/data/notes": [backdated, NOTES[5]]}), trusted=revoked)
     assert done.fetched == 1
     assert b"stolen" not in notes(directory).read_bytes()
+
+
+# --- lost sessions ----------------------------------------------------------------------------------------------------
+
+
+def lose_sessions(directory: Path, how: str) -> Path:
+    """Remove the session of the notes' author from the log, without damage that a check could find there."""
+    file = directory / "sys" / "sessions.jsonl"
+    if how == "cut off":
+        file.write_bytes(frame_records([SESSIONS[0].to_json()]))
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+    return file
+
+
+LOSSES = pytest.mark.parametrize("how", ["cut off", "empty", "missing"])
+
+
+@LOSSES
+async def test_lost_sessions_are_fetched_before_the_records_of_these_sessions_are_judged(
+    directory: Path, how: str
+) -> None:
+    before = notes(directory).read_bytes()
+    lose_sessions(directory, how)
+    done = await repair(directory, FakePeer(PEER))
+    assert (done.set_aside, done.lacking, done.is_complete) == ((), (), True)
+    assert done.fetched == (1 if how == "cut off" else 2)
+    assert notes(directory).read_bytes() == before
+    assert check(directory).is_clean
+    assert check(directory).records == len(SESSIONS) + len(NOTES)
+
+
+async def test_records_of_unknown_sessions_are_not_moved_before_every_peer_has_sent_its_sessions(
+    directory: Path,
+) -> None:
+    lose_sessions(directory, "cut off")
+    before = tree(directory)
+    root_only = FakePeer({"/sys/sessions": SESSIONS[:1]})
+    for peers in ([], [FakePeer(PEER, is_down=True)], [FakePeer({"/data/notes": NOTES})]):
+        done = await repair(directory, *peers)
+        assert (done.set_aside, done.is_complete) == ((), False)
+        assert [finding.commit_id for finding in done.after.findings] == [commit.id for commit in NOTES]
+        assert tree(directory) == before
+    done = await repair(directory, root_only)
+    assert [finding.commit_id for finding in done.set_aside] == [commit.id for commit in NOTES]
+
+
+@LOSSES
+async def test_records_that_were_moved_when_their_session_was_lost_are_taken_back_once_a_peer_has_sent_it(
+    directory: Path, how: str
+) -> None:
+    lose_sessions(directory, "cut off")
+    assert len((await repair(directory, FakePeer({"/sys/sessions": SESSIONS[:1]}))).set_aside) == len(NOTES)
+    lose_sessions(directory, how)
+    done = await repair(directory, FakePeer({"/sys/sessions": SESSIONS}))
+    assert (done.restored, done.is_complete) == (len(NOTES), True)
+    assert check(directory).records == len(SESSIONS) + len(NOTES)
+
+
+async def test_sessions_that_were_all_moved_aside_are_taken_back_first(directory: Path) -> None:
+    file = lose_sessions(directory, "empty")
+    file.with_name("sessions.jsonl.damaged").write_bytes(frame_records([one.to_json() for one in SESSIONS]))
+    found = [finding.commit_id for finding in check(directory).findings if finding.kind is LineProblem.SET_ASIDE]
+    assert found == [commit.id for commit in SESSIONS]
+    done = await repair(directory)
+    assert (done.set_aside, done.restored, done.is_complete) == ((), len(SESSIONS), True)
+
+
+@pytest.mark.parametrize("how", ["empty", "missing"])
+async def test_without_any_session_the_error_says_that_the_sessions_are_lost(directory: Path, how: str) -> None:
+    lose_sessions(directory, how)
+    before = tree(directory)
+    for work in (lambda: check(directory), None):
+        with pytest.raises(ConfigurationError, match="has lost its sessions") as caught:
+            work() if work else await repair(directory)
+        assert "--peer" in caught.value.hint
+    with lock_organization(directory) as logs:
+        held = {"http://peer": SESSIONS}
+        report = check_organization(logs, ORG, TRUSTED, held_by_peers=held)
+    assert {finding.code for finding in report.findings} == {UnknownSignerError.code}
+    assert tree(directory) == before
+
+
+async def test_the_sessions_of_peers_are_not_written_into_the_directory_of_another_cluster(directory: Path) -> None:
+    lose_sessions(directory, "missing")
+    before = tree(directory)
+    other = root("other")
+    trusted = TrustedRoots(source="another store", roots=(other.session,), current=other)
+    peer = FakePeer({"/sys/sessions": [introduction(STRANGER, other, commit_id="o1")]})
+    with pytest.raises(ConfigurationError, match="none of the 6 commits"):
+        await repair(directory, peer, trusted=trusted)
+    assert tree(directory) == before
 
 
 ANCHOR_ROOT, WORKING, THIEF = root("anchor"), root("working"), root("thief")
@@ -343,7 +441,7 @@ async def test_without_the_private_key_an_anonymous_session_asks_the_peer(direct
     peer = FakePeer(PEER)
     done = await repair(directory, peer, trusted=TrustedRoots(source="seen", roots=(CURRENT.session,)))
     assert done.fetched == 1
-    assert peer.asked == [("/data/notes", "anonymous"), ("/sys/sessions", "anonymous")]
+    assert peer.asked == [("/sys/sessions", "anonymous"), ("/data/notes", "anonymous")]
 
 
 class Killed(BaseException):

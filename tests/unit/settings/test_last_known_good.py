@@ -444,6 +444,20 @@ async def test_an_acceptance_is_not_spent_on_a_copy(
         assert settings.settings.current == C
 
 
+async def test_an_acceptance_is_spent_once_the_store_has_confirmed_the_copy(
+    make: Make, provider: CountingProvider, clock: HandClock, copied: Path
+) -> None:
+    provider.failures = [UnavailableError]
+    async with make(accept_identity=True) as settings:
+        await settings.load()
+        await clock.turn(GAP)
+        assert await settings.refresh() is False
+        assert settings.status.origin is Origin.STORE
+        await provider.put(STRANGER)
+        assert await settings.refresh() is False
+        assert settings.settings.current == A
+
+
 # --- the key --------------------------------------------------------------------------------------------------------
 
 

@@ -379,6 +379,58 @@ async def test_the_operators_word_lets_one_stranger_in_and_no_second(
     assert settings.settings.current == C
 
 
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "first start"])
+async def test_an_acceptance_that_the_start_did_not_need_lets_no_stranger_in_later(
+    provider: CountingProvider, tmp_path: Path, is_known: bool
+) -> None:
+    seen = tmp_path / "seen.json"
+    if is_known:
+        async with CloudSecretSettings(provider, SECRET, seen=seen) as settings:
+            await settings.load()
+    await provider.put(PREPARED)
+    async with CloudSecretSettings(provider, SECRET, seen=seen, accept_identity=True) as settings:
+        await settings.load()
+        await provider.put(PUBLISHED)
+        assert await settings.refresh() is True
+        await provider.put(STRANGER)
+        assert await settings.refresh() is False
+        assert settings.settings.document == PUBLISHED
+
+
+async def test_the_operators_word_is_used_up_by_a_write_of_this_server(
+    settings: CloudSecretSettings, provider: CountingProvider
+) -> None:
+    settings.accept_next()
+    assert await settings.update(document=PREPARED) is True
+    await provider.put(STRANGER)
+    assert await settings.refresh() is False
+    assert settings.settings.document == PREPARED
+
+
+async def test_an_acceptance_reaches_organizations_of_the_start_and_none_that_is_opened_later(
+    provider: CountingProvider, tmp_path: Path
+) -> None:
+    pattern = str(tmp_path / "{org}/seen.json")
+    before = CloudSecretSettings(provider, SECRET, seen=pattern)
+    for org in ("north", "south", "east"):
+        async with before.for_org(org) as settings:
+            await settings.load()
+    await provider.put(STRANGER)
+    server = CloudSecretSettings(provider, SECRET, seen=pattern, accept_identity=True)
+    async with server.for_org("north") as north, server.for_org("south") as south:
+        assert (await north.load()).current == C
+        assert (await south.load()).current == C
+        async with server.for_org("east") as east:
+            with pytest.raises(SuccessionError):
+                await east.load()
+        server.accept_next()
+        async with server.for_org("east") as east:
+            assert (await east.load()).current == C
+        await provider.put(replace(create_document(B, NOW), generation=100))
+        for settings in (north, south):
+            assert await settings.refresh() is False
+
+
 async def test_a_revocation_is_followed_at_once_and_only_with_its_proof(
     settings: CloudSecretSettings, provider: CountingProvider
 ) -> None:

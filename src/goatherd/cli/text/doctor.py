@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from goatherd.errors import UnknownSignerError
 from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING, Check
 from goatherd.telemetry import describe_count
 
@@ -64,8 +65,8 @@ def data_check_lines(reports: Sequence[DataReport], directory: Path) -> list[str
     conflicts = sum(len(report.conflicts) for report in reports)
     if count:
         lines.append(
-            f"{count} found. `goatherd doctor --data repair {directory}` moves them aside; --peer URL fetches them"
-            " again."
+            f"{count} found. `goatherd doctor --data repair {directory} --peer URL` moves bad records aside and fetches"
+            " good copies."
         )
     if conflicts:
         lines.append(
@@ -144,4 +145,6 @@ def data_repair_lines(repairs: Sequence[Repair]) -> list[str]:
         if one.after.findings:
             lines.append(f"  not repaired: {len(one.after.findings)}")
             lines += [f"  {line}" for line in _list_findings(one.after.findings, directory)]
+            if any(finding.code == UnknownSignerError.code for finding in one.after.findings):
+                lines.append("  Records of unknown sessions stay in their logs. --peer URL fetches missing sessions.")
     return lines
