@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -239,6 +241,59 @@ async def test_beside_a_controller_a_page_that_dies_is_served_again(monkeypatch:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(NodeError, match="cannot listen"):
         async with publisher.publish_beside(source, address, interval=interval):
             pytest.fail("the address is taken")
+
+
+async def test_beside_a_controller_a_page_that_fails_unexpectedly_is_served_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailingOnce(Source):
+        async def collect(self) -> View:
+            if self.count == 0:
+                self.count = 2
+                raise ValueError("a fault of the collector")
+            return await super().collect()
+
+    monkeypatch.setattr(publisher, "RETRY_PAUSE", timedelta(0))
+    (port,) = free_ports(1)
+    address = PageAddress(host="127.0.0.1", port=port)
+    with caplog.at_level(logging.WARNING, logger="goatherd.web"):
+        async with publisher.publish_beside(FailingOnce(), address, interval=timedelta(hours=1)) as url:
+            async with asyncio.timeout(HANG):
+                while b"4 of 5 servers" not in await asyncio.to_thread(fetch_or_nothing, url):
+                    await asyncio.sleep(0.05)
+    (record,) = caplog.records
+    assert record.getMessage() == "page.lost reason='a fault of the collector'"
+    assert record.exc_info is not None, "a fault of Goatherd is logged with its traceback"
+
+
+async def test_beside_a_controller_a_page_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    await check_that_the_page_does_not_start("cannot start the process that serves the page: Resource temporarily")
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    await check_that_the_page_does_not_start("a fault", ValueError)
+
+
+@pytest.mark.parametrize("printed", ["Welcome!", "5"])
+async def test_text_that_the_serving_process_did_not_mean_to_print_is_an_error(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"print({printed!r}, flush=True)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    await check_that_the_page_does_not_start(f"printed '{printed}' first")
+
+
+async def check_that_the_page_does_not_start(message: str, kind: type[Exception] = NodeError) -> None:
+    async with asyncio.timeout(HANG):
+        with pytest.raises(kind, match=message):
+            async with publisher.publish_beside(Source(), ADDRESS, interval=timedelta(hours=1)):
+                pytest.fail("the page cannot be served")
 
 
 def fetch_or_nothing(url: str) -> bytes:
