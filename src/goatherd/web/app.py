@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -361,11 +360,15 @@ class PageApp:
 
 
 def _session_name(headers: Mapping[bytes, bytes]) -> str:
-    try:
-        found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    """Return the secret name of the reader's session from the cookie; empty without one.
+
+    The cookies of other applications on the same host are not parsed, since they may have any form.
+    """
+    for each in headers.get(b"cookie", b"").decode("latin-1").split(";"):
+        name, _, value = each.partition("=")
+        if name.strip() == COOKIE:
+            return value.strip()
+    return ""
 
 
 def _cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]:

@@ -173,6 +173,19 @@ async def test_a_token_is_asked_for_and_gives_a_session() -> None:
     assert (await request(app, "GET", "/", **mine)).status == 401
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["theme=dark", 'prefs={"a":1}', "a b=c", "x=caf\u00e9", 'x="a', "id[0]=5", "flag", "j=a,b", "", "=", "x=a=b"],
+)
+async def test_a_session_is_found_beside_any_cookie_of_another_application(other: str) -> None:
+    app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
+    right = await request(app, "POST", "/login", f"token={TOKEN.replace(' ', '+')}".encode())
+    mine = right.headers["set-cookie"].partition(";")[0]
+    for cookies in (f"{other}; {mine}", f"{mine};{other}"):
+        assert (await request(app, "GET", "/", cookie=cookies)).status == 200, cookies
+    assert (await request(app, "GET", "/", cookie=f"{other}; not_{mine}")).status == 401
+
+
 async def test_tokens_cannot_be_tried_without_end() -> None:
     app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
     statuses = [(await request(app, "POST", "/login", b"token=wrong")).status for _ in range(5)]
