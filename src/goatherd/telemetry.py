@@ -175,7 +175,7 @@ class Event(StrEnum):
     PAGE_OPENED = "page.opened"
     """The controller serves the page."""
     PAGE_LOST = "page.lost"
-    """The process that serves the controller's page has ended; another one is started."""
+    """The controller's page has failed, for example because its process has ended; it is started again."""
     PAGE_CERTIFICATE_REFUSED = "page.certificate_refused"
     """The renewed certificate of the page or its key cannot be used; the page is served with the previous one."""
     DOOR_OPENED = "door.opened"

@@ -113,7 +113,7 @@ class Server:
             rejects older ones.
         org_id: The organization of every request, unless `resolve_domain` is given.
         base_url: The public URL for CORS: a string, or a function of the organization's id. Without one,
-            ``ServerListener`` sets ``http://localhost:<port>``.
+            ``ServerListener`` sets ``http://localhost:<port>`` while it listens.
         resolve_domain: Returns the organization id of a request's full URL; an empty id is answered with 404.
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
             may include this server's own URL.
@@ -588,6 +588,7 @@ class ServerListener:
         self._server = server
         self._grace = grace
         self._listener = HTTPListener(server.app, host, port, limiter=server.limiter, has_date=True)
+        self._has_set_base_url = False
 
     @property
     def url(self) -> str:
@@ -611,15 +612,20 @@ class ServerListener:
 
     async def __aenter__(self) -> ServerListener:
         self.bind()
-        if self._server.base_url is None:
-            self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
         await self._listener.start()
+        self._has_set_base_url = self._server.base_url is None
+        if self._has_set_base_url:
+            self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._listener.stop(self._grace)
+        try:
+            await self._listener.stop(self._grace)
+        finally:
+            if self._has_set_base_url:
+                self._server.base_url = None  # the next listener may have another port
 
     def hurry(self) -> None:
         """Stop waiting for running requests, which are then cut off."""

@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -43,6 +42,7 @@ MOST_PAGES: Final = 500
 BEAT_SECONDS: Final = 15.0
 """After how long without a view a comment is sent, so that proxies keep the connection open."""
 _BODY_BYTES: Final = 4096
+_MOST_FIELDS: Final = 10
 _MOST_CHOICES: Final = 16
 _HEADERS: Final = (
     (b"content-security-policy", POLICY.encode()),
@@ -55,6 +55,10 @@ _HEADERS: Final = (
     (b"cache-control", b"no-store"),
 )
 _WAITING: Final = "The store and the servers are being read."
+
+
+class _TooManyFieldsError(Exception):
+    """A query or a form has more than `_MOST_FIELDS` fields."""
 
 
 class Sessions:
@@ -178,6 +182,8 @@ class PageApp:
             await self._answer(scope, receive, send, address)
         except RefusedError as refused:
             await send_refusal(refused, receive, send, is_head=is_head)
+        except _TooManyFieldsError:
+            await _send(send, 400, b"too many fields", b"text/plain; charset=utf-8", is_head=is_head)
         except GoneError:
             return
 
@@ -227,7 +233,7 @@ class PageApp:
     # --- the page -----------------------------------------------------------------------------------------------------
 
     def _read_choice(self, scope: Scope) -> Choice:
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=10)
+        query = _parse_fields(scope.get("query_string", b""))
         event = query.get("event", [""])[0]
         view = self.broadcast.view
         known = {one["event"] for one in view["history"]} if view is not None else ()
@@ -287,10 +293,9 @@ class PageApp:
         if self.broadcast.pages >= MOST_PAGES:
             await _send(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
             return
-        name = _session_name(dict(scope["headers"]))
+        name, choice = _session_name(dict(scope["headers"])), self._read_choice(scope)
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        choice = self._read_choice(scope)
         sent: Mapping[str, str] = {}
         seen = -1
         async with self._reader(receive) as gone:
@@ -352,7 +357,7 @@ class PageApp:
             body = await self._limiter.read_body(receive, headers, share, _BODY_BYTES)
         finally:
             share.give_back()
-        given = parse_qs(body.decode("latin-1"), max_num_fields=10).get("token", [""])[0].strip()
+        given = _parse_fields(body).get("token", [""])[0].strip()
         # SECURITY: the digests are compared, so the time tells nothing about the token (tests/unit/web/test_app.py).
         if not hmac.compare_digest(_digest(given), self._address.token_digest):
             await self._send_page(send, 403, self._renderer.render_login("This is not the token."))
@@ -360,12 +365,28 @@ class PageApp:
         await _redirect(send, _cookie(self._sessions.create(), SESSION_SECONDS, is_secure=self._is_secure))
 
 
-def _session_name(headers: Mapping[bytes, bytes]) -> str:
+def _parse_fields(text: bytes) -> dict[str, list[str]]:
+    """Parse a query or a form.
+
+    Raises:
+        _TooManyFieldsError: It has more than `_MOST_FIELDS` fields.
+    """
     try:
-        found = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+        return parse_qs(text.decode("latin-1"), max_num_fields=_MOST_FIELDS)
+    except ValueError as error:
+        raise _TooManyFieldsError from error
+
+
+def _session_name(headers: Mapping[bytes, bytes]) -> str:
+    """Return the secret name of the reader's session from the cookie; empty without one.
+
+    The cookies of other applications on the same host are not parsed, since they may have any form.
+    """
+    for each in headers.get(b"cookie", b"").decode("latin-1").split(";"):
+        name, _, value = each.partition("=")
+        if name.strip() == COOKIE:
+            return value.strip()
+    return ""
 
 
 def _cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from goatherd.errors import GoatherdError, NodeError
+from goatherd.errors import ConfigurationError, GoatherdError, NodeError
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 from goatherd.web.access import PageAddress
@@ -96,20 +96,26 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
 
     Raises:
         MissingExtraError: A library of the extra ``web`` is not installed.
-        GoatherdError: The address cannot be bound, or the certificate cannot be used.
+        GoatherdError: The process cannot be started, the address cannot be bound, or the certificate cannot be used.
     """
     Renderer()  # says what to install
     environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "goatherd",
-        "page-process",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "goatherd",
+            "page-process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+    except OSError as error:
+        raise NodeError(
+            f"cannot start the process that serves the page: {error.strerror}",
+            hint="Check the limits on memory and on the number of processes.",
+        ) from error
     try:
         assert process.stdout is not None
         page = PageProcess(process, "")
@@ -126,24 +132,38 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
         )
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                answer = json.loads(await process.stdout.readline() or b"{}")
+                line = await process.stdout.readline()
         except TimeoutError:
             raise NodeError("the process that serves the page did not start in time", hint="Try again.") from None
-        if "ready" not in answer:
-            if "code" not in answer:
-                raise _ended_error()
-            raise _failed_error(answer)
-        page.url = answer["ready"]
+        page.url = _read_url(line)
         yield page
     finally:
         await _stop(process)
 
 
-def _failed_error(answer: dict[str, str]) -> GoatherdError:
-    from goatherd.errors import ConfigurationError
+def _read_url(line: bytes) -> str:
+    """Return the page's URL from the first line that the process printed.
 
-    kind = ConfigurationError if answer["code"].startswith("configuration") else NodeError
-    return kind(answer["message"], hint=answer["hint"])
+    Raises:
+        GoatherdError: The process has ended, has reported an error, or has printed something else.
+    """
+    if not line:
+        raise _ended_error()
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        text = clean_text(line.decode(errors="replace").strip())[:200]
+        raise NodeError(
+            f"the process that serves the page printed {text!r} first",
+            hint="Only Goatherd may print there. Check what Python runs when it starts, for example sitecustomize.py.",
+        )
+    if "ready" not in answer:
+        kind = ConfigurationError if answer["code"].startswith("configuration") else NodeError
+        raise kind(answer["message"], hint=answer["hint"])
+    url: str = answer["ready"]
+    return url
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
@@ -200,7 +220,7 @@ async def publish_beside(source: ViewSource, address: PageAddress, *, interval: 
 
     Raises:
         MissingExtraError: A library of the extra ``web`` is not installed.
-        GoatherdError: The address cannot be bound, or the certificate cannot be used.
+        GoatherdError: The process cannot be started, the address cannot be bound, or the certificate cannot be used.
     """
     stop = asyncio.Event()
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -213,11 +233,12 @@ async def publish_beside(source: ViewSource, address: PageAddress, *, interval: 
                     if not url.done():
                         url.set_result(page.url)
                     await _show_views(source, page, interval=interval, stop=stop)
-            except GoatherdError as error:
+            except Exception as error:  # noqa: BLE001 - the caller waits for the URL, and for the page after that
                 if not url.done():
                     url.set_exception(error)
                     return
-                _log.warning(event_text(Event.PAGE_LOST, reason=str(error)))
+                unexpected = None if isinstance(error, GoatherdError) else error
+                _log.warning(event_text(Event.PAGE_LOST, reason=str(error)), exc_info=unexpected)
                 await asyncio.sleep(RETRY_PAUSE.total_seconds())
 
     serving = asyncio.create_task(serve_repeatedly())

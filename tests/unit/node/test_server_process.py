@@ -26,6 +26,7 @@ from goatherd.node import Server, ServerListener
 from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
 from tests.deadlines import ANSWER, HANG
+from tests.ports import free_ports
 from tests.unit.node.nodes import (
     ORG,
     document_of,
@@ -60,6 +61,15 @@ async def answer_to(listener: ServerListener, sent: bytes) -> bytes:
             return await reader.read()
     finally:
         writer.close()
+
+
+async def test_a_server_that_listens_again_names_its_new_port(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server:
+        for port in free_ports(2):
+            async with ServerListener(server, port=port) as listener:
+                answer = await answer_to(listener, b"GET /healthy HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                assert b"access-control-allow-origin: http://localhost:%d\r\n" % port in answer
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,33 @@ async def test_a_token_is_asked_for_and_gives_a_session() -> None:
     assert (await request(app, "GET", "/", **mine)).status == 401
 
 
+async def test_a_query_or_a_form_with_too_many_fields_is_a_bad_request() -> None:
+    fields = "&".join(f"a{number}=1" for number in range(11))
+    guarded = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
+    for app, method, target, body in (
+        (guarded, "POST", "/login", fields),
+        (make_app(), "GET", f"/?{fields}", ""),
+        (make_app(), "GET", f"/events?{fields}", ""),
+    ):
+        answer = await request(app, method, target, body.encode())
+        assert (answer.status, answer.body) == (400, b"too many fields"), target
+        assert answer.headers["content-security-policy"] == POLICY
+    assert (await request(make_app(), "GET", f"/?{fields.rpartition('&')[0]}")).status == 200
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["theme=dark", 'prefs={"a":1}', "a b=c", "x=caf\u00e9", 'x="a', "id[0]=5", "flag", "j=a,b", "", "=", "x=a=b"],
+)
+async def test_a_session_is_found_beside_any_cookie_of_another_application(other: str) -> None:
+    app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
+    right = await request(app, "POST", "/login", f"token={TOKEN.replace(' ', '+')}".encode())
+    mine = right.headers["set-cookie"].partition(";")[0]
+    for cookies in (f"{other}; {mine}", f"{mine};{other}"):
+        assert (await request(app, "GET", "/", cookie=cookies)).status == 200, cookies
+    assert (await request(app, "GET", "/", cookie=f"{other}; not_{mine}")).status == 401
+
+
 async def test_tokens_cannot_be_tried_without_end() -> None:
     app = make_app(host="0.0.0.0", token_digest=DIGEST, certificate="c", key="k")
     statuses = [(await request(app, "POST", "/login", b"token=wrong")).status for _ in range(5)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -15,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -42,10 +45,15 @@ def fetch(url: str) -> bytes:
     return found
 
 
-def first_event(url: str) -> bytes:
+def read_events(url: str, text: bytes) -> bytes:
+    """Return the events of the page up to the one with a text; the first event may be that nothing has been read."""
+    found: bytes = b""
     with urllib.request.urlopen(f"{url}/events", timeout=HANG) as answer:
-        lines = [answer.readline() for _ in range(3)]
-    return b"".join(lines)
+        for line in islice(answer, 12):
+            found += line
+            if text in line:
+                return found
+    pytest.fail(f"no event has {text!r}")
 
 
 @contextmanager
@@ -94,9 +102,8 @@ def test_no_byte_that_is_served_and_none_in_the_serving_process_is_a_key(tmp_pat
     secrets = secrets_in(tmp_path)
     assert len(secrets) == 2
     with serving("--provider", store, "--interval", "1s", cwd=tmp_path) as (process, url):
-        served = b"".join(fetch(url + path) for path in ("/", "/page.css", "/page.js", "/icon.svg", "/?all=1"))
-        served += first_event(url)
-        assert b"Rotation from" in served
+        served = read_events(url, b"Rotation from")
+        served += b"".join(fetch(url + path) for path in ("/", "/page.css", "/page.js", "/icon.svg", "/?all=1"))
         assert b"more rights than it needs" in served
         child = child_of(process.pid)
         assert CANARY.encode() not in Path(f"/proc/{child}/environ").read_bytes()
@@ -158,7 +165,7 @@ async def test_the_executable_of_one_file_starts_the_serving_process(
     monkeypatch.setenv("VAULT_TOKEN", CANARY)
     async with publisher.start_page_process(ADDRESS, timedelta(hours=1)) as page:
         await page.show(view_of(scenes()["steady"]))
-        assert "5 of 5 servers" in (await asyncio.to_thread(first_event, page.url)).decode()
+        await asyncio.to_thread(read_events, page.url, b"5 of 5 servers")
         environment = Path(f"/proc/{page.pid}/environ").read_bytes()
         assert f"_PYI_APPLICATION_HOME_DIR={tmp_path}".encode() in environment
         assert CANARY.encode() not in environment
@@ -194,7 +201,8 @@ async def test_a_store_that_is_away_leaves_the_last_view_with_the_reason() -> No
         return json.dumps(json.loads(line[6:])["parts"])
 
     with answer:
-        assert "5 of 5 servers" in await asyncio.to_thread(next_view)
+        while "5 of 5 servers" not in await asyncio.to_thread(next_view):
+            pass  # the first event may be that nothing has been read
         source.go.release()
         lost = await asyncio.to_thread(next_view)
         assert "the store did not answer." in lost
@@ -239,6 +247,59 @@ async def test_beside_a_controller_a_page_that_dies_is_served_again(monkeypatch:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(NodeError, match="cannot listen"):
         async with publisher.publish_beside(source, address, interval=interval):
             pytest.fail("the address is taken")
+
+
+async def test_beside_a_controller_a_page_that_fails_unexpectedly_is_served_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FailingOnce(Source):
+        async def collect(self) -> View:
+            if self.count == 0:
+                self.count = 2
+                raise ValueError("a fault of the collector")
+            return await super().collect()
+
+    monkeypatch.setattr(publisher, "RETRY_PAUSE", timedelta(0))
+    (port,) = free_ports(1)
+    address = PageAddress(host="127.0.0.1", port=port)
+    with caplog.at_level(logging.WARNING, logger="goatherd.web"):
+        async with publisher.publish_beside(FailingOnce(), address, interval=timedelta(hours=1)) as url:
+            async with asyncio.timeout(HANG):
+                while b"4 of 5 servers" not in await asyncio.to_thread(fetch_or_nothing, url):
+                    await asyncio.sleep(0.05)
+    (record,) = caplog.records
+    assert record.getMessage() == "page.lost reason='a fault of the collector'"
+    assert record.exc_info is not None, "a fault of Goatherd is logged with its traceback"
+
+
+async def test_beside_a_controller_a_page_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    await check_that_the_page_does_not_start("cannot start the process that serves the page: Resource temporarily")
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", fail)
+    await check_that_the_page_does_not_start("a fault", ValueError)
+
+
+@pytest.mark.parametrize("printed", ["Welcome!", "5"])
+async def test_text_that_the_serving_process_did_not_mean_to_print_is_an_error(
+    printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"print({printed!r}, flush=True)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    await check_that_the_page_does_not_start(f"printed '{printed}' first")
+
+
+async def check_that_the_page_does_not_start(message: str, kind: type[Exception] = NodeError) -> None:
+    async with asyncio.timeout(HANG):
+        with pytest.raises(kind, match=message):
+            async with publisher.publish_beside(Source(), ADDRESS, interval=timedelta(hours=1)):
+                pytest.fail("the page cannot be served")
 
 
 def fetch_or_nothing(url: str) -> bytes:
