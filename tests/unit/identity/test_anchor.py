@@ -43,6 +43,9 @@ from goatherd.identity.transitions import (
     with_phase,
 )
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.cross_signing import is_introduced_by_anchor
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit
 from tests.fakes.anchors import MemorySigners, OwnKey
 
 from .make import DAY, NOW, first, owned, shows_key
@@ -320,6 +323,76 @@ async def test_a_rotation_to_another_anchor_ends_in_the_last_generation_of_its_w
     back = roll_back_rotation(verified, document, NOW, reason="no")
     assert back.generation == verified.generation + 1
     assert cancel_rotation(prepared, NOW, reason="no").generation == prepared.generation + 1
+
+
+@pytest.mark.parametrize("end", ["cancelled", "rolled back"])
+@pytest.mark.parametrize("choice", [{"signer": "memory:third"}, {"signer": KMS}, {"is_removed": True}])
+async def test_a_change_of_the_anchor_that_was_undone_does_not_displace_the_last_real_one(
+    world: World, end: str, choice: dict[str, Any]
+) -> None:
+    first_anchor = await world.anchored()
+    document = (await world.rotate(first_anchor, B, signer=OTHER))[-1]
+    _, published, activated, *_ = await world.rotate(document, C, **choice)
+    if end == "cancelled":
+        undone = cancel_rotation(published, NOW, reason="no")
+        assert undone.anchor_changes == document.anchor_changes
+    else:
+        undone = roll_back_rotation(activated, document, NOW, reason="no")
+        follow(activated, undone)
+    renewed = (await world.rotate(undone, owned("d")))[-1]
+    assert [one for one in renewed.anchor_changes if one.until is None] == list(document.anchor_changes)
+    for before in (first_anchor, document):
+        follow(before, undone)
+        follow(before, renewed)
+
+
+async def test_a_change_of_the_anchor_that_an_earlier_version_left_after_a_roll_back_goes_with_the_next_rotation(
+    world: World,
+) -> None:
+    document = await world.anchored()
+    activated = (await world.rotate(document, B, signer=OTHER))[2]
+    left = replace(roll_back_rotation(activated, document, NOW, reason="no"), anchor_changes=activated.anchor_changes)
+    renewed = (await world.rotate(sign_document(left, NOW), C))[-1]
+    assert all(one.until for one in renewed.anchor_changes)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "rolled back"])
+async def test_the_next_anchor_of_a_rotation_that_was_undone_introduces_no_root(world: World, end: str) -> None:
+    document = await world.anchored()
+    _, published, activated, verified, finalized = await world.rotate(document, B, signer=OTHER)
+    rejected = world.keys.open_current(activated)
+    signed = await rejected.introduce(THIEF.session, NOW)
+    introduction = Commit.from_json(signed.introduction(THIEF.session).to_json(), org="localhost")
+
+    def introduces(at: IdentityDocument) -> bool:
+        return TrustPool.from_identity(at, org="localhost").add_session_commit(introduction)
+
+    assert introduces(finalized)
+    if end == "cancelled":
+        undone = cancel_rotation(published, NOW, reason="no")
+    else:
+        undone = roll_back_rotation(verified, document, NOW, reason="no")
+        assert rejected.session.id not in prunable_roots(undone), "servers that use that anchor need it to go back"
+    assert not introduces(undone)
+    renewed = (await world.rotate(undone, C))[-1]
+    assert not introduces(renewed)
+    last = max((one.until or 0 for one in undone.anchor_changes), default=0)
+    later = record_promotion(renewed, NOW, region="us", above=last, stable_version="1")
+    assert rejected.session.id in prunable_roots(later)
+
+
+async def test_a_root_that_a_rejected_anchor_has_introduced_leaves_only_after_an_introduction_by_the_present_one(
+    world: World,
+) -> None:
+    document = await world.anchored()
+    verified = (await world.rotate(document, B, signer=OTHER))[3]
+    undone = roll_back_rotation(verified, document, NOW, reason="no")
+    late, new = NOW + 31 * DAY, owned("new", days=60)
+    replaced = replace_expired(undone, new, late, rotation_id="r", word=await world.word(undone, new))
+    assert any(one.until for one in replaced.anchor_changes), "servers that use the rejected anchor can still go back"
+    assert B.id in prunable_roots(replaced)
+    assert not is_introduced_by_anchor(replaced, B.id)
+    assert is_introduced_by_anchor(replaced, A.id)
 
 
 async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_server_knows_that(world: World) -> None:
