@@ -308,6 +308,7 @@ def replace_expired(
         rotated_at=now_ms,
         roots=roots,
         endorsements=endorsements,
+        anchor_changes=_changes_after_end(document),
         entry=HistoryEntry(
             at=now_ms,
             event=ROTATED,
@@ -657,6 +658,8 @@ def revoke_root(
         "revoked": (*_without_old_proofs(document.revoked), *revoked),
         "rotation": None,
         "next": None,
+        # A server that has not read an activated document follows the new anchor by the previous one's signature.
+        "anchor_changes": _changes_after_end(document),
         "roots": roots,
         "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms, word),
         "entry": HistoryEntry(
@@ -669,9 +672,6 @@ def revoke_root(
     }
     if successor is not None:
         changes.update(current=successor, rotated_from=session_id, rotated_at=now_ms)
-    if document.anchor is not None:
-        # A server that has not read an activated document follows the new anchor by the previous one's signature.
-        changes["anchor_changes"] = _changes_after_end(document)
     return _next_document(document, now_ms, **changes)
 
 

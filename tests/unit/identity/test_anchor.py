@@ -454,6 +454,35 @@ async def test_an_expired_working_root_is_replaced_by_the_anchor_s_word(world: W
     follow(document, replace_expired(document, successor, late, rotation_id="r", word=word))
 
 
+@pytest.mark.parametrize("choice", [{"signer": "memory:third"}, {"is_removed": True}])
+async def test_the_replacement_of_an_expired_root_ends_a_change_of_the_anchor_as_a_cancellation_does(
+    world: World, choice: dict[str, Any]
+) -> None:
+    first_anchor = await world.anchored()
+    document = (await world.rotate(first_anchor, B, signer=OTHER))[-1]
+    prepared, published, *_ = await world.rotate(document, C, **choice)
+    late, new = NOW + 31 * DAY, owned("new", days=60)
+    for at in (prepared, published):
+        replaced = replace_expired(at, new, late, rotation_id="r", word=await world.word(at, new))
+        assert replaced.anchor_changes == document.anchor_changes
+        assert replaced.anchored_trust is not None
+        assert replaced.anchored_trust.anchors == {"anchor", "anchor-b"}
+        assert {"anchor-c"} & {root.id for root in replaced.roots} <= prunable_roots(replaced)
+        for before in (first_anchor, document, prepared, at):
+            follow(before, replaced)
+
+
+async def test_the_replacement_or_the_revocation_of_a_root_ends_the_addition_of_an_anchor(world: World) -> None:
+    document, late, new = first(), NOW + 800 * DAY, owned("new", days=900)
+    _, published, *_ = await world.rotate(document, B, signer=KMS)
+    for after in (
+        replace_expired(published, new, late, rotation_id="r"),
+        revoke_root(published, published.current.id, NOW, reason="stolen", successor=new),
+    ):
+        assert after.anchor_changes == ()
+        follow(document, published, after)
+
+
 async def test_a_root_from_before_the_anchor_cannot_be_restored(world: World) -> None:
     (*_, document) = await world.rotate(first(), B, signer=KMS)
     with pytest.raises(IllegalStepError, match="has not endorsed and introduced root"):
