@@ -168,8 +168,11 @@ def preferred_session(known: Session | None, new: Session) -> Session:
 
 
 def claims_root(commit: Commit) -> bool:
-    """Return whether a session commit states that the session it introduces is a root. Nothing is verified."""
-    if not commit.mentions(b'"owner":"root"'):
+    """Return whether a commit introduces a session and states that it is a root. Nothing is verified.
+
+    An item of another schema introduces no session, whatever its fields are called.
+    """
+    if not commit.mentions(b'"owner":"root"') or commit.namespace != SESSIONS_NAMESPACE:
         return False
     data = commit.data
     return isinstance(data, Mapping) and data.get("owner") == "root"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from goatherd.errors import IllegalStepError, MalformedIdentityError, SuccessionError, UnanchoredIdentityError
+from goatherd.errors import (
+    IllegalStepError,
+    MalformedIdentityError,
+    SuccessionError,
+    UnanchoredIdentityError,
+    UntrustedRootError,
+)
 from goatherd.identity.anchor import AnchorChange, AnchorWord, verify_change
 from goatherd.identity.document import (
     SIZE_WARNING_BYTES,
@@ -20,7 +27,7 @@ from goatherd.identity.document import (
 from goatherd.identity.redaction import redact_document
 from goatherd.identity.revocations import Revocation
 from goatherd.identity.root_signatures import endorse_root
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import (
@@ -45,7 +52,7 @@ from goatherd.identity.transitions import (
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, AnchorKey, AnchorKeys, collect_word
 from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, new_commit
 from tests.fakes.anchors import MemorySigners, OwnKey
 
 from .make import DAY, NOW, first, owned, shows_key
@@ -393,6 +400,26 @@ async def test_a_root_that_a_rejected_anchor_has_introduced_leaves_only_after_an
     assert B.id in prunable_roots(replaced)
     assert not is_introduced_by_anchor(replaced, B.id)
     assert is_introduced_by_anchor(replaced, A.id)
+
+
+@pytest.mark.parametrize(("schema", "is_accepted"), [("task/1", True), ("sessions/1", False), ("sessions/2", False)])
+async def test_a_working_root_may_write_an_item_that_belongs_to_root_but_not_a_session(
+    world: World, schema: str, is_accepted: bool
+) -> None:
+    draft = new_commit(
+        commit_id="commit",
+        key="key",
+        session_id=A.id,
+        ts=NOW,
+        org="localhost",
+        data={"title": "x", "owner": "root"},
+        schema_marker=schema,
+        connection="connection",
+    )
+    commit = sign_commit(A, draft, now_ms=NOW)
+    pool = TrustPool.from_identity(await world.anchored(), org="localhost")
+    with nullcontext() if is_accepted else pytest.raises(UntrustedRootError, match="cannot introduce root"):
+        pool.verify_commit(Commit.from_json(commit.to_json(), org="localhost"))
 
 
 async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_server_knows_that(world: World) -> None:
