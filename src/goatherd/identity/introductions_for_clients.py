@@ -30,7 +30,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from goatherd.identity.session_commits import claims_root, earlier_introduction_id, introduction_id
+from goatherd.identity.session_commits import claims_root, find_rejected_anchors, introduction_id
 from goatherd.wire.commit import Commit
 
 MARGIN: Final = 16
@@ -110,7 +110,7 @@ class RootIntroductions:
         # (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if counts(commit.key)]
         start = _find_oldest(good, born_under)
-        trusted = {one for one in (*anchors, *_find_rejected_anchors(good, anchors)) if counts(one)}
+        trusted = {one for one in (*anchors, *find_rejected_anchors(good, anchors)) if counts(one)}
         route = _build_route(good, start, *_find_anchors(good, start, trusted))
         first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
         steps = () if first is None else route.steps[max(0, first - MARGIN) :]
@@ -153,18 +153,6 @@ def _find_anchors(introductions: Sequence[Commit], root_id: str, anchors: Collec
     if first not in ids:
         return tuple(sorted(one for one in anchors if introduction_id(one) not in ids))
     return tuple({one.session: None for one in introductions if one.id == first and one.session in anchors})
-
-
-def _find_rejected_anchors(introductions: Sequence[Commit], anchors: Collection[str]) -> set[str]:
-    """Return the next anchors of rotations that were rolled back.
-
-    Each has introduced the anchor before it as an earlier root, and the root that then signed until the roll-back.
-    """
-    return {
-        one.session
-        for one in introductions
-        if one.key in anchors and one.id == earlier_introduction_id(one.key, one.session)
-    }
 
 
 def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from goatherd.derived_ids import derived_id
@@ -176,3 +176,20 @@ def claims_root(commit: Commit) -> bool:
         return False
     data = commit.data
     return isinstance(data, Mapping) and data.get("owner") == "root"
+
+
+def find_rejected_anchors(introductions: Iterable[Commit], anchors: Collection[str]) -> frozenset[str]:
+    """Return the ids of the next anchors of rotations that were cancelled or rolled back.
+
+    Each has introduced the anchor before it as an earlier root, but did not become the anchor.
+
+    Args:
+        introductions: Session commits that introduce roots; verified.
+        anchors: The ids of the roots that are or were the identity's anchor.
+    """
+    by = {
+        one.session
+        for one in introductions
+        if one.key in anchors and one.id == earlier_introduction_id(one.key, one.session)
+    }
+    return frozenset(by.difference(anchors))

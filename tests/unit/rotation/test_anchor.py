@@ -182,6 +182,8 @@ async def test_the_next_root_of_a_change_of_the_anchor_that_was_undone_leaves_th
         for one in (following.id, rejected.id):
             assert document.find_root(one) is None
             assert one in node.pool.root_ids
+        with pytest.raises(UntrustedRootError, match="working root"):
+            node.pool.verify_commit(introduction_of_a_thief(herd, following))
     assert herd.unverifiable() == []
 
 
@@ -266,21 +268,26 @@ async def test_a_plan_says_that_the_anchor_cannot_sign(make_herd: MakeHerd, sign
 async def test_nodes_refuse_a_root_that_a_working_root_introduces(make_herd: MakeHerd, signers: MemorySigners) -> None:
     herd = await anchored(make_herd, signers, nodes=1, clients=1)
     document = await document_of(herd)
+    introduction = introduction_of_a_thief(herd, document.current)
+    pool = herd.nodes[0].pool
+    with pytest.raises(UntrustedRootError, match="working root"):
+        pool.verify_commit(introduction)
+    pool.offer_session_commits([introduction])
+    assert introduction.key not in pool.root_ids
+    await herd.nodes[0].push(SESSIONS, [introduction.to_json()], document.current)
+    assert not herd.nodes[0].holds(SESSIONS, introduction.id)
+
+
+def introduction_of_a_thief(herd: Herd, signer: OwnedSession) -> Commit:
     thief = OwnedSession.generate(session_id="thief", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
     raw = make_session_commit(
         thief.session,
-        signer=document.current,
+        signer=signer,
         commit_id=introduction_id("thief"),
         ts=herd.clock.now_ms(),
         org=ORG,
     )
-    pool = herd.nodes[0].pool
-    with pytest.raises(UntrustedRootError, match="working root"):
-        pool.verify_commit(Commit.from_json(raw, org=ORG))
-    pool.offer_session_commits([Commit.from_json(raw, org=ORG)])
-    assert "thief" not in pool.root_ids
-    await herd.nodes[0].push(SESSIONS, [raw], document.current)
-    assert not herd.nodes[0].holds(SESSIONS, introduction_id("thief"))
+    return Commit.from_json(raw, org=ORG)
 
 
 async def test_a_working_root_lives_thirty_days_and_longer_beside_an_unmodified_server(
