@@ -73,31 +73,32 @@ class Anchoring(NamedTuple):
             return self.anchor
         return NO_ANCHOR if choice is Choice.REMOVE else L if self.anchor == K else K
 
+    def lasting(self, anchor: int, over: tuple[Change, ...] = ()) -> tuple[Change, ...]:
+        """Return the changes that stay after a rotation that has ended with this anchor.
+
+        Of the permanent ones that it has signed itself, none counts.
+        """
+        permanent = [one for one in self.changes if one.until is None and one.by != anchor][-KEPT_CHANGES:]
+        return tuple(one for one in self.changes if one in permanent or (one.until is not None and one not in over))
+
+    def ways_back(self) -> tuple[Change, ...]:
+        return tuple(one for one in self.changes if one.by == self.next and one.until is not None)
+
     def finalized(self) -> Anchoring:
-        lasting = tuple(one for one in self.changes if one.until is None)[-KEPT_CHANGES:]
-        changes = tuple(
-            one for one in self.changes if one in lasting or (one.until is not None and one.by != self.anchor)
-        )
+        changes = self.lasting(self.anchor, self.ways_back())
         return self._replace(next=self.anchor, changes=changes, is_changing=False)
 
-    def cancelled(self, target: int) -> Anchoring:
-        if not self.is_changing:
-            return self
-        new = {target, self.next} - {NO_ANCHOR}
-        own = tuple(one for one in self.changes if one.by == self.next and one.until is not None)[-1:]
-        kept = tuple(
-            one
-            for one in self.changes
-            if one not in own and (one.until is not None or not {one.by, one.to, one.root} & new)
-        )
-        return self._replace(next=self.anchor, changes=kept, is_changing=False)
+    def cancelled(self) -> Anchoring:
+        changes = self.lasting(self.anchor, self.ways_back()[-1:])
+        return self._replace(next=self.anchor, changes=changes, is_changing=False)
 
     def last_way_back(self) -> int:
         """Return the last generation for which the anchor's own way back counts; 0 if it has none."""
         return max((one.until or 0 for one in self.changes if one.by == self.anchor != NO_ANCHOR), default=0)
 
     def rolled_back(self, before: Anchoring) -> Anchoring:
-        return self._replace(anchor=before.anchor, next=before.anchor, is_changing=False)
+        changes = self.lasting(before.anchor)
+        return self._replace(anchor=before.anchor, next=before.anchor, changes=changes, is_changing=False)
 
 
 def asked_to_sign(before: Anchoring, choice: Choice) -> tuple[int, ...]:

@@ -360,7 +360,7 @@ def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_
     elif step is Step.FINALIZE:
         anchored = anchored.finalized()
     elif step is Step.CANCEL:
-        anchored = anchored.cancelled(document.target)
+        anchored = anchored.cancelled()
     elif step is Step.ROLL_BACK:
         assert rolled_back_to is not None
         assert rolled_back_to.anchored is not None
@@ -374,7 +374,7 @@ def revoked(document: Document, version: int, fresh: int) -> Document:
     is_next_fresh = document.next != NONE and document.target == document.rotation
     gone = document.revoked | 1 << document.current | (1 << document.next if is_next_fresh else 0)
     is_over = document.phase in (Phase.ACTIVATED, Phase.VERIFIED)
-    anchored = document.anchored.finalized() if is_over else document.anchored.cancelled(document.target)
+    anchored = document.anchored.finalized() if is_over else document.anchored.cancelled()
     generation = _generation_after_end(document, None) if document.rotation else document.generation + 1
     return document._replace(
         generation=generation,

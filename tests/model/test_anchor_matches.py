@@ -56,7 +56,7 @@ from .test_model_matches import NOW, ORG, Pair, compare_documents, named, root
 from .world import World, knows_introducer
 
 SIGNERS = MemorySigners()
-HISTORIES = ("no anchor", "an anchor", "a former anchor")
+HISTORIES = ("no anchor", "an anchor", "a former anchor", "another anchor rolled back")
 WORLD = World(Options(nodes=1, operators=1))
 
 
@@ -124,9 +124,10 @@ def first(name: str) -> tuple[Pair, ...]:
             return AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
 
     history: tuple[Pair, ...] = ((transitions.create_document(root("A"), NOW, word=asyncio.run(word())), ANCHORED),)
-    if name == "a former anchor":
+    if name != "an anchor":
+        last = (Step.VERIFY, Step.FINALIZE) if name == "a former anchor" else (Step.ROLL_BACK,)
         history = begun(history, Choice.SET)
-        for step in (Step.PUBLISH, Step.ACTIVATE, Step.VERIFY, Step.FINALIZE):
+        for step in (Step.PUBLISH, Step.ACTIVATE, *last):
             history = followed(history, step)
     return history
 

@@ -760,7 +760,7 @@ class World:
             fresh = store.prepared + 1
             changed = revoked(head, store.heads[-1], fresh)
             if "lasting word" in self.removed.parts:
-                changed = changed._replace(anchored=head.anchored and head.anchored.cancelled(head.target))
+                changed = changed._replace(anchored=changed.anchored and changed.anchored._replace(changes=()))
             docs = (*store.docs, changed)
             after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
             yield Move(self.stores.number(after), 0, introduced(fresh), 0, None, ("revoked", len(store.docs)))
@@ -852,8 +852,8 @@ def knows_introducer(store: Store, held: Document, rotation: int) -> bool:
     """
     if held.anchored is None or held.anchored.anchor == held.anchored.next == NO_ANCHOR:
         return True
-    anchors = {held.anchored.anchor, held.anchored.next, *(one.to for one in held.anchored.changes)}
-    anchors |= {one.by for one in held.anchored.changes}
+    permanent = [one for one in held.anchored.changes if one.until is None]
+    anchors = {held.anchored.anchor, held.anchored.next, *(one.by for one in permanent), *(one.to for one in permanent)}
     return store.introductions_of(rotation)[-1][0] in anchors
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -228,8 +228,20 @@ class IdentityDocument:
     @property
     def anchor_ids(self) -> frozenset[str]:
         """The ids of the present anchor, of the anchor after a rotation, and of those that `anchor_changes` names."""
+        return self._anchors_by(self.anchor_changes)
+
+    @property
+    def introducing_anchor_ids(self) -> frozenset[str]:
+        """The ids in `anchor_ids` of anchors whose introductions of roots count.
+
+        The next anchor of a rotation that was rolled back is not among them: of what it has signed, only the roll-back
+        counts (`AnchorChange.until`).
+        """
+        return self._anchors_by(change for change in self.anchor_changes if change.until is None)
+
+    def _anchors_by(self, changes: Iterable[AnchorChange]) -> frozenset[str]:
         found = {one.id for one in (self.anchor, self.next_anchor) if one is not None}
-        for change in self.anchor_changes:
+        for change in changes:
             found |= {change.by} if change.to is None else {change.by, change.to}
         return frozenset(found)
 
@@ -248,7 +260,7 @@ class IdentityDocument:
         """Which of the identity's roots may introduce other roots; None if the identity has no anchor, and each may."""
         if self.anchor is None and self.next_anchor is None:
             return None
-        anchors = self.anchor_ids
+        anchors = self.introducing_anchor_ids
         new = {one.of for one in self.endorsements if one.by in anchors and one.commit and not one.commit.is_earlier}
         earlier = {one.of for one in self.endorsements if one.by in anchors and one.commit and one.commit.is_earlier}
         return AnchoredTrust(anchors, frozenset(new - earlier - anchors))

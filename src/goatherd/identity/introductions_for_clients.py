@@ -11,7 +11,8 @@ false positives. Hence four rules:
 
 1. Introductions are sent before other commits, each after the introduction of its signer. The first ones are signed by
    the root under which the client was created. A client that was created under a working root (one that an anchor
-   endorses) trusts the anchor of that root from its creation, too.
+   endorses) trusts the anchor of that root from its creation, too, even if the rotation to that anchor was then rolled
+   back.
 2. If the client lacks the introduction of a root, it also gets those of the `MARGIN` roots before that root and of all
    later roots, even if its filter contains them: the filter can be wrong, and the client ignores an introduction that
    arrives before that of its signer.
@@ -29,7 +30,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from goatherd.identity.session_commits import claims_root, introduction_id
+from goatherd.identity.session_commits import claims_root, find_rejected_anchors, introduction_id
 from goatherd.wire.commit import Commit
 
 MARGIN: Final = 16
@@ -109,7 +110,8 @@ class RootIntroductions:
         # (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if counts(commit.key)]
         start = _find_oldest(good, born_under)
-        route = _build_route(good, start, *_find_anchors(good, start, [one for one in anchors if counts(one)]))
+        trusted = {one for one in (*anchors, *find_rejected_anchors(good, anchors)) if counts(one)}
+        route = _build_route(good, start, *_find_anchors(good, start, trusted))
         first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
         steps = () if first is None else route.steps[max(0, first - MARGIN) :]
         placed: list[Commit] = []

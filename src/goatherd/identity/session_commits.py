@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from goatherd.derived_ids import derived_id
@@ -168,8 +168,28 @@ def preferred_session(known: Session | None, new: Session) -> Session:
 
 
 def claims_root(commit: Commit) -> bool:
-    """Return whether a session commit states that the session it introduces is a root. Nothing is verified."""
-    if not commit.mentions(b'"owner":"root"'):
+    """Return whether a commit introduces a session and states that it is a root. Nothing is verified.
+
+    An item of another schema introduces no session, whatever its fields are called.
+    """
+    if not commit.mentions(b'"owner":"root"') or commit.namespace != SESSIONS_NAMESPACE:
         return False
     data = commit.data
     return isinstance(data, Mapping) and data.get("owner") == "root"
+
+
+def find_rejected_anchors(introductions: Iterable[Commit], anchors: Collection[str]) -> frozenset[str]:
+    """Return the ids of the next anchors of rotations that were cancelled or rolled back.
+
+    Each has introduced the anchor before it as an earlier root, but did not become the anchor.
+
+    Args:
+        introductions: Session commits that introduce roots; verified.
+        anchors: The ids of the roots that are or were the identity's anchor.
+    """
+    by = {
+        one.session
+        for one in introductions
+        if one.key in anchors and one.id == earlier_introduction_id(one.key, one.session)
+    }
+    return frozenset(by.difference(anchors))

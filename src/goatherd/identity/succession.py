@@ -465,7 +465,7 @@ def _later_introduced_keys(document: IdentityDocument, introductions: Iterable[C
     Introductions by revoked roots count, too: the result only shows which roots may be missing; it makes none trusted.
     """
     by_signer: dict[str, list[Commit]] = {}
-    anchors = document.anchor_ids
+    anchors = document.introducing_anchor_ids
     for commit in introductions:
         # An anchor does not expire with the roots that it introduces, so its first introduction is enough.
         is_later = commit.id == earlier_introduction_id(commit.key, commit.session) or commit.session in anchors

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from goatherd.errors import IllegalStepError
-from goatherd.identity.anchor import KEPT_CHANGES, AnchorChange, AnchorWord
+from goatherd.identity.anchor import KEPT_CHANGES, AnchorChange, AnchorRecord, AnchorWord
 from goatherd.identity.document import (
     HistoryEntry,
     IdentityDocument,
@@ -308,6 +308,7 @@ def replace_expired(
         rotated_at=now_ms,
         roots=roots,
         endorsements=endorsements,
+        anchor_changes=_changes_after_end(document),
         entry=HistoryEntry(
             at=now_ms,
             event=ROTATED,
@@ -408,7 +409,7 @@ def finalize_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
     """
     record = _require_rotation(document, "finalize", Phase.VERIFIED)
     event = RESTORED if record.is_restore else ROTATED
-    return _end_rotation(document, now_ms, event, record, None, anchor_changes=_lasting_changes(document))
+    return _end_rotation(document, now_ms, event, record, None, anchor_changes=_changes_after_end(document))
 
 
 def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
@@ -421,7 +422,7 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
         IllegalStepError: The rotation is already activated (roll it back instead), or no rotation is in progress.
     """
     record = _require_rotation(document, "cancel", Phase.PREPARED, Phase.PUBLISHED)
-    changes = _earlier_changes(document, record)
+    changes = _changes_after_end(document)
     if record.phase is Phase.PUBLISHED or record.is_restore:
         return _end_rotation(document, now_ms, CANCELLED, record, reason, next=None, anchor_changes=changes)
     return _end_rotation(
@@ -438,30 +439,31 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
     )
 
 
-def _lasting_changes(document: IdentityDocument) -> tuple[AnchorChange, ...]:
-    """Return the changes of the anchor that stay in the document when a rotation has succeeded.
+def _changes_after_end(document: IdentityDocument) -> tuple[AnchorChange, ...]:
+    """Return the changes of the anchor that stay when the rotation in progress ends and the present anchor stays."""
+    after = document.next_anchor
+    over = () if after is None else _ways_back(document, after.id)
+    if document.phase in (Phase.PREPARED, Phase.PUBLISHED):
+        # An earlier rotation to the same anchor was rolled back; its way back stays, for servers that have missed this.
+        over = over[-1:]
+    return _lasting_changes(document, document.anchor, over)
 
-    They are the latest `KEPT_CHANGES` permanent changes, and the ways back of earlier rotations that were rolled back,
-    for servers that have missed this. The ways back of the present anchor are over.
+
+def _lasting_changes(
+    document: IdentityDocument, anchor: AnchorRecord | None, over: Collection[AnchorChange] = ()
+) -> tuple[AnchorChange, ...]:
+    """Return the changes that stay in the document when a rotation has ended with this anchor.
+
+    They are the latest `KEPT_CHANGES` permanent changes, and the ways back of rotations that were rolled back, except
+    those that are `over`, for servers that have missed a roll-back. A permanent change that `anchor` itself has signed
+    does not count, because the rotation to the next anchor was cancelled or rolled back.
     """
-    lasting = tuple(one for one in document.anchor_changes if one.until is None)[-KEPT_CHANGES:]
-    over = () if document.anchor is None else _ways_back(document, document.anchor.id)
+    # SECURITY: the next anchor of such a rotation must not keep the rights of an anchor
+    # (tests/unit/identity/test_anchor.py).
+    undone_by = None if anchor is None else anchor.id
+    lasting = [one for one in document.anchor_changes if one.until is None and one.by != undone_by][-KEPT_CHANGES:]
     return tuple(
         one for one in document.anchor_changes if one in lasting or (one.until is not None and one not in over)
-    )
-
-
-def _earlier_changes(document: IdentityDocument, record: RotationRecord) -> tuple[AnchorChange, ...]:
-    """Return the changes of the anchor as they were before the rotation in progress, which may bring new ones."""
-    if record.anchor is None and not record.removes_anchor:
-        return document.anchor_changes
-    new = {record.to_id} | ({record.anchor.id} if record.anchor is not None else set())
-    # An earlier rotation to the same anchor was rolled back; its way back stays, for servers that have missed this.
-    own = () if record.anchor is None else _ways_back(document, record.anchor.id)[-1:]
-    return tuple(
-        one
-        for one in document.anchor_changes
-        if one not in own and (one.until is not None or not {one.by, one.to, one.root} & new)
     )
 
 
@@ -503,6 +505,7 @@ def roll_back_rotation(
         current=earlier,
         # A server that has used the next anchor follows the one before it, because the next one has signed that.
         anchor=stable.anchor,
+        anchor_changes=_lasting_changes(document, stable.anchor),
         rotated_from=record.to_id,
         rotated_at=now_ms,
     )
@@ -655,6 +658,8 @@ def revoke_root(
         "revoked": (*_without_old_proofs(document.revoked), *revoked),
         "rotation": None,
         "next": None,
+        # A server that has not read an activated document follows the new anchor by the previous one's signature.
+        "anchor_changes": _changes_after_end(document),
         "roots": roots,
         "endorsements": _renew_endorsements(document, current, roots, revoked_ids, now_ms, word),
         "entry": HistoryEntry(
@@ -667,11 +672,6 @@ def revoke_root(
     }
     if successor is not None:
         changes.update(current=successor, rotated_from=session_id, rotated_at=now_ms)
-    if document.anchor is not None and document.rotation is not None:
-        is_activated = document.rotation.phase in (Phase.ACTIVATED, Phase.VERIFIED)
-        # A server that has not read the activated document follows the new anchor by the previous one's signature.
-        kept = _lasting_changes(document) if is_activated else _earlier_changes(document, document.rotation)
-        changes["anchor_changes"] = kept
     return _next_document(document, now_ms, **changes)
 
 

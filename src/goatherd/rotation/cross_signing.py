@@ -312,12 +312,12 @@ def is_introduced_by_anchor(document: IdentityDocument, session_id: str) -> bool
 def _find_first_introduction(document: IdentityDocument, session_id: str) -> Endorsement | None:
     """Return the anchor's endorsement by which servers learned a root; None if there is none, or it no longer counts.
 
-    It counts while the document still lists its anchor, unrevoked. An unlisted anchor may be a former one, or that of a
-    cancelled rotation. Its introduction does not permit the removal of the root from the document, so the present
-    anchor must make another one.
+    It counts while the anchor is in `introducing_anchor_ids` and is not revoked. Another anchor may be a former one, or
+    that of a rotation that was cancelled or rolled back. Its introduction does not permit the removal of the root from
+    the document, so the present anchor must make another one.
     """
     first = next((one for one in document.endorsements if one.of == session_id and one.commit is not None), None)
-    counts = first is not None and first.by in document.anchor_ids - document.revoked_ids
+    counts = first is not None and first.by in document.introducing_anchor_ids - document.revoked_ids
     return first if counts else None
 
 

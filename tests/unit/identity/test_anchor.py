@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from goatherd.errors import IllegalStepError, MalformedIdentityError, SuccessionError, UnanchoredIdentityError
+from goatherd.errors import (
+    IllegalStepError,
+    MalformedIdentityError,
+    SuccessionError,
+    UnanchoredIdentityError,
+    UntrustedRootError,
+)
 from goatherd.identity.anchor import AnchorChange, AnchorWord, verify_change
 from goatherd.identity.document import (
     SIZE_WARNING_BYTES,
@@ -20,7 +27,7 @@ from goatherd.identity.document import (
 from goatherd.identity.redaction import redact_document
 from goatherd.identity.revocations import Revocation
 from goatherd.identity.root_signatures import endorse_root
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import (
@@ -43,6 +50,9 @@ from goatherd.identity.transitions import (
     with_phase,
 )
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.cross_signing import is_introduced_by_anchor
+from goatherd.trust import TrustPool
+from goatherd.wire.commit import Commit, new_commit
 from tests.fakes.anchors import MemorySigners, OwnKey
 
 from .make import DAY, NOW, first, owned, shows_key
@@ -322,6 +332,96 @@ async def test_a_rotation_to_another_anchor_ends_in_the_last_generation_of_its_w
     assert cancel_rotation(prepared, NOW, reason="no").generation == prepared.generation + 1
 
 
+@pytest.mark.parametrize("end", ["cancelled", "rolled back"])
+@pytest.mark.parametrize("choice", [{"signer": "memory:third"}, {"signer": KMS}, {"is_removed": True}])
+async def test_a_change_of_the_anchor_that_was_undone_does_not_displace_the_last_real_one(
+    world: World, end: str, choice: dict[str, Any]
+) -> None:
+    first_anchor = await world.anchored()
+    document = (await world.rotate(first_anchor, B, signer=OTHER))[-1]
+    _, published, activated, *_ = await world.rotate(document, C, **choice)
+    if end == "cancelled":
+        undone = cancel_rotation(published, NOW, reason="no")
+        assert undone.anchor_changes == document.anchor_changes
+    else:
+        undone = roll_back_rotation(activated, document, NOW, reason="no")
+        follow(activated, undone)
+    renewed = (await world.rotate(undone, owned("d")))[-1]
+    assert [one for one in renewed.anchor_changes if one.until is None] == list(document.anchor_changes)
+    for before in (first_anchor, document):
+        follow(before, undone)
+        follow(before, renewed)
+
+
+async def test_a_change_of_the_anchor_that_an_earlier_version_left_after_a_roll_back_goes_with_the_next_rotation(
+    world: World,
+) -> None:
+    document = await world.anchored()
+    activated = (await world.rotate(document, B, signer=OTHER))[2]
+    left = replace(roll_back_rotation(activated, document, NOW, reason="no"), anchor_changes=activated.anchor_changes)
+    renewed = (await world.rotate(sign_document(left, NOW), C))[-1]
+    assert all(one.until for one in renewed.anchor_changes)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "rolled back"])
+async def test_the_next_anchor_of_a_rotation_that_was_undone_introduces_no_root(world: World, end: str) -> None:
+    document = await world.anchored()
+    _, published, activated, verified, finalized = await world.rotate(document, B, signer=OTHER)
+    rejected = world.keys.open_current(activated)
+    signed = await rejected.introduce(THIEF.session, NOW)
+    introduction = Commit.from_json(signed.introduction(THIEF.session).to_json(), org="localhost")
+
+    def introduces(at: IdentityDocument) -> bool:
+        return TrustPool.from_identity(at, org="localhost").add_session_commit(introduction)
+
+    assert introduces(finalized)
+    if end == "cancelled":
+        undone = cancel_rotation(published, NOW, reason="no")
+    else:
+        undone = roll_back_rotation(verified, document, NOW, reason="no")
+        assert rejected.session.id not in prunable_roots(undone), "servers that use that anchor need it to go back"
+    assert not introduces(undone)
+    renewed = (await world.rotate(undone, C))[-1]
+    assert not introduces(renewed)
+    last = max((one.until or 0 for one in undone.anchor_changes), default=0)
+    later = record_promotion(renewed, NOW, region="us", above=last, stable_version="1")
+    assert rejected.session.id in prunable_roots(later)
+
+
+async def test_a_root_that_a_rejected_anchor_has_introduced_leaves_only_after_an_introduction_by_the_present_one(
+    world: World,
+) -> None:
+    document = await world.anchored()
+    verified = (await world.rotate(document, B, signer=OTHER))[3]
+    undone = roll_back_rotation(verified, document, NOW, reason="no")
+    late, new = NOW + 31 * DAY, owned("new", days=60)
+    replaced = replace_expired(undone, new, late, rotation_id="r", word=await world.word(undone, new))
+    assert any(one.until for one in replaced.anchor_changes), "servers that use the rejected anchor can still go back"
+    assert B.id in prunable_roots(replaced)
+    assert not is_introduced_by_anchor(replaced, B.id)
+    assert is_introduced_by_anchor(replaced, A.id)
+
+
+@pytest.mark.parametrize(("schema", "is_accepted"), [("task/1", True), ("sessions/1", False), ("sessions/2", False)])
+async def test_a_working_root_may_write_an_item_that_belongs_to_root_but_not_a_session(
+    world: World, schema: str, is_accepted: bool
+) -> None:
+    draft = new_commit(
+        commit_id="commit",
+        key="key",
+        session_id=A.id,
+        ts=NOW,
+        org="localhost",
+        data={"title": "x", "owner": "root"},
+        schema_marker=schema,
+        connection="connection",
+    )
+    commit = sign_commit(A, draft, now_ms=NOW)
+    pool = TrustPool.from_identity(await world.anchored(), org="localhost")
+    with nullcontext() if is_accepted else pytest.raises(UntrustedRootError, match="cannot introduce root"):
+        pool.verify_commit(Commit.from_json(commit.to_json(), org="localhost"))
+
+
 async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_server_knows_that(world: World) -> None:
     document = await world.anchored()
     prepared, published, activated, verified, _ = await world.rotate(document, B, signer=OTHER)
@@ -379,6 +479,35 @@ async def test_an_expired_working_root_is_replaced_by_the_anchor_s_word(world: W
         replace_expired(document, successor, late, rotation_id="r")
     word = await world.word(document, successor)
     follow(document, replace_expired(document, successor, late, rotation_id="r", word=word))
+
+
+@pytest.mark.parametrize("choice", [{"signer": "memory:third"}, {"is_removed": True}])
+async def test_the_replacement_of_an_expired_root_ends_a_change_of_the_anchor_as_a_cancellation_does(
+    world: World, choice: dict[str, Any]
+) -> None:
+    first_anchor = await world.anchored()
+    document = (await world.rotate(first_anchor, B, signer=OTHER))[-1]
+    prepared, published, *_ = await world.rotate(document, C, **choice)
+    late, new = NOW + 31 * DAY, owned("new", days=60)
+    for at in (prepared, published):
+        replaced = replace_expired(at, new, late, rotation_id="r", word=await world.word(at, new))
+        assert replaced.anchor_changes == document.anchor_changes
+        assert replaced.anchored_trust is not None
+        assert replaced.anchored_trust.anchors == {"anchor", "anchor-b"}
+        assert {"anchor-c"} & {root.id for root in replaced.roots} <= prunable_roots(replaced)
+        for before in (first_anchor, document, prepared, at):
+            follow(before, replaced)
+
+
+async def test_the_replacement_or_the_revocation_of_a_root_ends_the_addition_of_an_anchor(world: World) -> None:
+    document, late, new = first(), NOW + 800 * DAY, owned("new", days=900)
+    _, published, *_ = await world.rotate(document, B, signer=KMS)
+    for after in (
+        replace_expired(published, new, late, rotation_id="r"),
+        revoke_root(published, published.current.id, NOW, reason="stolen", successor=new),
+    ):
+        assert after.anchor_changes == ()
+        follow(document, published, after)
 
 
 async def test_a_root_from_before_the_anchor_cannot_be_restored(world: World) -> None:

@@ -22,6 +22,7 @@ from goatherd.errors import (
     UntrustedRootError,
 )
 from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
+from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
 from goatherd.identity.transitions import record_promotion
@@ -36,6 +37,7 @@ from goatherd.times import milliseconds
 from goatherd.wire.commit import Commit
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import ORG, SESSIONS, Herd
+from tests.unit.following import Client
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 KMS, OTHER = "memory:kms", "memory:other"
@@ -157,19 +159,55 @@ async def test_a_changed_anchor_is_rolled_back_after_other_changes_or_not_at_all
 
 
 @pytest.mark.slow
-async def test_the_next_root_of_a_cancelled_change_of_the_anchor_leaves_the_document_by_the_anchor_s_word(
-    make_herd: MakeHerd, signers: MemorySigners
+@pytest.mark.parametrize("phase", [Phase.PUBLISHED, Phase.ACTIVATED])
+async def test_the_next_root_of_a_change_of_the_anchor_that_was_undone_leaves_the_document_by_the_anchor_s_word(
+    make_herd: MakeHerd, signers: MemorySigners, phase: Phase
 ) -> None:
     herd = await anchored(make_herd, signers, nodes=1, clients=1)
-    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=Phase.PUBLISHED)
-    following = (await document_of(herd)).next
-    assert following is not None
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=phase)
+    changing = await document_of(herd)
+    following, rejected = changing.next or changing.current, changing.next_anchor
+    assert rejected is not None
     await rotator(herd, signers).abandon()
+    await rotator(herd, signers).rotate()
+    # After that, the statement that allows the roll-back no longer counts.
+    await promote(herd, above=(await document_of(herd)).generation + ROLL_BACK_WRITES)
     for _ in range(2):
         await rotator(herd, signers).rotate()
     document = await check_steady(herd)
-    assert document.find_root(following.id) is None
-    assert following.id in herd.nodes[0].pool.root_ids
+    node = herd.nodes[0]
+    for restarts in (False, True):
+        if restarts:
+            node.restart()
+        for one in (following.id, rejected.id):
+            assert document.find_root(one) is None
+            assert one in node.pool.root_ids
+        with pytest.raises(UntrustedRootError, match="working root"):
+            node.pool.verify_commit(introduction_of_a_thief(herd, following))
+    assert herd.unverifiable() == []
+
+
+@pytest.mark.slow
+async def test_a_client_created_before_a_new_anchor_was_rolled_back_learns_every_later_root(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=Phase.ACTIVATED)
+    node, born_under = herd.nodes[0], (await document_of(herd)).current.id
+    await node.look()
+    _, told = await node.create_session()
+    await rotator(herd, signers).abandon()
+    for _ in range(2):
+        await rotator(herd, signers).rotate()
+        await node.look()
+    log, trusted = node.commits(SESSIONS), node.pool.root_ids
+    client = Client({one.id for one in told})
+    client.take(
+        RootIntroductions(log).for_client(
+            log, born_under={born_under}, counts=lambda one: one in trusted, anchors=node.pool.anchor_ids
+        )
+    )
+    assert client.roots == set(trusted)
 
 
 @pytest.mark.slow
@@ -230,21 +268,26 @@ async def test_a_plan_says_that_the_anchor_cannot_sign(make_herd: MakeHerd, sign
 async def test_nodes_refuse_a_root_that_a_working_root_introduces(make_herd: MakeHerd, signers: MemorySigners) -> None:
     herd = await anchored(make_herd, signers, nodes=1, clients=1)
     document = await document_of(herd)
+    introduction = introduction_of_a_thief(herd, document.current)
+    pool = herd.nodes[0].pool
+    with pytest.raises(UntrustedRootError, match="working root"):
+        pool.verify_commit(introduction)
+    pool.offer_session_commits([introduction])
+    assert introduction.key not in pool.root_ids
+    await herd.nodes[0].push(SESSIONS, [introduction.to_json()], document.current)
+    assert not herd.nodes[0].holds(SESSIONS, introduction.id)
+
+
+def introduction_of_a_thief(herd: Herd, signer: OwnedSession) -> Commit:
     thief = OwnedSession.generate(session_id="thief", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
     raw = make_session_commit(
         thief.session,
-        signer=document.current,
+        signer=signer,
         commit_id=introduction_id("thief"),
         ts=herd.clock.now_ms(),
         org=ORG,
     )
-    pool = herd.nodes[0].pool
-    with pytest.raises(UntrustedRootError, match="working root"):
-        pool.verify_commit(Commit.from_json(raw, org=ORG))
-    pool.offer_session_commits([Commit.from_json(raw, org=ORG)])
-    assert "thief" not in pool.root_ids
-    await herd.nodes[0].push(SESSIONS, [raw], document.current)
-    assert not herd.nodes[0].holds(SESSIONS, introduction_id("thief"))
+    return Commit.from_json(raw, org=ORG)
 
 
 async def test_a_working_root_lives_thirty_days_and_longer_beside_an_unmodified_server(
