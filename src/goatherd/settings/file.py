@@ -36,7 +36,8 @@ class FileSettings(SettingsSource):
     the latest when the context is left, so that ten thousand sessions do not cause ten thousand writes.
 
     Before each write, the file is read again. If another program has changed it, its identity is adopted by the rules
-    of `refresh`; if that identity is rejected, the file is not overwritten.
+    of `refresh`; if that identity is rejected, the file is not overwritten. A user session that was removed from the
+    file is no longer trusted, and not written again.
 
     Args:
         path: The file, or the directory that holds ``settings.json``. `for_org` replaces ``{org}`` in it; a directory
@@ -135,7 +136,8 @@ class FileSettings(SettingsSource):
         verify_succession(found.document, trusted, anchor=seen.anchor_session)
         check_signature(found.document, seen)
         self._written = raw
-        self._trusted |= {session.id: session for session in found.trusted}
+        # A session that is missing in the file was removed from it, unless it was added here and not written yet.
+        self._trusted = {session.id: session for session in found.trusted} | self._unwritten
         return replace(found, trusted=tuple(self._trusted.values()))
 
     async def _adopt_changed(self) -> None:

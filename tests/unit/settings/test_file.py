@@ -200,7 +200,7 @@ async def test_an_edit_of_the_file_is_taken_over_where_it_follows_and_refused_wh
     path.write_bytes(encode_document(new))
     assert await settings.refresh() is True
     assert settings.settings.document == new
-    assert settings.settings.trusted == loaded.trusted
+    assert settings.settings.trusted == ()
     for text in (encode_document(FIRST), b"garbage", GOATDB.encode()):
         path.write_bytes(text)
         assert await settings.refresh() is False
@@ -270,6 +270,23 @@ async def test_of_two_identities_that_are_written_at_once_only_the_first_is_writ
         assert isinstance(done[1], GenerationError)
         assert settings.settings.document == first
     assert (await FileSettings(path).load()).document == first
+
+
+async def test_a_session_that_was_removed_from_the_file_is_not_trusted_and_not_written_again(
+    path: Path, clock: HandClock
+) -> None:
+    removed, kept = (replace(U.session, id=letter * 24) for letter in "rk")
+    async with FileSettings(path, clock=clock) as settings:
+        loaded = await settings.load()
+        await settings.update(trusted_sessions=[removed, kept])
+        await settings.flush()
+        tree = json.loads(path.read_bytes())
+        tree["trustedSessions"] = [one for one in tree["trustedSessions"] if one["id"] != removed.id]
+        path.write_text(json.dumps(tree))
+        await settings.update(trusted_sessions=[U.session])
+        assert await settings.refresh() is True
+        assert settings.settings.trusted == (*loaded.trusted, kept, U.session), "U is not written yet"
+    assert from_settings(path.read_bytes(), NOW)[1] == (*loaded.trusted, kept, U.session)
 
 
 async def test_sessions_wait_while_the_file_is_missing_or_its_identity_is_refused(path: Path) -> None:
