@@ -11,7 +11,7 @@ import pytest
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call, Guarantees, RetryPolicy, SecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.testing.answer_checks import ANSWER_CHECKS, WHY_SKIPPED
 from goatherd.testing.contract import check_name, check_provider, run_check
@@ -170,6 +170,60 @@ async def test_a_broken_provider_fails_the_check_that_is_for_it(broken: type[Mem
 
     report = await check_provider(factory, rounds=20, settle=timedelta(0))
     assert check in [failure.check for failure in report.failures]
+
+
+class CountsFromZero(MemorySecretProvider):
+    """Correct: the ids of its versions begin at 0."""
+
+    def _own_id(self, version: VersionId) -> VersionId:
+        is_number = version.isascii() and version.isdigit() and str(int(version)) == version
+        return VersionId(str(int(version) + 1)) if is_number else version
+
+    def _shown(self, version: SecretVersion) -> SecretVersion:
+        return replace(version, id=VersionId(str(int(version.id) - 1)))
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return self._shown(await super()._create(call, value, label))
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        found = await super()._read(call, self._own_id(at) if isinstance(at, VersionId) else at)
+        return replace(found, version=self._shown(found.version))
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        held = None if expected is None else self._own_id(expected)
+        return self._shown(await super()._write(call, value, label, held))
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        held = None if expected is None else self._own_id(expected)
+        await super()._label(call, label, self._own_id(version), held)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await super()._unlabel(call, label, self._own_id(expected))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return [self._shown(version) for version in await super()._versions(call)]
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        await super()._destroy(call, self._own_id(version))
+
+
+class OnlyDisablesAndCountsFromZero(CountsFromZero):
+    @property
+    def guarantees(self) -> Guarantees:
+        return replace(super().guarantees, destroys=False, disables=True)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        found = await super()._versions(call)
+        return [
+            replace(one, state=VersionState.DISABLED) if one.state is VersionState.DESTROYED else one for one in found
+        ]
+
+
+@pytest.mark.parametrize("correct", [CountsFromZero, OnlyDisablesAndCountsFromZero])
+async def test_a_correct_provider_passes_also_if_its_first_version_is_0(correct: type[MemorySecretProvider]):
+    store = MemoryStore()
+    report = await check_provider(lambda: correct(store), rounds=5, settle=timedelta(0))
+    assert [(one.check, str(one.error)) for one in report.failures] == []
 
 
 @pytest.mark.slow
