@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -86,6 +87,28 @@ class DestroysWhatIsLabelled(MemorySecretProvider):
         )
 
 
+class DestroysWhatWasJustLabelled(MemorySecretProvider):
+    """Looks at the labels, and destroys the value later, wherever a label has moved in between."""
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        self._record_of(call).without_value(call, version)
+        await asyncio.sleep(0)
+        ledger = self._record_of(call)
+        self._store.ledgers[call.secret_id] = replace(
+            replace(ledger, labels={}).without_value(call, version), labels=ledger.labels
+        )
+
+
+class LabelsWhatWasJustDestroyed(MemorySecretProvider):
+    """Looks at the version, and moves the label later, also if the value was destroyed in between."""
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        before = self._record_of(call).with_label(call, label, version, expected)
+        await asyncio.sleep(0)
+        ledger = self._record_of(call)
+        self._store.ledgers[call.secret_id] = replace(ledger, labels=before.labels)
+
+
 class ForgetsItsRequest(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
@@ -99,6 +122,31 @@ class ForgetsItsCreation(MemorySecretProvider):
 class StripsBytes(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(call, SecretBytes(value.reveal().rstrip()), label, expected)
+
+
+class KeepsValuesOfTheDeleted(MemorySecretProvider):
+    """Deletes the record of versions and labels only."""
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        try:
+            return await super()._read(call, at)
+        except SecretNotFoundError:
+            if at not in ("1", "2") or (call.secret_id, int(at)) not in self._store.values:
+                raise
+            left = self._store.values[call.secret_id, int(at)]
+            return SecretValue(version=SecretVersion(id=VersionId(at), created_ms=0), value=left)
+
+    async def _delete(self, call: Call) -> None:
+        self._record_of(call).must_exist(call)
+        del self._store.ledgers[call.secret_id]
+
+
+class KeepsVersionsOfTheDeleted(KeepsValuesOfTheDeleted):
+    """The values of the deleted secret are read again once the name is used again."""
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        self._record_of(call).must_exist(call)
+        return await super()._read(call, at)
 
 
 class KeepsLabelsOfTheDeleted(MemorySecretProvider):
@@ -149,9 +197,13 @@ MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
     (LetsItsOwnErrorsOut, "what_is_not_there_is_not_found"),
     (TakesDestroyedForMissing, "a_destroyed_version_is_gone_for_good"),
     (DestroysWhatIsLabelled, "a_labelled_version_cannot_be_destroyed"),
+    (DestroysWhatWasJustLabelled, "of_a_destruction_and_a_label_exactly_one_wins"),
+    (LabelsWhatWasJustDestroyed, "of_a_destruction_and_a_label_exactly_one_wins"),
     (ForgetsItsRequest, "a_lost_answer_is_not_a_lost_race"),
     (ForgetsItsCreation, "a_lost_answer_is_not_a_lost_race"),
     (StripsBytes, "any_bytes_come_back_as_they_were"),
+    (KeepsValuesOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
+    (KeepsVersionsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
     (KeepsLabelsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
     (ReusesIds, "a_destroyed_version_is_gone_for_good"),
     (PromisesTooMuch, "what_is_declared_is_true"),
@@ -244,6 +296,7 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
         "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing": "memory declares recoverable=False",
         "a_destroyed_version_is_gone_for_good": "memory declares destroys=False",
         "a_labelled_version_cannot_be_destroyed": "memory declares destroys=False",
+        "of_a_destruction_and_a_label_exactly_one_wins": "memory declares destroys=False",
         "of_two_writers_exactly_one_wins": "memory declares cas=False",
         "of_two_writers_at_most_one_believes_that_it_won": "memory declares best_effort_cas=False",
         "of_many_label_movers_exactly_one_wins": "memory declares cas=False",

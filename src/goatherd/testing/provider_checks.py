@@ -348,17 +348,23 @@ async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it:
 
 @only_if(lambda promised: not promised.recoverable, "declares recoverable=True")
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
-    """A deleted secret can be created again, and nothing of the old one is left."""
+    """A deleted secret can be created again, and nothing of the old one is left: no value, no version, no label."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
-    await p.write(name, b"older", expected=first.id)
+    second = await p.write(name, b"older", expected=first.id)
     await p.label(name, STABLE, first.id, expected=None)
     await p.delete(name)
     await refused(SecretNotFoundError, it, p.read(name))
+    for old in (first, second):
+        await refused(SecretNotFoundError, it, p.read(name, old.id))
     await refused(SecretNotFoundError, it, p.delete(name))
     again = await p.create(name, b"new")
     must(await it.seen(name, again.id) == b"new", "the new secret holds another value")
+    must([v.id for v in await p.versions(name)] == [again.id], "versions of the deleted secret came back")
     must(await it.picture(name) == {CURRENT: again.id}, "labels of the deleted secret came back")
+    for old in (first, second):
+        if old.id != again.id:
+            await refused(SecretNotFoundError, it, p.read(name, old.id))
 
 
 @only_if(lambda promised: promised.cas, "declares cas=False")
@@ -425,6 +431,39 @@ async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
         must(len(winners) == 1, f"{len(winners)} movers won")
         expected = winners[0].id
         must((await it.picture(name))[STABLE] == expected, "the label is not where the winner put it")
+
+
+@only_if(lambda promised: promised.destroys, "declares destroys=False")
+async def of_a_destruction_and_a_label_exactly_one_wins(it: Subject) -> None:
+    """If a version is destroyed and labelled at the same time, exactly one of the two calls succeeds.
+
+    Without real compare-and-swap, at most one succeeds.
+    """
+    promised, name = it.provider.guarantees, it.new_id()
+    holder = await it.provider.create(name, b"0")
+    stable: VersionId | None = None
+    async with it.factory() as other:
+        for number in range(1, max(4, it.rounds // 5) + 1):
+            old, holder = holder, await it.provider.write(name, b"%d" % number, expected=holder.id)
+            calls = {
+                "destroy": it.provider.destroy(name, old.id),
+                "label": other.label(name, STABLE, old.id, expected=stable),
+            }
+            order = sorted(calls, reverse=bool(number % 2))
+            outcomes = await asyncio.gather(*(calls[each] for each in order), return_exceptions=True)
+            errors = dict(zip(order, outcomes, strict=True))
+            destroyed, labelled = errors["destroy"] is None, errors["label"] is None
+            must(not (destroyed and labelled), "a version was destroyed that has just got a label")
+            must(destroyed or labelled or not promised.cas, "neither the destruction nor the label succeeded")
+            _only_conflicts([errors["destroy"]] if not destroyed else [])
+            if not isinstance(errors["label"], VersionDisabledError):
+                _only_conflicts([errors["label"]] if not labelled else [])
+            if labelled:
+                stable = old.id
+                must(await it.seen(name, old.id, STABLE) == b"%d" % (number - 1), "the labelled value changed")
+            if destroyed:
+                await refused(VersionDisabledError, it, it.provider.read(name, old.id))
+            must((await it.picture(name)).get(STABLE) == stable, "the label is not where it was put last")
 
 
 async def of_many_creators_exactly_one_wins(it: Subject) -> None:
@@ -570,6 +609,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
     of_two_writers_exactly_one_wins,
     of_two_writers_at_most_one_believes_that_it_won,
     of_many_label_movers_exactly_one_wins,
+    of_a_destruction_and_a_label_exactly_one_wins,
     of_many_creators_exactly_one_wins,
     a_reader_sees_old_or_new_and_never_goes_back,
     nothing_shows_a_value,
