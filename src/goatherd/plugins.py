@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, reduce
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -39,6 +39,7 @@ address in, the text of exactly the rights that the role needs out. Pure, and wi
 `ConfigurationError`. Those of Goatherd's own providers take a ``cloudConfig``, too."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
+_SEPARATORS = re.compile(r"[-_.]+")
 _BRACED = re.compile(r"[{}][^{}/]*\}?")
 _OURS = "goatherd"
 # What GoatDB's cloudConfig calls a provider, where that is not the scheme.
@@ -67,31 +68,38 @@ class _EntryPoint(NamedTuple):
     dist: _Distribution | None
 
     def load(self) -> Any:
-        module, _, attribute = self.value.partition(":")
-        return getattr(import_module(module.strip()), attribute.strip())
+        module, _, attribute = self.value.partition("[")[0].partition(":")  # without the extras that the plugin needs
+        names = [name for name in attribute.strip().split(".") if name]
+        return reduce(getattr, names, import_module(module.strip()))
 
 
 def entry_points(group: str) -> list[_EntryPoint]:
     """Return the entry points of a group, as `importlib.metadata` finds them.
 
+    Of the distributions with one name, only those in the first directory of ``sys.path`` that has any count: Python
+    imports from there. Unlike `importlib.metadata`, this function takes a line that begins with ``;`` for a comment, as
+    the file's format says.
+
     Importing `importlib.metadata` and reading every distribution would take longer than the rest of a short command. So
     this function reads the files itself, and uses `importlib.metadata` only for archives on ``sys.path``.
     """
-    found: list[_EntryPoint] = []
+    found: dict[str, tuple[_EntryPoint, ...]] = {}
     for place in dict.fromkeys(sys.path):
         try:
             state = os.stat(place or ".")  # noqa: PTH116 - pathlib is slower
-            found += _read_place(place, (state.st_dev, state.st_ino, state.st_mtime_ns), group)
+            for name, points in _read_place(place, (state.st_dev, state.st_ino, state.st_mtime_ns), group):
+                found.setdefault(name, points)
         except NotADirectoryError:
             from importlib.metadata import entry_points as find_entry_points
 
             return [
                 _EntryPoint(one.name, one.value, _Distribution(one.dist.name, one.dist.version) if one.dist else None)
                 for one in find_entry_points(group=group)
+                if not one.name.startswith(";")
             ]
         except OSError:
             continue
-    return found
+    return [point for points in found.values() for point in points]
 
 
 @lru_cache(maxsize=128)
@@ -99,8 +107,8 @@ def _read_place(
     place: str,
     state: tuple[int, int, int],  # noqa: ARG001 - part of the cache's key
     group: str,
-) -> tuple[_EntryPoint, ...]:
-    """Return the entry points of a group in one directory of ``sys.path``.
+) -> tuple[tuple[str, tuple[_EntryPoint, ...]], ...]:
+    """Return the distributions in one directory of ``sys.path``: the normalized name, and entry points of a group.
 
     Args:
         place: The directory; empty for the working directory.
@@ -111,29 +119,32 @@ def _read_place(
     Raises:
         OSError: The directory cannot be read; `NotADirectoryError` if it is an archive.
     """
-    found: list[_EntryPoint] = []
+    found: dict[str, list[_EntryPoint]] = {}
     for name in os.listdir(place or "."):  # noqa: PTH208 - pathlib is slower
         if not name.endswith((".dist-info", ".egg-info")):
             continue
+        normalized = _SEPARATORS.sub("-", name.rpartition(".")[0].partition("-")[0]).lower()
+        # An interrupted update may leave two in one directory: which of them is complete is not known, so both count.
+        points = found.setdefault(normalized, [])
         directory = os.path.join(place, name)  # noqa: PTH118 - pathlib is slower
         section = _read_section(os.path.join(directory, "entry_points.txt"), f"[{group}]")  # noqa: PTH118
         if section:
             dist = _read_distribution(directory)
-            found += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
-    return tuple(found)
+            points += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
+    return tuple([(name, tuple(points)) for name, points in found.items()])
 
 
 def _read_section(path: str, head: str) -> list[tuple[str, str]]:
     """Return the keys and values of the section `head`, such as ``[name]``, of an INI file; empty if it is missing."""
     try:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slower
-            lines = file.read().splitlines()
+            lines = [line.strip() for line in file.read().splitlines()]
     except (OSError, ValueError):
         return []
     if head not in lines:
         return []
     rest = takewhile(lambda line: not line.startswith("["), lines[lines.index(head) + 1 :])
-    pairs = [line.partition("=") for line in rest if not line.startswith("#")]
+    pairs = [line.partition("=") for line in rest if not line.startswith(("#", ";"))]
     return [(key, value) for key, separator, value in pairs if separator]
 
 

@@ -241,9 +241,7 @@ class TrustPool:
         self._frozen: Mapping[str, FrozenList] = {}
         self._settled: frozenset[str] = frozenset()
         self._current = current
-        for session in trusted:
-            self._given[session.id] = preferred_session(self._given.get(session.id), session)
-            self._note_root(session.id)
+        self.replace_trusted(trusted)
         self._anchored: AnchoredTrust | None = None
         self.replace_roots(current=current, roots=roots, revoked=revoked, anchored=anchored)
 
@@ -355,6 +353,16 @@ class TrustPool:
             revoked=[revocation.id for revocation in document.revoked],
             anchored=document.anchored_trust,
         )
+
+    def replace_trusted(self, trusted: Iterable[Session]) -> None:
+        """Replace the sessions that are trusted without a check. Session commits may still introduce removed ones."""
+        before, self._given = self._given, {}
+        for session in trusted:
+            self._given[session.id] = preferred_session(self._given.get(session.id), session)
+        for session_id in before.keys() | self._given.keys():
+            if before.get(session_id) != self._given.get(session_id):
+                self._decoded.pop(session_id, None)
+                self._note_root(session_id)
 
     def replace_roots(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -11,7 +12,7 @@ import pytest
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call, Guarantees, RetryPolicy, SecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import VersionedRecord
 from goatherd.testing.answer_checks import ANSWER_CHECKS, WHY_SKIPPED
 from goatherd.testing.contract import check_name, check_provider, run_check
@@ -86,6 +87,28 @@ class DestroysWhatIsLabelled(MemorySecretProvider):
         )
 
 
+class DestroysWhatWasJustLabelled(MemorySecretProvider):
+    """Looks at the labels, and destroys the value later, wherever a label has moved in between."""
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        self._record_of(call).without_value(call, version)
+        await asyncio.sleep(0)
+        ledger = self._record_of(call)
+        self._store.ledgers[call.secret_id] = replace(
+            replace(ledger, labels={}).without_value(call, version), labels=ledger.labels
+        )
+
+
+class LabelsWhatWasJustDestroyed(MemorySecretProvider):
+    """Looks at the version, and moves the label later, also if the value was destroyed in between."""
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        before = self._record_of(call).with_label(call, label, version, expected)
+        await asyncio.sleep(0)
+        ledger = self._record_of(call)
+        self._store.ledgers[call.secret_id] = replace(ledger, labels=before.labels)
+
+
 class ForgetsItsRequest(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
@@ -99,6 +122,31 @@ class ForgetsItsCreation(MemorySecretProvider):
 class StripsBytes(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(call, SecretBytes(value.reveal().rstrip()), label, expected)
+
+
+class KeepsValuesOfTheDeleted(MemorySecretProvider):
+    """Deletes the record of versions and labels only."""
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        try:
+            return await super()._read(call, at)
+        except SecretNotFoundError:
+            if at not in ("1", "2") or (call.secret_id, int(at)) not in self._store.values:
+                raise
+            left = self._store.values[call.secret_id, int(at)]
+            return SecretValue(version=SecretVersion(id=VersionId(at), created_ms=0), value=left)
+
+    async def _delete(self, call: Call) -> None:
+        self._record_of(call).must_exist(call)
+        del self._store.ledgers[call.secret_id]
+
+
+class KeepsVersionsOfTheDeleted(KeepsValuesOfTheDeleted):
+    """The values of the deleted secret are read again once the name is used again."""
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        self._record_of(call).must_exist(call)
+        return await super()._read(call, at)
 
 
 class KeepsLabelsOfTheDeleted(MemorySecretProvider):
@@ -149,9 +197,13 @@ MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
     (LetsItsOwnErrorsOut, "what_is_not_there_is_not_found"),
     (TakesDestroyedForMissing, "a_destroyed_version_is_gone_for_good"),
     (DestroysWhatIsLabelled, "a_labelled_version_cannot_be_destroyed"),
+    (DestroysWhatWasJustLabelled, "of_a_destruction_and_a_label_exactly_one_wins"),
+    (LabelsWhatWasJustDestroyed, "of_a_destruction_and_a_label_exactly_one_wins"),
     (ForgetsItsRequest, "a_lost_answer_is_not_a_lost_race"),
     (ForgetsItsCreation, "a_lost_answer_is_not_a_lost_race"),
     (StripsBytes, "any_bytes_come_back_as_they_were"),
+    (KeepsValuesOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
+    (KeepsVersionsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
     (KeepsLabelsOfTheDeleted, "a_deleted_secret_is_gone_and_can_be_made_again"),
     (ReusesIds, "a_destroyed_version_is_gone_for_good"),
     (PromisesTooMuch, "what_is_declared_is_true"),
@@ -172,6 +224,60 @@ async def test_a_broken_provider_fails_the_check_that_is_for_it(broken: type[Mem
     assert check in [failure.check for failure in report.failures]
 
 
+class CountsFromZero(MemorySecretProvider):
+    """Correct: the ids of its versions begin at 0."""
+
+    def _own_id(self, version: VersionId) -> VersionId:
+        is_number = version.isascii() and version.isdigit() and str(int(version)) == version
+        return VersionId(str(int(version) + 1)) if is_number else version
+
+    def _shown(self, version: SecretVersion) -> SecretVersion:
+        return replace(version, id=VersionId(str(int(version.id) - 1)))
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return self._shown(await super()._create(call, value, label))
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        found = await super()._read(call, self._own_id(at) if isinstance(at, VersionId) else at)
+        return replace(found, version=self._shown(found.version))
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        held = None if expected is None else self._own_id(expected)
+        return self._shown(await super()._write(call, value, label, held))
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        held = None if expected is None else self._own_id(expected)
+        await super()._label(call, label, self._own_id(version), held)
+
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await super()._unlabel(call, label, self._own_id(expected))
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        return [self._shown(version) for version in await super()._versions(call)]
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        await super()._destroy(call, self._own_id(version))
+
+
+class OnlyDisablesAndCountsFromZero(CountsFromZero):
+    @property
+    def guarantees(self) -> Guarantees:
+        return replace(super().guarantees, destroys=False, disables=True)
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        found = await super()._versions(call)
+        return [
+            replace(one, state=VersionState.DISABLED) if one.state is VersionState.DESTROYED else one for one in found
+        ]
+
+
+@pytest.mark.parametrize("correct", [CountsFromZero, OnlyDisablesAndCountsFromZero])
+async def test_a_correct_provider_passes_also_if_its_first_version_is_0(correct: type[MemorySecretProvider]):
+    store = MemoryStore()
+    report = await check_provider(lambda: correct(store), rounds=5, settle=timedelta(0))
+    assert [(one.check, str(one.error)) for one in report.failures] == []
+
+
 @pytest.mark.slow
 async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_not_passed():
     class Weak(MemorySecretProvider):
@@ -190,6 +296,7 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
         "a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing": "memory declares recoverable=False",
         "a_destroyed_version_is_gone_for_good": "memory declares destroys=False",
         "a_labelled_version_cannot_be_destroyed": "memory declares destroys=False",
+        "of_a_destruction_and_a_label_exactly_one_wins": "memory declares destroys=False",
         "of_two_writers_exactly_one_wins": "memory declares cas=False",
         "of_two_writers_at_most_one_believes_that_it_won": "memory declares best_effort_cas=False",
         "of_many_label_movers_exactly_one_wins": "memory declares cas=False",

@@ -430,6 +430,19 @@ def test_sessions_of_a_settings_file_are_taken_as_they_are() -> None:
     assert set(pool.root_ids) == {"root-a", "root-b"}
 
 
+def test_a_session_that_was_removed_from_a_settings_file_is_trusted_only_if_a_root_has_introduced_it() -> None:
+    pool = TrustPool(org=ORG, current=A, roots=[A.session], trusted=[USER.session, ANON.session])
+    assert pool.add_session_commit(introduction(ANON, A))
+    for one in (USER, ANON):
+        assert pool.get_session(one.id) == one.session
+    pool.replace_trusted([])
+    with pytest.raises(UnknownSignerError):
+        pool.get_session(USER.id)
+    assert pool.get_session(ANON.id) == ANON.session
+    pool.replace_trusted([USER.session])
+    assert pool.get_session(USER.id) == USER.session
+
+
 def test_roots_that_introduce_each_other_do_not_survive_the_revocation_of_who_brought_them() -> None:
     rogue, other = root("root-x"), root("root-y")
     pool = pool_of(A, A, B)

@@ -846,6 +846,7 @@ class Database:
     def _adopt_settings(self, settings: DBSettings) -> None:
         before = self.pool.current.id
         self.pool.adopt_document(self._connect_root(settings.document))
+        self.pool.replace_trusted(settings.trusted)
         self.frozen_commits.apply_document(settings.document)
         self._expiry.check_expiry()
         if self.pool.current.id != before:

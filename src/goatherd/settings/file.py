@@ -2,7 +2,8 @@
 
 GoatDB's own loader creates a new identity if it cannot read the file. Here a missing or unreadable file is an error,
 and no new identity is created. Rules: the file is replaced atomically or left unchanged; only `FileSettings.create`
-creates it.
+creates it. Another program may have changed the file: it is read before each write, and its identity is adopted or the
+write fails.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class FileSettings(SettingsSource):
     The file is replaced atomically, with mode 0600. New user sessions are written together, after a short delay and at
     the latest when the context is left, so that ten thousand sessions do not cause ten thousand writes.
 
+    Before each write, the file is read again. If another program has changed it, its identity is adopted by the rules
+    of `refresh`; if that identity is rejected, the file is not overwritten. A user session that was removed from the
+    file is no longer trusted, and not written again.
+
     Args:
         path: The file, or the directory that holds ``settings.json``. `for_org` replaces ``{org}`` in it; a directory
             without ``{org}`` is taken for a server's data directory, with one subdirectory for each organization.
@@ -51,7 +56,7 @@ class FileSettings(SettingsSource):
         self._write_delay = write_delay
         self._trusted: dict[str, Session] = {}
         self._is_trusted_stale = False
-        self._is_dirty = False
+        self._unwritten: dict[str, Session] = {}
         self._writing = asyncio.Lock()
         self._written: bytes | None = None
         self._later: asyncio.Task[None] | None = None
@@ -100,7 +105,7 @@ class FileSettings(SettingsSource):
     async def _close_source(self) -> None:
         later, self._later = self._later, None
         await cancel_tasks(later)
-        if self._is_dirty:
+        if self._unwritten:
             await self.flush()
 
     async def _read_first(self) -> DBSettings:
@@ -113,19 +118,32 @@ class FileSettings(SettingsSource):
 
     async def _read_again(self, *, is_requested: bool) -> DBSettings | None:  # noqa: ARG002 - a file is read either way
         async with self._writing:
-            raw = await asyncio.to_thread(read_file, self.path)
-            if raw == self._written:
-                return None
-            found, seen = self._decode_settings(raw), self.settings.document
-            # GoatDB's own form has no generations.
-            if found.document.generation > 1 or seen.generation > 1:
-                check_generation(found.document, seen)
-            trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
-            verify_succession(found.document, trusted, anchor=seen.anchor_session)
-            check_signature(found.document, seen)
-            self._written = raw
-            self._trusted |= {session.id: session for session in found.trusted}
-            return replace(found, trusted=tuple(self._trusted.values()))
+            return await self._read_changed()
+
+    async def _read_changed(self) -> DBSettings | None:
+        """Read the file; return its settings if another program has changed it and its identity passes the checks.
+
+        The caller holds the lock, and applies the settings.
+        """
+        raw = await asyncio.to_thread(read_file, self.path)
+        if raw == self._written:
+            return None
+        found, seen = self._decode_settings(raw), self.settings.document
+        # GoatDB's own form has no generations.
+        if found.document.generation > 1 or seen.generation > 1:
+            check_generation(found.document, seen)
+        trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
+        verify_succession(found.document, trusted, anchor=seen.anchor_session)
+        check_signature(found.document, seen)
+        self._written = raw
+        # A session that is missing in the file was removed from it, unless it was added here and not written yet.
+        self._trusted = {session.id: session for session in found.trusted} | self._unwritten
+        return replace(found, trusted=tuple(self._trusted.values()))
+
+    async def _adopt_changed(self) -> None:
+        found = await self._read_changed()
+        if found is not None:
+            self._apply_settings(found, Event.SETTINGS_CHANGED)
 
     def _decode_settings(self, raw: bytes) -> DBSettings:
         now_ms = self._clock.now_ms()
@@ -154,21 +172,69 @@ class FileSettings(SettingsSource):
             Whether the identity was written.
 
         Raises:
-            GenerationError, SuccessionError: The identity is not a valid successor of the one in use.
-            SettingsError: The file cannot be written.
+            IdentityError: The identity is not a valid successor of the one in use, such as `GenerationError` if another
+                one was written first; or the file holds an identity that is rejected.
+            SettingsError: The file is missing, or cannot be read or written.
         """
-        in_use = super().settings.document
+        _ = super().settings
         news = {session.id: session for session in trusted_sessions if not session.is_root}
-        if any(self._trusted.get(session_id) != session for session_id, session in news.items()):
+        news = {session_id: session for session_id, session in news.items() if self._trusted.get(session_id) != session}
+        if news:
             self._trusted |= news
-            self._is_trusted_stale = self._is_dirty = True
+            self._unwritten |= news
+            self._is_trusted_stale = True
             if self._later is None or self._later.done():
                 self._later = asyncio.create_task(self._write_later(), name=f"write {self._source}")
-        if document is None or encode_document(document) == encode_document(in_use):
+        if document is None:
             return False
-        verify_successor(document, in_use)
         async with self._writing:
+            await self._adopt_changed()
+            in_use = self.settings.document
+            if encode_document(document) == encode_document(in_use):
+                return False
+            verify_successor(document, in_use)
             await self._write_file(document)
+        return True
+
+    async def flush(self) -> None:
+        """Write new user sessions to ``settings.json`` now, without waiting for the write delay.
+
+        Raises:
+            IdentityError: The file holds an identity that is rejected, and was not changed.
+            SettingsError: The file is missing, or cannot be read or written.
+        """
+        async with self._writing:
+            await self._adopt_changed()
+            await self._write_file(self.settings.document)
+
+    async def _write_later(self) -> None:
+        while self._unwritten:
+            await self._clock.sleep(self._write_delay)
+            try:
+                await self.flush()
+            except GoatherdError as error:
+                self._record_failure(error)
+
+    async def _write_file(self, document: IdentityDocument) -> None:
+        raw, added = _file_text(document, self._trusted.values()), dict(self._unwritten)
+        if raw != self._written:
+            # Not cut short by a cancellation: what is on the disk and what is in use must agree.
+            writing = asyncio.ensure_future(asyncio.to_thread(replace_file, self.path, raw))
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait({writing})
+                if writing.exception() is None:
+                    self._note_written(document, raw, added)
+                raise
+        self._note_written(document, raw, added)
+
+    def _note_written(self, document: IdentityDocument, raw: bytes, added: dict[str, Session]) -> None:
+        self._written = raw
+        self._unwritten = {
+            session_id: session for session_id, session in self._unwritten.items() if added.get(session_id) != session
+        }
+        if document is not self.settings.document:
             settings = replace(
                 self.settings,
                 current=document.current,
@@ -177,42 +243,6 @@ class FileSettings(SettingsSource):
                 loaded_at_ms=self._clock.now_ms(),
             )
             self._apply_settings(settings, Event.SETTINGS_CHANGED)
-        return True
-
-    async def flush(self) -> None:
-        """Write changed settings to ``settings.json`` now, without waiting for the write delay.
-
-        Raises:
-            SettingsError: The file cannot be written.
-        """
-        async with self._writing:
-            await self._write_file(self.settings.document)
-
-    async def _write_later(self) -> None:
-        while self._is_dirty:
-            await self._clock.sleep(self._write_delay)
-            try:
-                await self.flush()
-            except GoatherdError as error:
-                self._record_failure(error)
-
-    async def _write_file(self, document: IdentityDocument) -> None:
-        raw = _file_text(document, self._trusted.values())
-        self._is_dirty = False
-        if raw == self._written:
-            return
-        # Not cut short by a cancellation: what is on the disk and what is remembered of it must agree.
-        writing = asyncio.ensure_future(asyncio.to_thread(replace_file, self.path, raw))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
-        finally:
-            if writing.done() and not writing.cancelled() and writing.exception() is None:
-                self._written = raw
-            else:
-                self._is_dirty = True
 
 
 def _file_text(document: IdentityDocument, trusted: Iterable[Session]) -> bytes:

@@ -39,6 +39,7 @@ from goatherd.testing.subject import Check
 EXIT_FAILED: Final = 1
 EXIT_NOT_RUN: Final = 2
 EXIT_INTERRUPTED: Final = 130
+NOT_CHECKED: Final = "writers in different processes, because the concurrent writers of the checks run in one"
 _WIDTH: Final = 74
 _SILENT: Final = 3
 """After so many failed checks in a row without an answer, the command looks whether the store is still there."""
@@ -275,7 +276,7 @@ def _print_outcome(outcome: CheckOutcome) -> None:
 
 
 def summary(report: ContractReport) -> str:
-    """Return the last lines of the printed table: how many checks passed, and the secrets that were not removed."""
+    """Return the last lines of the printed table: how many checks passed, what no check can find, and what is left."""
     counts = {result: len(report.with_result(result)) for result in Result}
     seconds = sum(outcome.seconds for outcome in report.outcomes)
     told = ", ".join(f"{count} {result.value}" for result, count in counts.items())
@@ -287,6 +288,7 @@ def summary(report: ContractReport) -> str:
         lines.append(
             f"skipped: {not_promised} the provider does not promise, {need_a_fake} need a fake that answers wrongly"
         )
+    lines.append(f"not checked: {NOT_CHECKED}")
     if report.left_behind:
         lines += ["could not remove these secrets, where they exist:", *(f"  {name}" for name in report.left_behind)]
     return "\n".join(lines)
@@ -299,6 +301,7 @@ def report_as_data(address: str, report: ContractReport) -> dict[str, object]:
         "failed": len(report.with_result(Result.FAILED)),
         "passed": len(report.with_result(Result.PASSED)),
         "skipped": len(report.with_result(Result.SKIPPED)),
+        "not_checked": NOT_CHECKED,
         "left_behind": list(report.left_behind),
         "checks": [
             {

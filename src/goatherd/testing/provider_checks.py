@@ -36,6 +36,11 @@ from goatherd.testing.subject import Check, Subject, losing_the_answer, must, on
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
 
 
+def ids_of_no_version(*made: SecretVersion) -> list[str]:
+    """Return strings that are not the id of a version, given every version that a secret has had."""
+    return [text for text in NOT_VERSIONS if text not in {version.id for version in made}]
+
+
 async def a_new_secret_reads_back(it: Subject) -> None:
     """A secret that was just created can be read by its label and by the id of its version, and has one version."""
     name, before = it.new_id(), time.time_ns() // 1_000_000
@@ -82,7 +87,7 @@ async def what_is_not_there_is_not_found(it: Subject) -> None:
         await refused(SecretNotFoundError, it, begin())
     made = await p.create(name, b"first")
     await refused(SecretNotFoundError, it, p.read(name, STABLE))
-    for text in NOT_VERSIONS:
+    for text in ids_of_no_version(made):
         await refused(SecretNotFoundError, it, p.read(name, VersionId(text)))
         await refused(SecretNotFoundError, it, p.label(name, STABLE, text, expected=None))
     must(await it.picture(name) == {CURRENT: made.id}, "an unknown version got a label")
@@ -260,7 +265,7 @@ async def a_destroyed_version_is_gone_for_good(it: Subject) -> None:
     must(await it.seen(name, second.id) == b"second", "another version was harmed")
     third = await p.write(name, b"third", expected=second.id)
     must(third.id not in (first.id, second.id), "an id was given twice")
-    for text in NOT_VERSIONS:
+    for text in ids_of_no_version(first, second, third):
         await refused(SecretNotFoundError, it, p.destroy(name, text))
 
 
@@ -293,9 +298,11 @@ async def destroy_the_unlabelled(it: Subject, name: str) -> tuple[SecretVersion,
     return first, second, third
 
 
-async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third: SecretVersion) -> None:
+async def must_be_unharmed(
+    it: Subject, name: str, first: SecretVersion, second: SecretVersion, third: SecretVersion
+) -> None:
     """Check that a version that does not exist cannot be destroyed, and that the labelled versions have not changed."""
-    for text in NOT_VERSIONS:
+    for text in ids_of_no_version(first, second, third):
         await refused(SecretNotFoundError, it, it.provider.destroy(name, text))
     must(await it.seen(name, third.id) == b"third", "another version was harmed")
     must(await it.seen(name, second.id, STABLE) == b"second", "a refused destruction did harm")
@@ -305,8 +312,8 @@ async def must_be_unharmed(it: Subject, name: str, second: SecretVersion, third:
 async def a_store_that_only_deprecates_keeps_what_is_labelled(it: Subject) -> None:
     """If a store only marks a version as deprecated, to remove it at some time, the labelled versions do not change."""
     name = it.new_id()
-    _, second, third = await destroy_the_unlabelled(it, name)
-    await must_be_unharmed(it, name, second, third)
+    versions = await destroy_the_unlabelled(it, name)
+    await must_be_unharmed(it, name, *versions)
 
 
 @only_if(lambda promised: promised.disables and not promised.destroys, "declares disables=False")
@@ -319,7 +326,7 @@ async def a_store_that_only_disables_does_not_read_what_is_off(it: Subject) -> N
     await p.destroy(name, first.id)
     states = {v.id: v.state for v in await p.versions(name)}
     must(states[first.id] is VersionState.DISABLED, "it is not listed as disabled")
-    await must_be_unharmed(it, name, second, third)
+    await must_be_unharmed(it, name, first, second, third)
 
 
 @only_if(lambda promised: promised.recoverable, "declares recoverable=False")
@@ -341,17 +348,23 @@ async def a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing(it:
 
 @only_if(lambda promised: not promised.recoverable, "declares recoverable=True")
 async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
-    """A deleted secret can be created again, and nothing of the old one is left."""
+    """A deleted secret can be created again, and nothing of the old one is left: no value, no version, no label."""
     p, name = it.provider, it.new_id()
     first = await p.create(name, b"old")
-    await p.write(name, b"older", expected=first.id)
+    second = await p.write(name, b"older", expected=first.id)
     await p.label(name, STABLE, first.id, expected=None)
     await p.delete(name)
     await refused(SecretNotFoundError, it, p.read(name))
+    for old in (first, second):
+        await refused(SecretNotFoundError, it, p.read(name, old.id))
     await refused(SecretNotFoundError, it, p.delete(name))
     again = await p.create(name, b"new")
     must(await it.seen(name, again.id) == b"new", "the new secret holds another value")
+    must([v.id for v in await p.versions(name)] == [again.id], "versions of the deleted secret came back")
     must(await it.picture(name) == {CURRENT: again.id}, "labels of the deleted secret came back")
+    for old in (first, second):
+        if old.id != again.id:
+            await refused(SecretNotFoundError, it, p.read(name, old.id))
 
 
 @only_if(lambda promised: promised.cas, "declares cas=False")
@@ -418,6 +431,39 @@ async def of_many_label_movers_exactly_one_wins(it: Subject) -> None:
         must(len(winners) == 1, f"{len(winners)} movers won")
         expected = winners[0].id
         must((await it.picture(name))[STABLE] == expected, "the label is not where the winner put it")
+
+
+@only_if(lambda promised: promised.destroys, "declares destroys=False")
+async def of_a_destruction_and_a_label_exactly_one_wins(it: Subject) -> None:
+    """If a version is destroyed and labelled at the same time, exactly one of the two calls succeeds.
+
+    Without real compare-and-swap, at most one succeeds.
+    """
+    promised, name = it.provider.guarantees, it.new_id()
+    holder = await it.provider.create(name, b"0")
+    stable: VersionId | None = None
+    async with it.factory() as other:
+        for number in range(1, max(4, it.rounds // 5) + 1):
+            old, holder = holder, await it.provider.write(name, b"%d" % number, expected=holder.id)
+            calls = {
+                "destroy": it.provider.destroy(name, old.id),
+                "label": other.label(name, STABLE, old.id, expected=stable),
+            }
+            order = sorted(calls, reverse=bool(number % 2))
+            outcomes = await asyncio.gather(*(calls[each] for each in order), return_exceptions=True)
+            errors = dict(zip(order, outcomes, strict=True))
+            destroyed, labelled = errors["destroy"] is None, errors["label"] is None
+            must(not (destroyed and labelled), "a version was destroyed that has just got a label")
+            must(destroyed or labelled or not promised.cas, "neither the destruction nor the label succeeded")
+            _only_conflicts([errors["destroy"]] if not destroyed else [])
+            if not isinstance(errors["label"], VersionDisabledError):
+                _only_conflicts([errors["label"]] if not labelled else [])
+            if labelled:
+                stable = old.id
+                must(await it.seen(name, old.id, STABLE) == b"%d" % (number - 1), "the labelled value changed")
+            if destroyed:
+                await refused(VersionDisabledError, it, it.provider.read(name, old.id))
+            must((await it.picture(name)).get(STABLE) == stable, "the label is not where it was put last")
 
 
 async def of_many_creators_exactly_one_wins(it: Subject) -> None:
@@ -563,6 +609,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
     of_two_writers_exactly_one_wins,
     of_two_writers_at_most_one_believes_that_it_won,
     of_many_label_movers_exactly_one_wins,
+    of_a_destruction_and_a_label_exactly_one_wins,
     of_many_creators_exactly_one_wins,
     a_reader_sees_old_or_new_and_never_goes_back,
     nothing_shows_a_value,

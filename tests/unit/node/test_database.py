@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.errors import StorageError
+from goatherd.errors import StorageError, UnknownSignerError
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import earlier_introduction_id
+from goatherd.identity.settings_json import to_settings
 from goatherd.identity.transitions import prune_roots
 from goatherd.ids import new_id
 from goatherd.node import Server
@@ -27,6 +28,7 @@ from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import make_session_commit as session_of_root
 from goatherd.serving.caller_limits import Rate
+from goatherd.settings import FileSettings
 from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
 from tests.unit.node.nodes import (
@@ -86,6 +88,24 @@ async def test_a_server_without_peers_follows_by_an_introduction_behind_a_damage
         await provider.write(SECRET, pruned, label=CURRENT, expected=VersionId("1"))
         assert await settings.refresh(), settings.status.last_refusal
         assert settings.settings.document.find_root(earlier.id) is None
+
+
+async def test_a_user_session_that_was_removed_from_settings_json_is_not_trusted_after_a_refresh(
+    tmp_path: Path,
+) -> None:
+    users = [OwnedSession.generate(session_id=name, owner=None, now_ms=now_ms()).session for name in ("one", "two")]
+    file = tmp_path / ORG / "settings.json"
+    file.parent.mkdir()
+    file.write_bytes(to_settings(document_of(root("signer")), users))
+    settings = FileSettings(file)
+    async with Server(tmp_path, settings, debug=True) as server:
+        pool = server.database().pool
+        assert [pool.get_session(user.id) for user in users] == users
+        file.write_bytes(to_settings(settings.settings.document, users[1:]))
+        assert await settings.refresh(), settings.status.last_refusal
+        assert pool.get_session("two") == users[1]
+        with pytest.raises(UnknownSignerError):
+            pool.get_session("one")
 
 
 async def test_sessions_are_verified_in_the_background_though_some_of_them_make_it_fail(

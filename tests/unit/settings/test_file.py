@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import stat
+import threading
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,17 @@ from goatherd.errors import (
     SettingsError,
     SuccessionError,
 )
-from goatherd.identity import OwnedSession, create_document, encode_document, from_settings, prepare_rotation
+from goatherd.identity import (
+    IdentityDocument,
+    OwnedSession,
+    Phase,
+    activate_rotation,
+    create_document,
+    encode_document,
+    from_settings,
+    prepare_rotation,
+    with_phase,
+)
 from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options
 from tests.deadlines import HANG
 
@@ -189,7 +200,7 @@ async def test_an_edit_of_the_file_is_taken_over_where_it_follows_and_refused_wh
     path.write_bytes(encode_document(new))
     assert await settings.refresh() is True
     assert settings.settings.document == new
-    assert settings.settings.trusted == loaded.trusted
+    assert settings.settings.trusted == ()
     for text in (encode_document(FIRST), b"garbage", GOATDB.encode()):
         path.write_bytes(text)
         assert await settings.refresh() is False
@@ -199,6 +210,127 @@ async def test_an_edit_of_the_file_is_taken_over_where_it_follows_and_refused_wh
     path.unlink()
     assert await settings.refresh() is False
     assert settings.status.failures == 4
+
+
+async def rotate(settings: FileSettings) -> IdentityDocument:
+    """Activate root B as another program does, with three writes; return the identity that is in the file then."""
+    loaded = (await settings.load()).document
+    prepared = prepare_rotation(loaded, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+    published = with_phase(prepared, Phase.PUBLISHED, NOW)
+    activated = activate_rotation(published, NOW)
+    for document in (prepared, published, activated):
+        assert await settings.update(document=document) is True
+    return activated
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+async def test_a_write_of_sessions_adopts_the_identity_that_another_program_wrote(
+    path: Path, clock: HandClock, is_left: bool
+) -> None:
+    async with FileSettings(path, clock=clock) as settings, FileSettings(path) as other:
+        trusted = (await settings.load()).trusted
+        told: list[DBSettings] = []
+        settings.subscribe(told.append)
+        new = await rotate(other)
+        before = path.read_bytes()
+        await settings.update(trusted_sessions=[U.session])
+        if not is_left:
+            await settle()
+            await clock.turn(DELAY)
+            await until_written(settings, path, before)
+    found, users, _ = from_settings(path.read_bytes(), NOW)
+    assert found == new == settings.settings.document
+    assert [one.document for one in told] == [new]
+    assert users == settings.settings.trusted == (*trusted, U.session)
+
+
+async def test_an_identity_does_not_overwrite_one_that_another_program_wrote(path: Path) -> None:
+    async with FileSettings(path) as settings, FileSettings(path) as other:
+        stale = (await settings.load()).document
+        stale = prepare_rotation(stale, A, now_ms=NOW, rotation_id="q", started_by="y", stable_version=None)
+        new = await rotate(other)
+        with pytest.raises(GenerationError):
+            await settings.update(document=stale)
+        assert settings.settings.document == new
+        assert await settings.update(document=new) is False
+    assert (await FileSettings(path).load()).document == new
+
+
+async def test_of_two_identities_that_are_written_at_once_only_the_first_is_written(path: Path) -> None:
+    async with FileSettings(path) as settings:
+        loaded = (await settings.load()).document
+        first, second = (
+            prepare_rotation(loaded, root, now_ms=NOW, rotation_id=root.id, started_by="x", stable_version=None)
+            for root in (A, B)
+        )
+        done = await asyncio.gather(
+            settings.update(document=first), settings.update(document=second), return_exceptions=True
+        )
+        assert done[0] is True
+        assert isinstance(done[1], GenerationError)
+        assert settings.settings.document == first
+    assert (await FileSettings(path).load()).document == first
+
+
+async def test_a_session_that_was_removed_from_the_file_is_not_trusted_and_not_written_again(
+    path: Path, clock: HandClock
+) -> None:
+    removed, kept = (replace(U.session, id=letter * 24) for letter in "rk")
+    async with FileSettings(path, clock=clock) as settings:
+        loaded = await settings.load()
+        await settings.update(trusted_sessions=[removed, kept])
+        await settings.flush()
+        tree = json.loads(path.read_bytes())
+        tree["trustedSessions"] = [one for one in tree["trustedSessions"] if one["id"] != removed.id]
+        path.write_text(json.dumps(tree))
+        await settings.update(trusted_sessions=[U.session])
+        assert await settings.refresh() is True
+        assert settings.settings.trusted == (*loaded.trusted, kept, U.session), "U is not written yet"
+    assert from_settings(path.read_bytes(), NOW)[1] == (*loaded.trusted, kept, U.session)
+
+
+async def test_sessions_wait_while_the_file_is_missing_or_its_identity_is_refused(path: Path) -> None:
+    async with FileSettings(path) as settings:
+        await settings.load()
+        await settings.update(trusted_sessions=[U.session])
+        for text in (encode_document(FIRST), b"garbage"):
+            path.write_bytes(text)
+            with pytest.raises(IdentityError):
+                await settings.flush()
+            assert path.read_bytes() == text
+        path.unlink()
+        with pytest.raises(SettingsError, match="does not exist"):
+            await settings.flush()
+        assert list(path.parent.iterdir()) == []
+        path.write_text(GOATDB)
+    assert U.session in from_settings(path.read_bytes(), NOW)[1]
+
+
+async def test_an_identity_whose_write_was_cancelled_is_in_use_if_it_was_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end, real = asyncio.Event(), threading.Event(), files.replace_file
+    loop = asyncio.get_running_loop()
+
+    def slow(place: Path, raw: bytes) -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert may_end.wait(HANG)
+        real(place, raw)
+
+    monkeypatch.setattr("goatherd.settings.file.replace_file", slow)
+    async with FileSettings(path) as settings:
+        loaded = (await settings.load()).document
+        new = prepare_rotation(loaded, B, now_ms=NOW, rotation_id="r", started_by="x", stable_version=None)
+        task = asyncio.create_task(settings.update(document=new))
+        await asyncio.wait_for(began.wait(), HANG)
+        task.cancel()
+        await settle()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert settings.settings.document == new
+        await settings.update(trusted_sessions=[U.session])
+    assert (await FileSettings(path).load()).document == new
 
 
 async def test_create_is_the_explicit_way_and_overwrites_nothing(tmp_path: Path) -> None:
