@@ -177,6 +177,7 @@ async def migrate_all(
         SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
             server that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
+        ProviderConfigurationError: The store exists only in this process, and this is no dry run.
         WrongClockError: This machine's clock differs from the store's.
         StorageError: A running server holds a log open, or a log is damaged.
         DiscoveryError: The running servers could not be discovered.
@@ -288,6 +289,8 @@ async def _migrate_server(
         except SecretNotFoundError:
             present = None
         if not dry_run:
+            # SECURITY: `remove_keys` deletes the only other copy of the key (tests/unit/cli/test_migrate_cluster.py).
+            store.check_durable("migrate")
             store.check_clock(target.clock_tolerance)
         if present is not None:
             _check_same_identity(present, document, store.name)

@@ -310,6 +310,16 @@ def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
     assert settings(data)["currentSession"] == before["currentSession"]
 
 
+def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd, data: Path) -> None:  # noqa: F811
+    command = ["migrate", str(data), "--provider", "memory:///lost/root"]
+    for more in (["--remove-key"], []):
+        refused = goatherd(*command, *more)
+        assert refused.code == EXIT_CODES["provider"]
+        assert "the memory store is lost when the command ends" in refused.err
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+    assert goatherd(*command, "--dry-run").code == 0
+
+
 def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
     backup = data / "localhost/settings.json.bak"
     shutil.copy(data / "localhost/settings.json", backup)
