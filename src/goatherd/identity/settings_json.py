@@ -59,12 +59,17 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
             raise MalformedIdentityError(f"root {missing[0]} is in trustedSessions, but not among the roots")
     else:
         document, users = _convert_settings(tree, trusted, now_ms, notes)
+    return document, users, notes + describe_short_life(document, now_ms)
+
+
+def describe_short_life(document: IdentityDocument, now_ms: int) -> list[str]:
+    """Return a note on a current root that expires soon or has expired; an empty list otherwise."""
     left = days_left(document, now_ms)
     if left < 0:
-        notes.append(f"the current root {document.current.id} has expired. {EXPIRED_HINT}")
-    elif left < SHORT_LIFE.days:
-        notes.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
-    return document, users, notes
+        return [f"the current root {document.current.id} has expired. {EXPIRED_HINT}"]
+    if left < SHORT_LIFE.days:
+        return [f"the current root {document.current.id} expires in {left:.1f} days; rotate it"]
+    return []
 
 
 def _convert_settings(

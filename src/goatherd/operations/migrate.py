@@ -5,9 +5,10 @@ identity into the store, writes the trusted user sessions of each settings.json 
 the store back, and asks the running servers whether they accept the root. It stops no server. `remove_keys` removes the
 settings.json files.
 
-Rules: an identity that the store already holds is never overwritten. A log that a process has open is not changed. A
-second run changes nothing. A key is removed from a disk only after the store has returned the same identity, and only
-if none of the servers rejects the root.
+Rules: an identity that the store already holds is never overwritten; only the expiration of its current root becomes a
+later one, which a GoatDB server has given the root meanwhile. A log that a process has open is not changed. A
+second run changes nothing. A key is removed from a disk only after the store has returned the same identity, with an
+expiration at which all that the root has signed is valid, and only if none of the servers rejects the root.
 """
 
 from __future__ import annotations
@@ -30,19 +31,24 @@ from goatherd.data_directory import REMAINS, refuse_running
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
+    IllegalStepError,
     SecretExistsError,
     SecretNotFoundError,
     SettingsError,
     UnconfirmedError,
+    UnsignedIdentityError,
 )
 from goatherd.files import remove_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document, sign_document
 from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_json import describe_short_life
+from goatherd.identity.transitions import extend_current_root
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
 from goatherd.operations.identity_store import Store
 from goatherd.operations.merge_identities import (
     contains_root,
+    covers_root,
     describe_double_keys,
     describe_union,
     merge_server_identities,
@@ -55,7 +61,7 @@ from goatherd.operations.migration_sessions import (
     find_held_by_servers,
     find_held_in_logs,
 )
-from goatherd.providers.values import ORG_FIELD, SecretBytes
+from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
 from goatherd.times import iso
 from goatherd.wire.commit import Commit
 
@@ -177,6 +183,7 @@ async def migrate_all(
         SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
             server that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
+        UnsignedIdentityError: The stored identity needs the later expiration of a settings.json, but is not signed.
         ProviderConfigurationError: The store exists only in this process, and this is no dry run.
         WrongClockError: This machine's clock differs from the store's.
         StorageError: A running server holds a log open, or a log is damaged.
@@ -285,16 +292,19 @@ async def _migrate_server(
     is_read_back = False
     async with target.open_store(source.org) as store:
         try:
-            _, present = await store.read()
+            version, present = await store.read()
         except SecretNotFoundError:
-            present = None
+            version, present = None, None
         if not dry_run:
             # SECURITY: `remove_keys` deletes the only other copy of the key (tests/unit/cli/test_migrate_cluster.py).
             store.check_durable("migrate")
             store.check_clock(target.clock_tolerance)
+        extended = None
         if present is not None:
             _check_same_identity(present, document, store.name)
-        identity = present or document
+            extended = _extend_stored_root(present, document.current, store.name)
+            _check_covered(extended or present, (document.current, own_root), source.settings, store.name)
+        identity = extended or present or document
         with compare_sessions(source, users, identity, writes=write_sessions and not dry_run) as sessions:
             if present is None and not dry_run:
                 try:
@@ -305,14 +315,21 @@ async def _migrate_server(
                         f"{store.name} received an identity from another process during this migration; that "
                         "identity was kept"
                     ) from error
+            if extended is not None and version is not None and not dry_run:
+                value = SecretBytes(encode_document(extended))
+                await store.provider.write(store.secret_id, value, label=CURRENT, expected=version.id)
             if write_sessions and not dry_run:
                 # Signed by the root of settings.json, even after rotations, so that each server writes the same commit.
                 is_revoked = document.current.id in identity.revoked_ids
                 sessions.write(identity.current if is_revoked else document.current, source.org, held)
                 sessions.write_roots(introduced_roots, source.org, held)
         if not dry_run:
-            await read_back(store, document.current)
+            identity = await read_back(store, document.current)
             is_read_back = True
+    if present is not None and extended is not None:
+        notes.append(_describe_extension(present, extended, dry_run=dry_run))
+    if identity.current != document.current:
+        notes += describe_short_life(identity, SystemClock().now_ms())
     notes += sessions.problems
     notes += [f"{copy} holds a private key too" for copy in find_key_copies(source.settings)]
     if any(note.startswith("the private key of root") for note in notes):
@@ -370,6 +387,66 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
         )
 
 
+def _extend_stored_root(present: IdentityDocument, root: OwnedSession, name: str) -> IdentityDocument | None:
+    """Return the stored identity `present` with the later expiration of `root`; None if it needs or allows no change.
+
+    COMPAT: a GoatDB server that restarts with 15 days or less left extends the root in its settings.json only.
+
+    Raises:
+        UnsignedIdentityError: The identity in the store, called `name`, is not signed, so it must not be signed here.
+    """
+    stored = present.current.session
+    if stored.id != root.id or stored.expiration_ms >= root.session.expiration_ms:
+        return None
+    # SECURITY: a signature over an altered document would make it valid (tests/unit/cli/test_migrate_cluster.py).
+    if not present.is_signed:
+        raise UnsignedIdentityError(
+            f"{name} holds an identity without a valid signature, so the later expiration of root {root.id} was not"
+            " written into it"
+        )
+    try:
+        return extend_current_root(present, root.session.expiration_ms, SystemClock().now_ms())
+    except IllegalStepError:
+        return None
+
+
+def _check_covered(stored: IdentityDocument, roots: Iterable[OwnedSession], settings: Path, name: str) -> None:
+    """Check that all that the roots of a settings.json have signed is valid with the identity in the store.
+
+    Raises:
+        SettingsError: The store, called `name`, holds one of the roots with an expiration that has passed, and the file
+            has a later one.
+    """
+    for root in roots:
+        kept = stored.find_root(root.id)
+        if kept is None or root.id in stored.revoked_ids or covers_root(stored, root, SystemClock().now_ms()):
+            continue
+        if stored.rotation is not None:
+            why = f"rotation {stored.rotation.id} is in progress there"
+            hint = "Complete the rotation (`goatherd rotate --resume`) or cancel it (`--cancel`), then run this again."
+        else:
+            why = "it is not the current root there, or another root has signed its earlier expiration"
+            hint = (
+                "If that may be lost (users who have signed in since then sign in again), start the server from the"
+                " store and remove the file by hand."
+            )
+        raise SettingsError(
+            f"{settings} has extended root {root.id} until {iso(root.session.expiration_ms)}, but in {name} this root"
+            f" has expired at {iso(kept.expiration_ms)}, and {why}. What the root has signed since then would become"
+            " invalid. Nothing was removed",
+            hint=hint,
+        )
+
+
+def _describe_extension(present: IdentityDocument, extended: IdentityDocument, *, dry_run: bool) -> str:
+    before, after = (iso(one.current.session.expiration_ms) for one in (present, extended))
+    would = "would become" if dry_run else "is now"
+    return (
+        f"a GoatDB server has extended root {extended.current.id}: its expiration in the store {would} {after} instead"
+        f" of {before}"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAcceptance:
     """Whether a running server accepts requests that are signed with the root of an organization.
@@ -383,10 +460,11 @@ class RootAcceptance:
 
 
 async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
-    """Read the identity in the store, and check that it contains the root `wanted`.
+    """Read the identity in the store, and check that it contains the root `wanted`, with a sufficient expiration.
 
     Raises:
-        SettingsError: The store holds another identity.
+        SettingsError: The store holds another identity, or an expiration at which not all that the root has signed is
+            valid.
         ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
@@ -394,6 +472,12 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
         raise SettingsError(
             f"{store.name} did not return root {wanted.id} when it was read back",
             hint="Nothing was removed from the disk. `goatherd show --versions` shows what the store holds.",
+        )
+    if wanted.id not in document.revoked_ids and not covers_root(document, wanted, SystemClock().now_ms()):
+        raise SettingsError(
+            f"{store.name} returned root {wanted.id} with an earlier expiration than settings.json when it was read"
+            " back",
+            hint="Nothing was removed from the disk. Run the command again.",
         )
     return document
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -15,16 +16,22 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.clock import SystemClock
 from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
-from goatherd.identity.document import decode_document
+from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
 from goatherd.node.log_storage import LogDirectory
+from goatherd.operations.migration_files import verified_sessions
+from goatherd.plugins import open_provider
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
+from goatherd.wire.javascript_values import ms_from_seconds
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
@@ -318,6 +325,119 @@ def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd
         assert "the memory store is lost when the command ends" in refused.err
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
     assert goatherd(*command, "--dry-run").code == 0
+
+
+def expires(top: Path, days: float) -> int:
+    """Give the root in a settings.json an expiration some days from now, as GoatDB does at a start."""
+    expiration_ms = SystemClock().now_ms() + round(days * 86_400_000)
+    tree = settings(top)
+    listed = [tree["currentSession"], *tree["roots"], *tree["trustedSessions"]]
+    for session in listed:
+        if session["id"] == NAMED["root"]:
+            session["expiration"] = expiration_ms / 1000
+    rewritten(top, tree)
+    return ms_from_seconds(expiration_ms / 1000)
+
+
+def extended(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+    """Migrate a root that expires two days ago; then GoatDB extends it, and a user signs in. Return the user."""
+    expires(data, -2)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    expires(data, 25)
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    user = OwnedSession.generate(session_id="n" * 24, owner="u9", now_ms=NOW_MS)
+    with LogDirectory(data / "localhost") as directory:
+        log = directory.open_log(SESSIONS)
+        log.append_record(introduction(user, root, ts=SystemClock().now_ms() - 86_400_000).to_json())
+        log.flush()
+    return user
+
+
+def test_the_expiration_that_goatdb_has_extended_since_is_in_the_store_before_the_file_is_removed(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    user = extended(goatherd, data, store)
+    dry = goatherd("migrate", str(data), "--provider", store, "--dry-run")
+    assert "its expiration in the store would become" in dry.out
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+    result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert result.code == 0, result.err
+    assert "its expiration in the store is now" in result.out
+    assert "has expired" not in result.out
+    assert not (data / "localhost/settings.json").exists()
+    stored = [decode_document(raw) for raw in read_versions(tmp_path)]
+    last = max(stored, key=lambda document: document.generation)
+    assert (last.generation, last.is_signed) == (2, True)
+    verify_succession(last, [last.current.session])
+    assert user.session in verified_sessions(data / "localhost", last, "localhost")
+
+
+def read_versions(tmp_path: Path) -> list[bytes]:
+    files = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
+    return [raw for raw in files if b"currentSession" in raw]
+
+
+def test_a_root_that_was_extended_after_it_was_replaced_keeps_its_file(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, 1)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    expires(data, 25)
+    later = goatherd("migrate", str(data), "--provider", store)
+    assert later.code == 0, "until its stored expiration, all that the root signs is valid"
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 2 * 86_400_000)
+        refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["settings"]
+    assert "it is not the current root there" in refused.err
+    assert (data / "localhost/settings.json").exists()
+
+
+def test_an_identity_that_was_changed_without_its_key_is_not_signed_by_a_migration(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    extended(goatherd, data, store)
+    (value,) = [path for path in (tmp_path / "keys").rglob("*") if path.is_file() and b"currentS" in path.read_bytes()]
+    stored = decode_document(value.read_bytes())
+    provider, secret_id = open_provider(store)
+    altered = SecretBytes(encode_document(replace(stored, generation=7)))
+    asyncio.run(write_secret(provider, secret_id, altered))
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["identity"]
+    assert "goatherd restore --signature" in refused.err
+    assert (data / "localhost/settings.json").exists()
+
+
+async def write_secret(provider: SecretProvider, secret_id: str, value: SecretBytes) -> None:
+    async with provider:
+        held = await provider.read(secret_id, CURRENT)
+        await provider.write(secret_id, value, label=CURRENT, expected=held.version.id)
+
+
+def test_a_short_life_of_the_root_in_the_store_is_told_whatever_the_file_says(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--lifetime", "31d").code == 0
+    current = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 20 * 86_400_000)
+        result = goatherd("migrate", str(data), "--provider", store)
+    assert f"the current root {current} expires in 11.0 days" in result.out
 
 
 def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
