@@ -56,6 +56,7 @@ from goatherd.operations.merge_identities import (
 )
 from goatherd.operations.migration_files import MigrationSource, find_key_copies, find_sources, read_settings
 from goatherd.operations.migration_sessions import (
+    StoredIdentity,
     agree_on_sessions,
     compare_sessions,
     find_held_by_servers,
@@ -212,11 +213,17 @@ async def migrate_all(
             if tell is not None:
                 tell(line)
     agreed = {org: agree_on_sessions([users for source, _, users, _ in read if source.org == org]) for org in orgs}
-    held = {org: find_held_in_logs([source for source in sources if source.org == org], one[org]) for org in orgs}
+    stored = {org: await _read_stored(target, org, one[org]) for org in orgs}
+    held = {
+        org: find_held_in_logs([source for source in sources if source.org == org], stored[org].document or one[org])
+        for org in orgs
+    }
     if write_sessions:
         for org in orgs:
             of_org = [(source, users) for source, _, users, _ in read if source.org == org]
-            held[org] |= await find_held_by_servers(target, org, one[org], of_org, held[org], is_only_server)
+            held[org] |= await find_held_by_servers(
+                target, org, one[org], stored[org], of_org, held[org], is_only_server
+            )
     outcomes = [
         await _migrate_server(
             target,
@@ -273,6 +280,22 @@ async def remove_keys(target: MigrationTarget, migration: Migration, *, confirme
                 await read_back(store, document.current)
                 messages += remove_key(source.settings, document, store.name)
     return messages
+
+
+async def _read_stored(target: MigrationTarget, org: str, document: IdentityDocument) -> StoredIdentity:
+    """Read the identity in an organization's store, and give its root the later expiration of `document`.
+
+    Raises:
+        IdentityExistsError: The store holds another identity.
+    """
+    async with target.open_store(org) as store:
+        try:
+            _, present = await store.read()
+        except SecretNotFoundError:
+            return StoredIdentity(name=store.name, document=None)
+        _check_same_identity(present, document, store.name)
+        extended = _extend_stored_root(present, document.current, store.name)
+        return StoredIdentity(name=store.name, document=extended or present)
 
 
 async def _migrate_server(

@@ -44,12 +44,12 @@ class SessionLog:
 
     Attributes:
         pool: The sessions that a trusted root introduced.
-        latest: For each session id, the id of its last commit.
+        introductions: For each session id, the verified commits that introduce the session.
         problems: A human-readable sentence for each session that could not be verified.
     """
 
     pool: TrustPool
-    latest: dict[str, str]
+    introductions: dict[str, tuple[Commit, ...]]
     problems: tuple[str, ...]
 
 
@@ -136,14 +136,17 @@ def read_session_log(data: Path, document: IdentityDocument, org: str) -> Sessio
     commits = read_commits(data / SESSIONS_LOG, org)
     pool = TrustPool.from_identity(document, org=org)
     pool.offer_session_commits(commits)
-    latest = {commit.key: commit.id for commit in commits}
-    problems = []
-    for session_id in latest:
+    introductions, problems = {}, []
+    for session_id in dict.fromkeys(commit.key for commit in commits):
+        # SECURITY: anyone may have put a commit into the log; one that was not verified must not be copied or followed
+        # (tests/unit/cli/test_migrate_cluster.py).
+        if found := pool.get_introductions(session_id):
+            introductions[session_id] = found
         try:
             pool.get_session(session_id)
         except VerificationError as error:
             problems.append(f"session {session_id} of the log could not be verified: {error}")
-    return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
+    return SessionLog(pool=pool, introductions=introductions, problems=tuple(problems))
 
 
 def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple[Session, ...]:
@@ -156,7 +159,7 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
         raise ConfigurationError(f"{data} has no {SESSIONS_LOG}", hint="Name the data directory of one organization.")
     log = read_session_log(data, document, org)
     found = []
-    for session_id in log.latest:
+    for session_id in log.introductions:
         try:
             session = log.pool.get_session(session_id)
         except VerificationError:

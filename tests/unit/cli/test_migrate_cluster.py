@@ -525,6 +525,28 @@ def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
     ]
 
 
+def test_a_forged_commit_in_one_servers_log_is_not_copied_into_anothers(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    log = other / "localhost/sys/sessions.jsonl"
+    kept = [line for line in log.read_text().splitlines() if line and json.loads(line).get("k") != NAMED["u1"]]
+    log.write_text("".join(f"{line}\n" for line in kept))
+    genuine = lines_about(data, NAMED["u1"])
+    thief = OwnedSession.generate(session_id="t" * 24, owner=None, now_ms=NOW_MS)
+    evil = OwnedSession.generate(session_id=NAMED["u1"], owner="root", now_ms=NOW_MS)
+    parents = (json.loads(genuine[-1])["id"],)
+    with LogDirectory(data / "localhost") as directory:
+        forged = directory.open_log(SESSIONS)
+        forged.append_record(introduction(evil, thief, commit_id="forged", parents=parents).to_json())
+        forged.flush()
+    assert len(lines_about(data, NAMED["u1"])) == len(genuine) + 1
+    assert goatherd("migrate", str(data), str(other), "--provider", store).code == 0
+    assert [json.loads(line) for line in lines_about(other, NAMED["u1"])] == [json.loads(line) for line in genuine]
+
+
 def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_another_may_create_differently(
     goatherd: Goatherd,
     data: Path,  # noqa: F811
