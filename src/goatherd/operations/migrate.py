@@ -54,7 +54,13 @@ from goatherd.operations.merge_identities import (
     merge_server_identities,
     pair_roots,
 )
-from goatherd.operations.migration_files import MigrationSource, find_key_copies, find_sources, read_settings
+from goatherd.operations.migration_files import (
+    MigrationSource,
+    check_signed_for,
+    find_key_copies,
+    find_sources,
+    read_settings,
+)
 from goatherd.operations.migration_sessions import (
     StoredIdentity,
     agree_on_sessions,
@@ -179,7 +185,8 @@ async def migrate_all(
             roots.
 
     Raises:
-        ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
+        ConfigurationError: A path holds no settings.json, several organizations would share one secret, or no commit of
+            a log is signed for the organization; nothing was written.
         MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
         SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
             server that may create the same sessions differently; nothing was written.
@@ -214,6 +221,9 @@ async def migrate_all(
                 tell(line)
     agreed = {org: agree_on_sessions([users for source, _, users, _ in read if source.org == org]) for org in orgs}
     stored = {org: await _read_stored(target, org, one[org]) for org in orgs}
+    for source in sources:
+        known = stored[source.org].document
+        check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
     held = {
         org: find_held_in_logs([source for source in sources if source.org == org], stored[org].document or one[org])
         for org in orgs

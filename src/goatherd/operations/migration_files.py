@@ -5,8 +5,8 @@ Nothing is written. A file that cannot be read is an error; only a missing file 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings
+from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
@@ -91,27 +92,45 @@ def _describe_source(settings: Path, given: str | None) -> MigrationSource:
     if given is not None or data is None:
         return MigrationSource(settings=settings, data=data, org=given or DEFAULT_ORG)
     # The organization is part of the signed bytes, so the log shows which of the two candidates is right.
-    commits = read_commits(data / SESSIONS_LOG, directory.name)
-    if (
-        commits
-        and not _is_signed_for(settings, commits)
-        and _is_signed_for(settings, read_commits(data / SESSIONS_LOG, DEFAULT_ORG))
-    ):
-        return MigrationSource(settings=settings, data=data, org=DEFAULT_ORG)
-    return MigrationSource(settings=settings, data=data, org=directory.name)
+    source = MigrationSource(settings=settings, data=data, org=directory.name)
+    document, _, _ = read_settings(source, 0)
+    orgs = (directory.name, DEFAULT_ORG)
+    return replace(source, org=next((org for org in orgs if _is_signed_for(org, data, [document])), directory.name))
 
 
-def _is_signed_for(settings: Path, commits: Iterable[Commit]) -> bool:
-    document, _, _ = from_settings(_read_bytes(settings), 0)
-    roots = {root.id: root for root in document.roots}
-    pool = TrustPool.from_identity(document, org=DEFAULT_ORG)
-    for commit in commits:
-        if commit.session in roots:
-            try:
-                pool.verify_commit(commit)
-            except VerificationError:
-                continue
-            return True
+def check_signed_for(source: MigrationSource, identities: Sequence[IdentityDocument]) -> None:
+    """Check that a log is that of the organization under whose name its directory is to be migrated.
+
+    Args:
+        source: The directory and the organization.
+        identities: The identities with which the log may be signed.
+
+    Raises:
+        ConfigurationError: The log holds commits, and none of them verifies for this organization.
+    """
+    data, org = source.data, source.org
+    if data is None or _is_signed_for(org, data, identities) or not (commits := read_commits(data / SESSIONS_LOG, org)):
+        return
+    right = next((one for one in (data.name, DEFAULT_ORG) if _is_signed_for(one, data, identities)), None)
+    raise ConfigurationError(
+        f"none of the {describe_count(len(commits), 'commit')} in {data / SESSIONS_LOG} verifies with the root of"
+        f" {source.settings} as organization {org!r}; nothing was written",
+        hint=f"They are signed for organization {right!r}: run `goatherd migrate {data} --org {right} …`."
+        if right is not None
+        else "Check that --org is right: it is part of what is signed. If it is, this settings.json has another root"
+        " than the log: GoatDB makes a new one if it cannot read the file.",
+    )
+
+
+def _is_signed_for(org: str, data: Path, identities: Sequence[IdentityDocument]) -> bool:
+    """Whether a root of one of the identities has signed a commit of the log for this organization."""
+    commits = read_commits(data / SESSIONS_LOG, org)
+    for identity in identities:
+        roots = {root.id for root in identity.roots}
+        pool = TrustPool.from_identity(identity, org=org)
+        for commit in commits:
+            if commit.session in roots and pool.verify_commits([commit], held=True) == [None]:
+                return True
     return False
 
 

@@ -189,6 +189,7 @@ def test_several_organizations_need_a_secret_each(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(data / "localhost", data / "acme")
+    (data / "acme/sys/sessions.jsonl").unlink()  # it is signed for the other organization
     refused = goatherd("migrate", str(data), "--provider", store)
     assert refused.code == EXIT_CODES["configuration"]
     assert "{org}" in refused.err
@@ -216,6 +217,37 @@ def test_the_organization_is_told_from_the_signatures_where_the_directory_has_an
     (outcome,) = goatherd("migrate", str(moved), "--provider", store, "--json").json["organizations"]
     assert outcome["org"] == "localhost"
     assert outcome["sessionsMissing"] == outcome["sessionsWritten"] == []
+
+
+@pytest.mark.parametrize("way", ["--org", "a directory with another name"])
+def test_a_log_of_another_organization_is_not_migrated_and_the_right_one_is_named(
+    goatherd: Goatherd, data: Path, tmp_path: Path, way: str
+) -> None:
+    stranger(data)
+    source, more = data / "localhost", ["--org", "acme"]
+    if way != "--org":
+        source.rename(data / "acme")
+        source, more = data, []
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = ["migrate", str(source), *more, "--provider", f"file://{tmp_path}/keys/{{org}}/root"]
+    for last in ([], ["--dry-run"]):
+        refused = goatherd(*command, *last)
+        assert refused.code == EXIT_CODES["configuration"]
+        assert "as organization 'acme'" in refused.err
+        assert "signed for organization 'localhost'" in refused.err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_that_the_root_of_the_file_has_never_signed_is_not_migrated(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    new = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
+    tree = {"currentSession": new.to_secret_json(), "roots": [new.session.to_json()], "trustedSessions": []}
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "another root than the log" in refused.err
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
 
 
 def test_a_settings_json_alone_has_no_log_to_look_into(
@@ -255,7 +287,7 @@ def test_of_several_files_the_broken_one_is_named(goatherd: Goatherd, data: Path
 
 def test_no_hint_recommends_to_rotate_an_expired_root(goatherd: Goatherd, data: Path, store: str) -> None:
     tree = settings(data)
-    tree["currentSession"]["expiration"] = 1_600_000_000
+    tree["currentSession"]["expiration"] = SystemClock().now_ms() / 1000 - 3600
     tree["roots"], tree["trustedSessions"] = [], []
     (data / "localhost/settings.json").write_text(json.dumps(tree))
     migrated = goatherd("migrate", str(data), "--provider", store)
