@@ -365,11 +365,6 @@ async def _migrate_server(
         notes += describe_short_life(identity, SystemClock().now_ms())
     notes += sessions.problems
     notes += [f"{copy} holds a private key too" for copy in find_key_copies(source.settings)]
-    if any(note.startswith("the private key of root") for note in notes):
-        notes.append(
-            "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat the"
-            " key as exposed: run `goatherd rotate` as soon as every server starts from the store"
-        )
     secret = str(own_root.to_secret_json()["privateKey"]["d"]).encode()
     in_git = await asyncio.to_thread(find_in_git, source.settings.resolve(), secret)
     if in_git is not None:

@@ -19,7 +19,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
-from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings
+from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
 from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -142,10 +142,22 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
+    """Read a settings.json: the identity, the user sessions, and what the operator should know.
+
+    Raises:
+        SettingsError: The file cannot be read.
+        IdentityError: The file is malformed, or has no private key; the message names the file.
+    """
     try:
-        found = from_settings(_read_bytes(source.settings), now_ms)
-        check_exportable(found[0])  # a key in an HSM or a KMS is not in the file
-        return found
+        raw = _read_bytes(source.settings)
+        document, users, notes = from_settings(raw, now_ms)
+        check_exportable(document)  # a key in an HSM or a KMS is not in the file
+        if publishes_private_key(raw):
+            notes.append(
+                "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat"
+                " the key as exposed: run `goatherd rotate` as soon as every server starts from the store"
+            )
+        return document, users, notes
     except IdentityError as error:
         raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
 

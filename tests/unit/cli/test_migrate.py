@@ -363,12 +363,23 @@ def test_what_lies_in_the_store_is_a_checked_identity_document(
     assert decode_document(documents[0]).current.id == NAMED["root"]
 
 
+@pytest.mark.parametrize("listed", ["with the private key", "not at all", "with another expiration", "safely"])
 def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
-    goatherd: Goatherd, data: Path, store: str
+    goatherd: Goatherd, data: Path, store: str, listed: str
 ) -> None:
+    tree = settings(data)
+    public = {name: value for name, value in tree["currentSession"].items() if name != "privateKey"}
+    if listed == "not at all":
+        tree["roots"] = []
+    elif listed == "with another expiration":
+        tree["roots"] = [{**public, "expiration": public["expiration"] - 86_400}]
+    elif listed == "safely":
+        tree["roots"] = [public]
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
     result = goatherd("migrate", str(data), "--provider", store, "--json")
     (outcome,) = result.json["organizations"]
-    assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
+    told = [note for note in outcome["notes"] if "to any caller" in note and "goatherd rotate" in note]
+    assert len(told) == (0 if listed == "safely" else 1)
 
 
 def test_on_the_first_day_the_doctor_notes_the_short_life_of_goatdbs_roots_without_a_failure(
