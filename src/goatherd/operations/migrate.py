@@ -249,9 +249,8 @@ async def migrate_all(
         )
         for source, document, users, notes in read
     ]
-    proofs = await ask_servers(
-        target.addresses, [(org, document.current) for org, document in one.items()], timeout=target.timeout
-    )
+    signers = [(org, _find_signers(stored[org].document or one[org], one[org].current)) for org in orgs]
+    proofs = await ask_servers(target.addresses, signers, timeout=target.timeout)
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
     return Migration(
         outcomes=tuple(outcomes),
@@ -479,11 +478,12 @@ def _describe_extension(present: IdentityDocument, extended: IdentityDocument, *
 class RootAcceptance:
     """Whether a running server accepts requests that are signed with the root of an organization.
 
-    `server` is the server as it was observed; its `trusts_current` holds the answer.
+    `root` is the root that signed, None if no root could. `server` is the server as it was observed; its
+    `trusts_current` holds the answer.
     """
 
     org: str
-    root: str
+    root: str | None
     server: NodeView
 
 
@@ -510,26 +510,48 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
     return document
 
 
+def _find_signers(identity: IdentityDocument, root: OwnedSession) -> list[OwnedSession]:
+    """Return the roots whose requests servers of this cluster accept: the current one in the store, then the file's.
+
+    A server that has not followed a rotation accepts the root of the file. Servers reject a root that is revoked or has
+    expired, whatever identity they have, so such a root proves nothing.
+    """
+    now_ms = SystemClock().now_ms()
+    listed = {one.id: one for one in identity.roots if one.id not in identity.revoked_ids}
+    roots = {one.id: one for one in (root, identity.current)}
+    ordered = (roots[one] for one in dict.fromkeys((identity.current.id, root.id)))
+    return [one for one in ordered if one.id in listed and not listed[one.id].is_expired(now_ms)]
+
+
 async def ask_servers(
-    addresses: Sequence[str], signers: Sequence[tuple[str, OwnedSession]], *, timeout: timedelta
+    addresses: Sequence[str], signers: Sequence[tuple[str, Sequence[OwnedSession]]], *, timeout: timedelta
 ) -> list[RootAcceptance]:
-    """Ask every server, once for each organization, whether it accepts a request signed with the root.
+    """Ask every server, for each organization, whether it accepts a request signed with one of the roots.
 
     Args:
         addresses: URLs of the servers, or URLs that discover them.
-        signers: The organizations, each with the root that signs the request.
+        signers: The organizations, each with the roots that sign requests, until the server accepts one.
         timeout: Timeout of one request.
 
     Raises:
         DiscoveryError: The servers could not be discovered.
     """
     async with NodeDirectory(addresses, timeout=timeout) as directory:
-        asked = [_ask_server(client, org, signer) for client in await directory() for org, signer in signers]
+        asked = [_ask_server(client, org, roots) for client in await directory() for org, roots in signers]
         return list(await asyncio.gather(*asked))
 
 
-async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> RootAcceptance:
-    return RootAcceptance(org=org, root=signer.id, server=await observe_trust(client, signer))
+async def _ask_server(client: NodeClient, org: str, roots: Sequence[OwnedSession]) -> RootAcceptance:
+    rejected = None
+    for root in roots:
+        answer = RootAcceptance(org=org, root=root.id, server=await observe_trust(client, root))
+        if answer.server.trusts_current is not False:
+            return answer
+        rejected = rejected or answer
+    if rejected is not None:
+        return rejected
+    problem = "no server accepts a root that has expired or is revoked, and this identity has no other"
+    return RootAcceptance(org=org, root=None, server=NodeView(url=client.base_url, reachable=False, problem=problem))
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:

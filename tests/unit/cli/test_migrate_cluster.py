@@ -20,7 +20,7 @@ from goatherd.clock import SystemClock
 from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
 from goatherd.identity.document import decode_document, encode_document
-from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.session import OwnedSession, Session, parse_signature
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
 from goatherd.node.log_storage import LogDirectory
@@ -43,13 +43,14 @@ FAR_MS = 4_000_000_000_000
 
 
 @contextmanager
-def server(status: int) -> Iterator[str]:
-    """A server that answers every request alike."""
+def server(status: int, *, accepts: str | None = None) -> Iterator[str]:
+    """A server that answers every request alike, but with 200 if the root `accepts` has signed it."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
+            signer = parse_signature(self.headers["x-goat-sig"]).session_id
+            self.send_response(200 if signer == accepts else status)
             self.send_header("content-length", "2")
             self.end_headers()
             self.wfile.write(b"[]")
@@ -276,6 +277,55 @@ def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_
     assert "no file was removed" in result.out
     assert "still holds the private key" in result.out
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+
+
+def test_after_a_revocation_the_key_leaves_the_disk_although_no_server_accepts_it(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    revoked = ["revoke", NAMED["root"], "--provider", store, "--yes", "--reason", "in git", "--unsafe-without-nodes"]
+    assert f"revoked {NAMED['root']}" in goatherd(*revoked).out
+    current = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    command = ["migrate", str(data), "--provider", store, "--remove-key", "--node"]
+    with server(403) as stranger:
+        refused = goatherd(*command, stranger)
+    assert refused.code == EXIT_FINDINGS
+    assert f"{stranger} rejects requests signed by root {current}" in refused.out
+    assert (data / "localhost/settings.json").exists()
+    with server(403, accepts=current) as url:
+        result = goatherd(*command, url)
+    assert result.code == 0, result.out
+    assert f"{url} accepts requests signed by root {current}" in result.out
+    assert not (data / "localhost/settings.json").exists()
+
+
+def test_a_server_that_has_not_followed_a_rotation_is_one_of_the_cluster(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    with server(403, accepts=NAMED["root"]) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0
+    assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
+
+
+def test_a_root_that_has_expired_proves_nothing_of_a_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, -1)
+    with server(403) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0
+    assert f"it is not known whether {url} has this root: no server accepts a root that has expired" in result.out
 
 
 def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
