@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -67,8 +67,11 @@ from goatherd.operations.migration_sessions import (
     compare_sessions,
     find_held_by_servers,
     find_held_in_logs,
+    find_root_introductions,
+    with_pruned_root,
 )
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
 from goatherd.wire.commit import Commit
 
@@ -147,12 +150,14 @@ class Migration:
         proofs: For each organization and running server, whether the server accepts the organization's root.
         removable: The settings.json files that may be removed, since the store has returned their identity.
         is_dry: Whether this was a dry run, in which nothing was written.
+        introductions: For each organization, commits that introduce roots, if the store no longer lists the root.
     """
 
     outcomes: tuple[MigratedServer, ...]
     proofs: tuple[RootAcceptance, ...]
     removable: tuple[tuple[MigrationSource, IdentityDocument], ...]
     is_dry: bool
+    introductions: Mapping[str, Sequence[Commit]] = field(default_factory=dict, repr=False)
 
     def find_kept_settings(self) -> list[Path]:
         """Return the settings.json files that are still on the disk, with the private key; none after a dry run."""
@@ -220,7 +225,10 @@ async def migrate_all(
             if tell is not None:
                 tell(line)
     agreed = {org: agree_on_sessions([users for source, _, users, _ in read if source.org == org]) for org in orgs}
-    stored = {org: await _read_stored(target, org, one[org]) for org in orgs}
+    stored = {
+        org: await _read_stored(target, org, one[org], [source for source in sources if source.org == org])
+        for org in orgs
+    }
     for source in sources:
         known = stored[source.org].document
         check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
@@ -244,6 +252,7 @@ async def migrate_all(
             tuple(agreed[source.org][user.id] for user in users),
             notes,
             held[source.org],
+            stored[source.org].introductions,
             dry_run=dry_run,
             write_sessions=write_sessions,
         )
@@ -257,6 +266,7 @@ async def migrate_all(
         proofs=tuple(proofs),
         removable=() if servers_rejecting_root(proofs) else tuple(safe),
         is_dry=dry_run,
+        introductions={org: stored[org].introductions for org in orgs},
     )
 
 
@@ -286,13 +296,17 @@ async def remove_keys(target: MigrationTarget, migration: Migration, *, confirme
                 stack.enter_context(LogDirectory(source.data))
         for source, document in migration.removable:
             async with target.open_store(source.org) as store:
-                await read_back(store, document.current)
+                await read_back(store, document.current, migration.introductions.get(source.org, ()))
                 messages += remove_key(source.settings, document, store.name)
     return messages
 
 
-async def _read_stored(target: MigrationTarget, org: str, document: IdentityDocument) -> StoredIdentity:
+async def _read_stored(
+    target: MigrationTarget, org: str, document: IdentityDocument, sources: Sequence[MigrationSource]
+) -> StoredIdentity:
     """Read the identity in an organization's store, and give its root the later expiration of `document`.
+
+    If the identity no longer lists the root, look for introductions of the root in the logs and on the running servers.
 
     Raises:
         IdentityExistsError: The store holds another identity.
@@ -302,9 +316,13 @@ async def _read_stored(target: MigrationTarget, org: str, document: IdentityDocu
             _, present = await store.read()
         except SecretNotFoundError:
             return StoredIdentity(name=store.name, document=None)
+        introductions: tuple[Commit, ...] = ()
+        if present.pruned and present.find_root(document.current.id) is None:
+            introductions = await find_root_introductions(target, org, document, present, sources)
+            present = with_pruned_root(present, document.current, org, introductions)
         _check_same_identity(present, document, store.name)
         extended = _extend_stored_root(present, document.current, store.name)
-        return StoredIdentity(name=store.name, document=extended or present)
+        return StoredIdentity(name=store.name, document=extended or present, introductions=introductions)
 
 
 async def _migrate_server(
@@ -316,6 +334,7 @@ async def _migrate_server(
     users: tuple[Session, ...],
     notes: list[str],
     held: Mapping[str, Sequence[Commit]],
+    introductions: Sequence[Commit],
     *,
     dry_run: bool,
     write_sessions: bool,
@@ -333,6 +352,7 @@ async def _migrate_server(
             store.check_clock(target.clock_tolerance)
         extended = None
         if present is not None:
+            present = with_pruned_root(present, document.current, source.org, introductions)
             _check_same_identity(present, document, store.name)
             extended = _extend_stored_root(present, document.current, store.name)
             _check_covered(extended or present, (document.current, own_root), source.settings, store.name)
@@ -356,7 +376,7 @@ async def _migrate_server(
                 sessions.write(identity.current if is_revoked else document.current, source.org, held)
                 sessions.write_roots(introduced_roots, source.org, held)
         if not dry_run:
-            identity = await read_back(store, document.current)
+            identity = await read_back(store, document.current, introductions)
             is_read_back = True
     if present is not None and extended is not None:
         notes.append(_describe_extension(present, extended, dry_run=dry_run))
@@ -405,13 +425,22 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
     Raises:
         IdentityExistsError: The store, called `name`, holds another identity.
     """
-    if not contains_root(present, document.current):
+    if contains_root(present, document.current):
+        return
+    if present.pruned and present.find_root(document.current.id) is None:
         raise IdentityExistsError(
-            f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
-            " the stored identity was kept",
-            hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
-            " cluster, migrate them together, into a new secret, with --root.",
+            f"the identity in {name} (root {present.current.id}) does not list root {document.current.id}. It has"
+            f" removed {describe_count(present.pruned, 'previous root')} from its list, and no commit was found by"
+            " which it has introduced this one; the stored identity was kept",
+            hint="If this root was an earlier one of this cluster, name a running server with --node; if none has the"
+            " commit, start from the store and remove the file by hand. Otherwise name another secret.",
         )
+    raise IdentityExistsError(
+        f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
+        " the stored identity was kept",
+        hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
+        " cluster, migrate them together, into a new secret, with --root.",
+    )
 
 
 def _extend_stored_root(present: IdentityDocument, root: OwnedSession, name: str) -> IdentityDocument | None:
@@ -487,8 +516,13 @@ class RootAcceptance:
     server: NodeView
 
 
-async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
+async def read_back(store: Store, wanted: OwnedSession, introductions: Iterable[Commit] = ()) -> IdentityDocument:
     """Read the identity in the store, and check that it contains the root `wanted`, with a sufficient expiration.
+
+    Args:
+        store: The store.
+        wanted: The root of a settings.json.
+        introductions: Unverified commits that introduce roots, in case the identity no longer lists `wanted` itself.
 
     Raises:
         SettingsError: The store holds another identity, or an expiration at which not all that the root has signed is
@@ -496,6 +530,7 @@ async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
         ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
+    document = with_pruned_root(document, wanted, store.org, introductions)
     if not contains_root(document, wanted):
         raise SettingsError(
             f"{store.name} did not return root {wanted.id} when it was read back",

@@ -8,8 +8,8 @@ servers do not answer, nothing is written. A log that a process has open is not 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +27,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
+from goatherd.identity.session_commits import claims_root, preferred_session, session_from_commit, verify_commit_by
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.revocation.introduced_sessions import decode_commits
@@ -49,10 +49,17 @@ _LONG_AGO_MS: Final = 1_577_836_800_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredIdentity:
-    """What a store holds before a migration: its name in messages, and the identity, or None if there is none yet."""
+    """What a store holds before a migration.
+
+    Attributes:
+        name: Name of the store in messages.
+        document: The identity in the store, with the root of settings.json among the roots; None if there is none yet.
+        introductions: Commits that introduce roots, if the identity no longer lists the root of settings.json itself.
+    """
 
     name: str
     document: IdentityDocument | None
+    introductions: tuple[Commit, ...] = ()
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
@@ -148,6 +155,60 @@ async def find_held_by_servers(
             " sessions out.",
         )
     return found
+
+
+async def find_root_introductions(
+    target: MigrationTarget,
+    org: str,
+    document: IdentityDocument,
+    present: IdentityDocument,
+    sources: Iterable[MigrationSource],
+) -> tuple[Commit, ...]:
+    """Return the unverified commits that introduce roots, from the logs on the disks and from the running servers.
+
+    Args:
+        target: The servers; those that do not answer are left out.
+        org: The organization.
+        document: The identity that is migrated.
+        present: The identity in the store.
+        sources: The servers whose disks are migrated.
+    """
+    found = [
+        commit
+        for source in sources
+        if source.data is not None
+        for commit in read_commits(source.data / SESSIONS_LOG, org)
+    ]
+    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _LARGE_ANSWER_TIMEOUT)) as directory:
+        for client in await directory():
+            with suppress(NodeError):
+                found += decode_commits(await _pull_sessions(client, document, present), org)
+    return tuple(commit for commit in found if claims_root(commit))
+
+
+def with_pruned_root(
+    identity: IdentityDocument, root: OwnedSession, org: str, introductions: Iterable[Commit]
+) -> IdentityDocument:
+    """Return an identity that lists a root again that it no longer lists, if a root of it has introduced that root.
+
+    The result is for verifying only, and must not be written. An identity that lists the root, or that has removed no
+    root from its list, is returned unchanged.
+
+    Args:
+        identity: The identity in the store.
+        root: The root of a settings.json.
+        org: The organization; it is part of the signed bytes.
+        introductions: Unverified commits that introduce roots; a chain of them may lead to `root`.
+    """
+    if not identity.pruned or identity.find_root(root.id) is not None:
+        return identity
+    pool = TrustPool.from_identity(identity, org=org)
+    pool.offer_session_commits(introductions)
+    try:
+        found = pool.get_root(root.id)
+    except VerificationError:
+        return identity
+    return replace(identity, roots=(*identity.roots, found))
 
 
 async def _pull_sessions(

@@ -23,6 +23,7 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession, Session, parse_signature
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
+from goatherd.identity.transitions import prune_roots
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import verified_sessions
 from goatherd.plugins import open_provider
@@ -31,6 +32,7 @@ from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
+from goatherd.wire.commit_log import frame_records
 from goatherd.wire.javascript_values import ms_from_seconds
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
@@ -314,6 +316,76 @@ def test_a_server_that_has_not_followed_a_rotation_is_one_of_the_cluster(
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
     assert result.code == 0
     assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
+
+
+@pytest.fixture
+def pruned(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+    """Migrate, and rotate until the store no longer lists the root of the settings.json. Return the current root."""
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+
+    async def prune() -> OwnedSession:
+        provider, secret_id = open_provider(store)
+        async with provider:
+            held = await provider.read(secret_id, CURRENT)
+            shorter = prune_roots(decode_document(held.value.reveal()), [NAMED["root"]], SystemClock().now_ms())
+            value = SecretBytes(encode_document(shorter))
+            await provider.write(secret_id, value, label=CURRENT, expected=held.version.id)
+            return shorter.current
+
+    return asyncio.run(prune())
+
+
+@pytest.mark.parametrize("where", ["the log", "a server"])
+def test_a_server_whose_root_has_left_the_list_is_one_of_the_cluster_if_a_later_root_says_so(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    pruned: OwnedSession,
+    where: str,
+) -> None:
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    chain = [introduction(root, pruned, commit_id="earlier")]
+    log = data / "localhost/sys/sessions.jsonl"
+    before = log.read_bytes()
+    command = ["migrate", str(data), "--provider", store, "--remove-key"]
+
+    def prepare(child: UpstreamChild) -> None:
+        for commit in chain:
+            child.create(SESSIONS, commit)
+
+    if where == "the log":
+        before += frame_records([commit.to_json() for commit in chain])
+        log.write_bytes(before)
+        result = goatherd(*command)
+    else:
+        with upstream(pruned, prepare) as child:
+            result = goatherd(*command, "--node", child.url)
+    assert result.code == 0, result.err
+    assert f"already migrated: root {pruned.id}" in result.out
+    assert "could not be verified" not in result.out
+    assert log.read_bytes() == before, "every session is in the log, introduced by the earlier root"
+    assert not (data / "localhost/settings.json").exists()
+
+
+def test_a_root_that_no_later_root_has_introduced_is_not_called_another_clusters(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    pruned: OwnedSession,
+) -> None:
+    thief = OwnedSession.generate(session_id="t" * 24, owner="root", now_ms=NOW_MS)
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    with (data / "localhost/sys/sessions.jsonl").open("ab") as log:
+        log.write(frame_records([introduction(root, thief, commit_id="forged").to_json()]))
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["identity"]
+    assert f"(root {pruned.id}) does not list root {root.id}" in refused.err
+    assert "remove the file by hand" in refused.err
+    assert "--root" not in refused.err
+    assert (data / "localhost/settings.json").exists()
 
 
 def test_a_root_that_has_expired_proves_nothing_of_a_server(
