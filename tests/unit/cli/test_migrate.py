@@ -459,6 +459,45 @@ def test_a_key_on_another_branch_is_found(goatherd: Goatherd, data: Path, store:
     assert told_to_revoke(goatherd, data, store)
 
 
+@needs_git
+def test_a_key_in_a_commit_that_was_amended_is_found(goatherd: Goatherd, data: Path, store: str) -> None:
+    git(data, "init")
+    (data / ".gitignore").write_text("localhost/\n")
+    shutil.copy(data / "localhost/settings.json", data / "notes.txt")
+    git(data, "add", ".gitignore", "notes.txt")
+    git(data, "commit", "-m", "x")
+    git(data, "rm", "notes.txt")
+    git(data, "commit", "--amend", "-m", "y")
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert "(notes.txt)" in note
+    git(data, "reflog", "expire", "--expire=now", "--all")
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert "(object " in note, "git keeps it for weeks, and no reflog leads to it"
+
+
+@needs_git
+def test_a_settings_json_that_git_has_without_the_key_is_no_leak(goatherd: Goatherd, data: Path, store: str) -> None:
+    git(data, "init")
+    (data / "localhost/settings.json").write_text("{}")
+    git(data, "add", "localhost/settings.json")
+    git(data, "commit", "-m", "template")
+    (data / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
+    assert not told_to_revoke(goatherd, data, store)
+    git(data, "add", "localhost/settings.json")
+    assert told_to_revoke(goatherd, data, store), "staged"
+
+
+@needs_git
+def test_a_part_of_a_history_is_not_called_clean(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
+    git(tmp_path, "init", "origin")
+    for message in ("x", "y"):
+        git(tmp_path / "origin", "commit", "--allow-empty", "-m", message)
+    git(tmp_path, "clone", "--depth", "1", f"file://{tmp_path}/origin", "clone")
+    (data / "localhost").rename(tmp_path / "clone/localhost")
+    (note,) = told_to_revoke(goatherd, tmp_path / "clone", store)
+    assert "shallow clone" in note
+
+
 @pytest.mark.parametrize("problem", ["no git", "refuses"])
 def test_where_git_cannot_be_asked_the_repository_is_named(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str
