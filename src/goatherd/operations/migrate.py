@@ -180,7 +180,7 @@ async def migrate_all(
 
     Args:
         target: The store, and running servers that may hold sessions.
-        paths: Data directories and settings.json files.
+        paths: Data directories and settings.json files; one that is found twice counts once.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
         is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
@@ -203,7 +203,10 @@ async def migrate_all(
         DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
-    sources = [source for path in paths for source in find_sources(path, target.org)]
+    found: dict[Path, MigrationSource] = {}
+    for source in [source for path in paths for source in find_sources(path, target.org)]:
+        found.setdefault(source.settings.resolve(), source)
+    sources = list(found.values())
     orgs = sorted({source.org for source in sources})
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in secret_id:

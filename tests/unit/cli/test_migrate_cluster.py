@@ -562,6 +562,20 @@ def test_a_short_life_of_the_root_in_the_store_is_told_whatever_the_file_says(
     assert f"the current root {current} expires in 11.0 days" in result.out
 
 
+def test_paths_that_overlap_are_one_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "link").symlink_to(data)
+    same = [data, data / "localhost", data / "localhost/settings.json", tmp_path / "link"]
+    result = goatherd("migrate", *map(str, same), "--provider", store, "--remove-key", "--json")
+    assert result.code == 0, result.err
+    assert len(result.json["organizations"]) == 1
+    assert not (data / "localhost/settings.json").exists()
+
+
 def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
     backup = data / "localhost/settings.json.bak"
     shutil.copy(data / "localhost/settings.json", backup)
