@@ -6,8 +6,8 @@ the store back, and asks the running servers whether they accept the root. It st
 settings.json files.
 
 Rules: an identity that the store already holds is never overwritten; only the expiration of its current root becomes a
-later one, which a GoatDB server has given the root meanwhile. A log that a process has open is not changed. A
-second run changes nothing. A key is removed from a disk only after the store has returned the same identity, with an
+later one, which a GoatDB server has given the root meanwhile. A log that a process has open is not changed. A second
+run changes nothing. A key is removed from a disk only after the store has returned the same identity, with an
 expiration at which all that the root has signed is valid, and only if none of the servers rejects the root.
 """
 
@@ -232,9 +232,11 @@ async def migrate_all(
         org: await _read_stored(target, org, one[org], [source for source in sources if source.org == org])
         for org in orgs
     }
-    for source in sources:
-        known = stored[source.org].document
+    for source, document, _, _ in read:
+        name, known = stored[source.org].name, stored[source.org].document
         check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
+        if known is not None:
+            _check_covered(known, (one[source.org].current, document.current), source.settings, name)
     held = {
         org: find_held_in_logs([source for source in sources if source.org == org], stored[org].document or one[org])
         for org in orgs
@@ -358,7 +360,6 @@ async def _migrate_server(
             present = with_pruned_root(present, document.current, source.org, introductions)
             _check_same_identity(present, document, store.name)
             extended = _extend_stored_root(present, document.current, store.name)
-            _check_covered(extended or present, (document.current, own_root), source.settings, store.name)
         identity = extended or present or document
         with compare_sessions(source, users, identity, writes=write_sessions and not dry_run) as sessions:
             if present is None and not dry_run:

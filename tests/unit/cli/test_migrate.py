@@ -202,6 +202,17 @@ def test_several_organizations_need_a_secret_each(
     assert [outcome["org"] for outcome in one.json["organizations"]] == ["acme"]
 
 
+def test_an_organization_that_is_refused_stops_all_of_them_before_anything_is_written(
+    goatherd: Goatherd, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / "localhost", data / "acme")
+    (data / "acme/sys/sessions.jsonl").unlink()  # it is signed for the other organization
+    goatherd("init", "--provider", f"file://{tmp_path}/keys/localhost/root")
+    refused = goatherd("migrate", str(data), "--provider", f"file://{tmp_path}/keys/{{org}}/root")
+    assert refused.code == EXIT_CODES["identity"]
+    assert not (tmp_path / "keys/acme").exists()
+
+
 def test_one_organizations_directory_or_its_file_will_do(goatherd: Goatherd, data: Path, tmp_path: Path) -> None:
     for number, source in enumerate((data / "localhost", data / "localhost/settings.json")):
         result = goatherd("migrate", str(source), "--provider", f"file://{tmp_path}/keys{number}/root", "--json")
