@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -511,12 +511,12 @@ def _describe_extension(present: IdentityDocument, extended: IdentityDocument, *
 class RootAcceptance:
     """Whether a running server accepts requests that are signed with the root of an organization.
 
-    `root` is the root that signed, None if no root could. `server` is the server as it was observed; its
-    `trusts_current` holds the answer.
+    `root` is the root that signed. `server` is the server as it was observed; its `trusts_current` holds the answer,
+    which is None if the server did not answer, or rejected a root that has expired.
     """
 
     org: str
-    root: str | None
+    root: str
     server: NodeView
 
 
@@ -549,27 +549,27 @@ async def read_back(store: Store, wanted: OwnedSession, introductions: Iterable[
     return document
 
 
-def _find_signers(identity: IdentityDocument, root: OwnedSession) -> list[OwnedSession]:
-    """Return the roots whose requests servers of this cluster accept: the current one in the store, then the file's.
+def _find_signers(identity: IdentityDocument, root: OwnedSession) -> list[tuple[OwnedSession, bool]]:
+    """Return the roots with which to ask servers: the current one in the store, then that of the file.
 
-    A server that has not followed a rotation accepts the root of the file. Servers reject a root that is revoked or has
-    expired, whatever identity they have, so such a root proves nothing.
+    A server that has not followed a rotation accepts the root of the file. With each root comes whether a server that
+    rejects it has another identity: not if the root has expired in the store. A revoked root is left out.
     """
     now_ms = SystemClock().now_ms()
     listed = {one.id: one for one in identity.roots if one.id not in identity.revoked_ids}
-    roots = {one.id: one for one in (root, identity.current)}
-    ordered = (roots[one] for one in dict.fromkeys((identity.current.id, root.id)))
-    return [one for one in ordered if one.id in listed and not listed[one.id].is_expired(now_ms)]
+    signers = {one.id: one for one in (identity.current, root)}
+    return [(one, not listed[one.id].is_expired(now_ms)) for one in signers.values() if one.id in listed]
 
 
 async def ask_servers(
-    addresses: Sequence[str], signers: Sequence[tuple[str, Sequence[OwnedSession]]], *, timeout: timedelta
+    addresses: Sequence[str], signers: Sequence[tuple[str, Sequence[tuple[OwnedSession, bool]]]], *, timeout: timedelta
 ) -> list[RootAcceptance]:
     """Ask every server, for each organization, whether it accepts a request signed with one of the roots.
 
     Args:
         addresses: URLs of the servers, or URLs that discover them.
-        signers: The organizations, each with the roots that sign requests, until the server accepts one.
+        signers: The organizations, each with the roots that sign requests until the server accepts one, and whether a
+            server that rejects the root has another identity.
         timeout: Timeout of one request.
 
     Raises:
@@ -580,17 +580,20 @@ async def ask_servers(
         return list(await asyncio.gather(*asked))
 
 
-async def _ask_server(client: NodeClient, org: str, roots: Sequence[OwnedSession]) -> RootAcceptance:
-    rejected = None
-    for root in roots:
+async def _ask_server(client: NodeClient, org: str, roots: Sequence[tuple[OwnedSession, bool]]) -> RootAcceptance:
+    rejected = unclear = None
+    for root, is_valid in roots:
         answer = RootAcceptance(org=org, root=root.id, server=await observe_trust(client, root))
         if answer.server.trusts_current is not False:
             return answer
-        rejected = rejected or answer
-    if rejected is not None:
-        return rejected
-    problem = "no server accepts a root that has expired or is revoked, and this identity has no other"
-    return RootAcceptance(org=org, root=None, server=NodeView(url=client.base_url, reachable=False, problem=problem))
+        if is_valid:
+            rejected = rejected or answer
+        else:
+            view = replace(answer.server, trusts_current=None, problem="it rejects it, but the root has expired")
+            unclear = unclear or replace(answer, server=view)
+    found = rejected or unclear
+    assert found is not None
+    return found
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:

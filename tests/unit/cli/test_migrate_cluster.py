@@ -397,7 +397,23 @@ def test_a_root_that_has_expired_proves_nothing_of_a_server(
     with server(403) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
     assert result.code == 0
-    assert f"it is not known whether {url} has this root: no server accepts a root that has expired" in result.out
+    assert f"it is not known whether {url} has this root: it rejects it, but the root has expired" in result.out
+
+
+def test_a_server_that_has_extended_its_root_itself_is_one_of_the_cluster(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, 1)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch, server(403, accepts=NAMED["root"]) as url:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 2 * 86_400_000)
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0, result.out
+    assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
 
 
 def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
