@@ -332,6 +332,13 @@ class TrustPool:
             raise UnknownSignerError(f"session {session_id!r} is not known")
         return session
 
+    def get_introductions(self, session_id: str) -> tuple[Commit, ...]:
+        """Return the verified commits that introduce a session; verify those that have not been verified yet."""
+        verification = Verification((), (), self._checks_for(session_id))
+        verification.run()
+        self.conclude_verification(verification)
+        return self._introductions_of(session_id)
+
     def public_roots(self, now_ms: int) -> list[Session]:
         """Return the roots for a new client: trusted, not expired, the current root first, public halves only.
 

@@ -176,7 +176,9 @@ async def migrate(
     root_id: str | None = None,
     remove_key: bool = False,
 ) -> Migration:
-    """Copy the identity of stopped GoatDB servers into a store. An identity already stored is not changed.
+    """Copy the identity of stopped GoatDB servers into a store.
+
+    An identity already stored is not changed, except for a later expiration that a GoatDB server has given its root.
 
     Args:
         store: See `open_store`.

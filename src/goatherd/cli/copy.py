@@ -9,7 +9,7 @@ import click
 from goatherd.cli.main import App, command
 from goatherd.cli.text.migration import copy_json, copy_lines
 from goatherd.config.build import open_two_stores
-from goatherd.operations.copy import CopyReport, check_durable, copy_secret
+from goatherd.operations.copy import CopyReport, copy_secret
 
 
 @command(
@@ -40,5 +40,5 @@ async def _copy(app: App, source: str, destination: str, *, dry_run: bool, resum
         app.out.event("copied", {"from": old, "to": new}, f"copied version {old} as {new}")
 
     async with open_two_stores(app.options, source, destination) as (first, second):
-        check_durable(second)
+        second.check_durable("copy")
         return await copy_secret(first, second, dry_run=dry_run, resume=resume, progress=print_copied)

@@ -57,8 +57,9 @@ def migrate(
 
     The command checks the key pair, removes private keys from the list of roots, and looks for every trusted user
     session in the server's /sys/sessions log. It reads the identity back from the store, and checks whether every
-    running --node accepts requests signed by the root. You can run it again: an identity that the store already holds
-    stays unchanged. If the store holds another identity, the command fails.
+    running --node accepts requests signed by the current root there, or by the root of the file. You can run it again:
+    an identity that the store already holds stays unchanged, except for a later expiration that a GoatDB server has
+    given the root. If the store holds another identity, the command fails.
 
     A session that is only in settings.json is written into the logs of all servers as the same commit. If you migrate
     servers one at a time, name those that you migrated before, by --node or as SOURCE, so that the command can copy the

@@ -59,12 +59,40 @@ def from_settings(raw: bytes | str, now_ms: int) -> tuple[IdentityDocument, tupl
             raise MalformedIdentityError(f"root {missing[0]} is in trustedSessions, but not among the roots")
     else:
         document, users = _convert_settings(tree, trusted, now_ms, notes)
+    return document, users, notes + describe_short_life(document, now_ms)
+
+
+def describe_short_life(document: IdentityDocument, now_ms: int) -> list[str]:
+    """Return a note on a current root that expires soon or has expired; an empty list otherwise."""
     left = days_left(document, now_ms)
     if left < 0:
-        notes.append(f"the current root {document.current.id} has expired. {EXPIRED_HINT}")
-    elif left < SHORT_LIFE.days:
-        notes.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
-    return document, users, notes
+        return [f"the current root {document.current.id} has expired. {EXPIRED_HINT}"]
+    if left < SHORT_LIFE.days:
+        return [f"the current root {document.current.id} expires in {left:.1f} days; rotate it"]
+    return []
+
+
+def publishes_private_key(raw: bytes | str) -> bool:
+    """Return whether a GoatDB server that runs with a ``settings.json`` gives a root's private key to its callers.
+
+    COMPAT: GoatDB 0.5.1 answers ``POST /auth/session`` with its list of roots, each as it is in memory. The list is
+    ``roots``; the server's own session, and then each trusted root, is added to it, or replaces an entry with an
+    earlier expiration, with the private key that it has in the file. So only the public half of the server's root in
+    ``roots``, with exactly the same expiration, keeps the private key out.
+
+    Args:
+        raw: The content of the file, which `from_settings` has accepted.
+    """
+    tree = parse_object(raw, max_bytes=SETTINGS_LIMIT_BYTES)
+    roots, trusted = tree.get("roots") or (), tree.get("trustedSessions") or ()
+    own = Session.from_json(tree["currentSession"])
+    listed: dict[str, int] = {}
+    for root in map(Session.from_json, roots):
+        listed[root.id] = max(root.expiration_ms, listed.get(root.id, root.expiration_ms))
+    if listed.get(own.id) != own.expiration_ms or any("privateKey" in root for root in roots):
+        return True
+    with_key = [Session.from_json(session) for session in trusted if "privateKey" in session]
+    return any(one.is_root and listed.get(one.id, -1) < one.expiration_ms for one in with_key)
 
 
 def _convert_settings(

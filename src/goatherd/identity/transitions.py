@@ -393,6 +393,29 @@ def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     return with_phase(document, Phase.VERIFIED, now_ms)
 
 
+def extend_current_root(document: IdentityDocument, expiration_ms: int, now_ms: int) -> IdentityDocument:
+    """Record in an identity document the later expiration that an unmodified GoatDB server has given its current root.
+
+    COMPAT: GoatDB extends a root that expires soon in its own ``settings.json`` only, whatever the store holds.
+
+    Args:
+        document: An identity document without an anchor, and without a rotation in progress.
+        expiration_ms: The later expiration, in milliseconds since 1970.
+        now_ms: Milliseconds since 1970.
+
+    Raises:
+        IllegalStepError: A rotation is in progress, or a signature over the root by another root or an anchor states
+            the present expiration.
+    """
+    if document.rotation is not None:
+        raise IllegalStepError(f"rotation {document.rotation.id} is in progress")
+    if document.anchor is not None or any(one.of == document.current.id for one in document.endorsements):
+        raise IllegalStepError(f"another root has signed the present expiration of root {document.current.id}")
+    extended = replace(document.current.session, expiration_ms=expiration_ms)
+    roots = tuple(extended if root.id == extended.id else root for root in document.roots)
+    return _next_document(document, now_ms, current=replace(document.current, session=extended), roots=roots)
+
+
 def correct_times(document: IdentityDocument, now_ms: int) -> IdentityDocument:
     """Return the next generation of an identity document whose timestamps were corrected.
 

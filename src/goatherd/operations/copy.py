@@ -25,7 +25,6 @@ from goatherd.errors import (
     IdentityError,
     IdentityExistsError,
     IllegalStepError,
-    ProviderConfigurationError,
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -369,19 +368,3 @@ async def _describe_difference(plan: CopyPlan, destination: Store) -> str | None
     except (SecretNotFoundError, VersionDisabledError) as error:
         return str(error)
     return None if current.version.id == targets[plan.labels[CURRENT]] else "`current` is on another version"
-
-
-def check_durable(destination: Store) -> None:
-    """Refuse a destination that exists only in this process, for callers whose process ends after the copy.
-
-    Raises:
-        ProviderConfigurationError: The store exists only in this process.
-    """
-    if not destination.provider.guarantees.durable:
-        raise ProviderConfigurationError(
-            "the memory store is lost when the command ends, so a copy into it would be lost, too",
-            provider=destination.provider.scheme,
-            secret_id=destination.secret_id,
-            operation="copy",
-            hint="Give the address of a store that lasts, such as file:///srv/keys/root.",
-        )

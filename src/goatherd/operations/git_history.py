@@ -1,8 +1,9 @@
-"""Search a git repository's history for a private key (`goatherd migrate`), or read all objects (`goatherd scan`).
+"""Search all objects of a git repository for a private key (`goatherd migrate`), or read them (`goatherd scan`).
 
 The module runs only ``git`` commands that read, and none that a repository's configuration can turn into another
-program. It does not search other clones, or objects that git has deleted. It never passes the key to another process:
-it reads the objects and searches them itself. A repository that could not be checked is never reported as clean.
+program. It does not search other clones, objects that git has deleted, or the inside of archives. It never passes the
+key to another process: it reads the objects and searches them itself. A repository that could not be checked is never
+reported as clean.
 """
 
 from __future__ import annotations
@@ -10,16 +11,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 _TIMEOUT: Final = 20
-_LARGEST: Final = 16 * 1024 * 1024
-_MOST: Final = 512 * 1024 * 1024
-_NAMES: Final = (":(top,icase)*settings*", ":(top,icase)*.json*")
-"""Names that a settings.json may have after it was renamed, moved or copied."""
+_WINDOW: Final = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,8 @@ class GitFinding:
 
     Attributes:
         repository: The repository's top directory.
-        path: The file with the key, which git tracks or a commit holds; None if the repository could not be checked.
+        path: The file with the key, which a commit or the index holds, or a description of an object that is no file;
+            None if the repository could not be checked.
         problem: Why the repository could not be checked; None if the key was found.
     """
 
@@ -73,65 +72,38 @@ def find_in_git(settings: Path, secret: bytes) -> GitFinding | None:
 
     Args:
         settings: The file itself, not a link to it.
-        secret: Bytes that only the private key contains. They are searched for in files with similar names, too, since
-            the file may have been renamed or copied.
+        secret: Bytes that only the private key contains. They are searched for in every object, whatever its name.
     """
     top = next((one for one in settings.parents if (one / ".git").exists()), None)
     if top is None:
         return None
     try:
-        path = _find_secret(settings, secret)
+        found = [name for name, reader in read_objects(top) if _holds_secret(reader, secret)]
+        if found:
+            return GitFinding(repository=top, path=_describe_place(locate_objects(top, found)))
+        if is_shallow(top):
+            return GitFinding(repository=top, problem="it is a shallow clone, which has only a part of the history")
     except GitUnreadableError as error:
         return GitFinding(repository=top, problem=str(error))
-    return None if path is None else GitFinding(repository=top, path=path)
-
-
-def _find_secret(settings: Path, secret: bytes) -> str | None:
-    at, name = settings.parent, settings.name
-    if _run_git(at, "ls-files", "--", name).strip():
-        return name
-    if _run_git(at, "rev-list", "--all", "-1", "--", name).strip():
-        return name
-    for path, content in _read_contents(at):
-        if secret in content:
-            return path
     return None
 
 
-def _read_contents(at: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield path and content of each object in the history or the index whose name suggests a settings.json."""
-    paths: dict[bytes, str] = {}
-    commits = _run_git(at, "rev-list", "--all", "--full-history", "--", *_NAMES)
-    options = ("-r", "-m", "-z", "--root", "--raw", "--no-abbrev", "--no-commit-id", "--no-renames")
-    changes = _run_git(at, "diff-tree", "--stdin", *options, "--", *_NAMES, given=commits).split(b"\0")
-    for about, path in zip(changes[::2], changes[1::2], strict=False):
-        paths.setdefault(about.split()[3], path.decode(errors="replace"))
-    for entry in _run_git(at, "ls-files", "-s", "-z", "--full-name", "--", *_NAMES).split(b"\0"):
-        staged, _, path = entry.partition(b"\t")
-        if path:
-            paths.setdefault(staged.split()[1], path.decode(errors="replace"))
-    sizes = _run_git(
-        at, "cat-file", "--batch-check=%(objectname) %(objecttype) %(objectsize)", given=_join_lines(paths)
-    )
-    total = 0
-    wanted = []
-    for line in sizes.splitlines():
-        blob, kind, *rest = line.split()
-        if kind == b"blob" and int(rest[0]) <= _LARGEST:  # "missing" for none, and in a partial clone
-            total += int(rest[0])
-            wanted.append(blob)
-    if total > _MOST:
-        raise GitUnreadableError("the repository's history is too large to be searched")
-    found = _run_git(at, "cat-file", "--batch", given=_join_lines(wanted))
-    position = 0
-    for blob in wanted:
-        end = found.index(b"\n", position)
-        size = int(found[position:end].split()[2])
-        yield paths[blob], found[end + 1 : end + 1 + size]
-        position = end + 1 + size + 1
+def _holds_secret(reader: ObjectReader, secret: bytes) -> bool:
+    kept = b""
+    while more := reader.read(_WINDOW):
+        if secret in (window := kept + more):
+            return True
+        kept = window[-len(secret) :]
+    return False
 
 
-def _join_lines(names: Sequence[bytes] | dict[bytes, str]) -> bytes:
+def _describe_place(places: Mapping[str, GitPlace]) -> str:
+    """Return the path of one of several objects; if none has a path, its id."""
+    paths = (place.path for place in places.values() if place.path is not None)
+    return next(paths, f"object {next(iter(places))}")
+
+
+def _join_lines(names: Iterable[bytes]) -> bytes:
     return b"".join(name + b"\n" for name in names)
 
 

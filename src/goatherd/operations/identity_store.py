@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from goatherd.clock import SystemClock
-from goatherd.errors import ConfigurationError, SecretNotFoundError
+from goatherd.errors import ConfigurationError, ProviderConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
@@ -80,6 +80,24 @@ class Store:
         from goatherd.rotation.obstacles import check_own_clock
 
         check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
+
+    def check_durable(self, operation: str) -> None:
+        """Check that the store outlives this process. Call it before what must not be lost is written into the store.
+
+        Args:
+            operation: The operation that writes, for the error.
+
+        Raises:
+            ProviderConfigurationError: The store exists only in this process.
+        """
+        if not self.provider.guarantees.durable:
+            raise ProviderConfigurationError(
+                "the memory store is lost when the command ends, and everything written into it would be lost, too",
+                provider=self.provider.scheme,
+                secret_id=self.secret_id,
+                operation=operation,
+                hint="Give the address of a store that lasts, such as file:///srv/keys/root.",
+            )
 
     async def versions(self) -> list[SecretVersion]:
         """Return all stored versions of the identity's secret, newest first."""

@@ -90,6 +90,15 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
     return kept is not None and kept.public_key == root.session.public_key
 
 
+def covers_root(document: IdentityDocument, root: OwnedSession, now_ms: int) -> bool:
+    """Whether an identity lists this root with an expiration at which all that it can have signed until now is valid.
+
+    COMPAT: a GoatDB server extends its root in its own settings.json, and continues to sign with it.
+    """
+    kept = document.find_root(root.id)
+    return kept is not None and kept.expiration_ms >= min(root.session.expiration_ms, now_ms)
+
+
 def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tuple[tuple[Session, OwnedSession], ...]:
     """Return each root that must be introduced, with the root that introduces it.
 

@@ -5,9 +5,10 @@ identity into the store, writes the trusted user sessions of each settings.json 
 the store back, and asks the running servers whether they accept the root. It stops no server. `remove_keys` removes the
 settings.json files.
 
-Rules: an identity that the store already holds is never overwritten. A log that a process has open is not changed. A
-second run changes nothing. A key is removed from a disk only after the store has returned the same identity, and only
-if none of the servers rejects the root.
+Rules: an identity that the store already holds is never overwritten; only the expiration of its current root becomes a
+later one, which a GoatDB server has given the root meanwhile. A log that a process has open is not changed. A second
+run changes nothing. A key is removed from a disk only after the store has returned the same identity, with an
+expiration at which all that the root has signed is valid, and only if none of the servers rejects the root.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,32 +31,47 @@ from goatherd.data_directory import REMAINS, refuse_running
 from goatherd.errors import (
     ConfigurationError,
     IdentityExistsError,
+    IllegalStepError,
     SecretExistsError,
     SecretNotFoundError,
     SettingsError,
     UnconfirmedError,
+    UnsignedIdentityError,
 )
 from goatherd.files import remove_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document, sign_document
 from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.settings_json import describe_short_life
+from goatherd.identity.transitions import extend_current_root
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
 from goatherd.operations.identity_store import Store
 from goatherd.operations.merge_identities import (
     contains_root,
+    covers_root,
     describe_double_keys,
     describe_union,
     merge_server_identities,
     pair_roots,
 )
-from goatherd.operations.migration_files import MigrationSource, find_key_copies, find_sources, read_settings
+from goatherd.operations.migration_files import (
+    MigrationSource,
+    check_signed_for,
+    find_key_copies,
+    find_sources,
+    read_settings,
+)
 from goatherd.operations.migration_sessions import (
+    StoredIdentity,
     agree_on_sessions,
     compare_sessions,
     find_held_by_servers,
     find_held_in_logs,
+    find_root_introductions,
+    with_pruned_root,
 )
-from goatherd.providers.values import ORG_FIELD, SecretBytes
+from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
+from goatherd.telemetry import describe_count
 from goatherd.times import iso
 from goatherd.wire.commit import Commit
 
@@ -134,12 +150,14 @@ class Migration:
         proofs: For each organization and running server, whether the server accepts the organization's root.
         removable: The settings.json files that may be removed, since the store has returned their identity.
         is_dry: Whether this was a dry run, in which nothing was written.
+        introductions: For each organization, commits that introduce roots, if the store no longer lists the root.
     """
 
     outcomes: tuple[MigratedServer, ...]
     proofs: tuple[RootAcceptance, ...]
     removable: tuple[tuple[MigrationSource, IdentityDocument], ...]
     is_dry: bool
+    introductions: Mapping[str, Sequence[Commit]] = field(default_factory=dict, repr=False)
 
     def find_kept_settings(self) -> list[Path]:
         """Return the settings.json files that are still on the disk, with the private key; none after a dry run."""
@@ -162,7 +180,7 @@ async def migrate_all(
 
     Args:
         target: The store, and running servers that may hold sessions.
-        paths: Data directories and settings.json files.
+        paths: Data directories and settings.json files; one that is found twice counts once.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
         is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
@@ -172,17 +190,23 @@ async def migrate_all(
             roots.
 
     Raises:
-        ConfigurationError: A path holds no settings.json, or several organizations would share one secret.
+        ConfigurationError: A path holds no settings.json, several organizations would share one secret, or no commit of
+            a log is signed for the organization; nothing was written.
         MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
         SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
             server that may create the same sessions differently; nothing was written.
         IdentityExistsError: The store holds another identity.
+        UnsignedIdentityError: The stored identity needs the later expiration of a settings.json, but is not signed.
+        ProviderConfigurationError: The store exists only in this process, and this is no dry run.
         WrongClockError: This machine's clock differs from the store's.
         StorageError: A running server holds a log open, or a log is damaged.
         DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
-    sources = [source for path in paths for source in find_sources(path, target.org)]
+    found: dict[Path, MigrationSource] = {}
+    for source in [source for path in paths for source in find_sources(path, target.org)]:
+        found.setdefault(source.settings.resolve(), source)
+    sources = list(found.values())
     orgs = sorted({source.org for source in sources})
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in secret_id:
@@ -204,11 +228,25 @@ async def migrate_all(
             if tell is not None:
                 tell(line)
     agreed = {org: agree_on_sessions([users for source, _, users, _ in read if source.org == org]) for org in orgs}
-    held = {org: find_held_in_logs([source for source in sources if source.org == org], one[org]) for org in orgs}
+    stored = {
+        org: await _read_stored(target, org, one[org], [source for source in sources if source.org == org])
+        for org in orgs
+    }
+    for source, document, _, _ in read:
+        name, known = stored[source.org].name, stored[source.org].document
+        check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
+        if known is not None:
+            _check_covered(known, (one[source.org].current, document.current), source.settings, name)
+    held = {
+        org: find_held_in_logs([source for source in sources if source.org == org], stored[org].document or one[org])
+        for org in orgs
+    }
     if write_sessions:
         for org in orgs:
             of_org = [(source, users) for source, _, users, _ in read if source.org == org]
-            held[org] |= await find_held_by_servers(target, org, one[org], of_org, held[org], is_only_server)
+            held[org] |= await find_held_by_servers(
+                target, org, one[org], stored[org], of_org, held[org], is_only_server
+            )
     outcomes = [
         await _migrate_server(
             target,
@@ -219,20 +257,21 @@ async def migrate_all(
             tuple(agreed[source.org][user.id] for user in users),
             notes,
             held[source.org],
+            stored[source.org].introductions,
             dry_run=dry_run,
             write_sessions=write_sessions,
         )
         for source, document, users, notes in read
     ]
-    proofs = await ask_servers(
-        target.addresses, [(org, document.current) for org, document in one.items()], timeout=target.timeout
-    )
+    signers = [(org, _find_signers(stored[org].document or one[org], one[org].current)) for org in orgs]
+    proofs = await ask_servers(target.addresses, signers, timeout=target.timeout)
     safe = [(source, one[source.org]) for source, done in zip(sources, outcomes, strict=True) if done.is_read_back]
     return Migration(
         outcomes=tuple(outcomes),
         proofs=tuple(proofs),
         removable=() if servers_rejecting_root(proofs) else tuple(safe),
         is_dry=dry_run,
+        introductions={org: stored[org].introductions for org in orgs},
     )
 
 
@@ -262,9 +301,33 @@ async def remove_keys(target: MigrationTarget, migration: Migration, *, confirme
                 stack.enter_context(LogDirectory(source.data))
         for source, document in migration.removable:
             async with target.open_store(source.org) as store:
-                await read_back(store, document.current)
+                await read_back(store, document.current, migration.introductions.get(source.org, ()))
                 messages += remove_key(source.settings, document, store.name)
     return messages
+
+
+async def _read_stored(
+    target: MigrationTarget, org: str, document: IdentityDocument, sources: Sequence[MigrationSource]
+) -> StoredIdentity:
+    """Read the identity in an organization's store, and give its root the later expiration of `document`.
+
+    If the identity no longer lists the root, look for introductions of the root in the logs and on the running servers.
+
+    Raises:
+        IdentityExistsError: The store holds another identity.
+    """
+    async with target.open_store(org) as store:
+        try:
+            _, present = await store.read()
+        except SecretNotFoundError:
+            return StoredIdentity(name=store.name, document=None)
+        introductions: tuple[Commit, ...] = ()
+        if present.pruned and present.find_root(document.current.id) is None:
+            introductions = await find_root_introductions(target, org, document, present, sources)
+            present = with_pruned_root(present, document.current, org, introductions)
+        _check_same_identity(present, document, store.name)
+        extended = _extend_stored_root(present, document.current, store.name)
+        return StoredIdentity(name=store.name, document=extended or present, introductions=introductions)
 
 
 async def _migrate_server(
@@ -276,6 +339,7 @@ async def _migrate_server(
     users: tuple[Session, ...],
     notes: list[str],
     held: Mapping[str, Sequence[Commit]],
+    introductions: Sequence[Commit],
     *,
     dry_run: bool,
     write_sessions: bool,
@@ -284,14 +348,19 @@ async def _migrate_server(
     is_read_back = False
     async with target.open_store(source.org) as store:
         try:
-            _, present = await store.read()
+            version, present = await store.read()
         except SecretNotFoundError:
-            present = None
+            version, present = None, None
         if not dry_run:
+            # SECURITY: `remove_keys` deletes the only other copy of the key (tests/unit/cli/test_migrate_cluster.py).
+            store.check_durable("migrate")
             store.check_clock(target.clock_tolerance)
+        extended = None
         if present is not None:
+            present = with_pruned_root(present, document.current, source.org, introductions)
             _check_same_identity(present, document, store.name)
-        identity = present or document
+            extended = _extend_stored_root(present, document.current, store.name)
+        identity = extended or present or document
         with compare_sessions(source, users, identity, writes=write_sessions and not dry_run) as sessions:
             if present is None and not dry_run:
                 try:
@@ -302,21 +371,23 @@ async def _migrate_server(
                         f"{store.name} received an identity from another process during this migration; that "
                         "identity was kept"
                     ) from error
+            if extended is not None and version is not None and not dry_run:
+                value = SecretBytes(encode_document(extended))
+                await store.provider.write(store.secret_id, value, label=CURRENT, expected=version.id)
             if write_sessions and not dry_run:
                 # Signed by the root of settings.json, even after rotations, so that each server writes the same commit.
                 is_revoked = document.current.id in identity.revoked_ids
                 sessions.write(identity.current if is_revoked else document.current, source.org, held)
                 sessions.write_roots(introduced_roots, source.org, held)
         if not dry_run:
-            await read_back(store, document.current)
+            identity = await read_back(store, document.current, introductions)
             is_read_back = True
+    if present is not None and extended is not None:
+        notes.append(_describe_extension(present, extended, dry_run=dry_run))
+    if identity.current != document.current:
+        notes += describe_short_life(identity, SystemClock().now_ms())
     notes += sessions.problems
     notes += [f"{copy} holds a private key too" for copy in find_key_copies(source.settings)]
-    if any(note.startswith("the private key of root") for note in notes):
-        notes.append(
-            "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat the"
-            " key as exposed: run `goatherd rotate` as soon as every server starts from the store"
-        )
     secret = str(own_root.to_secret_json()["privateKey"]["d"]).encode()
     in_git = await asyncio.to_thread(find_in_git, source.settings.resolve(), secret)
     if in_git is not None:
@@ -358,20 +429,90 @@ def _check_same_identity(present: IdentityDocument, document: IdentityDocument, 
     Raises:
         IdentityExistsError: The store, called `name`, holds another identity.
     """
-    if not contains_root(present, document.current):
+    if contains_root(present, document.current):
+        return
+    if present.pruned and present.find_root(document.current.id) is None:
         raise IdentityExistsError(
-            f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
-            " the stored identity was kept",
-            hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
-            " cluster, migrate them together, into a new secret, with --root.",
+            f"the identity in {name} (root {present.current.id}) does not list root {document.current.id}. It has"
+            f" removed {describe_count(present.pruned, 'previous root')} from its list, and no commit was found by"
+            " which it has introduced this one; the stored identity was kept",
+            hint="If this root was an earlier one of this cluster, name a running server with --node; if none has the"
+            " commit, start from the store and remove the file by hand. Otherwise name another secret.",
         )
+    raise IdentityExistsError(
+        f"{name} holds another identity (root {present.current.id}), not that of root {document.current.id};"
+        " the stored identity was kept",
+        hint="Name another secret; each cluster, and each organization, has its own. If both servers are to be one"
+        " cluster, migrate them together, into a new secret, with --root.",
+    )
+
+
+def _extend_stored_root(present: IdentityDocument, root: OwnedSession, name: str) -> IdentityDocument | None:
+    """Return the stored identity `present` with the later expiration of `root`; None if it needs or allows no change.
+
+    COMPAT: a GoatDB server that restarts with 15 days or less left extends the root in its settings.json only.
+
+    Raises:
+        UnsignedIdentityError: The identity in the store, called `name`, is not signed, so it must not be signed here.
+    """
+    stored = present.current.session
+    if stored.id != root.id or stored.expiration_ms >= root.session.expiration_ms:
+        return None
+    # SECURITY: a signature over an altered document would make it valid (tests/unit/cli/test_migrate_cluster.py).
+    if not present.is_signed:
+        raise UnsignedIdentityError(
+            f"{name} holds an identity without a valid signature, so the later expiration of root {root.id} was not"
+            " written into it"
+        )
+    try:
+        return extend_current_root(present, root.session.expiration_ms, SystemClock().now_ms())
+    except IllegalStepError:
+        return None
+
+
+def _check_covered(stored: IdentityDocument, roots: Iterable[OwnedSession], settings: Path, name: str) -> None:
+    """Check that all that the roots of a settings.json have signed is valid with the identity in the store.
+
+    Raises:
+        SettingsError: The store, called `name`, holds one of the roots with an expiration that has passed, and the file
+            has a later one.
+    """
+    for root in roots:
+        kept = stored.find_root(root.id)
+        if kept is None or root.id in stored.revoked_ids or covers_root(stored, root, SystemClock().now_ms()):
+            continue
+        if stored.rotation is not None:
+            why = f"rotation {stored.rotation.id} is in progress there"
+            hint = "Complete the rotation (`goatherd rotate --resume`) or cancel it (`--cancel`), then run this again."
+        else:
+            why = "it is not the current root there, or another root has signed its earlier expiration"
+            hint = (
+                "If that may be lost (users who have signed in since then sign in again), start the server from the"
+                " store and remove the file by hand."
+            )
+        raise SettingsError(
+            f"{settings} has extended root {root.id} until {iso(root.session.expiration_ms)}, but in {name} this root"
+            f" has expired at {iso(kept.expiration_ms)}, and {why}. What the root has signed since then would become"
+            " invalid. Nothing was removed",
+            hint=hint,
+        )
+
+
+def _describe_extension(present: IdentityDocument, extended: IdentityDocument, *, dry_run: bool) -> str:
+    before, after = (iso(one.current.session.expiration_ms) for one in (present, extended))
+    would = "would become" if dry_run else "is now"
+    return (
+        f"a GoatDB server has extended root {extended.current.id}: its expiration in the store {would} {after} instead"
+        f" of {before}"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootAcceptance:
     """Whether a running server accepts requests that are signed with the root of an organization.
 
-    `server` is the server as it was observed; its `trusts_current` holds the answer.
+    `root` is the root that signed. `server` is the server as it was observed; its `trusts_current` holds the answer,
+    which is None if the server did not answer, or rejected a root that has expired.
     """
 
     org: str
@@ -379,42 +520,80 @@ class RootAcceptance:
     server: NodeView
 
 
-async def read_back(store: Store, wanted: OwnedSession) -> IdentityDocument:
-    """Read the identity in the store, and check that it contains the root `wanted`.
+async def read_back(store: Store, wanted: OwnedSession, introductions: Iterable[Commit] = ()) -> IdentityDocument:
+    """Read the identity in the store, and check that it contains the root `wanted`, with a sufficient expiration.
+
+    Args:
+        store: The store.
+        wanted: The root of a settings.json.
+        introductions: Unverified commits that introduce roots, in case the identity no longer lists `wanted` itself.
 
     Raises:
-        SettingsError: The store holds another identity.
+        SettingsError: The store holds another identity, or an expiration at which not all that the root has signed is
+            valid.
         ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
+    document = with_pruned_root(document, wanted, store.org, introductions)
     if not contains_root(document, wanted):
         raise SettingsError(
             f"{store.name} did not return root {wanted.id} when it was read back",
             hint="Nothing was removed from the disk. `goatherd show --versions` shows what the store holds.",
         )
+    if wanted.id not in document.revoked_ids and not covers_root(document, wanted, SystemClock().now_ms()):
+        raise SettingsError(
+            f"{store.name} returned root {wanted.id} with an earlier expiration than settings.json when it was read"
+            " back",
+            hint="Nothing was removed from the disk. Run the command again.",
+        )
     return document
 
 
+def _find_signers(identity: IdentityDocument, root: OwnedSession) -> list[tuple[OwnedSession, bool]]:
+    """Return the roots with which to ask servers: the current one in the store, then that of the file.
+
+    A server that has not followed a rotation accepts the root of the file. With each root comes whether a server that
+    rejects it has another identity: not if the root has expired in the store. A revoked root is left out.
+    """
+    now_ms = SystemClock().now_ms()
+    listed = {one.id: one for one in identity.roots if one.id not in identity.revoked_ids}
+    signers = {one.id: one for one in (identity.current, root)}
+    return [(one, not listed[one.id].is_expired(now_ms)) for one in signers.values() if one.id in listed]
+
+
 async def ask_servers(
-    addresses: Sequence[str], signers: Sequence[tuple[str, OwnedSession]], *, timeout: timedelta
+    addresses: Sequence[str], signers: Sequence[tuple[str, Sequence[tuple[OwnedSession, bool]]]], *, timeout: timedelta
 ) -> list[RootAcceptance]:
-    """Ask every server, once for each organization, whether it accepts a request signed with the root.
+    """Ask every server, for each organization, whether it accepts a request signed with one of the roots.
 
     Args:
         addresses: URLs of the servers, or URLs that discover them.
-        signers: The organizations, each with the root that signs the request.
+        signers: The organizations, each with the roots that sign requests until the server accepts one, and whether a
+            server that rejects the root has another identity.
         timeout: Timeout of one request.
 
     Raises:
         DiscoveryError: The servers could not be discovered.
     """
     async with NodeDirectory(addresses, timeout=timeout) as directory:
-        asked = [_ask_server(client, org, signer) for client in await directory() for org, signer in signers]
+        asked = [_ask_server(client, org, roots) for client in await directory() for org, roots in signers]
         return list(await asyncio.gather(*asked))
 
 
-async def _ask_server(client: NodeClient, org: str, signer: OwnedSession) -> RootAcceptance:
-    return RootAcceptance(org=org, root=signer.id, server=await observe_trust(client, signer))
+async def _ask_server(client: NodeClient, org: str, roots: Sequence[tuple[OwnedSession, bool]]) -> RootAcceptance:
+    rejected = unclear = None
+    for root, is_valid in roots:
+        answer = RootAcceptance(org=org, root=root.id, server=await observe_trust(client, root))
+        if answer.server.trusts_current is not False:
+            return answer
+        if is_valid:
+            rejected = rejected or answer
+        else:
+            view = replace(answer.server, trusts_current=None, problem="it rejects it, but the root has expired")
+            unclear = unclear or replace(answer, server=view)
+    found = rejected or unclear
+    assert found is not None
+    return found
 
 
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:

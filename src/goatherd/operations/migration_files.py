@@ -5,8 +5,8 @@ Nothing is written. A file that cannot be read is an error; only a missing file 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,8 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
-from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings
+from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
+from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
@@ -44,12 +45,12 @@ class SessionLog:
 
     Attributes:
         pool: The sessions that a trusted root introduced.
-        latest: For each session id, the id of its last commit.
+        introductions: For each session id, the verified commits that introduce the session.
         problems: A human-readable sentence for each session that could not be verified.
     """
 
     pool: TrustPool
-    latest: dict[str, str]
+    introductions: dict[str, tuple[Commit, ...]]
     problems: tuple[str, ...]
 
 
@@ -91,27 +92,45 @@ def _describe_source(settings: Path, given: str | None) -> MigrationSource:
     if given is not None or data is None:
         return MigrationSource(settings=settings, data=data, org=given or DEFAULT_ORG)
     # The organization is part of the signed bytes, so the log shows which of the two candidates is right.
-    commits = read_commits(data / SESSIONS_LOG, directory.name)
-    if (
-        commits
-        and not _is_signed_for(settings, commits)
-        and _is_signed_for(settings, read_commits(data / SESSIONS_LOG, DEFAULT_ORG))
-    ):
-        return MigrationSource(settings=settings, data=data, org=DEFAULT_ORG)
-    return MigrationSource(settings=settings, data=data, org=directory.name)
+    source = MigrationSource(settings=settings, data=data, org=directory.name)
+    document, _, _ = read_settings(source, 0)
+    orgs = (directory.name, DEFAULT_ORG)
+    return replace(source, org=next((org for org in orgs if _is_signed_for(org, data, [document])), directory.name))
 
 
-def _is_signed_for(settings: Path, commits: Iterable[Commit]) -> bool:
-    document, _, _ = from_settings(_read_bytes(settings), 0)
-    roots = {root.id: root for root in document.roots}
-    pool = TrustPool.from_identity(document, org=DEFAULT_ORG)
-    for commit in commits:
-        if commit.session in roots:
-            try:
-                pool.verify_commit(commit)
-            except VerificationError:
-                continue
-            return True
+def check_signed_for(source: MigrationSource, identities: Sequence[IdentityDocument]) -> None:
+    """Check that a log is that of the organization under whose name its directory is to be migrated.
+
+    Args:
+        source: The directory and the organization.
+        identities: The identities with which the log may be signed.
+
+    Raises:
+        ConfigurationError: The log holds commits, and none of them verifies for this organization.
+    """
+    data, org = source.data, source.org
+    if data is None or _is_signed_for(org, data, identities) or not (commits := read_commits(data / SESSIONS_LOG, org)):
+        return
+    right = next((one for one in (data.name, DEFAULT_ORG) if _is_signed_for(one, data, identities)), None)
+    raise ConfigurationError(
+        f"none of the {describe_count(len(commits), 'commit')} in {data / SESSIONS_LOG} verifies with the root of"
+        f" {source.settings} as organization {org!r}; nothing was written",
+        hint=f"They are signed for organization {right!r}: run `goatherd migrate {data} --org {right} …`."
+        if right is not None
+        else "Check that --org is right: it is part of what is signed. If it is, this settings.json has another root"
+        " than the log: GoatDB makes a new one if it cannot read the file.",
+    )
+
+
+def _is_signed_for(org: str, data: Path, identities: Sequence[IdentityDocument]) -> bool:
+    """Whether a root of one of the identities has signed a commit of the log for this organization."""
+    commits = read_commits(data / SESSIONS_LOG, org)
+    for identity in identities:
+        roots = {root.id for root in identity.roots}
+        pool = TrustPool.from_identity(identity, org=org)
+        for commit in commits:
+            if commit.session in roots and pool.verify_commits([commit], held=True) == [None]:
+                return True
     return False
 
 
@@ -123,10 +142,22 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocument, tuple[Session, ...], list[str]]:
+    """Read a settings.json: the identity, the user sessions, and what the operator should know.
+
+    Raises:
+        SettingsError: The file cannot be read.
+        IdentityError: The file is malformed, or has no private key; the message names the file.
+    """
     try:
-        found = from_settings(_read_bytes(source.settings), now_ms)
-        check_exportable(found[0])  # a key in an HSM or a KMS is not in the file
-        return found
+        raw = _read_bytes(source.settings)
+        document, users, notes = from_settings(raw, now_ms)
+        check_exportable(document)  # a key in an HSM or a KMS is not in the file
+        if publishes_private_key(raw):
+            notes.append(
+                "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat"
+                " the key as exposed: run `goatherd rotate` as soon as every server starts from the store"
+            )
+        return document, users, notes
     except IdentityError as error:
         raise type(error)(f"{source.settings}: {error}", hint=error.hint) from None
 
@@ -136,14 +167,17 @@ def read_session_log(data: Path, document: IdentityDocument, org: str) -> Sessio
     commits = read_commits(data / SESSIONS_LOG, org)
     pool = TrustPool.from_identity(document, org=org)
     pool.offer_session_commits(commits)
-    latest = {commit.key: commit.id for commit in commits}
-    problems = []
-    for session_id in latest:
+    introductions, problems = {}, []
+    for session_id in dict.fromkeys(commit.key for commit in commits):
+        # SECURITY: anyone may have put a commit into the log; one that was not verified must not be copied or followed
+        # (tests/unit/cli/test_migrate_cluster.py).
+        if found := pool.get_introductions(session_id):
+            introductions[session_id] = found
         try:
             pool.get_session(session_id)
         except VerificationError as error:
             problems.append(f"session {session_id} of the log could not be verified: {error}")
-    return SessionLog(pool=pool, latest=latest, problems=tuple(problems))
+    return SessionLog(pool=pool, introductions=introductions, problems=tuple(problems))
 
 
 def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple[Session, ...]:
@@ -156,7 +190,7 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
         raise ConfigurationError(f"{data} has no {SESSIONS_LOG}", hint="Name the data directory of one organization.")
     log = read_session_log(data, document, org)
     found = []
-    for session_id in log.latest:
+    for session_id in log.introductions:
         try:
             session = log.pool.get_session(session_id)
         except VerificationError:

@@ -8,8 +8,8 @@ servers do not answer, nothing is written. A log that a process has open is not 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,14 +21,13 @@ from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     DecodeError,
     NodeError,
-    SecretNotFoundError,
     SettingsError,
     UnknownSignerError,
     VerificationError,
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
+from goatherd.identity.session_commits import claims_root, preferred_session, session_from_commit, verify_commit_by
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
 from goatherd.revocation.introduced_sessions import decode_commits
@@ -46,6 +45,21 @@ _LARGE_ANSWER_TIMEOUT: Final = timedelta(seconds=60)
 """Timeout of one request whose answer may hold 50 000 sessions."""
 _LONG_AGO_MS: Final = 1_577_836_800_000
 """2020-01-01, before GoatDB existed: the time of a commit whose session has an unusual expiration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredIdentity:
+    """What a store holds before a migration.
+
+    Attributes:
+        name: Name of the store in messages.
+        document: The identity in the store, with the root of settings.json among the roots; None if there is none yet.
+        introductions: Commits that introduce roots, if the identity no longer lists the root of settings.json itself.
+    """
+
+    name: str
+    document: IdentityDocument | None
+    introductions: tuple[Commit, ...] = ()
 
 
 def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, Session]:
@@ -67,23 +81,16 @@ def agree_on_sessions(users_of_each: Iterable[Iterable[Session]]) -> dict[str, S
     return agreed
 
 
-def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, list[Commit]]:
-    """Return, for each session that a log on a disk introduces, the commits that introduce the session.
+def find_held_in_logs(sources: Sequence[MigrationSource], identity: IdentityDocument) -> dict[str, tuple[Commit, ...]]:
+    """Return, for each session that a log on a disk introduces, the verified commits that introduce the session.
 
     Other servers copy these commits. So the result is empty if there is only one server.
     """
-    held: dict[str, list[Commit]] = {}
+    held: dict[str, tuple[Commit, ...]] = {}
     for source in sources if len(sources) > 1 else ():
-        if source.data is None:
-            continue
-        log = read_session_log(source.data, identity, source.org)
-        commits = read_commits(source.data / SESSIONS_LOG, source.org)
-        for session_id in log.latest:
-            try:
-                log.pool.get_session(session_id)
-            except VerificationError:
-                continue
-            held.setdefault(session_id, [commit for commit in commits if commit.key == session_id])
+        if source.data is not None:
+            for session_id, commits in read_session_log(source.data, identity, source.org).introductions.items():
+                held.setdefault(session_id, commits)
     return held
 
 
@@ -91,16 +98,24 @@ async def find_held_by_servers(
     target: MigrationTarget,
     org: str,
     document: IdentityDocument,
+    stored: StoredIdentity,
     read: Sequence[tuple[MigrationSource, Sequence[Session]]],
     held: Collection[str],
     is_only_server: bool,
-) -> dict[str, list[Commit]]:
+) -> dict[str, tuple[Commit, ...]]:
     """Ask running servers for the sessions that no log on a disk introduces; return their commits, by session id.
 
     COMPAT: two different commits of one session without parents crash GoatDB servers and clients. So a commit that an
-    earlier run wrote on another server must be found and copied. `read` has the files and trusted sessions of each
-    server, `held` the sessions that a log introduces. With `is_only_server`, the operator states that there is no such
-    other server.
+    earlier run wrote on another server must be found and copied.
+
+    Args:
+        target: The servers.
+        org: The organization.
+        document: The identity that is migrated.
+        stored: What the store holds.
+        read: The files and trusted sessions of each server whose disk is migrated.
+        held: Ids of the sessions that a log of these servers introduces.
+        is_only_server: Whether the operator states that there is no other server.
 
     Raises:
         SettingsError: An earlier run has migrated a server, not every server could be asked, and `is_only_server` is
@@ -109,17 +124,12 @@ async def find_held_by_servers(
     missing: set[str] = set()
     for source, users in read:
         if source.data is not None:
-            keys = {commit.key for commit in read_commits(source.data / SESSIONS_LOG, org)}
-            missing |= {user.id for user in users if user.id not in keys and user.id not in held}
+            known = read_session_log(source.data, stored.document or document, org).introductions
+            missing |= {user.id for user in users if user.id not in known and user.id not in held}
     if not missing:
         return {}
-    async with target.open_store(org) as store:
-        try:
-            _, present = await store.read()
-        except SecretNotFoundError:
-            present = None
-        name = store.name
-    found: dict[str, list[Commit]] = {}
+    present = stored.document
+    found: dict[str, tuple[Commit, ...]] = {}
     silent = []
     async with NodeDirectory(target.addresses, timeout=max(target.timeout, _LARGE_ANSWER_TIMEOUT)) as directory:
         clients = await directory()
@@ -131,20 +141,74 @@ async def find_held_by_servers(
                 continue
             for session_id, of_session in _select_signed(commits, document, present, org).items():
                 if session_id in missing:
-                    found.setdefault(session_id, of_session)
+                    found.setdefault(session_id, tuple(of_session))
     unknown = sorted(missing - found.keys())
     if unknown and present is not None and (silent or not clients) and not is_only_server:
         why = f" ({'; '.join(silent)})" if silent else ""
         sessions = describe_count(len(unknown), "session", "is", "are")
         raise SettingsError(
-            f"an earlier run has put the identity of {org} into {name}, and {sessions} in this settings.json only:"
-            f" {' '.join(unknown[:SHOWN])}. If a server that was migrated earlier has created the same sessions in"
-            f" other commits, GoatDB servers and clients crash when they merge both{why}",
+            f"an earlier run has put the identity of {org} into {stored.name}, and {sessions} in this settings.json"
+            f" only: {' '.join(unknown[:SHOWN])}. If a server that was migrated earlier has created the same sessions"
+            f" in other commits, GoatDB servers and clients crash when they merge both{why}",
             hint="Name the servers that were migrated earlier: a running one by --node URL, a stopped one by its data"
             " directory beside this one. If there is none, give --only-server. --no-write-sessions leaves these"
             " sessions out.",
         )
     return found
+
+
+async def find_root_introductions(
+    target: MigrationTarget,
+    org: str,
+    document: IdentityDocument,
+    present: IdentityDocument,
+    sources: Iterable[MigrationSource],
+) -> tuple[Commit, ...]:
+    """Return the unverified commits that introduce roots, from the logs on the disks and from the running servers.
+
+    Args:
+        target: The servers; those that do not answer are left out.
+        org: The organization.
+        document: The identity that is migrated.
+        present: The identity in the store.
+        sources: The servers whose disks are migrated.
+    """
+    found = [
+        commit
+        for source in sources
+        if source.data is not None
+        for commit in read_commits(source.data / SESSIONS_LOG, org)
+    ]
+    async with NodeDirectory(target.addresses, timeout=max(target.timeout, _LARGE_ANSWER_TIMEOUT)) as directory:
+        for client in await directory():
+            with suppress(NodeError):
+                found += decode_commits(await _pull_sessions(client, document, present), org)
+    return tuple(commit for commit in found if claims_root(commit))
+
+
+def with_pruned_root(
+    identity: IdentityDocument, root: OwnedSession, org: str, introductions: Iterable[Commit]
+) -> IdentityDocument:
+    """Return an identity that lists a root again that it no longer lists, if a root of it has introduced that root.
+
+    The result is for verifying only, and must not be written. An identity that lists the root, or that has removed no
+    root from its list, is returned unchanged.
+
+    Args:
+        identity: The identity in the store.
+        root: The root of a settings.json.
+        org: The organization; it is part of the signed bytes.
+        introductions: Unverified commits that introduce roots; a chain of them may lead to `root`.
+    """
+    if not identity.pruned or identity.find_root(root.id) is not None:
+        return identity
+    pool = TrustPool.from_identity(identity, org=org)
+    pool.offer_session_commits(introductions)
+    try:
+        found = pool.get_root(root.id)
+    except VerificationError:
+        return identity
+    return replace(identity, roots=(*identity.roots, found))
 
 
 async def _pull_sessions(
@@ -205,7 +269,7 @@ class SessionComparison:
     Attributes:
         lacking: The sessions that are missing or incomplete in the log.
         fine: How many sessions the log holds completely.
-        latest: For each session id in the log, the id of its last commit.
+        latest: For each session id in the log, the id of its last verified commit.
         problems: Sessions that could not be verified.
         directory: The logs of the organization, locked; None if nothing is to be written.
     """
@@ -337,6 +401,5 @@ def compare_sessions(
             directory = stack.enter_context(LogDirectory(source.data))
         log = read_session_log(source.data, identity, source.org)
         lacking, fine = find_missing_sessions(log, users)
-        yield SessionComparison(
-            lacking=lacking, fine=fine, latest=log.latest, problems=log.problems, directory=directory
-        )
+        latest = {session_id: commits[-1].id for session_id, commits in log.introductions.items()}
+        yield SessionComparison(lacking=lacking, fine=fine, latest=latest, problems=log.problems, directory=directory)

@@ -189,6 +189,7 @@ def test_several_organizations_need_a_secret_each(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(data / "localhost", data / "acme")
+    (data / "acme/sys/sessions.jsonl").unlink()  # it is signed for the other organization
     refused = goatherd("migrate", str(data), "--provider", store)
     assert refused.code == EXIT_CODES["configuration"]
     assert "{org}" in refused.err
@@ -199,6 +200,17 @@ def test_several_organizations_need_a_secret_each(
     monkeypatch.setenv("GOATHERD_ANY_ORG", "true")
     one = goatherd("migrate", str(data), "--org", "acme", "--provider", store, "--json")
     assert [outcome["org"] for outcome in one.json["organizations"]] == ["acme"]
+
+
+def test_an_organization_that_is_refused_stops_all_of_them_before_anything_is_written(
+    goatherd: Goatherd, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / "localhost", data / "acme")
+    (data / "acme/sys/sessions.jsonl").unlink()  # it is signed for the other organization
+    goatherd("init", "--provider", f"file://{tmp_path}/keys/localhost/root")
+    refused = goatherd("migrate", str(data), "--provider", f"file://{tmp_path}/keys/{{org}}/root")
+    assert refused.code == EXIT_CODES["identity"]
+    assert not (tmp_path / "keys/acme").exists()
 
 
 def test_one_organizations_directory_or_its_file_will_do(goatherd: Goatherd, data: Path, tmp_path: Path) -> None:
@@ -216,6 +228,37 @@ def test_the_organization_is_told_from_the_signatures_where_the_directory_has_an
     (outcome,) = goatherd("migrate", str(moved), "--provider", store, "--json").json["organizations"]
     assert outcome["org"] == "localhost"
     assert outcome["sessionsMissing"] == outcome["sessionsWritten"] == []
+
+
+@pytest.mark.parametrize("way", ["--org", "a directory with another name"])
+def test_a_log_of_another_organization_is_not_migrated_and_the_right_one_is_named(
+    goatherd: Goatherd, data: Path, tmp_path: Path, way: str
+) -> None:
+    stranger(data)
+    source, more = data / "localhost", ["--org", "acme"]
+    if way != "--org":
+        source.rename(data / "acme")
+        source, more = data, []
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command = ["migrate", str(source), *more, "--provider", f"file://{tmp_path}/keys/{{org}}/root"]
+    for last in ([], ["--dry-run"]):
+        refused = goatherd(*command, *last)
+        assert refused.code == EXIT_CODES["configuration"]
+        assert "as organization 'acme'" in refused.err
+        assert "signed for organization 'localhost'" in refused.err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_log_that_the_root_of_the_file_has_never_signed_is_not_migrated(
+    goatherd: Goatherd, data: Path, store: str
+) -> None:
+    new = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
+    tree = {"currentSession": new.to_secret_json(), "roots": [new.session.to_json()], "trustedSessions": []}
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
+    refused = goatherd("migrate", str(data), "--provider", store)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "another root than the log" in refused.err
+    assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
 
 
 def test_a_settings_json_alone_has_no_log_to_look_into(
@@ -255,7 +298,7 @@ def test_of_several_files_the_broken_one_is_named(goatherd: Goatherd, data: Path
 
 def test_no_hint_recommends_to_rotate_an_expired_root(goatherd: Goatherd, data: Path, store: str) -> None:
     tree = settings(data)
-    tree["currentSession"]["expiration"] = 1_600_000_000
+    tree["currentSession"]["expiration"] = SystemClock().now_ms() / 1000 - 3600
     tree["roots"], tree["trustedSessions"] = [], []
     (data / "localhost/settings.json").write_text(json.dumps(tree))
     migrated = goatherd("migrate", str(data), "--provider", store)
@@ -331,12 +374,23 @@ def test_what_lies_in_the_store_is_a_checked_identity_document(
     assert decode_document(documents[0]).current.id == NAMED["root"]
 
 
+@pytest.mark.parametrize("listed", ["with the private key", "not at all", "with another expiration", "safely"])
 def test_a_server_that_gives_its_key_away_is_named_and_a_rotation_asked_for(
-    goatherd: Goatherd, data: Path, store: str
+    goatherd: Goatherd, data: Path, store: str, listed: str
 ) -> None:
+    tree = settings(data)
+    public = {name: value for name, value in tree["currentSession"].items() if name != "privateKey"}
+    if listed == "not at all":
+        tree["roots"] = []
+    elif listed == "with another expiration":
+        tree["roots"] = [{**public, "expiration": public["expiration"] - 86_400}]
+    elif listed == "safely":
+        tree["roots"] = [public]
+    (data / "localhost/settings.json").write_text(json.dumps(tree))
     result = goatherd("migrate", str(data), "--provider", store, "--json")
     (outcome,) = result.json["organizations"]
-    assert any("to any caller" in note and "goatherd rotate" in note for note in outcome["notes"])
+    told = [note for note in outcome["notes"] if "to any caller" in note and "goatherd rotate" in note]
+    assert len(told) == (0 if listed == "safely" else 1)
 
 
 def test_on_the_first_day_the_doctor_notes_the_short_life_of_goatdbs_roots_without_a_failure(
@@ -414,6 +468,45 @@ def test_a_key_on_another_branch_is_found(goatherd: Goatherd, data: Path, store:
     git(data, "checkout", "-f", "main")
     (data / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
     assert told_to_revoke(goatherd, data, store)
+
+
+@needs_git
+def test_a_key_in_a_commit_that_was_amended_is_found(goatherd: Goatherd, data: Path, store: str) -> None:
+    git(data, "init")
+    (data / ".gitignore").write_text("localhost/\n")
+    shutil.copy(data / "localhost/settings.json", data / "notes.txt")
+    git(data, "add", ".gitignore", "notes.txt")
+    git(data, "commit", "-m", "x")
+    git(data, "rm", "notes.txt")
+    git(data, "commit", "--amend", "-m", "y")
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert "(notes.txt)" in note
+    git(data, "reflog", "expire", "--expire=now", "--all")
+    (note,) = told_to_revoke(goatherd, data, store)
+    assert "(object " in note, "git keeps it for weeks, and no reflog leads to it"
+
+
+@needs_git
+def test_a_settings_json_that_git_has_without_the_key_is_no_leak(goatherd: Goatherd, data: Path, store: str) -> None:
+    git(data, "init")
+    (data / "localhost/settings.json").write_text("{}")
+    git(data, "add", "localhost/settings.json")
+    git(data, "commit", "-m", "template")
+    (data / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
+    assert not told_to_revoke(goatherd, data, store)
+    git(data, "add", "localhost/settings.json")
+    assert told_to_revoke(goatherd, data, store), "staged"
+
+
+@needs_git
+def test_a_part_of_a_history_is_not_called_clean(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
+    git(tmp_path, "init", "origin")
+    for message in ("x", "y"):
+        git(tmp_path / "origin", "commit", "--allow-empty", "-m", message)
+    git(tmp_path, "clone", "--depth", "1", f"file://{tmp_path}/origin", "clone")
+    (data / "localhost").rename(tmp_path / "clone/localhost")
+    (note,) = told_to_revoke(goatherd, tmp_path / "clone", store)
+    assert "shallow clone" in note
 
 
 @pytest.mark.parametrize("problem", ["no git", "refuses"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -15,16 +16,24 @@ from typing import Any
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.clock import SystemClock
 from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
-from goatherd.identity.document import decode_document
-from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.session import OwnedSession, Session, parse_signature
 from goatherd.identity.settings_json import from_settings
 from goatherd.identity.succession import verify_succession
+from goatherd.identity.transitions import prune_roots
 from goatherd.node.log_storage import LogDirectory
+from goatherd.operations.migration_files import verified_sessions
+from goatherd.plugins import open_provider
+from goatherd.providers.base import SecretProvider
 from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
+from goatherd.wire.commit_log import frame_records
+from goatherd.wire.javascript_values import ms_from_seconds
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
@@ -36,13 +45,14 @@ FAR_MS = 4_000_000_000_000
 
 
 @contextmanager
-def server(status: int) -> Iterator[str]:
-    """A server that answers every request alike."""
+def server(status: int, *, accepts: str | None = None) -> Iterator[str]:
+    """A server that answers every request alike, but with 200 if the root `accepts` has signed it."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(status)
+            signer = parse_signature(self.headers["x-goat-sig"]).session_id
+            self.send_response(200 if signer == accepts else status)
             self.send_header("content-length", "2")
             self.end_headers()
             self.wfile.write(b"[]")
@@ -271,6 +281,141 @@ def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
+def test_after_a_revocation_the_key_leaves_the_disk_although_no_server_accepts_it(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    revoked = ["revoke", NAMED["root"], "--provider", store, "--yes", "--reason", "in git", "--unsafe-without-nodes"]
+    assert f"revoked {NAMED['root']}" in goatherd(*revoked).out
+    current = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    command = ["migrate", str(data), "--provider", store, "--remove-key", "--node"]
+    with server(403) as stranger:
+        refused = goatherd(*command, stranger)
+    assert refused.code == EXIT_FINDINGS
+    assert f"{stranger} rejects requests signed by root {current}" in refused.out
+    assert (data / "localhost/settings.json").exists()
+    with server(403, accepts=current) as url:
+        result = goatherd(*command, url)
+    assert result.code == 0, result.out
+    assert f"{url} accepts requests signed by root {current}" in result.out
+    assert not (data / "localhost/settings.json").exists()
+
+
+def test_a_server_that_has_not_followed_a_rotation_is_one_of_the_cluster(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    with server(403, accepts=NAMED["root"]) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0
+    assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
+
+
+@pytest.fixture
+def pruned(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+    """Migrate, and rotate until the store no longer lists the root of the settings.json. Return the current root."""
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+
+    async def prune() -> OwnedSession:
+        provider, secret_id = open_provider(store)
+        async with provider:
+            held = await provider.read(secret_id, CURRENT)
+            shorter = prune_roots(decode_document(held.value.reveal()), [NAMED["root"]], SystemClock().now_ms())
+            value = SecretBytes(encode_document(shorter))
+            await provider.write(secret_id, value, label=CURRENT, expected=held.version.id)
+            return shorter.current
+
+    return asyncio.run(prune())
+
+
+@pytest.mark.parametrize("where", ["the log", "a server"])
+def test_a_server_whose_root_has_left_the_list_is_one_of_the_cluster_if_a_later_root_says_so(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    pruned: OwnedSession,
+    where: str,
+) -> None:
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    chain = [introduction(root, pruned, commit_id="earlier")]
+    log = data / "localhost/sys/sessions.jsonl"
+    before = log.read_bytes()
+    command = ["migrate", str(data), "--provider", store, "--remove-key"]
+
+    def prepare(child: UpstreamChild) -> None:
+        for commit in chain:
+            child.create(SESSIONS, commit)
+
+    if where == "the log":
+        before += frame_records([commit.to_json() for commit in chain])
+        log.write_bytes(before)
+        result = goatherd(*command)
+    else:
+        with upstream(pruned, prepare) as child:
+            result = goatherd(*command, "--node", child.url)
+    assert result.code == 0, result.err
+    assert f"already migrated: root {pruned.id}" in result.out
+    assert "could not be verified" not in result.out
+    assert log.read_bytes() == before, "every session is in the log, introduced by the earlier root"
+    assert not (data / "localhost/settings.json").exists()
+
+
+def test_a_root_that_no_later_root_has_introduced_is_not_called_another_clusters(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    pruned: OwnedSession,
+) -> None:
+    thief = OwnedSession.generate(session_id="t" * 24, owner="root", now_ms=NOW_MS)
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    with (data / "localhost/sys/sessions.jsonl").open("ab") as log:
+        log.write(frame_records([introduction(root, thief, commit_id="forged").to_json()]))
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["identity"]
+    assert f"(root {pruned.id}) does not list root {root.id}" in refused.err
+    assert "remove the file by hand" in refused.err
+    assert "--root" not in refused.err
+    assert (data / "localhost/settings.json").exists()
+
+
+def test_a_root_that_has_expired_proves_nothing_of_a_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, -1)
+    with server(403) as url:
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0
+    assert f"it is not known whether {url} has this root: it rejects it, but the root has expired" in result.out
+
+
+def test_a_server_that_has_extended_its_root_itself_is_one_of_the_cluster(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, 1)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch, server(403, accepts=NAMED["root"]) as url:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 2 * 86_400_000)
+        result = goatherd("migrate", str(data), "--provider", store, "--node", url)
+    assert result.code == 0, result.out
+    assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
+
+
 def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
     goatherd: Goatherd,
     data: Path,  # noqa: F811
@@ -308,6 +453,143 @@ def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
     undone = goatherd("export", str(file), "--provider", store, "--data", str(data / "localhost"))
     assert undone.code == 0, undone.err
     assert settings(data)["currentSession"] == before["currentSession"]
+
+
+def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd, data: Path) -> None:  # noqa: F811
+    command = ["migrate", str(data), "--provider", "memory:///lost/root"]
+    for more in (["--remove-key"], []):
+        refused = goatherd(*command, *more)
+        assert refused.code == EXIT_CODES["provider"]
+        assert "the memory store is lost when the command ends" in refused.err
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
+    assert goatherd(*command, "--dry-run").code == 0
+
+
+def expires(top: Path, days: float) -> int:
+    """Give the root in a settings.json an expiration some days from now, as GoatDB does at a start."""
+    expiration_ms = SystemClock().now_ms() + round(days * 86_400_000)
+    tree = settings(top)
+    listed = [tree["currentSession"], *tree["roots"], *tree["trustedSessions"]]
+    for session in listed:
+        if session["id"] == NAMED["root"]:
+            session["expiration"] = expiration_ms / 1000
+    rewritten(top, tree)
+    return ms_from_seconds(expiration_ms / 1000)
+
+
+def extended(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+    """Migrate a root that expires two days ago; then GoatDB extends it, and a user signs in. Return the user."""
+    expires(data, -2)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    expires(data, 25)
+    root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
+    user = OwnedSession.generate(session_id="n" * 24, owner="u9", now_ms=NOW_MS)
+    with LogDirectory(data / "localhost") as directory:
+        log = directory.open_log(SESSIONS)
+        log.append_record(introduction(user, root, ts=SystemClock().now_ms() - 86_400_000).to_json())
+        log.flush()
+    return user
+
+
+def test_the_expiration_that_goatdb_has_extended_since_is_in_the_store_before_the_file_is_removed(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    user = extended(goatherd, data, store)
+    dry = goatherd("migrate", str(data), "--provider", store, "--dry-run")
+    assert "its expiration in the store would become" in dry.out
+    assert goatherd("show", "--provider", store, "--json").json["generation"] == 1
+    result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert result.code == 0, result.err
+    assert "its expiration in the store is now" in result.out
+    assert "has expired" not in result.out
+    assert not (data / "localhost/settings.json").exists()
+    stored = [decode_document(raw) for raw in read_versions(tmp_path)]
+    last = max(stored, key=lambda document: document.generation)
+    assert (last.generation, last.is_signed) == (2, True)
+    verify_succession(last, [last.current.session])
+    assert user.session in verified_sessions(data / "localhost", last, "localhost")
+
+
+def read_versions(tmp_path: Path) -> list[bytes]:
+    files = [path.read_bytes() for path in (tmp_path / "keys").rglob("*") if path.is_file()]
+    return [raw for raw in files if b"currentSession" in raw]
+
+
+def test_a_root_that_was_extended_after_it_was_replaced_keeps_its_file(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    expires(data, 1)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    expires(data, 25)
+    later = goatherd("migrate", str(data), "--provider", store)
+    assert later.code == 0, "until its stored expiration, all that the root signs is valid"
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 2 * 86_400_000)
+        refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["settings"]
+    assert "it is not the current root there" in refused.err
+    assert (data / "localhost/settings.json").exists()
+
+
+def test_an_identity_that_was_changed_without_its_key_is_not_signed_by_a_migration(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    extended(goatherd, data, store)
+    (value,) = [path for path in (tmp_path / "keys").rglob("*") if path.is_file() and b"currentS" in path.read_bytes()]
+    stored = decode_document(value.read_bytes())
+    provider, secret_id = open_provider(store)
+    altered = SecretBytes(encode_document(replace(stored, generation=7)))
+    asyncio.run(write_secret(provider, secret_id, altered))
+    refused = goatherd("migrate", str(data), "--provider", store, "--remove-key")
+    assert refused.code == EXIT_CODES["identity"]
+    assert "goatherd restore --signature" in refused.err
+    assert (data / "localhost/settings.json").exists()
+
+
+async def write_secret(provider: SecretProvider, secret_id: str, value: SecretBytes) -> None:
+    async with provider:
+        held = await provider.read(secret_id, CURRENT)
+        await provider.write(secret_id, value, label=CURRENT, expected=held.version.id)
+
+
+def test_a_short_life_of_the_root_in_the_store_is_told_whatever_the_file_says(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    settle(data)
+    assert goatherd("migrate", str(data), "--provider", store).code == 0
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--lifetime", "31d").code == 0
+    current = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    original = SystemClock.now_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "now_ms", lambda clock: original(clock) + 20 * 86_400_000)
+        result = goatherd("migrate", str(data), "--provider", store)
+    assert f"the current root {current} expires in 11.0 days" in result.out
+
+
+def test_paths_that_overlap_are_one_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "link").symlink_to(data)
+    same = [data, data / "localhost", data / "localhost/settings.json", tmp_path / "link"]
+    result = goatherd("migrate", *map(str, same), "--provider", store, "--remove-key", "--json")
+    assert result.code == 0, result.err
+    assert len(result.json["organizations"]) == 1
+    assert not (data / "localhost/settings.json").exists()
 
 
 def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
@@ -393,6 +675,28 @@ def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
     assert [json.loads(line) for line in lines_about(other, NAMED["u1"])] == [
         json.loads(line) for line in lines_about(data, NAMED["u1"])
     ]
+
+
+def test_a_forged_commit_in_one_servers_log_is_not_copied_into_anothers(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+) -> None:
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    log = other / "localhost/sys/sessions.jsonl"
+    kept = [line for line in log.read_text().splitlines() if line and json.loads(line).get("k") != NAMED["u1"]]
+    log.write_text("".join(f"{line}\n" for line in kept))
+    genuine = lines_about(data, NAMED["u1"])
+    thief = OwnedSession.generate(session_id="t" * 24, owner=None, now_ms=NOW_MS)
+    evil = OwnedSession.generate(session_id=NAMED["u1"], owner="root", now_ms=NOW_MS)
+    parents = (json.loads(genuine[-1])["id"],)
+    with LogDirectory(data / "localhost") as directory:
+        forged = directory.open_log(SESSIONS)
+        forged.append_record(introduction(evil, thief, commit_id="forged", parents=parents).to_json())
+        forged.flush()
+    assert len(lines_about(data, NAMED["u1"])) == len(genuine) + 1
+    assert goatherd("migrate", str(data), str(other), "--provider", store).code == 0
+    assert [json.loads(line) for line in lines_about(other, NAMED["u1"])] == [json.loads(line) for line in genuine]
 
 
 def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_another_may_create_differently(

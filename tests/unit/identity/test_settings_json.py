@@ -19,7 +19,7 @@ from goatherd.identity import (
     revoke_root,
     to_settings,
 )
-from goatherd.identity.settings_json import to_settings_keeping
+from goatherd.identity.settings_json import publishes_private_key, to_settings_keeping
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, rotated, shows_key
 
@@ -76,6 +76,40 @@ def test_private_keys_are_taken_out_of_roots_and_trusted_sessions_and_that_is_no
     assert trusted == (USER.session, GUEST.session)
     assert len([note for note in notes if "private key" in note]) == 2
     assert not shows_key("\n".join(notes), owned("a"))
+
+
+PUBLIC = owned("a").session.to_json()
+
+
+@pytest.mark.parametrize(
+    ("change", "publishes"),
+    [
+        ({"roots": [PUBLIC]}, False),
+        ({"roots": [PUBLIC, owned("b").session.to_json()]}, False),
+        ({"roots": [PUBLIC], "trustedSessions": [owned("u", owner="u-1").to_secret_json()]}, False),
+        ({}, True),
+        ({"roots": []}, True),
+        ({"roots": None}, True),
+        ({"roots": [owned("b").session.to_json()]}, True),
+        ({"roots": [owned("a", days=20).session.to_json()]}, True),
+        ({"roots": [owned("a", days=60).session.to_json()]}, True),
+        ({"roots": [PUBLIC, owned("b").to_secret_json()]}, True),
+        ({"roots": [PUBLIC], "trustedSessions": [owned("a", days=60).to_secret_json()]}, True),
+        ({"roots": [PUBLIC], "trustedSessions": [owned("b").to_secret_json()]}, True),
+    ],
+)
+def test_a_server_publishes_its_key_unless_its_public_half_is_among_the_roots_with_its_expiration(
+    change: dict[str, Any], publishes: bool
+) -> None:
+    raw = text(settings_tree(**change))
+    from_settings(raw, NOW)
+    assert publishes_private_key(raw) is publishes
+
+
+def test_no_settings_of_ours_make_a_server_publish_a_key() -> None:
+    for document in (first(), prepared(), activated(), rotated()):
+        for raw in (encode_document(document), to_settings(document), to_settings_keeping(document, [USER.session])):
+            assert not publishes_private_key(raw)
 
 
 def test_a_file_without_roots_gets_its_own_root() -> None:

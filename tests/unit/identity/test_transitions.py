@@ -26,6 +26,7 @@ from goatherd.identity import (
     record_retirement,
     revoke_root,
     roll_back_rotation,
+    verify_successor,
     with_phase,
 )
 from goatherd.identity.document import history_json
@@ -34,6 +35,7 @@ from goatherd.identity.transitions import (
     MAX_HISTORY,
     MAX_HISTORY_BYTES,
     MOST_BYTES,
+    extend_current_root,
     is_full,
     prepare_restore,
     prunable_roots,
@@ -379,3 +381,19 @@ def test_a_revocation_that_is_not_finished_keeps_its_proof() -> None:
     for number in range(5):
         document = revoke_root(document, document.current.id, NOW, reason="stolen", successor=owned(f"r{number}"))
     assert all(one.proof is not None for one in document.revoked)
+
+
+def test_a_later_expiration_of_the_current_root_is_signed_and_followed() -> None:
+    later = A.session.expiration_ms + DAY
+    extended = extend_current_root(first(), later, LATER)
+    assert (extended.current.session.expiration_ms, extended.find_root(A.id)) == (later, extended.current.session)
+    assert extended.is_signed
+    assert extended.generation == first().generation + 1
+    verify_successor(extended, first())
+
+
+@pytest.mark.parametrize("phase", ["prepared", "published", "activated", "verified", "rotated"])
+def test_an_expiration_that_another_root_has_signed_or_that_is_in_a_rotation_stays(phase: str) -> None:
+    document = PHASES[phase][0]()
+    with pytest.raises(IllegalStepError):
+        extend_current_root(document, document.current.session.expiration_ms + DAY, LATER)

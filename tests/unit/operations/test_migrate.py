@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.migrate import MigrationTarget, migrate_all, remove_keys
 from goatherd.operations.migration_files import verified_sessions
+from goatherd.providers.base import Guarantees
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.policy import Policy
 from goatherd.wire.commit_log import frame_records
@@ -47,15 +49,23 @@ def data(tmp_path: Path) -> Path:
     return top
 
 
+class LastingProvider(MemorySecretProvider):
+    """A store in memory that says of itself that it outlives the process."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return replace(super().guarantees, durable=True)
+
+
 class Target:
-    """Stores in memory, one for each organization, and what a migration is told of them."""
+    """Stores, one for each organization, and what a migration is told of them."""
 
     def __init__(self) -> None:
         self.memory = MemoryStore()
 
     @asynccontextmanager
     async def open_store(self, org: str) -> AsyncIterator[Store]:
-        async with MemorySecretProvider(self.memory) as provider:
+        async with LastingProvider(self.memory) as provider:
             yield Store(provider=provider, secret_id=f"{org}/root", org=org, name=f"memory:///{org}/root")
 
     def secret_for(self, orgs: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def proof_line(proof: RootAcceptance) -> str:
     """Return whether one server accepts requests signed by the migrated root, as a line."""
     org, root, server = proof.org, proof.root, proof.server
     if server.trusts_current is None:
-        return f"{org}: {server.url} did not answer: {server.problem}"
+        return f"{org}: it is not known whether {server.url} has this root: {server.problem}"
     if server.trusts_current:
         return f"{org}: {server.url} accepts requests signed by root {root}"
     return f"{org}: {server.url} rejects requests signed by root {root}: it has another identity"
