@@ -92,10 +92,6 @@ class Anchoring(NamedTuple):
         changes = self.lasting(self.anchor, self.ways_back()[-1:])
         return self._replace(next=self.anchor, changes=changes, is_changing=False)
 
-    def last_way_back(self) -> int:
-        """Return the last generation for which the anchor's own way back counts; 0 if it has none."""
-        return max((one.until or 0 for one in self.changes if one.by == self.anchor != NO_ANCHOR), default=0)
-
     def rolled_back(self, before: Anchoring) -> Anchoring:
         changes = self.lasting(before.anchor)
         return self._replace(anchor=before.anchor, next=before.anchor, changes=changes, is_changing=False)

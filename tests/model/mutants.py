@@ -584,12 +584,6 @@ MUTANTS = (
         removed=Removed(parts=frozenset({"end of the way back"})),
     ),
     Mutant(
-        name="a rotation to another anchor that ends before its way back",
-        breaks="anchored",
-        options=replace(THIEF, thefts=(Theft.WAY_BACK,)),
-        removed=Removed(parts=frozenset({"last generation of the way back"})),
-    ),
-    Mutant(
         name="retiring with a clock that is days ahead of the store's",
         breaks="last key",
         options=replace(RETIRING, clocks=True),

@@ -134,7 +134,6 @@ PARTS = {
     "word of the old anchor": "an anchor that is replaced signs the next root, too, which stays listed whatever comes",
     "lasting word": "a revocation by a new anchor keeps the word of the one before it",
     "end of the way back": "what a new anchor has signed for a roll-back is worthless once the rotation has ended",
-    "last generation of the way back": "a rotation to another anchor ends in the last generation of its way back",
     "anchor": "a node that knows an anchor follows its word only",
     "change of the anchor": "a node takes another anchor only on the word of the one that it knows",
     "word of working roots": "to a node that knows an anchor, the word of a working root counts for no other root",

@@ -322,7 +322,6 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     if changed.phase is not Phase.STEADY:
         return changed
     over = changed._replace(
-        generation=_generation_after_end(document, step),
         rotation=0,
         target=NONE,
         origin=NONE,
@@ -344,13 +343,6 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
         roots=document.roots & ~(1 << rotation),
         endorsed=tuple(pair for pair in document.endorsed if pair[1] != rotation),
     )
-
-
-def _generation_after_end(document: Document, step: Step | None) -> int:
-    """Return the generation in which a rotation ends: with a new anchor, the last one for which its way back counts."""
-    is_kept = document.anchored is not None and step is not Step.ROLL_BACK
-    last = document.anchored.last_way_back() if is_kept and document.anchored is not None else 0
-    return max(document.generation + 1, last)
 
 
 def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_back_to: Document | None) -> Anchoring:
@@ -375,9 +367,8 @@ def revoked(document: Document, version: int, fresh: int) -> Document:
     gone = document.revoked | 1 << document.current | (1 << document.next if is_next_fresh else 0)
     is_over = document.phase in (Phase.ACTIVATED, Phase.VERIFIED)
     anchored = document.anchored.finalized() if is_over else document.anchored.cancelled()
-    generation = _generation_after_end(document, None) if document.rotation else document.generation + 1
     return document._replace(
-        generation=generation,
+        generation=document.generation + 1,
         phase=Phase.STEADY,
         current=fresh,
         next=NONE,
@@ -391,7 +382,7 @@ def revoked(document: Document, version: int, fresh: int) -> Document:
         base=version,
         before=document.current,
         revoked=gone,
-        anchored=anchored.at(generation),
+        anchored=anchored.at(document.generation + 1),
     )
 
 

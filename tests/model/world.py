@@ -692,8 +692,6 @@ class World:
     def _spoilt(self, after: Document, before: Document, step: Step) -> Document:
         """What the document becomes where the protections of its own steps are taken away."""
         removed, fresh = self.removed.parts, 1 << before.target
-        if step is Step.FINALIZE and "last generation of the way back" in removed:
-            after = after._replace(generation=before.generation + 1)
         if step is Step.ROLL_BACK and "roots after roll-back" in removed:
             after = after._replace(roots=after.roots & ~fresh)
         if step is Step.CANCEL and "roots after cancel" in removed:

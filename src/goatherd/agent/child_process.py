@@ -33,6 +33,8 @@ from goatherd.errors import AgentError, ConfigurationError
 KILL_PATIENCE: Final = timedelta(seconds=10)
 HANDED_ON: Final = timedelta(seconds=1)
 """How long the processes that a child leaves behind may take to end, before they are signalled: it may have done so."""
+LEFT_BEHIND: Final = timedelta(seconds=5)
+"""How long the processes that a child leaves behind may take to stop if the child has ended without being asked to."""
 _POLL: Final = timedelta(milliseconds=50)
 
 # In a process of its own and not between fork and exec of this one, which has threads. It becomes the command.
@@ -155,10 +157,17 @@ class Supervisor:
             self.was_cut_off = -returned in self.asked
             return exit_code(returned)
         # The server may be one of the descendants, and still write its data.
-        number = min(self.asked, default=signal.SIGTERM)
-        if await _end_group(process.pid, has_descendants, number, self._grace, self._clock):
-            self.was_killed = True
+        number, grace = min(self.asked, default=signal.SIGTERM), self._grace
+        if not self.asked:
+            grace = min(grace, LEFT_BEHIND)
+        if await _end_group(process.pid, has_descendants, number, grace, self._clock):
+            self._note_kill()
         return exit_code(returned)
+
+    def _note_kill(self) -> None:
+        """Note that the server was killed, unless the child has handled the signal to stop and left only helpers."""
+        code = self._process.returncode if self._process is not None else None
+        self.was_killed = self.was_killed or code is None or not self.asked or -code in self.asked
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the child but not to its descendants, if a child runs."""
@@ -200,7 +209,7 @@ class Supervisor:
         try:
             await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
-                self.was_killed = True
+                self._note_kill()
                 _signal_group(self._process.pid, signal.SIGKILL)
             return await asyncio.shield(ending)
         finally:

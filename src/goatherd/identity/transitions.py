@@ -1,8 +1,8 @@
 """Change an identity document, with one pure function for each step of a rotation, a restore or a revocation.
 
 `goatherd.rotation.machine` decides which step comes next. No function here writes to a store. Each returns a new, fully
-checked document: its generation is higher, its last update is `now_ms`, and its current root has signed it. A step that
-the phase in the document does not allow raises `IllegalStepError`.
+checked document: its generation is higher by one, its last update is `now_ms`, and its current root has signed it. A
+step that the phase in the document does not allow raises `IllegalStepError`.
 
 The module also chooses which previous roots can be removed, so that the document stays small however old the cluster
 is. Servers still trust a removed root, because a later root has introduced it in ``/sys/sessions``;
@@ -14,7 +14,7 @@ passes them as an `AnchorWord`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -915,7 +915,7 @@ def _next_document(
     document: IdentityDocument, now_ms: int, *, entry: HistoryEntry | None = None, **changes: Any
 ) -> IdentityDocument:
     history = document.history if entry is None else (*document.history, entry)
-    changes.setdefault("generation", _next_generation(document, changes))
+    changes.setdefault("generation", document.generation + 1)
     lineage = (document.lineage or Lineage()).followed_by(document.generation, source_digest(document))
     changes.setdefault("lineage", lineage)
     kept = changes.get("anchor_changes", document.anchor_changes)
@@ -923,15 +923,6 @@ def _next_document(
     changed = replace(document, last_updated=now_ms, **changes)
     roots = frozenset(root.id for root in changed.roots)
     return normalize_document(sign_document(replace(changed, history=_trim_history(history, roots)), now_ms))
-
-
-def _next_generation(document: IdentityDocument, changes: Mapping[str, Any]) -> int:
-    anchor = changes.get("anchor", document.anchor)
-    is_over = document.rotation is not None and changes.get("rotation", document.rotation) is None
-    # SECURITY: the way back ends with the rotation; otherwise the previous key could undo it afterwards
-    # (tests/unit/identity/test_anchor.py).
-    ways_back = _ways_back(document, anchor.id) if is_over and anchor is not None else ()
-    return max([document.generation + 1, *(one.until or 0 for one in ways_back)])
 
 
 def _shorten_reason(reason: str) -> str:

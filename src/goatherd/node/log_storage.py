@@ -46,7 +46,7 @@ from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit_log import LogLine, frame_records, read_lines
 from goatherd.wire.json import parse_json
-from goatherd.wire.paths import check_repository_path
+from goatherd.wire.paths import NAME_LENGTH, check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
 UNUSED_NAME = ".goatherd.unused-sessions"
@@ -499,13 +499,24 @@ class LogDirectory:
                 log = self._logs[UNUSED_NAME] = FileLog(self.path / UNUSED_NAME)
             return log
 
-    def repository_paths(self) -> list[str]:
-        """Return the sorted paths of the repositories that have a log file and that this server can open."""
+    def repository_paths(self, *, is_whole: bool = False) -> list[str]:
+        """Return the sorted paths of the repositories that have a log file and that this server can open.
+
+        Args:
+            is_whole: Whether a log of GoatDB that this server cannot open, because its name is too long, is an error.
+
+        Raises:
+            PathError: See `is_whole`.
+        """
         found = []
         for file in sorted(self.path.glob(f"*/*{LOG_SUFFIX}")):
             path = f"/{file.parent.name}/{file.name.removesuffix(LOG_SUFFIX)}"
-            with contextlib.suppress(PathError):
+            try:
                 check_repository_path(path)
+            except PathError:
+                if is_whole and max(map(len, path.split("/"))) > NAME_LENGTH:
+                    raise
+            else:
                 found.append(path)
         return found
 

@@ -322,7 +322,12 @@ def _unverified_error(report: DataReport, trusted: TrustedRoots, *, has_sessions
 
 
 def list_repositories(logs: LogDirectory) -> list[str]:
-    return order_repositories(logs.repository_paths())
+    """Return the paths of all repositories in a data directory, in the order in which to check them.
+
+    Raises:
+        PathError: The name of a log is too long, so it could not be checked.
+    """
+    return order_repositories(logs.repository_paths(is_whole=True))
 
 
 def decode_log_commits(data: bytes, org: str) -> list[Commit]:

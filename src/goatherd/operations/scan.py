@@ -38,7 +38,7 @@ _WINDOW: Final = 1 << 22
 _DEEPEST: Final = 8
 _PIECE: Final = 1 << 16
 _MEMORY: Final = 1 << 26
-"""Number of bytes of a zip archive that are kept in memory at most; half of what xz may use to unpack a file."""
+"""How many bytes of zip archives, one in the other, are kept in memory at most; xz may use twice as much to unpack."""
 _GZIP: Final = b"\x1f\x8b"
 _BZIP2: Final = re.compile(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)")
 _XZ: Final = b"\xfd7zXZ\x00"
@@ -231,28 +231,38 @@ def _scan_file(report: ScanReport, path: Path) -> None:
         report.unsearched.append(f"{path}: {error.strerror or error}")
 
 
-def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0) -> None:
-    """Search one file or, if it is an archive, the files in it; add what is found to `report`."""
+def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0, room: int | None = None) -> None:
+    """Search one file or, if it is an archive, the files in it; add what is found to `report`.
+
+    Args:
+        report: Where findings are added.
+        name: The file's path, with the archives that it is in.
+        stream: The file's content.
+        depth: How many archives the file is in.
+        room: How many bytes of zip archives may be held in memory, besides those that the file is in; None for
+            `_MEMORY`.
+    """
+    room = _MEMORY if room is None else room
     reader = _Peekable(stream)
     try:
         head = reader.peek(512)
         if depth > _DEEPEST:
             report.unsearched.append(f"{name}: archives within archives, more than {_DEEPEST}")
         elif head.startswith(_GZIP):
-            _scan_stream(report, name, gzip.GzipFile(fileobj=reader), depth + 1)
+            _scan_stream(report, name, gzip.GzipFile(fileobj=reader), depth + 1, room)
         elif _BZIP2.match(head):
-            _scan_stream(report, name, _Unpacked(reader, bz2.BZ2Decompressor), depth + 1)
+            _scan_stream(report, name, _Unpacked(reader, bz2.BZ2Decompressor), depth + 1, room)
         elif head.startswith(_XZ):
             unpacked = _Unpacked(reader, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * _MEMORY))
-            _scan_stream(report, name, unpacked, depth + 1)
+            _scan_stream(report, name, unpacked, depth + 1, room)
         elif head.startswith(_ZIP):
-            _scan_zip(report, name, reader, depth)
+            _scan_zip(report, name, reader, depth, room)
         elif head[257:262] == b"ustar":
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
-                        _scan_stream(report, f"{name}!{member.name}", content, depth + 1)
+                        _scan_stream(report, f"{name}!{member.name}", content, depth + 1, room)
         elif head.startswith(tuple(_PACKED)):
             kind = next(kind for magic, kind in _PACKED.items() if head.startswith(magic))
             report.unsearched.append(f"{name}: compressed with {kind}; {_UNPACK}")
@@ -264,10 +274,10 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         report.unsearched.append(f"{name}: cannot be unpacked: {error}")
 
 
-def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int) -> None:
-    content = reader.read(_MEMORY + 1)
-    if len(content) > _MEMORY:
-        report.unsearched.append(f"{name}: a zip archive of more than {_MEMORY >> 20} MiB; {_UNPACK}")
+def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
+    content = reader.read(room + 1)
+    if len(content) > room:
+        report.unsearched.append(f"{name}: zip archives of more than {_MEMORY >> 20} MiB; {_UNPACK}")
         return
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -277,7 +287,7 @@ def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int) -> N
                     report.unsearched.append(f"{name}!{member.filename}: encrypted, or not compressed with deflate")
                 elif not member.is_dir():
                     with archive.open(member) as file:
-                        _scan_stream(report, f"{name}!{member.filename}", file, depth + 1)
+                        _scan_stream(report, f"{name}!{member.filename}", file, depth + 1, room - len(content))
     except (NotImplementedError, OverflowError, ValueError, struct.error) as error:
         raise _UnpackError(str(error)) from error
 

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 LIFETIME: Final = timedelta(days=3650)
 """How long a new anchor is valid. Its key cannot be copied, so it is replaced for other reasons than its age."""
-ROLL_BACK_WRITES: Final = 32
+ROLL_BACK_WRITES: Final = 4
 """How many generations after the prepared document a roll-back can be written at the latest.
 
-The rotation itself takes four. The others are for what else may be written meanwhile: the promotion of a store, or the
-end of an earlier revocation.
+The rotation itself takes them all. So after another write meanwhile, such as the promotion of a store, a rotation may
+have to be completed (`goatherd.identity.transitions.can_go_back`).
 """
 
 

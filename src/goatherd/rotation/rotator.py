@@ -816,10 +816,12 @@ class Rotator:
             case CorrectTimes(expected=expected):
                 await self._write(await call_signing(transitions.correct_times, document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
-                commits = [await self._introduce_earlier(document, one) for one in ids]
-                await self._observer.call_each(
-                    urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
-                )
+                # A root that the anchor cannot introduce now stays in the document, where it does no harm.
+                with suppress(SignerError):
+                    commits = [await self._introduce_earlier(document, one) for one in ids]
+                    await self._observer.call_each(
+                        urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
+                    )
             case Prune(session_ids=ids, expected=expected):
                 await self._write(await call_signing(transitions.prune_roots, document, ids, now_ms), expected)
                 self._pruned.update(ids)

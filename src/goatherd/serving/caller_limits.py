@@ -169,6 +169,7 @@ class TokenBuckets:
         return min(self._rate.burst, level + (now - at) * self._rate.per_second)
 
 
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -190,7 +191,7 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
         if parsed is None:
             break
         caller = text
-        if not any(parsed in network for network in trusted):
+        if not _is_in(parsed, trusted):
             break
     return _group_address(caller)
 
@@ -198,11 +199,17 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
 def is_in_networks(address: str, networks: tuple[Network, ...]) -> bool:
     """Return whether an address is in one of the networks; a string that is no address is in none."""
     parsed = _parse_address(address)
-    return parsed is not None and any(parsed in network for network in networks)
+    return parsed is not None and _is_in(parsed, networks)
+
+
+def _is_in(address: IPAddress, networks: tuple[Network, ...]) -> bool:
+    """Return whether an address is in a network; an IPv4 address also if its IPv6 form is, as in ``::/0``."""
+    mapped = ipaddress.IPv6Address(f"::ffff:{address}") if isinstance(address, ipaddress.IPv4Address) else address
+    return any(address in network or mapped in network for network in networks)
 
 
 @lru_cache(maxsize=4096)
-def _parse_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parse_address(text: str) -> IPAddress | None:
     """Return an IP address; of an IPv4 caller, whom a listener on ``::`` sees as ``::ffff:10.0.0.5``, the IPv4 one."""
     try:
         address = ipaddress.ip_address(text)

@@ -193,6 +193,19 @@ async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp
     assert not one.was_killed
 
 
+async def test_a_child_that_has_stopped_as_asked_was_not_killed_although_its_helper_was(
+    tmp_path: Path,
+) -> None:
+    helper = f"trap '' TERM; touch {tmp_path}/server; while :; do sleep 0.02; done"
+    script = f"""sh -c "$1" & trap 'exit 0' TERM; touch {tmp_path}/ready; while :; do sleep 0.02; done"""
+    one = supervisor(["sh", "-c", script, "sh", helper], grace=SOON)
+    await one.start()
+    await exists(tmp_path / "ready")
+    await exists(tmp_path / "server")
+    code = await one.stop()
+    assert (code, one.was_killed, one.has_stopped(0)) == (0, False, True)
+
+
 @pytest.mark.parametrize("end", ["wait", "exit 3"], ids=["asked", "by itself"])
 async def test_a_server_behind_a_script_that_ignores_signals_is_killed(tmp_path: Path, end: str) -> None:
     one = supervisor(behind_script(tmp_path, "", end), grace=SOON)

@@ -157,7 +157,14 @@ def test_zip_archives_are_searched(
     with monkeypatch.context() as patched:
         patched.setattr(scan_operation, "_MEMORY", len(settings) - 1)
         result = scan(goatherd, tree)
-    assert (result.code, "app.jar!inner.war: a zip archive of more than" in result.out) == (EXIT_FINDINGS, True)
+    assert (result.code, "app.jar!inner.war: zip archives of more than" in result.out) == (EXIT_FINDINGS, True)
+
+    with monkeypatch.context() as patched:
+        outer = pack_zip({"inner.war": inner}, zipfile.ZIP_STORED)
+        (tree / "app.jar").write_bytes(outer)
+        patched.setattr(scan_operation, "_MEMORY", len(outer))
+        result = scan(goatherd, tree)
+    assert (result.code, "app.jar!inner.war: zip archives of more than" in result.out) == (EXIT_FINDINGS, True)
 
     (tree / "app.jar").write_bytes(pack_zip({"a": settings}, zipfile.ZIP_BZIP2))
     result = scan(goatherd, tree)

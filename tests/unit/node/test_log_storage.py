@@ -78,8 +78,13 @@ def test_one_log_object_per_repository_while_it_is_held(tmp_path: Path) -> None:
         log.flush()
         (tmp_path / "settings.json").write_text("{}")
         (tmp_path / "data/Not A Repository.jsonl").write_text("")
-        (tmp_path / f"data/{'n' * 101}.jsonl").write_text("")
+        long = tmp_path / f"data/{'n' * 101}.jsonl"
+        long.write_text("")
         assert directory.repository_paths() == ["/data/x"]
+        with pytest.raises(PathError, match="at most 100 characters"):
+            directory.repository_paths(is_whole=True)
+        long.unlink()
+        assert directory.repository_paths(is_whole=True) == ["/data/x"]
 
 
 @pytest.mark.parametrize("tail", [b'\n{"id":"to', b"\n\0\0\0\0", b'{"id":"complete but not finished"}', b"\xff\xfe"])

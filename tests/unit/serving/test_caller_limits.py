@@ -52,6 +52,11 @@ def test_the_caller_is_who_the_nearest_trusted_proxy_says(address: str, forwarde
     assert find_caller(address, forwarded, TRUSTED) == expected
 
 
+@pytest.mark.parametrize("address", ["10.1.1.1", "::ffff:10.1.1.1"])
+def test_a_network_of_all_ipv6_addresses_has_the_ipv4_callers_of_a_listener_on_all_addresses(address: str) -> None:
+    assert find_caller(address, "198.51.100.1, 2001:db8::1", (parse_network("::/0"),)) == "198.51.100.1"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
