@@ -188,26 +188,38 @@ async def test_the_next_root_of_a_change_of_the_anchor_that_was_undone_leaves_th
 
 
 @pytest.mark.slow
-async def test_a_client_created_before_a_new_anchor_was_rolled_back_learns_every_later_root(
-    make_herd: MakeHerd, signers: MemorySigners
+@pytest.mark.parametrize(
+    ("first", "undone"),
+    [
+        (AnchorChoice(), AnchorChoice()),
+        (AnchorChoice(), AnchorChoice(signer=KMS)),
+        (AnchorChoice(signer=KMS), AnchorChoice()),
+        (AnchorChoice(signer=KMS), AnchorChoice(signer=OTHER)),
+        (AnchorChoice(signer=KMS), AnchorChoice(is_removed=True)),
+    ],
+)
+async def test_a_client_created_before_a_rotation_was_rolled_back_learns_every_later_root(
+    make_herd: MakeHerd, signers: MemorySigners, first: AnchorChoice, undone: AnchorChoice
 ) -> None:
-    herd = await anchored(make_herd, signers, nodes=1, clients=0)
-    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=Phase.ACTIVATED)
-    node, born_under = herd.nodes[0], (await document_of(herd)).current.id
+    herd = await make_herd(nodes=1, clients=0)
+    await rotator(herd, signers).rotate(anchor=first)
+    await rotator(herd, signers).rotate(anchor=undone, to_phase=Phase.ACTIVATED)
+    node = herd.nodes[0]
     await node.look()
-    _, told = await node.create_session()
+    owned, told = await node.create_session()
     await rotator(herd, signers).abandon()
     for _ in range(2):
         await rotator(herd, signers).rotate()
         await node.look()
-    log, trusted = node.commits(SESSIONS), node.pool.root_ids
+    log = node.commits(SESSIONS)
     client = Client({one.id for one in told})
+    created = {one.session: one.ts for one in log if one.key == owned.id}
     client.take(
         RootIntroductions(log).for_client(
-            log, born_under={born_under}, counts=lambda one: one in trusted, anchors=node.pool.anchor_ids
+            log, born_under=created, find_root=node.pool.find_root, anchors=node.pool.anchor_ids
         )
     )
-    assert client.roots == set(trusted)
+    assert client.roots == set(node.pool.root_ids)
 
 
 @pytest.mark.slow
