@@ -169,6 +169,24 @@ def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str,
             (released if change.to is None else anchors)[subject.id] = subject
 
 
+def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session) -> None:
+    """Check that every root that counts as an anchor in an identity document was one, or is one by the anchor's word.
+
+    SECURITY: the thief of a working root can sign a change of the anchor that names this root, and write it into the
+    document (tests/unit/identity/test_anchor.py).
+    """
+    if new.anchor is None:
+        return
+    known = frozenset() if seen.anchored_trust is None else seen.anchored_trust.anchors
+    passed, _ = find_anchors(new, anchor)
+    unproven = sorted(new.introducing_anchor_ids - known - passed.keys())
+    if unproven:
+        raise UnanchoredIdentityError(
+            f"the identity names root {unproven[0]} as an anchor, but the anchor so far, {anchor.id}, has not signed"
+            " that"
+        )
+
+
 def check_revocations(
     new: IdentityDocument,
     known: Mapping[str, Session],
@@ -405,7 +423,8 @@ def verify_successor(
         ForkedIdentityError: As for `check_lineage`, unless `may_fork`.
         SuccessionError: As for `verify_succession`; or a revocation is missing, or a root is missing without a reason
             (then `is_root_lost` is set).
-        UnanchoredIdentityError: As for `verify_succession` and `check_revocations`.
+        UnanchoredIdentityError: As for `verify_succession` and `check_revocations`; or a root counts as an anchor in
+            `new`, but the anchor has not signed that.
         UnsignedIdentityError: As for `check_signature`.
     """
     check_generation(new, seen)
@@ -419,6 +438,7 @@ def verify_successor(
     trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
     verify_succession(new, trusted, commits, anchor=anchor)
     if anchor is not None:
+        _check_anchors(new, _as_checkpoint(seen), anchor)
         check_revocations(new, {root.id: root for root in trusted}, seen.revoked_ids, anchor, commits)
     # SECURITY: an attacker who can write the secret but has no root's key can alter what no chain covers: expirations,
     # history, and which roots are listed or revoked (tests/unit/identity/test_root_signatures.py).

@@ -210,6 +210,34 @@ async def test_the_thief_of_a_working_root_can_add_no_root_and_leave_no_anchor(w
     follow(document, forge(document, A))
 
 
+async def test_the_thief_of_a_working_root_cannot_make_it_count_as_an_anchor(world: World) -> None:
+    (*_, document) = await world.rotate(await world.anchored(), B)
+    anchor, record = document.anchor_session, document.anchor
+    assert anchor is not None
+    assert record is not None
+    thief = AnchorKey(B.session, replace(record, id=B.id), OwnKey(B), "localhost")
+    for subject, is_anchor in ((anchor, True), (A.session, False)):
+        change = await thief.pass_on(subject, NOW, is_anchor=is_anchor)
+        forged = forge(document, B, anchor_changes=(change,))
+        with pytest.raises(UnanchoredIdentityError, match=f"names root {B.id} as an anchor"):
+            follow(document, forged)
+    # A rotation that no anchor has signed names the thief's root as the next anchor.
+    (*_, renewed) = await world.rotate(document, C)
+    endorsed = await thief.introduce(A.session, NOW)
+    prepared = prepare_restore(renewed, B, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")
+    assert prepared.rotation is not None
+    forged = replace(
+        prepared,
+        current=C,
+        next=A,
+        rotation=replace(prepared.rotation, to_id=A.id, anchor=thief.record),
+        endorsements=(*prepared.endorsements, endorsed),
+    )
+    forged = decode_document(encode_document(sign_document(forged, NOW)))
+    with pytest.raises(UnanchoredIdentityError, match=f"names root {B.id} as an anchor"):
+        follow(renewed, forged)
+
+
 async def test_the_thief_of_a_working_root_can_revoke_no_other_root(world: World) -> None:
     document = await world.anchored()
     (*_, rotated) = await world.rotate(document, B)
