@@ -172,6 +172,8 @@ def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str,
 def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session) -> None:
     """Check that every root that counts as an anchor in an identity document was one, or is one by the anchor's word.
 
+    The document must also name each former anchor that it named before.
+
     SECURITY: the thief of a working root can sign a change of the anchor that names this root, and write it into the
     document (tests/unit/identity/test_anchor.py).
     """
@@ -185,6 +187,9 @@ def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session
             f"the identity names root {unproven[0]} as an anchor, but the anchor so far, {anchor.id}, has not signed"
             " that"
         )
+    forgotten = sorted({*seen.former_anchors} - new.anchor_ids)
+    if forgotten:
+        raise UnanchoredIdentityError(f"the identity no longer names the former anchor {forgotten[0]}")
 
 
 def check_revocations(
@@ -517,6 +522,7 @@ class TrustCheckpoint:
         pruned: Number of previous roots that had been removed from the document.
         anchor_id: Id of the identity's anchor, which is among `roots`; None if it has none.
         anchored_trust: Which of the roots may introduce other roots; None if the identity has no anchor.
+        former_anchors: The ids of the anchors before the present one.
     """
 
     generation: int
@@ -528,6 +534,7 @@ class TrustCheckpoint:
     pruned: int = 0
     anchor_id: str | None = None
     anchored_trust: AnchoredTrust | None = None
+    former_anchors: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> Session | None:
@@ -548,6 +555,7 @@ class TrustCheckpoint:
             pruned=document.pruned,
             anchor_id=None if document.anchor is None else document.anchor.id,
             anchored_trust=document.anchored_trust,
+            former_anchors=document.former_anchors,
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
@@ -587,6 +595,7 @@ class TrustCheckpoint:
             pruned=pruned,
             anchor_id=None if anchor is None else read_id(anchor, "anchor"),
             anchored_trust=_read_anchored_trust(tree),
+            former_anchors=_read_former_anchors(tree),
         )
         # SECURITY: without it the server would follow other roots again (tests/unit/identity/test_anchor.py).
         if anchor is not None and found.anchor is None:
@@ -613,6 +622,8 @@ class TrustCheckpoint:
         if self.anchored_trust is not None:
             tree["anchors"] = sorted(self.anchored_trust.anchors)
             tree["workingRoots"] = sorted(self.anchored_trust.working)
+        if self.former_anchors:
+            tree["formerAnchors"] = list(self.former_anchors)
         return to_pretty_json({**tree, "checksum": _checkpoint_digest(tree)})
 
 
@@ -628,6 +639,13 @@ def _read_anchored_trust(tree: Mapping[str, Any]) -> AnchoredTrust | None:
         frozenset(read_id(item, f"anchors[{index}]") for index, item in enumerate(anchors)),
         frozenset(read_id(item, f"workingRoots[{index}]") for index, item in enumerate(working)),
     )
+
+
+def _read_former_anchors(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    former = tree.get("formerAnchors", [])
+    if not isinstance(former, list):
+        raise MalformedIdentityError("formerAnchors must be a list")
+    return tuple(read_id(item, f"formerAnchors[{index}]") for index, item in enumerate(former))
 
 
 def _checkpoint_digest(tree: Mapping[str, Any]) -> str:

@@ -238,6 +238,23 @@ async def test_the_thief_of_a_working_root_cannot_make_it_count_as_an_anchor(wor
         follow(renewed, forged)
 
 
+async def test_the_former_anchors_are_named_until_the_identity_has_no_anchor(world: World) -> None:
+    (*_, document) = await world.rotate(await world.anchored(), B, signer=OTHER)
+    assert document.former_anchors == ("anchor",)
+    prepared, published, activated, _, third = await world.rotate(document, C, signer="memory:third")
+    assert roll_back_rotation(activated, document, NOW, reason="").former_anchors == ("anchor",)
+    assert third.former_anchors == ("anchor", "anchor-b")
+    follow(document, prepared, published, activated, third)
+    for fewer in ((), ("anchor-b",)):
+        with pytest.raises(UnanchoredIdentityError, match="no longer names the former anchor anchor"):
+            follow(third, forge(third, C, former_anchors=fewer))
+    with pytest.raises(UnanchoredIdentityError, match=f"names root {C.id} as an anchor"):
+        follow(third, forge(third, C, former_anchors=(*third.former_anchors, C.id)))
+    _, _, activated, _, free = await world.rotate(third, owned("d"), is_removed=True)
+    assert roll_back_rotation(activated, third, NOW, reason="").former_anchors == third.former_anchors
+    assert free.former_anchors == ()
+
+
 async def test_the_thief_of_a_working_root_can_revoke_no_other_root(world: World) -> None:
     document = await world.anchored()
     (*_, rotated) = await world.rotate(document, B)
