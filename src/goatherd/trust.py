@@ -475,6 +475,13 @@ class TrustPool:
             raise UntrustedRootError(f"session {session_id!r} is not a trusted root")
         return session
 
+    def find_root(self, session_id: str) -> Session | None:
+        """Return a root session by its id; None if it is not trusted. May be called in any thread, like `get_root`."""
+        try:
+            return self.get_root(session_id)
+        except VerificationError:
+            return None
+
     def may_introduce(self, commit: Commit) -> bool:
         """Return whether the anchor's rules let a commit's author introduce the session in it; True without an anchor.
 

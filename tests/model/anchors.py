@@ -81,6 +81,13 @@ class Anchoring(NamedTuple):
         permanent = [one for one in self.changes if one.until is None and one.by != anchor][-KEPT_CHANGES:]
         return tuple(one for one in self.changes if one in permanent or (one.until is not None and one not in over))
 
+    def introducing(self) -> int:
+        """Return, as bits, the roots that count as anchors (`IdentityDocument.introducing_anchor_ids`)."""
+        found = {self.anchor, self.next}
+        for one in self.changes:
+            found |= {one.by, one.to} if one.until is None else set()
+        return sum(1 << one for one in found if one != NO_ANCHOR)
+
     def ways_back(self) -> tuple[Change, ...]:
         return tuple(one for one in self.changes if one.by == self.next and one.until is not None)
 

@@ -547,6 +547,9 @@ def follows_anchor(
     if new.anchor != NO_ANCHOR:
         if not anchors >> new.anchor & 1:
             return False
+        before = (held.anchored or Anchoring()).introducing()
+        if not is_named_enough and anchored.introducing() & ~(anchors | before):
+            return False
         believed = by_anchor & ~new.revoked
     else:
         by_release = _reachable(new, released, links) & ~new.revoked

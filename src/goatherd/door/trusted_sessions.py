@@ -80,7 +80,7 @@ class TrustedSessions:
         self.known_commits = KnownCommits(VERDICTS)
         self._introductions = RootIntroductions()
         self._raw_introductions: dict[str, dict[str, Any]] = {}
-        self._introducers: dict[str, tuple[str, ...]] = {}
+        self._introducers: dict[str, tuple[tuple[str, float], ...]] = {}
         self.failure: NodeUnreachableError | NodeRefusedError | None = None
         """Why the last attempt to read the server's sessions failed."""
 
@@ -173,8 +173,8 @@ class TrustedSessions:
 
     def _note_session(self, commit: Commit, raw: dict[str, Any]) -> None:
         introducers = self._introducers.get(commit.key, ())
-        if commit.session not in introducers:
-            self._introducers[commit.key] = (*introducers, sys.intern(commit.session))
+        if all(root_id != commit.session for root_id, _ in introducers):
+            self._introducers[commit.key] = (*introducers, (sys.intern(commit.session), commit.ts))
         if claims_root(commit) and commit.id not in self._raw_introductions:
             self._raw_introductions[commit.id] = raw
             self._introductions.extend([commit])
@@ -229,18 +229,13 @@ class TrustedSessions:
             if claims_root(commit):
                 self._note_session(commit, raw)
                 missing.append(commit)
-        born_under = (self.pool.current.id,) if session is None else self._introducers.get(session.id, ())
+        born_under: dict[str, float] = {self.pool.current.id: self.clock.now_ms()}
+        if session is not None:
+            born_under = dict(self._introducers.get(session.id, ()))
         chosen = self._introductions.for_client(
-            missing, born_under=born_under, counts=self._is_trusted_root, anchors=self.pool.anchor_ids
+            missing, born_under=born_under, find_root=self.pool.find_root, anchors=self.pool.anchor_ids
         )
         return [self._raw_introductions[commit.id] for commit in chosen]
-
-    def _is_trusted_root(self, root_id: str) -> bool:
-        try:
-            self.pool.get_root(root_id)
-        except VerificationError:
-            return False
-        return True
 
     async def verify_commits(
         self,

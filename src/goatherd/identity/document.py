@@ -155,6 +155,8 @@ class IdentityDocument:
             the current root itself endorses the next one.
         anchor_changes: The signed statements by which the role of the anchor passed to another root, oldest first; only
             the latest are kept.
+        former_anchors: The ids of the anchors before the present one, oldest first, back to the last time at which the
+            identity had no anchor; they may have left `roots`.
         next: The next root, with its private key; set only during a rotation before activation.
         last_updated: When the document was last written, in milliseconds since 1970.
         rotated_from: Id of the previous root.
@@ -177,6 +179,7 @@ class IdentityDocument:
     roots: tuple[Session, ...]
     anchor: AnchorRecord | None = None
     anchor_changes: tuple[AnchorChange, ...] = ()
+    former_anchors: tuple[str, ...] = ()
     next: OwnedSession | None = None
     last_updated: int | None = None
     rotated_from: str | None = None
@@ -227,7 +230,7 @@ class IdentityDocument:
 
     @property
     def anchor_ids(self) -> frozenset[str]:
-        """The ids of the present anchor, of the anchor after a rotation, and of those that `anchor_changes` names."""
+        """The ids of the present anchor, the former ones, the one after a rotation, and those that a change names."""
         return self._anchors_by(self.anchor_changes)
 
     @property
@@ -240,7 +243,7 @@ class IdentityDocument:
         return self._anchors_by(change for change in self.anchor_changes if change.until is None)
 
     def _anchors_by(self, changes: Iterable[AnchorChange]) -> frozenset[str]:
-        found = {one.id for one in (self.anchor, self.next_anchor) if one is not None}
+        found = {one.id for one in (self.anchor, self.next_anchor) if one is not None} | {*self.former_anchors}
         for change in changes:
             found |= {change.by} if change.to is None else {change.by, change.to}
         return frozenset(found)
@@ -624,6 +627,10 @@ def _read_freeze(value: Any, where: str) -> Freeze:
     return Freeze(at=at, commits=commits, digest=digest, extra=extra)
 
 
+def _read_ids(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(read_id(item, position) for item, position in _read_list(value, where))
+
+
 def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
     result = []
     for item, position in _read_list(value, where):
@@ -668,6 +675,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "roots": ("roots", _read_roots),
     "anchor": ("anchor", _read_anchor),
     "anchorChanges": ("anchor_changes", _read_anchor_changes),
+    "formerAnchors": ("former_anchors", _read_ids),
     "lastUpdated": ("last_updated", _read_time),
     "rotatedFrom": ("rotated_from", read_id),
     "rotatedAt": ("rotated_at", _read_time),

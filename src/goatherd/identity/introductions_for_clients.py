@@ -10,9 +10,9 @@ it; otherwise it tries again only at its next start. The client reports what it 
 false positives. Hence four rules:
 
 1. Introductions are sent before other commits, each after the introduction of its signer. The first ones are signed by
-   the root under which the client was created. A client that was created under a working root (one that an anchor
-   endorses) trusts the anchor of that root from its creation, too, even if the rotation to that anchor was then rolled
-   back.
+   the root under which the client was created. If that root has not led to the root that introduced it, because its
+   rotation was rolled back or because an anchor introduced it, they are signed by both: the server that created the
+   client's session also sent all other roots that had not expired.
 2. If the client lacks the introduction of a root, it also gets those of the `MARGIN` roots before that root and of all
    later roots, even if its filter contains them: the filter can be wrong, and the client ignores an introduction that
    arrives before that of its signer.
@@ -25,12 +25,14 @@ false positives. Hence four rules:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from goatherd.identity.session_commits import claims_root, find_rejected_anchors, introduction_id
+from goatherd.identity.session import Session
+from goatherd.identity.session_commits import claims_root, introduction_id
 from goatherd.wire.commit import Commit
 
 MARGIN: Final = 16
@@ -50,6 +52,11 @@ class Route:
 
     steps: tuple[tuple[Commit, ...], ...]
     rest: tuple[Commit, ...]
+
+    @property
+    def learned(self) -> frozenset[str]:
+        """The ids of the roots that the client learns."""
+        return frozenset(step[0].key for step in self.steps)
 
     @property
     def children(self) -> frozenset[str]:
@@ -89,8 +96,8 @@ class RootIntroductions:
         self,
         missing: Sequence[Commit],
         *,
-        born_under: Collection[str],
-        counts: Callable[[str], bool],
+        born_under: Mapping[str, float],
+        find_root: Callable[[str], Session | None],
         anchors: Collection[str] = (),
     ) -> list[Commit]:
         """Return the commits of ``/sys/sessions`` to send to a client, with the root introductions to verify them.
@@ -98,9 +105,10 @@ class RootIntroductions:
         Args:
             missing: The session commits that the client lacks according to its Bloom filter, in the order of the commit
                 log.
-            born_under: The signers of the commits that introduce the client's session; the client certainly trusts the
-                oldest of them. If empty, the oldest of all roots is used.
-            counts: Returns whether this server trusts the root with the given id.
+            born_under: The signers of the commits that introduce the client's session, and when they did that, in
+                milliseconds since 1970. The client certainly trusts the oldest of them. If empty, the oldest of all
+                roots is used.
+            find_root: Returns the root with the given id if this server trusts it, otherwise None.
             anchors: The ids of the roots that are or were the identity's anchor.
         """
         lacking = {commit.id for commit in missing if claims_root(commit)}
@@ -108,10 +116,17 @@ class RootIntroductions:
             return list(missing)
         # SECURITY: a client cannot learn that a root was revoked, but need not receive its introduction
         # (tests/cluster/test_clients_through_rotation.py).
-        good = [commit for commit in self._commits if counts(commit.key)]
+        good = [commit for commit in self._commits if find_root(commit.key) is not None]
         start = _find_oldest(good, born_under)
-        trusted = {one for one in (*anchors, *find_rejected_anchors(good, anchors)) if counts(one)}
-        route = _build_route(good, start, *_find_anchors(good, start, trusted))
+        introducer = next((commit.session for commit in good if commit.id == introduction_id(start)), None)
+        if introducer is None:
+            route = _build_route(good, start, *_find_first_anchors(good, anchors, find_root))
+        else:
+            route = _build_route(good, start)
+            root = find_root(introducer)
+            was_sent = root is not None and root.expiration_ms > min(born_under.values(), default=math.inf)
+            if was_sent and introducer not in route.learned:
+                route = _build_route(good, start, introducer)
         first = next((n for n, step in enumerate(route.steps) if any(one.id in lacking for one in step)), None)
         steps = () if first is None else route.steps[max(0, first - MARGIN) :]
         placed: list[Commit] = []
@@ -143,16 +158,15 @@ def _build_route(introductions: Sequence[Commit], *start: str) -> Route:
     return Route(tuple(tuple(step) for step in steps.values()), tuple(rest))
 
 
-def _find_anchors(introductions: Sequence[Commit], root_id: str, anchors: Collection[str]) -> tuple[str, ...]:
-    """Return the anchors that a client which was created under root `root_id` has trusted from its creation.
+def _find_first_anchors(
+    introductions: Sequence[Commit], anchors: Collection[str], find_root: Callable[[str], Session | None]
+) -> tuple[str, ...]:
+    """Return the anchors that no root has introduced: the identity has had them from the beginning.
 
-    They have introduced that root as a new working root. If no root has introduced it, it is the first root of the
-    identity; then they are the anchors that no root has introduced, which the identity has had from the beginning.
+    A client that was created under the first root of the identity has trusted them from its creation.
     """
-    first, ids = introduction_id(root_id), {one.id for one in introductions}
-    if first not in ids:
-        return tuple(sorted(one for one in anchors if introduction_id(one) not in ids))
-    return tuple({one.session: None for one in introductions if one.id == first and one.session in anchors})
+    ids = {one.id for one in introductions}
+    return tuple(sorted(one for one in anchors if introduction_id(one) not in ids and find_root(one) is not None))
 
 
 def _find_oldest(introductions: Sequence[Commit], among: Collection[str] = ()) -> str:

@@ -169,6 +169,29 @@ def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str,
             (released if change.to is None else anchors)[subject.id] = subject
 
 
+def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session) -> None:
+    """Check that every root that counts as an anchor in an identity document was one, or is one by the anchor's word.
+
+    The document must also name each former anchor that it named before.
+
+    SECURITY: the thief of a working root can sign a change of the anchor that names this root, and write it into the
+    document (tests/unit/identity/test_anchor.py).
+    """
+    if new.anchor is None:
+        return
+    known = frozenset() if seen.anchored_trust is None else seen.anchored_trust.anchors
+    passed, _ = find_anchors(new, anchor)
+    unproven = sorted(new.introducing_anchor_ids - known - passed.keys())
+    if unproven:
+        raise UnanchoredIdentityError(
+            f"the identity names root {unproven[0]} as an anchor, but the anchor so far, {anchor.id}, has not signed"
+            " that"
+        )
+    forgotten = sorted({*seen.former_anchors} - new.anchor_ids)
+    if forgotten:
+        raise UnanchoredIdentityError(f"the identity no longer names the former anchor {forgotten[0]}")
+
+
 def check_revocations(
     new: IdentityDocument,
     known: Mapping[str, Session],
@@ -405,7 +428,8 @@ def verify_successor(
         ForkedIdentityError: As for `check_lineage`, unless `may_fork`.
         SuccessionError: As for `verify_succession`; or a revocation is missing, or a root is missing without a reason
             (then `is_root_lost` is set).
-        UnanchoredIdentityError: As for `verify_succession` and `check_revocations`.
+        UnanchoredIdentityError: As for `verify_succession` and `check_revocations`; or a root counts as an anchor in
+            `new`, but the anchor has not signed that.
         UnsignedIdentityError: As for `check_signature`.
     """
     check_generation(new, seen)
@@ -419,6 +443,7 @@ def verify_successor(
     trusted = [root for root in seen.roots if root.id not in seen.revoked_ids]
     verify_succession(new, trusted, commits, anchor=anchor)
     if anchor is not None:
+        _check_anchors(new, _as_checkpoint(seen), anchor)
         check_revocations(new, {root.id: root for root in trusted}, seen.revoked_ids, anchor, commits)
     # SECURITY: an attacker who can write the secret but has no root's key can alter what no chain covers: expirations,
     # history, and which roots are listed or revoked (tests/unit/identity/test_root_signatures.py).
@@ -497,6 +522,7 @@ class TrustCheckpoint:
         pruned: Number of previous roots that had been removed from the document.
         anchor_id: Id of the identity's anchor, which is among `roots`; None if it has none.
         anchored_trust: Which of the roots may introduce other roots; None if the identity has no anchor.
+        former_anchors: The ids of the anchors before the present one.
     """
 
     generation: int
@@ -508,6 +534,7 @@ class TrustCheckpoint:
     pruned: int = 0
     anchor_id: str | None = None
     anchored_trust: AnchoredTrust | None = None
+    former_anchors: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> Session | None:
@@ -528,6 +555,7 @@ class TrustCheckpoint:
             pruned=document.pruned,
             anchor_id=None if document.anchor is None else document.anchor.id,
             anchored_trust=document.anchored_trust,
+            former_anchors=document.former_anchors,
         )
 
     def shares_root_with(self, document: IdentityDocument) -> bool:
@@ -567,6 +595,7 @@ class TrustCheckpoint:
             pruned=pruned,
             anchor_id=None if anchor is None else read_id(anchor, "anchor"),
             anchored_trust=_read_anchored_trust(tree),
+            former_anchors=_read_former_anchors(tree),
         )
         # SECURITY: without it the server would follow other roots again (tests/unit/identity/test_anchor.py).
         if anchor is not None and found.anchor is None:
@@ -593,6 +622,8 @@ class TrustCheckpoint:
         if self.anchored_trust is not None:
             tree["anchors"] = sorted(self.anchored_trust.anchors)
             tree["workingRoots"] = sorted(self.anchored_trust.working)
+        if self.former_anchors:
+            tree["formerAnchors"] = list(self.former_anchors)
         return to_pretty_json({**tree, "checksum": _checkpoint_digest(tree)})
 
 
@@ -608,6 +639,13 @@ def _read_anchored_trust(tree: Mapping[str, Any]) -> AnchoredTrust | None:
         frozenset(read_id(item, f"anchors[{index}]") for index, item in enumerate(anchors)),
         frozenset(read_id(item, f"workingRoots[{index}]") for index, item in enumerate(working)),
     )
+
+
+def _read_former_anchors(tree: Mapping[str, Any]) -> tuple[str, ...]:
+    former = tree.get("formerAnchors", [])
+    if not isinstance(former, list):
+        raise MalformedIdentityError("formerAnchors must be a list")
+    return tuple(read_id(item, f"formerAnchors[{index}]") for index, item in enumerate(former))
 
 
 def _checkpoint_digest(tree: Mapping[str, Any]) -> str:

@@ -921,8 +921,22 @@ def _next_document(
     kept = changes.get("anchor_changes", document.anchor_changes)
     changes["anchor_changes"] = tuple(one for one in kept if one.counts_at(changes["generation"]))
     changed = replace(document, last_updated=now_ms, **changes)
+    if changed.rotation is None:
+        changed = replace(changed, former_anchors=_find_former_anchors(changed))
     roots = frozenset(root.id for root in changed.roots)
     return normalize_document(sign_document(replace(changed, history=_trim_history(history, roots)), now_ms))
+
+
+def _find_former_anchors(document: IdentityDocument) -> tuple[str, ...]:
+    """Return the ids of the anchors before the present one in a document without a rotation in progress.
+
+    SECURITY: the roots that they have endorsed stay working roots, which introduce no roots
+    (tests/unit/rotation/test_anchor.py).
+    """
+    if document.anchor is None:
+        return ()
+    replaced = [one.by for one in document.anchor_changes if one.until is None and one.to is not None]
+    return tuple(one for one in dict.fromkeys((*document.former_anchors, *replaced)) if one != document.anchor.id)
 
 
 def _shorten_reason(reason: str) -> str:
@@ -965,14 +979,21 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
 
     All roots may be removed except: the current and the next root; the previous root, because a server that missed the
     last rotation needs it to accept the current root, and because it is needed if the current root must be revoked;
-    revoked roots, whose public keys verify their frozen commits; successors that a revocation's proof names; and
-    anchors, with the roots that the anchor's signed statements name.
+    revoked roots, whose public keys verify their frozen commits; successors that a revocation's proof names; anchors,
+    with the roots that the anchor's signed statements name; and former anchors while a root is listed that servers have
+    learned from them.
     """
     staying = {document.current.id, document.rotated_from, *document.revoked_ids}
     staying |= {revocation.successor for revocation in document.revoked if revocation.proof is not None}
     if document.next is not None:
         staying.add(document.next.id)
-    staying |= document.anchor_ids | {change.root for change in document.anchor_changes}
+    staying |= document.anchor_ids - {*document.former_anchors}
+    staying |= {one for change in document.anchor_changes for one in (change.by, change.to, change.root)}
+    introducers: dict[str, str] = {}
+    for one in document.endorsements:
+        if one.commit is not None:
+            introducers.setdefault(one.of, one.by)
+    staying |= {by for of, by in introducers.items() if by in document.former_anchors and of not in document.anchor_ids}
     return frozenset(root.id for root in document.roots) - staying
 
 

@@ -1165,7 +1165,7 @@ class Engine:
         born_under = None
         if not requester.is_root:
             introductions = self.get_repository(SESSIONS_PATH).commits_of(requester.id)
-            born_under = frozenset(commit.session for commit in introductions)
+            born_under = {commit.session: commit.ts for commit in introductions}  # the earliest is the last one
 
         asked = [element.message for element in elements]
         brought = [bool(element.brought) for element in elements]

@@ -11,12 +11,11 @@ The other methods change only the view that they are given, by replacing immutab
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from goatherd.admission.access import Access, Rulebook, apply_rule
 from goatherd.admission.requests import RequestLimits
-from goatherd.errors import VerificationError
 from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import Session
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE
@@ -260,7 +259,7 @@ class Views:
         brought: bool,
         now_ms: int,
         *,
-        born_under: Collection[str] | None,
+        born_under: Mapping[str, float] | None,
         room: ReplyBudget,
     ) -> EncodedReply:
         """Build the answer to one sync message.
@@ -271,9 +270,9 @@ class Views:
             look: The commits that the client lacks; None if the answer to this message must contain no commits.
             brought: Whether the message brought a commit that was new and stored.
             now_ms: The time of the server's clock in milliseconds.
-            born_under: Ids of the roots that introduced the requesting client's session; None if a root signed the
-                request, since then the sender is a server. They decide which commits that introduce roots the client
-                needs.
+            born_under: Ids of the roots that introduced the requesting client's session, and when (ms since 1970); None
+                if a root signed the request, since then the sender is a server. They decide which commits that
+                introduce roots the client needs.
             room: What the whole answer may still use.
         """
         count = len(view.commits)
@@ -362,19 +361,8 @@ class Views:
         view.filters[size, cycles] = _Filter(known.made_ms, known.count + len(fresh), bloom, encoded)
         return encoded
 
-    def _is_trusted_root(self, session_id: str) -> bool:
-        """Return whether the session with this id is a trusted root.
-
-        May be called in any thread: it only reads dictionaries.
-        """
-        try:
-            self._pool.get_root(session_id)
-        except VerificationError:
-            return False
-        return True
-
     def _missing_commits(
-        self, view: SessionView, positions: Sequence[int], born_under: Collection[str] | None, room: ReplyBudget
+        self, view: SessionView, positions: Sequence[int], born_under: Mapping[str, float] | None, room: ReplyBudget
     ) -> list[bytes]:
         """Return the encoded commits that the sender of a message lacks, within the limits on the answer.
 
@@ -391,7 +379,7 @@ class Views:
                 missing = view.introductions.for_client(
                     missing,
                     born_under=born_under,
-                    counts=self._is_trusted_root,
+                    find_root=self._pool.find_root,
                     anchors=self._pool.anchor_ids,
                 )
         else:

@@ -210,6 +210,51 @@ async def test_the_thief_of_a_working_root_can_add_no_root_and_leave_no_anchor(w
     follow(document, forge(document, A))
 
 
+async def test_the_thief_of_a_working_root_cannot_make_it_count_as_an_anchor(world: World) -> None:
+    (*_, document) = await world.rotate(await world.anchored(), B)
+    anchor, record = document.anchor_session, document.anchor
+    assert anchor is not None
+    assert record is not None
+    thief = AnchorKey(B.session, replace(record, id=B.id), OwnKey(B), "localhost")
+    for subject, is_anchor in ((anchor, True), (A.session, False)):
+        change = await thief.pass_on(subject, NOW, is_anchor=is_anchor)
+        forged = forge(document, B, anchor_changes=(change,))
+        with pytest.raises(UnanchoredIdentityError, match=f"names root {B.id} as an anchor"):
+            follow(document, forged)
+    # A rotation that no anchor has signed names the thief's root as the next anchor.
+    (*_, renewed) = await world.rotate(document, C)
+    endorsed = await thief.introduce(A.session, NOW)
+    prepared = prepare_restore(renewed, B, now_ms=NOW, rotation_id="r", started_by="", stable_version="1")
+    assert prepared.rotation is not None
+    forged = replace(
+        prepared,
+        current=C,
+        next=A,
+        rotation=replace(prepared.rotation, to_id=A.id, anchor=thief.record),
+        endorsements=(*prepared.endorsements, endorsed),
+    )
+    forged = decode_document(encode_document(sign_document(forged, NOW)))
+    with pytest.raises(UnanchoredIdentityError, match=f"names root {B.id} as an anchor"):
+        follow(renewed, forged)
+
+
+async def test_the_former_anchors_are_named_until_the_identity_has_no_anchor(world: World) -> None:
+    (*_, document) = await world.rotate(await world.anchored(), B, signer=OTHER)
+    assert document.former_anchors == ("anchor",)
+    prepared, published, activated, _, third = await world.rotate(document, C, signer="memory:third")
+    assert roll_back_rotation(activated, document, NOW, reason="").former_anchors == ("anchor",)
+    assert third.former_anchors == ("anchor", "anchor-b")
+    follow(document, prepared, published, activated, third)
+    for fewer in ((), ("anchor-b",)):
+        with pytest.raises(UnanchoredIdentityError, match="no longer names the former anchor anchor"):
+            follow(third, forge(third, C, former_anchors=fewer))
+    with pytest.raises(UnanchoredIdentityError, match=f"names root {C.id} as an anchor"):
+        follow(third, forge(third, C, former_anchors=(*third.former_anchors, C.id)))
+    _, _, activated, _, free = await world.rotate(third, owned("d"), is_removed=True)
+    assert roll_back_rotation(activated, third, NOW, reason="").former_anchors == third.former_anchors
+    assert free.former_anchors == ()
+
+
 async def test_the_thief_of_a_working_root_can_revoke_no_other_root(world: World) -> None:
     document = await world.anchored()
     (*_, rotated) = await world.rotate(document, B)

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from goatherd.identity.introductions_for_clients import MARGIN, RootIntroductions
+from goatherd.identity.session import Session
 from goatherd.identity.session_commits import claims_root, introduction_id, session_fields
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
@@ -22,9 +23,13 @@ A_BY_Z, Z_BY_A, B_BY_A, A_BY_B = introduction(A, Z), introduction(Z, A), introdu
 LOG = [OLD, A_BY_Z, Z_BY_A, B_BY_A, A_BY_B, NEW]
 
 
+def find_root(root_id: str) -> Session:
+    return root(root_id).session
+
+
 def sent(log: Sequence[Commit], held: Sequence[Commit] = (), *, born_under: set[str]) -> list[Commit]:
     missing = [commit for commit in log if commit not in held]
-    return RootIntroductions(log).for_client(missing, born_under=born_under, counts=lambda _: True)
+    return RootIntroductions(log).for_client(missing, born_under=dict.fromkeys(born_under, NOW), find_root=find_root)
 
 
 def test_a_new_client_that_knows_the_last_root_only_believes_everything() -> None:
@@ -50,23 +55,42 @@ def test_a_client_born_under_a_working_root_learns_the_earlier_ones_from_the_anc
         introduction(owned("new"), B),
     ]
     index, client = RootIntroductions(log), Client({"root-z", "root-b"})
-    client.take(index.for_client(log, born_under={"root-b"}, counts=lambda _: True, anchors={"root-z"}))
+    client.take(index.for_client(log, born_under={"root-b": NOW}, find_root=find_root, anchors={"root-z"}))
     assert client.sessions == {"old", "new", "root-a", "root-b"}
-    # An ordinary root that has introduced its successor may be unknown to a client of the successor.
-    chosen = index.for_client(log, born_under={"root-b"}, counts=lambda _: True)
+    # A root that had expired when the client was created is unknown to the client.
+    chosen = index.for_client(log, born_under={"root-b": Z.session.expiration_ms}, find_root=find_root)
     assert "root-a" not in {commit.key for commit in chosen}
 
 
 def test_a_client_born_under_the_first_working_root_learns_the_next_one_from_the_anchor() -> None:
     log = [introduction(B, Z, commit_id=introduction_id(B.id)), introduction(owned("new"), B)]
     index, client = RootIntroductions(log), Client({"root-z", "root-a"})
-    client.take(index.for_client(log, born_under={"root-a"}, counts=lambda _: True, anchors={"root-z"}))
+    client.take(index.for_client(log, born_under={"root-a": NOW}, find_root=find_root, anchors={"root-z"}))
     assert client.sessions == {"new", "root-b"}
     # A client of an ordinary first root has not got an anchor that was added later.
     log = [introduction(Z, A, commit_id=introduction_id(Z.id)), *log]
     index, client = RootIntroductions(log), Client({"root-a"})
-    client.take(index.for_client(log, born_under={"root-a"}, counts=lambda _: True, anchors={"root-z"}))
+    client.take(index.for_client(log, born_under={"root-a": NOW}, find_root=find_root, anchors={"root-z"}))
     assert client.sessions == {"new", "root-z", "root-b"}
+
+
+def test_a_client_born_under_a_root_that_was_rolled_back_learns_the_others_from_the_root_before() -> None:
+    log = [
+        A_BY_Z,
+        Z_BY_A,
+        OLD,
+        introduction(B, A, commit_id=introduction_id(B.id)),
+        introduction(X, A, commit_id=introduction_id(X.id)),
+        introduction(A, X),
+        introduction(owned("new"), X),
+    ]
+    client = Client({"root-a", "root-b"})
+    client.take(sent(log, born_under={"root-b"}))
+    assert client.sessions >= {"old", "new", "root-z", "root-x"}
+    # A root that has been revoked since then leads to no other.
+    trusts = lambda one: None if one == "root-a" else find_root(one)  # noqa: E731
+    chosen = RootIntroductions(log).for_client(log, born_under={"root-b": NOW}, find_root=trusts)
+    assert [commit.key for commit in chosen] == ["old", "new"]
 
 
 @pytest.mark.parametrize("held", [1, 2, 3, 4, 5])
@@ -83,7 +107,9 @@ def test_users_keep_their_order() -> None:
 
 def test_clients_are_not_sent_roots_that_are_not_trusted() -> None:
     log = [A_BY_B, NEW, OLD]
-    chosen = RootIntroductions(log).for_client(log, born_under={"root-b"}, counts=lambda one: one != "root-a")
+    chosen = RootIntroductions(log).for_client(
+        log, born_under={"root-b": NOW}, find_root=lambda one: None if one == "root-a" else find_root(one)
+    )
     assert chosen == [NEW, OLD]
 
 
@@ -173,8 +199,12 @@ def test_a_session_that_was_introduced_again_counts_for_the_root_under_which_it_
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[list[Commit], int, str]:
-    """A log in any order, how many rotations there were, and under which root the client was created."""
+def histories(draw: st.DrawFn) -> tuple[list[Commit], int, set[str]]:
+    """A log in any order, how many rotations there were, and which roots the client was sent at its creation.
+
+    The client was created under the last of these roots in alphabetical order. If there are two, the rotation to that
+    root was rolled back.
+    """
     total = draw(st.integers(1, 9))
     forms = draw(st.lists(st.booleans(), min_size=total, max_size=total))
     log = [commit for number in range(total) for commit in rotation(number, former=forms[number])]
@@ -183,7 +213,13 @@ def histories(draw: st.DrawFn) -> tuple[list[Commit], int, str]:
         parents = [f"root-{pruned}/0"] if pruned and draw(st.booleans()) else []
         name = f"root-{pruned} by {current} again {bool(parents)}"
         log.append(introduced(name, f"root-{pruned}", current, 10 * total, *parents))
-    return draw(st.permutations(log)), total, f"root-{draw(st.integers(0, total))}"
+    born_under = {f"root-{draw(st.integers(0, total))}"}
+    if draw(st.booleans()):
+        before = next(iter(born_under))
+        undone = f"{before}-undone"
+        log.append(introduced(introduction_id(undone), undone, before, 5))
+        born_under.add(undone)
+    return draw(st.permutations(log)), total, born_under
 
 
 @pytest.mark.slow
@@ -193,13 +229,13 @@ def histories(draw: st.DrawFn) -> tuple[list[Commit], int, str]:
     mistakes=st.lists(st.lists(st.booleans(), min_size=70, max_size=70), min_size=4, max_size=4),
 )
 @example(
-    history=(rotation(0, former=True) + rotation(1, former=True), 2, "root-0"), arrivals=[3], mistakes=[[False]] * 4
+    history=(rotation(0, former=True) + rotation(1, former=True), 2, {"root-0"}), arrivals=[3], mistakes=[[False]] * 4
 )
 def test_whatever_arrives_when_and_whatever_the_filter_contains_by_chance_the_client_ends_with_the_current_root(
-    history: tuple[list[Commit], int, str], arrivals: list[int], mistakes: list[list[bool]]
+    history: tuple[list[Commit], int, set[str]], arrivals: list[int], mistakes: list[list[bool]]
 ) -> None:
     log, total, born_under = history
-    client = Client({born_under})
+    client, root_id = Client(set(born_under)), max(born_under)
     introductions = RootIntroductions()
     there = 0
     for until, wrong in zip([*sorted(arrivals), len(log)], [*mistakes, []], strict=False):
@@ -212,11 +248,11 @@ def test_whatever_arrives_when_and_whatever_the_filter_contains_by_chance_the_cl
                 for number, commit in enumerate(log[:there])
                 if commit.id not in client.held and not (number < len(by_chance) and by_chance[number])
             ]
-            answer = introductions.for_client(missing, born_under={born_under}, counts=lambda _: True)
+            answer = introductions.for_client(missing, born_under={root_id: NOW}, find_root=find_root)
             assert len({commit.id for commit in answer}) == len(answer)
             client.take(answer)
     introductions.extend(log[there:])
     missing = [commit for commit in log if commit.id not in client.held]
-    client.take(introductions.for_client(missing, born_under={born_under}, counts=lambda _: True))
-    assert {f"root-{number}" for number in range(int(born_under.removeprefix("root-")), total + 1)} <= client.roots
+    client.take(introductions.for_client(missing, born_under={root_id: NOW}, find_root=find_root))
+    assert {f"root-{number}" for number in range(int(root_id.split("-")[1]), total + 1)} <= client.roots
     assert {f"user-{number}" for number in range(total)} <= client.held.keys()

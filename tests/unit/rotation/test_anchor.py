@@ -34,6 +34,7 @@ from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.replacement import Replacer
 from goatherd.times import milliseconds
+from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import ORG, SESSIONS, Herd
@@ -187,26 +188,38 @@ async def test_the_next_root_of_a_change_of_the_anchor_that_was_undone_leaves_th
 
 
 @pytest.mark.slow
-async def test_a_client_created_before_a_new_anchor_was_rolled_back_learns_every_later_root(
-    make_herd: MakeHerd, signers: MemorySigners
+@pytest.mark.parametrize(
+    ("first", "undone"),
+    [
+        (AnchorChoice(), AnchorChoice()),
+        (AnchorChoice(), AnchorChoice(signer=KMS)),
+        (AnchorChoice(signer=KMS), AnchorChoice()),
+        (AnchorChoice(signer=KMS), AnchorChoice(signer=OTHER)),
+        (AnchorChoice(signer=KMS), AnchorChoice(is_removed=True)),
+    ],
+)
+async def test_a_client_created_before_a_rotation_was_rolled_back_learns_every_later_root(
+    make_herd: MakeHerd, signers: MemorySigners, first: AnchorChoice, undone: AnchorChoice
 ) -> None:
-    herd = await anchored(make_herd, signers, nodes=1, clients=0)
-    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=OTHER), to_phase=Phase.ACTIVATED)
-    node, born_under = herd.nodes[0], (await document_of(herd)).current.id
+    herd = await make_herd(nodes=1, clients=0)
+    await rotator(herd, signers).rotate(anchor=first)
+    await rotator(herd, signers).rotate(anchor=undone, to_phase=Phase.ACTIVATED)
+    node = herd.nodes[0]
     await node.look()
-    _, told = await node.create_session()
+    owned, told = await node.create_session()
     await rotator(herd, signers).abandon()
     for _ in range(2):
         await rotator(herd, signers).rotate()
         await node.look()
-    log, trusted = node.commits(SESSIONS), node.pool.root_ids
+    log = node.commits(SESSIONS)
     client = Client({one.id for one in told})
+    created = {one.session: one.ts for one in log if one.key == owned.id}
     client.take(
         RootIntroductions(log).for_client(
-            log, born_under={born_under}, counts=lambda one: one in trusted, anchors=node.pool.anchor_ids
+            log, born_under=created, find_root=node.pool.find_root, anchors=node.pool.anchor_ids
         )
     )
-    assert client.roots == set(trusted)
+    assert client.roots == set(node.pool.root_ids)
 
 
 @pytest.mark.slow
@@ -287,6 +300,35 @@ def introduction_of_a_thief(herd: Herd, signer: OwnedSession) -> Commit:
         org=ORG,
     )
     return Commit.from_json(raw, org=ORG)
+
+
+@pytest.mark.slow
+async def test_working_roots_of_every_former_anchor_introduce_no_root(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await make_herd(nodes=1, clients=1)
+    before = (await document_of(herd)).current
+    stolen: list[OwnedSession] = []
+    node, anchors = herd.nodes[0], ["memory:1", "memory:2", "memory:3", "memory:4"]
+    for uri in anchors:
+        await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=uri))
+        stolen.append((await check_steady(herd)).current)
+        await rotator(herd, signers).rotate()
+    for _ in range(8):
+        node.restart()
+        document = await check_steady(herd)
+        fresh = TrustPool.from_identity(document, org=ORG)
+        for thief in stolen:
+            assert thief.id in node.pool.root_ids
+            introduction = introduction_of_a_thief(herd, thief)
+            assert not node.pool.may_introduce(introduction)
+            assert document.find_root(thief.id) is None or not fresh.may_introduce(introduction)
+        assert node.pool.may_introduce(introduction_of_a_thief(herd, before)), "a root from before the anchor"
+        assert len(document.former_anchors) == len(anchors) - 1
+        await rotator(herd, signers).rotate()
+    assert not set(document.former_anchors[:-1]) & {root.id for root in document.roots}, "they have left the document"
+    assert herd.refused == 0
+    assert herd.unverifiable() == []
 
 
 async def test_a_working_root_lives_thirty_days_and_longer_beside_an_unmodified_server(
