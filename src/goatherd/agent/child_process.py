@@ -34,7 +34,7 @@ KILL_PATIENCE: Final = timedelta(seconds=10)
 HANDED_ON: Final = timedelta(seconds=1)
 """How long the processes that a child leaves behind may take to end, before they are signalled: it may have done so."""
 LEFT_BEHIND: Final = timedelta(seconds=5)
-"""How long the processes that a child leaves behind may take to stop if the child has ended without being asked to."""
+"""How long a child that a killed agent has left, or what a child has left that ended unasked, may take to stop."""
 _POLL: Final = timedelta(milliseconds=50)
 
 # In a process of its own and not between fork and exec of this one, which has threads. It becomes the command.
@@ -226,12 +226,11 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
     """
     if not process.has_group():
         return False
-    half = grace / 2
     # The kernel has signalled the child when the agent was killed: it may still write its data.
-    if not await _wait_until_gone(process.is_running, half, clock):
+    if not await _wait_until_gone(process.is_running, min(grace, LEFT_BEHIND), clock):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process.pid, signal.SIGTERM)
-        if not await _wait_until_gone(process.is_running, half, clock):
+        if not await _wait_until_gone(process.is_running, grace, clock):
             grace = timedelta(0)
     await _end_group(process.pid, process.has_group, signal.SIGTERM, grace, clock)
     if process.has_group():

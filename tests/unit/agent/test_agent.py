@@ -228,9 +228,10 @@ async def test_a_signal_that_was_passed_on_and_ends_the_child_ends_the_agent(wor
 
 
 async def test_the_next_agent_carries_on_from_what_one_that_was_killed_has_left(
-    world: World, told: pytest.LogCaptureFixture
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file half-written by the child, the record with the child, the child still there."""
+    monkeypatch.setattr("goatherd.agent.child_process.LEFT_BEHIND", timedelta(milliseconds=50))
     with DataDirectoryLock(world.data) as claim:
         await world.organization.write_file()
         await world.supervisor.start()
