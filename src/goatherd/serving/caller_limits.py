@@ -210,7 +210,7 @@ def _is_in(address: IPAddress, networks: tuple[Network, ...]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parse_address(text: str) -> IPAddress | None:
-    """Return an IP address; of an IPv4 caller, whom a listener on ``::`` sees as ``::ffff:10.0.0.5``, the IPv4 one."""
+    """Return an IP address; an IPv4 caller of a listener on ``::``, ``::ffff:10.0.0.5``, gets the IPv4 one."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What Azure's default chain of credentials gives when a token service fails, and when nobody has logged in."""
+"""What Azure's default chain of credentials gives when a token service fails, and without a login."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_token_service_that_refuses_is_a_denial(vault: FakeKeyVault, mon
             await provider.read("herd")
 
 
-async def test_nobody_logged_in_outside_of_azure_is_a_denial(
+async def test_no_login_outside_of_azure_is_a_denial(
     vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with unreachable() as port:

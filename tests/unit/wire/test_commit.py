@@ -393,8 +393,8 @@ class TestEdits:
             assert canonical_edit({**edit, "s": "all"}, REGISTRY, like_goatdb=like_goatdb) == {**edit, "s": "all/1"}
             for marker in (None, 5, ["all/1"]):
                 assert canonical_edit({**edit, "s": marker}, REGISTRY, like_goatdb=like_goatdb) == edit
-        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY) == {**edit, "s": "nobody/7"}
-        assert canonical_edit({**edit, "s": "nobody/7"}, REGISTRY, like_goatdb=True) == edit
+        assert canonical_edit({**edit, "s": "unknown/7"}, REGISTRY) == {**edit, "s": "unknown/7"}
+        assert canonical_edit({**edit, "s": "unknown/7"}, REGISTRY, like_goatdb=True) == edit
 
     @pytest.mark.parametrize("member", ["sc", "dc"])
     def test_both_checksums_are_checked(self, member: str) -> None:
