@@ -100,9 +100,7 @@ async def test_a_token_service_that_refuses_is_a_denial(vault: FakeKeyVault, mon
             await provider.read("herd")
 
 
-async def test_no_login_outside_of_azure_is_a_denial(
-    vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_login_outside_of_azure_is_a_denial(vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch) -> None:
     with unreachable() as port:
         put_metadata_service_at(port, monkeypatch)
         async with opened(vault) as provider:
