@@ -39,7 +39,6 @@ from goatherd.errors import (
     UntrustedRootError,
     WireError,
 )
-from goatherd.identity.session_commits import SESSIONS_NAMESPACE
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY, TooManyValuesError, split_batch
 from goatherd.wire.bloom import BloomFilter
@@ -453,9 +452,6 @@ def read_commit(
     except WireError as error:
         raise DroppedError(DoorRule.COMMIT, str(error)) from None
     _check_ancestors(commit)
-    if path != SESSIONS_PATH and commit.namespace == SESSIONS_NAMESPACE:
-        # COMPAT: the server learns sessions from commits of this schema in any repository.
-        raise DroppedError(DoorRule.SESSION_ITEM, f"commit {commit.id!r} is a session, but is not in {SESSIONS_PATH}")
     if commit.is_delta and commit.base == commit.id:
         raise DroppedError(DoorRule.DELTA, f"delta commit {commit.id!r} must not be based on itself")
     if not commit.is_delta and commit.schema is None:
