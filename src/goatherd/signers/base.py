@@ -182,6 +182,16 @@ class Signer(ABC):
             error.retry_after = retry_after
         return error
 
+    def check_first_version(self, version: int | None, *, hint: str) -> None:
+        """Check that the URI of a key that is to be created names version 1, where keys have numbered versions.
+
+        Raises:
+            SignerConfigurationError: The URI names another version.
+        """
+        if version != 1:
+            told = f"the first version of a new key is 1, not {version}"
+            raise self.error(SignerConfigurationError, "create_key", told, hint=hint)
+
     def error_of_provider(self, operation: str, error: ProviderError, message: str | None = None) -> SignerError:
         """Convert an error of the platform's secret store, whose client this signer uses, to the signer's error.
 

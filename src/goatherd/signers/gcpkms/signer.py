@@ -25,7 +25,6 @@ from google.cloud.kms_v1.services.key_management_service.transports import (
 from goatherd.crypto import PublicKey, raw_from_der
 from goatherd.errors import (
     DecodeError,
-    SignerConfigurationError,
     SignerError,
     SignerKeyDisabledError,
     SignerThrottledError,
@@ -110,13 +109,7 @@ class GCPKMSSigner(Signer):
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
     async def create_key(self) -> None:
-        if self.address.version != 1:
-            raise self.error(
-                SignerConfigurationError,
-                "create_key",
-                f"the first version of a new key is 1, not {self.address.version}",
-                hint="End the URI with /1.",
-            )
+        self.check_first_version(self.address.version, hint="End the URI with /1.")
         level = wire.ProtectionLevel[self.address.protection.upper()]
         algorithm = wire.CryptoKeyVersion.CryptoKeyVersionAlgorithm.EC_SIGN_P384_SHA384
         template = wire.CryptoKeyVersionTemplate(protection_level=level, algorithm=algorithm)

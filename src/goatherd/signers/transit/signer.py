@@ -97,13 +97,7 @@ class TransitSigner(Signer):
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
     async def create_key(self) -> None:
-        if self.address.version != 1:
-            raise self.error(
-                SignerConfigurationError,
-                "create_key",
-                f"the first version of a new key is 1, not {self.address.version}",
-                hint="Leave out the version in the URI.",
-            )
+        self.check_first_version(self.address.version, hint="Leave out the version in the URI.")
         # The engine answers success for a key that exists, so it is asked first.
         try:
             await self._call("create_key", "GET", self._path("keys"))
