@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.known_signatures import remember_signatures
+from tests.done_once import do_once
 from tests.open_connections import connections_left_open, enter_test, watch_connections
 
 HERE = Path(__file__).parent
@@ -59,8 +59,8 @@ settings.load_profile("full")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def signatures_are_verified_once() -> Iterator[None]:
-    with remember_signatures():
+def what_costs_most_is_done_once() -> Iterator[None]:
+    with do_once():
         yield
 
 

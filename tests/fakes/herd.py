@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -43,7 +43,7 @@ from goatherd.providers.values import CURRENT
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.trust import TrustPool
-from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 
@@ -115,8 +115,8 @@ class _Sender:
     def offers(self, url: str, path: str, commits: Iterable[Commit]) -> list[Commit]:
         known = self.filters.get((url, path))
         chosen = []
-        for commit in commits:
-            if (known is None or commit.id not in known) and self.submissions[url, commit.id] < MAX_SUBMISSIONS:
+        for commit in commits if known is None else find_missing(known, commits):
+            if self.submissions[url, commit.id] < MAX_SUBMISSIONS:
                 self.submissions[url, commit.id] += 1
                 chosen.append(commit)
         return chosen
@@ -152,6 +152,8 @@ class HerdNode:
         self.provider = herd.provider
         self._herd = herd
         self._logs: dict[str, dict[str, Commit]] = {SESSIONS: {}, DATA: {}}
+        self._filters: dict[str, tuple[int, int, BloomFilter]] = {}
+        self._digested: tuple[IdentityDocument, str] | None = None
         self._sender = _Sender()
         self._accepted: set[str] = set()
         self._looked_ms = herd.clock.now_ms()
@@ -191,7 +193,7 @@ class HerdNode:
             "signer": self.pool.current.id,
             "roots": list(self.pool.root_ids),
             "generation": self.document.generation,
-            "digest": document_digest(self.document),
+            "digest": self._digest(),
             "degraded": refusal is not None,
             "refusal": None if refusal is None else {"code": refusal},
             "instance": self.instance,
@@ -306,6 +308,7 @@ class HerdNode:
     def wipe(self) -> None:
         """Start again on an empty disk."""
         self._logs = {path: {} for path in self._logs}
+        self._filters.clear()
         self.restart()
 
     async def tick(self) -> None:
@@ -341,7 +344,7 @@ class HerdNode:
         for path, log in self._logs.items():
             known = (peer.base_url, path) in self._sender.filters
             offered = self._sender.offers(peer.base_url, path, log.values()) if known else []
-            message = self._herd.message(log, offered)
+            message = self._message(path, offered)
             try:
                 (reply,) = await peer.batch_sync([(path, message)], self.pool.current)
             except (NodeRefusedError, NodeUnreachableError):
@@ -371,6 +374,11 @@ class HerdNode:
         pool.offer_session_commits(self._logs[SESSIONS].values())
         return pool
 
+    def _digest(self) -> str:
+        if self._digested is None or self._digested[0] is not self.document:
+            self._digested = self.document, document_digest(self.document)
+        return self._digested[1]
+
     def _arrive(self, method: str) -> None:
         self.asked[method] += 1
         if self.faults.cut_off:
@@ -389,9 +397,15 @@ class HerdNode:
 
     def _answer(self, path: str, message: SyncMessage) -> dict[str, Any]:
         self._ingest(path, message.commits)
-        log = self._logs.setdefault(path, {})
-        lacking = [commit for commit in log.values() if commit.id not in message.filter]
-        return self._herd.message(log, lacking)
+        return self._message(path, find_missing(message.filter, self._logs.setdefault(path, {}).values()))
+
+    def _message(self, path: str, commits: Iterable[Commit]) -> dict[str, Any]:
+        """Return a sync message over a log. At one time, one filter of an unchanged log goes to every peer."""
+        log, now_ms = self._logs[path], self._herd.clock.now_ms()
+        made = self._filters.get(path)
+        if made is None or made[:2] != (now_ms, len(log)):
+            made = self._filters[path] = now_ms, len(log), self._herd.filter_of(log)
+        return new_message(made[2], len(log), commits)
 
     def _ingest(self, path: str, raw: Iterable[Any]) -> None:
         accepted = []
@@ -454,7 +468,7 @@ class HerdClient:
         """Offer one node what it lacks."""
         node = self.home or self._herd.random.choice(self._herd.nodes)
         offered = self._sender.offers("the cluster", DATA, self.written)
-        message = self._herd.message({commit.id: commit for commit in self.written}, offered)
+        message = new_message(self._herd.filter_of([one.id for one in self.written]), len(self.written), offered)
         try:
             (reply,) = await node.batch_sync([(DATA, message)], self.owned)
         except NodeUnreachableError:
@@ -592,16 +606,24 @@ class Herd:
         """Return an id in GoatDB's form, from the herd's own dice."""
         return "".join(self.random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=24))
 
-    def message(self, log: Mapping[str, Commit], commits: Iterable[Commit]) -> dict[str, Any]:
-        """Return a sync message over what a process holds, with fresh seeds as GoatDB takes them."""
-        from goatherd.wire.bloom import seed_count
-
-        size, fpr = filter_parameters(len(log), 0, 1)
+    def filter_of(self, ids: Collection[str]) -> BloomFilter:
+        """Return the Bloom filter of what a process holds, with fresh seeds as GoatDB takes them."""
+        size, fpr = filter_parameters(len(ids), 0, 1)
         seeds = [self.random.getrandbits(50) for _ in range(seed_count(size, fpr))]
         bloom = BloomFilter.for_size(size, fpr, seeds)
-        bloom.update(log)
-        sent = [commit.to_json() for commit in commits]
-        return SyncMessage(version=VERSION, filter=bloom, size=len(log), commits=sent).to_json()
+        bloom.update(ids)
+        return bloom
+
+
+def new_message(bloom: BloomFilter, size: int, commits: Iterable[Commit]) -> dict[str, Any]:
+    """Return a sync message from the filter of the `size` commits that a process holds."""
+    return SyncMessage(version=VERSION, filter=bloom, size=size, commits=[one.to_json() for one in commits]).to_json()
+
+
+def find_missing(bloom: BloomFilter, commits: Iterable[Commit]) -> list[Commit]:
+    """Return the commits that a filter does not contain."""
+    held = list(commits)
+    return [held[position] for position in bloom.find_missing([commit.id for commit in held])]
 
 
 def _introduces_a_root(commit: Commit) -> bool:

@@ -19,10 +19,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from goatherd.crypto import PrivateKey, PublicKey
-from goatherd.identity import document, strict_json
-from goatherd.identity.document import IdentityDocument
 from goatherd.node import peer
 from goatherd.settings import store
+from tests.done_once import decode_once
 from tests.simulation.keys import ideal_sign, ideal_verify, keys
 
 RELAXED: Final = 4
@@ -69,29 +68,12 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
             _read[name] = read(jwk)
         return _read[name]
 
-    trees: dict[bytes | str, Mapping[str, Any]] = {}
-    documents: dict[int, IdentityDocument] = {}
-    parse, from_tree = strict_json.parse_object, document.document_from_tree
-
-    def parse_once(raw: bytes | str, *, max_bytes: int) -> Mapping[str, Any]:
-        if raw not in trees:
-            trees[raw] = parse(raw, max_bytes=max_bytes)
-        return trees[raw]
-
-    def decode_once(tree: Mapping[str, Any]) -> IdentityDocument:
-        """Decode each document once: what one text means does not change, and everybody looks at it all the time."""
-        if id(tree) not in documents:
-            documents[id(tree)] = from_tree(tree)
-        return documents[id(tree)]
-
     files: dict[str, bytes] = {}
     changes: list[tuple[Any, str, Any]] = [
         (store, "read_if_there", lambda path: files.get(str(path))),
         (store, "replace_file", lambda path, data: files.__setitem__(str(path), data)),
         (peer, "POLL_MIN", RELAXED * peer.POLL_MIN),
         (peer, "POLL_MAX", RELAXED * peer.POLL_MAX),
-        (document, "parse_object", parse_once),
-        (document, "document_from_tree", decode_once),
         (random, "_urandom", source.randbytes),
         (PrivateKey, "generate", staticmethod(lambda: next(made))),
         (PrivateKey, "from_jwk", staticmethod(from_jwk)),
@@ -102,7 +84,8 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
     try:
         for owner, name, value in changes:
             setattr(owner, name, value)
-        yield
+        with decode_once():
+            yield
     finally:
         for owner, name, value in kept:
             setattr(owner, name, value)

@@ -31,7 +31,7 @@ def fake() -> Iterator[FakeSecretsManager]:
 class TestAWSFake(ProviderContract):
     promises = frozenset({"cas", "custom_labels", "deprecates", "durable", "first_is_current"})
     settle = timedelta(0)
-    rounds = 30
+    rounds = 20
 
     @pytest.fixture(autouse=True)
     def _fake(self, fake: FakeSecretsManager) -> None:
@@ -39,6 +39,11 @@ class TestAWSFake(ProviderContract):
 
     def provider(self) -> SecretProvider:
         return AWSSecretProvider(AWSAddress(region=REGION, endpoint=self.fake.url, recovery_days=0))
+
+
+@pytest.mark.deep
+class TestAWSFakeAtLength(TestAWSFake):
+    rounds = 100
 
 
 class TestAWSFakeAnswers(AnswerContract):

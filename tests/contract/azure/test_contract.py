@@ -24,7 +24,7 @@ class TestAzure(ProviderContract):
     """Its clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
 
     promises = frozenset({"best_effort_cas", "custom_labels", "disables", "durable", "recoverable"})
-    rounds = 40
+    rounds = 20
     settle = timedelta(0)
 
     @pytest.fixture(autouse=True)
@@ -36,6 +36,11 @@ class TestAzure(ProviderContract):
     def provider(self) -> SecretProvider:
         address = AzureAddress(vault="fake", url=self.vault.url, ca=str(self.vault.ca), check_challenge=False)
         return AzureSecretProvider(address, credential=FakeCredential(), clock=FastClock(SPEED))
+
+
+@pytest.mark.deep
+class TestAzureAtLength(TestAzure):
+    rounds = 100
 
 
 @pytest.mark.slow

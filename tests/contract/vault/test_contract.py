@@ -20,7 +20,7 @@ class TestVault(ProviderContract):
     promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     prefix = "goatdb/contract-"
     settle = timedelta(0)
-    rounds = 40
+    rounds = 20
 
     @pytest.fixture(autouse=True)
     def _address(self, server: BaoServer) -> None:
@@ -40,7 +40,7 @@ class TestOpenBaoWhereReadsMayLag(ProviderContract):
 
     promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     settle = timedelta(seconds=HANG)
-    rounds = 10
+    rounds = 5
 
     @pytest.fixture(autouse=True)
     def _address(self, server: BaoServer) -> None:

@@ -29,7 +29,7 @@ from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage
 from tests.depth import STRIDE
-from tests.fakes.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode
+from tests.fakes.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode, find_missing, new_message
 from tests.unit.rotation.conftest import POLICY, document_of, rotator_for
 
 LATEST = 30
@@ -44,8 +44,8 @@ class QuickNode(HerdNode):
     def _answer(self, path: str, message: SyncMessage) -> dict[str, Any]:
         self._ingest(path, message.commits)
         latest = list(self._logs[path].values())[-LATEST:]
-        lacking = [commit for commit in latest if commit.id not in message.filter]
-        return self._herd.message({commit.id: commit for commit in latest}, lacking)
+        filter_of_latest = self._herd.filter_of([commit.id for commit in latest])
+        return new_message(filter_of_latest, len(latest), find_missing(message.filter, latest))
 
     async def sync_with(self, peer: HerdNode) -> None:
         assert isinstance(peer, QuickNode)

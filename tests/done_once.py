@@ -1,0 +1,92 @@
+"""What costs most, once for each input: simulated servers verify the same signatures and decode the same documents.
+
+A signature that was found valid is not verified again in this process, a private key is derived from its scalar once,
+and an identity document (which is immutable) is decoded once from the same bytes. What is invalid is looked at each
+time. Processes that tests start are not affected. A test of verification takes `inspect.unwrap(PublicKey.verify)`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from hashlib import blake2b
+from typing import Any
+from unittest.mock import patch
+
+from goatherd.crypto.keys import PrivateKey, PublicKey
+from goatherd.identity import document as documents
+from goatherd.identity import strict_json
+from goatherd.identity.document import IdentityDocument
+
+MOST_DOCUMENTS = 64
+
+
+@contextmanager
+def do_once() -> Iterator[None]:
+    with _verify_once(), _derive_once(), decode_once():
+        yield
+
+
+@contextmanager
+def _verify_once() -> Iterator[None]:
+    verify = PublicKey.verify
+    valid: set[tuple[bytes, bytes, bytes]] = set()
+
+    @wraps(verify)
+    def verify_once(self: PublicKey, signature: bytes, data: bytes) -> None:
+        known = (self.raw, signature, blake2b(data).digest())
+        if known not in valid:
+            verify(self, signature, data)
+            valid.add(known)
+
+    with patch.object(PublicKey, "verify", verify_once):
+        yield
+
+
+@contextmanager
+def _derive_once() -> Iterator[None]:
+    derive = PrivateKey._from_bytes
+    keys: dict[bytes, PrivateKey] = {}
+
+    def derive_once(scalar: bytes) -> PrivateKey:
+        if scalar not in keys:
+            keys[scalar] = derive(scalar)
+        return keys[scalar]
+
+    with patch.object(PrivateKey, "_from_bytes", derive_once):
+        yield
+
+
+@contextmanager
+def decode_once() -> Iterator[None]:
+    """`decode_document` is imported by name in many modules, so its two halves are replaced, not itself."""
+    parse, decode = strict_json.parse_object, documents.document_from_tree
+    parsed: OrderedDict[tuple[type, bytes | str], dict[str, Any]] = OrderedDict()
+    decoded: dict[int, IdentityDocument | None] = {}
+
+    @wraps(parse)
+    def parse_once(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
+        known = type(raw), raw
+        if known in parsed:
+            parsed.move_to_end(known)
+            return parsed[known]
+        tree = parse(raw, max_bytes=max_bytes)
+        parsed[known], decoded[id(tree)] = tree, None
+        if len(parsed) > MOST_DOCUMENTS:
+            _, oldest = parsed.popitem(last=False)
+            del decoded[id(oldest)]
+        return tree
+
+    @wraps(decode)
+    def build_once(tree: Mapping[str, Any]) -> IdentityDocument:
+        document = decoded.get(id(tree))
+        if document is None:
+            document = decode(tree)
+            if id(tree) in decoded:
+                decoded[id(tree)] = document
+        return document
+
+    with patch.object(documents, "parse_object", parse_once), patch.object(documents, "document_from_tree", build_once):
+        yield
