@@ -510,7 +510,7 @@ async def test_a_log_that_breaks_again_is_reported_and_retried_as_the_first_time
     link = Link(PATH)
     here, there = link.here.shelves[PATH], link.there.shelves.setdefault(PATH, Shelf())
     link.here.unwritable.add(PATH)
-    there.put(*fake_commits(1))
+    there.put(*fake_commits(40))  # a filter of so many does not hide them all from an answer
     await link.until(lambda: link.here.failures > 5, seconds=120)
     here.put(*there.commits.values())  # another peer has brought them, and now the log can be written
     link.here.unwritable.clear()
@@ -518,7 +518,7 @@ async def test_a_log_that_breaks_again_is_reported_and_retried_as_the_first_time
     assert link.peer.status.last_error is None
     link.here.unwritable.add(PATH)
     link.here.failures = 0
-    there.put(*fake_commits(1))
+    there.put(*fake_commits(40))
     await link.until(lambda: link.here.failures > 2, seconds=10)
     assert caplog.text.count(f"cannot sync {PATH}") == 2
 
