@@ -22,11 +22,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from goatherd.errors import AuditBrokenError, DecodeError, SuccessionError, VerificationError
-from goatherd.identity.document import IdentityDocument
+from goatherd.errors import AuditBrokenError, DecodeError, MalformedIdentityError, SuccessionError, VerificationError
+from goatherd.identity.document import IdentityDocument, read_endorsements
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.times import iso, read_iso
@@ -270,6 +271,9 @@ class Checked:
 class Chain:
     """Verifies an audit trail line by line: call `feed` for each line, then `finish`.
 
+    In an identity with an anchor (a key in an HSM or a KMS that endorses the roots), a working root endorses no other
+    root. So an endorsement by the anchor of an unrevoked signer counts like one by that signer.
+
     Args:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
             endorses, directly or through others, a root that the identity lists. Without anchors the first signer is
@@ -283,6 +287,7 @@ class Chain:
         self._line = 0
         self._head = Head()
         self._signers: dict[str, Session] = {}
+        self._signers_anchors: dict[str, Session] = {}
         self._pending: list[tuple[int, bytes, str]] = []
         self._torn: list[int] = []
         self._lost = 0
@@ -397,6 +402,10 @@ class Chain:
                 f"is signed by {record.by!r:.70}, but no earlier record states that this root signs"
             )
         self._check_revoked(record)
+        # SECURITY: the thief of a revoked root names no anchor that endorses the root after it, or the whole file could
+        # be replaced (tests/unit/audit/test_records.py).
+        if introduced is not None and (self._anchors is None or record.by not in self._anchors.revoked):
+            self._signers_anchors |= _find_anchors(introduced, record.data)
         self._signers[record.by] = session
         self._by = record.by
 
@@ -448,7 +457,7 @@ class Chain:
 
     def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
         named = {**_read_sessions(data.get("roots")), session.id: session}
-        believed = dict(self._signers)
+        believed = {**self._signers_anchors, **self._signers}
         endorsements = _read_endorsements(data.get("endorsements"))
         while True:
             found = {}
@@ -479,12 +488,25 @@ def _read_sessions(value: Any) -> dict[str, Session]:
 
 
 def _read_endorsements(value: Any) -> list[Endorsement]:
-    found = []
+    found: list[Endorsement] = []
     for item in value if isinstance(value, list) else ():
-        members = item if isinstance(item, dict) else {}
-        by, of, signature = members.get("by"), members.get("of"), members.get("signature")
-        if isinstance(by, str) and isinstance(of, str) and isinstance(signature, str):
-            found.append(Endorsement(by=by, of=of, signature=signature))
+        try:
+            found += read_endorsements([item], "endorsements")
+        except MalformedIdentityError:
+            continue
+    return found
+
+
+def _find_anchors(session: Session, data: Mapping[str, Any]) -> dict[str, Session]:
+    """Return, by id, the anchors that have endorsed a root to sign, from the data of its ``signer`` record."""
+    named, found = _read_sessions(data.get("roots")), {}
+    for item in _read_endorsements(data.get("endorsements")):
+        by = named.get(item.by)
+        if by is None or item.of != session.id or item.commit is None or item.commit.is_earlier:
+            continue
+        with suppress(SuccessionError):
+            verify_endorsement(item, by=by, of=session)
+            found[by.id] = by
     return found
 
 

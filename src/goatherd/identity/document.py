@@ -524,7 +524,7 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
     )
 
 
-def _read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
+def read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
     result = []
     for item, position in _read_list(value, where):
         member = _read_object(item, position)
@@ -681,7 +681,7 @@ _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "rotatedAt": ("rotated_at", _read_time),
     "nextSession": ("next", _read_signing_root),
     "rotation": ("rotation", _read_rotation),
-    "endorsements": ("endorsements", _read_endorsements),
+    "endorsements": ("endorsements", read_endorsements),
     "revoked": ("revoked", _read_revoked),
     "history": ("history", _read_history),
     "prunedRoots": ("pruned", _read_generation),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from goatherd.audit.records import GENESIS, MAX_TORN, Anchors, Chain, Head, Torn, read_record, verify, write_record
 from goatherd.errors import AuditBrokenError, DecodeError
 from goatherd.identity import transitions
-from goatherd.identity.document import Phase
+from goatherd.identity.document import IdentityDocument, Phase
+from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, parse_signature, sign_data, verify_data
-from tests.unit.audit.trails import NOW_MS, Writer, after, before, root, trail
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
+from tests.unit.audit.trails import NOW_MS, Anchored, Writer, after, before, root, trail
 
 
 def broken(lines: object, **options: object) -> AuditBrokenError:
@@ -336,3 +339,67 @@ def test_lines_of_a_stranger_are_not_sealed_by_the_record_after_them() -> None:
 def test_a_revoked_root_seals_nothing() -> None:
     anchors = Anchors(roots=aged().roots, revoked={"root-b": NOW_MS + 1000})
     assert broken(trail(), anchors=anchors).line == 1
+
+
+# --- an identity with an anchor ---------------------------------------------------------------------------------------
+
+
+def written(*documents: IdentityDocument) -> list[bytes]:
+    writer = Writer()
+    for document in documents:
+        writer.add(document)
+    return writer.lines
+
+
+async def renewals(anchored: Anchored, count: int) -> list[IdentityDocument]:
+    documents = [await anchored.begin("working-1")]
+    for number in range(2, count + 1):
+        documents.append(await anchored.rotate(documents[-1], f"working-{number}"))
+    return documents
+
+
+async def test_a_working_root_follows_another_by_the_word_of_their_anchor() -> None:
+    documents = await renewals(Anchored(), 6)
+    assert documents[-1].find_root("working-1") is None
+    for anchors in (None, Anchors.of(documents[-1])):
+        assert len(verify(written(*documents), anchors=anchors).signers) == 6
+
+
+@pytest.mark.parametrize("is_anchored", [False, True], ids=["an anchor is added", "an anchor is replaced"])
+@pytest.mark.parametrize("stays", [False, True], ids=["and removed", "and stays"])
+async def test_a_trail_goes_on_over_changes_of_the_anchor(is_anchored: bool, stays: bool) -> None:
+    anchored = Anchored()
+    documents = [await anchored.begin("first") if is_anchored else before()]
+    another, removed = AnchorChoice(signer="memory:another"), AnchorChoice(is_removed=True)
+    documents.append(await anchored.rotate(documents[-1], "second", another))
+    documents.append(await anchored.rotate(documents[-1], "third", UNCHANGED if stays else removed))
+    for number in range(5):
+        documents.append(await anchored.rotate(documents[-1], f"later-{number}"))
+    assert documents[-1].find_root("second") is None
+    for anchors in (None, Anchors.of(documents[-1])):
+        assert len(verify(written(*documents), anchors=anchors).signers) == 8
+
+
+async def test_lines_of_a_stranger_are_not_sealed_by_a_working_root() -> None:
+    anchored = Anchored()
+    documents = await renewals(anchored, 6)
+    identity = Anchors.of(documents[-1])
+    others = [await anchored.begin("stranger", "memory:stranger"), transitions.create_document(root("alone"), NOW_MS)]
+    for other in others:
+        assert broken(written(other, documents[-1]), anchors=identity).line == 1
+        assert broken(written(documents[0], other, documents[-1]), anchors=identity).line == 3
+        assert broken(written(documents[0], other)).line == 3
+
+
+async def test_the_thief_of_a_revoked_working_root_cannot_write_the_whole_file_anew() -> None:
+    documents = await renewals(Anchored(), 5)
+    stolen, last = documents[3], documents[4]
+    alone = transitions.create_document(root("alone"), NOW_MS)
+    forged = Writer().add(alone)
+    listed = (*stolen.roots, root("alone").session)
+    endorsed = endorse_root(root("alone"), stolen.current.session, NOW_MS)
+    forged.add(replace(stolen, roots=listed, endorsements=(*stolen.endorsements, endorsed)))
+    thefts = {stolen.current.id: NOW_MS + 1000}
+    assert broken(forged.add(last).lines, anchors=Anchors(roots=Anchors.of(last).roots, revoked=thefts)).line == 1
+    whole = written(*documents)
+    assert verify(whole, anchors=Anchors(roots=Anchors.of(last).roots, revoked=thefts)).by_revoked == 0

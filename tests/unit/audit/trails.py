@@ -8,8 +8,11 @@ from functools import cache
 
 from goatherd.audit.records import SIGNER, Head, Record, Torn, signer_data, write_record
 from goatherd.identity import transitions
+from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.session import OwnedSession
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, AnchorKeys, collect_word
+from tests.fakes.anchors import MemorySigners
 
 NOW_MS = 1_790_000_000_000
 
@@ -28,11 +31,39 @@ def before() -> IdentityDocument:
 @cache
 def after() -> IdentityDocument:
     """The same once root-b has taken over."""
+    return rotated(before(), "root-b")
+
+
+def rotated(document: IdentityDocument, name: str, word: AnchorWord | None = None) -> IdentityDocument:
+    """The same once the root `name` has taken over, and once the roots have left that may."""
     document = transitions.prepare_rotation(
-        before(), root("root-b"), now_ms=NOW_MS, rotation_id="rotation-1", started_by="bob", stable_version="1"
+        document, root(name), now_ms=NOW_MS, rotation_id=f"to-{name}", started_by="bob", stable_version="1", word=word
     )
     document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, NOW_MS), NOW_MS)
-    return transitions.finalize_rotation(transitions.mark_verified(document, NOW_MS), NOW_MS)
+    document = transitions.finalize_rotation(transitions.mark_verified(document, NOW_MS), NOW_MS)
+    leaving = transitions.roots_to_prune(document)
+    return transitions.prune_roots(document, leaving, NOW_MS) if leaving else document
+
+
+class Anchored:
+    """Identities that have an anchor, whose key is in memory."""
+
+    def __init__(self) -> None:
+        self._keys = AnchorKeys("localhost", MemorySigners().open)
+
+    async def begin(self, name: str, uri: str = "memory:anchor") -> IdentityDocument:
+        """Return a new identity whose working root is `name`."""
+        anchor = await self._keys.open_new(uri, session_id=f"anchor-of-{name}", now_ms=NOW_MS)
+        endorsement = await anchor.introduce(root(name).session, NOW_MS)
+        word = AnchorWord(anchor=anchor.record, session=anchor.session, endorsements=(endorsement,))
+        return transitions.create_document(root(name), NOW_MS, word=word)
+
+    async def rotate(self, document: IdentityDocument, name: str, choice: AnchorChoice = UNCHANGED) -> IdentityDocument:
+        """Return the same once the root `name` has taken over."""
+        word = await collect_word(
+            self._keys, document, root(name).session, choice, anchor_id=f"anchor-with-{name}", now_ms=NOW_MS
+        )
+        return rotated(document, name, word)
 
 
 def secret_text(session: OwnedSession) -> str:
