@@ -505,16 +505,19 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
 
     The time of the restore counts, so that a restored root is not due for rotation at once because it signed earlier.
     If the document has no history, the result is the time at which the identity was created or migrated. If the history
-    no longer reaches back that far, the result is the root's expiration minus the policy's lifetime.
+    no longer reaches back that far, the result is the root's expiration minus the policy's lifetime, which may have
+    been changed since; but at the latest the time of the history's oldest entry.
     """
     restored = [entry.at for entry in facts.history if entry.event == RESTORED and entry.to_id == facts.current_id]
     if restored:
         return max(restored)
     came = [entry.at for entry in facts.history if _is_success(entry) and entry.to_id == facts.current_id]
-    reckoned = facts.expires_ms - milliseconds(policy.lifetime)
     if came:
         return min(came)
-    return reckoned if facts.history else max(reckoned, facts.updated_ms)
+    reckoned = facts.expires_ms - milliseconds(policy.lifetime)
+    if facts.history:
+        return min(reckoned, facts.history[0].at)
+    return facts.updated_ms or reckoned
 
 
 def _served_ms(facts: Facts, issued_ms: int) -> int:

@@ -108,6 +108,18 @@ def test_the_age_of_a_first_root_counts_from_the_birth_of_the_identity() -> None
     assert verdict.at_ms == ms("2026-11-20T00:00") + 30 * DAY_MS
 
 
+@pytest.mark.parametrize("history", [(), (HistoryEntry(at=ms("2026-11-19T00:00"), event="cancelled"),)])
+def test_the_age_of_a_first_root_is_no_less_where_new_roots_live_shorter_than_it(
+    history: tuple[HistoryEntry, ...],
+) -> None:
+    born = facts(history=history, updated_ms=ms("2026-11-19T00:00"), expires_ms=ms("2026-11-19T00:00") + LIFETIME)
+    shorter = Policy(lifetime=timedelta(days=60))
+    by_age = next_due(born, schedule(max_age=timedelta(days=30), policy=shorter), ms("2026-11-24T12:00"))
+    assert by_age.at_ms == ms("2026-11-19T00:00") + 30 * DAY_MS
+    slot = next_due(born, schedule(cron="0 3 1 * *", policy=shorter), ms("2026-12-01T03:05"))
+    assert slot.at_ms == ms("2026-12-01T03:05"), "it is not put off until the root is as old as new ones become"
+
+
 def test_a_root_that_signs_again_after_a_roll_back_is_as_old_as_it_was() -> None:
     back = failed(facts(), "2026-11-20T00:00", event="rolled-back")
     verdict = next_due(back, schedule(max_age=timedelta(days=30)), ms("2026-11-24T12:00"))
