@@ -6,20 +6,27 @@ its introduction in ``/sys/sessions`` has them. If a root cannot be restored, th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from goatherd.cluster.observer import Observer
-from goatherd.errors import IdentityError, NotRestorableError, SecretNotFoundError, VersionDisabledError
+from goatherd.errors import (
+    IdentityError,
+    NotRestorableError,
+    ProviderError,
+    SecretNotFoundError,
+    VersionDisabledError,
+)
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.identity.transitions import may_sign_again
 from goatherd.providers.base import StoreReader
-from goatherd.providers.values import VersionState
+from goatherd.providers.capabilities import list_copied_versions
+from goatherd.providers.values import SecretVersion, VersionState
 from goatherd.rotation.cross_signing import find_introduction_ids
 from goatherd.rotation.policy import Policy, lifetime_floor
 from goatherd.times import iso
@@ -173,12 +180,28 @@ async def find_left_root(
 
 
 async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
-    """Yield the identity documents of all stored versions, newest first.
+    """Yield the identity documents of all stored versions, newest first, then those in the stores of other regions.
 
-    Destroyed versions are left out. For every other version that cannot be read, its id and the reason are added to
-    `unread`.
+    A former primary store may hold versions that no other store holds. Destroyed versions are left out. For every other
+    version that cannot be read, its id and the reason are added to `unread`.
     """
-    for version in await provider.versions(secret_id):
+    async for held in _read_each(provider, secret_id, await provider.versions(secret_id), unread):
+        yield held
+    for store in await list_copied_versions(provider, secret_id):
+        problem = store.problem
+        try:
+            async for held in _read_each(provider, secret_id, store.versions, unread):
+                yield held
+        except ProviderError as error:
+            problem = error.code
+        if problem is not None:
+            unread.append(f"those in the store of region {store.region} ({problem})")
+
+
+async def _read_each(
+    provider: StoreReader, secret_id: str, versions: Iterable[SecretVersion], unread: list[str]
+) -> AsyncIterator[IdentityDocument]:
+    for version in versions:
         if version.state is VersionState.DESTROYED:
             continue
         if version.state is VersionState.DISABLED:
@@ -217,8 +240,8 @@ async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Sessi
     if unread:
         raise NotRestorableError(
             f"no version that can be read holds the private key of root {root_id}; not read: {', '.join(unread)}",
-            hint="If one of these versions holds the key, enable that version with the platform's own tools, then run "
-            "`goatherd restore` again.",
+            hint="If one of these versions holds the key, enable that version with the platform's own tools, or see "
+            "that the store of its region answers, then run `goatherd restore` again.",
         )
     raise NotRestorableError(
         f"no stored version holds the private key of root {root_id} any more",

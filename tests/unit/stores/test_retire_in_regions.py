@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+
 from goatherd.cli.text.key_inventory import retirement_lines
+from goatherd.errors import NotRestorableError
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.transitions import record_promotion
 from goatherd.key_inventory import describe_kept, find_holdings
@@ -133,6 +136,18 @@ async def test_a_region_that_may_lag_keeps_no_key_in_the_other_stores_and_none_i
     await drill.rotator(drill.writer()).retire()
     assert await versions_with(drill.eu, former) == []
     assert drill.document.retired_ids == {"root-a", former}
+
+
+async def test_a_root_whose_key_only_a_former_primary_store_holds_can_sign_again() -> None:
+    drill = await Drill.after_promotion()
+    drill.eu.is_cut_off = True
+    with pytest.raises(NotRestorableError, match=r"not read: those in the store of region eu \(provider.unavailable\)"):
+        await drill.rotator(drill.writer(allowed=("eu",))).restore()
+    drill.eu.is_cut_off = False
+    drill.clock.turn(timedelta(minutes=1))
+    assert (await drill.rotator(drill.writer()).restore()).outcome is Outcome.RESTORED
+    assert drill.document.current.id == "root-a"
+    assert await versions_with(drill.us, "root-a") != []
 
 
 async def test_a_rotation_is_cancelled_at_once_while_a_region_that_may_lag_is_away() -> None:
