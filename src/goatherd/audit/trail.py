@@ -21,7 +21,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ class AuditTrail:
         self._system = system or System()
         self._signer: OwnedSession | None = None
         self._introduction: Mapping[str, Any] = {}
+        self._followed_id: str | None = None
         self._lost = 0
         self._is_failing = False
 
@@ -122,7 +123,7 @@ class AuditTrail:
         """
         values = to_json_value(data)
         try:
-            self._append(event, values, self.now_ms() if at_ms is None else at_ms)
+            self._append([(event, values)], self.now_ms() if at_ms is None else at_ms)
         except AuditError:
             self._miss()
             raise
@@ -137,6 +138,11 @@ class AuditTrail:
         self._lost += 1
         self.missing += 1
 
+    def _log_failure(self, reason: str) -> None:
+        if not self._is_failing:
+            _log.error(event_text(LogEvent.AUDIT_FAILED, reason=reason))
+        self._is_failing = True
+
     def add_if_possible(self, event: str, data: Mapping[str, object], *, at_ms: int | None = None) -> bool:
         """Add one record to the audit trail if possible, else log the failure; return whether it was added.
 
@@ -145,12 +151,29 @@ class AuditTrail:
         try:
             self.record(event, data, at_ms=at_ms)
         except AuditError as error:
-            if not self._is_failing:
-                _log.error(event_text(LogEvent.AUDIT_FAILED, reason=str(error)))
-            self._is_failing = True
+            self._log_failure(str(error))
             return False
         self._is_failing = False
         return True
+
+    def follow_root(self, document: IdentityDocument) -> None:
+        """Do as `use_identity`, and record that the current root signs, if the last record is by another root.
+
+        For a process that reads the identity regularly. A signer is verified by the endorsement of an earlier one, and
+        the identity keeps only the latest endorsements. So a trail to which nothing is added for several rotations,
+        such as that of a controller while another one rotates, could not be verified any more. Never raises. Does
+        nothing while there is no file.
+        """
+        self.use_identity(document)
+        if document.current.id == self._followed_id:
+            return
+        try:
+            if self.path.exists():
+                self._append([], self.now_ms())
+        except (AuditError, SignerError, OSError) as error:
+            self._log_failure(str(error))
+            return
+        self._followed_id = document.current.id
 
     def log_head(self) -> None:
         """Log the end of the audit trail: a checkpoint, which later shows whether records at the end were removed."""
@@ -159,7 +182,8 @@ class AuditTrail:
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
-    def _append(self, event: str, data: Mapping[str, Any], at_ms: int) -> None:
+    def _append(self, records: Sequence[tuple[str, Mapping[str, Any]]], at_ms: int) -> None:
+        """Add records, each an event and its data, after a ``signer`` record if the last record is by another root."""
         signer = self._signer
         if signer is None:
             raise AuditError(
@@ -172,7 +196,9 @@ class AuditTrail:
             if torn:
                 _log.warning(event_text(LogEvent.AUDIT_TORN, file=self.path, after=head.seq))
             introduction = [(SIGNER, self._introduction)] if tail.by != signer.id else []
-            for name, values in (*introduction, (event, data)):
+            if not records and not introduction:
+                return
+            for name, values in (*introduction, *records):
                 try:
                     record = write_record(
                         signer,
@@ -320,6 +346,12 @@ class Journal:
         if self.trail is not None:
             self.trail.use_identity(document)
         self._release(self.mark_position() if up_to is None else up_to)
+
+    def follow_root(self, document: IdentityDocument) -> None:
+        """Do as `use_identity`, and record that the current root of `document` signs (`AuditTrail.follow_root`)."""
+        self.use_identity(document)
+        if self.trail is not None:
+            self.trail.follow_root(document)
 
     def begin(self, event: str, data: Mapping[str, object]) -> None:
         """Record that an operation is about to begin.

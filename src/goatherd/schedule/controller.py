@@ -191,9 +191,11 @@ class Controller:
         else:
             self._missed = 0
             self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
-        self._journal.use_identity(document)
         if away is None:
+            self._journal.follow_root(document)
             await self._search_for_keys(document)
+        else:
+            self._journal.use_identity(document)
         now_ms = self._clock.now_ms()
         verdicts = self._order_actions(document, written_ms, now_ms)
         if self._on_look is not None:

@@ -124,6 +124,41 @@ async def test_a_failure_is_recorded_by_the_root_that_signs_then(
     assert verify(read_lines(trail.path), anchors=Anchors.of(document)).after_revocation == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_a_controller_that_only_watches_for_many_rotations_keeps_a_trail_that_verifies(
+    make_herd: MakeHerd, tmp_path: Path, is_restarted: bool
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    trail = AuditTrail(tmp_path / "audit.jsonl", actor="controller a", clock=herd.clock)
+    watching = make(herd, journal=Journal(trail))
+    await watching.act_once()
+    assert not trail.path.exists(), "without a record there is nothing to follow"
+    trail.use_identity(await document_of(herd))
+    trail.record("controller-starts", {})
+    for _ in range(6):
+        await rotator_for(herd).rotate()
+        if is_restarted:
+            watching = make(herd, journal=Journal(AuditTrail(trail.path, actor="controller a", clock=herd.clock)))
+        for _ in range(2):
+            assert not (await watching.act_once()).has_acted
+    document = await document_of(herd)
+    assert document.find_root("root-a") is None
+    checked = verify(read_lines(trail.path), anchors=Anchors.of(document))
+    assert (len(checked.signers), checked.signers[-1], checked.head.seq) == (7, document.current.id, 8)
+
+
+async def test_a_trail_that_cannot_be_written_does_not_stop_a_look(
+    make_herd: MakeHerd, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    path = tmp_path / "audit.jsonl"
+    path.write_text("not a trail\n")
+    controller = make(herd, journal=Journal(AuditTrail(path, actor="controller a", clock=herd.clock)))
+    assert [(await controller.act_once()).error for _ in range(2)] == [None, None]
+    assert caplog.text.count("audit.failed") == 1
+
+
 async def test_a_look_writes_nothing(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 170)
