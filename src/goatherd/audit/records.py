@@ -276,8 +276,8 @@ class Chain:
 
     Args:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
-            endorses, directly or through others, a root that the identity lists. Without anchors the first signer is
-            trusted, and every root that a trusted one endorses.
+            endorses, directly or through others, a root that the identity lists; or if, after a revocation, such a root
+            endorses it. Without anchors the first signer is trusted, and every root that a trusted one endorses.
         checkpoint: An earlier head of this trail, stored outside the file; records up to it must not be missing.
     """
 
@@ -288,6 +288,7 @@ class Chain:
         self._head = Head()
         self._signers: dict[str, Session] = {}
         self._signers_anchors: dict[str, Session] = {}
+        self._last_unrevoked: str | None = None
         self._pending: list[tuple[int, bytes, str]] = []
         self._torn: list[int] = []
         self._lost = 0
@@ -404,8 +405,10 @@ class Chain:
         self._check_revoked(record)
         # SECURITY: the thief of a revoked root names no anchor that endorses the root after it, or the whole file could
         # be replaced (tests/unit/audit/test_records.py).
-        if introduced is not None and (self._anchors is None or record.by not in self._anchors.revoked):
-            self._signers_anchors |= _find_anchors(introduced, record.data)
+        if self._anchors is None or record.by not in self._anchors.revoked:
+            self._last_unrevoked = record.by
+            if introduced is not None:
+                self._signers_anchors |= _find_anchors(introduced, record.data)
         self._signers[record.by] = session
         self._by = record.by
 
@@ -437,14 +440,14 @@ class Chain:
                 raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
             is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
             # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
-            # the hash of everything before it. It must be the successor of that root, or forged lines at the end of
-            # the file would be sealed by the next record (tests/unit/audit/test_records.py).
+            # the hash of everything before it. It must be the successor of that root, or endorse it, or forged lines at
+            # the end of the file would be sealed by the next record (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:
                     raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
                 self._unlisted = self._unlisted or (self._line, session.id)
             elif self._unlisted is not None:
-                if not is_vouched:
+                if not (is_vouched or self._is_vouching_for_last(session, record.data)):
                     line, signer = self._unlisted
                     raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
                 if session.id not in self._anchors.revoked:
@@ -454,6 +457,19 @@ class Chain:
                 f"is signed by {session.id!r:.70}, which no earlier signer introduces",
             )
         return session
+
+    def _is_vouching_for_last(self, session: Session, data: Mapping[str, Any]) -> bool:
+        """Return whether a root endorses the last unrevoked signer, by the data of the root's ``signer`` record.
+
+        The successor of a revoked root is endorsed by none, and endorses the roots before it that were not revoked.
+        """
+        last = None if self._last_unrevoked is None else self._signers[self._last_unrevoked]
+        for item in _read_endorsements(data.get("endorsements")):
+            if last is not None and (item.by, item.of) == (session.id, last.id):
+                with suppress(SuccessionError):
+                    verify_endorsement(item, by=session, of=last)
+                    return True
+        return False
 
     def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
         named = {**_read_sessions(data.get("roots")), session.id: session}

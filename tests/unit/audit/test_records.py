@@ -18,7 +18,7 @@ from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.root_signatures import endorse_root
 from goatherd.identity.session import OwnedSession, parse_signature, sign_data, verify_data
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
-from tests.unit.audit.trails import NOW_MS, Anchored, Writer, after, before, root, trail
+from tests.unit.audit.trails import NOW_MS, Anchored, Writer, after, before, root, rotated, trail
 
 
 def broken(lines: object, **options: object) -> AuditBrokenError:
@@ -313,6 +313,13 @@ def test_reading_a_record_never_fails_otherwise_than_told(raw: bytes) -> None:
 # --- roots that have left the identity --------------------------------------------------------------------------------
 
 
+def written(*documents: IdentityDocument) -> list[bytes]:
+    writer = Writer()
+    for document in documents:
+        writer.add(document)
+    return writer.lines
+
+
 def aged() -> Anchors:
     """The identity once root-a has left it."""
     return Anchors(roots={"root-b": root("root-b").session})
@@ -341,14 +348,29 @@ def test_a_revoked_root_seals_nothing() -> None:
     assert broken(trail(), anchors=anchors).line == 1
 
 
+def revoked_in(document: IdentityDocument, name: str) -> IdentityDocument:
+    """The same once the current root was revoked, in favour of the root `name`."""
+    return transitions.revoke_root(document, document.current.id, REVOKED_MS, reason="stolen", successor=root(name))
+
+
+def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_the_identity() -> None:
+    documents = [before(), after()]
+    documents += [rotated(after(), "stolen"), revoked_in(rotated(after(), "stolen"), "heir")]
+    for number in range(5):
+        documents.append(rotated(documents[-1], f"after-{number}"))
+    identity = Anchors.of(documents[-1])
+    assert not {"root-a", "root-b"} & identity.roots.keys()
+    assert len(verify(written(*documents), anchors=identity).signers) == 9
+    # Who has the stolen key can put other roots before it, but the successor endorses none of them.
+    alone = transitions.create_document(root("alone"), NOW_MS)
+    stolen = rotated(alone, "stolen")
+    assert broken(written(alone, stolen, *documents[3:]), anchors=identity).line == 1
+    late = revoked_in(rotated(before(), "stolen"), "heir")
+    other = rotated(rotated(before(), "stolen"), "alone")
+    assert broken(written(before(), other, late), anchors=Anchors.of(late)).line == 3
+
+
 # --- an identity with an anchor ---------------------------------------------------------------------------------------
-
-
-def written(*documents: IdentityDocument) -> list[bytes]:
-    writer = Writer()
-    for document in documents:
-        writer.add(document)
-    return writer.lines
 
 
 async def renewals(anchored: Anchored, count: int) -> list[IdentityDocument]:
