@@ -1001,18 +1001,27 @@ def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
     """Return the ids of the roots to remove from an identity document without a rotation in progress, oldest first.
 
     Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Of the other
-    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor).
+    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor). But none stays
+    if the document has no room for another rotation (`is_full`).
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
+    if is_full(document):
+        return tuple(earlier)
     done = document.retired_ids | _cancelled_roots(document)
     count = KEPT_ROOTS - 1 if document.anchor is None else KEPT_ROOTS - 2  # the anchor and its predecessor stay too
     kept = [one for one in earlier if one not in done][-count:]
     return tuple(one for one in earlier if one not in kept)
 
 
-def is_full(document: IdentityDocument) -> bool:
-    """Return whether an identity document is too large to start a rotation and leave room for a revocation."""
-    endorsed = len(document.roots) + 1 - len(document.revoked)
+def is_full(document: IdentityDocument, *, is_renewal: bool = False) -> bool:
+    """Return whether an identity document is too large to start a rotation and leave room for a revocation.
+
+    Args:
+        document: An identity document without a rotation in progress.
+        is_renewal: Whether the rotation keeps the anchor of an identity that has one. A revocation then adds no
+            endorsements of the listed roots, since only the anchor's count.
+    """
+    endorsed = 0 if is_renewal else len(document.roots) + 1 - len(document.revoked)
     worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
     return worst > MOST_BYTES
 

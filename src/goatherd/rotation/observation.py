@@ -170,6 +170,7 @@ def make_store_view(
     *,
     seen_ms: int,
     clock_ahead_ms: int | None,
+    is_renewal: bool = False,
 ) -> StoreView:
     """Return the `StoreView` of an identity document: what the store holds, as the rules of a rotation need it.
 
@@ -181,6 +182,7 @@ def make_store_view(
         seen_ms: When this run first read this version, in milliseconds since 1970; times recorded in it cannot be
             later.
         clock_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
+        is_renewal: Whether the rotation that is to begin keeps the anchor of an identity that has one.
     """
     view = StoreView(
         version=version.id,
@@ -202,7 +204,8 @@ def make_store_view(
     )
     record, following = document.rotation, document.next
     if record is None:
-        return replace(view, leaving=roots_to_prune(document), is_full=is_full(document))
+        is_too_large = is_full(document, is_renewal=is_renewal)
+        return replace(view, leaving=roots_to_prune(document), is_full=is_too_large)
     next_due_ms = None
     if following is not None:
         # The root was generated when its rotation began.

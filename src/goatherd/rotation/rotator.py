@@ -1058,6 +1058,7 @@ class Rotator:
             self._policy_for(document),
             seen_ms=self._seen_ms.get(version.id, self._steady.now_ms()),
             clock_ahead_ms=self._store_ahead_ms(),
+            is_renewal=document.anchor is not None and self._anchor_choice == UNCHANGED,
         )
         return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 

@@ -31,18 +31,22 @@ from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import (
+    MOST_BYTES,
     activate_rotation,
     can_go_back,
     cancel_rotation,
     create_document,
     drop_lost_anchor,
     finalize_rotation,
+    is_full,
     mark_verified,
     prepare_restore,
     prepare_rotation,
     prunable_roots,
     prune_roots,
+    record_frozen_commits,
     record_promotion,
+    record_reissued_sessions,
     replace_expired,
     revocations_to_sign,
     revoke_root,
@@ -547,3 +551,35 @@ async def test_the_document_stays_below_10_kb_with_three_previous_roots_and_a_fo
     (*_, document) = await world.rotate(document, C, signer=OTHER)
     (*_, document) = await world.rotate(document, owned("d"))
     assert len(encode_document(document)) < SIZE_WARNING_BYTES
+
+
+async def test_even_a_revocation_in_the_middle_of_the_last_renewal_that_fits_stays_below_the_limit_of_every_store(
+    world: World,
+) -> None:
+    document, number, long = await world.anchored(), 0, "\N{GOAT}" * 200
+    while not is_full(document, is_renewal=True):
+        number += 1
+        before, key = document, world.keys.open_current(document)
+        heir = owned(f"r{number}")
+        (*_, document) = await world.rotate(document, heir)
+        proofs = {before.current.id: await key.sign_revocation(before.current.id, NOW)}
+        word = AnchorWord(anchor=key.record, session=key.session, proofs=proofs)
+        document = revoke_root(document, before.current.id, NOW, reason=long, word=word)
+        document = record_frozen_commits(document, before.current.id, NOW, commits=12_345, digest="a" * 64)
+        document = record_reissued_sessions(document, before.current.id, NOW)
+    assert number >= 5
+    heir = owned("next")
+    prepared = prepare_rotation(
+        before,
+        heir,
+        now_ms=NOW,
+        rotation_id="rotation".ljust(24, "x"),
+        started_by=long,
+        stable_version="v" * 100,
+        word=await world.word(before, heir),
+    )
+    published = with_phase(prepared, Phase.PUBLISHED, NOW)
+    fresh = owned("fresh")
+    word = AnchorWord(anchor=key.record, session=key.session, endorsements=(await key.introduce(fresh.session, NOW),))
+    revoked = revoke_root(published, published.current.id, NOW, reason=long, successor=fresh, word=word)
+    assert len(encode_document(revoked)) < MOST_BYTES

@@ -359,6 +359,14 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
     assert len(encode_document(revoked)) < MOST_BYTES
 
 
+def test_a_document_without_room_keeps_no_root_only_to_be_restored() -> None:
+    document = rotated(rotated(rotated(), "c"), "d")
+    assert roots_to_prune(document) == ()
+    full = replace(document, extra={"x": "y" * 14_000})
+    assert is_full(full)
+    assert roots_to_prune(full) == (A.id, B.id)
+
+
 @pytest.mark.slow
 def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
     document = first()

@@ -537,3 +537,21 @@ async def test_restore_rejects_a_root_that_servers_know_by_another_anchor(
     with pytest.raises(NotRestorableError, match="another anchor introduced it"):
         await rotator(herd, signers).restore(left)
     assert (await check_steady(herd)).generation == before.generation
+
+
+@pytest.mark.slow
+async def test_two_revocations_and_a_change_of_the_anchor_leave_room_for_renewals(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    for _ in range(2):
+        await rotator(herd, signers).rotate()
+        stolen = (await document_of(herd)).current.id
+        await Revoker(herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock).revoke(stolen, reason="?")
+        await herd.settle()
+    for choice in (AnchorChoice(), AnchorChoice(signer=KMS), AnchorChoice(signer=OTHER), *[AnchorChoice()] * 8):
+        report = await rotator(herd, signers).rotate(anchor=choice)
+        assert report.outcome is Outcome.ROTATED
+    document = await document_of(herd)
+    assert [node.pool.current.id for node in herd.nodes] == [document.current.id]
+    assert len(document.revoked) == 2
