@@ -101,7 +101,7 @@ from goatherd.node.unused_sessions import UNUSED_LOG, UnusedSessions
 from goatherd.node.views import BIG_VIEW, ReplyBudget, SyncLimits, Views
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool, Verification
-from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, is_light, read_batch
+from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, begins_array, is_light, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.json import to_json_bytes
@@ -666,7 +666,8 @@ class Engine:
             verified_by: The session that `authenticate_request` returned for this header, so that the signature is not
                 verified twice; None if it was not called.
         """
-        if not header:
+        # COMPAT: GoatDB looks at the signature only if the body is an array.
+        if not header or not begins_array(body):
             return Response(status=400)
         # SECURITY: a body is read for those who may send one, and no other (tests/unit/node/test_cost.py).
         try:

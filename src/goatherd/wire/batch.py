@@ -48,6 +48,7 @@ _SPACE: Final = b" \t\n\r"
 _COMMITS_DEPTH: Final = 4
 """``[{"path": …, "msg": {"c": [``: the arrays at this depth hold commits, or nothing that is read."""
 _SHAPE: Final = b"[{{["
+_ARRAY_START: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\n\r]*+\[")
 
 
 class TooManyValuesError(DecodeError):
@@ -159,6 +160,11 @@ class RawCommits(Sequence[Any]):
                 first = index
         if first < len(self):
             yield first, len(self)
+
+
+def begins_array(body: bytes) -> bool:
+    """Return whether a body begins like a JSON array. Nothing is parsed, so this takes no time for any caller."""
+    return _ARRAY_START.match(body) is not None
 
 
 def is_light(body: bytes) -> bool:

@@ -52,6 +52,19 @@ def test_a_body_that_is_no_array_is_400(node: Node, body: bytes) -> None:
     assert node.send(body, signed_header(X)).status == 400
 
 
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b'"["', b" \n5", b"\xff["])
+@pytest.mark.parametrize("header", [signed_header(owned("nobody")), "no signature"], ids=["unknown", "malformed"])
+def test_a_body_that_is_no_array_is_400_whatever_its_signature(node: Node, body: bytes, header: str) -> None:
+    response = node.send(body, header)
+    assert (response.status, response.cors) == (400, True)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"\xef\xbb\xbf \t\r\n[]"])
+def test_the_signature_of_an_array_is_checked(node: Node, body: bytes) -> None:
+    assert node.send(body, signed_header(owned("nobody"))).status == 403
+    assert node.send(body, signed_header(X)).status == 200
+
+
 @pytest.mark.parametrize("header", [None, ""])
 def test_a_missing_signature_is_400(node: Node, header: str | None) -> None:
     assert node.send([], header).status == 400
