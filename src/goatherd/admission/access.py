@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from goatherd.admission.requests import read_repository_path
 from goatherd.identity.session import Session
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -60,13 +61,23 @@ class AccessRule:
     """An access rule of the application for some repositories.
 
     Attributes:
-        repository: A repository's path, or a regular expression that is searched in the path.
+        repository: A repository's path (of an item's path, only the part that names the repository counts), or a
+            regular expression that is searched in the path.
         allow: Returns whether an access is allowed. For reads, the function is called once per key and owner between
             two changes of a repository, so the result must depend only on the access and the repositories.
+
+    Raises:
+        PathError: No repository can have the path.
     """
 
     repository: str | re.Pattern[str]
     allow: Allow
+
+    def __post_init__(self) -> None:
+        if isinstance(self.repository, str):
+            # SECURITY: a rule that never applies leaves its repository open to everyone
+            # (tests/unit/admission/test_access.py).
+            object.__setattr__(self, "repository", read_repository_path(self.repository))
 
     def matches(self, path: str) -> bool:
         if isinstance(self.repository, str):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from goatherd.admission.access import Access, AccessRule, Rulebook, is_allowed_by_default
+from goatherd.errors import PathError
 from tests.unit.goats import owned, root
 
 A, X, U = root("root-a"), owned("x"), owned("u", "u1")
@@ -29,6 +30,19 @@ def test_rules_are_asked_in_goatdbs_order() -> None:
     assert not may("/user/u1", "write")
     assert may("/data/x", "write")
     assert may("/sys/stats", "write", A)
+
+
+@pytest.mark.parametrize("path", ["/data/x", "data/x", "/data/x/", "/data/x/item"])
+def test_a_rule_applies_to_its_repository_however_the_path_is_written(path: str) -> None:
+    book = Rulebook([AccessRule(path, lambda _: False)])
+    assert not book.allows(Access(repository="/data/x", key="k", session=X.session, operation="read"))
+    assert book.allows(Access(repository="/data/y", key="k", session=X.session, operation="read"))
+
+
+@pytest.mark.parametrize("path", ["", "/data", "/Data/x", "/data/*", "//data/x"])
+def test_a_rule_for_a_path_that_no_repository_has_is_an_error(path: str) -> None:
+    with pytest.raises(PathError):
+        AccessRule(path, lambda _: False)
 
 
 PATHS = [
