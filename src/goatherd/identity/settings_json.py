@@ -22,6 +22,7 @@ from goatherd.identity.document import (
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.session_commits import preferred_session
 from goatherd.identity.strict_json import holds_private_key, parse_object, to_pretty_json
 from goatherd.wire.json import to_json_bytes
 
@@ -172,7 +173,7 @@ def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
             raise MalformedIdentityError(f"{where} and another session have the same id and different keys")
         if "privateKey" in item:
             notes.append(f"the private key of session {session.id} was taken out of {where}")
-        sessions[session.id] = session
+        sessions[session.id] = preferred_session(sessions.get(session.id), session)
     return list(sessions.values())
 
 

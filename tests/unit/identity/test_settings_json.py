@@ -127,6 +127,16 @@ def test_a_root_that_is_only_trusted_joins_the_roots() -> None:
     assert any("trustedSessions only" in note for note in notes)
 
 
+def test_of_two_copies_of_a_session_goatdbs_choice_counts_in_either_order() -> None:
+    user = USER.session.to_json()
+    guest = {name: value for name, value in user.items() if name != "owner"}
+    longer = {**user, "expiration": user["expiration"] + 5}
+    for worse, better in ((guest, user), (user, longer)):
+        for copies in ([worse, better], [better, worse]):
+            _, trusted, _ = from_settings(text(settings_tree(trustedSessions=copies)), NOW)
+            assert [session.to_json() for session in trusted] == [better]
+
+
 def test_of_two_expirations_the_later_one_holds_in_both_places() -> None:
     later = owned("a", days=60).session
     document, _, notes = from_settings(text(settings_tree(roots=[later.to_json()])), NOW)
