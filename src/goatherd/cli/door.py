@@ -26,8 +26,8 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--public-url",
                 metavar="URL",
                 callback=checked(parse_server_url),
-                help="URL at which clients reach the door. The door writes it into answers in place of the server's"
-                " own address.",
+                help="Public URL, at which clients reach the door. The door writes it into answers in place of the"
+                " server's own address.",
             ),
             click.option(
                 "--private",

@@ -26,6 +26,13 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
 @click.option("--port", "serve_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8080).")
 @click.option(
+    "--public-url",
+    "serve_public_url",
+    metavar="URL",
+    help="Public URL, at which browsers reach the application. It is the only origin that CORS headers allow (default:"
+    " http://localhost:PORT).",
+)
+@click.option(
     "--peer",
     "serve_peers",
     multiple=True,

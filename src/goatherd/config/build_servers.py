@@ -50,6 +50,7 @@ def build_server(options: Options, *, accept_identity: bool = False) -> Server:
         served_directory(options),
         settings,
         org_id=options.org,
+        base_url=options.serve_public_url,
         peers=options.serve_peers,
         limits=CallerLimits(**build_caller_limits(options)),
         forwarded_by=options.limits_forwarded_by,

@@ -153,6 +153,14 @@ class Options:
     )
     serve_host: str = _option("serve.host", values.parse_bind_address, "127.0.0.1", "text", "Address to listen on.")
     serve_port: int = _option("serve.port", values.parse_port, 8080, "number", "Port to listen on; 0 takes a free one.")
+    serve_public_url: str | None = _option(
+        "serve.public_url",
+        values.parse_public_url,
+        None,
+        "URL",
+        "URL at which browsers reach the application: the only origin that the server's CORS headers allow. Without "
+        "this option, it is `http://localhost` with the server's port.",
+    )
     serve_peers: tuple[str, ...] = _option(
         "serve.peers",
         values.parse_urls,

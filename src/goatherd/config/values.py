@@ -179,6 +179,10 @@ def parse_http_url(value: object) -> str:
     )
 
 
+def parse_public_url(value: object) -> str:
+    return str(parse_server_url(parse_string(value), hint="Write the URL as https://goats.example."))
+
+
 def parse_flag(value: object) -> bool:
     if isinstance(value, bool):
         return value

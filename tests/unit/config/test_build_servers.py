@@ -1,4 +1,4 @@
-"""What the options build for servers: the environment that a server gets from its agent."""
+"""What the options build for servers: a server, and the environment that a server gets from its agent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from typing import Any
 
 import pytest
 
-from goatherd.config.build_servers import build_child_environment
+from goatherd.config.build_servers import build_child_environment, build_server
 from goatherd.config.options import load_options
+
+
+@pytest.mark.parametrize(
+    ("public_url", "expected"), [("https://goats.example/", "https://goats.example"), (None, None)]
+)
+def test_browsers_may_use_a_server_from_the_public_url(
+    tmp_path: Path, public_url: str | None, expected: str | None
+) -> None:
+    given = {"serve_data": str(tmp_path), "provider": "file:///srv/keys/root"}
+    environ = {} if public_url is None else {"GOATHERD_SERVE_PUBLIC_URL": public_url}
+    assert build_server(load_options(given, environ, directory=tmp_path)).base_url == expected
 
 
 def test_the_key_that_seals_the_last_known_good_identity_is_not_passed_on(
