@@ -255,15 +255,15 @@ class UnusedSessionExchange:
         tidied = self._clock.monotonic()
         while True:
             try:
+                if self._clock.monotonic() - tidied >= TIDY.total_seconds():
+                    tidied = self._clock.monotonic()
+                    self._unused.drop_expired(self._engine_now())
+                    await self._durable()
                 await self._sync_peers()
             except GoatherdError as error:
                 _log.warning("cannot exchange unused sessions: %s", error)
             except Exception:  # noqa: BLE001 - a loop that ended would leave this server without its peers' sessions
                 _log.exception("cannot exchange unused sessions")
-            if self._clock.monotonic() - tidied >= TIDY.total_seconds():
-                tidied = self._clock.monotonic()
-                self._unused.drop_expired(self._engine_now())
-                await self._durable()
             await self._clock.sleep(LOOK)
 
     async def _sync_peers(self) -> None:

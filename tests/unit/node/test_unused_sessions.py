@@ -365,6 +365,44 @@ async def test_a_server_that_comes_later_fetches_what_the_others_have(tmp_path: 
         assert await second.client.answers(users[0])
 
 
+async def test_the_exchange_continues_after_the_tidied_log_could_not_be_written(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unused_session_exchange, "TIDY", timedelta(0))
+    write, is_full = FileLog._append_bytes, False
+
+    def append(log: FileLog, data: bytes) -> None:
+        if is_full and log.file.is_relative_to(tmp_path / "1"):
+            raise OSError(28, "No space left on device")
+        write(log, data)
+
+    monkeypatch.setattr(FileLog, "_append_bytes", append)
+    async with cluster(tmp_path, 2, [document_of(signer)], links=lambda index: [0] if index else []) as (first, second):
+        database = second.server.database()
+        exchange = database._exchange
+        assert exchange is not None
+        courier = exchange._couriers[0]
+
+        async def has_fetched() -> bool:
+            return courier.has_given
+
+        async def has_failed() -> bool:
+            return UNUSED_LOG in database._disk.failing
+
+        async def has_both() -> bool:
+            return len(table_of(second)) == 2
+
+        await eventually(has_fetched)
+        is_full = True
+        table_of(second).add_session(session_of())
+        await eventually(has_failed)
+        is_full = False
+        await database._disk.retry_failed()
+        table_of(first).add_session(session_of(1))
+        courier.has_given, courier.fetch_not_before = False, 0.0
+        await eventually(has_both)
+
+
 @pytest.mark.slow
 async def test_while_a_server_asks_that_confirms_nothing_every_session_is_introduced(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
