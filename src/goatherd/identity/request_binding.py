@@ -173,6 +173,9 @@ class RequestGuard:
         if key in self._accepted:
             raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} was received a second time")
         if len(self._accepted) >= _MAX_NONCES:
+            # After the clock was set back, expired ones stand behind some that expire much later.
+            self._accepted = {each: until for each, until in self._accepted.items() if until >= now_ms}
+        if len(self._accepted) >= _MAX_NONCES:
             raise ReplayedRequestError(
                 "too many requests signed by roots within three minutes: a repeated one could not be detected"
             )

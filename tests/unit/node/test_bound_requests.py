@@ -232,6 +232,17 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         arrive(guard, signer, "n" * 65, now_ms=NOW + 181_000)
 
 
+def test_after_the_clock_was_set_back_what_no_longer_counts_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_binding, "_MAX_NONCES", 3)
+    guard, signer = RequestGuard(lambda: "here"), root()
+    later = NOW + 3_600_000
+    ahead = arrive(guard, signer, "ahead", signed_ms=later, now_ms=later)
+    for now in range(NOW, later, 200_000):
+        arrive(guard, signer, f"at {now}", signed_ms=now, now_ms=now)
+    with pytest.raises(ReplayedRequestError, match="second time"):
+        accept(guard, ahead, later)
+
+
 def test_each_start_of_a_server_is_another_server() -> None:
     name = "here"
     guard, signer = RequestGuard(lambda: name), root()
