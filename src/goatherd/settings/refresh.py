@@ -180,8 +180,9 @@ class StoreRefresher:
 
         Return the error that ended it, if any.
         """
-        hints = watch()
+        hints: AsyncIterator[None] | None = None
         try:
+            hints = watch()  # a method that is no generator may fail here
             async for _ in hints:
                 if not self.is_watching:
                     self.is_watching = True

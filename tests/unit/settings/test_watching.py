@@ -161,6 +161,31 @@ async def test_a_plugin_whose_watch_breaks_its_contract_does_not_stop_the_refres
     assert "hunter2" not in caplog.text
 
 
+class Refusing(CountingProvider):
+    """Its `watch` is no generator, and fails at once."""
+
+    refusal: Exception
+
+    def watch(self, secret_id: str) -> AsyncIterator[None]:
+        raise self.refusal
+
+
+@pytest.mark.parametrize("refusal", [error(), ValueError("the value is hunter2")])
+async def test_a_watch_that_fails_before_it_has_begun_does_not_stop_the_refresh(
+    clock: HandClock, refusal: Exception
+) -> None:
+    provider = Refusing()
+    provider.refusal = refusal
+    assert isinstance(provider, WatchableSecretProvider)
+    await provider.create(SECRET, encode_document(FIRST))
+    async with CloudSecretSettings(provider, SECRET, clock=clock, jitter=0) as settings:
+        await settings.load()
+        await settle()
+        await provider.put(PREPARED)
+        await clock.turn(EVERY)
+        assert settings.settings.document == PREPARED
+
+
 async def test_a_failing_store_is_asked_ever_more_seldom_although_it_tells_of_changes(
     settings: CloudSecretSettings, provider: Telling, clock: HandClock
 ) -> None:
