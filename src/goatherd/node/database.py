@@ -948,8 +948,12 @@ class Database:
         return list(self._paths)
 
     async def open_view(self, path: str) -> _RepositoryView:
-        """Open a repository so that a peer can read its commits."""
-        return _RepositoryView((await self.open_repository(path)).get_repository(path))
+        """Open a repository so that a peer can read its commits.
+
+        SECURITY: clients may ask for any path, and what no server holds must not stay in memory
+        (tests/unit/node/test_peer.py).
+        """
+        return _RepositoryView(await self._drive_steps(self.engine.peek_in_steps(path)))
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store the commits that a peer sent; return how many were new.

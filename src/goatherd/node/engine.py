@@ -399,6 +399,16 @@ class Engine:
             yield from self._register_repository(f"/{kind}/{name}", read)
         return self.get_repository(f"/{kind}/{name}")
 
+    def peek_in_steps(self, path: str) -> EngineSteps[Repository]:
+        """Return the repository with this path; like `open_in_steps`, but an empty repository is not kept open.
+
+        The caller must not write to it.
+        """
+        yield from self._hold_repository(path)
+        repository = self._repositories[path]
+        self._release_repository(path)
+        return repository
+
     def read_repository(self, path: str) -> Repository:
         """Read a repository from its log without keeping it open. Blocks; may be called in any thread.
 
@@ -515,7 +525,9 @@ class Engine:
         if left:
             return
         del self._in_use[path]
-        if path not in self._pinned and not len(self._repositories[path]):
+        repository = self._repositories[path]
+        # One whose log holds only damaged records would be read again with each request.
+        if path not in self._pinned and not (len(repository) or repository.undecodable or path in self._wrong):
             del self._repositories[path]
             self._views.drop_views(path)
 

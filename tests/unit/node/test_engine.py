@@ -18,6 +18,7 @@ from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
+from goatherd.node.log_storage import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.trust import Verification
@@ -289,6 +290,12 @@ def test_a_log_that_cannot_be_read_is_an_error_and_leaves_nothing_open(node: Nod
     with pytest.raises(StorageError):
         node.send([element("/data/test"), element("/data/other")], signed_header(X))
     assert set(node.engine.repositories) == {"/sys/sessions", "/sys/users"}
+
+
+def test_only_repositories_without_records_are_closed_after_a_request(node: Node) -> None:
+    node.logs["/data/damaged"] = MemoryLog([{"damaged": True}])
+    node.send([element("/data/damaged"), element("/data/absent")], signed_header(X))
+    assert set(node.engine.repositories) == {"/sys/sessions", "/sys/users", "/data/damaged"}
 
 
 def test_steps_run_in_threads_and_their_errors_come_back(node: Node) -> None:

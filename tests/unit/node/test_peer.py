@@ -154,6 +154,27 @@ async def test_of_requested_paths_that_no_server_has_only_the_latest_are_polled(
 
 
 @pytest.mark.slow
+async def test_requested_paths_that_no_server_has_do_not_stay_in_memory(tmp_path: Path) -> None:
+    signer = root("shared")
+    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+        database = nodes[0].server.database()
+        reader, _ = await nodes[0].client.create_session()
+        await nodes[0].holds("/data/n", reader)
+        before = database.peers[0].rounds
+
+        async def has_asked_its_peer() -> bool:
+            return database.peers[0].rounds >= before + 3
+
+        await eventually(has_asked_its_peer)
+        assert "/data/n" in database.synced_paths()
+        assert "/data/n" not in database.engine.repositories
+        commit = signed_commit(reader)
+        await nodes[1].client.push("/data/n", [commit], reader)
+        await all_hold(nodes, "/data/n", {commit.id}, reader)
+        assert "/data/n" in database.engine.repositories
+
+
+@pytest.mark.slow
 async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(tmp_path: Path) -> None:
     signer = root("shared")
     async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
