@@ -116,7 +116,7 @@ class Event(StrEnum):
     AGENT_CHANGE = "agent.change"
     """The identity has changed, and the agent must notify the server."""
     AGENT_CHANGE_REFUSED = "agent.change_refused"
-    """The identity has changed, but no server can start with it; the running server continues."""
+    """The identity has changed, but no server can start with it, or it cannot be written; the server continues."""
     AGENT_STEPPED_BACK = "agent.stepped_back"
     """The server was not ready with the next root, and runs with the previous root."""
     AGENT_REWRITTEN = "agent.rewritten"

@@ -95,6 +95,8 @@ class _Readiness(Enum):
     NOT_READY = auto()
     UNKNOWN_ROOT = auto()
     ENDED = auto()
+    UNCHANGED = auto()
+    """The server was not notified, because a settings.json could not be written."""
 
 
 class Agent:
@@ -446,7 +448,7 @@ class Agent:
 
     async def _switch_identity(self) -> None:
         up = await self._hand_over()
-        if up is _Readiness.READY or up is _Readiness.ENDED:
+        if up in (_Readiness.READY, _Readiness.ENDED, _Readiness.UNCHANGED):
             return
         if self._note_failed_start():
             await self._step_back()
@@ -473,18 +475,24 @@ class Agent:
             self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
             self._log_forced_stop()
-            try:
-                for organization in self._organizations:
-                    await organization.write_file()
-            except GoatherdError as error:
-                # The server is down: what it ran with is still there, and is better than nothing.
-                self._report_refused(error)
+            # If this fails, what the server ran with is still there, and is better than nothing: the server is down.
+            await self._write_files()
             await self._start_server()
             return await self._await_up(sees_signer=False)
-        for organization in self._organizations:
-            await organization.write_file()
+        if not await self._write_files():
+            return _Readiness.UNCHANGED
         await self._tell_server()
         return await self._await_up(sees_signer=True)
+
+    async def _write_files(self) -> bool:
+        """Write the settings.json files; return False if one of them could not be written, which is retried later."""
+        try:
+            for organization in self._organizations:
+                await organization.write_file()
+        except GoatherdError as error:
+            self._report_refused(error)
+            return False
+        return True
 
     async def _tell_server(self) -> None:
         if self._notify is None:
@@ -555,9 +563,8 @@ class Agent:
                 ):
                     # COMPAT: a server that runs writes over its file with every new session.
                     notified += 1
-                    for organization in self._organizations:
-                        await organization.write_file()
-                    await self._tell_server()
+                    if await self._write_files():
+                        await self._tell_server()
             await self._clock.sleep(PROBE)
         _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))
         return up

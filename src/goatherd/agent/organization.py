@@ -264,10 +264,14 @@ class ManagedOrganization:
     async def prepare_file(self) -> None:
         """Verify the sessions that `write_file` will need, so that the server is stopped only for a short time.
 
+        Also check that there is room for the file, so that the server is not stopped in vain.
+
         Raises:
             IdentityError: A server cannot be started with the wanted identity.
+            SettingsError: The file could not be written.
         """
-        await self._make_file(self.wanted)
+        text, _ = await self._make_file(self.wanted)
+        await asyncio.to_thread(self.file.check_room, len(text))
 
     async def write_file(self) -> None:
         """Write the settings.json with the wanted identity for the server to read.

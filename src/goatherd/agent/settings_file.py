@@ -58,6 +58,19 @@ class SettingsFile:
         """The path of the file that holds the content: in memory, or at `link` if a plain file is allowed."""
         return self.target or self.link
 
+    def check_room(self, size: int) -> None:
+        """Check that a file of `size` bytes can be written beside the present one. Leaves nothing behind.
+
+        Raises:
+            SettingsError: The disk or the memory is full, or cannot be written.
+        """
+        probe = self.bytes_at.with_name(f".{self.bytes_at.name}.room")
+        try:
+            replace_file(probe, bytes(size))
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+
     def write(self, text: bytes) -> Stamp:
         """Write the settings.json atomically, and create the link to it if necessary.
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.agent import run_command
+from goatherd.agent import settings_file
+from goatherd.agent.agent import AGAIN_AFTER, run_command
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.restart_lease import Lease, lease_id_for
 from goatherd.agent.restart_rules import OnChange
+from goatherd.agent.settings_file import SettingsFile, Stamp
 from goatherd.clock import SystemClock
-from goatherd.errors import AgentError
+from goatherd.errors import AgentError, SettingsError
 from goatherd.identity.document import Revocation
 from goatherd.identity.settings_json import to_settings
 from tests.deadlines import HANG
@@ -98,6 +100,30 @@ async def test_a_change_that_a_server_cannot_be_started_with_leaves_it_running(
         assert world.starts == [A.id]
 
 
+async def test_a_child_is_not_stopped_for_a_file_for_which_there_is_no_room(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, is_full = settings_file.replace_file, False
+
+    def write_if_there_is_room(path: Path, data: bytes) -> None:
+        if is_full:
+            raise SettingsError(f"cannot write {path}: No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(settings_file, "replace_file", write_if_there_is_room)
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        pid, is_full = world.supervisor.pid, True
+        world.settings.change(activated())
+        await world.until(lambda: "agent.change_refused" in told.text)
+        assert world.supervisor.pid == pid
+        is_full = False
+        world.clock.passed += AGAIN_AFTER.total_seconds()
+        await world.seen(A.id, B.id)
+        assert [path.name for path in (world.path / "memory").iterdir()] == ["localhost.json"]
+
+
 async def test_a_child_that_ignores_signals_is_killed_for_a_restart(
     world: World, told: pytest.LogCaptureFixture
 ) -> None:
@@ -146,6 +172,40 @@ async def test_with_signal_the_file_is_written_and_the_child_told(
         await world.seen(A.id, B.id)
         await world.until(lambda: world.asked > 1)
         assert world.supervisor.pid == pid, "it was not restarted by the agent"
+
+
+async def test_with_signal_a_file_that_cannot_be_written_is_written_later_and_the_server_runs_on(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.order(any="reads again")
+    world.rules = replace(world.rules, on_change=OnChange.SIGNAL)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", signs_by(world))
+    write, is_full, signals = SettingsFile.write, False, 0
+
+    def write_if_there_is_room(file: SettingsFile, text: bytes) -> Stamp:
+        if is_full:
+            raise SettingsError(f"cannot write {file.link}: No space left on device")
+        return write(file, text)
+
+    async def notify() -> None:
+        nonlocal signals
+        signals += 1
+        world.supervisor.send_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(SettingsFile, "write", write_if_there_is_room)
+    world.notify = notify
+    async with world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        is_full = True
+        world.settings.change(activated())
+        await world.until(lambda: "agent.change_refused" in told.text or task.done())
+        assert not task.done()
+        assert (world.supervisor.is_running, signals) == (True, 0)
+        is_full = False
+        world.clock.passed += AGAIN_AFTER.total_seconds()
+        await world.seen(A.id, B.id)
+        assert signals == 1
 
 
 def signs_by(world: World) -> Any:
