@@ -36,7 +36,7 @@ from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import organization_directories
-from goatherd.errors import AgentError, GoatherdError, KeyLeakedError
+from goatherd.errors import AgentError, GoatherdError, KeyLeakedError, SettingsError
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
 from goatherd.serving.service_manager import ServiceManager
@@ -509,7 +509,12 @@ class Agent:
         self._instance, self._starts = new_id(), self._starts + 1
         await self._supervisor.start()
         child = self._supervisor.child
-        await asyncio.to_thread(lambda: self._lock.save(child=child))
+        try:
+            await asyncio.to_thread(lambda: self._lock.save(child=child))
+        except SettingsError as error:
+            # A full or read-only disk is no reason to stop a server that reads. If this agent is killed, the kernel
+            # stops the server.
+            _log.error(event_text(Event.AGENT_NOT_RECORDED, pid=self._supervisor.pid, message=error))
         self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 

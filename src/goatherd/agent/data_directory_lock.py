@@ -228,8 +228,8 @@ class DataDirectoryLock:
             self._state = state
 
     def clear(self) -> None:
-        """Remove the agent's saved state from the data directory."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the agent's saved state from the data directory, unless the disk cannot be written."""
+        with contextlib.suppress(OSError):
             self._path.unlink()
         self._state = AgentState()
 

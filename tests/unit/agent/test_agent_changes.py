@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent import settings_file
+from goatherd.agent import data_directory_lock, settings_file
 from goatherd.agent.agent import AGAIN_AFTER, run_command
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.restart_lease import Lease, lease_id_for
@@ -122,6 +123,31 @@ async def test_a_child_is_not_stopped_for_a_file_for_which_there_is_no_room(
         world.clock.passed += AGAIN_AFTER.total_seconds()
         await world.seen(A.id, B.id)
         assert [path.name for path in (world.path / "memory").iterdir()] == ["localhost.json"]
+
+
+async def test_a_child_is_restarted_although_the_data_directory_cannot_be_written(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, _: bytes = b"") -> None:
+        raise SettingsError(f"cannot write {path}: Read-only file system")
+
+    def fail_to_unlink(path: Path, **_: bool) -> None:
+        raise OSError(errno.EROFS, f"{path}: Read-only file system")
+
+    async with world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        monkeypatch.setattr(data_directory_lock, "replace_file", fail)
+        world.settings.change(activated())
+        await world.until(lambda: world.starts == [A.id, B.id] or task.done())
+        await world.until(lambda: world.asked > 1 or task.done())
+        assert world.supervisor.is_running
+        assert world.agent is not None
+        monkeypatch.setattr(Path, "unlink", fail_to_unlink)
+        world.agent.stop()
+        assert await task == 0
+        monkeypatch.undo()
+    assert "agent.not_recorded" in told.text
 
 
 async def test_a_child_that_ignores_signals_is_killed_for_a_restart(
