@@ -389,8 +389,9 @@ class Database:
                 clock=self._clock,
             )
         settings = await self._settings.load()
-        await asyncio.to_thread(self._directory.acquire)
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
+        # Not cut short by a cancellation: a lock that is not known would never be released.
+        await self._run_to_end(asyncio.to_thread(self._directory.acquire))
         document = self._connect_root(settings.document)
         pool = TrustPool.from_identity(document, org=self.org, trusted=settings.trusted)
         engine = Engine(

@@ -212,7 +212,7 @@ class Server:
             if self._resolve_domain is None:
                 await self._get_database(self.org_id)
         except BaseException:
-            await self._stack.aclose()
+            await self._close()
             raise
         return self
 
@@ -223,9 +223,14 @@ class Server:
         while self._running:
             self._idle.clear()
             await self._idle.wait()
-        for task in list(self._opening.values()):
-            with suppress(Exception):
-                await task
+        await self._close()
+
+    async def _close(self) -> None:
+        """Close every database, also one that is being opened, and what they share."""
+        opening = list(self._opening.values())
+        for task in opening:
+            task.cancel()
+        await asyncio.gather(*opening, return_exceptions=True)
         databases, self._databases = self._databases, {}
         async with self._stack:
             for database in databases.values():
@@ -643,7 +648,7 @@ async def serve(
 ) -> None:
     """Run a server until SIGTERM or SIGINT arrives, then finish running requests, flush the logs and close.
 
-    A second signal stops the server at once.
+    A second signal stops the server at once. A signal that arrives during the start ends the start.
 
     Call this function in a process of its own, since it changes the thread switch interval of the process.
 
@@ -661,7 +666,10 @@ async def serve(
     shorten_switch_interval()
     listener = ServerListener(server, host, port, grace=grace)
     with watch_stop_signals() as signals:
-        async with server, ServerListener(server, host, port, grace=grace) as listener:
+        async with AsyncExitStack() as stack:
+            if await signals.run_unless_stopped(stack.enter_async_context(server)) is None:
+                return
+            await stack.enter_async_context(listener)
             signals.on_repeat.append(listener.hurry)
             _log.info("%s", event_text(Event.NODE_STARTED, url=listener.url, version=goatherd.__version__))
             if started is not None:

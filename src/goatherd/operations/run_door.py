@@ -99,7 +99,10 @@ async def run_door(
     collect_rarely()
     with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
-            trust = TrustedSessions(org=org, identity=(await followed.load()).document)
+            loaded = await signals.run_unless_stopped(followed.load())
+            if loaded is None:
+                return
+            trust = TrustedSessions(org=org, identity=loaded.document)
             own = DoorAPI(followed)
             followed.subscribe(lambda changed: trust.adopt_identity(changed.document))
             async with setup.make_door(trust, own=own.answer_request) as door:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener
+from goatherd.node.engine import Engine
 from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
 from tests.deadlines import ANSWER, HANG
@@ -191,11 +193,70 @@ async def test_a_request_whose_body_is_still_coming_is_answered_before_the_serve
     assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json()]
 
 
+async def test_a_start_that_is_cancelled_leaves_nothing_open(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, released, load = threading.Event(), threading.Event(), Engine.load_sessions
+
+    def load_when_released(engine: Engine) -> None:
+        loading.set()
+        assert released.wait(HANG)
+        load(engine)
+
+    monkeypatch.setattr(Engine, "load_sessions", load_when_released)
+    starting = asyncio.create_task(Server(tmp_path, settings_of(await store_of(document_of(signer)))).__aenter__())
+    assert await asyncio.to_thread(loading.wait, HANG)
+    starting.cancel()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer)))):
+        pass  # it has the lock
+
+
+def run_program(program: str, *arguments: str) -> subprocess.Popen[str]:
+    repository = Path(__file__).parents[3]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_that_waits_for_the_store(tmp_path: Path, number: signal.Signals) -> None:
+    program = """
+        import asyncio, sys
+        from tests.unit.node.nodes import settings_of
+        from goatherd.node import Server, run
+        from goatherd.providers.memory import MemorySecretProvider
+
+        class Silent(MemorySecretProvider):
+            async def read(self, *_, **__):
+                print("reading", flush=True)
+                await asyncio.Event().wait()
+
+        run(Server(sys.argv[1], settings_of(Silent())), port=0)
+        print("closed", flush=True)
+        """
+    with run_program(program, str(tmp_path)) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "reading\n"
+            process.send_signal(number)
+            assert process.communicate(timeout=HANG)[0] == "closed\n"
+        finally:
+            process.kill()
+    assert process.returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
-    program = textwrap.dedent(
-        """
+    program = """
         import asyncio, sys
         from tests.unit.node.nodes import document_of, root, settings_of, store_of
         from goatherd.node import Server, run
@@ -204,16 +265,7 @@ def test_a_process_ends_cleanly_on_a_signal(tmp_path: Path, number: signal.Signa
         run(Server(sys.argv[1], settings), port=0, started=lambda url: print(url, flush=True))
         print("closed", flush=True)
         """
-    )
-    repository = Path(__file__).parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=repository,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-    )
-    with process:
+    with run_program(program, str(tmp_path)) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         assert httpx2.get(f"{url}/healthy").text == "OK"

@@ -21,6 +21,8 @@ from goatherd.node import Server
 from goatherd.operations import serve
 from goatherd.operations.run_door import DoorSetup, run_door
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import SecretValue
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
@@ -122,6 +124,17 @@ async def test_a_door_passes_the_servers_answers_on_and_stops_at_a_signal() -> N
         async with asyncio.timeout(HANG), asyncio.TaskGroup() as group:
             group.create_task(running)
             group.create_task(use())
+
+
+async def test_a_signal_ends_the_start_of_a_door_that_waits_for_the_store() -> None:
+    class Silent(MemorySecretProvider):
+        async def read(self, *_: object, **__: object) -> SecretValue:
+            stop()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with asyncio.timeout(HANG):
+        await run_door(SETUP, settings_of(Silent()), ORG, on_ready=lambda _: pytest.fail("it is open"))
 
 
 async def test_a_door_without_an_identity_does_not_open() -> None:

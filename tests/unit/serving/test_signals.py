@@ -24,6 +24,24 @@ async def test_the_first_signal_stops_and_the_second_hurries() -> None:
         assert repeated == [1]
 
 
+async def test_work_has_its_result_unless_a_signal_ends_it() -> None:
+    begun = asyncio.Event()
+
+    async def work(seconds: float) -> float:
+        begun.set()
+        await asyncio.sleep(seconds)
+        return seconds
+
+    with watch_stop_signals() as received:
+        assert await received.run_unless_stopped(work(0)) == 0
+        begun.clear()
+        running = asyncio.create_task(received.run_unless_stopped(work(10 * HANG)))
+        async with asyncio.timeout(HANG):
+            await begun.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running is None
+
+
 async def test_after_the_block_signals_have_python_s_own_handlers() -> None:
     with watch_stop_signals():
         assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
