@@ -435,8 +435,10 @@ class LogDirectory:
             raise StorageError(
                 f"{self.path} is in use by process {holder}", hint="Stop that server, or use another data directory."
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # The lock counts without the process id, for which a full disk may have no room.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
     def close(self) -> None:

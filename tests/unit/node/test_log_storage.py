@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -210,6 +211,15 @@ def test_a_second_server_is_told_who_has_the_directory(tmp_path: Path) -> None:
         assert f"in use by process {os.getpid()}" in done.stderr
     with LogDirectory(tmp_path):
         pass
+
+
+def test_the_lock_counts_without_room_for_the_process_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with LogDirectory(tmp_path), pytest.raises(StorageError, match="in use by process unknown"):
+        LogDirectory(tmp_path).acquire()
 
 
 def test_a_directory_must_be_held_and_usable(tmp_path: Path) -> None:
