@@ -43,6 +43,8 @@ from goatherd.telemetry import Event, event_text
 _log = logging.getLogger("goatherd.stores")
 
 _INTERVAL: Final = timedelta(seconds=30)
+_SECRETS: Final = 1000
+"""Maximum number of remembered secrets whose identity is not in use: callers of a server may name any organization."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,6 +309,10 @@ class RegionalReader(StoreGroup):
     def _secret(self, secret_id: str) -> _Secret:
         found = self._secrets.get(secret_id)
         if found is None:
+            # SECURITY: what keeps a store from leading a server back stays (tests/unit/stores/test_reader.py).
+            idle = [one for one, known in self._secrets.items() if known.used is None]
+            for one in idle[: max(0, len(idle) + 1 - _SECRETS)]:
+                del self._secrets[one]
             found = self._secrets[secret_id] = _Secret(self.members, self._interval)
         return found
 

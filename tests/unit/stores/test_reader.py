@@ -151,6 +151,16 @@ async def test_versions_of_a_follower_bear_its_region_and_are_read_there(regions
     assert (await reader.read(SECRET, VersionId("1"))).version.id == "1"
 
 
+async def test_the_memory_of_secrets_is_bounded_and_identities_in_use_stay(regions: Regions) -> None:
+    reader = regions.reader("eu")
+    reader.note_used(SECRET, mark(SECOND))
+    for number in range(1100):
+        reader.states(f"org{number}")
+    assert len(reader._secrets) <= 1001
+    with pytest.raises(StoreLagError):
+        await reader.read(SECRET)
+
+
 async def test_nothing_is_written_by_a_reader(regions: Regions) -> None:
     with pytest.raises(ProviderConfigurationError):
         await regions.reader().write(SECRET, b"x", expected="1")
