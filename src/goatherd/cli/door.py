@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +102,8 @@ def door(
     from goatherd.operations.run_door import run_door
 
     def print_ready(opened: Door) -> None:
-        data = {"ready": True, "url": opened.url, "upstream": upstream, "org": app.options.org}
-        text = f"ready at {opened.url}: a door in front of {upstream}, organization {app.options.org}"
-        app.out.line(json.dumps(data) if app.out.as_json else text)
+        data = {"url": opened.url, "upstream": upstream, "org": app.options.org}
+        app.out.ready(data, f"ready at {opened.url}: a door in front of {upstream}, organization {app.options.org}")
 
     setup = build_door(app.options, upstream, host=door_host, port=door_port, public_url=public_url, private=private)
     run_fast(run_door(setup, build_store_settings(app.options), app.options.org, on_ready=print_ready))

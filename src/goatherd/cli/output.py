@@ -7,8 +7,8 @@ Commands write to the terminal only through `Output`. Rules:
 3. Colour, and lines that are updated in place, appear only on a terminal; ``NO_COLOR`` is honoured.
 4. Errors pass through `hide_key_material`, so that no key is printed. Every line passes through `make_visible`, so that
    no terminal control sequence is printed.
-5. If progress, notes or errors cannot be written (closed pipe, full disk), the command continues and its exit code
-   stays the same. Only a result that cannot be written is an error.
+5. If progress, notes, errors or the line of a server that is ready cannot be written (closed pipe, full disk), the
+   command continues and its exit code stays the same. Only a result that cannot be written is an error.
 """
 
 from __future__ import annotations
@@ -57,8 +57,13 @@ class Output:
             self._line(self.stdout, line)
 
     def line(self, text: str) -> None:
-        """Write one line of the result immediately, such as the address of a server that is ready."""
+        """Write one line of the result immediately."""
         self._line(self.stdout, text)
+
+    def ready(self, data: Mapping[str, object], text: str) -> None:
+        """Write the line with which a command reports that it is ready and runs until it is stopped."""
+        with contextlib.suppress(OSError):  # a log on a full disk must not keep a server from starting
+            self._line(self.stdout, _json(self.stdout, {"ready": True, **data}) if self.as_json else text)
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         """Return a plain-text table with aligned columns, as lines; the first line holds `heads`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -94,9 +93,8 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
 
     def print_ready(ready: ServerReady) -> None:
-        shape = {"ready": True, "url": ready.url, "org": ready.org, "signer": ready.signer}
-        text = f"ready at {ready.url}: organization {ready.org}, root {ready.signer} signs"
-        app.out.line(json.dumps(shape) if app.out.as_json else text)
+        data = {"url": ready.url, "org": ready.org, "signer": ready.signer}
+        app.out.ready(data, f"ready at {ready.url}: organization {ready.org}, root {ready.signer} signs")
 
     serving = serve_organization(
         build_server(options, accept_identity=accept_identity),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -123,8 +122,7 @@ async def _serve(app: App) -> None:
     address = page_address(options, options.web_host, options.web_port)
 
     def print_ready(url: str) -> None:
-        data = {"ready": True, "url": url, "org": options.org}
-        app.out.line(json.dumps(data) if app.out.as_json else f"ready at {url}: organization {options.org}")
+        app.out.ready({"url": url, "org": options.org}, f"ready at {url}: organization {options.org}")
 
     async with AsyncExitStack() as stack:
         store: Store = await stack.enter_async_context(open_store(options, is_reader=True))

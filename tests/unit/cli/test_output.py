@@ -110,6 +110,21 @@ def test_progress_that_cannot_be_kept_stops_no_rotation(goatherd: Goatherd, made
     assert done.stdout.startswith("rotated: ")
 
 
+@pytest.mark.slow
+@needs_full
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_a_ready_line_that_cannot_be_kept_stops_no_server(made: str, tmp_path: Path, option: str) -> None:
+    done = shell(
+        f"{GOATHERD} serve {option} --provider {made} --data data --create --port 0 >/dev/full 2>log & server=$!\n"
+        "until grep -q node.started log || ! kill -0 $server; do sleep 0.1; done\n"
+        "kill $server; wait $server; echo $?; cat log",
+        tmp_path,
+    )
+    assert done.stdout.startswith("0\n"), done.stdout
+    assert "node.stopped" in done.stdout
+    assert "error:" not in done.stdout
+
+
 @pytest.mark.parametrize("text", ["né", "bytes \udcff"], ids=["a letter", "a byte that is no text"])
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_what_an_encoding_does_not_have_is_escaped(text: str, encoding: str) -> None:
