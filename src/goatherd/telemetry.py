@@ -161,6 +161,8 @@ class Event(StrEnum):
     """A server rejected a request that was too large, too slow or above a limit; at most one line a minute per rule."""
     DATA_TORN = "data.torn"
     """A log ended with an unfinished line, as after a crash; the server removed the line."""
+    DATA_CUT_OFF = "data.cut_off"
+    """Another program had removed a log or cut it off while the server ran; the server has written it again."""
     DATA_DAMAGED = "data.damaged"
     """A log holds records that cannot be used; the server withholds them and leaves the log unchanged."""
     DATA_CHECKED = "data.checked"

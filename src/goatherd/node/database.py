@@ -421,6 +421,7 @@ class Database:
         )
         self._frozen_commits.apply_document(document)
         if isinstance(self._directory, LogDirectory):
+            self._directory.held_records = engine.held_records
             self._data_check = DataCheck(
                 engine=engine,
                 logs=self._directory,

@@ -417,6 +417,16 @@ class Engine:
         """
         return self._read_repository(path)
 
+    def held_records(self, path: str) -> list[bytes] | None:
+        """Return all records of a repository's log as JSON; None if it is not open, or holds damaged records too.
+
+        May be called in any thread.
+        """
+        repository = self._repositories.get(path)
+        if repository is None or repository.undecodable or path in self._wrong:
+            return None
+        return [commit.encoded for commit in list(repository)]
+
     def flush_log(self, path: str) -> Log:
         """Return the log of an open repository, for a caller that must flush it because of `Response.flush`."""
         return self._repositories[path].log

@@ -9,6 +9,9 @@ is removed. (GoatDB also removes good lines: docs/reference/goatdb-formats.md#de
 by other lines is not a torn write: it stays in the file, and is skipped and counted. Each append begins with a newline,
 so that an unfinished line before it cannot damage it.
 
+Other programs. If one has removed a log or cut it off while a server holds its records, the next flush writes the log
+again from memory, at the latest when the server stops.
+
 Group commit. A `TrackedLog` reports each append to `GroupCommit`. `GroupCommit.wait_until_durable` waits for everything
 appended so far. One flush runs at a time, in a separate thread, and serves every request that waits when it begins. A
 log that cannot be written does not stop the others: `GroupCommit.failing` lists it, requests that need it get the
@@ -31,6 +34,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,10 +114,17 @@ class FileLog:
     """A repository's log in one ``.jsonl`` file, opened by `LogDirectory.open_log`.
 
     The first flush that has records to write creates the file.
+
+    Args:
+        file: Path of the file.
+        held: Returns all records of the log as JSON, so that a flush can write the log again if another program has
+            removed it or cut it off; None if they are not held. The thread that writes calls it.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, held: Callable[[], Sequence[bytes] | None] = lambda: None) -> None:
         self._file = file
+        self._held = held
+        self._size = 0  # the least that the file must have now
         self._pending: list[Mapping[str, Any] | bytes] = []
         self._anew: Callable[[], Iterable[Mapping[str, Any]]] | None = None
         self._taken = 0
@@ -128,6 +139,7 @@ class FileLog:
             self.damaged = scan.damaged
             if scan.torn:
                 self._cut_torn_line(scan.good_end, len(data) - scan.good_end)
+            self._size = max(self._size, scan.good_end)
             return scan.records
 
     @property
@@ -154,6 +166,7 @@ class FileLog:
                 raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
             if rest:
                 self._cut_torn_line(end, len(rest))
+            self._size = max(self._size, end)
 
     def read_bytes(self) -> bytes:
         """Return the present bytes of the log file without waiting for a write in progress; empty if there is no file.
@@ -247,6 +260,7 @@ class FileLog:
                 if fresh:
                     start = aside if aside.endswith(b"\n") or not aside else aside + b"\n"
                     _replace_file(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
+                self._size = 0
                 _replace_file(self._file, _without_lines(data, lines), status)
             except OSError as error:
                 raise StorageError(f"cannot rewrite {self._file}: {error.strerror}; run the command again") from error
@@ -276,22 +290,42 @@ class FileLog:
                 records, self._pending = self._pending, []
                 anew, self._anew = self._anew, None
                 self._taken = len(records)
-            if not records and anew is None:
-                return
             try:
-                if anew is not None and self._file.exists():
-                    _replace_file(self._file, frame_records([*anew(), *records]), self._file.stat())
-                else:
-                    self._append_bytes(frame_records(records if anew is None else [*anew(), *records]))
-            except OSError as error:
+                if anew is not None:
+                    self._replace_records([*anew(), *records])
+                elif not self._write_again() and records:
+                    self._append_bytes(frame_records(records))
+            except Exception as error:
                 with self._pending_lock:
                     if self._anew is None:
                         self._anew = anew
                         self._pending[:0] = records
-                raise StorageError(f"cannot write {self._file}: {error.strerror}") from error
+                if isinstance(error, OSError):
+                    raise StorageError(f"cannot write {self._file}: {error.strerror}") from error
+                raise
             finally:
                 with self._pending_lock:
                     self._taken = 0
+
+    def _write_again(self) -> bool:
+        """Write the log again if another program has removed it or cut it off; return whether it was written.
+
+        The records that are held include those that were to be appended.
+        """
+        lacking = self._size - (self._file.stat().st_size if self._file.exists() else 0)
+        if lacking <= 0 or (held := self._held()) is None:
+            return False
+        self._replace_records(held)
+        _log.error("%s", event_text(Event.DATA_CUT_OFF, file=self._file, bytes=lacking))
+        return True
+
+    def _replace_records(self, records: Sequence[Mapping[str, Any] | bytes]) -> None:
+        data = frame_records(records)
+        if self._file.exists():
+            _replace_file(self._file, data, self._file.stat())
+            self._size = len(data)
+        else:
+            self._append_bytes(data)
 
     def _append_bytes(self, data: bytes) -> None:
         fresh = not self._file.exists()
@@ -305,6 +339,7 @@ class FileLog:
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
                 os.fsync(descriptor)
+                self._size = start + len(data)
             except OSError:
                 # Half a record must not stay: what was appended is written again by the next flush.
                 with contextlib.suppress(OSError):
@@ -390,10 +425,14 @@ class LogDirectory:
     """The data directory of one organization, with its log files, locked against use by a second server.
 
     A context manager: entering it takes the lock; leaving it flushes every open log and releases the lock.
+
+    Attributes:
+        held_records: Returns all records of a repository's log as JSON, or None; see `FileLog`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.held_records: Callable[[str], Sequence[bytes] | None] = lambda _: None
         self._lock: int | None = None
         self._logs: WeakValueDictionary[str, FileLog] = WeakValueDictionary()
         self._guard = threading.Lock()
@@ -472,8 +511,12 @@ class LogDirectory:
         with self._guard:
             log = self._logs.get(f"/{kind}/{name}")
             if log is None:
-                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}")
+                held = partial(self._find_held, f"/{kind}/{name}")
+                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}", held)
             return log
+
+    def _find_held(self, repository: str) -> Sequence[bytes] | None:
+        return self.held_records(repository)
 
     def read_log(self, repository: str) -> list[Any]:
         """Return the records in a repository's log file at present. Damaged lines are skipped. Nothing is changed.

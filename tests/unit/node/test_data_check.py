@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -93,6 +94,46 @@ def test_a_log_is_read_part_by_part_up_to_what_it_held_or_to_an_unfinished_line(
     file.write_bytes(whole + frame_records([commits[4].to_json()]))
     assert list(found) == []
     assert list(data_check.decode_file(FileLog(tmp_path / "none.jsonl"), ORG)) == []
+
+
+@pytest.mark.parametrize("cut", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:700])])
+@pytest.mark.parametrize("has_news", [True, False])
+async def test_a_log_that_another_program_has_cut_off_is_written_again(
+    tmp_path: Path,
+    signer: OwnedSession,
+    cut: Callable[[Path], object],
+    has_news: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    commits = [signed_commit(signer) for _ in range(4)]
+    file = write(tmp_path, NOTES, commits[:2])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        database = server.database()
+        await database.open_repository(NOTES)
+        await database.store_commits(NOTES, [commits[2].to_json()])
+        assert read_ids(file) == [commit.id for commit in commits[:3]]
+        cut(file)
+        if has_news:
+            await database.store_commits(NOTES, [commits[3].to_json()])
+            assert read_ids(file) == [commit.id for commit in commits]
+    assert read_ids(file) == [commit.id for commit in commits[: 4 if has_news else 3]]
+    assert [record.getMessage().split()[0] for record in caplog.records if "cut_off" in record.getMessage()] == [
+        "data.cut_off"
+    ]
+
+
+async def test_a_log_with_damaged_records_is_not_written_again(tmp_path: Path, signer: OwnedSession) -> None:
+    commits = [signed_commit(signer) for _ in range(2)]
+    file = write(tmp_path, NOTES, [b"{damaged", commits[0]])
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        await server.database().open_repository(NOTES)
+        file.write_bytes(frame_records([b"{damaged"]))
+        await server.database().store_commits(NOTES, [commits[1].to_json()])
+    assert file.read_bytes() == frame_records([b"{damaged"]) + frame_records([commits[1].to_json()])
+
+
+def read_ids(file: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in file.read_bytes().split(b"\n") if line]
 
 
 async def test_damage_is_counted_said_once_for_each_file_and_withheld(
