@@ -29,6 +29,13 @@ class GoatherdError(Exception):
             self.hint = hint
             self.command_hint = command_hint or ""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        import copyreg  # here, since a short command pickles nothing
+
+        # Without `__init__`, which needs more than the message in many classes: an error that cannot be unpickled ends
+        # the process pool whose worker has raised it.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
 
 # --- configuration and plugins ------------------------------------------------------------------------------------
 

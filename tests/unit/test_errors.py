@@ -1,0 +1,52 @@
+"""Errors pass from process to process, as a process pool sends them."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+
+import goatherd
+from goatherd import errors
+from goatherd.event_loop import run_reader
+
+ARGUMENTS: dict[type[errors.GoatherdError], dict[str, Any]] = {
+    errors.ProviderError: {"provider": "file", "secret_id": "root", "operation": "read"},
+    errors.SignerError: {"signer": "local", "key": "anchor", "operation": "sign"},
+    errors.NodeRefusedError: {"status": 403},
+    errors.AuditBrokenError: {"line": 3},
+    errors.ObstructedError: {"obstacles": ("a server is down",)},
+    errors.NotAdoptedError: {"report": "of the run"},
+}
+KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.GoatherdError)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("protocol", [0, pickle.HIGHEST_PROTOCOL])
+def test_an_error_is_pickled_and_copied_with_all_that_it_says(kind: type[errors.GoatherdError], protocol: int) -> None:
+    arguments = {
+        name: value for base, more in ARGUMENTS.items() if issubclass(kind, base) for name, value in more.items()
+    }
+    error = kind("the message", hint="the hint", **arguments)
+    error.retryable = not kind.retryable
+    for again in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error)):
+        assert type(again) is kind
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+def read_missing(directory: str) -> None:
+    run_reader(lambda: goatherd.FileSecretProvider(directory).read("root"))
+
+
+@pytest.mark.slow
+def test_an_error_in_a_worker_of_a_process_pool_reaches_its_caller(tmp_path) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for _ in range(2):
+            with pytest.raises(errors.SecretNotFoundError) as caught:
+                pool.submit(read_missing, str(tmp_path)).result()
+            assert caught.value.secret_id == "root"
