@@ -192,6 +192,12 @@ _EXTRAS = {
     "serve": "node",
 }
 """The extra that brings the libraries of a name."""
+_LIBRARIES = {
+    "AWSSecretProvider": "boto3",
+    "AzureSecretProvider": "azure.keyvault.secrets",
+    "GCPSecretProvider": "google.cloud.secretmanager_v1",
+}
+"""The library without which a name cannot be imported."""
 
 
 def __getattr__(name: str) -> object:
@@ -219,4 +225,14 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    """List the names, except those whose libraries are not installed: `help` imports every name that is listed."""
+    from importlib.util import find_spec
+
+    def is_missing(library: str) -> bool:
+        try:
+            return find_spec(library) is None
+        except ModuleNotFoundError:  # a package that would hold it
+            return True
+
+    missing = {name for name, library in _LIBRARIES.items() if is_missing(library)}
+    return sorted({*globals(), *__all__} - missing)

@@ -56,6 +56,18 @@ def test_a_name_that_needs_an_extra_says_how_to_install_it(used: str, extra: str
     assert done.stdout.strip() == f"Install it: pip install 'goatherd[{extra}]'", done.stderr
 
 
+@pytest.mark.slow
+def test_help_and_other_tools_that_read_every_name_work_without_the_extras() -> None:
+    script = (
+        "import goatherd, inspect, pydoc\n"
+        "assert 'rotate' in pydoc.render_doc(goatherd)\n"
+        "print([name for name, _ in inspect.getmembers(goatherd) if name.endswith('SecretProvider')])\n"
+    )
+    done = bare(script)
+    found = ["CloudSecretProvider", "FileSecretProvider", "MemorySecretProvider", "SecretProvider"]
+    assert done.stdout.strip() == str(found), done.stderr
+
+
 def test_names_of_type_checkers_and_of_the_interpreter_are_the_same() -> None:
     tree = ast.parse(Path(goatherd.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
