@@ -273,6 +273,7 @@ def open_signer_plugin(uri: str) -> Signer:
         raise ConfigurationError(
             f"the {scheme} signer of {_distribution_name(points[0])} is not a Signer: {points[0].value}"
         )
+    _check_complete(plugin, points[0], scheme, "signer")
     with _address_of(scheme, "signer"):
         return plugin.from_uri(f"{scheme}:{rest}")
 
@@ -413,7 +414,19 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
     if not (isinstance(loaded, type) and hasattr(loaded, "from_uri") and hasattr(loaded, "from_config")):
         distribution, value = _distribution_name(points[0]), points[0].value
         raise ConfigurationError(f"the {scheme} provider of {distribution} is not a SecretProvider: {value}")
+    _check_complete(loaded, points[0], scheme)
     return loaded
+
+
+def _check_complete(plugin: type, point: _EntryPoint, scheme: str, kind: str = "provider") -> None:
+    """Reject a plugin without a method that it must have; otherwise the error would be about the address."""
+    lacking = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
+    if lacking:
+        distribution = _distribution_name(point)
+        raise ConfigurationError(
+            f"the {scheme} {kind} of {distribution} lacks {lacking}: {point.value}",
+            hint=f"Report this error to the authors of {distribution}.",
+        )
 
 
 def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError:

@@ -10,20 +10,25 @@ import traceback
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from goatherd import plugins
-from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError
+from goatherd.errors import ConfigurationError, MissingExtraError, PluginNotFoundError, SecretNotFoundError
 from goatherd.plugins import (
     check_providers,
     open_provider,
+    open_signer_plugin,
     policy_text,
     provider_from_config,
     provider_schemes,
     signer_schemes,
 )
+from goatherd.providers.base import Call, SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.signers import Signer
 
 
 class Distribution:
@@ -256,6 +261,35 @@ def test_a_plugin_that_is_no_provider_is_refused_with_its_maker(installed: list[
     installed.append(point("x", value))
     with pytest.raises(ConfigurationError, match="of stranger is"):
         open_provider("x:///a/b")
+
+
+class Incomplete(SecretProvider):
+    scheme = "x"
+
+    @classmethod
+    def from_uri(cls, uri: str) -> tuple[Self, str]:
+        return cls(), "root"  # type: ignore[abstract]
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        raise call.error(SecretNotFoundError, "there is no such secret")
+
+
+class IncompleteSigner(Signer):
+    scheme = "y"
+
+    @classmethod
+    def from_uri(cls, uri: str) -> Self:
+        return cls()  # type: ignore[abstract]
+
+
+def test_a_plugin_without_a_required_method_is_refused_with_the_methods_that_it_lacks(installed: list[EntryPoint]):
+    installed += [point("x", f"{__name__}:Incomplete"), point("y", f"{__name__}:IncompleteSigner")]
+    lacking = "_create, _delete, _destroy, _label, _versions, _write, guarantees"
+    with pytest.raises(ConfigurationError, match=f"the x provider of stranger lacks {lacking}: "):
+        open_provider("x:///a/root")
+    assert str(check_providers()[0].problem).startswith("the x provider of stranger lacks")
+    with pytest.raises(ConfigurationError, match="the y signer of stranger lacks facts, public_key, sign: "):
+        open_signer_plugin("y:key")
 
 
 def test_one_broken_plugin_does_not_hide_the_others(installed: list[EntryPoint]):
