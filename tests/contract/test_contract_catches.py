@@ -109,6 +109,43 @@ class LabelsWhatWasJustDestroyed(MemorySecretProvider):
         self._store.ledgers[call.secret_id] = replace(ledger, labels=before.labels)
 
 
+class MovesAllLabels(MemorySecretProvider):
+    """Moves a label, and drops the other labels of the version that had it."""
+
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
+        holder = self._record_of(call).labels.get(label)
+        await super()._label(call, label, version, expected)
+        if holder is None or version == str(holder):
+            return
+        ledger = self._record_of(call)
+        left = {each: number for each, number in ledger.labels.items() if number != holder}
+        self._store.ledgers[call.secret_id] = replace(ledger, labels=left)
+
+
+class TakesAllLabelsOff(MemorySecretProvider):
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
+        await super()._unlabel(call, label, expected)
+        ledger = self._record_of(call)
+        left = {each: number for each, number in ledger.labels.items() if number != int(expected)}
+        self._store.ledgers[call.secret_id] = replace(ledger, labels=left)
+
+
+class ListsByPrefix(MemorySecretProvider):
+    """Lists the versions of each secret whose name begins with the given one, as an object store does."""
+
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        own = await super()._versions(call)
+        others = [name for name in self._store.ledgers if name != call.secret_id and name.startswith(call.secret_id)]
+        return [*own, *(each for name in others for each in self._store.ledgers[name].newest_first())]
+
+
+class DeletesByPrefix(MemorySecretProvider):
+    async def _delete(self, call: Call) -> None:
+        await super()._delete(call)
+        for name in [name for name in self._store.ledgers if name.startswith(call.secret_id)]:
+            await super()._delete(replace(call, secret_id=name))
+
+
 class ForgetsItsRequest(MemorySecretProvider):
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await super()._write(replace(call, request=f"{call.request}{call.attempt}"), value, label, expected)
@@ -199,6 +236,10 @@ MISTAKES: list[tuple[type[MemorySecretProvider], str]] = [
     (DestroysWhatIsLabelled, "a_labelled_version_cannot_be_destroyed"),
     (DestroysWhatWasJustLabelled, "of_a_destruction_and_a_label_exactly_one_wins"),
     (LabelsWhatWasJustDestroyed, "of_a_destruction_and_a_label_exactly_one_wins"),
+    (MovesAllLabels, "a_label_moves_by_compare_and_swap"),
+    (TakesAllLabelsOff, "a_label_is_taken_off_by_compare_and_swap"),
+    (ListsByPrefix, "secrets_with_similar_names_are_kept_apart"),
+    (DeletesByPrefix, "secrets_with_similar_names_are_kept_apart"),
     (ForgetsItsRequest, "a_lost_answer_is_not_a_lost_race"),
     (ForgetsItsCreation, "a_lost_answer_is_not_a_lost_race"),
     (StripsBytes, "any_bytes_come_back_as_they_were"),

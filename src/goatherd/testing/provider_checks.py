@@ -139,6 +139,7 @@ async def a_label_moves_by_compare_and_swap(it: Subject) -> None:
     must(await it.picture(name) == {CURRENT: second.id, STABLE: second.id}, "one version cannot hold two labels")
     await p.label(name, CURRENT, first.id, expected=second.id)
     must(await it.seen(name, first.id) == b"first", "the label did not move back")
+    must(await it.picture(name) == {CURRENT: first.id, STABLE: second.id}, "another label of the version moved, too")
 
 
 @only_if(lambda promised: promised.custom_labels, "declares custom_labels=False")
@@ -159,6 +160,8 @@ async def a_label_is_taken_off_by_compare_and_swap(it: Subject) -> None:
     must(await it.seen(name, second.id) == b"second", "the current value changed")
     await p.label(name, "before-upgrade", second.id, expected=None)
     must(await it.picture(name) == {CURRENT: second.id, "before-upgrade": second.id}, "the label cannot be put again")
+    await p.unlabel(name, "before-upgrade", expected=second.id)
+    must(await it.picture(name) == {CURRENT: second.id}, "another label of the version was taken off, too")
 
 
 async def eleven_versions_list_newest_first(it: Subject) -> None:
@@ -365,6 +368,22 @@ async def a_deleted_secret_is_gone_and_can_be_made_again(it: Subject) -> None:
     for old in (first, second):
         if old.id != again.id:
             await refused(SecretNotFoundError, it, p.read(name, old.id))
+
+
+async def secrets_with_similar_names_are_kept_apart(it: Subject) -> None:
+    """A secret is not mixed up with one whose name begins with its name, such as the restart lease of an identity."""
+    p, name = it.provider, it.new_id()
+    longer = f"{name}-lease"
+    it.made.append(longer)
+    one = await p.create(name, b"one")
+    await refused(SecretNotFoundError, it, p.read(longer))
+    first = await p.create(longer, b"first")
+    second = await p.write(longer, b"second", expected=first.id)
+    must([v.id for v in await p.versions(name)] == [one.id], "versions of another secret are listed")
+    must(await it.seen(name, one.id) == b"one", "another secret's value is read")
+    await p.delete(name)
+    must(await it.seen(longer, second.id) == b"second", "deleting a secret changed another one")
+    must([v.id for v in await p.versions(longer)] == [second.id, first.id], "deleting a secret harmed another one")
 
 
 @only_if(lambda promised: promised.cas, "declares cas=False")
@@ -606,6 +625,7 @@ PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
     a_store_that_only_disables_does_not_read_what_is_off,
     a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing,
     a_deleted_secret_is_gone_and_can_be_made_again,
+    secrets_with_similar_names_are_kept_apart,
     of_two_writers_exactly_one_wins,
     of_two_writers_at_most_one_believes_that_it_won,
     of_many_label_movers_exactly_one_wins,
