@@ -390,7 +390,7 @@ class Database:
             )
         settings = await self._settings.load()
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
-        # Not cut short by a cancellation: a lock that is not known would never be released.
+        # A thread goes on when its caller is cancelled: `aclose` waits for it before it releases the lock.
         await self._run_to_end(asyncio.to_thread(self._directory.acquire))
         document = self._connect_root(settings.document)
         pool = TrustPool.from_identity(document, org=self.org, trusted=settings.trusted)
@@ -405,7 +405,7 @@ class Database:
             instance=self.instance,
         )
         engine.on_withheld = self._is_withholding.set
-        await asyncio.to_thread(engine.load_sessions)
+        await self._run_to_end(asyncio.to_thread(engine.load_sessions))
         if engine.withheld_count:
             self._is_withholding.set()  # the engine has called from another thread
         self._engine = engine
@@ -449,7 +449,7 @@ class Database:
     async def _open_unused(self, directory: LogDirectory, engine: Engine) -> UnusedSessionExchange:
         log = TrackedUnusedLog(directory.open_unused(), lambda log: self._disk.mark_dirty(log, UNUSED_LOG))
         unused = UnusedSessions(log, self._unused_capacity or MAX_UNUSED)
-        await asyncio.to_thread(unused.load_log, engine.is_introduced, self.now_ms())
+        await self._run_to_end(asyncio.to_thread(unused.load_log, engine.is_introduced, self.now_ms()))
         engine.unused = unused
         engine.on_first_use = lambda: self._spawn_task(self._publish_sessions(), "introduce a session")
         self._exchange = UnusedSessionExchange(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import goatherd
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import ConfigurationError, SecretNotFoundError, SuccessionError
 from goatherd.identity.session import OwnedSession
+from goatherd.node.log_storage import LogDirectory
+from goatherd.providers.base import Call
+from goatherd.providers.values import Label, SecretValue, VersionId
+from tests.deadlines import HANG
 
 
 async def stored(directory: Path) -> tuple[OwnedSession, str]:
@@ -82,3 +87,64 @@ async def test_a_server_without_an_identity_does_not_invent_one(tmp_path: Path):
     with pytest.raises(SecretNotFoundError):
         async with goatherd.Server(tmp_path / "data", f"file://{tmp_path}/keys/root").listen():
             pass
+
+
+class Late(goatherd.MemorySecretProvider):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        self.asked.set()
+        await self.answers.wait()
+        return await super()._read(call, at)
+
+
+async def test_a_start_that_is_cancelled_ends_and_the_next_one_serves(tmp_path: Path):
+    root, provider = goatherd.generate_session("root"), Late()
+    await provider.create("root", goatherd.encode_document(goatherd.create_identity(root)))
+    server = goatherd.Server(tmp_path / "data", goatherd.CloudSecretSettings("root", provider))
+    start = asyncio.create_task(server.__aenter__())
+    await provider.asked.wait()
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    provider.answers.set()
+    async with server.listen() as url, NodeClient(url) as client:
+        assert await client.answers(root)
+
+
+async def test_a_start_that_is_cancelled_while_it_takes_the_lock_releases_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, path = await stored(tmp_path)
+    began, goes_on, order = threading.Event(), threading.Event(), list[str]()
+    acquire, close = LogDirectory.acquire, LogDirectory.close
+
+    def acquire_slowly(directory: LogDirectory) -> None:
+        began.set()
+        assert goes_on.wait(HANG)
+        acquire(directory)
+        order.append("acquired")
+
+    def close_noted(directory: LogDirectory) -> None:
+        order.append("closed")
+        close(directory)
+
+    monkeypatch.setattr(LogDirectory, "acquire", acquire_slowly)
+    monkeypatch.setattr(LogDirectory, "close", close_noted)
+    server = goatherd.Server(tmp_path / "data", f"file://{path}")
+    start = asyncio.create_task(server.__aenter__())
+    await asyncio.to_thread(began.wait, HANG)
+    start.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert order == ["acquired", "closed"]
+    async with server:
+        pass
