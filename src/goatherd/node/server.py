@@ -183,6 +183,7 @@ class Server:
         self._verifiers: ThreadPoolExecutor | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._running = 0
+        self._is_entered = False
         self._turns = _Turns()
         self._idle = asyncio.Event()
 
@@ -200,6 +201,11 @@ class Server:
         )
 
     async def __aenter__(self) -> Server:
+        if self._is_entered:
+            raise ConfigurationError(
+                "the server is in use already: it was entered, or listens",
+                hint='To listen on several addresses, give the host "0.0.0.0" or "::".',
+            )
         use_aws_lc()
         self._verifiers = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-verify")
         self._stack.callback(self._verifiers.shutdown)
@@ -207,6 +213,7 @@ class Server:
         self._stack.callback(self._workers.shutdown)
         self.stopping = False
         self._turns = _Turns()
+        self._is_entered = True
         try:
             await self._stack.enter_async_context(self._root_signers)
             if self._resolve_domain is None:
@@ -230,11 +237,14 @@ class Server:
         opening = list(self._opening.values())
         for task in opening:
             task.cancel()
-        await asyncio.gather(*opening, return_exceptions=True)
-        databases, self._databases = self._databases, {}
-        async with self._stack:
-            for database in databases.values():
-                self._stack.push_async_callback(database.aclose)
+        try:
+            await asyncio.gather(*opening, return_exceptions=True)
+            databases, self._databases = self._databases, {}
+            async with self._stack:
+                for database in databases.values():
+                    self._stack.push_async_callback(database.aclose)
+        finally:
+            self._is_entered = False
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
@@ -245,7 +255,7 @@ class Server:
             port: Port to listen on; 0 selects a free one.
 
         Raises:
-            GoatherdError: The identity or the data cannot be loaded, or the address is in use.
+            GoatherdError: The identity or the data cannot be loaded, or the address or this server is in use.
         """
         listener = ServerListener(self, host, port)
         async with self, listener:

@@ -89,6 +89,18 @@ async def test_a_server_without_an_identity_does_not_invent_one(tmp_path: Path):
             pass
 
 
+async def test_a_server_that_is_in_use_is_not_entered_again_and_goes_on(tmp_path: Path):
+    root, path = await stored(tmp_path)
+    server = goatherd.Server(tmp_path / "data", f"file://{path}")
+    async with server.listen() as url, NodeClient(url) as client:
+        with pytest.raises(ConfigurationError, match="in use already"):
+            async with server.listen():
+                pass
+        assert await client.answers(root)
+    async with server.listen() as url, NodeClient(url) as client:
+        assert await client.answers(root)
+
+
 class Late(goatherd.MemorySecretProvider):
     """Answers when it is told to."""
 
