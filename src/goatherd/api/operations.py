@@ -26,7 +26,6 @@ from goatherd.operations import retire as retire_operations
 from goatherd.operations import revoke as revoke_operations
 from goatherd.operations import rotate as rotate_operations
 from goatherd.operations import status as status_operations
-from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.operations.rotate import RotationOptions
 from goatherd.operations.runs import RunOptions
@@ -375,8 +374,6 @@ async def rotate(
             "replace_expired cannot be combined with to_phase, health, or an argument that changes the anchor",
             hint="Replace the expired root first, then call rotate again.",
         )
-    if create_key and choice.signer is not None:
-        await create_anchor_key(choice.signer, _signer_opener(anchor, None))
     opener = _signer_opener(anchor, signer)
     async with _open_cluster(store, nodes, org, policy) as (opened, servers, policy):
         if replace_expired:
@@ -389,6 +386,7 @@ async def rotate(
             policy,
             to_phase=_phase(to_phase),
             anchor=choice,
+            create_key=create_key,
             open_signer=opener,
             unsafe_without_nodes=unsafe_without_nodes,
             health=health,

@@ -41,7 +41,6 @@ from goatherd.config.build import build_health_signals, build_policy, open_nodes
 from goatherd.errors import NotAdoptedError
 from goatherd.key_inventory import retained_copies
 from goatherd.operations import rotate as operations
-from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.runs import notify_each, read_identity_at_end, write_metrics_file
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Report
@@ -236,14 +235,19 @@ def rotate(
         return asyncio.run(_plan(app, stop_at, choice))
     if what == "drop-lost-anchor":
         return asyncio.run(_drop_lost_anchor(app, reason or operations.LOST))
-    if create_key and anchor is not None:
-        asyncio.run(create_anchor_key(anchor, on_wait=note_of_wait(app.out)))
     if what == "replace-expired":
         replacing = _replace_expired(app, unsafe_without_nodes=unsafe_without_nodes)
         return run_interruptible(app, replacing, note="run the same command again to resume")
     why = reason or operations.ASKED
     work: dict[str, Callable[..., Awaitable[Report]]] = {
-        "": partial(operations.rotate, to_phase=stop_at, anchor=choice, unsafe_without_nodes=unsafe_without_nodes),
+        "": partial(
+            operations.rotate,
+            to_phase=stop_at,
+            anchor=choice,
+            create_key=create_key,
+            on_wait=note_of_wait(app.out),
+            unsafe_without_nodes=unsafe_without_nodes,
+        ),
         "resume": partial(operations.resume, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes),
         "cancel": partial(operations.cancel, reason=why),
         "rollback": partial(operations.roll_back, reason=why),

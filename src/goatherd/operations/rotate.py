@@ -8,6 +8,7 @@ cannot wait until servers trust the new root. Each run is recorded in the audit 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Final, Unpack
 
 from goatherd.clock import Clock, SystemClock
@@ -18,6 +19,7 @@ from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
+from goatherd.operations.anchor_key import create_anchor_key
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
 from goatherd.providers.values import CURRENT, SecretBytes, SecretVersion
@@ -59,6 +61,8 @@ async def rotate(
     *,
     to_phase: Phase | None = None,
     anchor: AnchorChoice = UNCHANGED,
+    create_key: bool = False,
+    on_wait: Callable[[timedelta], None] | None = None,
     unsafe_without_nodes: bool = False,
     open_signer: SignerOpener = open_pinned_signer,
     **options: Unpack[RotationOptions],
@@ -71,6 +75,8 @@ async def rotate(
         policy: How long to wait for servers, and the lifetime of the new root.
         to_phase: Stop when this phase is reached; `resume` continues.
         anchor: What the rotation changes about the anchor (the root key in an HSM or a KMS); by default nothing.
+        create_key: Whether to create the key of the new anchor first; it must not exist yet.
+        on_wait: Called once, with the longest duration of the wait, if the created key is not ready at once.
         unsafe_without_nodes: Rotate although no server is listed.
         open_signer: Opens the signer of the anchor by its URI.
         options: Health checks, and the options of every run.
@@ -86,8 +92,18 @@ async def rotate(
     changed = {} if anchor == UNCHANGED else {"anchor": anchor.signer, "removesAnchor": anchor.is_removed}
     if anchor.is_direct or anchor.leaves_direct:
         changed["direct"] = anchor.is_direct
+
+    async def begin(rotator: Rotator) -> Report:
+        if create_key and anchor.signer is not None:
+            # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
+            _, document = await store.read()
+            if document.rotation is None:
+                anchor.check(document)
+                await create_anchor_key(anchor.signer, open_signer, on_wait=on_wait)
+        return await rotator.rotate(to_phase=to_phase, anchor=anchor)
+
     return await run_rotation(
-        lambda rotator: rotator.rotate(to_phase=to_phase, anchor=anchor),
+        begin,
         store,
         nodes,
         policy,

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import pytest
 
 import goatherd
 from goatherd.errors import (
+    AuditError,
     ConfigurationError,
     IdentityExistsError,
     IllegalStepError,
     NotRestorableError,
     PluginNotFoundError,
+    RotationBusyError,
     SecretNotFoundError,
     SignerError,
     SignerKeyNotFoundError,
@@ -126,6 +130,30 @@ async def test_a_new_identity_has_an_anchor_if_its_signer_is_named(tmp_path: Pat
             await goatherd.rotate(store, anchor=signer, remove_anchor=True, unsafe_without_nodes=True)
         report = await goatherd.rotate(store, unsafe_without_nodes=True)
     assert report.from_id == document.current.id
+
+
+async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    store, key = f"file://{tmp_path}/keys/root", tmp_path / "anchor.json"
+    rotate = partial(goatherd.rotate, anchor=f"local:{key}", create_key=True)
+    with pytest.raises(SecretNotFoundError):
+        await rotate(store, unsafe_without_nodes=True)
+    await goatherd.init(store)
+    with pytest.raises(ConfigurationError, match="no server is listed"):
+        await rotate(store)
+    with pytest.raises(AuditError):
+        await rotate(store, unsafe_without_nodes=True, audit_log=tmp_path / "missing" / "audit.jsonl")
+    with pytest.raises(ConfigurationError, match="lifetime"):
+        await rotate(store, unsafe_without_nodes=True, policy=goatherd.Policy(lifetime=timedelta(minutes=1)))
+    await goatherd.rotate(store, unsafe_without_nodes=True, to_phase="prepared")
+    with pytest.raises(RotationBusyError):
+        await rotate(store, unsafe_without_nodes=True)
+    assert not key.exists()
+    await goatherd.cancel(store)
+    await rotate(store, unsafe_without_nodes=True)
+    document = await goatherd.read_identity(store)
+    assert document.anchor is not None
+    assert document.anchor.signer == f"local:{key}"
 
 
 async def test_only_an_expired_root_is_replaced_as_expired(herd: Herd):

@@ -67,6 +67,19 @@ def test_a_command_that_waits_for_a_new_key_says_so(
     assert goatherd("init", "--anchor", signer, "--provider", f"{store}-2").code == 0
 
 
+def test_a_rotation_that_cannot_begin_creates_no_key(
+    goatherd: Goatherd, store: str, signer: str, tmp_path: Path
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    changed = ("rotate", "--anchor", signer, "--create-key", "--provider")
+    without_servers = goatherd(*changed, store)
+    assert without_servers.code == 2
+    assert "no server is listed" in without_servers.err
+    assert goatherd(*changed, f"{store}-mistyped", "--unsafe-without-nodes").code == 7
+    assert not (tmp_path / "root.json").exists()
+    assert goatherd(*changed, store, "--unsafe-without-nodes").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
