@@ -277,6 +277,10 @@ class PublicKey:
     def __hash__(self) -> int:
         return hash(self.raw)
 
+    def __reduce__(self) -> tuple[type[PublicKey], tuple[bytes]]:
+        # Without what the libraries have imported, which cannot be pickled.
+        return PublicKey, (self.raw,)
+
     def __repr__(self) -> str:
         return f"PublicKey(x={_encode_base64url(self.raw[:6])}…)"
 

@@ -150,6 +150,15 @@ class TestSecrecy:
             assert number not in text
 
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_a_public_key_is_pickled_and_copied_before_and_after_its_first_use(self, protocol: int) -> None:
+        used = PublicKey(KEY.public_key.raw)
+        used.verify(KEY.sign(b"text"), b"text")
+        for key in (PublicKey(used.raw), used):
+            for again in (pickle.loads(pickle.dumps(key, protocol)), copy.copy(key), copy.deepcopy(key)):
+                assert again == key
+                again.verify(KEY.sign(b"text"), b"text")
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     def test_a_private_key_is_not_pickled_or_copied(self, protocol: int) -> None:
         with pytest.raises(TypeError, match="pickled"):
             pickle.dumps(KEY, protocol)
