@@ -9,7 +9,7 @@ arguments name, calls one operation, and closes them before it returns. So a syn
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from os import PathLike
@@ -74,8 +74,8 @@ async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterat
     """Open a store for several operations, which then share its connections.
 
     Args:
-        store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider and the
-            id of a secret; or a store that is already open.
+        store: The URI of a secret; a ``cloudConfig``, or the settings of a server that contain one; a provider (which
+            is not closed) and the id of a secret; or a store that is already open.
         org: The organization, which replaces ``{org}`` in the secret's id.
 
     Raises:
@@ -91,7 +91,8 @@ async def open_store(store: StoreName, *, org: str | None = None) -> AsyncIterat
     provider, template, name = _named_store(store)
     chosen = DEFAULT_ORG if org is None else org
     check_address_has_org(template, name, chosen, hint=_ORG_HINT)
-    async with provider:
+    # The caller's own provider opens itself with its first call, and the caller may go on to use it.
+    async with nullcontext() if isinstance(store, tuple) else provider:
         yield Store(
             provider=provider,
             secret_id=secret_id_for(template, chosen),

@@ -31,6 +31,7 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from tests.ports import free_ports
+from tests.unit.providers.test_lifetime import Connected
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,17 @@ async def test_a_store_is_named_in_several_ways(tmp_path: Path, kind: str):
         assert status.document.generation == 1
         with pytest.raises(IdentityExistsError):
             await goatherd.init(named)
+
+
+async def test_a_provider_of_the_caller_is_not_closed():
+    provider = Connected()
+    await goatherd.init((provider, "root"))
+    status = await goatherd.status((provider, "root"))
+    document = goatherd.decode_document((await provider.get_secret("root")).reveal())
+    assert document.current == status.document.current
+    assert provider.noted == ["opened"]
+    await provider.aclose()
+    assert provider.noted == ["opened", "closed"]
 
 
 async def test_each_organization_has_its_own_identity_and_a_mistyped_one_changes_no_other(tmp_path: Path):
