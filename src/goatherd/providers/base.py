@@ -255,13 +255,13 @@ class SecretProvider(ABC):
     async def __aenter__(self) -> Self:
         if self.needs_event_loop and find_running_loop() is None:
             raise EventLoopNeededError(f"the {self.scheme} provider needs an event loop")
-        await self._lifetime.enter_resource(self._open)
+        await self._lifetime.enter_resource(self._open_guarded)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._lifetime.leave_resource(self._close)
+        await self._lifetime.leave_resource(self._close_guarded)
 
     def __enter__(self) -> NoReturn:
         raise TypeError(f"use `async with`, not `with`: {type(self).__name__} is an asynchronous context manager")
@@ -745,11 +745,17 @@ class SecretProvider(ABC):
             reason = call.waits[-1] if call.waits else str(last or "")
             raise call.error(UnavailableError, f"{waited}: {reason}" if reason else waited) from last
 
+    async def _open_guarded(self) -> None:
+        await _run_guarded(Call(provider=self.scheme, secret_id="", operation="open"), lambda _: self._open())
+
+    async def _close_guarded(self) -> None:
+        await _run_guarded(Call(provider=self.scheme, secret_id="", operation="close"), lambda _: self._close())
+
     async def _do_opened(self, call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
         kind = type(self)
         if kind._open is not SecretProvider._open or kind._close is not SecretProvider._close:
             try:
-                await self._lifetime.hold_open(self._open, self._close)
+                await self._lifetime.hold_open(self._open_guarded, self._close_guarded)
             except LifetimeMisuseError as error:
                 raise call.error(ProviderMisuseError, f"the provider {error}", hint=error.hint) from None
         return await action(call)

@@ -187,6 +187,30 @@ async def test_a_stranger_exception_is_named_but_not_quoted():
     assert "the-value" not in "".join(traceback.format_exception(caught.value))
 
 
+class Breaks(MemorySecretProvider):
+    """A plugin that fails while it is opened or closed."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    async def _open(self) -> None:
+        if self.where == "open":
+            raise KeyError("the-token")
+
+    async def _close(self) -> None:
+        if self.where == "close":
+            raise KeyError("the-token")
+
+
+@pytest.mark.parametrize("where", ["open", "close"])
+async def test_a_stranger_exception_at_the_opening_or_closing_is_named_but_not_quoted(where: str):
+    with pytest.raises(ProviderError, match=rf"{where} '': the plugin failed with KeyError at test_base\.py") as caught:
+        async with Breaks(where):
+            pass
+    assert "the-token" not in "".join(traceback.format_exception(caught.value))
+
+
 async def test_a_cancellation_passes_through():
     provider = await made(asyncio.CancelledError())
     with pytest.raises(asyncio.CancelledError):
