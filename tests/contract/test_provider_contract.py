@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from goatherd.errors import ProviderAccessDeniedError, UnavailableError
-from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.base import Call, Guarantees, SecretProvider
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import Label, SecretBytes, SecretVersion
@@ -145,6 +145,20 @@ def test_the_command_exits_with_1_where_a_check_fails(monkeypatch: pytest.Monkey
     assert done.exit_code == 1
     assert "FAILED   creating twice is refused and changes nothing" in done.output
     assert ", 3 failed, " in done.output.splitlines()[-3]
+
+
+def test_the_command_reports_what_a_plugin_raises_outside_of_its_own_methods(monkeypatch: pytest.MonkeyPatch):
+    class ForgetsTheProperty(MemorySecretProvider):
+        def guarantees(self) -> Guarantees:  # type: ignore[override]
+            return self._guarantees
+
+    store = MemoryStore()
+    monkeypatch.setattr(contract_command, "open_provider", lambda _: (ForgetsTheProperty(store), "root"))
+    done = CliRunner().invoke(command, ["memory:///root", "--only", "a new secret"])
+    assert done.exit_code == 1
+    assert "FAILED   a new secret reads back" in done.output
+    assert "AttributeError" in done.output
+    assert "1 failed" in done.output
 
 
 @pytest.mark.slow
