@@ -6,12 +6,15 @@ import importlib.util
 import re
 import sys
 import xml.etree.ElementTree as ET
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.testing.contract import check_provider
 from tests.docs.reference import DOCS
 
 ROOT = DOCS.parent
@@ -48,6 +51,33 @@ def test_every_page_is_in_the_site_s_sidebar_once() -> None:
     assert sorted(entries) == [page for page in sorted(pages) if page != "index" and not page.startswith("adr/0")]
 
 
+def load_module(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a module with this source."""
+    (tmp_path / "changed.py").write_text(text)
+    spec = importlib.util.spec_from_file_location("goatherd_changed_memory", tmp_path / "changed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    changed = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, changed.__name__, changed)
+    spec.loader.exec_module(changed)
+    return changed
+
+
+async def test_the_mistake_that_the_contributors_page_shows_is_caught_by_the_check_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = CONTRIBUTE.read_text()
+    (line,) = re.findall(r"```python\n(expected = .*)\n```", page)
+    (named,) = re.findall(r"`FAILED (.*?)`", page)
+    text = (ROOT / "src/goatherd/providers/memory.py").read_text()
+    last = text.rindex("            return ", text.index("async def _write("), text.index("async def _label("))
+    changed = load_module(f"{text[:last]}            {line}\n{text[last:]}", tmp_path, monkeypatch)
+    store = changed.MemoryStore()
+    report = await check_provider(lambda: changed.MemorySecretProvider(store), rounds=2, settle=timedelta(0))
+    errors = {one.check.replace("_", " "): str(one.error) for one in report.failures}
+    assert errors[named] == "2 writers won"
+
+
 def test_the_change_that_the_contributors_page_shows_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = CONTRIBUTE.read_text()
     (shown,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
@@ -58,13 +88,7 @@ def test_the_change_that_the_contributors_page_shows_works(tmp_path: Path, monke
     after = "".join(line[1:] for line in body if line[0] in "+ ")
     text = (ROOT / head[1]).read_text()
     assert text.count(before) == 1, "the page shows lines that the file no longer has"
-    (tmp_path / "changed.py").write_text(text.replace(before, after))
-    spec = importlib.util.spec_from_file_location("goatherd_changed_memory", tmp_path / "changed.py")
-    assert spec is not None
-    assert spec.loader is not None
-    changed = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, changed.__name__, changed)
-    spec.loader.exec_module(changed)
+    changed = load_module(text.replace(before, after), tmp_path, monkeypatch)
     (test,) = re.findall(r"```python\ndef (test_\w+).*?:\n(.*?)```", page, re.DOTALL)
     names = {
         "MemorySecretProvider": changed.MemorySecretProvider,
