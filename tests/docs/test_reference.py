@@ -74,6 +74,15 @@ def test_every_error_code_is_documented_and_no_two_classes_share_one() -> None:
         assert f"`{code}`" in REFERENCE["errors"] or code == "goatherd"
 
 
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_code_that_a_page_names_is_one(page: Path) -> None:
+    codes = {kind.code for kind in error_classes()}
+    known = codes | {event.value for event in Event} | {key.name for key in option_keys()}
+    families = {code.partition(".")[0] for code in codes if "." in code}
+    named = re.findall(rf"`((?:{'|'.join(families)})\.[a-z]+_[a-z_]+)`", page.read_text())
+    assert set(named) - known == set()
+
+
 def test_every_uri_scheme_is_documented() -> None:
     for scheme in provider_schemes():
         assert f"`{scheme}://`" in REFERENCE["configuration"]
