@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from goatherd.cli.main import EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
+from goatherd.identity.key_age import STAGES, WORKING_STAGES, Urgency
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
 from tests.docs.json_fields import DOCUMENTS
@@ -81,6 +83,35 @@ def test_every_code_that_a_page_names_is_one(page: Path) -> None:
     families = {code.partition(".")[0] for code in codes if "." in code}
     named = re.findall(rf"`((?:{'|'.join(families)})\.[a-z]+_[a-z_]+)`", page.read_text())
     assert set(named) - known == set()
+
+
+def test_the_stages_of_an_expiring_root_are_documented() -> None:
+    parts = {"half": 1 / 2, "a third": 1 / 3, "a quarter": 1 / 4, "a sixth": 1 / 6}
+    rows = re.findall(
+        r"^\| `(due|soon|urgent)` \| (\d+) days, and (.*?) of the (?:root's )?lifetime.* \| (.*) of its lifetime \|$",
+        REFERENCE["http-api"],
+        re.MULTILINE,
+    )
+    assert {(Urgency(name), timedelta(days=int(days)), parts[part]) for name, days, part, _ in rows} == set(STAGES)
+    assert {(Urgency(name), parts[part]) for name, _, _, part in rows} == set(WORKING_STAGES)
+
+
+def test_the_management_endpoints_that_need_a_bound_signature_are_documented() -> None:
+    source = (SOURCE / "node/server.py").read_text()
+    endpoints = set(re.findall(r'"/goatherd/v1/(\w+)": database', source))
+    row = next(line for line in REFERENCE["http-api"].splitlines() if line.startswith("| without the member"))
+    assert len(endpoints) >= 5
+    assert {name for name in endpoints if f"`{name}`" not in row} == set()
+
+
+def test_the_answers_without_cors_headers_are_documented() -> None:
+    told = re.search(r"The exceptions are (.*?) the 404 of", REFERENCE["http-api"], re.DOTALL)
+    assert told is not None
+    sources = [path.read_text() for name in ("node", "serving") for path in (SOURCE / name).glob("*.py")]
+    answers = r"Response\(status=(\d+), cors=False\)|RefusedError\(\s*Excess\.\w+, (\d+),|b\"HTTP/1.1 (\d+) "
+    found = {status for text in sources for groups in re.findall(answers, text) for status in groups if status}
+    assert {"408", "413", "429", "431", "503", "507"} <= found
+    assert found <= set(re.findall(r"\d+", told[1]))
 
 
 def test_every_uri_scheme_is_documented() -> None:
