@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from goatherd.plugins import _provider_class, provider_schemes
+from goatherd.plugins import _provider_class, policy_text, provider_schemes
 from goatherd.providers.base import Guarantees, ReadConsistency
 from tests.docs.reference import DOCS
 
@@ -105,3 +106,14 @@ def test_the_script_that_measured_the_extras_is_there_and_knows_them_all() -> No
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
     for extra in project["optional-dependencies"]:
         assert f'"{extra}":' in text
+
+
+def test_the_page_about_aws_names_every_action_of_each_role() -> None:
+    rows = dict(
+        re.findall(r"^\| (server|rotator|admin) \| (.*) \|$", (HOW_TO / "store-aws.md").read_text(), re.MULTILINE)
+    )
+    rows["admin"] += rows["rotator"]
+    for role, row in rows.items():
+        statements = json.loads(policy_text("aws", role, "aws://eu-west-1/goatdb/prod/root"))["Statement"]
+        actions = {action for one in statements for action in one["Action"] if one["Effect"] == "Allow"}
+        assert {action for action in actions if f"`{action.removeprefix('secretsmanager:')}`" not in row} == set(), role
