@@ -14,10 +14,16 @@ from pathlib import Path
 import click
 import pytest
 
+from goatherd.agent import data_directory_lock
 from goatherd.cli.main import EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
+from goatherd.data_directory import DAMAGED_SUFFIX, REMAINS, SEEN_NAME
 from goatherd.identity.key_age import STAGES, WORKING_STAGES, Urgency
+from goatherd.identity.settings_json import SETTINGS_NAME
+from goatherd.node import log_storage
+from goatherd.node.frozen_commits import FOLDER
+from goatherd.node.log_storage import INDEX_SUFFIX, UNUSED_NAME
 from goatherd.plugins import provider_schemes
 from goatherd.telemetry import Event
 from tests.docs.json_fields import DOCUMENTS
@@ -112,6 +118,13 @@ def test_the_answers_without_cors_headers_are_documented() -> None:
     found = {status for text in sources for groups in re.findall(answers, text) for status in groups if status}
     assert {"408", "413", "429", "431", "503", "507"} <= found
     assert found <= set(re.findall(r"\d+", told[1]))
+
+
+def test_every_file_in_a_data_directory_is_documented() -> None:
+    names = {SEEN_NAME, DAMAGED_SUFFIX, REMAINS, SETTINGS_NAME, INDEX_SUFFIX, FOLDER, UNUSED_NAME}
+    names |= {log_storage.LOCK_NAME, data_directory_lock.LOCK_NAME}
+    layout = REFERENCE["data-directory"].split("## Which directories")[0]
+    assert {name for name in names if name not in layout} == set()
 
 
 def test_every_uri_scheme_is_documented() -> None:
