@@ -247,6 +247,13 @@ def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -
             assert (target[0] or target[1]) in targets, page
 
 
+def test_the_decision_about_layers_names_the_layers_that_are_checked_in_their_order() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = [re.findall(r"\w+", layer) for layer in reversed(contracts[0]["layers"])]
+    decided = (DOCS / "adr/0001-layers.md").read_text().split("\n\n")[1].partition(": ")[2]
+    assert [sorted(re.findall(r"`(\w+)`", layer)) for layer in decided.split(";")] == [sorted(one) for one in layers]
+
+
 def test_every_decision_is_numbered_and_listed() -> None:
     records = sorted((DOCS / "adr").glob("[0-9]*.md"))
     numbers = [int(record.name[:4]) for record in records]
