@@ -115,7 +115,7 @@ class _Answer:
 class NodeClient:
     """An HTTP client of one GoatDB server. Safe for concurrent calls.
 
-    Use it as an async context manager, or call `aclose` at the end.
+    Use it as an async context manager, or call `aclose` at the end. In another event loop it opens new connections.
 
     Args:
         base_url: The server's URL: scheme, host and port.
@@ -149,6 +149,7 @@ class NodeClient:
         self.base_url = str(parse_server_url(base_url))
         self._pool = None if http is None else ConnectionPool(http)
         self._owns_pool = http is None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
         self._timeout = timeout
         self._clock: Clock = clock or SystemClock()
@@ -182,7 +183,8 @@ class NodeClient:
         self._is_closed = True
         if self._owns_pool and self._pool is not None:
             pool, self._pool = self._pool, None
-            await pool.aclose()
+            if self._loop is asyncio.get_running_loop():
+                await pool.aclose()
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -660,7 +662,9 @@ class NodeClient:
         return told
 
     def _open_pool(self) -> ConnectionPool:
-        if self._pool is not None:
+        # Connections cannot be used in another event loop than theirs, such as that of the next `asyncio.run`.
+        loop = asyncio.get_running_loop()
+        if self._pool is not None and (self._loop is loop or not self._owns_pool):
             return self._pool
         import httpx2
 
@@ -668,7 +672,7 @@ class NodeClient:
         http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)
         pool = ConnectionPool(http, is_closed=self._is_closed)
         if not self._is_closed:
-            self._pool = pool
+            self._pool, self._loop = pool, loop
         return pool
 
     async def _send(

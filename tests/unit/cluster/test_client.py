@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
@@ -373,6 +376,32 @@ async def test_a_client_that_is_closed_during_a_request_leaves_no_connection_ope
             assert await request
         assert len(ended) == 40
         await asyncio.wait_for(asyncio.gather(*filter(None, ended)), HANG)
+
+
+class Well(BaseHTTPRequestHandler):
+    """Answers every GET, and keeps its connections open."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+# The connections of a loop that has ended are left to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_client_works_in_one_event_loop_after_the_other() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Well) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = NodeClient(f"http://127.0.0.1:{server.server_port}")
+        assert [asyncio.run(client.healthy()) for _ in range(3)] == [True, True, True]
+        asyncio.run(client.aclose())
+        server.shutdown()
+        gc.collect()
 
 
 # --- the module -----------------------------------------------------------------------------------------------------
