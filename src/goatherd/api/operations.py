@@ -314,6 +314,20 @@ async def rotate(
 ) -> ReplacementReport: ...
 
 
+@overload
+async def rotate(
+    store: StoreName,
+    nodes: Servers = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    signer: str | VerifiedSigner | None = None,
+    replace_expired: bool,
+    unsafe_without_nodes: bool = False,
+    **options: Unpack[RunOptions],
+) -> Report | ReplacementReport: ...
+
+
 async def rotate(
     store: StoreName,
     nodes: Servers = (),

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads
 
 import pytest
 
 import goatherd
+from goatherd.api.operations import rotate
 from goatherd.errors import (
     AuditError,
     ConfigurationError,
@@ -165,6 +166,15 @@ async def test_only_an_expired_root_is_replaced_as_expired(herd: Herd):
             await goatherd.rotate(herd.store, herd.nodes, replace_expired=True, **wrong)  # type: ignore[call-overload]
     with pytest.raises(ConfigurationError, match="no server is listed"):
         await goatherd.rotate(herd.store, replace_expired=True)
+
+
+def test_a_typed_program_can_decide_at_run_time_whether_to_replace_an_expired_root() -> None:
+    kinds = {each.__annotations__["replace_expired"]: each.__annotations__["return"] for each in get_overloads(rotate)}
+    assert kinds == {
+        "Literal[False]": "Report",
+        "Literal[True]": "ReplacementReport",
+        "bool": "Report | ReplacementReport",
+    }
 
 
 async def test_an_expired_root_is_replaced(tmp_path: Path):
