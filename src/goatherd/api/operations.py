@@ -194,7 +194,8 @@ async def migrate(
         remove_key: Remove ``settings.json`` after the identity was read back from the store.
 
     Raises:
-        ConfigurationError: A source holds no ``settings.json``, or several organizations would share one secret.
+        ConfigurationError: No source is given, a source holds no ``settings.json``, or several organizations would
+            share one secret.
         IdentityExistsError: The store holds another identity. Nothing was written.
         GoatherdError: As `goatherd.operations.migrate.migrate_all`. Nothing was written.
     """
@@ -217,6 +218,11 @@ async def migrate(
         org=org,
     )
     paths = [Path(sources)] if isinstance(sources, str | PathLike) else [Path(one) for one in sources]
+    if not paths:
+        raise ConfigurationError(
+            "no source is given, so there is nothing to migrate",
+            hint="Name a settings.json or a data directory of a GoatDB server.",
+        )
     migration = await migrate_operations.migrate_all(
         target,
         paths,
