@@ -29,6 +29,10 @@ class LifetimeMisuseError(Exception):
         self.hint = hint
 
 
+def _closed() -> LifetimeMisuseError:
+    return LifetimeMisuseError("is closed", "Make the call inside its `async with` block, or enter it again.")
+
+
 class SharedLifetime:
     """Opens a shared resource, such as a connection pool, on first use, and closes it after the last use.
 
@@ -73,7 +77,7 @@ class SharedLifetime:
 
         self._forget_ended_loop()
         if self._is_closed:
-            raise LifetimeMisuseError("is closed", "Make the call inside its `async with` block, or enter it again.")
+            raise _closed()
         if self._users:
             if self._loop is not asyncio.get_running_loop():
                 raise LifetimeMisuseError(
@@ -106,11 +110,12 @@ class SharedLifetime:
         try:
             await self.enter_resource(opening)
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                opened.cancel()
-                raise
-            opened.set_exception(error)
+            is_closed = isinstance(error, asyncio.CancelledError)
+            # By `release`: the callers that wait are not cancelled.
+            opened.set_exception(_closed() if is_closed else error)
             opened.exception()  # read here, in case every caller was cancelled
+            if is_closed:
+                raise
             return
         try:
             opened.set_result(None)

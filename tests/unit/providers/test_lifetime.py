@@ -92,6 +92,20 @@ async def test_an_opening_that_fails_is_tried_again_by_the_next_call():
     assert provider.noted == ["opened", "closed"]
 
 
+async def test_a_call_that_waits_for_the_opening_when_the_provider_is_closed_says_so_and_is_not_cancelled():
+    class Slow(Connected):
+        async def _open(self) -> None:
+            await asyncio.Event().wait()
+
+    provider = Slow()
+    call = asyncio.create_task(provider.create("root", b"value"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await provider.aclose()
+    with pytest.raises(ProviderMisuseError, match="the provider is closed"):
+        await call
+
+
 async def test_a_caller_that_is_cancelled_does_not_take_the_opening_from_others():
     provider = Connected()
     first = asyncio.create_task(provider.create("root", b"value"))
