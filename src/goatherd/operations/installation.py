@@ -95,11 +95,14 @@ def describe_installation() -> Installation:
 
 
 def _group_by_extra(requirements: list[str]) -> dict[str, list[str]]:
-    """Return the libraries of each extra, from the requirements in the package's metadata."""
+    """Return the libraries of each extra on this machine, from the requirements in the package's metadata."""
     found: dict[str, list[str]] = {}
     for requirement in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", requirement)
         extra = re.search(r"""extra\s*==\s*["']([^"']+)["']""", requirement)
+        machines = re.search(r"""platform_machine in ["']([^"']+)["']""", requirement)
+        if machines is not None and platform.machine() not in machines[1]:
+            continue  # pip does not install it on this machine
         if name is not None and extra is not None:
             found.setdefault(extra[1], []).append(name[0])
     return found
