@@ -660,7 +660,8 @@ async def serve(
 
     A second signal stops the server at once. A signal that arrives during the start ends the start.
 
-    Call this function in a process of its own, since it changes the thread switch interval of the process.
+    Call this function in the main thread of a process of its own, since it handles signals and changes the thread
+    switch interval of the process. Elsewhere, use `Server.listen`.
 
     Args:
         server: The server, not entered yet.
@@ -671,6 +672,7 @@ async def serve(
         grace: How long running requests may take at the end.
 
     Raises:
+        ConfigurationError: This is not the main thread.
         GoatherdError: The identity or the data cannot be loaded, or the address cannot be bound.
     """
     shorten_switch_interval()

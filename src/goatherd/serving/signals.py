@@ -10,6 +10,8 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+from goatherd.errors import ConfigurationError
+
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -51,12 +53,19 @@ class StopSignals:
 def handle_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
     """Call a function for each signal that arrives while the ``with`` block runs.
 
-    This works only in the event loop of the main thread.
+    Raises:
+        ConfigurationError: The event loop is not that of the main thread.
     """
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
         for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
+            try:
+                loop.add_signal_handler(number, handler)
+            except (RuntimeError, ValueError) as error:
+                raise ConfigurationError(
+                    "signals can be handled in the main thread only",
+                    hint="Make the call in the main thread. `async with server.listen():` serves in any thread.",
+                ) from error
             stack.callback(loop.remove_signal_handler, number)
         yield
 

@@ -160,3 +160,11 @@ async def test_a_start_that_is_cancelled_while_it_takes_the_lock_releases_it(
     assert order == ["acquired", "closed"]
     async with server:
         pass
+
+
+async def test_serving_until_a_signal_arrives_is_refused_outside_of_the_main_thread(tmp_path: Path):
+    _, path = await stored(tmp_path)
+    server = goatherd.Server(tmp_path / "data", f"file://{path}")
+    with pytest.raises(ConfigurationError, match="in the main thread only") as caught:
+        await asyncio.to_thread(lambda: asyncio.run(goatherd.serve(server, port=0)))
+    assert "server.listen()" in caught.value.hint
