@@ -8,7 +8,7 @@ import click
 
 from goatherd.cli.main import App, PathType, command, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
-from goatherd.config.build_servers import build_server, served_directory
+from goatherd.config.build_servers import build_identity_opener, build_server, served_directory
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
 
 
@@ -84,7 +84,8 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     In direct mode the root's key is in an HSM or a KMS. The server signs with a --root-signer that holds this key, and
     never with a signer that only the identity names.
 
-    The data directory must exist, and be empty or hold the organization's data; --create creates what is missing.
+    The data directory must exist, and be empty or hold the organization's data; --create creates what is missing. At
+    its first start on data of a GoatDB server, the server checks that the data belong to the identity in the store.
     """
     require_node_extra()
     options = app.options
@@ -105,5 +106,6 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
         port=options.serve_port,
         grace=options.serve_shutdown_timeout,
         on_ready=print_ready,
+        open_store=None if accept_identity else build_identity_opener(options),
     )
     run_fast(serving)

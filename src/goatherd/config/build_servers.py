@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.clock import SystemClock
-from goatherd.config.build import configured_provider
+from goatherd.config.build import build_store_opener, configured_provider
 from goatherd.config.options import Options
 from goatherd.config.values import parse_organization
 from goatherd.errors import ConfigurationError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization, Rules, Supervisor
     from goatherd.agent.agent import Front, Notify
     from goatherd.node.server import Server
+    from goatherd.operations.data import OpenStore
     from goatherd.operations.run_agent import ServerFiles
     from goatherd.operations.run_door import DoorSetup
     from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
@@ -90,7 +91,7 @@ def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSet
                 "--settings and --provider cannot be combined",
                 hint="--settings FILE serves from a file, --provider URI from a store. Give one of them.",
             )
-    elif options.serve_settings is not None or (options.type == "file" and options.provider is None):
+    elif _is_file_named(options):
         path = options.serve_settings or options.serve_data
         assert path is not None
         return FileSettings(path)
@@ -105,6 +106,18 @@ def build_settings(options: Options, *, accept_identity: bool) -> CloudSecretSet
         seen=seen,
         last_known_good=copy,
     )
+
+
+def _is_file_named(options: Options) -> bool:
+    """Return whether a server reads its identity from a settings.json. A store on the command line takes precedence."""
+    if options.serve_settings is not None:
+        return options.origin.get("provider") != "flag"
+    return options.type == "file" and options.provider is None
+
+
+def build_identity_opener(options: Options) -> OpenStore | None:
+    """Return a function that opens the store from which a server reads its identity; None if it reads a file."""
+    return None if _is_file_named(options) else build_store_opener(options, offline=False)
 
 
 def build_store_settings(options: Options) -> CloudSecretSettings:

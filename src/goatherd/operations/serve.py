@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
-from goatherd.data_directory import check_data_directory
-from goatherd.errors import MissingExtraError
+from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, check_data_directory, decode_commits, read_records
+from goatherd.errors import IdentityExistsError, MissingExtraError
 from goatherd.garbage_collection import collect_rarely, exempt_present_objects
 from goatherd.serving.service_manager import ServiceManager
+from goatherd.telemetry import describe_count
+from goatherd.trust import TrustPool
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
+    from goatherd.operations.data import OpenStore
 
 NODE_LIBRARIES: Final = ("uvicorn", "httptools", "prometheus_client")
 
@@ -43,6 +46,7 @@ async def serve_organization(
     port: int,
     grace: timedelta,
     on_ready: Callable[[ServerReady], None],
+    open_store: OpenStore | None = None,
 ) -> None:
     """Run a server until SIGTERM or SIGINT, which stop it gracefully. A second signal stops it sooner.
 
@@ -57,9 +61,12 @@ async def serve_organization(
         port: Port to listen on; 0 for any free port.
         grace: How long requests in progress may take at the end.
         on_ready: Called once the server answers requests.
+        open_store: Opens the store with the identity, with which the data are compared at the first start; None for no
+            comparison.
 
     Raises:
         ConfigurationError: The data directory is missing, or holds something other than this organization.
+        IdentityExistsError: The data belong to another identity than that in the store.
         GoatherdError: The identity or the data cannot be loaded, or the address is in use.
     """
     # Imported here, since the command line first asks this module whether the server's libraries are installed.
@@ -67,6 +74,8 @@ async def serve_organization(
 
     collect_rarely()
     check_data_directory(data, [org], create=creates)
+    if open_store is not None:
+        await check_first_start(data / org, org, open_store)
     service = ServiceManager()
 
     def report_ready(url: str) -> None:
@@ -77,6 +86,45 @@ async def serve_organization(
 
     async with service.feed_watchdog(SystemClock()):
         await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
+
+
+async def check_first_start(directory: Path, org: str, open_store: OpenStore) -> None:
+    """Check that the data on which a Goatherd server starts for the first time belong to the identity in the store.
+
+    With another identity, such as a new one from `goatherd init`, the server would trust no session of the data, and
+    write commits of two identities into one log.
+
+    Args:
+        directory: The organization's directory.
+        org: The organization.
+        open_store: Opens the organization's store.
+
+    Raises:
+        IdentityExistsError: The log of ``/sys/sessions`` holds commits, and none verifies with the identity.
+        ProviderError, IdentityError: The identity cannot be read.
+        StorageError: The log cannot be read.
+    """
+    if (directory / SEEN_NAME).exists():
+        return  # the server compares the identity with the one that it used last
+    commits = decode_commits(read_records(directory / SESSIONS_LOG), org)
+    if not commits:
+        return
+    async with open_store(org) as store:
+        _, document = await store.read()
+        name = store.name
+    pool = TrustPool.from_identity(document, org=org)
+    pool.offer_session_commits(commits)
+    if any(pool.get_introductions(session_id) for session_id in {commit.key for commit in commits}):
+        return
+    if None in pool.verify_commits(commits, held=True):
+        return
+    raise IdentityExistsError(
+        f"none of the {describe_count(len(commits), 'commit')} in {directory / SESSIONS_LOG} verifies with the identity"
+        f" in {name} (root {document.current.id}): the data belong to another identity",
+        hint=f"If a GoatDB server has written the data, bring its identity into a store: `goatherd migrate {directory}"
+        " --provider URI`. Otherwise check --data, --org and the store's address. To use this identity although the"
+        " data do not belong to it, add --accept-identity.",
+    )
 
 
 def require_node_extra() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.main import EXIT_CODES
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.operations.serve import NODE_LIBRARIES
@@ -26,6 +26,8 @@ from tests.deadlines import ANSWER
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
+from .test_migrate import NAMED, settle
+from .test_migrate import data as goatdb  # noqa: F401 - a fixture
 
 Serve = Callable[..., Serving]
 
@@ -275,3 +277,45 @@ def test_an_address_that_cannot_be_had_gets_the_hint_that_fits(
     with pytest.raises(NodeError, match=r"cannot listen on 127\.0\.0\.1:80: no") as caught:
         bind("127.0.0.1", 80)
     assert hint in caught.value.hint
+
+
+@pytest.mark.slow
+def test_data_of_another_identity_are_served_only_if_the_operator_says_so(
+    goatherd: Goatherd,
+    goatdb: Path,  # noqa: F811
+    store: str,
+    serve: Serve,
+) -> None:
+    """As where the operator of a GoatDB server runs `init` in place of `migrate`."""
+    goatherd("init", "--provider", store)
+    start = ("--provider", store, "--data", str(goatdb))
+    before = {path: path.read_bytes() for path in goatdb.rglob("*") if path.is_file()}
+    with socket.socket() as taken:  # so that the server could not run
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused = goatherd("serve", *start, "--port", str(taken.getsockname()[1]))
+    assert refused.code == EXIT_CODES["identity"]
+    assert "the data belong to another identity" in refused.err
+    assert f"goatherd migrate {goatdb}/localhost" in refused.err
+    assert {path: path.read_bytes() for path in goatdb.rglob("*") if path.is_file()} == before
+    assert serve(*start, "--accept-identity").stop() == 0
+    assert serve(*start).stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [[], ["rotate"], ["rotate", "revoke"]], ids=" ".join)
+def test_data_that_were_migrated_are_served(
+    goatherd: Goatherd,
+    goatdb: Path,  # noqa: F811
+    store: str,
+    serve: Serve,
+    changes: list[str],
+) -> None:
+    settle(goatdb)
+    assert goatherd("migrate", str(goatdb), "--provider", store).code == 0
+    if "rotate" in changes:
+        assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    if "revoke" in changes:
+        words = ("revoke", NAMED["root"], "--reason", "stolen", "--yes", "--provider", store, "--unsafe-without-nodes")
+        assert goatherd(*words).code in (0, EXIT_FINDINGS)
+    assert serve("--provider", store, "--data", str(goatdb)).stop() == 0
