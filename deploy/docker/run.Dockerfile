@@ -15,7 +15,7 @@ ENV PATH=/opt/goatherd/bin:$PATH PORT=8081
 USER 10001:10001
 VOLUME /srv/goatdb
 EXPOSE 8080
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request as http; http.urlopen('http://127.0.0.1:8080/healthy', timeout=4)"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", "import urllib.request as http; http.build_opener(http.ProxyHandler({})).open('http://127.0.0.1:8080/healthy', timeout=4)"]
 # /dev/shm is memory in every container, and where the key lies while the server runs.
 ENTRYPOINT ["goatherd", "run", "--data", "/srv/goatdb", "--url", "http://127.0.0.1:8081", "--door", "8080", "--door-host", "0.0.0.0", "--"]
 CMD ["deno", "run", "-A", "server.ts"]

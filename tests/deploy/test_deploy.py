@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +154,21 @@ def test_an_image_has_a_fixed_base_a_numeric_user_and_a_health_check(path: Path)
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001:10001"]
     (check,) = re.findall(r"^HEALTHCHECK .*CMD (.*)$", text, re.MULTILINE)
     assert json.loads(check)[0] == "python", "no shell is needed"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=named)
+def test_a_health_check_does_not_ask_the_proxy_that_docker_has_set(path: Path, tmp_path: Path) -> None:
+    (check,) = re.findall(r"^HEALTHCHECK .*CMD (.*)$", path.read_text(), re.MULTILINE)
+    (tmp_path / "healthy").write_text("OK")
+    files = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with HTTPServer(("127.0.0.1", 0), files) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/healthy"
+        words = [sys.executable, *json.loads(check.replace("http://127.0.0.1:8080/healthy", url))[1:]]
+        environ = {**os.environ, "http_proxy": "http://127.0.0.1:1", "HEALTHCHECK_URL": url}
+        done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=HANG, check=False)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_image_s_version_is_the_project_s() -> None:

@@ -45,6 +45,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
+from goatherd.serving.http_client import make_http_client
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
@@ -666,10 +667,8 @@ class NodeClient:
         loop = asyncio.get_running_loop()
         if self._pool is not None and (self._loop is loop or not self._owns_pool):
             return self._pool
-        import httpx2
-
         # Building a TLS context costs 150 ms; a plain http URL needs none, and redirects are not followed.
-        http = httpx2.AsyncClient(verify=not self.base_url.startswith("http://"), timeout=None)
+        http = make_http_client(self.base_url, verify=not self.base_url.startswith("http://"), timeout=None)
         pool = ConnectionPool(http, is_closed=self._is_closed)
         if not self._is_closed:
             self._pool, self._loop = pool, loop

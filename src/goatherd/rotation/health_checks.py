@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
+from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
+from goatherd.serving.http_client import make_http_client
 
 if TYPE_CHECKING:
     import httpx2
@@ -72,12 +74,15 @@ class HTTPProbe:
         try:
             async with asyncio.timeout(self._timeout):
                 # No pool: a connection from before an outage could still answer and hide the outage.
-                async with httpx2.AsyncClient(verify=not self._url.startswith("http://"), timeout=None) as http:
+                is_plain = self._url.startswith("http://")
+                async with make_http_client(self._url, verify=not is_plain, timeout=None) as http:
                     return await self._ask_once(http)
         except (TimeoutError, httpx2.TimeoutException):
             return f"{self.name}: no answer within {self._timeout:g} s"
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             return f"{self.name}: {type(error).__name__}"
+        except ConfigurationError as error:
+            return f"{self.name}: {error}"
 
     async def _ask_once(self, http: httpx2.AsyncClient) -> str | None:
         async with http.stream("GET", self._url) as response:

@@ -3,6 +3,6 @@
 Nothing here is specific to GoatDB. `sockets` binds addresses. `listener` and `http_connection` are uvicorn's server and
 connection with a timeout for every wait. `caller_limits` defines how much an unauthenticated caller may use, and
 `caller_limiter` enforces it. `signals` handles signals to stop. `service_manager` reports the state of the process to
-systemd. `connection_pool` closes the connections of HTTP clients. `certificate_files` loads certificates into TLS
-contexts, also when their files are replaced.
+systemd. `http_client` makes HTTP clients, and `connection_pool` closes their connections. `certificate_files` loads
+certificates into TLS contexts, also when their files are replaced.
 """

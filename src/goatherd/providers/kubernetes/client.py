@@ -34,6 +34,7 @@ from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
 from goatherd.serving.connection_pool import ConnectionPool
+from goatherd.serving.http_client import make_http_client
 
 Result = TypeVar("Result")
 
@@ -115,10 +116,10 @@ class KubernetesClient:
         self._pool = self._make_pool()
 
     def _make_pool(self) -> ConnectionPool:
-        http = httpx2.AsyncClient(
+        http = make_http_client(
+            self._access.server,
             verify=default_context() if self._access.verify is None else self._access.verify,
             timeout=self._timeout,
-            follow_redirects=False,
             transport=self._transport,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "goatherd"},
         )

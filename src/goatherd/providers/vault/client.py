@@ -48,6 +48,7 @@ from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
 from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.connection_pool import ConnectionPool
+from goatherd.serving.http_client import make_http_client
 
 Result = TypeVar("Result")
 
@@ -142,10 +143,10 @@ class VaultClient:
         self._pool = self._make_pool(context)
 
     def _make_pool(self, context: ssl.SSLContext) -> ConnectionPool:
-        http = httpx2.AsyncClient(
+        http = make_http_client(
+            self._address.url,
             verify=context,
             timeout=self._timeout,
-            follow_redirects=False,
             transport=self._transport,
             headers={"Accept-Encoding": "identity", "X-Vault-Request": "true"},
         )

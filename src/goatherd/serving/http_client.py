@@ -1,0 +1,68 @@
+"""Make HTTP clients, and decide whether their requests go through the proxy that the environment names.
+
+Rule: a request to this machine itself (a loopback address, or ``localhost``) never goes through a proxy, as with
+Vault's and Kubernetes's own clients. For other hosts the environment decides: ``HTTP_PROXY``, ``HTTPS_PROXY``,
+``ALL_PROXY`` and ``NO_PROXY``, also in lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from goatherd.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx2
+
+
+def make_http_client(
+    url: str,
+    *,
+    verify: ssl.SSLContext | bool,
+    timeout: float | None,
+    headers: Mapping[str, str] | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> httpx2.AsyncClient:
+    """Return an HTTP client for requests to the server at `url`. It follows no redirects.
+
+    Args:
+        url: The URL of the server.
+        verify: The TLS context; True for one that trusts the system's certificate authorities, False for none.
+        timeout: Timeout of each operation in seconds; None for no timeout.
+        headers: Headers of each request.
+        transport: Sends the requests, in a test.
+
+    Raises:
+        ConfigurationError: The environment names a proxy that cannot be used.
+    """
+    import httpx2  # here, since it takes long to import
+
+    # SECURITY: a proxy would get the requests that a root has signed, and answer in place of this machine's server
+    # (tests/unit/serving/test_http_client.py).
+    asks_environment = not _is_this_machine(urlsplit(url).hostname or "")
+    if verify is True:
+        verify = httpx2.create_ssl_context()  # with the authorities that SSL_CERT_FILE names, for this machine too
+    try:
+        return httpx2.AsyncClient(
+            verify=verify, timeout=timeout, headers=headers, transport=transport, trust_env=asks_environment
+        )
+    except (ImportError, ValueError, httpx2.InvalidURL):
+        # SECURITY: the proxy's URL may hold a password, so neither it nor the cause is repeated
+        # (tests/unit/serving/test_http_client.py).
+        raise ConfigurationError(
+            "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used",
+            hint="Name a proxy as http://HOST:PORT; SOCKS proxies are not supported. NO_PROXY lists hosts that are"
+            " reached without a proxy, separated by commas.",
+        ) from None
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

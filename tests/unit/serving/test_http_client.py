@@ -1,0 +1,95 @@
+"""Which requests go through the proxy that the environment names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from goatherd.cluster.client import NodeClient
+from goatherd.errors import ConfigurationError, SecretNotFoundError
+from goatherd.plugins import open_provider
+from goatherd.rotation.health_checks import HTTPProbe
+from goatherd.serving.http_client import make_http_client
+from tests.deadlines import ANSWER
+
+FINE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nOK"
+ABSENT = b'HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\nconnection: close\r\n\r\n{"errors": [] }'
+VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+@asynccontextmanager
+async def server(answer: bytes = FINE) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server that answers every request alike. Yields its port, and the first lines of the requests."""
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as opened:
+        yield opened.sockets[0].getsockname()[1], seen
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+async def test_a_server_on_this_machine_is_reached_without_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    async with server() as (proxy, asked), server() as (port, seen):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy}")
+        async with NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client:
+            assert await client.healthy()
+        assert await HTTPProbe(f"http://localhost:{port}/healthy", timeout=ANSWER).ask() is None
+    assert (len(seen), asked) == (2, [])
+
+
+async def test_a_vault_on_this_machine_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", "token")
+    async with server() as (proxy, asked), server(ABSENT) as (port, _):
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        provider, secret_id = open_provider(f"vault://127.0.0.1:{port}/secret/goatdb/root?tls=off")
+        async with provider:
+            with pytest.raises(SecretNotFoundError):
+                await provider.read(secret_id)
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "[::1]", "localhost", "acme.localhost"])
+async def test_every_name_of_this_machine_counts(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:hunter2@proxy.example:1080")  # which cannot be used
+    async with make_http_client(f"https://{host}:8443", verify=True, timeout=None) as http:
+        assert not http.trust_env
+
+
+async def test_another_host_is_reached_through_the_proxy_unless_it_is_excepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server() as (proxy, asked):
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        async with NodeClient("http://goat.invalid:8080", timeout=ANSWER) as client:
+            assert await client.healthy()
+        monkeypatch.setenv("NO_PROXY", "goat.invalid")
+        async with NodeClient("http://goat.invalid:8080", timeout=ANSWER) as client:
+            assert not await client.healthy()
+    assert asked == [b"GET http://goat.invalid:8080/healthy HTTP/1.1"]
+
+
+@pytest.mark.parametrize("url", ["socks5://user:hunter2@proxy.example:1080", "ftp://user:hunter2@proxy.example"])
+async def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", url)
+    async with NodeClient("http://goat.invalid:8080", timeout=ANSWER) as client:
+        with pytest.raises(ConfigurationError, match="ALL_PROXY") as caught:
+            await client.create_session()
+    assert "hunter2" not in f"{caught.value!r} {caught.value.hint} {caught.value.__cause__!r}"
+    assert "cannot be used" in str(await HTTPProbe("http://goat.invalid/healthy", timeout=ANSWER).ask())
