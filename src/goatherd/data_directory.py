@@ -249,21 +249,29 @@ def refuse_running(data: Path) -> None:
 
     GoatDB takes no lock. So on systems with ``/proc``, the check reads the open files of all processes that it may see.
     A GoatDB server has its logs open, and a Goatherd server its lock file. A process that only reads, such as a backup,
-    is no server.
+    is no server. A process in a container has other paths, so a file is also recognized by its inode.
 
     Raises:
         StorageError: A process has a file of the directory open for writing.
     """
     directory = str(data.resolve()) + os.sep
+    files = _list_inodes(data)
+    names = {path.name for path in files.values()}
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
-        held = next((target for target in _list_written(process) if target.startswith(directory)), None)
-        if held is not None:
-            raise StorageError(
-                f"process {process.name} holds {held} open; nothing was changed",
-                hint="Stop this process, then run the command again.",
-            )
+        for entry, target in _list_written(process):
+            held: Path | str | None = target if target.startswith(directory) else None
+            # Only files of the same name: the status of a file on a network file system may take forever.
+            if held is None and os.path.basename(target) in names:  # noqa: PTH119 - it need not be a path here
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    held = files.get((status.st_dev, status.st_ino))
+            if held is not None:
+                raise StorageError(
+                    f"process {process.name} holds {held} open; nothing was changed",
+                    hint="Stop this process, then run the command again.",
+                )
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
@@ -273,8 +281,23 @@ _FEW: Final = 5
 _PART_BYTES: Final = 1024 * 1024
 
 
-def _list_written(process: Path) -> Iterator[str]:
-    """Yield the paths of the files that a process has open for writing; none if it has ended or may not be seen."""
+def _list_inodes(data: Path) -> dict[tuple[int, int], Path]:
+    """Return the files in a directory by device and inode."""
+    found = {}
+    for folder, _, names in os.walk(data):
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(OSError):  # it was removed meanwhile, or is a link to nowhere
+                status = path.stat()
+                found[status.st_dev, status.st_ino] = path
+    return found
+
+
+def _list_written(process: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files that a process has open for writing: the entry in ``/proc``, and the path as the process has it.
+
+    There are none if the process has ended or may not be seen.
+    """
     try:
         entries = list((process / "fd").iterdir())
     except OSError:
@@ -282,7 +305,7 @@ def _list_written(process: Path) -> Iterator[str]:
     for entry in entries:
         with contextlib.suppress(OSError):  # it was closed meanwhile
             if entry.lstat().st_mode & stat.S_IWUSR:
-                yield str(entry.readlink())
+                yield entry, str(entry.readlink())
 
 
 def _list_entries(directory: Path) -> list[Path]:

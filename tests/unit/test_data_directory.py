@@ -17,7 +17,7 @@ from goatherd.data_directory import (
     organization_directories,
     refuse_running,
 )
-from goatherd.errors import ConfigurationError, NewerFormatError
+from goatherd.errors import ConfigurationError, NewerFormatError, StorageError
 
 # A key pair in GoatDB's next form, from RFC 8037 (appendix A.1).
 PUBLIC = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
@@ -163,3 +163,20 @@ def test_a_process_that_only_reads_is_no_server(org: Path) -> None:
         backup.stdout.readline()
         refuse_running(org)
         backup.communicate()
+
+
+def test_a_process_that_has_another_path_for_a_file_is_a_server_all_the_same(org: Path, tmp_path: Path) -> None:
+    """As in a container, which has the directory as a volume; here by a link."""
+    log = org / "sys/sessions.jsonl"
+    inside = tmp_path / "inside" / log.name
+    inside.parent.mkdir()
+    inside.hardlink_to(log)
+    script = "import sys; file = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", script, str(inside)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        with pytest.raises(StorageError, match=f"process {server.pid} holds {log} open"):
+            refuse_running(org)
+        server.communicate()
+    refuse_running(org)
