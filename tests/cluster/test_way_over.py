@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.main import run as run_here
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
@@ -32,11 +33,16 @@ REPOSITORIES = {repository["path"]: repository for repository in DESCRIPTION["re
 NOTES = "/data/notes"
 
 
+def set_days_left(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
+    """Make it the day on which the root in these files has so many days left; time goes on from there."""
+    started, day_ms = time.monotonic_ns(), int(A["expiration"] * 1000) - days * 86_400_000
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: day_ms + (time.monotonic_ns() - started) // 1_000_000)
+
+
 @pytest.fixture
 def then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the day on which GoatDB wrote these files, and time goes on from there."""
-    started, day_ms = time.monotonic_ns(), int(A["expiration"] * 1000) - 29 * 86_400_000
-    monkeypatch.setattr(SystemClock, "now_ms", lambda _: day_ms + (time.monotonic_ns() - started) // 1_000_000)
+    """It is the day on which GoatDB wrote these files."""
+    set_days_left(monkeypatch, 29)
 
 
 @pytest.fixture
@@ -114,3 +120,28 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
         await check_old_commits(listener.url, [second])
     printed = capsys.readouterr()
     assert A["privateKey"]["d"] not in printed.out + printed.err
+
+
+async def test_an_only_server_whose_root_expires_soon_gets_a_new_one_before_an_agent_starts_it(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GoatDB server that has run for weeks has such a root."""
+    set_days_left(monkeypatch, 10)
+    uri = f"file://{tmp_path}/keys/root"
+    agent = ("run", "--once", "--plain-file", "--provider", uri, "--data", str(data.parent))
+    assert await run("migrate", str(data), "--provider", uri) == 0
+    assert await run(*agent) == EXIT_CODES["identity"]
+    assert "If none runs, let `goatherd serve` serve this data directory" in capsys.readouterr().err
+
+    provider, secret_id = open_provider(uri)
+    async with (
+        Server(data.parent, CloudSecretSettings(provider, secret_id)) as server,
+        ServerListener(server) as listener,
+        NodeClient(listener.url, timeout=ANSWER) as node,
+        open_provider(uri)[0] as store,
+    ):
+        policy = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER)
+        await Rotator(store, secret_id, [node], policy=policy, started_by="test").rotate()
+        second = server.database().pool.current.id
+    assert await run(*agent) == 0
+    assert json.loads((data / "settings.json").read_text())["currentSession"]["id"] == second

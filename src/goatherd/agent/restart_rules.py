@@ -122,7 +122,8 @@ def require_life(document: IdentityDocument, now_ms: int) -> None:
         raise IdentityError(
             f"the current root {document.current.id} has {max(0.0, left):.1f} days left; a GoatDB server that starts"
             f" with {SHORT_LIFE.days} or less exposes its private key, so it is not started",
-            hint="Run `goatherd rotate` now. Do not stop the servers that still run: the rotation needs them.",
+            hint="Run `goatherd rotate` now. Do not stop the servers that still run: the rotation needs them. If none"
+            " runs, let `goatherd serve` serve this data directory until the rotation is complete.",
         )
 
 
