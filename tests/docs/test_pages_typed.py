@@ -295,6 +295,24 @@ def test_the_page_about_migration_works_as_it_is_written(world: World) -> None:
     shell.follow(page("docs/how-to/migrate.md"))
 
 
+def test_a_start_by_the_agent_is_undone_as_the_page_about_migration_says(world: World) -> None:
+    """When the agent ends, it removes settings.json, without which GoatDB would make a new root."""
+    (row,) = re.findall(r"^\| 4 .*\|$", (HOW_TO / "migrate.md").read_text(), re.MULTILINE)
+    assert "After `goatherd run`, which removes `settings.json`, run `goatherd export`" in row
+    data, file = f"{world.home}/srv/goatdb", world.home / "srv/goatdb/localhost/settings.json"
+    settings(file)
+    before = json.loads(file.read_text())["currentSession"]["id"]
+    shell = world.shell(GOATHERD_PROVIDER=world.provider, PYTHONPATH=str(ROOT))
+    server = f"python -m tests.cluster.goatlike --path {data} --port {world.ports[0]}"
+    assert shell.run(f"goatherd migrate {data}")[0] == 0, shell.story
+    shell.start(f"goatherd run --data {data} --url http://127.0.0.1:{world.ports[0]} -- {server}")
+    assert shell.run("kill %1; wait %1")[0] == 0, shell.story
+    assert not file.exists()
+    assert shell.run(f"goatherd export {file}")[0] == 0, shell.story
+    shell.start(server)
+    assert json.loads(file.read_text())["currentSession"]["id"] == before
+
+
 async def create_session(port: int) -> None:
     async with NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client:
         await client.create_session()
