@@ -203,9 +203,9 @@ async def migrate_all(
         DiscoveryError: The running servers could not be discovered.
     """
     now_ms = SystemClock().now_ms()
-    found: dict[Path, MigrationSource] = {}
+    found: dict[tuple[Path, Path], MigrationSource] = {}
     for source in [source for path in paths for source in find_sources(path, target.org)]:
-        found.setdefault(source.settings.resolve(), source)
+        found.setdefault(source.place, source)
     sources = list(found.values())
     orgs = sorted({source.org for source in sources})
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
@@ -607,7 +607,8 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     if settings.is_symlink():
         raise SettingsError(
             f"{settings} was not removed, because it is a link to {settings.readlink()}",
-            hint="`goatherd run` makes such a link to a file in memory. Stop `goatherd run`: it removes that file.",
+            hint="If `goatherd run` has made the link, to a file in memory, stop `goatherd run`: it removes both. If it"
+            " is your own, remove both by hand, once every server starts from the store.",
         )
     remains = settings.with_name(REMAINS)
     note = {

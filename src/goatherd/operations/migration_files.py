@@ -38,6 +38,11 @@ class MigrationSource:
     data: Path | None
     org: str
 
+    @property
+    def place(self) -> tuple[Path, Path]:
+        """The directory and the file, whatever paths lead to them. Several servers may have a link to one file."""
+        return (self.data or self.settings.parent).resolve(), self.settings.resolve()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLog:
@@ -85,17 +90,18 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
 
 
 def _describe_source(settings: Path, given: str | None) -> MigrationSource:
-    directory = settings.resolve().parent
-    data = directory if (directory / "sys").is_dir() else None
+    # A settings.json in a data directory may be a link to a file elsewhere, and a link elsewhere may lead to it.
+    directories = (settings.parent.resolve(), settings.resolve().parent)
+    data = next((directory for directory in directories if (directory / "sys").is_dir()), None)
     if data is not None:
         check_understood(data)
     if given is not None or data is None:
         return MigrationSource(settings=settings, data=data, org=given or DEFAULT_ORG)
     # The organization is part of the signed bytes, so the log shows which of the two candidates is right.
-    source = MigrationSource(settings=settings, data=data, org=directory.name)
+    source = MigrationSource(settings=settings, data=data, org=data.name)
     document, _, _ = read_settings(source, 0)
-    orgs = (directory.name, DEFAULT_ORG)
-    return replace(source, org=next((org for org in orgs if _is_signed_for(org, data, [document])), directory.name))
+    orgs = (data.name, DEFAULT_ORG)
+    return replace(source, org=next((org for org in orgs if _is_signed_for(org, data, [document])), data.name))
 
 
 def check_signed_for(source: MigrationSource, identities: Sequence[IdentityDocument]) -> None:

@@ -754,3 +754,44 @@ def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
     copied, more_known = (json.loads(line) for line in lines_about(other, owned.id))
     assert copied == json.loads(line)
     assert (more_known["p"], more_known["c"]["r"]["d"]["owner"]) == ([held.id], "u7")
+
+
+@pytest.mark.parametrize("named", ["data directory", "organization's directory", "settings.json"])
+def test_servers_that_share_a_settings_json_by_links_are_several_servers(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+    named: str,
+) -> None:
+    settle(data)
+    owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
+    trust_in_settings_json(data, owned)
+    shared = (data / "localhost/settings.json").rename(tmp_path / "shared.json")
+    (data / "localhost/settings.json").symlink_to(shared)
+    other = Path(shutil.copytree(data, data.parent / "other", symlinks=True))
+    below = {"data directory": "", "organization's directory": "localhost", "settings.json": "localhost/settings.json"}
+    words = ["migrate", *(str(top / below[named]) for top in (data, other)), "--provider", store]
+    result = goatherd(*words, "--json")
+    assert result.code == 0, result.err
+    assert [owned.id in one["sessionsWritten"] for one in result.json["organizations"]] == [True, True]
+    assert lines_about(data, owned.id) == lines_about(other, owned.id) != []
+    with LogDirectory(other / "localhost"):
+        assert goatherd(*words).code == EXIT_CODES["node"], "the other server runs"
+    kept = goatherd(*words, "--remove-key")
+    assert kept.code == EXIT_CODES["settings"]
+    assert "remove both by hand" in kept.err
+    assert shared.exists()
+
+
+def test_a_link_that_leads_to_a_data_directory_is_that_server(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "link.json").symlink_to(data / "localhost/settings.json")
+    result = goatherd("migrate", str(tmp_path / "link.json"), str(data), "--provider", store, "--json")
+    assert result.code == 0, result.err
+    (outcome,) = result.json["organizations"]
+    assert outcome["sessionsInLog"] > 0
