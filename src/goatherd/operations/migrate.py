@@ -59,6 +59,7 @@ from goatherd.operations.migration_files import (
     check_signed_for,
     find_key_copies,
     find_sources,
+    missing_settings_error,
     read_settings,
 )
 from goatherd.operations.migration_sessions import (
@@ -180,7 +181,8 @@ async def migrate_all(
 
     Args:
         target: The store, and running servers that may hold sessions.
-        paths: Data directories and settings.json files; one that is found twice counts once.
+        paths: Data directories and settings.json files; one that is found twice counts once. From a server that was
+            migrated earlier, and has no settings.json any more, only the log is read.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
         is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
@@ -206,7 +208,10 @@ async def migrate_all(
     found: dict[tuple[Path, Path], MigrationSource] = {}
     for source in [source for path in paths for source in find_sources(path, target.org)]:
         found.setdefault(source.place, source)
-    sources = list(found.values())
+    sources = [source for source in found.values() if not source.is_migrated]
+    migrated = [source for source in found.values() if source.is_migrated]
+    if migrated and not sources:
+        raise missing_settings_error(migrated)
     orgs = sorted({source.org for source in sources})
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in secret_id:
@@ -228,24 +233,26 @@ async def migrate_all(
             if tell is not None:
                 tell(line)
     agreed = {org: agree_on_sessions([users for source, _, users, _ in read if source.org == org]) for org in orgs}
-    stored = {
-        org: await _read_stored(target, org, one[org], [source for source in sources if source.org == org])
-        for org in orgs
-    }
+    servers = {org: [source for source in found.values() if source.org == org] for org in orgs}
+    stored = {org: await _read_stored(target, org, one[org], servers[org]) for org in orgs}
     for source, document, _, _ in read:
         name, known = stored[source.org].name, stored[source.org].document
         check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
         if known is not None:
             _check_covered(known, (one[source.org].current, document.current), source.settings, name)
-    held = {
-        org: find_held_in_logs([source for source in sources if source.org == org], stored[org].document or one[org])
-        for org in orgs
-    }
+    held = {org: find_held_in_logs(servers[org], stored[org].document or one[org]) for org in orgs}
     if write_sessions:
         for org in orgs:
             of_org = [(source, users) for source, _, users, _ in read if source.org == org]
             held[org] |= await find_held_by_servers(
-                target, org, one[org], stored[org], of_org, held[org], is_only_server
+                target,
+                org,
+                one[org],
+                stored[org],
+                of_org,
+                held[org],
+                names_migrated=any(source.org == org for source in migrated),
+                is_only_server=is_only_server,
             )
     outcomes = [
         await _migrate_server(

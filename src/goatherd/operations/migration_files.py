@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from goatherd.data_directory import SESSIONS_LOG, check_understood, read_commits
+from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_understood, read_commits
 from goatherd.errors import (
     ConfigurationError,
     IdentityError,
@@ -32,11 +32,15 @@ SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationSource:
-    """The files of one organization. `data` is None for a settings.json outside of a data directory."""
+    """The files of one organization. `data` is None for a settings.json outside of a data directory.
+
+    If `is_migrated` is true, there is a log and no settings.json: a migration or an agent has removed the file.
+    """
 
     settings: Path
     data: Path | None
     org: str
+    is_migrated: bool = False
 
     @property
     def place(self) -> tuple[Path, Path]:
@@ -60,7 +64,7 @@ class SessionLog:
 
 
 def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
-    """Return the organizations found in a path, sorted by name.
+    """Return the organizations found in a path, sorted by name, also those of a server that was migrated earlier.
 
     Args:
         source: A data directory with or without a directory for each organization, or a settings.json.
@@ -74,18 +78,40 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
         return [_describe_source(source, given)]
     if (source / SETTINGS_NAME).is_file():
         return [_describe_source(source / SETTINGS_NAME, given)]
+    if (source / SESSIONS_LOG).is_file():
+        return [_describe_directory(source, given or source.resolve().name)]
     if source.is_dir():
-        found = sorted(path for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file())
-        found = [path for path in found if given is None or path.parent.name == given]
-        for path in found:
-            check_understood(path.parent)
-        if found:
-            return [MigrationSource(settings=path, data=path.parent, org=path.parent.name) for path in found]
+        logs = [path.parents[1] for path in source.glob(f"*/{SESSIONS_LOG}")]
+        found = sorted({*(path.parent for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file()), *logs})
+        if chosen := [_describe_directory(path, path.name) for path in found if given in (None, path.name)]:
+            return chosen
     raise ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()
         else f"{source} does not exist",
         hint="Name the data directory of a GoatDB server, or a settings.json.",
+    )
+
+
+def _describe_directory(directory: Path, org: str) -> MigrationSource:
+    check_understood(directory)
+    settings = directory / SETTINGS_NAME
+    return MigrationSource(settings=settings, data=directory, org=org, is_migrated=not settings.is_file())
+
+
+def missing_settings_error(sources: Sequence[MigrationSource]) -> ConfigurationError:
+    """Return the error for servers of which none has a settings.json any more."""
+    directories = ", ".join(str(source.settings.parent) for source in sources)
+    noted = [source.settings.with_name(REMAINS) for source in sources if source.settings.with_name(REMAINS).is_file()]
+    if noted:
+        return ConfigurationError(
+            f"there is no {SETTINGS_NAME} in {directories}: a migration has removed it, as {noted[0]} states",
+            hint=f"Nothing is left to do. {noted[0].name} names the store from which to start the server.",
+        )
+    return ConfigurationError(
+        f"there is no {SETTINGS_NAME} in {directories}, only logs",
+        hint="If `goatherd run` ran there, it has removed the file when it ended, and the identity is in the store."
+        " Otherwise restore the file from a backup.",
     )
 
 

@@ -101,6 +101,8 @@ async def find_held_by_servers(
     stored: StoredIdentity,
     read: Sequence[tuple[MigrationSource, Sequence[Session]]],
     held: Collection[str],
+    *,
+    names_migrated: bool,
     is_only_server: bool,
 ) -> dict[str, tuple[Commit, ...]]:
     """Ask running servers for the sessions that no log on a disk introduces; return their commits, by session id.
@@ -114,7 +116,8 @@ async def find_held_by_servers(
         document: The identity that is migrated.
         stored: What the store holds.
         read: The files and trusted sessions of each server whose disk is migrated.
-        held: Ids of the sessions that a log of these servers introduces.
+        held: Ids of the sessions that a log of these servers, or of a server that was migrated earlier, introduces.
+        names_migrated: Whether the operator has given the data directory of a server that was migrated earlier.
         is_only_server: Whether the operator states that there is no other server.
 
     Raises:
@@ -143,7 +146,8 @@ async def find_held_by_servers(
                 if session_id in missing:
                     found.setdefault(session_id, tuple(of_session))
     unknown = sorted(missing - found.keys())
-    if unknown and present is not None and (silent or not clients) and not is_only_server:
+    is_asked = bool(clients or names_migrated) and not silent
+    if unknown and present is not None and not is_asked and not is_only_server:
         why = f" ({'; '.join(silent)})" if silent else ""
         sessions = describe_count(len(unknown), "session", "is", "are")
         raise SettingsError(

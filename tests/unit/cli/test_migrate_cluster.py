@@ -795,3 +795,38 @@ def test_a_link_that_leads_to_a_data_directory_is_that_server(
     assert result.code == 0, result.err
     (outcome,) = result.json["organizations"]
     assert outcome["sessionsInLog"] > 0
+
+
+@pytest.mark.parametrize("ending", ["a migration has removed it", "only logs"])
+@pytest.mark.parametrize("named", ["data directory", "organization's directory"])
+def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settings_json_is_gone(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    named: str,
+    ending: str,
+) -> None:
+    settle(data)
+    other = Path(shutil.copytree(data, data.parent / "other"))
+    owned = OwnedSession.generate(session_id="a" * 24, owner=None, now_ms=NOW_MS)
+    alone = OwnedSession.generate(session_id="b" * 24, owner="u8", now_ms=NOW_MS)
+    trust_in_settings_json(data, owned)
+    trust_in_settings_json(other, replace(owned, session=replace(owned.session, owner="u7")))
+    trust_in_settings_json(other, alone)
+    assert goatherd("migrate", str(data), "--provider", store, "--remove-key").code == 0
+    if ending == "only logs":
+        (data / "localhost" / REMAINS).unlink()  # as where `goatherd run` has ended
+    earlier = data / "localhost" if "organization" in named else data
+    again = goatherd("migrate", str(earlier), "--provider", store)
+    assert again.code == EXIT_CODES["configuration"]
+    assert ending in again.err
+    before = (data / "localhost/sys/sessions.jsonl").read_bytes()
+    done = goatherd("migrate", str(other), str(earlier), "--provider", store, "--json")
+    assert done.code == 0, done.err
+    (outcome,) = done.json["organizations"]
+    assert outcome["settings"] == str(other / "localhost/settings.json")
+    assert {owned.id, alone.id} <= set(outcome["sessionsWritten"])
+    first, more_known = (json.loads(line) for line in lines_about(other, owned.id))
+    assert [json.loads(line) for line in lines_about(data, owned.id)] == [first]
+    assert more_known["p"] == [first["id"]]
+    assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
