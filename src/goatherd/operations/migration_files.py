@@ -71,7 +71,7 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
         given: The only organization to look for; None for all.
 
     Raises:
-        ConfigurationError: The path holds no organization.
+        ConfigurationError: The path holds no organization, or not the given one.
         NewerFormatError: A newer GoatDB has written in the directory.
     """
     if source.is_file():
@@ -85,6 +85,12 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
         found = sorted({*(path.parent for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file()), *logs})
         if chosen := [_describe_directory(path, path.name) for path in found if given in (None, path.name)]:
             return chosen
+        if found:
+            names = ", ".join(path.name for path in found[:SHOWN])
+            raise ConfigurationError(
+                f"{source} holds no data of organization {given!r}; it holds the organizations {names}",
+                hint="Check --org and GOATHERD_ORG.",
+            )
     raise ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()

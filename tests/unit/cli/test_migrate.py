@@ -340,6 +340,12 @@ def test_a_path_without_settings_is_told(goatherd: Goatherd, store: str, tmp_pat
         assert goatherd("migrate", str(source), "--provider", store).code == EXIT_CODES["configuration"]
 
 
+def test_a_mistyped_organization_is_told_with_those_that_there_are(goatherd: Goatherd, data: Path, store: str) -> None:
+    refused = goatherd("migrate", str(data), "--org", "locahost", "--provider", store)
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "no data of organization 'locahost'; it holds the organizations localhost" in refused.err
+
+
 def test_what_was_migrated_can_be_exported_with_the_sessions_of_the_log(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
