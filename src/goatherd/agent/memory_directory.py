@@ -44,7 +44,7 @@ def kind_of(device: int, mounts: str) -> str | None:
 
 
 def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path = MOUNTS) -> Path:
-    """Return a writable directory on a file system in memory.
+    """Return the absolute path of a writable directory on a file system in memory.
 
     Args:
         given: The directory that the operator names. Without it, systemd's ``RUNTIME_DIRECTORY``, ``XDG_RUNTIME_DIR``,
@@ -59,11 +59,11 @@ def find_memory(given: Path | None, environ: Mapping[str, str], *, mounts: Path 
         problem = _find_problem(given, mounts)
         if problem:
             raise NotInMemoryError(f"{given} {problem}", hint=_HINT)
-        return given
+        return given.absolute()  # a link in the data directory will point there
     names = [*environ.get("RUNTIME_DIRECTORY", "").split(":"), environ.get("XDG_RUNTIME_DIR", "")]
     for place in [*(Path(name) for name in names if name), _SHARED_MEMORY]:
         if _find_problem(place, mounts) is None:
-            return place
+            return place.absolute()
     raise NotInMemoryError("no directory in memory (tmpfs) was found", hint=_HINT)
 
 

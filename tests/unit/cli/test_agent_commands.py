@@ -107,6 +107,16 @@ def test_the_key_does_not_stay_where_an_earlier_fetch_has_put_it(
     assert not before.parent.exists()
 
 
+def test_a_relative_memory_directory_is_found_from_the_data_directory(
+    goatherd: Goatherd, store: str, data: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(elsewhere.parent)
+    done = goatherd("fetch", "--provider", store, "--data", str(data), "--memory", elsewhere.name, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(settings(data).read_bytes())["currentSession"]["id"] == done.json["organizations"][0]["current"]
+    assert settings(data).readlink().is_relative_to(elsewhere)
+
+
 @pytest.mark.slow
 def test_the_key_does_not_stay_where_an_earlier_watch_has_put_it(
     goatherd: Goatherd, store: str, data: Path, elsewhere: Path
