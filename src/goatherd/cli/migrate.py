@@ -108,7 +108,7 @@ async def _migrate(
         app.out.result({}, lines)
         lines = []
         files = ", ".join(str(source.settings) for source, _ in done.removable)
-        remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False)
+        remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False, err=True)
     if remove and not dry_run:
         removed = await remove_keys(target, done, confirmed=remove)
         lines += removed or ["no file was removed, since a server rejects the root"]

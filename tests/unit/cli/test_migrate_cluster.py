@@ -830,3 +830,17 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
     assert [json.loads(line) for line in lines_about(data, owned.id)] == [first]
     assert more_known["p"] == [first["id"]]
     assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
+
+
+def test_the_question_is_asked_on_standard_error_as_the_result_may_go_to_a_file(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda text: print(text) or "n")
+    asked = goatherd("migrate", str(data), "--provider", store)
+    assert "from the disk now?" in asked.err
+    assert "from the disk now?" not in asked.out
+    assert settings(data) == json.loads(DESCRIPTION["settings_json"])
