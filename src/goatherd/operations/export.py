@@ -12,7 +12,7 @@ from pathlib import Path
 
 from goatherd.clock import SystemClock
 from goatherd.errors import IdentityExistsError
-from goatherd.files import create_file, read_file, replace_file
+from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import to_settings
 from goatherd.operations.identity_store import Store
@@ -86,7 +86,7 @@ def _write_settings(file: Path, text: bytes, *, replace: bool) -> None:
     try:
         create_file(file, text)
     except IdentityExistsError as error:
-        if read_file(file) == text:
+        if read_if_there(file) == text:
             return
         error.hint = "The file was not changed. --replace overwrites it, and the private key in it."
         raise

@@ -363,6 +363,23 @@ def test_what_was_migrated_can_be_exported_with_the_sessions_of_the_log(
     }
 
 
+def test_a_link_whose_file_in_memory_is_gone_is_told_and_can_be_replaced(
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
+) -> None:
+    """As after a power failure under `goatherd run`."""
+    settle(data)
+    goatherd("migrate", str(data), "--provider", store)
+    file = data / "localhost/settings.json"
+    file.unlink()
+    file.symlink_to(tmp_path / "gone.json")
+    refused = goatherd("export", str(file), "--provider", store)
+    assert refused.code == EXIT_CODES["identity"]
+    assert "already exists" in refused.err
+    assert "--replace" in refused.err
+    assert goatherd("export", str(file), "--provider", store, "--replace").code == 0
+    assert settings(data)["currentSession"]["id"] == NAMED["root"]
+
+
 def test_export_needs_a_log_where_a_data_directory_is_named(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     goatherd("init", "--provider", store)
     refused = goatherd("export", str(tmp_path / "x.json"), "--provider", store, "--data", str(tmp_path))
