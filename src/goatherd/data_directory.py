@@ -180,9 +180,10 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
         StorageError: The directory cannot be read.
     """
     if any((data / "sys" / f"{name}{suffix}").is_file() for name in ("sessions", "users") for suffix in _LOG_SUFFIXES):
+        directory = Path(os.path.abspath(data))  # noqa: PTH100 - a link has the organization's name
         raise ConfigurationError(
-            f"{data} is the directory of one organization, not the data directory that contains it",
-            hint=f"Give its parent directory: --data {data.parent} --org {data.name}",
+            f"{directory} is the directory of one organization, not the data directory that contains it",
+            hint=f"Give its parent directory: --data {directory.parent} --org {directory.name}",
         )
     for org in orgs:
         if (data / org).is_dir():

@@ -155,6 +155,13 @@ def test_the_directory_of_one_organization_is_told_from_the_one_that_contains_it
         assert f"--data {org.parent} --org localhost" in caught.value.hint
 
 
+def test_the_parent_of_the_current_directory_is_named(org: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(org)
+    with pytest.raises(ConfigurationError) as caught:
+        check_data_directory(Path(), ["localhost"], create=False)
+    assert f"--data {org.parent} --org localhost" in caught.value.hint
+
+
 def test_a_process_that_only_reads_is_no_server(org: Path) -> None:
     script = "import sys; file = open(sys.argv[1], 'rb'); print('open', flush=True); sys.stdin.read()"
     command = [sys.executable, "-S", "-c", script, str(org / "sys/sessions.jsonl")]

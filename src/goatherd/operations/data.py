@@ -106,6 +106,7 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
         raise ConfigurationError(f"{path} is not a directory", hint="Name the data directory of a server.")
     found = [(one.name, one) for one in organization_directories(path)]
     if not found and is_organization_directory(path):
+        path = Path(os.path.abspath(path))  # noqa: PTH100 - so that it has a parent, with the lock of an agent
         return [(org or path.resolve().name, path)]
     chosen = [(name, one) for name, one in found if org is None or name == org]
     if not chosen:

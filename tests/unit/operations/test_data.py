@@ -592,6 +592,18 @@ async def store_with_identity(org: str) -> AsyncIterator[Store]:
         yield Store(provider=provider, secret_id="root", org=org, name="the store")
 
 
+async def test_an_agent_is_seen_from_within_the_directory_of_the_organization(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from goatherd.agent.data_directory_lock import DataDirectoryLock
+
+    monkeypatch.chdir(directory)
+    with DataDirectoryLock(directory.parent), pytest.raises(AgentBusyError, match="uses"):
+        await check_data(Path(), org=None, open_store=None)
+    (report,) = await check_data(Path(), org=None, open_store=None)
+    assert report.org == ORG
+
+
 async def test_a_data_directory_is_checked_and_repaired_with_the_identity_in_the_store(directory: Path) -> None:
     replace(notes(directory), b"note 2", b"note X")
     (report,) = await check_data(directory.parent, org=None, open_store=store_with_identity)
