@@ -161,9 +161,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if file.current["id"] in options.hang:
         signal.pause()
-    # The server reads what was loaded, not the file, which may have been invented.
-    loaded = options.path / options.org / ".goatlike.json"
-    loaded.parent.mkdir(parents=True, exist_ok=True)
+    # The server reads what was loaded, not the file, which may have been invented. GoatDB has no such file of its own.
+    loaded = options.path.with_name(f".{options.path.name}-goatlike.json")
+    (options.path / options.org).mkdir(parents=True, exist_ok=True)
     public = {name: value for name, value in file.current.items() if name != "privateKey"}
     roots = {**file.roots, public["id"]: public}
     trusted = [{k: v for k, v in one.items() if k != "privateKey"} for one in file.sessions.values()]

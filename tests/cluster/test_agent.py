@@ -68,7 +68,7 @@ async def test_a_server_is_run_rotated_and_stopped_and_its_key_is_never_on_the_d
         d = made.first.to_secret_json()["privateKey"]["d"].encode()
         assert d in node.settings.read_bytes()
         # What GoatDB keeps of its own is not there; the goat-like server's own copy is its substitute for memory.
-        assert {path.name for path in keys_on_disk(node.path)} <= {".goatlike.json"}
+        assert {path.name for path in keys_on_disk(node.path)} <= {".data-goatlike.json"}
         pid = node.child_pid()
         assert pid is not None
         assert node.process is not None
@@ -308,7 +308,7 @@ async def test_a_restore_restarts_each_server_once_one_at_a_time_and_every_write
             assert settings["currentSession"]["id"] == a.id
             async with NodeClient(node.url, timeout=ANSWER) as client:
                 assert await client.answers(b), "what B signed stays valid"
-            assert {path.name for path in keys_on_disk(node.path)} <= {".goatlike.json"}
+            assert {path.name for path in keys_on_disk(node.path)} <= {".data-goatlike.json"}
 
 
 class Mischief:

@@ -372,9 +372,13 @@ def test_the_page_about_ec2_works_as_it_is_written(world: World) -> None:
         }
         keys = {"AWS_ACCESS_KEY_ID": "AKIAMOTO000000000000", "AWS_SECRET_ACCESS_KEY": "x" * 40}
         shell = world.shell(PYTHONPATH=str(ROOT), **keys)
-        before = json.loads((world.home / "srv/goatdb/localhost/settings.json").read_text())["currentSession"]["id"]
-        shell.follow(page("docs/how-to/ec2.md"))
-        assert current_root(shell) != before
+        text = (world.home / "srv/goatdb/localhost/settings.json").read_text()
+        steps = page("docs/how-to/ec2.md")
+        shell.follow(steps)
+        assert current_root(shell) != json.loads(text)["currentSession"]["id"]
+        (world.home / "srv/goatdb/localhost/settings.json.bak").write_text(text)
+        (scan,) = (step.line for step in steps if isinstance(step, Typed) and step.line.startswith("goatherd scan"))
+        assert shell.run(shell.told(scan))[0] == EXIT_KEY_FOUND, shell.story
         shell.__exit__()
         world.stack.pop_all()
 
