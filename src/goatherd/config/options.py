@@ -302,7 +302,7 @@ class Options:
     )
     agent_command: str | None = _option(
         "agent.command",
-        values.parse_string,
+        values.parse_command,
         None,
         "command",
         'Command to run, without a shell, if `on_change` is "command".',

@@ -108,7 +108,29 @@ def parse_strings(value: object) -> tuple[str, ...]:
 
 
 def parse_path(value: object) -> Path:
-    return value if isinstance(value, Path) else Path(parse_string(value)).expanduser()
+    path = value if isinstance(value, Path) else Path(parse_string(value))
+    try:
+        return path.expanduser()  # also of a flag: in `--data=~/goatdb`, the shell has not done it
+    except RuntimeError:
+        raise ConfigurationError(
+            f"the home directory in {str(path)!r} is not known", hint="Write an absolute path."
+        ) from None
+
+
+def parse_command(value: object) -> str:
+    """Check a command that is run without a shell, and return it."""
+    import shlex
+
+    text = parse_string(value)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"is not a command: {error}", hint='Write quotation marks in pairs, or \\" for one as a part of a word.'
+        ) from None
+    if not words or not words[0]:
+        raise ConfigurationError("names no program", hint="Such as systemctl restart goatdb.")
+    return text
 
 
 def parse_port(value: object) -> int:

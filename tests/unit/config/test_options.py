@@ -329,11 +329,21 @@ def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path: Path) -> None
         "[controller]\ntimezone = 'Europe/Atlantis'",
         "[settings]\nlast_known_good_key = 'hunter2'",
         "[rotation]\nhealth_url = 'http://127.0.0.1:99999/'",
+        "[agent]\ncommand = 'systemctl restart \"goatdb'",
+        "[agent]\ncommand = \"''\"",
+        "[serve]\ndata = '~no-such-user/goatdb'",
     ],
 )
 def test_a_value_that_only_one_command_uses_is_checked_by_all(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigurationError):
         load(tmp_path, text)
+
+
+def test_the_home_directory_is_found_in_a_flag_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `--data=~/goatdb`, which a shell passes on as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for found in (load(tmp_path, serve_data=Path("~/db")), load(tmp_path, environ={"GOATHERD_SERVE_DATA": "~/db"})):
+        assert found.serve_data == tmp_path / "db"
 
 
 def test_a_wrong_value_in_the_file_is_an_error_also_where_a_flag_takes_its_place(tmp_path: Path) -> None:
