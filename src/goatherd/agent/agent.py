@@ -571,7 +571,16 @@ class Agent:
                     if await self._write_files():
                         await self._tell_server()
             await self._clock.sleep(PROBE)
-        _log.error(event_text(Event.AGENT_NOT_UP, after=f"{self._rules.ready_timeout.total_seconds():g}s"))
+        after = f"{self._rules.ready_timeout.total_seconds():g}s"
+        for organization in self._organizations:
+            signs = ", and sign with this root" if sees_signer else ""
+            text = (
+                f"the server must answer, at this URL (--url), a request signed by its root{signs}. See also the"
+                " server's own output; the agent keeps checking"
+            )
+            _log.error(
+                event_text(Event.AGENT_NOT_UP, org=organization.org, url=organization.url, after=after, message=text)
+            )
         return up
 
     async def _is_up(self) -> None:

@@ -152,6 +152,11 @@ class ManagedOrganization:
 
         self._settings.subscribe(on_change)
 
+    @property
+    def url(self) -> str:
+        """URL at which the agent asks the server."""
+        return self._client.base_url
+
     def subscribe(self, on_change: Callable[[IdentityDocument], None]) -> None:
         """Call `on_change` with every new identity of the store."""
         self._settings.subscribe(lambda settings: on_change(settings.document))

@@ -156,6 +156,8 @@ async def test_a_server_that_comes_up_late_is_reported_as_ready(
     async with world.running():
         await world.seen(f"hung {A.id}")
         await world.until(lambda: "agent.not_up" in told.text)
+        assert "url=http://server" in told.text
+        assert "(--url)" in told.text
         assert "READY=1" not in world.service.sent
         with (world.path / "starts").open("a") as file:
             file.write(A.id + "\n")
