@@ -462,9 +462,11 @@ class SecretDirectory:
                 self._system.make_base(path)
             self._sync_base(_parent_of(path))
         with contextlib.ExitStack() as stack:
-            parent = self._system.open_base(self._base)
+            path, parent = self._base, self._system.open_base(self._base)
             stack.callback(self._system.close_file, parent)
             for component in self._call.secret_id.split("/"):
+                self._check_parent(parent, path)  # before anything is made that would stay there
+                path = f"{path.rstrip('/')}/{component}"
                 try:
                     self._system.make_directory(component, parent)
                 except FileExistsError:
@@ -507,7 +509,7 @@ class SecretDirectory:
         if status.st_uid not in (0, self._system.effective_user()):
             raise self._configuration_error(
                 f"{path} belongs to user {status.st_uid}, not to this user or root",
-                hint="Use a directory that this user or root owns.",
+                hint="Run the command as that user, or use a directory that this user or root owns.",
             )
 
     def _not_a_directory(self) -> ProviderConfigurationError:

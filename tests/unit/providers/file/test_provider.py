@@ -234,6 +234,17 @@ async def test_what_belongs_to_another_user_is_refused(store: FileSecretProvider
         await at(keys, system=AsAnother()).read("root")
 
 
+@pytest.mark.parametrize("secret_id", ["new", "acme/root"])
+async def test_nothing_is_made_in_a_directory_that_is_refused(keys: Path, secret_id: str):
+    """Directories that root has left there would stand in its owner's way."""
+    keys.mkdir(mode=0o700, exist_ok=True)
+    before = sorted(keys.iterdir())
+    keys.chmod(0o777)
+    with pytest.raises(ProviderConfigurationError, match="can be written by others"):
+        await at(keys).create(secret_id, b"x")
+    assert sorted(keys.iterdir()) == before
+
+
 # --- links and strange things -----------------------------------------------------------------------------------------
 
 
