@@ -16,6 +16,7 @@ import click
 from goatherd.cli.door import door_options
 from goatherd.cli.main import PORT, App, PathType, command, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr
+from goatherd.config.build import build_store_opener
 from goatherd.config.build_servers import (
     build_agent_rules,
     build_child_environment,
@@ -172,6 +173,7 @@ def run_for_server(
         notify=build_notifier(app.options, supervisor=supervisor, pid_file=pid_file),
         front=front,
         grace=app.options.agent_grace,
+        open_store=None if accept_identity else build_store_opener(app.options, offline=False),
     )
     return asyncio.run(running)
 
@@ -318,7 +320,8 @@ def fetch(
     named = chosen_organizations(app.options, orgs)
     files = build_server_files(app.options, named, creates=create, plain_file=plain_file)
     organizations, _ = build_organizations(app.options, files, accept_identity=accept_identity)
-    written = asyncio.run(fetch_settings(files, organizations))
+    opening = None if accept_identity else build_store_opener(app.options, offline=False)
+    written = asyncio.run(fetch_settings(files, organizations, open_store=opening))
     data = {"organizations": [{"org": one.org, "file": str(one.file), "current": one.current_id} for one in written]}
     app.out.result(data, [f"wrote {one.file}: root {one.current_id}" for one in written])
 

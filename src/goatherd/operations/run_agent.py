@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
 from goatherd.agent.agent import Front, Notify, run_command, take_over
@@ -34,10 +35,14 @@ from goatherd.data_directory import (
 )
 from goatherd.errors import AgentError, ConfigurationError
 from goatherd.identity.settings_json import SETTINGS_NAME
+from goatherd.operations.first_start import check_first_start
 from goatherd.plugins import credential_variables
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
 from goatherd.serving.service_manager import VARIABLES, ServiceManager
+
+if TYPE_CHECKING:
+    from goatherd.operations.data import OpenStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,7 @@ async def run_agent(
     notify: Notify | None = None,
     front: Front | None = None,
     grace: timedelta,
+    open_store: OpenStore | None = None,
     clock: Clock | None = None,
 ) -> int:
     """Keep the settings.json of a GoatDB server up to date until SIGTERM, or until the server ends.
@@ -118,6 +124,8 @@ async def run_agent(
         notify: Makes the server read its new file, for `OnChange.SIGNAL` and `OnChange.COMMAND`.
         front: Opens the door (the verifying proxy) in front of the server, or the agent's own HTTP address.
         grace: How long a server that an earlier agent left running may take to stop.
+        open_store: Opens the store of an organization, with which its data are compared at the first start; None for no
+            comparison.
         clock: Tells the time and waits.
 
     Returns:
@@ -125,6 +133,7 @@ async def run_agent(
 
     Raises:
         ConfigurationError: The data directory is missing, or holds an organization that is not in `files`.
+        IdentityExistsError: The data belong to another identity than that in the store.
         AgentBusyError: Another agent uses the data directory.
         StorageError: Another server runs on the data directory, or a log in it is damaged.
         AgentError: The server cannot be run, or exposed its private key.
@@ -133,7 +142,7 @@ async def run_agent(
     # SECURITY: for an organization whose --org is missing the server would generate its own root
     # (tests/unit/cli/test_agent_commands.py).
     refuse_unnamed_organizations(files.data, files.directory_names)
-    files.check_data_directory()
+    await _check_data(files, open_store)
     async with AsyncExitStack() as stack:
         lock = stack.enter_context(DataDirectoryLock(files.data))
         await take_over(lock, grace, clock)
@@ -180,20 +189,24 @@ async def run_agent(
         return await agent.run()
 
 
-async def fetch_settings(files: ServerFiles, organizations: Sequence[ManagedOrganization]) -> list[WrittenSettings]:
+async def fetch_settings(
+    files: ServerFiles, organizations: Sequence[ManagedOrganization], *, open_store: OpenStore | None = None
+) -> list[WrittenSettings]:
     """Write the settings.json of each organization once. The files stay on the disk or in memory.
 
     Args:
         files: The data directory of the server, which must not run.
         organizations: The organizations of the server, with their identities in the store.
+        open_store: As for `run_agent`.
 
     Raises:
         ConfigurationError: The data directory is missing, or holds something other than these organizations.
+        IdentityExistsError: The data belong to another identity than that in the store.
         AgentBusyError: An agent uses the data directory.
         StorageError: The server runs, or a log in the data directory is damaged.
         ProviderError, IdentityError: An identity cannot be read. Nothing was written.
     """
-    files.check_data_directory()
+    await _check_data(files, open_store)
     written = []
     async with AsyncExitStack() as stack:
         lock = stack.enter_context(DataDirectoryLock(files.data))
@@ -227,6 +240,13 @@ async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make:
     """
     async with provider:
         return await read_lease(provider, secret_id, make=make)
+
+
+async def _check_data(files: ServerFiles, open_store: OpenStore | None) -> None:
+    files.check_data_directory()
+    if open_store is not None:
+        for org in files.orgs:
+            await check_first_start(files.directory_of(org), org, open_store)
 
 
 def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
-from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, check_data_directory, decode_commits, read_records
-from goatherd.errors import IdentityExistsError, MissingExtraError
+from goatherd.data_directory import check_data_directory
+from goatherd.errors import MissingExtraError
 from goatherd.garbage_collection import collect_rarely, exempt_present_objects
+from goatherd.operations.first_start import check_first_start
 from goatherd.serving.service_manager import ServiceManager
-from goatherd.telemetry import describe_count
-from goatherd.trust import TrustPool
 
 if TYPE_CHECKING:
     from goatherd.node.server import Server
@@ -86,45 +85,6 @@ async def serve_organization(
 
     async with service.feed_watchdog(SystemClock()):
         await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
-
-
-async def check_first_start(directory: Path, org: str, open_store: OpenStore) -> None:
-    """Check that the data on which a Goatherd server starts for the first time belong to the identity in the store.
-
-    With another identity, such as a new one from `goatherd init`, the server would trust no session of the data, and
-    write commits of two identities into one log.
-
-    Args:
-        directory: The organization's directory.
-        org: The organization.
-        open_store: Opens the organization's store.
-
-    Raises:
-        IdentityExistsError: The log of ``/sys/sessions`` holds commits, and none verifies with the identity.
-        ProviderError, IdentityError: The identity cannot be read.
-        StorageError: The log cannot be read.
-    """
-    if (directory / SEEN_NAME).exists():
-        return  # the server compares the identity with the one that it used last
-    commits = decode_commits(read_records(directory / SESSIONS_LOG), org)
-    if not commits:
-        return
-    async with open_store(org) as store:
-        _, document = await store.read()
-        name = store.name
-    pool = TrustPool.from_identity(document, org=org)
-    pool.offer_session_commits(commits)
-    if any(pool.get_introductions(session_id) for session_id in {commit.key for commit in commits}):
-        return
-    if None in pool.verify_commits(commits, held=True):
-        return
-    raise IdentityExistsError(
-        f"none of the {describe_count(len(commits), 'commit')} in {directory / SESSIONS_LOG} verifies with the identity"
-        f" in {name} (root {document.current.id}): the data belong to another identity",
-        hint=f"If a GoatDB server has written the data, bring its identity into a store: `goatherd migrate {directory}"
-        " --provider URI`. Otherwise check --data, --org and the store's address. To use this identity although the"
-        " data do not belong to it, add --accept-identity.",
-    )
 
 
 def require_node_extra() -> None:

@@ -22,6 +22,7 @@ from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.identity.settings_json import to_settings
 from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
+from tests.unit.cli.test_migrate import data as goatdb  # noqa: F401 - a fixture
 from tests.unit.identity.make import first
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
@@ -200,6 +201,25 @@ def test_a_settings_json_of_another_identity_is_kept(
     assert result.code == EXIT_CODES["identity"]
     assert "migrate" in result.err
     assert settings(data).read_bytes() == before
+
+
+def test_data_of_another_identity_get_a_settings_json_only_if_the_operator_says_so(
+    goatherd: Goatherd,
+    store: str,
+    goatdb: Path,  # noqa: F811
+) -> None:
+    """As where the operator of a GoatDB server runs `init` in place of `migrate`, and moves settings.json away."""
+    settings(goatdb).unlink()
+    words = ("--provider", store, "--data", str(goatdb))
+    for line in (("fetch", *words), ("run", *words, "--", "true")):
+        refused = goatherd(*line)
+        assert refused.code == EXIT_CODES["identity"]
+        assert "the data belong to another identity" in refused.err
+        assert f"goatherd migrate {goatdb}/localhost" in refused.err
+        assert not settings(goatdb).is_symlink()
+    assert goatherd("fetch", *words, "--accept-identity").code == 0
+    assert goatherd("fetch", *words).code == 0
+    forget(goatdb)
 
 
 def test_without_an_identity_in_the_store_nothing_is_written_and_none_is_invented(
