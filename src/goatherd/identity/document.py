@@ -336,6 +336,12 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
     document = IdentityDocument(**decoded, source=_DecodedFrom(tree, decoded))
     document.check()
     _refuse_copies(document, tree)
+    if document.uses_remote_key and not document.is_signed:
+        # SECURITY: an attacker who can write the document must not choose where a tool sends its credentials
+        # (tests/unit/identity/test_direct.py).
+        for owned in (document.current, document.next):
+            if owned is not None and isinstance(owned.signer, RemoteKey):
+                owned.signer.distrust_uri()
     return document
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from goatherd.crypto import PublicKey
-from goatherd.errors import SignerMisuseError
+from goatherd.errors import SignerConfigurationError, SignerMisuseError
 
 Sign = Callable[[str, PublicKey, bytes], bytes]
 """Signs bytes with the key that a signer's URI names, verifies the signature with the public key, and returns it."""
@@ -36,6 +36,10 @@ class RemoteKey:
         self.uri = uri
         self._sign = sign
 
+    def distrust_uri(self) -> None:
+        """Sign nothing from now on, because no root has signed the identity that names the URI."""
+        self._sign = _refuse_to_sign
+
     def sign(self, data: bytes) -> bytes:
         """Return the raw signature over `data`, verified with the public key. Blocks until the signer answers.
 
@@ -51,6 +55,16 @@ class RemoteKey:
                 operation="sign",
             )
         return sign(self.uri, self.public_key, data)
+
+
+def _refuse_to_sign(uri: str, _: PublicKey, __: bytes) -> bytes:
+    raise SignerConfigurationError(
+        "the identity was changed in the store since its root signed it, so the signer that it names is not used",
+        signer=uri.partition(":")[0],
+        key=uri,
+        operation="sign",
+        hint="`goatherd restore --signature` shows the changes, and accepts them or takes them back.",
+    )
 
 
 _REGISTERED: Final[list[Sign]] = []

@@ -16,7 +16,9 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.observer import Observer
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import MEMBER
+from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.identity_store import Store
@@ -228,7 +230,7 @@ async def sign_current(
         verify_succession(document, trusted, anchor=signed.anchor_session)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     after = _last_generation(document, signed)
-    changed = await call_signing(sign_again, document, clock.now_ms(), after=after, signed=signed)
+    changed = await call_signing(sign_again, _accept_signer(document), clock.now_ms(), after=after, signed=signed)
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 
@@ -296,6 +298,18 @@ async def _check_history(
         clock=clock,
         signed=signed,
     )
+
+
+def _accept_signer(document: IdentityDocument) -> IdentityDocument:
+    """Return the document with a current root that signs, also if its key is in an HSM or a KMS (direct mode).
+
+    The signer is the one that the document names, which the operator has accepted with the other changes.
+    """
+    key = document.current.signer
+    if not isinstance(key, RemoteKey):
+        return document
+    accepted = RemoteKey(key.public_key, key.uri)
+    return replace(document, current=OwnedSession(session=document.current.session, signer=accepted))
 
 
 def _refuse_valid(examined: SignatureExamination) -> None:

@@ -39,6 +39,7 @@ from goatherd.errors import (
     SecretNotFoundError,
     SignerError,
     UnhealthyError,
+    UnsignedIdentityError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.document import (
@@ -49,6 +50,7 @@ from goatherd.identity.document import (
 )
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.succession import verify_signed
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
@@ -367,7 +369,7 @@ class Rotator:
         if document.rotation is None:
             anchor.check(document)
         observation, document = await self._survey(document, version)
-        observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
+        observation = await self._add_anchor_problem(observation)
         if anchor.is_direct and document.rotation is None and observation.anchor_problem is None:
             async with self._anchor_keys:
                 observation = replace(observation, direct_key=await self._read_direct_key(document))
@@ -402,7 +404,7 @@ class Rotator:
         self._anchor_choice = UNCHANGED
         observation, document = await self._survey(document, version, is_probing=is_probing, is_reader=is_reader)
         if is_probing:
-            observation = replace(observation, anchor_problem=await self._find_anchor_problem(document))
+            observation = await self._add_anchor_problem(observation)
         return Survey(
             obstacles=find_obstacles_to_begin(observation, self._policy_for(document), self._steady.now_ms()),
             remarks=await self._find_remarks(observation, document) if has_remarks else (),
@@ -853,16 +855,31 @@ class Rotator:
         self._anchor_choice = UNCHANGED
         return await self._find_anchor_problem(document)
 
+    async def _add_anchor_problem(self, observation: Observation) -> Observation:
+        """Add to an observation why the anchor of the identity that was read last cannot sign, if it cannot.
+
+        SECURITY: an attacker who can write the store, but has no root's key, must not choose where this process sends
+        its credentials. So the signer is called only if a listed server trusts the identity's current root
+        (tests/unit/rotation/test_anchor.py).
+        """
+        is_alone = not observation.nodes and observation.nodes_unknown is None
+        if not is_alone and not any(node.trusts_current for node in observation.nodes):
+            return observation
+        assert self._read_last is not None
+        return replace(observation, anchor_problem=await self._find_anchor_problem(self._read_last))
+
     async def _find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
         """Let each signer that a rotation would need sign a test text; return the first problem and its hint, or None.
 
-        These are the signer of the present anchor, and that of a new anchor, if the rotation would set one.
+        These are the signer of the present anchor, and that of a new anchor, if the rotation would set one. `document`
+        is the identity as it was read.
         """
         if document.rotation is not None:
             return None  # it has every signature that it needs
         async with self._anchor_keys as keys:
             try:
                 if document.anchor is not None:
+                    verify_signed(document)
                     await keys.open_current(document).check()
                 if self._anchor_choice.signer is not None:
                     now_ms = self._clock.now_ms()
@@ -874,7 +891,7 @@ class Rotator:
                         is_direct=self._anchor_choice.is_direct,
                     )
                     await new.check()
-            except (SignerError, IllegalStepError) as error:
+            except (SignerError, IllegalStepError, UnsignedIdentityError) as error:
                 return str(error), error.hint
         return None
 

@@ -2,6 +2,10 @@
 
 A rotation needs the anchor only once every few weeks. Without this check, an operator would find out that the HSM or
 the KMS does not answer only when the root has to be renewed.
+
+SECURITY: the identity names the signer, and checking it sends it the credentials of this process. So only an identity
+that follows from the ones seen before is checked: an attacker who can write the secret, but has no root's key, must not
+choose where the credentials go (tests/unit/schedule/test_controller.py).
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock
-from goatherd.identity.document import IdentityDocument
+from goatherd.errors import IdentityError
+from goatherd.identity.document import IdentityDocument, document_digest
+from goatherd.identity.succession import TrustCheckpoint, verify_signed, verify_successor
 
 CHECK_INTERVAL: Final = timedelta(hours=1)
 """Pause between two test signatures; each can cost money and counts against the quota of the platform."""
@@ -39,6 +45,7 @@ class AnchorWatch:
         self.is_reachable: bool | None = None
         self._find_problem = find_problem
         self._clock = clock
+        self._seen: TrustCheckpoint | None = None
         self._anchor_id: str | None = None
         self._failures = 0
         self._next_at = 0.0
@@ -49,13 +56,14 @@ class AnchorWatch:
         The result is None after a success, after the first failures, and if nothing was checked. Nothing is checked
         while a rotation is in progress, because the rotation has every signature of the anchor that it needs.
         """
+        broken = self._find_break(document)
         anchor = document.anchor
         anchor_id = None if anchor is None else anchor.id
         if anchor_id != self._anchor_id:
             self._anchor_id, self.is_reachable, self._failures, self._next_at = anchor_id, None, 0, 0.0
         if anchor is None or document.rotation is not None or self._clock.monotonic() < self._next_at:
             return None
-        problem = await self._find_problem(document)
+        problem = await self._find_problem(document) if broken is None else (broken, "")
         self.is_reachable = problem is None
         self._failures = 0 if problem is None else self._failures + 1
         pause = CHECK_INTERVAL if problem is None else RETRY_INTERVAL
@@ -63,3 +71,17 @@ class AnchorWatch:
         if problem is None or self._failures <= QUIET_FAILURES:
             return None
         return f"the anchor {anchor.id} cannot sign: {problem[0]}"
+
+    def _find_break(self, document: IdentityDocument) -> str | None:
+        """Return why an identity does not follow from the one seen before; None if it does, or if it is the first."""
+        seen = self._seen
+        try:
+            if document.anchor is not None:
+                verify_signed(document)
+            if seen is not None and seen.digest != document_digest(document):
+                # No source of the introductions of pruned roots is at hand.
+                verify_successor(document, seen, may_fork=True, is_pruning_believed=True)
+        except IdentityError as error:
+            return f"{error}; its signer was not called. If you made this change, start the controller again"
+        self._seen = TrustCheckpoint.from_document(document)
+        return None

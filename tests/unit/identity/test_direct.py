@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from goatherd.clock import SystemClock
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.crypto import PublicKey
 from goatherd.errors import (
     ConfigurationError,
     DirectModeError,
     IllegalStepError,
     MalformedIdentityError,
+    SignerConfigurationError,
     SignerMisuseError,
 )
 from goatherd.identity import remote_key
@@ -38,8 +41,12 @@ from goatherd.identity.transitions import (
     roll_back_rotation,
     with_phase,
 )
+from goatherd.operations.sign import examine_signature, sign_current
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
 from goatherd.rotation.cross_signing import expected_introductions, make_cross_signature, make_introductions
+from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Act, Schedule, next_due, preview, read_facts
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -155,6 +162,40 @@ async def test_an_unmodified_server_gets_no_settings_from_it_and_is_told_what_to
         to_settings(prepared)
     kept, _, _ = from_settings(to_settings_keeping(document, ()), NOW)
     assert kept == document
+
+
+async def test_the_signer_of_an_identity_that_was_altered_is_not_called(world: World) -> None:
+    """An attacker who can write the document does not choose where a tool's credentials go."""
+    tree = json.loads(encode_document(await world.direct()))
+    tree["anchor"]["signer"] = KMS.replace("memory:", "memory:evil-")
+    altered = decode_document(json.dumps(tree))
+    assert altered.current.is_remote
+    with pytest.raises(SignerConfigurationError, match="was changed in the store"):
+        altered.current.signer.sign(b"text")
+    assert list(world.signers.by_uri) == [KMS]
+    prepared = await world.prepare(create_document(A, NOW), OTHER)
+    tree = json.loads(encode_document(prepared))
+    tree["rotation"]["anchor"]["signer"] = "memory:evil"
+    altered = decode_document(json.dumps(tree))
+    assert altered.next is not None
+    with pytest.raises(SignerConfigurationError):
+        altered.next.signer.sign(b"text")
+    assert "memory:evil" not in world.signers.by_uri
+
+
+async def test_a_change_that_the_operator_accepts_is_signed_by_the_signer(world: World) -> None:
+    async def ask() -> dict[str, ServerIdentity]:
+        return {}
+
+    tree = {**json.loads(encode_document(await world.direct())), "note": "by another tool"}
+    async with MemorySecretProvider() as provider:
+        await provider.create("secret", SecretBytes(json.dumps(tree).encode()))
+        examined = await examine_signature(provider, "secret")
+        assert not examined.document.is_signed
+        await sign_current(provider, "secret", examined, ask=ask, policy=Policy(), clock=SystemClock())
+        written = decode_document((await provider.read("secret", CURRENT)).value.reveal())
+    assert written.is_signed
+    assert written.extra == {"note": "by another tool"}
 
 
 def test_a_remote_key_that_no_module_signs_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

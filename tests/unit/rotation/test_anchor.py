@@ -19,6 +19,7 @@ from goatherd.errors import (
     SignerInvalidSignatureError,
     SignerUnavailableError,
     UnanchoredIdentityError,
+    UnsignedIdentityError,
     UntrustedRootError,
 )
 from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
@@ -36,10 +37,11 @@ from goatherd.rotation.replacement import Replacer
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from tests.fakes.anchors import MemorySigners
+from tests.fakes.anchors import MemorySigners, make_own_identity
 from tests.fakes.herd import ORG, SESSIONS, Herd
 from tests.unit.following import Client
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
+from tests.unit.rotation.test_signed_store import changed, put
 
 KMS, OTHER = "memory:kms", "memory:other"
 GRACE = timedelta(days=1)
@@ -220,6 +222,40 @@ async def test_a_client_created_before_a_rotation_was_rolled_back_learns_every_l
         )
     )
     assert client.roots == set(node.pool.root_ids)
+
+
+@pytest.mark.parametrize("keeps_signature", [True, False])
+async def test_the_signer_that_an_altered_identity_names_is_not_called(
+    make_herd: MakeHerd, signers: MemorySigners, keeps_signature: bool
+) -> None:
+    """An attacker who can write the store does not choose where an operator's credentials go."""
+    herd = await anchored(make_herd, signers, nodes=1, clients=0)
+    document = await document_of(herd)
+    assert document.anchor is not None
+    anchor = {"id": document.anchor.id, "signer": "memory:evil"}
+    await put(herd, changed(document, keeps_signature=keeps_signature, anchor=anchor))
+    (obstacle, *_) = [
+        one for one in (await rotator(herd, signers).survey()).obstacles if one.kind is ObstacleKind.ANCHOR
+    ]
+    assert "generation" in obstacle.text
+    assert await rotator(herd, signers).find_anchor_problem(await document_of(herd)) is not None
+    with pytest.raises(UnsignedIdentityError):
+        await rotator(herd, signers).plan()
+    assert list(signers.by_uri) == [KMS]
+
+
+async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    """The attacker has written an identity that is wholly their own, and so is signed."""
+    herd = await anchored(make_herd, signers, nodes=2, clients=0)
+    generation = (await document_of(herd)).generation + 1
+    await put(herd, await make_own_identity("memory:evil", generation=generation, now_ms=herd.clock.now_ms()))
+    evil = MemorySigners()
+    survey = await rotator(herd, evil).survey()
+    assert ObstacleKind.OTHER_IDENTITY in {one.kind for one in survey.obstacles}
+    await rotator(herd, evil).plan()
+    assert evil.by_uri == {}
 
 
 @pytest.mark.slow

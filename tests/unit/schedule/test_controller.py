@@ -35,10 +35,11 @@ from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
-from tests.fakes.anchors import MemorySigners
+from tests.fakes.anchors import MemorySigners, make_own_identity
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
+from tests.unit.rotation.test_signed_store import changed
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -734,6 +735,40 @@ async def test_an_anchor_that_does_not_sign_rings_once_in_an_outage_and_is_asked
     signer.is_down = True
     await look_for(timedelta(hours=2))
     assert alarm.kinds == [AlertKind.ANCHOR_UNREACHABLE] * 2
+
+
+@pytest.mark.parametrize("written", ["own identity", "altered", "own identity, where there was no anchor"])
+async def test_the_signer_that_an_attacker_has_written_into_the_store_is_not_called(
+    make_herd: MakeHerd, written: str
+) -> None:
+    """An attacker who can write the store, but has no root's key, does not get the controller's credentials."""
+    signers = MemorySigners()
+    herd = await make_herd(nodes=1, clients=0)
+    has_anchor = "no anchor" not in written
+    if has_anchor:
+        await rotator_for(herd, open_signer=signers.open).rotate(anchor=AnchorChoice(signer="memory:kms"))
+    watch = AnchorWatch(rotator_for(herd, open_signer=signers.open).find_anchor_problem, clock=herd.clock)
+    document = await document_of(herd)
+    assert await watch.check_if_due(document) is None
+    assert watch.is_reachable is (True if has_anchor else None)
+    if written == "altered":
+        assert document.anchor is not None
+        anchor = {"id": document.anchor.id, "signer": "memory:evil"}
+        evil = changed(document, keeps_signature=True, anchor=anchor)
+    else:
+        generation = document.generation + 1
+        evil = await make_own_identity("memory:evil", generation=generation, now_ms=herd.clock.now_ms())
+    told = None
+    for _ in range(3):
+        herd.clock.turn(timedelta(hours=2))
+        told = await watch.check_if_due(evil)
+    assert told is not None
+    assert "its signer was not called" in told
+    assert watch.is_reachable is False
+    assert list(signers.by_uri) == (["memory:kms"] if has_anchor else [])
+    herd.clock.turn(timedelta(hours=2))
+    assert await watch.check_if_due(document) is None
+    assert watch.is_reachable is (True if has_anchor else None)
 
 
 @pytest.mark.slow
