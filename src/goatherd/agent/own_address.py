@@ -19,7 +19,7 @@ from goatherd.door.binding import (
     parse_bound_signature,
 )
 from goatherd.door.exchange import Exchange, HeaderRewriter
-from goatherd.door.proxy import OWN_PREFIX, Answerer
+from goatherd.door.proxy import OWN_PREFIX, Answerer, read_own_body
 from goatherd.door.request_checks import DoorRule, check_headers, check_method, check_target
 from goatherd.door.server_connections import LostError, ServerConnections
 from goatherd.errors import ConfigurationError, NodeUnreachableError
@@ -122,14 +122,15 @@ class OwnAddress:
     async def _answer_or_pass_on(self, exchange: Exchange, query: bytes) -> None:
         share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.read_body(share)
+            is_passed_on = (exchange.method, exchange.path) in _PASSED_ON
+            body = await (exchange.read_body(share) if is_passed_on else read_own_body(exchange, share))
             if exchange.path.startswith(OWN_PREFIX):
                 signature = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
                 text = query.decode("latin-1")
                 status, answer = await self._answer(exchange.method, exchange.path, text, signature, body)
                 await exchange.give_answer(status, answer, instance_headers(self._guard, status))
                 return
-            if (exchange.method, exchange.path) not in _PASSED_ON:
+            if not is_passed_on:
                 await exchange.give_answer(404, b"")
                 return
             header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")

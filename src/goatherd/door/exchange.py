@@ -146,15 +146,20 @@ class Exchange:
         """Whether the request has a body after its headers."""
         return self.found.get(b"content-length", b"0").strip(b"0") != b"" or b"transfer-encoding" in self.found
 
-    async def read_body(self, share: Share) -> bytes:
+    async def read_body(self, share: Share, *, most: int | None = None) -> bytes:
         """Return the request's whole body; its bytes count against `share` until the share is given back.
+
+        Args:
+            share: A share of the memory for bodies.
+            most: Maximum number of bytes; None for the limit of every caller.
 
         Raises:
             RefusedError: The body is too large or too slow.
             GoneError: The caller disconnected.
         """
+        limit = self._limiter.limits.body_limit(self.path)
         return await self._limiter.read_body(
-            self._receive, self.found, share, self._limiter.limits.body_limit(self.path)
+            self._receive, self.found, share, limit if most is None else min(limit, most)
         )
 
     def _request_head(self, server: ServerConnections, framing: bytes) -> bytes:

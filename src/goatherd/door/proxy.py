@@ -73,7 +73,7 @@ from goatherd.identity.session import (
     verify_request,
 )
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
-from goatherd.serving.caller_limits import RefusedError, TokenBuckets
+from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
@@ -83,6 +83,8 @@ Answerer = Callable[[str, str, str, str, bytes], Awaitable[tuple[int, bytes]]]
 
 OWN_PREFIX: Final = "/goatherd/v1/"
 """Requests for paths below this prefix are Goatherd's own, and never passed to the server."""
+OWN_BODY: Final = 16 * 1024
+"""Maximum bytes of the body of such a request that is read; tools send none to a door or an agent."""
 BIG_BODY: Final = 64 * 1024
 """A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
 MANY_COMMITS: Final = 4
@@ -255,7 +257,7 @@ class Proxy:
         """
         share = self._limiter.open_share(exchange.address)
         try:
-            body = await exchange.read_body(share)  # left unread, it would be the next request
+            body = await read_own_body(exchange, share)  # left unread, it would be the next request
         finally:
             share.give_back()
         status, answer = 404, b""
@@ -864,6 +866,24 @@ class Proxy:
         if isinstance(ts, bool) or not isinstance(ts, int | float) or not abs(self._clock.now_ms() - ts) <= age:
             raise InvalidSignatureError("a login token must have a recent timestamp")
         verify_data(session, envelope)
+
+
+async def read_own_body(exchange: Exchange, share: Share) -> bytes:
+    """Return the body of a request for one of Goatherd's own paths.
+
+    SECURITY: no signature has been verified, so the body must not take memory from others
+    (tests/unit/agent/test_own_api.py).
+
+    Raises:
+        RefusedError: The body is too large (404, because only `goatherd serve` has paths that take it) or too slow.
+        GoneError: The caller disconnected.
+    """
+    try:
+        return await exchange.read_body(share, most=OWN_BODY)
+    except RefusedError as refused:
+        if refused.rule is Excess.TOO_LARGE:
+            refused.status = 404
+        raise
 
 
 class _Verdicts:

@@ -83,6 +83,27 @@ async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
         assert not [one for one in child.reached if "goatherd" in one[1].lower()]
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["the door", "the agent's own address"])
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_a_large_body_for_the_agent_takes_no_memory_from_others(which: int, is_chunked: bool) -> None:
+    """No signature was verified, and whoever sends it slowly would hold that memory for hours."""
+    told = Told()
+    async with fronts(told) as (_, *addresses):
+        address = addresses[which]
+        limiter = address._limiter
+        left = limiter.budget._left
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.url.rpartition(":")[2]))
+        framing = "transfer-encoding: chunked" if is_chunked else f"content-length: {limiter.limits.body_bytes}"
+        writer.write(f"POST /goatherd/v1/x HTTP/1.1\r\nhost: h\r\n{framing}\r\n\r\n".encode())
+        part = b"x" * 16_000
+        writer.write((b"3e80\r\n%b\r\n" % part if is_chunked else part) * 2)
+        async with asyncio.timeout(HANG):
+            assert (await reader.readline()).split()[1] == b"404"
+        writer.close()
+        assert limiter.budget._left == left
+        assert told.asked == []
+
+
 async def test_a_door_without_an_agent_lets_no_server_speak_for_one() -> None:
     async with fronts(None) as (child, door, _), NodeClient(door.url, timeout=ANSWER) as client:
         assert await client.identity() is None
