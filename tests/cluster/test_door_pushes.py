@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import random
@@ -19,6 +20,7 @@ import pytest
 import goatherd.trust
 from goatherd.door import DoorLimits, DoorRule, door, proxy
 from goatherd.door.delivery import smallest_portion
+from goatherd.door.received_commits import ReceivedCommit
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
@@ -427,6 +429,18 @@ async def test_what_waits_for_its_session_keeps_no_memory_from_others(
             w.child.introduce(FRESH.session)
         assert pushing.result().status_code == 200
         assert w.stored(NOTES) == {commit.id, late.id}
+
+
+async def test_the_commits_of_a_push_that_waits_for_its_session_are_not_kept_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody has signed them yet, and they take fifty times their size."""
+    monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
+    async with world() as w, not_listed(w, [commit_by(FRESH, "j", {"text": "x"})], 1_000) as pushing:
+        gc.collect()
+        assert not [one for one in gc.get_objects() if isinstance(one, ReceivedCommit)]
+        w.child.introduce(FRESH.session)
+    assert pushing.result().status_code == 200
 
 
 async def test_an_unknown_session_is_looked_for_once_in_a_push_of_many_parts() -> None:

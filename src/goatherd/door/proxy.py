@@ -321,15 +321,19 @@ class Proxy:
             body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
             envelope = self._check_request(header)
-            if len(body) > BIG_BODY:
-                known = self._known_commits(envelope.session_id)
-                elements = await asyncio.to_thread(read_batch, body, self.limits, known)
-            else:
-                elements = read_batch(body, self.limits)
+            elements = await self._read_elements(body, envelope)
             has_commits = any(element.commits or element.left_out for element in elements)
-            trust, session = await self._find_requester(exchange, envelope, share, may_look_up=has_commits)
+            trust, session = self._find_requester(envelope)
             if session is None and has_commits:
-                raise RefusedError(DoorRule.UNKNOWN_SIGNER, 403, f"session {envelope.session_id!r:.100} is not known")
+                # SECURITY: no signature is verified, and parsed commits take many times their size: they must not fill
+                # the memory while they wait (tests/cluster/test_door_pushes.py).
+                elements.clear()
+                await self._look_up_requester(exchange, share)
+                trust, session = self._find_requester(envelope)
+                if session is None:
+                    why = f"session {envelope.session_id!r:.100} is not known"
+                    raise RefusedError(DoorRule.UNKNOWN_SIGNER, 403, why)
+                elements = await self._read_elements(body, envelope)
             if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
                 await give_misdirected(exchange, self._guard)
                 return
@@ -506,22 +510,39 @@ class Proxy:
         except VerificationError as error:
             raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error), is_unread=True) from None
 
-    async def _find_requester(
-        self, exchange: Exchange, envelope: SignatureEnvelope, share: Share, *, may_look_up: bool
-    ) -> tuple[TrustedSessions | None, Session | None]:
-        """Return the organization's trusted sessions and the session that sent a request; None for both if unknown."""
+    async def _read_elements(self, body: bytes, envelope: SignatureEnvelope) -> list[Element]:
+        """Decode the body of a batch, in a thread if it is large.
+
+        Raises:
+            RefusedError: As `read_batch`.
+        """
+        if len(body) <= BIG_BODY:
+            return read_batch(body, self.limits)
+        return await asyncio.to_thread(read_batch, body, self.limits, self._known_commits(envelope.session_id))
+
+    def _find_requester(self, envelope: SignatureEnvelope) -> tuple[TrustedSessions | None, Session | None]:
+        """Return the organization's trusted sessions and the session that sent a request; None for both if unknown.
+
+        Raises:
+            RefusedError: The session is revoked.
+        """
         try:
-            found = self._find_session(envelope.session_id)
-            if found[1] is None and may_look_up:
-                # What waits is small here, and must not keep others out.
-                size = share.give_back()
-                async with self._in_time(exchange):
-                    await self._refresh_sessions()
-                share.take(size)
-                found = self._find_session(envelope.session_id)
+            return self._find_session(envelope.session_id)
         except RevokedSessionError as error:
             raise RefusedError(DoorRule.REVOKED, 403, str(error)) from None
-        return found
+
+    async def _look_up_requester(self, exchange: Exchange, share: Share) -> None:
+        """Read the server's sessions, because that which sent a request is unknown.
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: The sessions cannot be read, or not in time.
+            RefusedError: There is no more memory for the request's body, which was given back meanwhile.
+        """
+        # What waits is small here, and must not keep others out.
+        size = share.give_back()
+        async with self._in_time(exchange):
+            await self._refresh_sessions()
+        share.take(size)
 
     def _find_session(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
         for trust in self._trusts:
