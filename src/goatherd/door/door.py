@@ -22,21 +22,29 @@ from urllib.parse import urlsplit
 
 from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
+from goatherd.crypto import PrivateKey
 from goatherd.door.commit_index import RepositoryIndexes
 from goatherd.door.exchange import HeaderRewriter
 from goatherd.door.limits import DoorLimits
-from goatherd.door.proxy import Answerer, Proxy
+from goatherd.door.proxy import ANSWER_BYTES, Answerer, Proxy
 from goatherd.door.request_checks import DoorRule
 from goatherd.door.server_connections import ServerConnections
 from goatherd.door.trusted_sessions import TrustedSessions
-from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
-from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
+from goatherd.errors import (
+    ConfigurationError,
+    DecodeError,
+    NodeRefusedError,
+    NodeUnreachableError,
+    RevokedSessionError,
+)
+from goatherd.identity.request_binding import RequestGuard
 from goatherd.ids import new_id
 from goatherd.server_url import parse_server_url
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.listener import HTTPListener
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Event, event_text
+from goatherd.wire.json import parse_json, to_json_bytes
 
 _log = logging.getLogger("goatherd.door")
 
@@ -307,7 +315,12 @@ class Door:
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))
 
     async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
-        """Return whether a server that trusts the current root answers at this address, on the server's port."""
+        """Return whether the server itself answers at this address, on its port.
+
+        A new anonymous session is requested there; it is the server if it then lists this session. SECURITY: another
+        user's program may listen there, so nothing that a root has signed is sent
+        (tests/unit/agent/test_own_api.py).
+        """
         host = f"[{address}]" if ":" in address else address
         if self._server.is_encrypted:
             # Its certificate is not for this address; that something takes connections there has to be enough.
@@ -319,18 +332,20 @@ class Door:
             writer.close()
             return True
         other = ServerConnections(f"http://{host}:{self._server.port}", connect_timeout=EXPOSURE_TIMEOUT)
-        binding = RequestBinding.for_request("POST", "/batch-sync", b"[]")
-        signature = sign_bound_request(trust.pool.current, binding, now_ms=self._clock.now_ms(), nonce=new_id())
-        headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
+        key = PrivateKey.generate().public_key
+        body = to_json_bytes({"publicKey": key.to_jwk()})
+        headers = [(b"content-type", b"application/json")]
         limit = EXPOSURE_TIMEOUT.total_seconds()
         try:
-            status, _ = await other.fetch("POST", "/batch-sync", headers, b"[]", limit=limit)
-        except NodeUnreachableError:
+            status, answer = await other.fetch("POST", "/auth/session", headers, body, limit=limit, most=ANSWER_BYTES)
+            new = parse_json(answer)["session"]["id"] if status == 200 else None
+            await trust.refresh()
+            session = trust.find_session(new) if isinstance(new, str) else None
+        except (NodeUnreachableError, NodeRefusedError, DecodeError, RevokedSessionError, LookupError, TypeError):
             return False
         finally:
             await other.aclose()
-        # A Goatherd server there has verified the signature and names itself.
-        return status in (200, MISDIRECTED)
+        return session is not None and session.public_key == key
 
     async def _handle_request(self, scope: object, receive: object, send: object) -> None:
         assert self._proxy is not None

@@ -12,6 +12,7 @@ from the server (flow control).
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
@@ -400,31 +401,53 @@ class ServerConnections:
         return connection
 
     async def fetch(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        limit: float,
+        most: float = math.inf,
     ) -> tuple[int, bytes]:
         """Send a request of the door's own, and return the answer's status and body.
 
+        Args:
+            method, path, headers, body: The request.
+            limit: Seconds to wait for each part of the answer.
+            most: Maximum number of bytes in the answer's body.
+
         Raises:
-            NodeUnreachableError: The server did not answer completely in time.
+            NodeUnreachableError: The server did not answer completely in time, or its answer is too long.
         """
-        status, _, answer = await self.fetch_with_headers(method, path, headers, body, limit=limit)
+        status, _, answer = await self.fetch_with_headers(method, path, headers, body, limit=limit, most=most)
         return status, answer
 
     async def fetch_with_headers(
-        self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, limit: float
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        limit: float,
+        most: float = math.inf,
     ) -> tuple[int, dict[bytes, bytes], bytes]:
         """Send a request of the door's own, and return the answer's status, headers and body.
 
-        Raises:
-            NodeUnreachableError: The server did not answer completely in time.
+        Arguments and errors are those of `fetch`.
         """
         lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
         lines += [name + b": " + value for name, value in headers]
         try:
             connection = await self.send_request(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)
             try:
-                answer = b"".join([chunk async for chunk in connection.read_body(limit)])
-                return connection.status, dict(connection.headers), answer
+                answer = bytearray()
+                async for chunk in connection.read_body(limit):
+                    answer += chunk
+                    if len(answer) > most:
+                        raise NodeUnreachableError(f"{self.url}{path}: the answer has more than {most:g} bytes")
+                return connection.status, dict(connection.headers), bytes(answer)
             finally:
                 self.release_connection(connection)
         except (LostError, TimeoutError) as error:

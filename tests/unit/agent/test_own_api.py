@@ -207,6 +207,35 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
     assert "door.server_exposed" not in caplog.text
 
 
+@pytest.mark.parametrize("answers", ["nothing", "endlessly"])
+async def test_another_program_at_the_servers_port_gets_nothing_that_a_root_has_signed(
+    monkeypatch: pytest.MonkeyPatch, answers: str
+) -> None:
+    """It may be another user's, who could send the signature to the server, which accepts it with any body."""
+    monkeypatch.setattr("goatherd.door.door.ANSWER_BYTES", 100_000, raising=False)
+    clock, heard = Standing(), bytearray()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.extend(await reader.readuntil(b"\r\n\r\n"))
+        with contextlib.suppress(OSError):
+            if answers == "endlessly":
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    writer.write(b" " * 10_000)
+                    await writer.drain()
+        writer.close()
+
+    async with UpstreamChild(A, clock=clock) as child, asyncio.timeout(HANG):
+        trust = TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms()), clock=clock)
+        async with Door(upstream=child.url, trust=trust, clock=clock, addresses=list) as opened:
+            other = await asyncio.start_server(listen, "127.0.0.1", 0)
+            async with other:
+                opened._server._port = other.sockets[0].getsockname()[1]
+                assert not await opened._is_server_at("127.0.0.1", trust)
+    assert heard.startswith(b"POST ")
+    assert b"x-goat-sig" not in heard
+
+
 def test_the_addresses_of_this_machine_are_numeric_and_not_loopback() -> None:
     for address in find_machine_addresses():
         assert not ip_address(address).is_loopback
