@@ -2,7 +2,7 @@
 
 The client works with unmodified GoatDB servers and with Goatherd's. It is not a replica: it stores and merges no
 commits. It parses answers and does not trust them; the caller verifies signatures. One timeout covers connecting,
-sending and the whole answer, which may have at most `MAX_ANSWER_BYTES`. The client does not retry; callers do. The
+sending and the whole answer, whose size is limited (`_most_bytes`). The client does not retry; callers do. The
 signature of a request is valid for the endpoint, the body, and the server processes that are known to answer at the URL
 (`goatherd.identity.request_binding`). If another process answers, the request is signed again for that process, too.
 
@@ -60,6 +60,9 @@ PUSH_CHUNK: Final = 500
 PULL_ROUNDS: Final = 200
 # GoatDB puts everything into one answer (Goatherd: 64 MiB), which may be a million commits of a kilobyte.
 MAX_ANSWER_BYTES: Final = 1024 * 1024 * 1024
+# Ten thousand roots, which a server publishes, have 3 MB.
+_SMALL_ANSWER_BYTES: Final = 8 * 1024 * 1024
+_DATA: Final = ("/batch-sync", "/goatherd/v1/held", "/goatherd/v1/lacking", "/goatherd/v1/frozen/")
 
 Message = dict[str, Any]
 
@@ -688,6 +691,7 @@ class NodeClient:
         url = self.base_url + path
         patience = self._timeout.total_seconds()
         limit = patience if limit is None else limit
+        most = _most_bytes(path, content)
         extensions = {}
         if self._server_name is not None:
             # SECURITY: the certificate is checked against this name, not only sent it
@@ -709,9 +713,9 @@ class NodeClient:
                 size = 0
                 async for part in answer.aiter_bytes():
                     size += len(part)
-                    if size > MAX_ANSWER_BYTES:
+                    if size > most:
                         raise NodeRefusedError(
-                            f"{method} {url}: the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB",
+                            f"{method} {url}: the answer is longer than {most >> 20} MiB",
                             status=answer.status_code,
                             hint="Check that this is a GoatDB server. If it is, its data is too large for one answer.",
                         )
@@ -749,6 +753,12 @@ class NodeClient:
             status=200,
             hint="Check that this URL is that of a GoatDB server.",
         )
+
+
+def _most_bytes(path: str, content: bytes | None) -> int:
+    """Return how many bytes the answer to a request may have; only those with commits, or lists of them, are large."""
+    is_large = path.startswith(_DATA) and content != b"[]"
+    return MAX_ANSWER_BYTES if is_large else min(MAX_ANSWER_BYTES, _SMALL_ANSWER_BYTES)
 
 
 def _connection_problem(error: Exception) -> str:

@@ -325,6 +325,16 @@ async def test_an_answer_without_end_is_cut_off_also_one_that_unpacks_to_one(
     assert sent == 4
 
 
+@pytest.mark.parametrize("ask", ["identity", "answers", "refresh", "healthy", "new_session"])
+async def test_a_small_answer_that_unpacks_to_a_large_one_is_cut_off_where_no_commits_are_asked_for(ask: str) -> None:
+    """Parsed, it would take many gigabytes of the process that rotates."""
+    packed = gzip.compress(b"[%s]" % b",".join([b"[]"] * 3_000_000))
+    headers = {"content-encoding": "gzip"}
+    client = client_of(lambda _: httpx2.Response(200, headers=headers, content=packed))
+    with pytest.raises(NodeRefusedError, match="the answer is longer than 8 MiB"):
+        await getattr(client, ask)(*([owned()] if ask in ("answers", "refresh") else []))
+
+
 async def test_a_packed_answer_is_read() -> None:
     headers = {"content-encoding": "gzip"}
     assert await client_of(lambda _: httpx2.Response(200, headers=headers, content=gzip.compress(b"[]"))).answers(
