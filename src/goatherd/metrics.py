@@ -544,15 +544,12 @@ def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, p
         OSError: The address cannot be bound.
     """
     registry = _new_registry(samples)
-    from prometheus_client import start_http_server
+    from prometheus_client import make_wsgi_app
 
-    server, thread = start_http_server(port, addr=host, registry=registry)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    from goatherd.serving.scrape_server import ScrapeServer
+
+    with ScrapeServer(host, port, make_wsgi_app(registry)).running() as bound:
+        yield bound
 
 
 def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> None:
