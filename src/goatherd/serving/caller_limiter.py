@@ -34,6 +34,10 @@ Headers = list[tuple[bytes, bytes]]
 
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
+SMALL_BODY: Final = 64 * 1024
+"""Up to this size, a body is small."""
+SPARE_PART: Final = 16
+"""Small bodies may take one part in so many more than the memory budget."""
 LONGEST_PAUSE: Final = 3.0
 """Maximum delay of a session's request in seconds; GoatDB's clients give up after ten."""
 
@@ -64,7 +68,8 @@ class CallerLimiter:
         report: Callable[[Excess, str], None] = lambda _, __: None,
     ) -> None:
         self.limits = limits
-        self.budget = Budget(limits.buffered_bytes, max(limits.buffered_bytes // 2, limits.body_bytes))
+        per_address = max(limits.buffered_bytes // 2, limits.body_bytes)
+        self.budget = Budget(limits.buffered_bytes, per_address, limits.buffered_bytes // SPARE_PART)
         self._clock = clock
         self._proxies = parse_networks(forwarded_by)
         self._report = report
@@ -251,20 +256,24 @@ class Budget:
     Args:
         size: Maximum number of bytes for all addresses together.
         per_address: Maximum number of bytes for one address.
+        spare: By how many bytes small bodies may exceed both. SECURITY: otherwise a few large bodies that arrive slowly
+            would keep out all others (tests/unit/serving/test_caller_limiter.py).
     """
 
-    def __init__(self, size: int, per_address: int) -> None:
+    def __init__(self, size: int, per_address: int, spare: int = 0) -> None:
         self._left = size
         self._per_address = per_address
+        self._spare = spare
         self._held: Counter[str] = Counter()
 
-    def take(self, address: str, count: int) -> None:
+    def take(self, address: str, count: int, *, is_small: bool = False) -> None:
         """Charge bytes of a body to an address.
 
         Raises:
             RefusedError: The budget has too few bytes left.
         """
-        if count > self._left or self._held[address] + count > self._per_address:
+        spare = self._spare if is_small else 0
+        if count > self._left + spare or self._held[address] + count > self._per_address + spare:
             raise RefusedError(Excess.TOO_MANY, 503, "too many large bodies are in memory", retry_after=1)
         self._left -= count
         self._held[address] += count
@@ -291,7 +300,7 @@ class Share:
         Raises:
             RefusedError: The budget has too few bytes left.
         """
-        self._budget.take(self._address, count)
+        self._budget.take(self._address, count, is_small=self._count + count <= SMALL_BODY)
         self._count += count
 
     def give_back(self) -> int:

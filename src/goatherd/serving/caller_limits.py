@@ -74,7 +74,8 @@ class CallerLimits:
         auth_body_bytes: Maximum size of the body of a request below ``/auth/``; real ones (a key or a signed mail
             address) have about 1 KiB.
         buffered_bytes: Maximum size of all bodies in memory together; requests beyond this limit are answered with 503.
-            One address may use half of this memory, or `body_bytes` if that is more.
+            One address may use half of this memory, or `body_bytes` if that is more. Small bodies may exceed both a
+            little.
         header_bytes: Maximum size of a request's line and headers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
         body_timeout: How long the caller may pause in sending a body; after that the answer is 408.

@@ -18,7 +18,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.node import Server, ServerListener
-from goatherd.serving.caller_limiter import LONGEST_PAUSE, Budget, CallerLimiter, Share
+from goatherd.serving.caller_limiter import LONGEST_PAUSE, SMALL_BODY, SPARE_PART, Budget, CallerLimiter, Share
 from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
 from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
@@ -110,6 +110,27 @@ def test_one_address_does_not_take_all_the_memory_for_bodies() -> None:
     moved = first.move()
     assert (first.give_back(), moved.give_back(), second.give_back(), other.give_back()) == (0, 30, 20, 50)
     assert not budget._held
+
+
+def test_small_bodies_have_room_when_large_ones_have_taken_the_memory() -> None:
+    """A large body may arrive slowly for hours, and a few of them are enough."""
+    limits = CallerLimits()
+    limiter = CallerLimiter(limits, clock=SystemClock())
+    for address in ("a", "b"):
+        for _ in range(2):
+            limiter.open_share(address).take(limits.body_bytes)
+    for address in ("a", "c"):
+        poll = limiter.open_share(address)
+        poll.take(10_000)
+        with pytest.raises(RefusedError):
+            poll.take(100_000)
+        poll.give_back()
+    with pytest.raises(RefusedError):
+        limiter.open_share("c").take(100_000)
+    for number in range(limits.buffered_bytes // SPARE_PART // SMALL_BODY):
+        limiter.open_share(f"caller {number}").take(SMALL_BODY)
+    with pytest.raises(RefusedError):
+        limiter.open_share("c").take(1)
 
 
 # --- how often --------------------------------------------------------------------------------------------------------
