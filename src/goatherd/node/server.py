@@ -24,7 +24,7 @@ import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
@@ -55,7 +55,16 @@ from goatherd.node.management import (
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
-from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Scope, Send, send_refusal
+from goatherd.serving.caller_limiter import (
+    SMALL_BODY,
+    CallerLimiter,
+    GoneError,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    send_refusal,
+)
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.signals import watch_stop_signals
 from goatherd.settings import settings_from_options
@@ -74,8 +83,8 @@ __all__ = ["Server", "ServerListener", "run", "serve"]
 _log = logging.getLogger("goatherd.node")
 
 GRACE: Final = timedelta(seconds=10)
-SMALL_BODY: Final = 64 * 1024
-"""A larger body is read only if the request's signature is good."""
+PART_BYTES: Final = 256 * 1024
+"""How many bytes of an answer are given to the connection at once."""
 LOG_SECONDS: Final = 60.0
 
 LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
@@ -330,24 +339,26 @@ class Server:
                 await receive()
                 await send({"type": "websocket.close", "code": 1000})
             return
-        self._running += 1
-        try:
-            status, headers, body = await self._answer_request(scope, receive)
-        except GoneError:
-            return
-        except RefusedError as refused:
-            self._report_stopped(Excess(refused.rule), f"{scope['method']} {_raw_path(scope):.100}: {refused}")
-            await send_refusal(refused, receive, send, is_head=scope["method"] == "HEAD")
-            return
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        with ExitStack() as held:
+            self._running += 1
+            try:
+                status, headers, body = await self._answer_request(scope, receive, held)
+            except GoneError:
+                return
+            except RefusedError as refused:
+                self._report_stopped(Excess(refused.rule), f"{scope['method']} {_raw_path(scope):.100}: {refused}")
+                await send_refusal(refused, receive, send, is_head=scope["method"] == "HEAD")
+                return
+            finally:
+                self._running -= 1
+                if not self._running:
+                    self._idle.set()
+            headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await _send_body(send, b"" if scope["method"] == "HEAD" else body)
 
-    async def _answer_request(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+    async def _answer_request(self, scope: Scope, receive: Receive, held: ExitStack) -> tuple[int, Headers, bytes]:
+        """Return the status, the headers and the body of the answer; `held` is closed when the body is sent."""
         method: str = scope["method"]
         # COMPAT: GoatDB compares the path without decoding it, and this URL as a whole, letter by letter.
         path = _raw_path(scope).lower()
@@ -366,7 +377,7 @@ class Server:
                     return 404, [], b""
                 database = await self._get_database(org)
             answer = await self._dispatch_request(
-                database, method, path, headers, Body(self.limiter, scope, receive, path, address)
+                database, method, path, headers, Body(self.limiter, scope, receive, path, address, held)
             )
         except (GoneError, RefusedError):
             raise
@@ -460,7 +471,10 @@ class Server:
         async with body.read() as content:
             await self._turns.take()
             admit = self.limiter.take_request_of
-            return await database.answer_sync(content, signed, admit=admit, sender=sender, verified_by=signer)
+            response = await database.answer_sync(content, signed, admit=admit, sender=sender, verified_by=signer)
+        if response.requester is not None and len(response.body) > SMALL_BODY:
+            body.charge_answer(len(response.body))
+        return response
 
     def _report_stopped(self, excess: Excess, why: str) -> None:
         self.stopped[excess] += 1
@@ -480,10 +494,14 @@ class Body:
         receive: The ASGI receive function.
         path: The request's path in lower case; it determines the limit on the body's size.
         address: The caller's address, to which the bytes of the body are charged.
+        held: Is closed when the answer is sent.
     """
 
-    def __init__(self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str) -> None:
+    def __init__(
+        self, limiter: CallerLimiter, scope: Scope, receive: Receive, path: str, address: str, held: ExitStack
+    ) -> None:
         self.address = address
+        self._held = held
         self._limiter = limiter
         self._receive = receive
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -510,6 +528,27 @@ class Body:
             yield await self._limiter.read_body(self._receive, self._headers, share, self._limit)
         finally:
             share.give_back()
+
+    def charge_answer(self, size: int) -> None:
+        """Charge the answer to the caller's share of the memory for answers, until it is sent.
+
+        SECURITY: a caller may take a large answer slowly, and ask for many (tests/unit/node/test_server.py).
+
+        Raises:
+            RefusedError: Too many answers wait for their callers.
+        """
+        share = self._limiter.open_answer_share(self.address)
+        self._held.callback(share.give_back)
+        share.take(min(size, self._limiter.limits.buffered_bytes // 2))
+
+
+async def _send_body(send: Send, body: bytes) -> None:
+    """Send the body of an answer, in parts: each waits until the caller has taken most of the one before."""
+    start = 0
+    while len(body) - start > PART_BYTES:
+        await send({"type": "http.response.body", "body": body[start : start + PART_BYTES], "more_body": True})
+        start += PART_BYTES
+    await send({"type": "http.response.body", "body": body[start:] if start else body})
 
 
 class _Turns:

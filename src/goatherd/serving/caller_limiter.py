@@ -35,7 +35,7 @@ Headers = list[tuple[bytes, bytes]]
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 8 * 1024 * 1024
 SMALL_BODY: Final = 64 * 1024
-"""Up to this size, a body is small."""
+"""Up to this size, a body or an answer is small."""
 SPARE_PART: Final = 16
 """Small bodies may take one part in so many more than the memory budget."""
 LONGEST_PAUSE: Final = 3.0
@@ -70,6 +70,8 @@ class CallerLimiter:
         self.limits = limits
         per_address = max(limits.buffered_bytes // 2, limits.body_bytes)
         self.budget = Budget(limits.buffered_bytes, per_address, limits.buffered_bytes // SPARE_PART)
+        self.answers = Budget(limits.buffered_bytes, per_address)
+        """The memory budget for answers that were made and are not sent yet."""
         self._clock = clock
         self._proxies = parse_networks(forwarded_by)
         self._report = report
@@ -195,6 +197,10 @@ class CallerLimiter:
     def open_share(self, address: str) -> Share:
         """Return a new, empty share of the memory budget for the body of one request."""
         return Share(self.budget, address)
+
+    def open_answer_share(self, address: str) -> Share:
+        """Return a new, empty share of the memory budget for one answer that is sent as fast as the caller takes it."""
+        return Share(self.answers, address)
 
     async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
         """Read and return the whole body of a request.

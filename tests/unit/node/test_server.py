@@ -27,6 +27,7 @@ from goatherd.errors import (
 from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope, verify_commit, verify_data
 from goatherd.identity.transitions import activate_rotation, prepare_rotation, with_phase
+from goatherd.ids import new_id
 from goatherd.node import Server, database
 from goatherd.node.log_storage import FileLog
 from goatherd.node.server import _Turns
@@ -310,6 +311,55 @@ async def test_a_disk_that_fails_is_507_and_the_commit_is_written_when_it_works_
 
     await eventually(is_taken)
     assert records(tmp_path / ORG / "data" / "x.jsonl") == [commit.to_json(), later.to_json()]
+
+
+async def test_large_answers_that_clients_do_not_take_fill_no_memory(tmp_path: Path, signer: OwnedSession) -> None:
+    """A client may ask for everything on many connections, and read a few bytes a second of each."""
+    settings = settings_of(await store_of(document_of(signer)))
+    client = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms())
+    limits = CallerLimits(buffered_bytes=800_000, body_bytes=400_000)
+    async with Server(tmp_path, settings, debug=True, limits=limits) as server, client_of(server) as http:
+        for commit, path in (
+            (session_commit(signer, client.session), "/sys/sessions"),
+            (signed_commit(client, text="x" * 300_000), "/data/x"),
+        ):
+            answer = await http.post("/batch-sync", content=batch(path, commit), headers=header(signer))
+            assert answer.status_code == 200
+        may_take, started = asyncio.Event(), asyncio.Event()
+        parts: list[bytes] = []
+
+        async def ask(by: OwnedSession, path: str = "/data/x", *, is_slow: bool = False) -> int:
+            statuses: list[int] = []
+
+            async def receive() -> dict[str, Any]:
+                return {"type": "http.request", "body": batch(path)}
+
+            async def send(event: Any) -> None:
+                if event["type"] == "http.response.start":
+                    statuses.append(event["status"])
+                elif is_slow:
+                    parts.append(event["body"])
+                    started.set()
+                    await may_take.wait()
+
+            length = str(len(batch(path))).encode()
+            signed = [(name.encode(), value.encode()) for name, value in header(by).items()]
+            scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/batch-sync", "query_string": b""}
+            fields = [*signed, (b"content-length", length)]
+            await server.app({**scope, "headers": fields, "client": ("192.0.2.1", 1)}, receive, send)
+            (status,) = statuses
+            return status
+
+        slow = asyncio.create_task(ask(client, is_slow=True))
+        async with asyncio.timeout(HANG):
+            await started.wait()
+        assert await ask(client) == 503
+        assert await ask(client, "/data/small") == 200, "what is small"
+        assert await ask(signer) == 200, "servers, which sign as the root"
+        may_take.set()
+        assert await slow == 200
+        assert len(parts) > 1
+        assert await ask(client) == 200
 
 
 async def test_a_client_that_hangs_up_does_not_undo_its_request(
