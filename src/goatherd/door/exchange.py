@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -17,7 +17,16 @@ from goatherd.door.key_filter import KeyFilter
 from goatherd.door.report import content_type_of
 from goatherd.door.request_checks import connection_tokens
 from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
-from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Headers, Receive, Send, Share, send_refusal
+from goatherd.serving.caller_limiter import (
+    CallerLimiter,
+    GoneError,
+    Headers,
+    Receive,
+    Send,
+    Share,
+    send_body,
+    send_refusal,
+)
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.serving.http_connection import HTTPConnection
 
@@ -26,6 +35,8 @@ T = TypeVar("T")
 BODYLESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE", "TRACE"})
 
 LAST_STATUS: Final = 599
+LINES_BYTES: Final = 64 * 1024
+"""Maximum bytes of the first two lines of a script that are changed."""
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -286,8 +297,8 @@ class Exchange:
         await self.finish_answer(body)
 
     async def finish_answer(self, body: bytes) -> None:
-        """Send the last part of the answer's body to the caller."""
-        await self._send_event({"type": "http.response.body", "body": body})
+        """Send the last part of the answer's body to the caller, who has taken most of it when this returns."""
+        await send_body(self._send_event, body)
 
     async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:
         """Stream the server's answer to the caller; `keys` overwrites private keys in it, None changes nothing.
@@ -296,18 +307,45 @@ class Exchange:
             LostError, TimeoutError: The connection ended, or the server paused too long, before the end.
             GoneError: The caller disconnected.
         """
-        if connection.status > LAST_STATUS:
-            raise LostError(f"the server answered with the invalid status {connection.status}", is_untouched=False)
+        _check_status(connection)
         await self.start_answer(connection.status, self.handed_back(connection.headers))
 
         async def stream() -> None:
             async for chunk in connection.read_body(timeout):
-                part = chunk if keys is None else keys.feed(chunk)
-                if part:
-                    await self._send_event({"type": "http.response.body", "body": part, "more_body": True})
+                await self._send_part(chunk if keys is None else keys.feed(chunk))
 
         await self._unless_gone(stream())
         await self.finish_answer(b"" if keys is None else keys.close())
+
+    async def stream_script(
+        self, connection: ServerConnection, rewrite: Callable[[bytes], bytes], timeout: float
+    ) -> None:
+        """Stream the server's answer to the caller, except that `rewrite` changes its first two lines.
+
+        Raises:
+            LostError, TimeoutError, GoneError: As in `stream_answer`.
+        """
+        _check_status(connection)
+
+        async def stream() -> None:
+            chunks, lines = connection.read_body(timeout), bytearray()
+            async for chunk in chunks:
+                lines += chunk
+                if lines.count(b"\n") > 1 or len(lines) > LINES_BYTES:
+                    break
+            first = rewrite(bytes(lines))
+            change = len(first) - len(lines)
+            fields = [
+                (name, b"%d" % (int(value) + change) if name == b"content-length" else value)
+                for name, value in self.handed_back(connection.headers)
+            ]
+            await self.start_answer(connection.status, fields)
+            await self._send_part(first)
+            async for chunk in chunks:
+                await self._send_part(chunk)
+
+        await self._unless_gone(stream())
+        await self.finish_answer(b"")
 
     async def read_answer(
         self, connection: ServerConnection, size: int, timeout: float, share: Share | None = None
@@ -332,6 +370,10 @@ class Exchange:
             return bytes(parts)
 
         return await self._unless_gone(collect())
+
+    async def _send_part(self, part: bytes) -> None:
+        if part:
+            await self._send_event({"type": "http.response.body", "body": part, "more_body": True})
 
     async def _send_event(self, event: MutableMapping[str, Any]) -> None:
         if self.is_gone:
@@ -359,6 +401,11 @@ class Exchange:
         """Stop observing the caller's connection."""
         if self.caller is not None:
             self.caller.on_close(None)
+
+
+def _check_status(connection: ServerConnection) -> None:
+    if connection.status > LAST_STATUS:
+        raise LostError(f"the server answered with the invalid status {connection.status}", is_untouched=False)
 
 
 async def _cancelled(*tasks: asyncio.Task[None]) -> None:

@@ -104,8 +104,6 @@ EARLY_ANSWERS: Final = 5
 """Maximum number of early answers during a delivery: clients stop offering a commit after ten answers."""
 LEFT_OUT: Final = 1000
 """Maximum number of remembered untrusted roots."""
-SCRIPT_BYTES: Final = 64 * 1024 * 1024
-"""Maximum size of an ``/app.js`` in which the server's address is replaced."""
 
 
 class Proxy:
@@ -281,16 +279,19 @@ class Proxy:
         await self._stream_answer(exchange, connection, KeyFilter() if is_json else None)
 
     async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
-        """Answer with the application's script (``app.js``), with the door's address in place of the server's."""
-        status, headers = connection.status, exchange.handed_back(connection.headers)
+        """Answer with the application's script (``app.js``), with the door's address in place of the server's.
+
+        SECURITY: anyone may ask for it, and take it slowly, so it is not held in memory
+        (tests/unit/door/test_public_address.py).
+        """
+
+        def rewrite(lines: bytes) -> bytes:
+            return script_with_server_url(lines, self._header_rewriter.rewrite_address)
+
         try:
-            script = await exchange.read_answer(connection, SCRIPT_BYTES, self._timeout)
+            await exchange.stream_script(connection, rewrite, self._timeout)
         finally:
             self._server.release_connection(connection)
-        script = script_with_server_url(script, self._header_rewriter.rewrite_address)
-        fields = [(name, value) for name, value in headers if name != b"content-length"]
-        await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(script))])
-        await exchange.finish_answer(script)
         self.handed_on += 1
 
     async def _stream_answer(self, exchange: Exchange, connection: ServerConnection, keys: KeyFilter | None) -> None:
@@ -377,7 +378,7 @@ class Proxy:
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         keys = KeyFilter(only=self._root_coordinates())
-        share = self._limiter.open_share(exchange.address)
+        share = self._limiter.open_answer_share(exchange.address)
         try:
             try:
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)

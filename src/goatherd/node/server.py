@@ -63,6 +63,7 @@ from goatherd.serving.caller_limiter import (
     Receive,
     Scope,
     Send,
+    send_body,
     send_refusal,
 )
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
@@ -83,8 +84,6 @@ __all__ = ["Server", "ServerListener", "run", "serve"]
 _log = logging.getLogger("goatherd.node")
 
 GRACE: Final = timedelta(seconds=10)
-PART_BYTES: Final = 256 * 1024
-"""How many bytes of an answer are given to the connection at once."""
 LOG_SECONDS: Final = 60.0
 
 LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
@@ -355,7 +354,7 @@ class Server:
                     self._idle.set()
             headers.append((b"content-length", str(len(body)).encode()))
             await send({"type": "http.response.start", "status": status, "headers": headers})
-            await _send_body(send, b"" if scope["method"] == "HEAD" else body)
+            await send_body(send, b"" if scope["method"] == "HEAD" else body)
 
     async def _answer_request(self, scope: Scope, receive: Receive, held: ExitStack) -> tuple[int, Headers, bytes]:
         """Return the status, the headers and the body of the answer; `held` is closed when the body is sent."""
@@ -540,15 +539,6 @@ class Body:
         share = self._limiter.open_answer_share(self.address)
         self._held.callback(share.give_back)
         share.take(min(size, self._limiter.limits.buffered_bytes // 2))
-
-
-async def _send_body(send: Send, body: bytes) -> None:
-    """Send the body of an answer, in parts: each waits until the caller has taken most of the one before."""
-    start = 0
-    while len(body) - start > PART_BYTES:
-        await send({"type": "http.response.body", "body": body[start : start + PART_BYTES], "more_body": True})
-        start += PART_BYTES
-    await send({"type": "http.response.body", "body": body[start:] if start else body})
 
 
 class _Turns:

@@ -38,6 +38,8 @@ SMALL_BODY: Final = 64 * 1024
 """Up to this size, a body or an answer is small."""
 SPARE_PART: Final = 16
 """Small bodies may take one part in so many more than the memory budget."""
+PART_BYTES: Final = 256 * 1024
+"""How many bytes of an answer are given to the connection at once."""
 LONGEST_PAUSE: Final = 3.0
 """Maximum delay of a session's request in seconds; GoatDB's clients give up after ten."""
 
@@ -69,9 +71,10 @@ class CallerLimiter:
     ) -> None:
         self.limits = limits
         per_address = max(limits.buffered_bytes // 2, limits.body_bytes)
-        self.budget = Budget(limits.buffered_bytes, per_address, limits.buffered_bytes // SPARE_PART)
-        self.answers = Budget(limits.buffered_bytes, per_address)
-        """The memory budget for answers that were made and are not sent yet."""
+        spare = limits.buffered_bytes // SPARE_PART
+        self.budget = Budget(limits.buffered_bytes, per_address, spare)
+        self.answers = Budget(limits.buffered_bytes, per_address, spare)
+        """The memory budget for answers that are in memory until their callers have taken them."""
         self._clock = clock
         self._proxies = parse_networks(forwarded_by)
         self._report = report
@@ -199,7 +202,7 @@ class CallerLimiter:
         return Share(self.budget, address)
 
     def open_answer_share(self, address: str) -> Share:
-        """Return a new, empty share of the memory budget for one answer that is sent as fast as the caller takes it."""
+        """Return a new, empty share of the memory budget for answers, until the caller has taken one answer."""
         return Share(self.answers, address)
 
     async def read_body(self, receive: Receive, headers: Mapping[bytes, bytes], share: Share, limit: int) -> bytes:
@@ -360,6 +363,19 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
     if refused.is_unread:
         await _read_on(receive)
     await send({"type": "http.response.body", "body": b"" if is_head else refused.body})
+
+
+async def send_body(send: Send, body: bytes) -> None:
+    """Send the body of an answer, in parts: each waits until the caller has taken most of the one before.
+
+    SECURITY: when this returns, the rest is small, so that memory which was charged for the body may be given back
+    (tests/unit/door/test_proxy.py).
+    """
+    start = 0
+    while len(body) - start > PART_BYTES:
+        await send({"type": "http.response.body", "body": body[start : start + PART_BYTES], "more_body": True})
+        start += PART_BYTES
+    await send({"type": "http.response.body", "body": body[start:] if start else body})
 
 
 async def _read_on(receive: Receive) -> None:

@@ -75,7 +75,8 @@ class CallerLimits:
             address) have about 1 KiB.
         buffered_bytes: Maximum size of all bodies in memory together; requests beyond this limit are answered with 503.
             One address may use half of this memory, or `body_bytes` if that is more. Small bodies may exceed both a
-            little. The same limit applies to the large answers of `goatherd serve` that clients have not taken yet.
+            little. The same limit applies again to the door's answers with ``/sys/sessions``, and to the large answers
+            of `goatherd serve`, until clients have taken them.
         header_bytes: Maximum size of a request's line and headers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
         body_timeout: How long the caller may pause in sending a body; after that the answer is 408.

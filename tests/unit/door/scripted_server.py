@@ -36,7 +36,9 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def scripted(
-    talk: Callable[[Reader, Writer, Scripted], Awaitable[None]], limits: DoorLimits | None = None
+    talk: Callable[[Reader, Writer, Scripted], Awaitable[None]],
+    limits: DoorLimits | None = None,
+    public_url: str | None = None,
 ) -> AsyncIterator[tuple[Scripted, Door]]:
     """A scripted server with a door in front that asks nothing of its own."""
     state = Scripted()
@@ -55,7 +57,9 @@ async def scripted(
     state.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         trust = Quiet(org=ORG, identity=identity(A), clock=Standing())
-        async with Door(upstream=state.url, trust=trust, limits=limits, clock=trust.clock) as door:
+        async with Door(
+            upstream=state.url, trust=trust, limits=limits, public_url=public_url, clock=trust.clock
+        ) as door:
             yield state, door
     finally:
         server.close()

@@ -294,7 +294,7 @@ async def test_a_large_answer_with_introductions_of_roots_is_read_in_a_thread(mo
 async def test_an_answer_that_is_read_whole_counts_as_memory() -> None:
     async with world() as w:
         w.child.introduce(B.session)
-        budget = w.door._limiter.budget
+        budget = w.door._limiter.answers
         left, budget._spare = budget._left, 0
         for others in ("192.0.2.1", "192.0.2.2"):
             budget.take(others, left // 2 - 500)
@@ -336,3 +336,27 @@ async def test_a_large_poll_of_a_known_session_reaches_the_server_as_it_is() -> 
         body = to_json_bytes([element("/data/x")]).ljust(100_000)
         assert (await w.send(True, body)).status_code == 200
         assert w.child.reached[-1][2] == body
+
+
+async def test_an_answer_with_sessions_counts_against_the_memory_until_the_client_has_taken_it() -> None:
+    """A client may ask for it on many connections and take a few bytes a second of each."""
+    size = 64 * 1024 * 1024
+
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        head = await head_of(reader)
+        await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        writer.write(b" " * size)
+        await reader.read()
+
+    async with scripted(talk) as (_, door), line(door.port) as (reader, writer):
+        answers = door._limiter.answers
+        left = answers._left
+        body = to_json_bytes([element("/sys/sessions")])
+        signature = signed_header(X).encode()
+        writer.write(b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: %b\r\n" % signature)
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        await head_of(reader)
+        assert answers._left == left - size
+        await reader.readexactly(size)
+        await until(lambda: answers._left == left)

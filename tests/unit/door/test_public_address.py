@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
@@ -14,7 +15,7 @@ from tests.cluster.door_world import NOTE, A, Standing, identity, world
 from tests.fakes.upstream_child import APPLICATION, UpstreamChild
 from tests.unit.goats import ORG, element
 
-from .scripted_server import Quiet
+from .scripted_server import Quiet, Reader, Scripted, Writer, head_of, line, scripted
 
 
 async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_given() -> None:
@@ -30,6 +31,43 @@ async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_give
             assert script == own.replace(w.child.url.encode(), b"https://goats.example", 1) != own
             assert script.endswith(APPLICATION)
         assert (await w.send(True, [element("/data/x")])).headers["access-control-allow-origin"] == w.child.url
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_script_is_passed_on_as_it_comes(is_chunked: bool) -> None:
+    """Anyone may ask for it on many connections and take it slowly, so the door holds none of it."""
+    may_end = asyncio.Event()
+    rest = b"x" * 100_000
+
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        await head_of(reader)
+        start = b';\nglobalThis.GoatDBConfig = {"serverURL":"%s"};\n;' % state.url.encode()
+        if is_chunked:
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (len(start) + len(rest)))
+        for part in (start[:10], start[10:], rest):
+            writer.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
+            await writer.drain()
+            await asyncio.sleep(0)
+        await may_end.wait()
+        writer.write(b"0\r\n\r\n" if is_chunked else b"")
+        await reader.read()
+
+    expected = b';\nglobalThis.GoatDBConfig = {"serverURL":"https://goats.example"};\n;'
+    async with (
+        scripted(talk, public_url="https://goats.example") as (_, door),
+        line(door.port) as (reader, writer),
+    ):
+        writer.write(b"GET /app.js HTTP/1.1\r\nhost: h\r\n\r\n")
+        head = await head_of(reader)
+        if not is_chunked:
+            assert b"content-length: %d\r\n" % (len(expected) + len(rest)) in head
+        assert expected in await reader.readuntil(expected)
+        may_end.set()
+        left = b""
+        while left.count(b"x") < len(rest):
+            left += await reader.read(100_000)
 
 
 @pytest.mark.parametrize(
