@@ -5,14 +5,20 @@ They answer a malformed request differently: the node with GoatDB's own error, t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Final
 
 from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.javascript_values import is_truthy
 from goatherd.wire.json import parse_json
 from goatherd.wire.paths import check_repository_path
+
+_OPERATIONS: Final = ("encrypt", "decrypt", "sign", "verify", "deriveKey", "deriveBits", "wrapKey", "unwrapKey")
+"""What a JWK's member ``key_ops`` may contain (RFC 7517, 4.3)."""
 
 
 # No slots: the door's limits inherit from this class and from those of every caller.
@@ -81,12 +87,7 @@ def decode_session_request(body: bytes) -> PublicKey:
     jwk = request["publicKey"]
     if jwk is not None and not isinstance(jwk, dict | list):
         raise DecodeError("MissingPublicKey")
-    if (
-        not isinstance(jwk, dict)
-        or "d" in jwk
-        or jwk.get("ext") is False
-        or jwk.get("key_ops", ["verify"]) != ["verify"]
-    ):
+    if not isinstance(jwk, dict) or not _may_verify(jwk):
         raise DecodeError("InvalidPublicKey")
     try:
         key = PublicKey.from_jwk(jwk)
@@ -94,3 +95,19 @@ def decode_session_request(body: bytes) -> PublicKey:
     except DecodeError:
         raise DecodeError("InvalidPublicKey") from None
     return key
+
+
+def _may_verify(jwk: Mapping[str, Any]) -> bool:
+    """Return whether a JWK is for a public key that may verify signatures of GoatDB's kind, by its optional members.
+
+    COMPAT: these are the checks of Deno, on which GoatDB's server runs. A member that is null counts as absent.
+    """
+    operations, is_extractable = jwk.get("key_ops"), jwk.get("ext")
+    if isinstance(operations, list) and not ("verify" in operations and all(one in _OPERATIONS for one in operations)):
+        return False
+    return (
+        jwk.get("d") is None
+        and jwk.get("alg") in (None, "ES384")
+        and jwk.get("use") in (None, "sig")
+        and (is_extractable is None or is_truthy(is_extractable))
+    )

@@ -61,7 +61,12 @@ GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
         ({"publicKey": []}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "d": "x"}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "ext": False}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "ext": 0}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "key_ops": ["sign"]}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "key_ops": []}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "key_ops": ["verify", {}]}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "alg": "ES256"}}, "InvalidPublicKey"),
+        ({"publicKey": {**GOOD_JWK, "use": "enc"}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "crv": "P-256"}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "x": "short"}}, "InvalidPublicKey"),
         ({"publicKey": {**GOOD_JWK, "x": GOOD_JWK["y"]}}, "InvalidPublicKey"),
@@ -69,7 +74,8 @@ GOOD_JWK = PrivateKey.generate().public_key.to_jwk()
     ids=[
         *("no body", "no JSON", "null", "no members", "an array"),
         *("a text", "a null key", "an empty key", "an array key"),
-        *("a private key", "not extractable", "for signing", "another curve", "a short x", "off the curve"),
+        *("a private key", "not extractable", "not extractable either", "for signing", "for nothing", "for an object"),
+        *("another algorithm", "for encryption", "another curve", "a short x", "off the curve"),
     ],
 )
 def test_a_key_that_is_none_is_400_and_leaves_no_session(body: Any, error: str) -> None:
@@ -77,6 +83,23 @@ def test_a_key_that_is_none_is_400_and_leaves_no_session(body: Any, error: str) 
     response = create(node, body)
     assert (response.status, json.loads(response.body)) == (400, {"error": error})
     assert not node.stored("/sys/sessions")
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"key_ops": ["sign", "verify"]},
+        {"key_ops": ["verify", "verify"]},
+        {"key_ops": None, "ext": None, "alg": None, "use": None, "d": None},
+        {"use": "sig", "kid": 5},
+    ],
+    ids=str,
+)
+def test_a_key_that_goatdb_takes_is_taken(members: dict[str, Any]) -> None:
+    node = Node(A, A)
+    response = create(node, {"publicKey": {**GOOD_JWK, **members}})
+    assert response.status == 200
+    assert json.loads(response.body)["session"]["publicKey"] == GOOD_JWK
 
 
 def test_no_session_is_born_under_an_expired_root() -> None:
