@@ -581,11 +581,12 @@ def _refuse_large_body() -> RefusedError:
 def _read_headers(scope: Scope) -> dict[bytes, str]:
     """Return the headers of a request as a dict.
 
-    Repeated headers are joined, as `fetch` does (COMPAT), so that two signatures are invalid.
+    White space around a value does not belong to it (RFC 9110, 5.5). Repeated headers are joined, as `fetch` does
+    (COMPAT), so that two signatures are invalid.
     """
     headers: dict[bytes, str] = {}
     for name, raw in scope["headers"]:
-        value = raw.decode("latin-1")
+        value = raw.strip(b" \t").decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 

@@ -119,6 +119,15 @@ async def test_two_signatures_are_none(http: httpx2.AsyncClient, signer: OwnedSe
         assert (await http.post("/batch-sync", content=b"[]", headers=doubled)).status_code == 403
 
 
+@pytest.mark.parametrize(("before", "after"), [("", " "), ("\t", " \t")])
+async def test_white_space_around_a_signature_does_not_count(
+    http: httpx2.AsyncClient, signer: OwnedSession, before: str, after: str
+) -> None:
+    padded = {"x-goat-sig": before + header(signer)["x-goat-sig"] + after}
+    assert (await http.post("/batch-sync", content=b"[]", headers=padded)).status_code == 200
+    assert (await http.post("/batch-sync", content=b"[]", headers={"x-goat-sig": before + after})).status_code == 400
+
+
 async def test_paths_are_compared_in_lower_case(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
     assert (await http.post("/BATCH-Sync?x=1", content=b"[]", headers=header(signer))).status_code == 200
     assert (await http.post("/batch-sync/", content=b"[]", headers=header(signer))).status_code == 404
