@@ -122,7 +122,7 @@ class Server:
         org_id: The organization of every request, unless `resolve_domain` is given.
         base_url: The public URL for CORS: a string, or a function of the organization's id. Without one,
             ``ServerListener`` sets ``http://localhost:<port>`` while it listens.
-        resolve_domain: Returns the organization id of a request's full URL; an empty id is answered with 404.
+        resolve_domain: Returns the organization id of a request's full URL; None or an empty id is answered with 404.
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
             may include this server's own URL.
         clock: Supplies the current time.
@@ -152,7 +152,7 @@ class Server:
         *,
         org_id: str = DEFAULT_ORG,
         base_url: str | Callable[[str], str] | None = None,
-        resolve_domain: Callable[[str], str] | None = None,
+        resolve_domain: Callable[[str], str | None] | None = None,
         peers: Iterable[str] = (),
         clock: Clock | None = None,
         registry: Registry = BUILTIN,
@@ -369,7 +369,7 @@ class Server:
             return 503, [], b""
         address = self.limiter.take_request(scope)
         try:
-            org = self.org_id if self._resolve_domain is None else self._resolve_domain(url)
+            org = self.org_id if self._resolve_domain is None else self._resolve_domain(url) or ""
             database = self._databases.get(org)
             if database is None:
                 if _ORG_ID.fullmatch(org) is None:

@@ -223,9 +223,10 @@ async def test_an_organization_cannot_name_its_way_out_of_the_data_directory(
     assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
-async def test_no_organization_is_404_without_cors(tmp_path: Path, signer: OwnedSession) -> None:
+@pytest.mark.parametrize("org", ["", None])
+async def test_no_organization_is_404_without_cors(tmp_path: Path, signer: OwnedSession, org: str | None) -> None:
     provider = await store_of(document_of(signer))
-    server = Server(tmp_path, lambda _: settings_of(provider), resolve_domain=lambda _: "", debug=True)
+    server = Server(tmp_path, lambda _: settings_of(provider), resolve_domain=lambda _: org, debug=True)
     async with server, client_of(server) as http:
         answer = await http.get("/healthy")
         assert (answer.status_code, answer.content) == (404, b"")
