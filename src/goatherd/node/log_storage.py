@@ -55,6 +55,7 @@ from goatherd.wire.paths import NAME_LENGTH, check_repository_path
 LOCK_NAME = ".goatherd.lock"
 UNUSED_NAME = ".goatherd.unused-sessions"
 INDEX_SUFFIX = ".index"
+QUERY_CACHE_SUFFIX = ".cache.json"
 
 _log = logging.getLogger("goatherd.node")
 
@@ -261,6 +262,7 @@ class FileLog:
                     start = aside if aside.endswith(b"\n") or not aside else aside + b"\n"
                     _replace_file(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
                 self._size = 0
+                self._delete_query_cache()
                 _replace_file(self._file, _without_lines(data, lines), status)
             except OSError as error:
                 raise StorageError(f"cannot rewrite {self._file}: {error.strerror}; run the command again") from error
@@ -322,12 +324,27 @@ class FileLog:
     def _replace_records(self, records: Sequence[Mapping[str, Any] | bytes]) -> None:
         data = frame_records(records)
         if self._file.exists():
+            self._delete_query_cache()
             _replace_file(self._file, data, self._file.stat())
             self._size = len(data)
         else:
             self._append_bytes(data)
 
+    def _delete_query_cache(self) -> None:
+        """Delete the file in which GoatDB has stored results of its queries of this repository, if there is one.
+
+        COMPAT: GoatDB believes this file after a start, so its queries would never show an item that another program
+        has written to the log (docs/reference/goatdb-formats.md#defects).
+        """
+        if self._file.suffix == LOG_SUFFIX:
+            try:
+                self._file.with_suffix(QUERY_CACHE_SUFFIX).unlink()
+            except FileNotFoundError:
+                return
+            _sync_directory(self._file.parent)
+
     def _append_bytes(self, data: bytes) -> None:
+        self._delete_query_cache()
         fresh = not self._file.exists()
         if fresh:
             make_directory(self._file.parent)

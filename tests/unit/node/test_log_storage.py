@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from goatherd.errors import PathError, StorageError
 from goatherd.node.log_storage import LOCK_NAME, LogDirectory, MemoryLog, _scan_log
-from goatherd.wire.commit_log import frame_records
+from goatherd.wire.commit_log import frame_records, read_lines
 
 
 def ids(records: object) -> list[str]:
@@ -54,6 +54,26 @@ def test_nothing_is_written_before_a_flush_and_nothing_by_an_empty_one(tmp_path:
         log.flush()
         assert log.unflushed == 0
         assert (tmp_path / "data/x.jsonl").exists()
+
+
+def test_stored_results_of_goatdbs_queries_are_deleted_before_the_log_is_written(tmp_path: Path) -> None:
+    """GoatDB would believe them, and find no item that was written meanwhile."""
+    filled(tmp_path)
+    cache, other = tmp_path / "data/x.cache.json", tmp_path / "data/y.cache.json"
+    for file in (cache, other):
+        file.write_text('{"version":1,"queries":{}}')
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open_log("/data/x")
+        records = log.read_records()
+        log.flush()
+        assert cache.exists(), "nothing was written"
+        log.append_record({"id": "c"})
+        log.flush()
+        assert not cache.exists()
+        cache.write_text("{}")
+        log.set_aside([line for line in read_lines(log.read_bytes()) if line.record == records[0]])
+        assert not cache.exists()
+    assert other.exists()
 
 
 def test_leaving_the_directory_flushes_what_is_open(tmp_path: Path) -> None:
