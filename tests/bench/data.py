@@ -30,7 +30,6 @@ from goatherd.identity.session import (
     SESSION_LIFETIME,
     OwnedSession,
     Session,
-    exact_expiration_ms,
     sign_commit,
 )
 from goatherd.identity.session_commits import SESSIONS_SCHEMA
@@ -42,7 +41,7 @@ from goatherd.times import milliseconds
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.commit_log import frame_records
-from goatherd.wire.javascript_values import seconds_from_ms
+from goatherd.wire.javascript_values import exact_date_ms, seconds_from_ms
 from goatherd.wire.json import to_json, to_json_bytes
 
 FOLDER: Final = Path(__file__).parents[2] / "build" / "bench"
@@ -69,7 +68,7 @@ def owned_session(kind: str, number: int, made_ms: int) -> OwnedSession:
         id=number_id(kind, number),
         public_key=key.public_key,
         owner=ROOT_OWNER if kind == "root" else None,
-        expiration_ms=exact_expiration_ms(made_ms + milliseconds(SESSION_LIFETIME)),
+        expiration_ms=exact_date_ms(made_ms + milliseconds(SESSION_LIFETIME)),
     )
     return OwnedSession(session=session, signer=key)
 

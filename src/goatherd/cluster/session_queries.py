@@ -16,12 +16,13 @@ from typing import Any, Final
 from goatherd.cluster.node import Node
 from goatherd.cluster.server_answers import ServerIdentity, make_printable
 from goatherd.errors import DecodeError, InvalidSignatureError, NodeRefusedError, VerificationError
-from goatherd.identity.session import OwnedSession, Session, exact_expiration_ms, parse_signature, verify_commit
+from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_commit
 from goatherd.identity.session_commits import session_from_commit
 from goatherd.ids import new_seeds
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
+from goatherd.wire.javascript_values import exact_date_ms
 from goatherd.wire.messages import VERSION
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -78,7 +79,7 @@ class ExpectedCommit:
             self.session.owner,
             self.session.public_key,
         )
-        lives_on = found.expiration_ms >= exact_expiration_ms(self.session.expiration_ms)
+        lives_on = found.expiration_ms >= exact_date_ms(self.session.expiration_ms)
         return is_same and lives_on and commit.session == signer.id
 
 

@@ -27,7 +27,14 @@ from goatherd.errors import (
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.times import milliseconds
 from goatherd.wire.base32 import base32_decode, base32_encode
-from goatherd.wire.javascript_values import JS_SPACE, UNDEFINED, is_truthy, ms_from_seconds, seconds_from_ms
+from goatherd.wire.javascript_values import (
+    JS_SPACE,
+    UNDEFINED,
+    exact_date_ms,
+    is_truthy,
+    ms_from_seconds,
+    seconds_from_ms,
+)
 from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json
 
 if TYPE_CHECKING:
@@ -113,18 +120,6 @@ class Session:
         return now_ms > self.expiration_ms
 
 
-def exact_expiration_ms(expiration_ms: int) -> int:
-    """Return the latest expiration up to `expiration_ms` that GoatDB's JSON format stores without rounding.
-
-    COMPAT: GoatDB writes an expiration in seconds, as a float, and truncates it to milliseconds when it reads. From
-    2038 on (2**31 seconds), one in four values is read back one millisecond lower, and signatures over it do not
-    verify.
-    """
-    while ms_from_seconds(seconds_from_ms(expiration_ms)) != expiration_ms:
-        expiration_ms -= 1
-    return expiration_ms
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnedSession:
     """A session together with its private signing key. Its ``repr`` shows the public half only.
@@ -141,7 +136,7 @@ class OwnedSession:
     ) -> OwnedSession:
         """Create a session with a new key pair, which expires `lifetime` after `now_ms`."""
         key = PrivateKey.generate()
-        expiration_ms = exact_expiration_ms(now_ms + milliseconds(lifetime))
+        expiration_ms = exact_date_ms(now_ms + milliseconds(lifetime))
         session = Session(id=session_id, public_key=key.public_key, owner=owner, expiration_ms=expiration_ms)
         return cls(session=session, signer=key)
 

@@ -66,7 +66,9 @@ from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
 from goatherd.settings.base import SettingsSource, describe_identity
 from goatherd.telemetry import Event, event_text
+from goatherd.times import milliseconds
 from goatherd.trust import TrustPool, Verification
+from goatherd.wire.javascript_values import exact_date_ms, seconds_from_ms
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
@@ -149,6 +151,7 @@ SESSIONS_WAITING: Final = 500
 """How many requests for a session may wait for an HSM or a KMS; further ones are answered with 503 at once."""
 
 _JSON: Final = "application/json"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Reasons for a refusal that the arrival of a session can undo.
 _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError, RevokedSessionError)
 
@@ -195,7 +198,7 @@ class DatabaseRepository:
     Each write makes a commit that the current root signs, and returns when this commit is on the disk.
 
     Field values are in GoatDB's encoded form: JSON, with dates as seconds since 1970. A `datetime` must have a time
-    zone, and is converted to this form.
+    zone, and is converted to this form, rounded down to a millisecond.
     """
 
     def __init__(self, database: Database, path: str) -> None:
@@ -1065,5 +1068,6 @@ def _encode_field(value: Any) -> Any:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise TypeError("a datetime must have a time zone")
-        return value.astimezone(UTC).timestamp()
+        # COMPAT: GoatDB reads dates with milliseconds; with microseconds, no GoatDB server could verify the commit.
+        return seconds_from_ms(exact_date_ms(milliseconds(value - _EPOCH)))
     return value

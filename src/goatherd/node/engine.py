@@ -88,7 +88,6 @@ from goatherd.identity.session import (
     OwnedSession,
     Session,
     SignatureEnvelope,
-    exact_expiration_ms,
     parse_signature,
     sign_commit,
     verify_commit,
@@ -104,6 +103,7 @@ from goatherd.trust import TrustPool, Verification
 from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, begins_array, is_light, read_batch
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
+from goatherd.wire.javascript_values import exact_date_ms
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, encode_reply
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH, check_repository_path
@@ -572,7 +572,7 @@ class Engine:
             id=self._new_id(),
             public_key=public_key,
             owner=None,
-            expiration_ms=exact_expiration_ms(now_ms + milliseconds(SESSION_LIFETIME)),
+            expiration_ms=exact_date_ms(now_ms + milliseconds(SESSION_LIFETIME)),
         )
         if unused is None:
             try:

@@ -23,8 +23,9 @@ from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, cha
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
-from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, exact_expiration_ms, format_signature
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
 from goatherd.times import milliseconds
+from goatherd.wire.javascript_values import exact_date_ms
 
 if TYPE_CHECKING:
     from goatherd.signers.base import SignerKey
@@ -264,7 +265,7 @@ class AnchorKeys:
             id=session_id,
             public_key=key,
             owner=ROOT_OWNER,
-            expiration_ms=exact_expiration_ms(now_ms + milliseconds(LIFETIME)),
+            expiration_ms=exact_date_ms(now_ms + milliseconds(LIFETIME)),
         )
         return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org)
 

@@ -278,3 +278,15 @@ def ms_from_seconds(value: float | str) -> int:
     if ms is None:
         raise DecodeError("a date is out of the range of JavaScript's dates")
     return ms
+
+
+def exact_date_ms(ms: int) -> int:
+    """Return the latest date up to `ms` that its serialized form stores without rounding.
+
+    COMPAT: a date is written in seconds, as a float, and truncated to milliseconds when it is read. In 2004, and from
+    2038 on (2**31 seconds), one in four values is read back one millisecond lower, and signatures over it do not
+    verify.
+    """
+    while ms_from_seconds(seconds_from_ms(ms)) != ms:
+        ms -= 1
+    return ms

@@ -30,7 +30,6 @@ from goatherd.identity.session import (
     OwnedSession,
     Session,
     check_request_time,
-    exact_expiration_ms,
     parse_signature,
     sign_commit,
     sign_data,
@@ -42,7 +41,7 @@ from goatherd.identity.session import (
 )
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit, new_commit
-from goatherd.wire.javascript_values import UNDEFINED
+from goatherd.wire.javascript_values import UNDEFINED, exact_date_ms
 from goatherd.wire.json import to_json
 
 NOW = 1_735_689_600_000
@@ -64,7 +63,7 @@ def repacked(signature: str, **members: Any) -> str:
 class TestSessions:
     @given(now_ms=st.integers(NOW, 4 * NOW))
     def test_an_exact_expiration_is_the_same_after_it_was_written_and_read_also_after_2038(self, now_ms: int) -> None:
-        expiration_ms = exact_expiration_ms(now_ms)
+        expiration_ms = exact_date_ms(now_ms)
         written = json.loads(
             json.dumps(
                 Session(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
+from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     ORG,
@@ -532,6 +533,30 @@ async def test_items_are_written_signed_and_read_from_python(
     assert len(commits) == 4
     for raw in commits:
         verify_commit(signer.session, Commit.from_json(raw, org=ORG))
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        (datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)),
+        (datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=2))), datetime(2026, 1, 2, 1, 4, 5, tzinfo=UTC)),
+        (datetime(2004, 5, 6, 7, 8, 9, 1_000, tzinfo=UTC), datetime(2004, 5, 6, 7, 8, 9, tzinfo=UTC)),
+        (
+            datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+            datetime(1969, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC),
+        ),
+    ],
+    ids=["microseconds", "another time zone", "a millisecond that changes", "before 1970"],
+)
+async def test_a_server_that_knows_the_schema_can_verify_a_datetime_that_was_written_without_it(
+    server: Server, http: httpx2.AsyncClient, signer: OwnedSession, when: datetime, expected: datetime
+) -> None:
+    await server.database(ORG).repository("/data/notes").create("a", "note/1", {"when": when})
+    (raw,) = await NodeClient("http://node", http=http).pull("/data/notes", signer)
+    registry = Registry([Schema(ns="note", version=1, fields=(SchemaField(name="when", type="date"),))])
+    commit = Commit.from_json(raw, org=ORG, registry=registry)
+    verify_commit(signer.session, commit)
+    assert commit.data == {"when": expected.timestamp()}
 
 
 # --- process ----------------------------------------------------------------------------------------------------------
