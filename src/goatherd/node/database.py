@@ -236,8 +236,8 @@ class DatabaseRepository:
 
         Raises:
             ItemExistsError: The item exists already, or was created while an HSM or a KMS signed the commit.
-            PathError, DecodeError, EncodeError: The key or the data are not allowed; the data are not a session in
-                ``/sys/sessions``, or are a session elsewhere.
+            PathError, DecodeError, EncodeError: The key or the data are not allowed; a deleted item had another schema;
+                the data are not a session in ``/sys/sessions``, or are a session elsewhere.
             StorageError: The item could not be written.
         """
         engine = await self._open_repository()

@@ -69,7 +69,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from goatherd.admission.access import Access, AccessRule, Rulebook
-from goatherd.admission.commits import check_session_item
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.errors import (
     AccessDeniedError,
@@ -104,7 +103,7 @@ from goatherd.wire.batch import PORTION_COMMITS, SMALL_BODY, RawCommits, begins_
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.javascript_values import exact_date_ms
-from goatherd.wire.json import to_json_bytes
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage, encode_reply
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH, check_repository_path
 from goatherd.wire.schema import BUILTIN, Registry
@@ -1236,8 +1235,8 @@ class Engine:
 
         Raises:
             ItemExistsError: The item exists already, or was created while an HSM or a KMS signed the commit.
-            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; the data are not a
-                session in ``/sys/sessions``, or are a session elsewhere.
+            PathError, DecodeError, EncodeError: The path, the key or the data are not allowed; a deleted item had
+                another schema; the data are not a session in ``/sys/sessions``, or are a session elsewhere.
         """
         repository = self.get_repository(path)
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
@@ -1276,8 +1275,9 @@ class Engine:
     def _write_item(
         self, repository: Repository, commit: Commit, now_ms: int, *, creates_item: bool = False
     ) -> EngineSteps[Commit]:
-        check_session_item(commit, repository.path)
-        return (yield from self._store_own(repository, commit, now_ms, creates_item=creates_item))
+        # Peers make the same checks: a commit that they reject would stay on this server alone.
+        checked = read_commit(parse_json(commit.encoded), repository, self.limits, now_ms)
+        return (yield from self._store_own(repository, checked, now_ms, creates_item=creates_item))
 
     def _new_authorship(self, now_ms: int) -> Authorship:
         return Authorship(commit_id=self._new_id(), session_id=self.pool.current.id, ts=now_ms, seeds=self._new_seeds)

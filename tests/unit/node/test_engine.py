@@ -129,6 +129,30 @@ def test_a_filter_of_too_many_bytes_is_refused() -> None:
     assert node.send([element("/data/x", held=BloomFilter(bytes(9), (1,)))], signed_header(A)).status == 400
 
 
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def test_what_peers_would_reject_is_not_written(node: Node) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(100):
+        deep = {"a": deep}
+    node.engine.create_item("/data/test", "k", "note/1", {"text": "x"}, NOW)
+    node.engine.delete_item("/data/test", "k", NOW + 1)
+    for key, schema, data in (
+        ("k", "task/1", {"text": "another schema"}),
+        ("k" * 201, "note/1", {"text": "a long key"}),
+        ("null", "null", {}),
+        ("deep", "note/1", deep),
+    ):
+        with pytest.raises(NotAdmittedError):
+            node.engine.create_item("/data/test", key, schema, data, NOW + 2)
+    node.engine.create_item("/data/test", "k" * 200, "note/1", {"text": ("x", "y")}, NOW + 2)
+    peer = Node(A, A)
+    peer.sync(A, commits=[commit.to_json() for commit in node.repository("/data/test")], now_ms=NOW + 2)
+    assert peer.stored() == node.stored()
+    assert len(node.stored()) == 3
+
+
 # --- what is stored ---------------------------------------------------------------------------------------------------
 
 
