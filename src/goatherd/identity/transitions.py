@@ -1000,14 +1000,18 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
 def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
     """Return the ids of the roots to remove from an identity document without a rotation in progress, oldest first.
 
-    Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Of the other
-    previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor). But none stays
-    if the document has no room for another rotation (`is_full`).
+    Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Without an
+    anchor, former anchors are removed, too, whose keys were never stored, and rejected ones. The anchor of a rotation
+    that was cancelled early is introduced nowhere; it would be linked to no other root once those before it have left.
+    Of the other previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor).
+    But none stays if the document has no room for another rotation (`is_full`).
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     if is_full(document):
         return tuple(earlier)
     done = document.retired_ids | _cancelled_roots(document)
+    if document.anchor is None:
+        done |= {one.by for one in document.endorsements if one.commit is not None}
     count = KEPT_ROOTS - 1 if document.anchor is None else KEPT_ROOTS - 2  # the anchor and its predecessor stay too
     kept = [one for one in earlier if one not in done][-count:]
     return tuple(one for one in earlier if one not in kept)

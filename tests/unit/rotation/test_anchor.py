@@ -26,6 +26,7 @@ from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_documen
 from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
+from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import record_promotion
 from goatherd.providers.values import STABLE
 from goatherd.revocation.revoker import Revoker
@@ -591,3 +592,24 @@ async def test_two_revocations_and_a_change_of_the_anchor_leave_room_for_renewal
     document = await document_of(herd)
     assert [node.pool.current.id for node in herd.nodes] == [document.current.id]
     assert len(document.revoked) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED])
+async def test_the_anchor_of_a_cancelled_rotation_leaves_and_a_server_that_was_away_since_before_it_follows(
+    make_herd: MakeHerd, signers: MemorySigners, phase: Phase
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    seen = [TrustCheckpoint.from_document(await document_of(herd))]
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=KMS), to_phase=phase)
+    seen.append(TrustCheckpoint.from_document(await document_of(herd)))
+    await rotator(herd, signers).abandon("no")
+    assert [root.id for root in (await document_of(herd)).roots] == ["root-a"]
+    for _ in range(3):
+        await rotator(herd, signers).rotate()
+        document = await document_of(herd)
+        assert document.find_root("root-a") is not None, "no root that can be restored has made room for the anchor"
+        for checkpoint in seen:
+            verify_successor(document, checkpoint, herd.nodes[0].commits(SESSIONS))
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=KMS))
+    assert (await check_steady(herd)).anchor is not None
