@@ -48,8 +48,11 @@ REVOKED: Final = "revoked"
 PROMOTED: Final = "promoted"
 ROTATED = "rotated"
 RESTORED = "restored"
+ROLLED_BACK: Final = "rolled-back"
 SUCCESSES = frozenset({ROTATED, RESTORED})
 """Events of the history by which a rotation has come to its end."""
+FAILURES: Final = frozenset({CANCELLED, ROLLED_BACK})
+"""Events of the history by which a rotation has ended early."""
 NO_WAY_BACK_HINT: Final = (
     "The new anchor has signed the way back to the previous one only up to a generation, which other changes of the"
     " identity have reached. `goatherd rotate --resume` completes the rotation."
@@ -522,7 +525,7 @@ def roll_back_rotation(
     return _end_rotation(
         document,
         now_ms,
-        "rolled-back",
+        ROLLED_BACK,
         record,
         reason,
         current=earlier,
@@ -948,18 +951,29 @@ def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> t
 
     A retirement record stays as long as its root; without the record, `goatherd retire` would search the store for the
     root's key again. These records do not count against the limits, so that they cannot displace the entry of the last
-    rotation.
+    rotation. If there is no room for all entries, older failures lose their reasons first: the rotation schedule counts
+    the failures in a row, and needs the time of the last success.
     """
-    kept: set[int] = set()
+    latest = [one for one in history if one.event != _RETIRED][-MAX_HISTORY:]
+    is_crowded = sum(map(_history_bytes, latest)) > MAX_HISTORY_BYTES
+    kept: dict[int, HistoryEntry] = {}
     size = 0
-    for entry in reversed([one for one in history if one.event != _RETIRED]):
-        size += len(to_pretty_json(history_json(entry)))
-        if kept and (size > MAX_HISTORY_BYTES or len(kept) == MAX_HISTORY):
+    for entry in reversed(latest):
+        is_bare = is_crowded and size > MAX_HISTORY_BYTES // 4 and entry.event in FAILURES
+        stored = replace(entry, reason=None) if is_bare else entry
+        size += _history_bytes(stored)
+        if kept and size > MAX_HISTORY_BYTES:
             break
-        kept.add(id(entry))
+        kept[id(entry)] = stored
     return tuple(
-        entry for entry in history if id(entry) in kept or (entry.event == _RETIRED and entry.from_id in roots)
+        kept.get(id(entry), entry)
+        for entry in history
+        if id(entry) in kept or (entry.event == _RETIRED and entry.from_id in roots)
     )
+
+
+def _history_bytes(entry: HistoryEntry) -> int:
+    return len(to_pretty_json(history_json(entry)))
 
 
 KEPT_ROOTS: Final = 3

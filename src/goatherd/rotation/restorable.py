@@ -23,7 +23,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
-from goatherd.identity.transitions import CANCELLED, may_sign_again
+from goatherd.identity.transitions import CANCELLED, ROLLED_BACK, may_sign_again
 from goatherd.providers.base import StoreReader
 from goatherd.providers.capabilities import list_copied_versions
 from goatherd.providers.values import SecretVersion, VersionState
@@ -258,9 +258,10 @@ def _find_previous(document: IdentityDocument) -> str:
     # Other events may have followed, such as a cancelled rotation. That root has not signed since.
     led_to_it = (one for one in reversed(document.history) if one.to_id == document.rotated_from)
     last = next((one for one in led_to_it if one.event != CANCELLED), None)
-    if last is not None and last.event == "rolled-back":
+    if last is not None and last.event == ROLLED_BACK:
+        reason = f" ({last.reason})" if last.reason else ""
         raise NotRestorableError(
-            f"root {last.to_id} was rolled back at {iso(last.at)} ({last.reason}), so it is not restored by default",
+            f"root {last.to_id} was rolled back at {iso(last.at)}{reason}, so it is not restored by default",
             hint=f"Name the root: `goatherd restore {last.to_id}`, or an earlier one that `goatherd status` lists.",
         )
     return document.rotated_from

@@ -29,7 +29,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, roots_with_keys
 from goatherd.identity.recorded_times import limit_times
-from goatherd.identity.transitions import RESTORED, SUCCESSES
+from goatherd.identity.transitions import FAILURES, RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.policy import check_lifetime
 from goatherd.schedule.windows import Window, first_span
@@ -482,7 +482,7 @@ def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
     for entry in reversed(facts.history):
         if _is_success(entry):
             break
-        if entry.event in ("cancelled", "rolled-back"):
+        if entry.event in FAILURES:
             failures.append(entry)
     if not failures:
         return 0, ""

@@ -253,6 +253,18 @@ def test_long_reasons_do_not_make_the_history_long() -> None:
     assert document.history
 
 
+@pytest.mark.parametrize("reason", ["no", "expected that http://10.0.0.2:8080 signs with the next root" * 3])
+def test_failures_in_a_row_are_counted_and_the_last_success_stays_though_their_reasons_are_long(reason: str) -> None:
+    document = rotated()
+    for number in range(7):
+        document = cancel_rotation(prepared(document, f"r{number}"), NOW, reason=f"{number}: {reason}")
+    assert [entry.event for entry in document.history] == ["rotated", *["cancelled"] * 7]
+    told = [entry.reason for entry in document.history[1:]]
+    assert told[-1] == f"6: {reason}"
+    assert (None in told) == (len(reason) > 100)
+    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+
+
 def test_an_endorsement_stays_as_long_as_its_roots() -> None:
     document = first()
     for number in range(12):

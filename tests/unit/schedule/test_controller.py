@@ -256,6 +256,24 @@ async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_sel
     await check_steady(herd)
 
 
+@pytest.mark.slow
+async def test_the_pauses_after_failures_grow_to_the_longest_one_though_the_history_is_short(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=5, clients=0, lifetime=LIFETIME, refresh_interval=DAY * 999)
+    herd.clock.turn(DAY * 130)
+    for node in herd.nodes:
+        node.faults.deaf = True
+    attempts: list[int] = []
+    controller = make(herd)
+    while len(attempts) < 12:
+        if (await controller.act_once()).has_acted:
+            attempts.append(herd.clock.now_ms())
+        herd.clock.turn(timedelta(minutes=5))
+    longest = milliseconds(controller.schedule.backoff_max)
+    assert all(later - earlier >= longest for earlier, later in itertools.pairwise(attempts[-4:]))
+
+
 async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 130)
