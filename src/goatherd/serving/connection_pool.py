@@ -85,4 +85,6 @@ async def _run_to_its_end(work: Callable[[], Awaitable[T]]) -> T:
         while not task.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # or asyncio would log it: it may have failed at the same time
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
@@ -104,6 +105,30 @@ async def test_what_is_cancelled_has_ended_and_other_requests_go_on() -> None:
     assert ended.is_set()
     assert await second == "done"
     assert pool.http.is_closed
+
+
+async def test_the_error_of_an_exchange_whose_caller_was_cancelled_is_not_logged() -> None:
+    begun, reported = asyncio.Event(), list[object]()
+
+    async def exchange(_: httpx2.AsyncClient) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise httpx2.ConnectError("all connection attempts failed") from None
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    pool = ConnectionPool(httpx2.AsyncClient(trust_env=False))
+    task = asyncio.create_task(pool.run(exchange))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    await asyncio.sleep(0)  # the loop refers to it until then
+    gc.collect()
+    assert reported == []
+    await pool.aclose()
 
 
 async def test_the_error_of_an_exchange_is_the_caller_s() -> None:
