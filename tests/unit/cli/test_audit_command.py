@@ -170,10 +170,10 @@ def test_records_that_could_not_be_written_once_it_had_begun_are_told_at_the_end
     goatherd("init", "--provider", store)
     write, count = AuditTrail._append, iter(range(1000))
 
-    def fails_later(self: AuditTrail, event: str, data: Any, at_ms: int) -> None:
+    def fails_later(self: AuditTrail, records: Any, at_ms: int) -> None:
         if 3 < next(count) < 6:
             raise OSError(28, "No space left on device")
-        write(self, event, data, at_ms)
+        write(self, records, at_ms)
 
     monkeypatch.setattr(AuditTrail, "_append", fails_later)
     file = tmp_path / "audit.jsonl"
