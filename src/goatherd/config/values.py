@@ -10,7 +10,7 @@ import ipaddress
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -202,7 +202,10 @@ def parse_http_url(value: object) -> str:
 
 
 def parse_public_url(value: object) -> str:
-    return str(parse_server_url(parse_string(value), hint="Write the URL as https://goats.example."))
+    url = parse_server_url(parse_string(value), hint="Write the URL as https://goats.example.")
+    origin = replace(url, port=None)
+    # Browsers compare it with the origin of the page, in which they leave out the scheme's own port.
+    return str(origin if origin.connect_port == url.port else url)
 
 
 def parse_flag(value: object) -> bool:

@@ -12,7 +12,13 @@ from goatherd.config.options import load_options
 
 
 @pytest.mark.parametrize(
-    ("public_url", "expected"), [("https://goats.example/", "https://goats.example"), (None, None)]
+    ("public_url", "expected"),
+    [
+        ("https://goats.example/", "https://goats.example"),
+        ("https://goats.example:443", "https://goats.example"),
+        ("http://goats.example:443", "http://goats.example:443"),
+        (None, None),
+    ],
 )
 def test_browsers_may_use_a_server_from_the_public_url(
     tmp_path: Path, public_url: str | None, expected: str | None
