@@ -111,7 +111,7 @@ def test_the_management_endpoints_that_need_a_bound_signature_are_documented() -
 
 
 def test_the_answers_without_cors_headers_are_documented() -> None:
-    told = re.search(r"The exceptions are (.*?) the 404 of", REFERENCE["http-api"], re.DOTALL)
+    told = re.search(r"The exceptions are (.*?)\sthe 404 of", REFERENCE["http-api"], re.DOTALL)
     assert told is not None
     sources = [path.read_text() for name in ("node", "serving") for path in (SOURCE / name).glob("*.py")]
     answers = r"Response\(status=(\d+), cors=False\)|RefusedError\(\s*Excess\.\w+, (\d+),|b\"HTTP/1.1 (\d+) "
