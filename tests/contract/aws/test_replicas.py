@@ -96,6 +96,36 @@ async def test_no_label_moves_before_every_replica_is_in_sync(fakes: dict[str, F
         assert eu.wedged(SECRET) == ["us-east-1"], "that is what the operator has accepted"
 
 
+async def test_no_label_is_removed_before_every_replica_is_in_sync(fakes: dict[str, FakeSecretsManager]) -> None:
+    eu = fakes["eu"]
+    async with provider_in(fakes, "eu") as store:
+        first = await store.create(SECRET, b"1")
+        await store.add_replicas(SECRET, ["us-east-1"])
+        second = await store.write(SECRET, b"2", expected=first.id)
+        await store.label(SECRET, "mine", second.id, expected=None)
+        held = eu.stages(SECRET)
+        assert held[first.id] == ["AWSPREVIOUS"]
+        eu.lagging["us-east-1"] = "InProgress"
+        eu.replicate()
+        store.timeout = BRIEFLY
+        for change in (store.destroy(SECRET, first.id), store.unlabel(SECRET, "mine", expected=second.id)):
+            with pytest.raises(UnavailableError, match="the replicas in us-east-1 are not in sync yet"):
+                await change
+        store.timeout = PATIENCE
+        assert eu.stages(SECRET) == held
+        assert eu.wedged(SECRET) == []
+        del eu.lagging["us-east-1"]
+        eu.replicate()
+        await store.destroy(SECRET, first.id)
+        await store.unlabel(SECRET, "mine", expected=second.id)
+    assert eu.wedged(SECRET) == []
+    assert (
+        fakes["us"].stages(SECRET)
+        == eu.stages(SECRET)
+        == {first.id: [], second.id: ["goatherd-candidate", "AWSCURRENT"]}
+    )
+
+
 async def test_a_failed_replica_stops_before_anything_is_written_and_names_the_remedy(
     fakes: dict[str, FakeSecretsManager],
 ) -> None:

@@ -85,7 +85,7 @@ class AWSSecretProvider(SecretProvider):
         versions, but may remove any version without a label. A single version cannot be destroyed: `destroy` removes
         its labels, and AWS deletes it later. A deleted secret can be restored, and its name is taken, until the
         recovery window ends. The first version always becomes the current one. If the secret has replicas in other
-        regions, no label is moved before AWS reports that all of them are in sync.
+        regions, no label is moved or removed before AWS reports that all of them are in sync.
     """
 
     scheme = "aws"
@@ -197,15 +197,14 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._read_back(call, token, value)
             return SecretVersion(id=token, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         _check_expected(call, label, holder, expected)
-        if self._find_lagging(call, stages):
-            await self._await_replicas(call)
+        await self._await_replicas(call, stages)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.call_service(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
         # No reader is led to a version that cannot be read yet, or not as it was written.
         stored = await self._read_back(call, token, value)
         if stages.replicas:
-            await self._await_replicas(call)
+            await self._await_replicas(call, await self._read_stages(call))
         await self._move_label(call, label, token, expected)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
@@ -215,8 +214,7 @@ class AWSSecretProvider(SecretProvider):
         _must_be_possible(call, version)
         _check_expected(call, label, stages.holder_of(call, stage), expected)
         if version != expected:
-            if self._find_lagging(call, stages):
-                await self._await_replicas(call)
+            await self._await_replicas(call, stages)
             await self._move_label(call, label, version, expected)
 
     def takes_label(self, label: str) -> bool:
@@ -229,6 +227,7 @@ class AWSSecretProvider(SecretProvider):
             # AWS's and our own are shown as no label, so that no caller can mean them.
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
         _check_expected(call, label, stages.holder_of(call, stage), expected)
+        await self._await_replicas(call, stages)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
         outcome = await self._api.try_call(call, "update_secret_version_stage", request)
         if not isinstance(outcome, ServiceRefusal):
@@ -281,22 +280,26 @@ class AWSSecretProvider(SecretProvider):
         Until AWS deletes the version, its value can still be read by the version's id.
         """
         _must_be_possible(call, version)
-        stages = (await self._read_stages(call)).by_version.get(version)
-        if stages is None:
+        stages = await self._read_stages(call)
+        held = stages.by_version.get(version)
+        if held is None:
             if version not in {known.id for known in await self._versions(call)}:
                 raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
             return
-        foreign = sorted(stages - {_PREVIOUS_STAGE, CANDIDATE})
+        foreign = sorted(held - {_PREVIOUS_STAGE, CANDIDATE})
         if foreign:
             raise call.error(
                 ConflictError,
                 f"the label {str(_label_of(foreign[0]))!r} points at version {version}",
                 hint="Move the label to another version first.",
             )
-        for stage in sorted(stages):
+        for stage in sorted(held):
+            await self._await_replicas(call, stages)
             request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
             answer = await self._api.call_service(call, "update_secret_version_stage", request)
             check_named(call, answer)
+            if stages.replicas:
+                stages = await self._read_stages(call)
 
     async def _delete(self, call: Call) -> None:
         days = self.address.recovery_days
@@ -370,8 +373,8 @@ class AWSSecretProvider(SecretProvider):
         Raises:
             ReplicationFailedError: The replication to a region has failed. Nothing was changed.
         """
-        # SECURITY: a label that moves while a replica lags can end the replication permanently, and that region's
-        # servers would keep a key that was replaced (tests/contract/aws/test_replicas.py).
+        # SECURITY: a label that is moved or removed while a replica lags can end the replication permanently, and that
+        # region's servers would keep a key that was replaced (tests/contract/aws/test_replicas.py).
         behind = [
             one for one in stages.replicas.values() if not one.is_in_sync and one.place not in self.tolerated_replicas
         ]
@@ -387,10 +390,12 @@ class AWSSecretProvider(SecretProvider):
             )
         return [one.place for one in behind]
 
-    async def _await_replicas(self, call: Call) -> None:
-        while behind := self._find_lagging(call, await self._read_stages(call)):
+    async def _await_replicas(self, call: Call, stages: _Stages) -> None:
+        """Wait until AWS reports that all replicas are in sync; `stages` is its last report."""
+        while behind := self._find_lagging(call, stages):
             call.waits.append(f"the replicas in {', '.join(behind)} are not in sync yet")
             await self.clock.sleep(_REPLICA_POLL)
+            stages = await self._read_stages(call)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
