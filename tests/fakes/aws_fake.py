@@ -124,12 +124,15 @@ class FakeSecretsManager:
         region: The region that it is.
         others: The services of other regions, by region.
         lagging: The status of replicas that do not follow for now, by region.
+        late_promotions: How many descriptions still show a replica's primary region after the promotion.
     """
 
     def __init__(self, region: str = REGION) -> None:
         self.region = region
         self.others: dict[str, FakeSecretsManager] = {}
         self.lagging: dict[str, str] = {}
+        self.late_promotions = 0
+        self._former: str | None = None
         self.policies: dict[str, str] = {}
         self.keys = {ACCESS_KEY}
         self.clock_ahead = 0.0
@@ -262,7 +265,9 @@ class FakeSecretsManager:
         is_change = operation not in (*_READS, "CreateSecret", "StopReplicationToReplica")
         if known is not None and known.primary_region is not None and is_change:
             # "A replica secret can't be updated independently from its primary secret, except for its encryption key."
-            raise AWSFakeError("InvalidRequestException", "You can't make changes to a replica secret.")
+            # Code and text as seen at AWS.
+            text = "Operation not permitted on a replica secret. Call must be made in primary secret's region."
+            raise AWSFakeError("InvalidParameterException", text)
         if known is not None and operation == "UpdateSecretVersionStage":
             # Seen at AWS, and not in the reference: the replication then fails permanently.
             for replica in known.replicas.values():
@@ -313,7 +318,7 @@ class FakeSecretsManager:
             return
         name = str(fields.get("SecretId", fields.get("Name", "")))
         known = self._secrets.get(name)
-        arn = known.arn if known else _arn(name)
+        arn = known.arn if known else self._arn(name)
         action = f"secretsmanager:{operation}"
         if not is_allowed(policy, action, arn, request_context(operation, fields)):
             raise AWSFakeError(
@@ -342,7 +347,7 @@ class FakeSecretsManager:
             raise AWSFakeError(
                 "ResourceExistsException", f"The operation failed because the secret {name} already exists."
             )
-        made = self._secrets[name] = _Secret(name=name, arn=_arn(name))
+        made = self._secrets[name] = _Secret(name=name, arn=self._arn(name))
         if not value:
             return {"ARN": made.arn, "Name": name}
         # "Secrets Manager creates an initial secret version and automatically attaches the staging label AWSCURRENT."
@@ -409,7 +414,10 @@ class FakeSecretsManager:
             for region, replica in secret.replicas.items()
         ]
         told |= {"ReplicationStatus": status} if status else {}
-        told |= {"PrimaryRegion": secret.primary_region} if secret.primary_region is not None else {}
+        primary = secret.primary_region
+        if primary is None and self._former is not None and self.late_promotions > 0:
+            self.late_promotions, primary = self.late_promotions - 1, self._former
+        told |= {"PrimaryRegion": primary} if primary is not None else {}
         return told | ({"VersionIdsToStages": held} if held else {}) | _deleted(secret)
 
     def _replicate(self, fields: Fields) -> Fields:
@@ -428,7 +436,7 @@ class FakeSecretsManager:
             raise AWSFakeError("InvalidRequestException", "The secret is not a replica.")
         primary = self.others[secret.primary_region]
         primary._secrets[secret.name].replicas.pop(self.region, None)
-        secret.primary_region = None
+        self._former, secret.primary_region = secret.primary_region, None
         return {"ARN": secret.arn}
 
     def _list(self, fields: Fields) -> Fields:
@@ -494,11 +502,16 @@ class FakeSecretsManager:
             raise AWSFakeError("InvalidParameterException", "You can't use both parameters.")
         if days is not None and not 7 <= int(str(days)) <= 30:
             raise AWSFakeError("InvalidParameterException", "RecoveryWindowInDays must be between 7 and 30 days.")
+        # "You can't delete a primary secret that is replicated to other Regions."; the text as seen at AWS.
+        if (known := self._secrets.get(name)) is not None and known.replicas:
+            regions = ", ".join(known.replicas)
+            text = f"You can't delete secret {known.arn} that still has replica regions [{regions}]."
+            raise AWSFakeError("InvalidParameterException", text)
         if force:
             # "If you forcibly delete an already deleted or nonexistent secret, the operation does not return
             # ResourceNotFoundException."
             gone = self._secrets.pop(name, None)
-            return {"ARN": gone.arn if gone else _arn(name), "Name": name, "DeletionDate": time.time()}
+            return {"ARN": gone.arn if gone else self._arn(name), "Name": name, "DeletionDate": time.time()}
         secret = self._usable(fields)
         secret.deleted = time.time()
         return {"ARN": secret.arn, "Name": name, "DeletionDate": secret.deleted + 86400 * int(str(days or 30))}
@@ -520,6 +533,10 @@ class FakeSecretsManager:
                 "You can't perform this operation on the secret because it was marked for deletion.",
             )
         return secret
+
+    def _arn(self, name: str) -> str:
+        # "Secrets Manager automatically adds six random characters to the end of the ARN" (CreateSecret, Name).
+        return f"arn:aws:secretsmanager:{self.region}:{ACCOUNT}:secret:{name}-{secrets.token_hex(3)}"
 
     def _now(self) -> float:
         """Return the time in seconds with milliseconds, as the service tells it, later than any before."""
@@ -573,11 +590,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         """Log nothing."""
-
-
-def _arn(name: str) -> str:
-    # "Secrets Manager automatically adds six random characters to the end of the ARN" (CreateSecret, Name).
-    return f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:{name}-{secrets.token_hex(3)}"
 
 
 def _token(fields: Fields) -> str:

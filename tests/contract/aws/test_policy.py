@@ -59,6 +59,7 @@ async def every_request(fake: FakeSecretsManager) -> dict[str, list[Seen]]:
         fake._secrets[SECRET].primary_region = "us-east-1"
         fake.others["us-east-1"]._secrets[SECRET] = fake._secrets[SECRET]
         await store.promote_replica(SECRET)
+        fake._secrets[SECRET].replicas.clear()  # else AWS does not delete it
         await store.delete(SECRET)
         collect("admin")
     return sent

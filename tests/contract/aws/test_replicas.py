@@ -151,13 +151,34 @@ async def test_a_replica_takes_no_write_until_it_is_promoted(fakes: dict[str, Fa
     async with provider_in(fakes, "eu") as eu, provider_in(fakes, "us") as us:
         first = await eu.create(SECRET, b"1")
         await eu.add_replicas(SECRET, ["us-east-1"])
-        with pytest.raises(ProviderConfigurationError, match="InvalidRequestException"):
-            await us.write(SECRET, b"2", expected=first.id)
+        await eu.label(SECRET, "mine", first.id, expected=None)
+        for change in (
+            us.write(SECRET, b"2", expected=first.id),
+            us.label(SECRET, STABLE, first.id, expected=None),
+            us.unlabel(SECRET, "mine", expected=first.id),
+            us.delete(SECRET),
+        ):
+            with pytest.raises(ProviderConfigurationError, match="a replica of the one in eu-west-1") as caught:
+                await change
+            assert "goatherd stores promote" in caught.value.hint
+        assert (await us.read(SECRET)).value.reveal() == b"1"
+        fakes["us"].late_promotions = 2
         for _ in range(2):  # the second time changes nothing
             await us.promote_replica(SECRET)
         assert len(sent(fakes["us"], "StopReplicationToReplica")) == 1
         await us.write(SECRET, b"2", expected=first.id)
         assert await eu.replica_states(SECRET) == {}
+
+
+async def test_a_secret_with_replicas_is_not_deleted_and_the_error_names_them(
+    fakes: dict[str, FakeSecretsManager],
+) -> None:
+    async with provider_in(fakes, "eu") as eu:
+        await eu.create(SECRET, b"1")
+        await eu.add_replicas(SECRET, ["us-east-1"])
+        with pytest.raises(ProviderConfigurationError, match="does not delete a secret that has replicas: us-east-1"):
+            await eu.delete(SECRET)
+        assert (await eu.read(SECRET)).value.reveal() == b"1"
 
 
 async def herd_of(fakes: dict[str, FakeSecretsManager], clock: FakeClock) -> Herd:

@@ -59,10 +59,14 @@ _REPLICA_POLL: Final = timedelta(milliseconds=500)
 
 @dataclass(frozen=True, slots=True)
 class _Stages:
-    """The staging labels of one AWS secret, the version that each label points at, and the state of its replicas."""
+    """The staging labels of one AWS secret, the version that each label points at, and the state of its replicas.
+
+    If the secret is itself a replica, `primary` is the region of the secret that it follows; otherwise None.
+    """
 
     by_version: Mapping[VersionId, frozenset[str]]
     replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
+    primary: str | None = None
 
     def holder_of(self, call: Call, stage: str) -> VersionId | None:
         holders = [version for version, stages in self.by_version.items() if stage in stages]
@@ -189,7 +193,7 @@ class AWSSecretProvider(SecretProvider):
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         stage, token = _stage_for(call, label), version_id_for(call.request, value)
-        stages = await self._read_stages(call)
+        stages = await self._read_changeable(call)
         holder = stages.holder_of(call, stage)
         # An earlier attempt may have done it all, and another writer may have gone on from there since.
         superseded = stage == _CURRENT_STAGE and _PREVIOUS_STAGE in stages.by_version.get(token, frozenset())
@@ -210,7 +214,7 @@ class AWSSecretProvider(SecretProvider):
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         stage = _stage_for(call, label)
-        stages = await self._read_stages(call)
+        stages = await self._read_changeable(call)
         _must_be_possible(call, version)
         _check_expected(call, label, stages.holder_of(call, stage), expected)
         if version != expected:
@@ -222,7 +226,7 @@ class AWSSecretProvider(SecretProvider):
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         stage = _held_stage(label)
-        stages = await self._read_stages(call)
+        stages = await self._read_changeable(call)
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
             # AWS's and our own are shown as no label, so that no caller can mean them.
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
@@ -280,7 +284,7 @@ class AWSSecretProvider(SecretProvider):
         Until AWS deletes the version, its value can still be read by the version's id.
         """
         _must_be_possible(call, version)
-        stages = await self._read_stages(call)
+        stages = await self._read_changeable(call)
         held = stages.by_version.get(version)
         if held is None:
             if version not in {known.id for known in await self._versions(call)}:
@@ -305,11 +309,19 @@ class AWSSecretProvider(SecretProvider):
         days = self.address.recovery_days
         try:
             # Deleting by force is no error where there is nothing (API reference, DeleteSecret), so it is looked first.
-            await self._read_stages(call)
+            stages = await self._read_changeable(call)
         except SecretDeletedError:
             if call.attempt == 1:
                 raise
             return
+        if stages.replicas:
+            regions = " ".join(stages.replicas)
+            raise call.error(
+                ProviderConfigurationError,
+                f"AWS does not delete a secret that has replicas: {regions}",
+                hint="Remove the replicas first: `aws secretsmanager remove-regions-from-replication"
+                f" --secret-id {call.secret_id} --remove-replica-regions {regions}`.",
+            )
         request: dict[str, object] = {"SecretId": call.secret_id}
         request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
         check_named(call, await self._api.call_service(call, "delete_secret", request))
@@ -357,13 +369,15 @@ class AWSSecretProvider(SecretProvider):
         """
 
         async def stop(now: Call) -> None:
-            answer = await self._api.call_service(now, "describe_secret", {"SecretId": now.secret_id})
-            check_named(now, answer)
-            if answer.get("PrimaryRegion") in (None, "", self.address.region):
+            if (await self._read_stages(now)).primary is None:
                 return  # it is no replica (any more)
             check_named(
                 now, await self._api.call_service(now, "stop_replication_to_replica", {"SecretId": now.secret_id})
             )
+            # Until AWS shows it, the next change would be refused.
+            while (await self._read_stages(now)).primary is not None:
+                now.waits[:] = ["AWS does not show yet that the secret is no longer a replica"]
+                await self.clock.sleep(_REPLICA_POLL)
 
         await self._run_call(self._start_call("write", secret_id), stop)
 
@@ -439,7 +453,24 @@ class AWSSecretProvider(SecretProvider):
         return _Stages(
             replicas=replicas,
             by_version={version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told},
+            primary=_primary_of(answer),
         )
+
+    async def _read_changeable(self, call: Call) -> _Stages:
+        """Read the staging labels of a secret that is to be changed.
+
+        Raises:
+            ProviderConfigurationError: The secret is a replica, which AWS does not change.
+        """
+        stages = await self._read_stages(call)
+        if stages.primary is not None:
+            raise call.error(
+                ProviderConfigurationError,
+                f"the secret is a replica of the one in {stages.primary}, and AWS changes only that one",
+                hint=f"Use the address of the secret in {stages.primary}. If that region is lost, `goatherd stores"
+                " promote` makes the replica an independent secret.",
+            )
+        return stages
 
     async def _move_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         """Move a label to another version by compare-and-swap: the request names the version that has the label now.
@@ -485,6 +516,12 @@ def version_id_for(request: str, value: SecretBytes) -> VersionId:
 
 def _value_digest(name: str, value: SecretBytes) -> str:
     return hashlib.sha256(name.encode() + value.reveal()).hexdigest()[:8]
+
+
+def _primary_of(answer: Mapping[str, object]) -> str | None:
+    """Return the region of the secret that a replica follows, from an answer to ``DescribeSecret``; else None."""
+    primary, own = answer.get("PrimaryRegion"), str(answer["ARN"]).split(":")[3:4]
+    return primary if isinstance(primary, str) and primary and [primary] != own else None
 
 
 def _replicas_of(call: Call, told: object) -> dict[str, ReplicaState]:
