@@ -179,6 +179,17 @@ async def test_a_move_that_is_refused_for_no_reason_shown_yet_is_asked_again(fak
             await store.label(SECRET, STABLE, first.id, expected=None)
 
 
+async def test_a_version_that_loses_its_last_label_meanwhile_is_destroyed(fake: FakeSecretsManager):
+    async with provider_at(fake.url) as store:
+        first = await store.create(SECRET, b"1")
+        await store.write(SECRET, b"2", expected=first.id)
+        assert fake.stages(SECRET)[first.id] == ["AWSPREVIOUS"]
+        # AWS moves AWSPREVIOUS when another writer moves AWSCURRENT, and refuses to remove it from the former holder.
+        fake.fail("InvalidParameterException", operation="UpdateSecretVersionStage", after=True)
+        await store.destroy(SECRET, first.id)
+    assert fake.stages(SECRET)[first.id] == []
+
+
 async def test_what_was_written_and_is_not_seen_yet_is_waited_for(fake: FakeSecretsManager):
     async with provider_at(fake.url) as store:
         fake.fail("ResourceNotFoundException", operation="GetSecretValue", times=2)

@@ -9,6 +9,7 @@ API: docs.aws.amazon.com/secretsmanager/latest/apireference/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import uuid
@@ -232,16 +233,7 @@ class AWSSecretProvider(SecretProvider):
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
         _check_expected(call, label, stages.holder_of(call, stage), expected)
         await self._await_replicas(call, stages)
-        request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": expected}
-        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
-        if not isinstance(outcome, ServiceRefusal):
-            check_named(call, outcome)
-            return
-        if outcome.code != "InvalidParameterException":
-            raise outcome.error
-        # As for a move: the reference does not say which refusal means what.
-        _check_expected(call, label, (await self._read_stages(call)).holder_of(call, stage), expected)
-        raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
+        await self._remove_stage(call, stage, expected)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         found: dict[VersionId, SecretVersion] = {}
@@ -299,9 +291,8 @@ class AWSSecretProvider(SecretProvider):
             )
         for stage in sorted(held):
             await self._await_replicas(call, stages)
-            request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
-            answer = await self._api.call_service(call, "update_secret_version_stage", request)
-            check_named(call, answer)
+            with contextlib.suppress(ConflictError):  # moved meanwhile, by another writer's change
+                await self._remove_stage(call, stage, version)
             if stages.replicas:
                 stages = await self._read_stages(call)
 
@@ -496,6 +487,24 @@ class AWSSecretProvider(SecretProvider):
         if version not in {known.id for known in await self._versions(call)}:
             raise call.error(SecretNotFoundError, f"there is no version {version!r}")
         raise call.error(UnavailableError, "AWS refused to move the label, and the reason is not visible yet")
+
+    async def _remove_stage(self, call: Call, stage: str, version: VersionId) -> None:
+        """Remove a staging label from the version that has it, by compare-and-swap.
+
+        Raises:
+            ConflictError: Another version has the label, or none has it; nothing was changed.
+        """
+        request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
+        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
+        if not isinstance(outcome, ServiceRefusal):
+            check_named(call, outcome)
+            return
+        if outcome.code != "InvalidParameterException":
+            raise outcome.error
+        # As for a move: the reference does not say which refusal means what.
+        holder = (await self._read_stages(call)).holder_of(call, stage)
+        _check_expected(call, _label_of(stage), holder, version)
+        raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
 
     def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
         check_named(call, answer)
