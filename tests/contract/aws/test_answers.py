@@ -365,6 +365,27 @@ async def test_a_profile_of_the_standard_chain_is_used(
     assert {seen.key for seen in fake.requests} == {"AKIAHERD"}
 
 
+async def test_a_profile_that_needs_an_mfa_code_is_an_error_and_no_question_at_the_terminal(
+    fake: FakeSecretsManager,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    home = tmp_path_factory.mktemp("home")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    role = "role_arn = arn:aws:iam::123456789012:role/goatherd\nmfa_serial = arn:aws:iam::123456789012:mfa/operator"
+    (home / "config").write_text(f"[profile prod]\nsource_profile = me\n{role}\n")
+    (home / "credentials").write_text(f"[me]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = x\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(home / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(home / "credentials"))
+    async with AWSSecretProvider(AWSAddress(region=REGION, endpoint=fake.url, profile="prod")) as store:
+        with pytest.raises(ProviderAccessDeniedError, match="needs an MFA code") as caught:
+            await store.read(SECRET)
+    assert "export-credentials" in caught.value.hint
+    assert "getpass" not in caplog.text, "the SDK logs where its refresh failed"
+
+
 async def test_an_unreadable_version_id_is_not_found_without_a_call(fake: FakeSecretsManager):
     async with provider_at(fake.url) as store:
         await store.create(SECRET, b"1")

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol, cast
+from typing import Final, NoReturn, Protocol, cast
 
 import boto3
 import botocore.session
@@ -305,11 +305,21 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE
 
 
 def _open_session(profile: str | None, region: str | None) -> boto3.Session:
-    """Create a boto3 session that shares the descriptions of AWS's services, whose decoding takes 60 ms."""
+    """Create a boto3 session that shares the descriptions of AWS's services, whose decoding takes 60 ms.
+
+    It does not ask for an MFA code at the terminal: the question would outlast the call, and the end of the command
+    would wait for the answer.
+    """
     inner = botocore.session.get_session()
     session = boto3.Session(profile_name=profile, region_name=region, botocore_session=inner)
     inner.register_component("data_loader", _service_descriptions())
+    # The SDK has no public way.
+    inner.get_component("credential_provider").get_provider("assume-role")._prompter = _refuse_prompt
     return session
+
+
+def _refuse_prompt(_: str) -> NoReturn:
+    raise sdk.RefreshWithMFAUnsupportedError
 
 
 @functools.cache
@@ -348,6 +358,12 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
         kind: type[ProviderError] = ProviderAccessDeniedError
         message = f"no credentials for AWS: {name}"
         hint = "Log in (aws sso login), set AWS_PROFILE, or give the machine a role; see docs/how-to/store-aws.md."
+        if isinstance(error, sdk.RefreshWithMFAUnsupportedError):
+            message = "the profile needs an MFA code, for which Goatherd does not ask"
+            hint = (
+                "Take the credentials from the AWS CLI, which asks for it:"
+                ' eval "$(aws configure export-credentials --profile NAME --format env)".'
+            )
     elif isinstance(error, _SET_UP):
         kind, message = ProviderConfigurationError, f"the AWS client cannot be set up: {name}"
         hint = "Check region and profile, in the address and in ~/.aws/config."
