@@ -59,6 +59,21 @@ REFUSALS: list[tuple[str, str, int, type[ProviderError], str]] = [
     ("InternalServiceError", "", 500, UnavailableError, "InternalServiceError"),
     ("ServiceUnavailable", "", 503, UnavailableError, "503"),
     ("Odd", "", 502, UnavailableError, "502"),
+    ("IDPCommunicationError", "", 400, UnavailableError, "IDPCommunicationError"),
+    (
+        "InvalidIdentityToken",
+        "No OpenIDConnect provider found in your account",
+        400,
+        ProviderAccessDeniedError,
+        "OpenID",
+    ),
+    (
+        "InvalidIdentityToken",
+        "Couldn't retrieve verification key from your identity provider",
+        400,
+        UnavailableError,
+        "the identity provider did not answer",
+    ),
     ("InvalidRequestException", "it was marked for deletion.", 400, SecretDeletedError, "scheduled for deletion"),
     ("InvalidRequestException", "managed by another service", 400, ProviderConfigurationError, "InvalidRequest"),
     ("LimitExceededException", "", 400, ProviderConfigurationError, "quota"),
@@ -363,6 +378,58 @@ async def test_a_profile_of_the_standard_chain_is_used(
     async with AWSSecretProvider(AWSAddress(endpoint=fake.url, profile="herd")) as store:
         await store.create(SECRET, b"1")
     assert {seen.key for seen in fake.requests} == {"AKIAHERD"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "kind", "said"),
+    [
+        ("login_session = arn:aws:iam::123456789012:user/me", {}, ProviderAccessDeniedError, "no credentials"),
+        ("role_arn = r\ncredential_source = Moon", {}, ProviderConfigurationError, "InvalidConfigError"),
+        (
+            "aws_access_key_id = a\naws_secret_access_key = x",
+            {"AWS_DEFAULTS_MODE": "moon"},
+            ProviderConfigurationError,
+            "InvalidDefaultsMode",
+        ),
+        ("", {"AWS_EC2_METADATA_SERVICE_ENDPOINT": "moon"}, ProviderConfigurationError, "InvalidIMDSEndpointError"),
+    ],
+)
+async def test_a_login_or_setting_that_the_sdk_does_not_accept_is_no_store_that_does_not_answer(
+    fake: FakeSecretsManager,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    settings: str,
+    variables: dict[str, str],
+    kind: type[ProviderError],
+    said: str,
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[default]\n{settings}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_LOGIN_CACHE_DIRECTORY", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    async with provider_at(fake.url) as store:
+        with pytest.raises(ProviderError, match=said) as caught:
+            await store.read(SECRET)
+    assert type(caught.value) is kind
+
+
+async def test_a_profile_whose_login_needs_a_package_that_is_missing_names_it(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text("[default]\nlogin_session = arn:aws:iam::123456789012:user/me\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setattr("botocore.credentials.EC", None)
+    async with provider_at(fake.url) as store:
+        with pytest.raises(ProviderConfigurationError, match="MissingDependencyException") as caught:
+            await store.read(SECRET)
+    assert "botocore[crt]" in caught.value.hint
 
 
 async def test_a_profile_that_needs_an_mfa_code_is_an_error_and_no_question_at_the_terminal(

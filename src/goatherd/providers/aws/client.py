@@ -82,6 +82,7 @@ _DENIED: Final = frozenset(
         "IncompleteSignature",
         "IncompleteSignatureException",
         "InvalidClientTokenId",
+        "InvalidIdentityToken",
         "InvalidSignatureException",
         "MissingAuthenticationToken",
         "MissingAuthenticationTokenException",
@@ -93,9 +94,18 @@ _DENIED: Final = frozenset(
     }
 )
 _CLOCK: Final = frozenset({"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
-_UNWELL: Final = frozenset({"InternalFailure", "InternalServiceError", "ServiceUnavailable", "RequestTimeout"})
+_UNWELL: Final = frozenset(
+    {
+        "IDPCommunicationError",  # of STS: the cluster's identity provider did not answer it
+        "InternalFailure",
+        "InternalServiceError",
+        "RequestTimeout",
+        "ServiceUnavailable",
+    }
+)
 _KEY_TROUBLE: Final = frozenset({"DecryptionFailure", "EncryptionFailure"})
 _NO_CREDENTIALS: Final = (
+    sdk.LoginError,
     sdk.NoCredentialsError,
     sdk.PartialCredentialsError,
     sdk.RefreshWithMFAUnsupportedError,
@@ -106,14 +116,20 @@ _NO_CREDENTIALS: Final = (
 _SET_UP: Final = (
     sdk.ConfigNotFound,
     sdk.ConfigParseError,
+    sdk.EndpointProviderError,
     sdk.InvalidConfigError,
+    sdk.InvalidDefaultsMode,
     sdk.InvalidEndpointDiscoveryConfigurationError,
+    sdk.InvalidIMDSEndpointError,
+    sdk.InvalidIMDSEndpointModeError,
     sdk.InvalidRegionError,
+    sdk.InvalidSTSRegionalEndpointsConfigError,
+    sdk.MissingDependencyException,
     sdk.NoRegionError,
     sdk.ParamValidationError,
     sdk.ProfileNotFound,
+    sdk.UnknownCredentialError,
     sdk.UnknownEndpointError,
-    sdk.EndpointProviderError,
 )
 
 
@@ -357,7 +373,10 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
     if isinstance(error, _NO_CREDENTIALS):
         kind: type[ProviderError] = ProviderAccessDeniedError
         message = f"no credentials for AWS: {name}"
-        hint = "Log in (aws sso login), set AWS_PROFILE, or give the machine a role; see docs/how-to/store-aws.md."
+        hint = (
+            "Log in (aws login, aws sso login), set AWS_PROFILE, or give the machine a role; see"
+            " docs/how-to/store-aws.md."
+        )
         if isinstance(error, sdk.RefreshWithMFAUnsupportedError):
             message = "the profile needs an MFA code, for which Goatherd does not ask"
             hint = (
@@ -367,6 +386,10 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
     elif isinstance(error, _SET_UP):
         kind, message = ProviderConfigurationError, f"the AWS client cannot be set up: {name}"
         hint = "Check region and profile, in the address and in ~/.aws/config."
+        if isinstance(error, sdk.MissingDependencyException):
+            hint = (
+                "The SDK needs another package, for example for profiles of `aws login`: pip install 'botocore[crt]'."
+            )
     elif isinstance(error, sdk.SSLError):
         kind, message = UnavailableError, "the endpoint's certificate is not accepted"
         hint = "Check the endpoint, the clock, and AWS_CA_BUNDLE where a proxy intercepts TLS."
@@ -402,6 +425,9 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         error = call.error(ThrottledError, where)
         error.retry_after = _retry_after(headers)
         return error
+    if code == "InvalidIdentityToken" and "retrieve verification key" in text:
+        # STS rejects the token of a pod also if the cluster's identity provider has not answered STS.
+        return call.error(UnavailableError, f"{where}: the identity provider did not answer AWS")
     if code in _CLOCK or (code in _DENIED and ("Signature expired" in text or "not yet current" in text)):
         return call.error(
             ProviderAccessDeniedError,
