@@ -7,6 +7,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -451,6 +452,33 @@ async def test_a_profile_that_needs_an_mfa_code_is_an_error_and_no_question_at_t
             await store.read(SECRET)
     assert "export-credentials" in caught.value.hint
     assert "getpass" not in caplog.text, "the SDK logs where its refresh failed"
+
+
+async def test_credentials_that_have_expired_are_read_again_from_their_file(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def log_in(key: str) -> None:
+        text = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = x\naws_session_token = y\n"
+        (tmp_path / "credentials").write_text(text)
+        fake.keys = {key}
+
+    log_in("ASIAFIRST")
+    async with provider_at(fake.url) as store:
+        await store.create(SECRET, b"1")
+        fake.keys.clear()
+        for _ in range(2):
+            with pytest.raises(ProviderAccessDeniedError, match="security token"):
+                await store.read(SECRET)
+        log_in("ASIASECOND")
+        with suppress(ProviderAccessDeniedError):
+            await store.read(SECRET)
+        assert (await store.read(SECRET)).value.reveal() == b"1"
+    assert fake.requests[-1].key == "ASIASECOND"
 
 
 async def test_an_unreadable_version_id_is_not_found_without_a_call(fake: FakeSecretsManager):

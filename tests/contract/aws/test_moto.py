@@ -92,7 +92,7 @@ async def test_a_role_is_assumed_with_the_credentials_found(moto: MotoServer, mo
         made = await store.create("role/root", b"1")
         assert (await store.read("role/root")).version.id == made.id
         # moto, like AWS, gives temporary keys that begin so; the one in the environment begins with AKIA.
-        client = store._api._get_client()
+        client = store._api._client._get()
         assert client._request_signer._credentials.access_key.startswith("ASIA")  # type: ignore[attr-defined]
         await store.delete("role/root")
 

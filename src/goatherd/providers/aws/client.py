@@ -93,6 +93,10 @@ _DENIED: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
+# The credentials have expired, or AWS does not know them (any more).
+_REJECTED: Final = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "UnrecognizedClientException"}
+)
 _CLOCK: Final = frozenset({"RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed"})
 _UNWELL: Final = frozenset(
     {
@@ -185,10 +189,8 @@ class SecretsManagerAPI:
         self._clock = clock
         self._store_clock = store_clock
         self._lock = threading.Lock()
-        # Not `_lock`, for which the event loop would wait as long as a source of credentials does not answer.
-        self._creation = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._made: Client | None = None
+        self._client = KeptClient(address, timeout)
 
     async def call_service(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
@@ -232,11 +234,9 @@ class SecretsManagerAPI:
         """Close the boto3 client's connections and end its threads."""
         with self._lock:
             pool, self._pool = self._pool, None
-        made, self._made = self._made, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
-        if made is not None:
-            made.close()
+        self._client.close()
 
     def _send_request(
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
@@ -247,9 +247,8 @@ class SecretsManagerAPI:
         """
         began = self._clock.monotonic()
         try:
-            client = self._get_client()
             value = {} if carried is None else _fields_of(carried)
-            answer = cast("Answer", getattr(client, method)(**request, **value))
+            answer = self._client.send(method, {**request, **value})
         except Exception as error:  # noqa: BLE001 - under faults, the SDK lets other errors out, such as UnicodeDecodeError
             if isinstance(error, sdk.ClientError):
                 self._note_date(error.response, began)
@@ -261,12 +260,50 @@ class SecretsManagerAPI:
         date = _require_mapping(_require_mapping(answer.get("ResponseMetadata")).get("HTTPHeaders")).get("date")
         self._store_clock.note_date(date if isinstance(date, str) else None, began=began)
 
-    def _get_client(self) -> Client:
-        with self._creation:
-            client = self._made
-            if client is None:
-                client = self._made = make_client(self._address, self._timeout)
-            return client
+
+class KeptClient:
+    """Keeps one boto3 client for a service of AWS, for use in several threads; `send` creates it when it is needed.
+
+    If AWS rejects its credentials, the next request is sent by a new client: the SDK reads ``~/.aws/credentials`` only
+    when it creates a client, and other programs replace the credentials in this file before they expire.
+
+    Args:
+        address: The address of the service and the credentials to use.
+        timeout: As for `make_client`.
+        service: The SDK's name of the service.
+    """
+
+    def __init__(self, address: AWSAddress, timeout: timedelta, service: str = _SERVICE) -> None:
+        self._address, self._timeout, self._service = address, timeout, service
+        self._lock = threading.Lock()
+        self._made: Client | None = None
+
+    def send(self, method: str, request: Mapping[str, object]) -> Answer:
+        """Send one request through the SDK's method called `method`, and return the answer. Raises the SDK's errors."""
+        client = self._get()
+        try:
+            return cast("Answer", getattr(client, method)(**request))
+        except sdk.ClientError as error:
+            if _require_mapping(error.response.get("Error")).get("Code") in _REJECTED:
+                self._forget(client)
+            raise
+
+    def close(self) -> None:
+        """Close the client's connections; a later request creates a new client."""
+        made, self._made = self._made, None
+        if made is not None:
+            made.close()
+
+    def _get(self) -> Client:
+        with self._lock:
+            if self._made is None:
+                self._made = make_client(self._address, self._timeout, self._service)
+            return self._made
+
+    def _forget(self, client: Client) -> None:
+        with self._lock:
+            if self._made is client:
+                self._made = None  # not closed, because other threads may be using it
 
 
 def _fields_of(value: SecretBytes) -> dict[str, object]:
@@ -286,7 +323,7 @@ async def _settle_future(
         await asyncio.wait({waiting}, timeout=_PATIENCE)
 
 
-def make_client(address: AWSAddress, timeout: timedelta, service: str = _SERVICE) -> Client:
+def make_client(address: AWSAddress, timeout: timedelta, service: str) -> Client:
     """Create a boto3 client for a service of AWS with short timeouts and without the SDK's own retries.
 
     The SDK looks for credentials when it creates a client, and a client without credentials never gets any. So none is

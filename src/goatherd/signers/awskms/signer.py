@@ -12,10 +12,9 @@ DisableKey, ScheduleKeyDeletion, ListAliases).
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey, raw_from_der
@@ -30,7 +29,7 @@ from goatherd.errors import (
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.providers.aws.client import make_client, refusal_of
+from goatherd.providers.aws.client import KeptClient, refusal_of
 from goatherd.providers.base import Call
 from goatherd.signers.awskms.address import ALGORITHM, AWSKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -68,8 +67,7 @@ class AWSKMSSigner(Signer):
         self.name = address.key
         self._clock: Clock = clock or SystemClock()
         self._threads = Threads("goatherd-awskms", THREADS)
-        self._lock = threading.Lock()
-        self._client: Any = None
+        self._client = KeptClient(address.service, TIMEOUT, "kms")
 
     @classmethod
     def from_uri(cls, uri: str) -> AWSKMSSigner:
@@ -120,10 +118,7 @@ class AWSKMSSigner(Signer):
 
     async def aclose(self) -> None:
         self._threads.close()
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        self._client.close()
 
     # --- optional interfaces ----------------------------------------------------------------------------------------
 
@@ -225,16 +220,9 @@ class AWSKMSSigner(Signer):
         The error is returned, not raised, so that its traceback does not lead to the SDK's exception.
         """
         try:
-            send: Callable[..., Answer] = getattr(self._get_client(), method)
-            return send(**request)
+            return self._client.send(method, request)
         except Exception as error:  # noqa: BLE001 - under faults, the SDK lets other errors out
             return self._translate_error(operation, error)
-
-    def _get_client(self) -> Any:
-        with self._lock:
-            if self._client is None:
-                self._client = make_client(self.address.service, TIMEOUT, service="kms")
-            return self._client
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
         call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
