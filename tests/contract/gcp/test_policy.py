@@ -22,7 +22,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.values import CURRENT, STABLE, VersionId
 from goatherd.rotation.policy import Policy
-from tests.fakes.gcp_fake import FakeSecretManager
+from tests.fakes.gcp_fake import Failure, FakeSecretManager
 
 PROJECT = "goatherd-testing"
 
@@ -99,6 +99,23 @@ async def test_each_role_can_do_its_work_under_the_printed_rights_and_nothing_el
             assert "goatherd policy" in caught.value.hint
     async with become("admin") as admin:
         await admin.delete("goatdb-root")
+
+
+async def test_credentials_that_google_rejects_are_read_again_from_their_file(
+    fake: FakeSecretManager, become: Become, tmp_path: Path
+):
+    async with become("admin") as admin:
+        await admin.create("goatdb-root", b"first")
+    become("rotator")
+    async with become("server") as store:
+        await store.read("goatdb-root")
+        (tmp_path / "rotator.json").replace(tmp_path / "server.json")
+        with pytest.raises(ProviderAccessDeniedError):
+            await store.versions("goatdb-root")  # what Google denies is no reason to look for other credentials
+        fake.failures["AccessSecretVersion"] = Failure("UNAUTHENTICATED")
+        with pytest.raises(ProviderAccessDeniedError, match="UNAUTHENTICATED"):
+            await store.read("goatdb-root")
+        assert [version.id for version in await store.versions("goatdb-root")] == ["1"]
 
 
 async def test_a_server_s_rights_are_enough_for_the_status(become: Become):

@@ -243,8 +243,7 @@ class SecretManagerAPI:
         """
         doing = type(request).__name__.removesuffix("Request")
         try:
-            client = await self._connection.open()
-            answer = await method(client)(request=request, retry=None, timeout=timeout or self._timeout)
+            answer: Answer = await self._connection.send(method, request, timeout=timeout or self._timeout)
             if answer is not None or silent:
                 return answer
             # grpc.aio 1.85 returns None for bytes that are not the message.

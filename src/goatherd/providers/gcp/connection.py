@@ -15,6 +15,8 @@ import google.auth
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import Credentials
 
+from goatherd.providers.gcp.problem import is_rejected_login
+
 Client = TypeVar("Client")
 Method = Callable[..., Awaitable[Any]]
 
@@ -70,6 +72,25 @@ class Connection(Generic[Client]):
                 )
                 self._loop = loop
         return self._client
+
+    async def send(self, method: Callable[[Client], Method], request: object, *, timeout: float) -> Any:
+        """Send one request through the SDK, without the SDK's retries, and return the answer. Raises the SDK's errors.
+
+        If Google rejects the credentials of the default chain, the next request looks for credentials again: another
+        program may have replaced the file that holds them.
+
+        Args:
+            method: Returns the method of the SDK's client to call.
+            request: The request.
+            timeout: The deadline of the request in seconds.
+        """
+        client = await self.open()
+        try:
+            return await method(client)(request=request, retry=None, timeout=timeout)
+        except Exception as error:
+            if self._credentials is None and self._client is client and is_rejected_login(error):
+                self._client = None  # not closed, because other requests may be using it
+            raise
 
     async def close(self) -> None:
         """Close the connection, if there is one."""

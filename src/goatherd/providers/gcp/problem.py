@@ -57,6 +57,14 @@ def status_of(error: sdk.GoogleAPICallError) -> str:
     return str(getattr(error.grpc_status_code, "name", "UNKNOWN"))
 
 
+def is_rejected_login(error: Exception) -> bool:
+    """Return whether an error of Google's libraries means that Google does not accept the credentials."""
+    if isinstance(error, sdk.GoogleAPICallError):
+        text = str(error.message or "")
+        return status_of(error) == "UNAUTHENTICATED" or (text.startswith(_PLUGIN) and bool(_FINAL_LOGIN.search(text)))
+    return isinstance(error, auth.RefreshError) and not error.retryable
+
+
 def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
     """Return Goatherd's error for an error of Google's SDK.
 

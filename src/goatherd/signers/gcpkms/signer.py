@@ -146,8 +146,7 @@ class GCPKMSSigner(Signer):
     async def _call(self, operation: str, method: Callable[[Any], Callable[..., Awaitable[Any]]], request: Any) -> Any:
         """Send one request to Google Cloud KMS, with a deadline and without the SDK's retries; return the answer."""
         try:
-            client = await self._connection.open()
-            answer = await method(client)(request=request, retry=None, timeout=TIMEOUT)
+            answer = await self._connection.send(method, request, timeout=TIMEOUT)
             if answer is not None:
                 return answer
             # grpc.aio 1.85 returns None for bytes that are not the message.
