@@ -24,6 +24,19 @@ def test_an_address_names_vault_key_and_version() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "authority"),
+    [
+        ("suffix=managedhsm.azure.net", None),
+        ("suffix=managedhsm.azure.cn", "login.chinacloudapi.cn"),
+        ("suffix=managedhsm.usgovcloudapi.net", "login.microsoftonline.us"),
+        ("endpoint=https://my-hsm.managedhsm.usgovcloudapi.net", "login.microsoftonline.us"),
+    ],
+)
+def test_a_managed_hsm_of_another_cloud_takes_tokens_of_that_cloud(options: str, authority: str | None) -> None:
+    assert parse_uri(f"azurekms://my-hsm/anchor?{options}").vault.authority == authority
+
+
+@pytest.mark.parametrize(
     "uri",
     [
         "azurekms://my-vault/",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
@@ -18,10 +19,10 @@ from goatherd.providers.values import ORG_FIELD
 
 PUBLIC_SUFFIX: Final = "vault.azure.net"
 AUTHORITIES: Final[Mapping[str, str]] = {
-    PUBLIC_SUFFIX: "login.microsoftonline.com",
-    "vault.azure.cn": "login.chinacloudapi.cn",
-    "vault.usgovcloudapi.net": "login.microsoftonline.us",
+    "azure.cn": "login.chinacloudapi.cn",
+    "usgovcloudapi.net": "login.microsoftonline.us",
 }
+"""For each cloud but the public one, the host that issues its tokens, by the domain of its key vaults and HSMs."""
 FORM: Final = AddressForm(
     scheme="azure",
     example="Write azure://vault-name/secret-name.",
@@ -107,18 +108,22 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
     if not _SUFFIX.fullmatch(suffix):
         raise ConfigurationError(
-            f"azure address: suffix={suffix!r} is not a valid domain", hint=f"Examples: {', '.join(AUTHORITIES)}."
+            f"azure address: suffix={suffix!r} is not a valid domain", hint="Such as vault.azure.cn."
         )
     if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
         raise ConfigurationError(
             f"azure address: endpoint={endpoint!r} is not an https address",
             hint="Write, for example, endpoint=https://name.vault.azure.net.",
         )
+    url = (endpoint or f"https://{vault}.{suffix}").rstrip("/")
+    hosts = (suffix, urlsplit(url).hostname or "")
     return AzureAddress(
         vault=vault,
-        url=(endpoint or f"https://{vault}.{suffix}").rstrip("/"),
+        url=url,
         # Left to the environment for the public cloud, where AZURE_AUTHORITY_HOST may name another one.
-        authority=AUTHORITIES.get(suffix) if suffix != PUBLIC_SUFFIX else None,
+        authority=next(
+            (issuer for cloud, issuer in AUTHORITIES.items() if any(host.endswith(f".{cloud}") for host in hosts)), None
+        ),
         identity=options.get("identity"),
         ca=options.get("ca"),
         check_challenge=options.get("challenge", "checked") == "checked",
