@@ -52,6 +52,7 @@ class FakeKeys:
         self.ca = Path()
         self._keys: dict[str, tuple[str, ec.EllipticCurvePrivateKey]] = {}
         self.disabled: set[str] = set()
+        self._earlier: dict[str, list[str]] = {}
         self._deleted: dict[str, dict[str, Any]] = {}
         self._stack = contextlib.ExitStack()
 
@@ -73,7 +74,9 @@ class FakeKeys:
         self._stack.close()
 
     def add_key(self, name: str, curve: ec.EllipticCurve) -> None:
-        """Add a key of any curve."""
+        """Add a key of any curve, or a version to a key that exists."""
+        if name in self._keys:
+            self._earlier.setdefault(name, []).append(self._keys[name][0])
         self._keys[name] = (secrets.token_hex(16), ec.generate_private_key(curve))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -105,6 +108,9 @@ class FakeKeys:
             return {"value": [self._listed(name) for name in sorted(self._keys)], "nextLink": None}
         if (gone := re.fullmatch(r"/deletedkeys/([0-9a-zA-Z-]+)/?", path)) is not None:
             return self._deleted[gone[1]]
+        if (of := re.fullmatch(r"/keys/([0-9a-zA-Z-]+)/versions", path)) is not None and of[1] in self._keys:
+            versions = [*self._earlier.get(of[1], []), self._keys[of[1]][0]]
+            return {"value": [self._listed(of[1], f"/{version}") for version in versions], "nextLink": None}
         found = re.fullmatch(r"/keys/([0-9a-zA-Z-]+)/?([0-9a-f]{32})?/?(create|sign)?", path)
         assert found is not None, path
         name, version, action = found[1], found[2], found[3]
@@ -133,10 +139,10 @@ class FakeKeys:
             return {"kid": self._bundle(name)["key"]["kid"], "value": _encoded(r.to_bytes(48) + s.to_bytes(48))}
         return self._bundle(name)
 
-    def _listed(self, name: str) -> dict[str, Any]:
+    def _listed(self, name: str, version: str = "") -> dict[str, Any]:
         return {
-            "kid": f"https://localhost:{self.port}/keys/{name}",
-            "attributes": {"enabled": name not in self.disabled},
+            "kid": f"https://localhost:{self.port}/keys/{name}{version}",
+            "attributes": {"enabled": not {name, version[1:]} & self.disabled},
         }
 
     def _bundle(self, name: str) -> dict[str, Any]:

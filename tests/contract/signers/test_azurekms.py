@@ -139,6 +139,20 @@ async def test_a_version_is_one_of_the_key(vault: FakeKeys) -> None:
             await plugin.public_key()
 
 
+async def test_a_version_is_not_deleted_with_the_others_that_are_in_use(vault: FakeKeys) -> None:
+    vault.add_key("rotated", ec.SECP384R1())
+    first = vault._keys["rotated"][0]
+    vault.add_key("rotated", ec.SECP384R1())
+    later = vault._keys["rotated"][0]
+    for version in (first, later):
+        async with opened(vault, "rotated", f"/{version}") as plugin:
+            with pytest.raises(SignerConfigurationError, match="the key has other versions in use"):
+                await plugin.schedule_deletion()
+    vault.disabled.add(first)
+    async with opened(vault, "rotated", f"/{later}") as plugin:
+        assert await plugin.schedule_deletion() is not None
+
+
 async def test_a_key_in_a_managed_hsm_is_created_as_one_that_the_hsm_protects(vault: FakeKeys) -> None:
     vault.kind = "EC-HSM"
     uri = vault.uri("in-hsm") + "&suffix=managedhsm.azure.net"

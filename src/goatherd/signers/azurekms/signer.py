@@ -128,9 +128,28 @@ class AzureKMSSigner(Signer):
 
     async def schedule_deletion(self) -> datetime | None:
         client = await self._connect("schedule_deletion")
+        # SECURITY: the service deletes a key with all its versions, and a later one may be the next anchor
+        # (tests/contract/signers/test_azurekms.py).
+        if self.address.version is not None and await self._find_other_versions(client):
+            raise self.error(
+                SignerConfigurationError,
+                "schedule_deletion",
+                "the key has other versions in use, and Azure deletes a key with all its versions",
+                hint="Disable this version instead. To delete the whole key, leave out the version in the URI.",
+            )
         deleted = await self._call("schedule_deletion", client.delete_key(self.address.key))
         date = deleted.scheduled_purge_date
         return date if isinstance(date, datetime) else None
+
+    async def _find_other_versions(self, client: Any) -> list[str]:
+        """Return the versions of the key that are enabled, without the one that the URI names."""
+
+        async def versions() -> list[str]:
+            listed = client.list_properties_of_key_versions(self.address.key)
+            return [str(each.version) async for each in listed if each.enabled is not False]
+
+        found = await self._call("schedule_deletion", versions())
+        return [version for version in found if version != self.address.version]
 
     async def list_keys(self, label: str = "") -> list[str]:
         client = await self._connect("list_keys")
