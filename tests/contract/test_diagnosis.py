@@ -93,10 +93,24 @@ async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret
             async with provider_of(fake, tmp_path, token=token) as provider:
                 asked = await found(provider, "default/root")
                 assert asked["rights"].text == text
-                assert asked["size"] == Finding(name="size", verdict=Verdict.FINE, text="the Secret is 5 % full")
+                assert asked["size"] == Finding(name="size", verdict=Verdict.FINE, text="the Secret is 4 % full")
                 with pytest.raises(ProviderError):
                     await found(provider, "default/other")
         assert fake.stored("default", "root") == before
+
+
+async def test_a_kubernetes_secret_whose_oldest_versions_are_dropped_is_not_more_than_full(tmp_path: Path):
+    from tests.contract.kubernetes.test_contract import provider_of
+    from tests.fakes.kubernetes_fake import FakeKubernetes
+
+    with FakeKubernetes() as fake:
+        async with provider_of(fake, tmp_path) as admin:
+            holder = await admin.create("default/root", b"x" * 64_000)
+            for _ in range(17):
+                holder = await admin.write("default/root", b"x" * 64_000, expected=holder.id)
+            assert "1" not in [version.id for version in await admin.versions("default/root")]
+            size = (await found(admin, "default/root"))["size"]
+    assert (size.verdict, size.text) == (Verdict.CAUTION, "the Secret is 98 % full")
 
 
 # --- Google -----------------------------------------------------------------------------------------------------------

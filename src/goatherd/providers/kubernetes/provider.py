@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -218,8 +217,11 @@ class KubernetesSecretProvider(SecretProvider):
         else:
             # Destroying a version is an update, too.
             first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
-        size = len(json.dumps((await self._read_record(client, call)).content.get("data", {})))
-        share = round(100 * size / MAX_OBJECT_BYTES)
+        record = await self._read_record(client, call)
+        try:
+            share = round(100 * record.size / MAX_OBJECT_BYTES)
+        except DamagedRecordError as error:
+            raise _damaged_error(call, error) from None
         text = f"the Secret is {share} % full"
         if share >= _FULL_PERCENT:
             hint = "`goatherd retire` takes old versions out of it; writes drop the oldest by themselves."

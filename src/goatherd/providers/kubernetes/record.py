@@ -62,6 +62,15 @@ class SecretObject:
     def __repr__(self) -> str:
         return f"Record({len(self.ledger.versions)} versions)"
 
+    @property
+    def size(self) -> int:
+        """The bytes of all values in the Kubernetes Secret, as Kubernetes counts them: decoded from base64.
+
+        Raises:
+            DamagedRecordError: A value is not base64.
+        """
+        return sum(len(decode_base64(encoded)) for encoded in self.content["data"].values())
+
     def read_value(self, number: int) -> SecretBytes:
         """Return the secret value of a version that is not destroyed, after checking its digest.
 
