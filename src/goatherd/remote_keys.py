@@ -37,7 +37,7 @@ from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument
-    from goatherd.signers.threads import Threads
+    from goatherd.providers.threads import Threads
     from goatherd.signers.verified import SignerCounts, VerifiedSigner
 
 P = ParamSpec("P")
@@ -59,7 +59,7 @@ MOST_AT_ONCE: Final = 32
 
 @cache
 def _threads() -> Threads:
-    from goatherd.signers.threads import Threads  # only direct mode needs it
+    from goatherd.providers.threads import Threads  # only direct mode needs it
 
     return Threads("goatherd-root-signing", MOST_AT_ONCE)
 

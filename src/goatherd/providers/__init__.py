@@ -4,6 +4,7 @@
 - `capabilities`: optional abilities of a store. `call_metrics`: counts and durations of calls. `permissions`: the
   roles for which a policy can be printed.
 - `addresses`: parses every URI and ``cloudConfig``. `versioned_record`: versions and labels for stores without them.
+- `threads`: runs blocking libraries, also those of signers, in threads.
 - `memory`, `file`: the built-in stores, opened by ``goatherd.plugins.open_provider`` like any other.
 """
 

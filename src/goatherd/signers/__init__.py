@@ -3,7 +3,6 @@
 - `base`: `Signer`, the interface of a plugin; the optional interfaces; what a signer declares about itself; and
   `check_role`, which checks the role that is given to `goatherd policy`.
 - `verified`: `open_signer`, and `VerifiedSigner`, which verifies each signature that a plugin makes.
-- `threads`: runs blocking libraries in threads.
 - `local`: the reference implementation, which keeps an encrypted key in a file.
 - `pkcs11`, `awskms`, `gcpkms`, `azurekms`, `transit`: packages, each with the plugin for one platform.
 """

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -214,3 +218,36 @@ async def test_a_cancelled_request_that_waits_for_a_thread_is_not_sent(fake: Fak
         await asyncio.gather(*reads)
     assert sent(fake, "DescribeSecret") == []
     assert sent(fake, "DeleteSecret") == []
+
+
+READ: str = """
+import asyncio
+from datetime import timedelta
+from goatherd.providers.aws import AWSAddress, AWSSecretProvider
+
+async def main():
+    async with AWSSecretProvider(AWSAddress(region="eu-west-1"), timeout=timedelta(seconds=1)) as store:
+        await store.read("goatdb/prod/root")
+
+asyncio.run(main())
+"""
+
+
+async def test_a_source_of_credentials_that_hangs_does_not_keep_the_process_from_ending(tmp_path: Path):
+    login = tmp_path / "login"
+    os.mkfifo(login)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {login}\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": "/no/such/file"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", READ, env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(HANG):
+            _, told = await process.communicate()
+    finally:
+        with suppress(OSError):  # nothing reads it any more
+            os.close(os.open(login, os.O_WRONLY | os.O_NONBLOCK))
+        if process.returncode is None:
+            await process.wait()
+    assert b"no answer within 1 s" in told

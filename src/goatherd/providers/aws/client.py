@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn, Protocol, cast
@@ -42,6 +42,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.aws.address import AWSAddress
 from goatherd.providers.base import Call
+from goatherd.providers.threads import Threads
 from goatherd.providers.values import SecretBytes, VersionId
 
 Answer = Mapping[str, object]
@@ -188,8 +189,7 @@ class SecretsManagerAPI:
         self._timeout = timeout
         self._clock = clock
         self._store_clock = store_clock
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads("goatherd-aws", THREADS)
         self._client = KeptClient(address, timeout)
 
     async def call_service(
@@ -216,10 +216,7 @@ class SecretsManagerAPI:
         self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer | ServiceRefusal:
         """Send one request to AWS Secrets Manager; return the answer, or the service's error instead of raising it."""
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="goatherd-aws")
-            job = self._pool.submit(self._send_request, call, method, request, carried)
+        job = self._threads.submit(functools.partial(self._send_request, call, method, request, carried))
         # A request that another one keeps from being sent is waited for as well: the deadline says for how long.
         waiting = asyncio.wrap_future(job)
         try:
@@ -232,10 +229,7 @@ class SecretsManagerAPI:
 
     def close(self) -> None:
         """Close the boto3 client's connections and end its threads."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         self._client.close()
 
     def _send_request(

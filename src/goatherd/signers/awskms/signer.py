@@ -31,9 +31,9 @@ from goatherd.errors import (
 )
 from goatherd.providers.aws.client import KeptClient, refusal_of
 from goatherd.providers.base import Call
+from goatherd.providers.threads import Threads
 from goatherd.signers.awskms.address import ALGORITHM, AWSKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
-from goatherd.signers.threads import Threads
 
 Answer = Mapping[str, object]
 

@@ -27,8 +27,8 @@ import pkcs11
 from pkcs11 import exceptions as sdk
 
 from goatherd.providers.cancellation import MOMENT, retrieve_outcome
+from goatherd.providers.threads import Threads
 from goatherd.signers.pkcs11.address import PKCS11Address
-from goatherd.signers.threads import Threads
 
 Result = TypeVar("Result")
 

@@ -20,7 +20,9 @@ _Job = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Threads:
-    """Threads for blocking calls of a signer, started when needed. `close` ends them; a later call starts new ones.
+    """Threads for blocking calls of a store or a signer, started when needed.
+
+    `close` ends them; a later call starts new ones.
 
     Args:
         name: The name that each of the threads gets.
