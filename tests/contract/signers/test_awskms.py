@@ -254,6 +254,14 @@ async def test_the_reason_why_a_key_got_no_alias_is_reported_even_if_it_cannot_b
     assert (made.id in caught.value.hint) is not is_deleted
 
 
+async def test_a_quota_of_kms_is_not_one_of_secrets_manager(fake: FakeKMS) -> None:
+    fake.refusals["CreateKey"] = RefusedError("LimitExceededException")
+    async with opened(fake.url, "alias/one-too-many") as plugin:
+        with pytest.raises(SignerConfigurationError, match="a quota of KMS is reached") as caught:
+            await plugin.create_key()
+    assert "aliases of a key" in caught.value.hint
+
+
 async def test_other_kinds_of_keys_are_refused_and_key_ids_cannot_be_chosen(fake: FakeKMS) -> None:
     made = fake._do_CreateKey({"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"})
     async with opened(fake.url, made["KeyMetadata"]["KeyId"]) as plugin:

@@ -242,6 +242,13 @@ class AWSKMSSigner(Signer):
             return self.error(SignerKeyExistsError, operation, f"the alias exists: {code}")
         if code == "InvalidKeyUsageException":
             return self.error(UnsupportedKeyError, operation, f"the key cannot sign with {ALGORITHM}: {code}")
+        if code == "LimitExceededException":
+            return self.error(
+                SignerConfigurationError,
+                operation,
+                f"a quota of KMS is reached: {code}",
+                hint="AWS limits the keys of an account and the aliases of a key: see the quotas of KMS in the region.",
+            )
         if code in _UNAVAILABLE:
             return self.error(SignerUnavailableError, operation, f"KMS reports an error: {code}")
         return self.error_of_provider(operation, refusal.error)
