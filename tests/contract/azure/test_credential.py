@@ -100,6 +100,21 @@ async def test_a_token_service_that_refuses_is_a_denial(vault: FakeKeyVault, mon
             await provider.read("herd")
 
 
+async def test_a_token_service_that_refuses_later_is_not_taken_for_the_vault(
+    vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in vault.environment.items():
+        monkeypatch.setenv(name, value)
+    vault.token_seconds = 0
+    async with opened(vault) as provider:
+        with pytest.raises(SecretNotFoundError):
+            await provider.read("herd")
+        for status in (400, 401, 404):
+            vault.identity_failure = status
+            with pytest.raises(ProviderAccessDeniedError, match="no credential of Azure's default chain"):
+                await provider.read("herd")
+
+
 async def test_no_login_outside_of_azure_is_a_denial(vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch) -> None:
     with unreachable() as port:
         put_metadata_service_at(port, monkeypatch)

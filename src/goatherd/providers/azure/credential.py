@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.identity.aio import DefaultAzureCredential
 
@@ -71,16 +72,20 @@ class DefaultCredential(DefaultAzureCredential):
         reset = _failures.set(failures)
         try:
             token = await request
-        except Exception:
+        except Exception as error:
             failure = self._find_failure(failures)
-            if failure is None:
+            if failure is None and not isinstance(error, HttpResponseError):
                 raise
         else:
             self._has_given = True
             return token
         finally:
             _failures.reset(reset)
-        raise TokenServiceError(failure)  # out here, where the SDK's error is not its context
+        # Out here, where the SDK's error is not the context. That error may hold a token service's answer, which must
+        # not be taken for one of the key vault.
+        if failure is None:
+            raise ClientAuthenticationError("no credential gave a token")
+        raise TokenServiceError(failure)
 
     def _find_failure(self, failures: dict[str, str]) -> str | None:
         for host, failure in failures.items():
