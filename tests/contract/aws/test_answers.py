@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import secrets
 import time
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ from goatherd.errors import (
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE, SecretBytes, SecretVersion, VersionId
+from tests.contract.signers.faulty_http import answering
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.fakes.instance_metadata import InstanceMetadata
 
@@ -431,6 +435,28 @@ async def test_a_profile_whose_login_needs_a_package_that_is_missing_names_it(
         with pytest.raises(ProviderConfigurationError, match="MissingDependencyException") as caught:
             await store.read(SECRET)
     assert "botocore[crt]" in caught.value.hint
+
+
+async def test_a_login_that_finds_no_account_is_a_denial_and_no_missing_secret(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    start = "https://herd.awsapps.com/start"
+    sso = f"sso_start_url = {start}\nsso_region = {REGION}\nsso_account_id = 123456789012\nsso_role_name = herd"
+    (tmp_path / "config").write_text(f"[default]\n{sso}\n")
+    token = {"accessToken": "t", "expiresAt": f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"}
+    (tmp_path / f"{hashlib.sha1(start.encode()).hexdigest()}.json").write_text(json.dumps(token))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setattr("botocore.credentials.SSOProvider._SSO_TOKEN_CACHE_DIR", str(tmp_path))
+    head = "HTTP/1.1 404 Not Found\r\nx-amzn-ErrorType: ResourceNotFoundException\r\nContent-Length: 2\r\n\r\n{}"
+    with answering(head.encode()) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SSO", f"http://127.0.0.1:{port}")
+        async with provider_at(fake.url) as store:
+            with pytest.raises(ProviderAccessDeniedError, match="the login to AWS was refused: ResourceNotFound"):
+                await store.read(SECRET)
+    assert not fake.requests
 
 
 async def test_a_profile_that_needs_an_mfa_code_is_an_error_and_no_question_at_the_terminal(

@@ -109,6 +109,10 @@ _UNWELL: Final = frozenset(
     }
 )
 _KEY_TROUBLE: Final = frozenset({"DecryptionFailure", "EncryptionFailure"})
+# Of other services of AWS: the SDK gets credentials by them, before it sends the request itself.
+_LOGINS: Final = frozenset(
+    {"AssumeRole", "AssumeRoleWithWebIdentity", "CreateOAuth2Token", "CreateToken", "GetRoleCredentials"}
+)
 _NO_CREDENTIALS: Final = (
     sdk.LoginError,
     sdk.NoCredentialsError,
@@ -399,7 +403,7 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
 def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
     """Translate an exception of the AWS SDK into a `ServiceRefusal` with Goatherd's error."""
     if isinstance(error, sdk.ClientError):
-        return _service_refusal(call, error.response)
+        return _service_refusal(call, error.response, is_login=error.operation_name in _LOGINS)
     name = type(error).__name__
     if isinstance(error, _NO_CREDENTIALS):
         kind: type[ProviderError] = ProviderAccessDeniedError
@@ -435,7 +439,7 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
     return ServiceRefusal(code=name, error=call.error(kind, message, hint=hint or None))
 
 
-def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
+def _service_refusal(call: Call, response: Answer, *, is_login: bool) -> ServiceRefusal:
     told, meta = _require_mapping(response.get("Error")), _require_mapping(response.get("ResponseMetadata"))
     code, text = str(told.get("Code", "")), str(told.get("Message", ""))
     status, headers = meta.get("HTTPStatusCode"), _require_mapping(meta.get("HTTPHeaders"))
@@ -443,7 +447,15 @@ def _service_refusal(call: Call, response: Answer) -> ServiceRefusal:
     code = code if _CODE.fullmatch(code) else "?"
     request_id = str(meta.get("RequestId", ""))
     where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
-    return ServiceRefusal(code=code, error=_error_for(call, code, status, text, where, headers))
+    error = _error_for(call, code, status, text, where, headers)
+    # SECURITY: what a login does not find is no missing secret (tests/contract/aws/test_answers.py, `…_login_…`).
+    if is_login and not isinstance(error, ProviderAccessDeniedError | ThrottledError | UnavailableError):
+        error = call.error(
+            ProviderAccessDeniedError,
+            f"the login to AWS was refused: {where}",
+            hint="Check the account and the role that the profile or the address names.",
+        )
+    return ServiceRefusal(code=code, error=error)
 
 
 def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
