@@ -20,6 +20,7 @@ from goatherd.errors import (
 from goatherd.providers.aws.client import THREADS
 from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.values import CURRENT, STABLE
+from tests.contract.signers.faulty_http import answering
 from tests.deadlines import HANG
 from tests.fakes.aws_fake import ACCESS_KEY, FakeSecretsManager
 from tests.fakes.faults import Fault, FaultProxy, Mode
@@ -218,6 +219,40 @@ async def test_a_cancelled_request_that_waits_for_a_thread_is_not_sent(fake: Fak
         await asyncio.gather(*reads)
     assert sent(fake, "DescribeSecret") == []
     assert sent(fake, "DeleteSecret") == []
+
+
+ASSUMED = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult>
+<AssumedRoleUser><Arn>arn:aws:sts::123456789012:assumed-role/herd/it</Arn><AssumedRoleId>A:it</AssumedRoleId></AssumedRoleUser>
+<Credentials><AccessKeyId>ASIAHERD</AccessKeyId><SecretAccessKey>x</SecretAccessKey><SessionToken>t</SessionToken>
+<Expiration>2999-01-01T00:00:00Z</Expiration></Credentials>
+</AssumeRoleWithWebIdentityResult>
+</AssumeRoleWithWebIdentityResponse>"""
+
+
+async def test_a_token_service_that_is_silent_once_is_asked_again_soon(
+    fake: FakeSecretsManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    async with provider_at(fake.url) as store:
+        await store.create(SECRET, b"1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "token").write_text("header.claims.signature")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/herd")
+    fake.keys.add("ASIAHERD")
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {len(ASSUMED)}\r\n\r\n"
+    with answering(f"{head}{ASSUMED}".encode()) as port:
+        async with FaultProxy("127.0.0.1", port) as proxy, provider_at(fake.url, timeout=4) as store:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{proxy.port}")
+            proxy.fault = Fault(mode=Mode.BLACK_HOLE, times=1)
+            async with asyncio.timeout(HANG / 2):
+                found = None
+                while found is None:
+                    with suppress(UnavailableError):  # on a busy machine, the first call may reach its deadline
+                        found = await store.read(SECRET)
+    assert found.value.reveal() == b"1"
+    assert fake.requests[-1].key == "ASIAHERD"
 
 
 READ: str = """

@@ -326,6 +326,8 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str) -> Client
 
     The SDK looks for credentials when it creates a client, and a client without credentials never gets any. So none is
     created without them: the instance's metadata service may only have missed a request, and the next call asks again.
+    The timeouts hold for the services that give credentials, too: by default, the SDK would wait for them for minutes,
+    and all requests with it.
 
     SECURITY: the SDK's debug log holds requests and answers with their values, so it is turned off for this process
     (tests/contract/aws/test_answers.py::test_no_error_log_or_traceback_shows_a_value).
@@ -345,24 +347,27 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str) -> Client
         max_pool_connections=THREADS,
         user_agent_extra="goatherd",
     )
-    session = _open_session(address.profile, address.region)
+    session = _open_session(address.profile, address.region, config)
     if session.region_name is None:
         raise sdk.NoRegionError
     if session.get_credentials() is None:
         raise sdk.NoCredentialsError
     if address.role_arn is not None:
         session = _assume_role(session, address.role_arn, config)
-    return cast("Client", session.client(service, endpoint_url=address.endpoint, config=config))
+    return cast("Client", session.client(service, endpoint_url=address.endpoint))
 
 
-def _open_session(profile: str | None, region: str | None) -> boto3.Session:
+def _open_session(profile: str | None, region: str | None, config: Config) -> boto3.Session:
     """Create a boto3 session that shares the descriptions of AWS's services, whose decoding takes 60 ms.
+
+    All its clients have the settings `config`, also those with which the SDK gets credentials.
 
     It does not ask for an MFA code at the terminal: the question would outlast the call, and the end of the command
     would wait for the answer.
     """
     inner = botocore.session.get_session()
     session = boto3.Session(profile_name=profile, region_name=region, botocore_session=inner)
+    inner.set_default_client_config(config)
     inner.register_component("data_loader", _service_descriptions())
     # The SDK has no public way.
     inner.get_component("credential_provider").get_provider("assume-role")._prompter = _refuse_prompt
@@ -384,13 +389,12 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
         client_creator=functools.partial(
             source._session.create_client,  # as the SDK's own profiles with a role_arn do
             region_name=source.region_name,
-            config=config,
         ),
         source_credentials=source.get_credentials(),
         role_arn=role_arn,
         extra_args={"RoleSessionName": "goatherd"},
     )
-    session = _open_session(None, source.region_name)
+    session = _open_session(None, source.region_name, config)
     session._session._credentials = DeferredRefreshableCredentials(  # the SDK has no public way
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )
