@@ -22,6 +22,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.credentials import ClusterCredentials, Credential, TokenFile
 from goatherd.providers.kubernetes.kubeconfig import make_context, read_kubeconfig
+from goatherd.providers.tls import load_authorities
 
 SERVICE_ACCOUNT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -33,6 +34,7 @@ class ClusterAccess:
     Attributes:
         server: The URL of the API server.
         verify: The TLS context, with the client certificate if there is one; None for a plain ``http`` address.
+        authority: The file with the cluster's certificate authority; None if it is not in a file.
         tls_server_name: The name that the server's certificate must have, if it is not the URL's host.
         source: Where this configuration was found, for messages.
         credentials: The source of the token.
@@ -40,6 +42,7 @@ class ClusterAccess:
 
     server: str
     verify: ssl.SSLContext | None
+    authority: Path | None = None
     tls_server_name: str | None = None
     source: str
     credentials: ClusterCredentials = field(repr=False)
@@ -47,6 +50,11 @@ class ClusterAccess:
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         """Return the credential for the next request; see `ClusterCredentials.current_credential`."""
         return await self.credentials.current_credential(clock, rejected=rejected)
+
+    def load_authority(self) -> None:
+        """Load the cluster's certificate authority again, after the API server's certificate was not trusted."""
+        if self.verify is not None and self.authority is not None:
+            load_authorities(self.verify, self.authority)
 
     async def close(self) -> None:
         """Stop the credential plugin, if one is running."""
@@ -81,9 +89,14 @@ def load_access(
                 hint="Add ?kubeconfig=/path/to/file to the address.",
             )
         named = str(home)
-    server, verify, tls_server_name, credentials, source = read_kubeconfig(named, address.context)
+    server, verify, authority, tls_server_name, credentials, source = read_kubeconfig(named, address.context)
     return ClusterAccess(
-        server=server, verify=verify, tls_server_name=tls_server_name, source=source, credentials=credentials
+        server=server,
+        verify=verify,
+        authority=authority,
+        tls_server_name=tls_server_name,
+        source=source,
+        credentials=credentials,
     )
 
 
@@ -96,6 +109,7 @@ def _from_pod(environment: Mapping[str, str], directory: Path) -> ClusterAccess:
     return ClusterAccess(
         server=f"https://{host}:{port}",
         verify=make_context(directory / "ca.crt", source=source),
+        authority=directory / "ca.crt",
         source=source,
         credentials=TokenFile(directory / "token"),
     )

@@ -12,6 +12,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/; checked against th
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +30,13 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
-from goatherd.providers.http_answers import damaged_answer_error, no_answer_error, parse_object, parse_retry_after
+from goatherd.providers.http_answers import (
+    causes_of,
+    damaged_answer_error,
+    no_answer_error,
+    parse_object,
+    parse_retry_after,
+)
 from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
@@ -371,6 +378,8 @@ class KubernetesClient:
         return bytes(raw)
 
     def _no_answer_error(self, error: Exception) -> PlatformError:
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error)):
+            self._access.load_authority()
         hint = f"Check certificate-authority-data in the {self._access.source}."
         return no_answer_error(error, self._access.server, distrust_hint=hint)
 

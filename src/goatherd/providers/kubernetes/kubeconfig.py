@@ -122,8 +122,12 @@ class Merged(Protocol):
 
 def read_kubeconfig(
     paths: str, context_name: str | None
-) -> tuple[str, ssl.SSLContext | None, str | None, ClusterCredentials, str]:
-    """Read kubeconfig files; return API server, TLS context, TLS server name, credentials, and the source for messages.
+) -> tuple[str, ssl.SSLContext | None, Path | None, str | None, ClusterCredentials, str]:
+    """Read one context of kubeconfig files.
+
+    Returns:
+        The API server, the TLS context, the file of its certificate authority, the TLS server name, the credentials,
+        and the source for messages.
 
     Args:
         paths: One file, or several as in `KUBECONFIG`. If several files have an entry of the same name or a
@@ -160,7 +164,8 @@ def read_kubeconfig(
     pair = _read_certificate_pair(user_file, user, source)
     if tls is not None and pair is not None:
         credentials = _add_certificate(credentials, tls, *pair, source=source)
-    return server, tls, _read_text(cluster, "tls-server-name", source), credentials, source
+    authority_file = authority if isinstance(authority, Path) else None
+    return server, tls, authority_file, _read_text(cluster, "tls-server-name", source), credentials, source
 
 
 def _read_credentials(

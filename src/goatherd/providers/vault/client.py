@@ -42,7 +42,7 @@ from goatherd.providers.http_answers import (
     parse_object,
     parse_retry_after,
 )
-from goatherd.providers.tls import default_context
+from goatherd.providers.tls import default_context, load_authorities
 from goatherd.providers.values import VersionState
 from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
@@ -131,6 +131,7 @@ class VaultClient:
         self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
         self._pool: ConnectionPool | None = None
         self._certificate: CertificateFiles | None = None
+        self._context: ssl.SSLContext | None = None
         self._index: str | None = None
 
     def open(self) -> None:
@@ -139,8 +140,8 @@ class VaultClient:
         Raises:
             ConfigurationError: A certificate or key file cannot be used.
         """
-        context, self._certificate = self._tls_context()
-        self._pool = self._make_pool(context)
+        self._context, self._certificate = self._tls_context()
+        self._pool = self._make_pool(self._context)
 
     def _make_pool(self, context: ssl.SSLContext) -> ConnectionPool:
         http = make_http_client(
@@ -389,6 +390,8 @@ class VaultClient:
                     hint="If you want a connection without TLS (to a proxy on this machine), write tls=off in the"
                     " address.",
                 )
+            if isinstance(cause, ssl.SSLCertVerificationError) and self._address.ca and self._context is not None:
+                load_authorities(self._context, self._address.ca)
         hint = "Name the server's certificate authority: ca=/path/to/ca.pem in the address, or VAULT_CACERT."
         return no_answer_error(error, self._address.url, distrust_hint=hint)
 

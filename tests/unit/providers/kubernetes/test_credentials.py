@@ -24,6 +24,7 @@ from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
+    SecretNotFoundError,
     UnavailableError,
 )
 from goatherd.providers.base import PlatformError, RetryPolicy
@@ -215,6 +216,20 @@ async def test_a_client_certificate_of_a_plugin_is_shown_and_replaced(tmp_path: 
     assert server.shown == ["client-0", "client-0", "client-1"], "the second request was rejected and came again"
     written_now = set(Path(tempfile.gettempdir()).iterdir()) - files
     assert not any("PRIVATE KEY" in path.read_text(errors="replace") for path in written_now if path.is_file())
+
+
+async def test_a_certificate_authority_that_is_replaced_is_loaded_again(tmp_path: Path):
+    ca = tmp_path / "authority.crt"
+    ca.write_bytes(certificate("former authority")[0])
+    async with certificate_server(tmp_path, [], no_secret) as server:
+        address = written(tmp_path, config_of({"server": server.url, "certificate-authority": str(ca)}))
+        async with KubernetesSecretProvider(address, retry=NEVER, timeout=PATIENCE) as provider:
+            for authority in (ca.read_bytes(), server.ca.read_bytes()):
+                replace_file(ca, authority)
+                with pytest.raises(ProviderConfigurationError, match="is not trusted"):
+                    await provider.read("default/root")
+            with pytest.raises(SecretNotFoundError):
+                await provider.read("default/root")
 
 
 async def test_a_client_certificate_in_files_is_loaded_again_when_it_is_renewed(tmp_path: Path):

@@ -18,7 +18,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import RetryPolicy
+from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.values import CURRENT
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.client import VaultClient
@@ -206,6 +206,23 @@ async def test_a_certificate_file_that_is_not_there_is_named_when_it_is_opened()
     address = VaultAddress(url="https://v", ca="/no/such/ca.pem")
     with pytest.raises(ConfigurationError, match=r"/no/such/ca\.pem"):
         await VaultSecretProvider(address).__aenter__()
+
+
+async def test_a_certificate_authority_that_is_replaced_is_loaded_again(tmp_path: Path):
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(certificate("former authority")[0])
+    found = {"data": {"ttl": 0, "renewable": False, "type": "kv", "options": {"version": "2"}}}
+    async with certificate_server(tmp_path, [], lambda number: (200, found)) as server:
+        client = VaultClient(
+            VaultAddress(url=server.url, ca=str(ca), auth=TokenAuth(token="t")), timeout=HANG, clock=SystemClock()
+        )
+        client.open()
+        for authority in (ca.read_bytes(), server.ca.read_bytes()):
+            replace_file(ca, authority)
+            with pytest.raises(PlatformError, match="is not trusted"):
+                await client.engine_version()
+        assert await client.engine_version() == "kv 2"
+        await client.close()
 
 
 async def test_a_client_certificate_in_files_is_loaded_again_when_it_is_renewed(tmp_path: Path):
