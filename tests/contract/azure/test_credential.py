@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -113,6 +114,22 @@ async def test_a_token_service_that_refuses_later_is_not_taken_for_the_vault(
             vault.identity_failure = status
             with pytest.raises(ProviderAccessDeniedError, match="no credential of Azure's default chain"):
                 await provider.read("herd")
+
+
+async def test_after_a_refused_login_the_next_call_reads_the_credentials_again(
+    vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in vault.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("IDENTITY_HEADER", "former")
+    async with opened(vault) as provider:
+        with pytest.raises(ProviderAccessDeniedError):
+            await provider.read("herd")
+        monkeypatch.setenv("IDENTITY_HEADER", vault.environment["IDENTITY_HEADER"])
+        with suppress(ProviderAccessDeniedError):
+            await provider.read("herd")
+        with pytest.raises(SecretNotFoundError):
+            await provider.read("herd")
 
 
 async def test_no_login_outside_of_azure_is_a_denial(vault: FakeKeyVault, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ SECURITY: the SDK's errors may quote an answer of a token service, so none is ch
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -41,6 +43,9 @@ class TokenServiceError(Exception):
 class DefaultCredential(DefaultAzureCredential):
     """Azure's default chain of credentials, for the cloud and the managed identity of an address.
 
+    The SDK reads a client certificate, and the environment, when it builds the chain. So after a login was refused, the
+    chain is built again, because another program may have replaced the certificate.
+
     Args:
         address: The key vault; its cloud and its managed identity are used.
     """
@@ -51,8 +56,12 @@ class DefaultCredential(DefaultAzureCredential):
             options["authority"] = address.authority
         if address.identity is not None:
             options["managed_identity_client_id"] = address.identity
-        super().__init__(raw_request_hook=_note_request, raw_response_hook=_note_answer, **options)
+        self._options = options
         self._has_given = False
+        self._build_chain()
+
+    def _build_chain(self) -> None:
+        super().__init__(raw_request_hook=_note_request, raw_response_hook=_note_answer, **self._options)
 
     async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """Return a token, as the SDK's policies ask for it.
@@ -68,7 +77,7 @@ class DefaultCredential(DefaultAzureCredential):
         return await self._watch(super().get_token_info(*scopes, options=options))
 
     async def _watch(self, request: Awaitable[Token]) -> Token:
-        failures: dict[str, str] = {}
+        used, failures = self.credentials, dict[str, str]()
         reset = _failures.set(failures)
         try:
             token = await request
@@ -83,9 +92,13 @@ class DefaultCredential(DefaultAzureCredential):
             _failures.reset(reset)
         # Out here, where the SDK's error is not the context. That error may hold a token service's answer, which must
         # not be taken for one of the key vault.
-        if failure is None:
-            raise ClientAuthenticationError("no credential gave a token")
-        raise TokenServiceError(failure)
+        if failure is not None:
+            raise TokenServiceError(failure)
+        if self.credentials is used:
+            with suppress(OSError, ValueError):  # in the middle of a renewal; the next call tries again
+                self._build_chain()
+                await asyncio.gather(*(credential.close() for credential in used))
+        raise ClientAuthenticationError("no credential gave a token")
 
     def _find_failure(self, failures: dict[str, str]) -> str | None:
         for host, failure in failures.items():
