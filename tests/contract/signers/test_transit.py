@@ -199,6 +199,13 @@ async def test_other_kinds_of_keys_and_exportable_ones_are_refused(server: BaoSe
             await signer.check_key()
 
 
+async def test_an_engine_without_keys_has_an_empty_list(server: BaoServer) -> None:
+    server.ask("POST", "sys/mounts/unused", {"type": "transit"})
+    uri = f"transit://127.0.0.1:{server.port}/any?tls=off&mount=unused"
+    async with TransitSigner(parse_uri(uri), environment={"VAULT_TOKEN": ROOT_TOKEN}) as plugin:
+        assert await plugin.list_keys() == []
+
+
 async def test_a_wrong_mount_is_a_mistake_in_the_address(server: BaoServer) -> None:
     address = parse_uri(f"transit://127.0.0.1:{server.port}/elsewhere/key?tls=off")
     async with VerifiedSigner(TransitSigner(address, environment={"VAULT_TOKEN": ROOT_TOKEN})) as signer:

@@ -147,7 +147,10 @@ class TransitSigner(Signer):
 
     async def list_keys(self, label: str = "") -> list[str]:
         path = f"{self.address.server.mount}/keys"
-        _, answer = await self._call("list_keys", "GET", path, params={"list": "true"})
+        try:
+            _, answer = await self._call("list_keys", "GET", path, params={"list": "true"})
+        except SignerKeyNotFoundError:
+            return []  # the engine has no keys; a missing mount is another error
         found = self._object(answer, "data", "list_keys").get("keys")
         if not isinstance(found, list):
             raise self._damaged("list_keys", "it has no keys")
