@@ -139,6 +139,20 @@ async def test_creation_makes_the_server_keep_more_than_its_ten(
     assert server.ask("GET", f"secret/metadata/{secret}")["data"]["max_versions"] == 64
 
 
+async def test_an_engine_that_requires_check_and_set_of_metadata_is_served(server: BaoServer):
+    server.ask("POST", "sys/mounts/strict", {"type": "kv", "options": {"version": "2"}})
+    server.ask("POST", "strict/config", {"cas_required": True, "metadata_cas_required": True})
+    token = server.token(policy("rotator", "strict/goatdb/root"))
+    address = VaultAddress(url=server.url, mount="strict", auth=TokenAuth(token=token))
+    async with VaultSecretProvider(address) as rotator:
+        first = await rotator.create("goatdb/root", b"first")
+        known = server.ask("GET", "strict/metadata/goatdb/root")["data"]["current_metadata_version"]
+        server.ask("POST", "strict/metadata/goatdb/root", {"max_versions": 10, "metadata_cas": known})
+        second = await rotator.write("goatdb/root", b"second", expected=first.id)
+        assert (await rotator.read("goatdb/root")).version.id == second.id
+    assert server.ask("GET", "strict/metadata/goatdb/root")["data"]["max_versions"] == 64
+
+
 async def test_too_short_a_history_that_the_token_may_not_lengthen_is_refused_with_the_command(
     server: BaoServer, secret: str
 ):

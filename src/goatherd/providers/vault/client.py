@@ -55,6 +55,8 @@ Result = TypeVar("Result")
 _LONGEST_ANSWER: Final = 8 << 20
 _QUOTED: Final = 200
 _CAS_MISMATCH: Final = "check-and-set parameter did not match"
+_METADATA_CAS: Final = "metadata check-and-set parameter required"
+_METADATA_MISMATCH: Final = "metadata check-and-set parameter does not match"
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _MOST_VERSIONS: Final = 10**18 - 1
 _UPGRADING: Final = "Upgrading from non-versioned to versioned"
@@ -102,12 +104,14 @@ class Metadata:
             default).
         states: The state of each version that is kept.
         created_ms: When each version was written, in milliseconds since 1970, by the server's clock.
+        metadata_version: How often the metadata was changed, as OpenBao counts it; 0 in Vault, which does not.
     """
 
     current: int = 0
     max_versions: int = 0
     states: Mapping[int, VersionState] = field(default_factory=lambda: MappingProxyType({}))
     created_ms: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    metadata_version: int = 0
 
 
 class VaultClient:
@@ -208,14 +212,21 @@ class VaultClient:
             max_versions=most,
             states=MappingProxyType({number: _state_of(version, now_ms) for number, version in kept.items()}),
             created_ms=MappingProxyType({number: _created_ms(version) for number, version in kept.items()}),
+            metadata_version=changes if isinstance(changes := data.get("current_metadata_version"), int) else 0,
         )
 
     async def set_max_versions(self, path: str, versions: int) -> None:
         """Set how many versions of an entry Vault keeps; the entry need not exist yet."""
         # As text: a policy's allowed_parameters compare text (goatherd.providers.vault.permissions).
-        await finish_request(
-            self.call_api("POST", self._api_path("metadata", path), body={"max_versions": str(versions)})
-        )
+        body: dict[str, object] = {"max_versions": str(versions)}
+        try:
+            await finish_request(self.call_api("POST", self._api_path("metadata", path), body=body))
+        except PlatformError as problem:
+            if _METADATA_CAS not in str(problem):
+                raise
+            # OpenBao, if the mount or the entry has `metadata_cas_required`.
+            body["metadata_cas"] = (await self.read_metadata(path)).metadata_version
+            await finish_request(self.call_api("POST", self._api_path("metadata", path), body=body))
 
     async def destroy_versions(self, path: str, *versions: int) -> None:
         """Destroy the data of some versions of an entry in Vault permanently."""
@@ -297,6 +308,8 @@ class VaultClient:
             raise PlatformError(
                 UnavailableError, f"{self._address.mount} is being upgraded to version 2; this takes a moment"
             )
+        if status == 400 and _METADATA_MISMATCH in told:
+            raise PlatformError(UnavailableError, f"another writer has just changed the settings of {path}")
         if status == 400 and _CAS_MISMATCH not in told:
             raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer

@@ -65,7 +65,8 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
     rules = [("data", values, write, ""), ("data", pointer, write, "")]
     if role != "server":
         # As text, because the server compares it as text with what we send (measured on OpenBao 2.7.2).
-        only = f'\n  allowed_parameters = {{ "max_versions" = ["{MAX_VERSIONS}"] }}'
+        # The other one is OpenBao's check-and-set of metadata, with any value.
+        only = f'\n  allowed_parameters = {{ "max_versions" = ["{MAX_VERSIONS}"], "metadata_cas" = [] }}'
         change = [*write, "delete"] if role == "admin" else write
         rules.append(("metadata", values, change, only))
     if role == "admin":

@@ -19,7 +19,7 @@ def test_a_server_may_read_two_entries():
 def test_a_rotator_may_write_them_and_lengthen_the_history():
     text = policy("rotator", "secret/goatdb/root")
     assert text.count('"create", "read", "update"') == 3
-    assert 'allowed_parameters = { "max_versions" = ["64"] }' in text
+    assert 'allowed_parameters = { "max_versions" = ["64"], "metadata_cas" = [] }' in text
     assert "delete" not in text
     assert "/destroy/" not in text
 
