@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import SignerUnavailableError
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, normalize_document, sign_document
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
-from goatherd.identity.transitions import create_document, sign_again
+from goatherd.identity.transitions import create_document
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
@@ -79,11 +82,16 @@ class MemorySigners:
         return sum(one.signed for one in self.by_uri.values())
 
 
-async def make_own_identity(uri: str, *, generation: int, now_ms: int) -> IdentityDocument:
+async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct: bool = False) -> IdentityDocument:
     """Return what an attacker without a root's key writes: an identity of their own, whose anchor names a signer."""
     root = OwnedSession.generate(session_id="root-of-an-attacker", owner=ROOT_OWNER, now_ms=now_ms)
-    async with AnchorKeys("localhost", MemorySigners().open) as keys:
+    signers = MemorySigners()
+    async with AnchorKeys("localhost", signers.open) as keys:
         key = await keys.open_new(uri, session_id="anchor-of-an-attacker", now_ms=now_ms)
-        endorsement = await key.introduce(root.session, now_ms)
-    word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
-    return sign_again(create_document(root, now_ms, word=word), now_ms, after=generation - 1)
+        endorsements = [await key.introduce(root.session, now_ms)]
+    if is_direct:
+        own = RemoteKey(key.session.public_key, uri, lambda _, __, data: signers[uri].key.sign(data))
+        root, endorsements = OwnedSession(session=key.session, signer=own), []
+    word = AnchorWord(anchor=key.record, session=key.session, endorsements=tuple(endorsements))
+    first = replace(create_document(root, now_ms, word=word), current=root, generation=generation)
+    return normalize_document(sign_document(first, now_ms))

@@ -7,6 +7,8 @@ then one peer after the other, until the chain is complete. If one of them canno
 
 Requests to peers are signed with the current root of the new identity document. The server itself does not trust this
 root yet, but its peers do. The requests are ordinary ``/batch-sync`` requests, which unmodified GoatDB servers answer.
+SECURITY: an attacker may have written the document, so a signer that only the document names is not called
+(tests/unit/node/test_database.py).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ def introduction_source(
     peers: Callable[[], Sequence[str]],
     connect: Callable[[str], NodeClient],
     clock: Clock,
+    connect_root: Callable[[IdentityDocument], IdentityDocument] = lambda document: document,
 ) -> IntroductionSource:
     """Return a function that yields root introductions: first from this server's own log, then from each peer.
 
@@ -46,6 +49,8 @@ def introduction_source(
         peers: Returns the URLs of the other servers.
         connect: Makes a client for a URL; this module closes it.
         clock: Tells the time.
+        connect_root: Returns the document with a current root that signs with a signer of this server, if its key is in
+            an HSM or a KMS. By default such a document must be rejected before.
     """
 
     async def give(document: IdentityDocument) -> AsyncIterator[Introductions]:
@@ -55,10 +60,11 @@ def introduction_source(
             yield Introductions(place=OWN_LOG, problem=str(error))
         else:
             yield Introductions(place=OWN_LOG, commits=commits)
+        signer = connect_root(document).current
         for url in peers():
             client = connect(url)
             try:
-                pulled = await client.pull(SESSIONS_PATH, document.current, clock.now_ms())
+                pulled = await client.pull(SESSIONS_PATH, signer, clock.now_ms())
                 found = Introductions(place=url, commits=await asyncio.to_thread(_roots, pulled, org))
             except NodeError as error:
                 found = Introductions(place=url, problem=str(error))

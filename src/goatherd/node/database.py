@@ -390,6 +390,7 @@ class Database:
                 peers=lambda: self._peer_urls,
                 connect=self._connect,
                 clock=self._clock,
+                connect_root=self._connect_root,
             )
         settings = await self._settings.load()
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.errors import StorageError, UnknownSignerError
+from goatherd.errors import SignerUnavailableError, StorageError, UnknownSignerError
+from goatherd.identity import remote_key
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import earlier_introduction_id
@@ -31,6 +32,7 @@ from goatherd.serving.caller_limits import Rate
 from goatherd.settings import FileSettings
 from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
+from tests.fakes.anchors import make_own_identity
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -67,6 +69,34 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
             await server.database().store_commits(SESSIONS_PATH, [session_commit(signer, later.session).to_json()]) == 1
         )
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
+
+
+async def test_a_server_calls_no_signer_that_an_identity_names_which_it_does_not_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attacker who can write the store, but has no root's key, does not get the server's credentials."""
+    called: list[str] = []
+
+    def sign(uri: str, *_: object) -> bytes:
+        called.append(uri)
+        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
+
+    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    document = document_of(root("signer"))
+    provider = await store_of(document)
+    async with Server(tmp_path, settings_of(provider), debug=True, peers=["http://127.0.0.1:9"]) as server:
+        settings = server.database()._settings
+        own = await make_own_identity(
+            "memory:evil", generation=document.generation + 1, now_ms=now_ms(), is_direct=True
+        )
+        version = (await provider.read(SECRET, CURRENT)).version.id
+        await provider.write(SECRET, encode_document(own), label=CURRENT, expected=version)
+        assert not await settings.refresh()
+        refusal = settings.status.last_refusal
+        assert refusal is not None
+        assert "http://127.0.0.1:9: " in refusal.message, "the peer would have been asked"
+        assert server.database().pool.current.id == "signer"
+    assert called == []
 
 
 async def test_a_server_without_peers_follows_by_an_introduction_behind_a_damaged_line_of_its_own_log(
