@@ -89,9 +89,12 @@ async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct
     async with AnchorKeys("localhost", signers.open) as keys:
         key = await keys.open_new(uri, session_id="anchor-of-an-attacker", now_ms=now_ms)
         endorsements = [await key.introduce(root.session, now_ms)]
+    session = key.session
     if is_direct:
-        own = RemoteKey(key.session.public_key, uri, lambda _, __, data: signers[uri].key.sign(data))
-        root, endorsements = OwnedSession(session=key.session, signer=own), []
-    word = AnchorWord(anchor=key.record, session=key.session, endorsements=tuple(endorsements))
+        # It ends soon, which a controller records in the audit trail.
+        session = replace(session, expiration_ms=now_ms + 86_400_000)
+        own = RemoteKey(session.public_key, uri, lambda _, __, data: signers[uri].key.sign(data))
+        root, endorsements = OwnedSession(session=session, signer=own), []
+    word = AnchorWord(anchor=key.record, session=session, endorsements=tuple(endorsements))
     first = replace(create_document(root, now_ms, word=word), current=root, generation=generation)
     return normalize_document(sign_document(first, now_ms))

@@ -2,10 +2,6 @@
 
 A rotation needs the anchor only once every few weeks. Without this check, an operator would find out that the HSM or
 the KMS does not answer only when the root has to be renewed.
-
-SECURITY: the identity names the signer, and checking it sends it the credentials of this process. So only an identity
-that follows from the ones seen before is checked: an attacker who can write the secret, but has no root's key, must not
-choose where the credentials go (tests/unit/schedule/test_controller.py).
 """
 
 from __future__ import annotations
@@ -15,9 +11,9 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock
-from goatherd.errors import IdentityError
-from goatherd.identity.document import IdentityDocument, document_digest
-from goatherd.identity.succession import TrustCheckpoint, verify_signed, verify_successor
+from goatherd.errors import SuccessionError
+from goatherd.identity.document import IdentityDocument
+from goatherd.schedule.seen_identity import SeenIdentity
 
 CHECK_INTERVAL: Final = timedelta(hours=1)
 """Pause between two test signatures; each can cost money and counts against the quota of the platform."""
@@ -45,7 +41,7 @@ class AnchorWatch:
         self.is_reachable: bool | None = None
         self._find_problem = find_problem
         self._clock = clock
-        self._seen: TrustCheckpoint | None = None
+        self._seen = SeenIdentity()
         self._anchor_id: str | None = None
         self._failures = 0
         self._next_at = 0.0
@@ -56,7 +52,11 @@ class AnchorWatch:
         The result is None after a success, after the first failures, and if nothing was checked. Nothing is checked
         while a rotation is in progress, because the rotation has every signature of the anchor that it needs.
         """
-        broken = self._find_break(document)
+        broken: str | None = None
+        try:
+            self._seen.check(document)
+        except SuccessionError as error:
+            broken = str(error)
         anchor = document.anchor
         anchor_id = None if anchor is None else anchor.id
         if anchor_id != self._anchor_id:
@@ -71,17 +71,3 @@ class AnchorWatch:
         if problem is None or self._failures <= QUIET_FAILURES:
             return None
         return f"the anchor {anchor.id} cannot sign: {problem[0]}"
-
-    def _find_break(self, document: IdentityDocument) -> str | None:
-        """Return why an identity does not follow from the one seen before; None if it does, or if it is the first."""
-        seen = self._seen
-        try:
-            if document.anchor is not None:
-                verify_signed(document)
-            if seen is not None and seen.digest != document_digest(document):
-                # No source of the introductions of pruned roots is at hand.
-                verify_successor(document, seen, may_fork=True, is_pruning_believed=True)
-        except IdentityError as error:
-            return f"{error}; its signer was not called. If you made this change, start the controller again"
-        self._seen = TrustCheckpoint.from_document(document)
-        return None

@@ -30,6 +30,7 @@ from goatherd.errors import (
     IllegalStepError,
     NotAdoptedError,
     RotationBusyError,
+    SuccessionError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.key_inventory import describe_kept, find_unlisted_keys
@@ -40,6 +41,7 @@ from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, order_actions, read_facts
+from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -137,6 +139,7 @@ class Controller:
         self._stop_patience = stop_patience.total_seconds()
         self._worker = worker(self._on_event)
         self._missed = 0
+        self._seen = SeenIdentity()
         # Counted by kind, so that a failed retirement does not delay a rotation, and vice versa.
         self._failures: dict[AlertKind, int] = {}
         self._not_before: dict[AlertKind, float] = {}
@@ -157,14 +160,22 @@ class Controller:
         """Read the identity, and return it with the action that is due next by the schedule. Writes nothing.
 
         Raises:
-            ProviderError, IdentityError: The store does not answer, or does not hold an identity.
+            ProviderError, IdentityError: The store does not answer, or does not hold an identity; or the identity is in
+                direct mode, and does not follow from the one read before.
         """
         document, written_ms = await self._read_identity()
         return document, self._order_actions(document, written_ms, self._clock.now_ms())[0]
 
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
-        return decode_document(found.value.reveal()), found.version.created_ms
+        document = decode_document(found.value.reveal())
+        try:
+            self._seen.check(document)
+        except SuccessionError:
+            # Otherwise nothing here calls a signer, and what rotates makes its own checks.
+            if document.uses_remote_key:
+                raise
+        return document, found.version.created_ms
 
     def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:
         facts = read_facts(

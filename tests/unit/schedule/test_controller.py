@@ -16,7 +16,15 @@ import pytest
 
 from goatherd.audit.records import Anchors, read_record, verify
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
-from goatherd.errors import IllegalStepError, ObstructedError, UnavailableError, WrongClockError
+from goatherd.errors import (
+    IllegalStepError,
+    ObstructedError,
+    SignerUnavailableError,
+    SuccessionError,
+    UnavailableError,
+    WrongClockError,
+)
+from goatherd.identity import remote_key
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_holdings
 from goatherd.operations.identity_store import Store
@@ -39,7 +47,7 @@ from tests.fakes.anchors import MemorySigners, make_own_identity
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
-from tests.unit.rotation.test_signed_store import changed
+from tests.unit.rotation.test_signed_store import changed, put
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -787,6 +795,34 @@ async def test_the_signer_that_an_attacker_has_written_into_the_store_is_not_cal
     herd.clock.turn(timedelta(hours=2))
     assert await watch.check_if_due(document) is None
     assert watch.is_reachable is (True if has_anchor else None)
+
+
+async def test_an_identity_in_direct_mode_that_an_attacker_has_written_is_not_used(
+    make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The audit trail, for one, would be signed by the signer that it names."""
+    called: list[str] = []
+
+    def sign(uri: str, *_: object) -> bytes:
+        called.append(uri)
+        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
+
+    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    herd, alarm = await make_herd(nodes=1, clients=0), Rung()
+    controller = make(herd, alarm=alarm, journal=Journal(AuditTrail(tmp_path / "audit.jsonl", actor="a")))
+    assert (await controller.act_once()).error is None
+    document = await document_of(herd)
+    now_ms = herd.clock.now_ms()
+    evil = await make_own_identity("memory:evil", generation=document.generation + 1, now_ms=now_ms, is_direct=True)
+    await put(herd, evil)
+    turn = await controller.act_once()
+    assert called == []
+    assert isinstance(turn.error, SuccessionError)
+    assert alarm.kinds == [AlertKind.STORE_AWAY]
+    assert "its signer was not called" in alarm.alerts[0].reason
+    assert called == []
+    await put(herd, document)
+    assert (await controller.act_once()).error is None
 
 
 @pytest.mark.slow
