@@ -20,7 +20,7 @@ ACCESSOR: Final = "roles/secretmanager.secretAccessor"
 _PURPOSE: Final = {
     "server": "reads the identity, and can change nothing",
     "rotator": "puts the identity into a secret that is there, rotates it, and destroys what is retired",
-    "admin": "the rotator's, and making and deleting the secret",
+    "admin": "does what the rotator does, and creates and deletes the secret",
 }
 _ADMIN_WARNING: Final = (
     "# These rights hold for every secret of the project {project}: give them to a person for the time of\n"

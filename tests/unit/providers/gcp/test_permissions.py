@@ -31,6 +31,7 @@ def test_an_admin_gets_it_on_the_project_because_the_secret_is_not_there_yet():
     text = policy("admin", "gcp://my-project/goatdb-root")
     assert "gcloud projects add-iam-policy-binding my-project" in text
     assert "- secretmanager.secrets.create" in text
+    assert "description: The admin does what the rotator does, and creates and deletes the secret.\n" in text
     assert "# These rights hold for every secret of the project my-project" in text
 
 
