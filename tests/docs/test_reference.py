@@ -61,6 +61,19 @@ def test_every_role_of_a_policy_is_documented() -> None:
     assert {f"`{one}`" for one in role.type.choices} == set(re.findall(r"`\w+`", DOCUMENTS["policy"]["role"].meaning))
 
 
+def test_every_command_that_writes_the_audit_trail_is_named_on_its_page() -> None:
+    told = (DOCS / "how-to/audit.md").read_text().split("```toml")[0]
+    writers = set()
+    for name in COMMANDS:
+        found = cli.get_command(click.Context(cli), name)
+        assert found is not None
+        options = [one for one in found.params if isinstance(one, click.Option) and "--audit-log" in one.opts]
+        if any("appends every decision" in (one.help or "") for one in options):
+            writers.add(ALIASES.get(name, name))
+    assert len(writers) > 5
+    assert {name for name in writers if f"`{name}" not in told} == set()
+
+
 def test_every_exit_code_is_documented() -> None:
     for code, meaning in EXIT_MEANINGS.items():
         assert f"| {code} |" in REFERENCE["cli"]

@@ -588,7 +588,8 @@ class Options:
         values.parse_path,
         None,
         "path",
-        "File of the audit trail: `rotate`, `retire`, `revoke` and `controller` append every decision to it, signed.",
+        "File of the audit trail: `rotate`, `restore`, `retire`, `revoke`, `stores`, `controller` and changes of labels"
+        " append every decision to it, signed.",
     )
 
     web_host: str = _option(
