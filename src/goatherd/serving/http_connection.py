@@ -43,6 +43,10 @@ class _QueueFullError(Exception):
     """A connection has more requests waiting than `QUEUED`; the parser stops."""
 
 
+class _HeadTooLargeError(Exception):
+    """The line and headers of a request have more bytes than the limit; the parser stops."""
+
+
 class _ReadControl(FlowControl):
     """Pauses and resumes reading from a caller; never resumes while requests of the caller wait for an earlier one.
 
@@ -145,6 +149,11 @@ class HTTPConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        # Also of a head that came whole, in one segment or with other requests.
+        head_bytes = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+        if head_bytes > self._limiter.limits.header_bytes:
+            self.answer_and_close(_TOO_LARGE)
+            raise _HeadTooLargeError
         self._stop_timer()
         self._in_head = False
         self._loose_bytes = 0

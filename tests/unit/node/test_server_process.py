@@ -85,6 +85,14 @@ async def test_a_head_without_end_is_cut_off(tmp_path: Path, signer: OwnedSessio
             assert await client.healthy()
 
 
+async def test_a_whole_head_that_is_too_large_is_refused(tmp_path: Path, signer: OwnedSession) -> None:
+    server = Server(tmp_path, settings_of(await store_of(document_of(signer))))
+    async with server, ServerListener(server) as listener:
+        head = b"GET /healthy HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx: %s\r\n\r\n"
+        assert (await answer_to(listener, head % (b"a" * 65_000))).startswith(b"HTTP/1.1 200 ")
+        assert (await answer_to(listener, head % (b"a" * 66_000))).startswith(b"HTTP/1.1 431 ")
+
+
 async def test_an_idle_connection_is_kept_for_longer_than_a_client_uses_it_again(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
