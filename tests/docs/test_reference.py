@@ -276,6 +276,15 @@ def test_the_decision_about_layers_names_the_layers_that_are_checked_in_their_or
     assert [sorted(re.findall(r"`(\w+)`", layer)) for layer in decided.split(";")] == [sorted(one) for one in layers]
 
 
+def test_everything_that_writes_a_private_key_to_a_file_is_named_in_the_promises() -> None:
+    names = {"operations/export.py": "`goatherd export`", "agent/organization.py": "`--plain-file`"}
+    names["settings/file.py"] = "`FileSettings`"
+    writers = {str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if "to_settings(" in path.read_text()}
+    assert writers - {"identity/settings_json.py"} == set(names)
+    promises = (ROOT / "SECURITY.md").read_text()
+    assert {name for name in names.values() if name not in promises} == set()
+
+
 def test_every_decision_is_numbered_and_listed() -> None:
     records = sorted((DOCS / "adr").glob("[0-9]*.md"))
     numbers = [int(record.name[:4]) for record in records]
