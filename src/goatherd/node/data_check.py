@@ -215,6 +215,7 @@ class DataCheck:
         self._damaged = 0
         self._unverifiable = 0
         self._unknown: Counter[str] = Counter()
+        self._problems: dict[str, str] = {}
 
     @property
     def status(self) -> DataStatus:
@@ -229,10 +230,7 @@ class DataCheck:
         )
 
     async def run(self) -> None:
-        """Check every log of the organization.
-
-        A log that cannot be read causes a warning; a check that fails for another reason is repeated later.
-        """
+        """Check every log of the organization. A check that fails, as of an unreadable log, is repeated later."""
         left = order_repositories(await asyncio.to_thread(self._logs.repository_paths))
         rest = AGAIN
         while left := [path for path in left if not await self._is_checked(path)]:
@@ -244,20 +242,20 @@ class DataCheck:
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
 
     async def _is_checked(self, path: str) -> bool:
-        """Check one repository's log; return False if the check failed and must be repeated later.
-
-        A log that cannot be read causes a warning, and its check is not repeated.
-        """
+        """Check one repository's log; return False if the check failed and must be repeated later."""
         before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
         try:
             await self._check_log(path)
         except GoatherdError as error:
-            _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
+            if self._problems.get(path) != str(error):  # reported once
+                _log.warning("%s", event_text(Event.DATA_DAMAGED, repository=path, error=error))
+            self._problems[path] = str(error)
         except Exception:  # noqa: BLE001 - one log must not leave the others unchecked
             _log.exception("cannot check %s; the check is retried later", path)
-            self._records, self._damaged, self._unverifiable, self._unknown = before
-            return False
-        return True
+        else:
+            return True
+        self._records, self._damaged, self._unverifiable, self._unknown = before
+        return False
 
     async def _check_log(self, path: str) -> None:
         log = self._logs.open_log(path)

@@ -18,6 +18,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
+from goatherd.errors import StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener, data_check
 from goatherd.node.data_check import BATCH, MOST_RESTS, REST
@@ -134,6 +135,40 @@ async def test_a_log_with_damaged_records_is_not_written_again(tmp_path: Path, s
 
 def read_ids(file: Path) -> list[str]:
     return [json.loads(line)["id"] for line in file.read_bytes().split(b"\n") if line]
+
+
+async def test_the_check_is_complete_only_when_every_log_could_be_read(
+    tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(data_check, "AGAIN", timedelta(milliseconds=10))
+    monkeypatch.setattr(data_check, "AGAIN_AT_MOST", timedelta(milliseconds=10))
+    file = write(tmp_path, NOTES, [signed_commit(signer), b"{damaged"])
+    read, failures, is_broken = FileLog.read_part, 0, True
+
+    def read_unless_broken(log: FileLog, start: int, size: int) -> bytes:
+        nonlocal failures
+        if log.file == file and is_broken:
+            failures += 1
+            raise StorageError(f"cannot read {file}: Input/output error")
+        return read(log, start, size)
+
+    monkeypatch.setattr(FileLog, "read_part", read_unless_broken)
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+
+        async def has_failed() -> bool:
+            return failures > 2
+
+        async def is_checked() -> bool:
+            return await is_complete(server)
+
+        await eventually(has_failed)
+        assert not await is_complete(server)
+        is_broken = False
+        await eventually(is_checked)
+        status = server.database().data
+        assert status is not None
+        assert (status.records, status.damaged) == (1, 1)
+    assert caplog.text.count("Input/output error") == 1
 
 
 async def test_damage_is_counted_said_once_for_each_file_and_withheld(
