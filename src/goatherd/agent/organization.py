@@ -120,6 +120,7 @@ class ManagedOrganization:
         self._seen = _Seen()
         self._reported: tuple[str | int, ...] = ()
         self._reported_revoked: tuple[str, ...] = ()
+        self._reported_problem = ""
         self._warned_at: float | None = None
         self._warned_of_end = False
 
@@ -360,7 +361,7 @@ class ManagedOrganization:
         now = self._clock.monotonic()
         if self._running is None or now < self._seen.not_before:
             return False
-        must_ask = False
+        must_ask, problem = False, ""
         try:
             place = await asyncio.to_thread(self.file.check_state)
             if place is not FileState.OURS:
@@ -369,7 +370,10 @@ class ManagedOrganization:
             if stamp != self._seen.stamp:
                 must_ask = await self._compare_file(stamp)
         except SettingsError as error:
-            _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=error))
+            problem = str(error)
+            if problem != self._reported_problem:
+                _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=error))
+        self._reported_problem = problem
         self._seen.not_before = now + _LOOK_COST * (self._clock.monotonic() - now)
         return must_ask
 

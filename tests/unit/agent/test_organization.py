@@ -16,7 +16,7 @@ import pytest
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.settings_file import FileState, SettingsFile
 from goatherd.cluster.client import NewSession
-from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError
+from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, NodeUnreachableError, SettingsError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
@@ -347,6 +347,24 @@ async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_t
     await kit.organization.check_file()
     assert kit.file.check_state() is FileState.OURS
     assert "on the disk" in told.text
+
+
+async def test_a_file_that_cannot_be_brought_back_is_told_once(
+    kit: Kit, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: SettingsFile, _: bytes) -> None:
+        raise SettingsError(f"cannot write {file.link}: No space left on device")
+
+    await kit.organization.write_file()
+    for times in (1, 2):
+        kit.file.link.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(SettingsFile, "write", fail)
+            for _ in range(3):
+                await kit.organization.check_file()
+        assert told.text.count("No space left on device") == times
+        await kit.organization.check_file()
+        assert kit.file.link.exists()
 
 
 async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCaptureFixture) -> None:
