@@ -21,6 +21,7 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, IllegalStepError
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from goatherd.signers.base import SignerKey
 
 LIFETIME: Final = timedelta(days=3650)
-"""How long a new anchor is valid. Its key cannot be copied, so it is replaced for other reasons than its age."""
+"""How long a new anchor is valid. Its key cannot be copied, so it is replaced for other reasons than its age. It still
+endorses roots after this time (`AnchorKey`)."""
 ROLL_BACK_WRITES: Final = 4
 """How many generations after the prepared document a roll-back can be written at the latest.
 
@@ -125,7 +127,11 @@ UNCHANGED: Final = AnchorChoice()
 
 
 class AnchorKey:
-    """One anchor: its session (id and public key), and the signer in an HSM or a KMS that holds its key."""
+    """One anchor: its session (id and public key), and the signer in an HSM or a KMS that holds its key.
+
+    After its expiration, an anchor signs with the last time at which its signatures are valid (`last_valid_ms`), as an
+    expired root does for its successor. Otherwise no rotation could begin then, not even one to another anchor.
+    """
 
     def __init__(self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str) -> None:
         self.session = session
@@ -146,7 +152,7 @@ class AnchorKey:
             now_ms: Milliseconds since 1970.
             is_earlier: Whether servers trusted the root before they knew the anchor.
         """
-        commit = IntroducedBy(ts=now_ms, org=self._org, is_earlier=is_earlier)
+        commit = IntroducedBy(ts=self._limit_time(now_ms), org=self._org, is_earlier=is_earlier)
         text = commit.draft_commit(root, by_id=self.session.id).signed_text(self.session.id)
         return Endorsement(by=self.session.id, of=root.id, signature=await self._sign(text, now_ms), commit=commit)
 
@@ -183,7 +189,10 @@ class AnchorKey:
         await self._signer.sign(f"goatherd check {self.session.id}".encode())
 
     async def _sign(self, text: str, now_ms: int) -> str:
-        return format_signature(self.session.id, await self._signer.sign(text.encode()), now_ms)
+        return format_signature(self.session.id, await self._signer.sign(text.encode()), self._limit_time(now_ms))
+
+    def _limit_time(self, now_ms: int) -> int:
+        return min(now_ms, last_valid_ms(self.session))
 
 
 class AnchorKeys:

@@ -613,3 +613,26 @@ async def test_the_anchor_of_a_cancelled_rotation_leaves_and_a_server_that_was_a
             verify_successor(document, checkpoint, herd.nodes[0].commits(SESSIONS))
     await rotator(herd, signers).rotate(anchor=AnchorChoice(signer=KMS))
     assert (await check_steady(herd)).anchor is not None
+
+
+@pytest.mark.slow
+async def test_an_anchor_past_its_end_still_renews_is_replaced_and_removed(
+    make_herd: MakeHerd, signers: MemorySigners, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goatherd.rotation.anchor_keys.LIFETIME", timedelta(days=40))
+    herd = await anchored(make_herd, signers, nodes=2, clients=0, lifetime=timedelta(days=900))
+    for choice in (AnchorChoice(), AnchorChoice(), AnchorChoice(signer=OTHER)):
+        herd.clock.turn(timedelta(days=25))
+        await rotator(herd, signers).rotate(anchor=choice)
+        await check_steady(herd)
+    await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
+    stolen = (await document_of(herd)).current.id
+    herd.clock.turn(timedelta(days=20))
+    revoker = Revoker(herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock, open_signer=signers.open)
+    await revoker.revoke(stolen, reason="stolen")
+    await herd.settle()
+    herd.clock.turn(timedelta(days=25))
+    await rotator(herd, signers).rotate(anchor=AnchorChoice(is_removed=True))
+    document = await document_of(herd)
+    assert (document.anchor, stolen in document.revoked_ids) == (None, True)
+    assert {node.pool.current.id for node in herd.nodes} == {document.current.id}
