@@ -67,7 +67,7 @@ from goatherd.serving.caller_limiter import (
     send_refusal,
 )
 from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
-from goatherd.serving.signals import watch_stop_signals
+from goatherd.serving.signals import run_unless_set, watch_stop_signals
 from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.json import to_json_bytes
@@ -709,7 +709,7 @@ async def serve(
     listener = ServerListener(server, host, port, grace=grace)
     with watch_stop_signals() as signals:
         async with AsyncExitStack() as stack:
-            if await signals.run_unless_stopped(stack.enter_async_context(server)) is None:
+            if await run_unless_set(signals.stop, stack.enter_async_context(server)) is None:
                 return
             await stack.enter_async_context(listener)
             signals.on_repeat.append(listener.hurry)

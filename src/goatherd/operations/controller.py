@@ -46,6 +46,7 @@ from goatherd.schedule.alerts import Alarm
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import Controller, Turn, Worker
 from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, preview, read_facts
+from goatherd.serving.signals import run_unless_set
 from goatherd.signers.verified import VerifiedSigner, open_signer
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -194,7 +195,8 @@ async def run_controller(
     if not once:
         health_command = next((one.command for one in health if isinstance(one, HealthCommand)), None)
         commands = {"controller.alert_command": alert_command, "rotation.health_command": health_command}
-        await _check_start(store, make(), journal, commands)
+        # Asked to stop meanwhile, it would only wait for stores and servers that do not answer.
+        await run_unless_set(stop, _check_start(store, make(), journal, commands))
     controller = Controller(
         store.provider,
         store.secret_id,

@@ -15,7 +15,7 @@ from goatherd.agent.agent import Front
 from goatherd.door import Door, DoorLimits, TrustedSessions
 from goatherd.door.report import DoorAPI
 from goatherd.garbage_collection import collect_rarely, exempt_present_objects, shorten_switch_interval
-from goatherd.serving.signals import watch_stop_signals
+from goatherd.serving.signals import run_unless_set, watch_stop_signals
 from goatherd.settings import CloudSecretSettings
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def run_door(
     collect_rarely()
     with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
-            loaded = await signals.run_unless_stopped(followed.load())
+            loaded = await run_unless_set(signals.stop, followed.load())
             if loaded is None:
                 return
             trust = TrustedSessions(org=org, identity=loaded.document)

@@ -37,17 +37,6 @@ class StopSignals:
                 action()
         self.stop.set()
 
-    async def run_unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Run a coroutine and return its result; cancel it, wait for its end and return None once a signal arrives."""
-        running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self.stop.wait())
-        try:
-            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return running.result() if running.done() else None
-        finally:
-            running.cancel()
-            stopping.cancel()
-            await asyncio.gather(running, stopping, return_exceptions=True)
-
 
 @contextmanager
 def handle_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
@@ -76,3 +65,15 @@ def watch_stop_signals() -> Iterator[StopSignals]:
     received = StopSignals()
     with handle_signals(dict.fromkeys(STOP_SIGNALS, received.receive_signal)):
         yield received
+
+
+async def run_unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Run a coroutine and return its result; once `stop` is set, cancel it, wait for its end and return None."""
+    running, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return running.result() if running.done() else None
+    finally:
+        running.cancel()
+        stopping.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.errors import ConfigurationError, GoatherdError, NodeError
+from goatherd.serving.signals import run_unless_set
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 from goatherd.web.access import PageAddress
@@ -202,9 +203,10 @@ async def publish_views(
         NodeError: The address cannot be bound, or the process that serves the page has ended.
     """
     async with start_page_process(address, interval) as page:
-        await _show_first_view(source, page)
-        on_ready(page.url)
-        await _show_views(source, page, interval=interval, stop=stop, is_shown=True)
+        await run_unless_set(stop, _show_first_view(source, page))
+        if not stop.is_set():
+            on_ready(page.url)
+            await _show_views(source, page, interval=interval, stop=stop, is_shown=True)
 
 
 @asynccontextmanager
@@ -281,11 +283,12 @@ async def _show_views(
         while not stop.is_set():
             if not is_shown:
                 try:
-                    view: View | None = await source.collect()
+                    view = await run_unless_set(stop, source.collect())
                     problem: GoatherdError | None = None
                 except GoatherdError as error:
                     view, problem = None, error
-                await page.show(view, problem)
+                if not stop.is_set():
+                    await page.show(view, problem)
             is_shown = False
             pause = asyncio.create_task(asyncio.sleep(interval.total_seconds()))
             await asyncio.wait({pause, ended, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -26,8 +26,10 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import SecretValue
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Schedule, make_schedule
+from tests.deadlines import HANG
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import rotator_for
 from tests.unit.rotation.test_obstacles import part, stranger
@@ -180,6 +182,24 @@ async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make
         assert "root-a" in dict(found.facts.unretired)
         found = await explain_schedule(store, nodes, schedule_of(herd, retires=False))
     assert "root-a" not in dict(found.facts.unretired)
+
+
+async def test_a_controller_that_is_asked_to_stop_does_not_wait_for_its_checks_at_the_start() -> None:
+    is_reading, stop = asyncio.Event(), asyncio.Event()
+
+    class Silent(MemorySecretProvider):
+        async def read(self, *_: object, **__: object) -> SecretValue:
+            is_reading.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async with asyncio.timeout(HANG), Silent() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory")
+        schedule = Schedule(controller="one", started_by="one")
+        running = asyncio.create_task(run_controller(store, [], schedule, stop=stop, unsafe_without_nodes=True))
+        await is_reading.wait()
+        stop.set()
+        assert await running is None
 
 
 async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then(tmp_path: Path) -> None:

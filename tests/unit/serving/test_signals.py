@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 
-from goatherd.serving.signals import handle_signals, watch_stop_signals
+from goatherd.serving.signals import handle_signals, run_unless_set, watch_stop_signals
 from tests.deadlines import HANG
 
 
@@ -33,9 +33,9 @@ async def test_work_has_its_result_unless_a_signal_ends_it() -> None:
         return seconds
 
     with watch_stop_signals() as received:
-        assert await received.run_unless_stopped(work(0)) == 0
+        assert await run_unless_set(received.stop, work(0)) == 0
         begun.clear()
-        running = asyncio.create_task(received.run_unless_stopped(work(10 * HANG)))
+        running = asyncio.create_task(run_unless_set(received.stop, work(10 * HANG)))
         async with asyncio.timeout(HANG):
             await begun.wait()
             os.kill(os.getpid(), signal.SIGTERM)

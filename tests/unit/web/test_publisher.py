@@ -216,6 +216,34 @@ async def test_a_store_that_is_away_leaves_the_last_view_with_the_reason() -> No
         await publishing
 
 
+class Silent(Source):
+    """A store that does not answer from view number `since` on."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__()
+        self.since, self.is_silent = since, asyncio.Event()
+
+    async def collect(self) -> View:
+        if self.count + 1 == self.since:
+            self.is_silent.set()
+            await asyncio.Event().wait()
+        return await super().collect()
+
+
+@pytest.mark.parametrize("since", [1, 2])
+async def test_a_store_that_does_not_answer_does_not_delay_the_end(since: int) -> None:
+    stop, urls, source = asyncio.Event(), asyncio.Queue[str](), Silent(since)
+    interval = timedelta(milliseconds=10)
+    async with asyncio.timeout(HANG):
+        publishing = asyncio.create_task(
+            publish_views(source, ADDRESS, interval=interval, stop=stop, on_ready=urls.put_nowait)
+        )
+        await source.is_silent.wait()
+        stop.set()
+        await publishing
+    assert urls.qsize() == since - 1
+
+
 async def test_a_serving_process_that_dies_is_an_error() -> None:
     stop, urls = asyncio.Event(), asyncio.Queue[str]()
     interval = timedelta(hours=1)
