@@ -7,7 +7,7 @@ store alone starts quickly (tests/unit/cli/test_start_up.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -88,6 +88,7 @@ async def read_status(
     grace: timedelta | None = None,
     hidden: Collection[str] = (),
     known: ClusterStatus | None = None,
+    check: Callable[[IdentityDocument], None] = lambda _: None,
 ) -> ClusterStatus:
     """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
 
@@ -100,11 +101,14 @@ async def read_status(
             `obstacles` to a rotation.
         known: An earlier status of the same store. While the store lists the same versions, their values are not read
             again to find out which private keys they hold.
+        check: Called with the identity before the servers are asked, for which its current root signs. An exception
+            that this function raises ends the call.
 
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
     version, document = await store.read()
+    check(document)
     versions: tuple[SecretVersion, ...] = ()
     try:
         versions = tuple(await store.versions())

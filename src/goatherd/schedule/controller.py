@@ -30,7 +30,6 @@ from goatherd.errors import (
     IllegalStepError,
     NotAdoptedError,
     RotationBusyError,
-    SuccessionError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.key_inventory import describe_kept, find_unlisted_keys
@@ -169,12 +168,7 @@ class Controller:
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
-        try:
-            self._seen.check(document)
-        except SuccessionError:
-            # Otherwise nothing here calls a signer, and what rotates makes its own checks.
-            if document.uses_remote_key:
-                raise
+        self._seen.check_if_remote(document)
         return document, found.version.created_ms
 
     def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:

@@ -32,6 +32,21 @@ class SeenIdentity:
                 verify_successor(document, seen, may_fork=True, is_pruning_believed=True)
         except IdentityError as error:
             raise SuccessionError(
-                f"{error}; its signer was not called. If you made this change, start the controller again"
+                f"{error}; its signer was not called. If you made this change, start this process again"
             ) from error
         self._seen = TrustCheckpoint.from_document(document)
+
+    def check_if_remote(self, document: IdentityDocument) -> None:
+        """Check and remember an identity as `check` does; raise only if a root's key is in an HSM or a KMS.
+
+        Requests and records that such a root signs call the signer. Without one, what changes an identity or servers
+        makes its own checks.
+
+        Raises:
+            SuccessionError: The identity is in direct mode, or enters it, and does not follow from the one before.
+        """
+        try:
+            self.check(document)
+        except SuccessionError:
+            if document.uses_remote_key:
+                raise

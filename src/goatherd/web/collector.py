@@ -25,6 +25,7 @@ from goatherd.providers.call_metrics import CANCELLED, OK
 from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Act, DueDecision, Schedule, next_due, preview, read_facts
+from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.times import iso, milliseconds, read_iso
 from goatherd.web.view import CallsView, RecordRow, Remark, TrailView, View, clean_text, make_view
 
@@ -162,6 +163,7 @@ class Collector:
     hidden: Collection[str] = ()
     audit_log: Path | None = None
     may_write: bool = False
+    _seen: SeenIdentity = field(default_factory=SeenIdentity)
     _status: ClusterStatus | None = None
     _remarks: tuple[Remark, ...] | None = None
     _trail: tuple[object, TrailView] | None = None
@@ -172,11 +174,18 @@ class Collector:
         """Poll the store and each server once, and return the view.
 
         Raises:
-            ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
+            ProviderError, IdentityError: The store cannot be read, or does not hold an identity; or the identity is in
+                direct mode, and does not follow from the one read before.
         """
         try:
             status = await read_status(
-                self.store, self.nodes, self.policy, grace=self.grace, hidden=self.hidden, known=self._status
+                self.store,
+                self.nodes,
+                self.policy,
+                grace=self.grace,
+                hidden=self.hidden,
+                known=self._status,
+                check=self._seen.check_if_remote,
             )
         except GoatherdError as error:
             self._last_error = clean_text(str(error)), _now_ms()
