@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, decode_commits, read_records
-from goatherd.errors import IdentityExistsError
+from goatherd.errors import IdentityExistsError, ThrottledError, UnavailableError
 from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 
@@ -24,6 +24,9 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
 
     With another identity, the server would write commits of two identities into one log: Goatherd's own server would
     trust no session in it, and the clients of an unmodified one would not know its new root.
+
+    Nothing is checked if the store does not answer, since the server may start from its last known good copy; and if
+    roots have left the identity, since one of them may have signed what the log holds, and peers have its introduction.
 
     Args:
         directory: The organization's directory.
@@ -40,9 +43,14 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
     commits = decode_commits(read_records(directory / SESSIONS_LOG), org)
     if not commits:
         return
-    async with open_store(org) as store:
-        _, document = await store.read()
-        name = store.name
+    try:
+        async with open_store(org) as store:
+            _, document = await store.read()
+            name = store.name
+    except (ThrottledError, UnavailableError):
+        return
+    if document.pruned:
+        return
     pool = TrustPool.from_identity(document, org=org)
     pool.offer_session_commits(commits)
     if any(pool.get_introductions(session_id) for session_id in {commit.key for commit in commits}):

@@ -75,8 +75,9 @@ def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str],
 
 
 def child_of(pid: int) -> int:
+    """Return the process that serves the page; earlier tests may have left others, such as multiprocessing's own."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0])
+    return next(int(one) for one in children if b"page-process" in Path(f"/proc/{one}/cmdline").read_bytes())
 
 
 def memory_of(pid: int) -> bytes:

@@ -1,0 +1,60 @@
+"""The check before a server's first start on data, where the identity alone cannot tell whether they belong to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from goatherd.data_directory import SESSIONS_LOG
+from goatherd.errors import IdentityExistsError, UnavailableError
+from goatherd.operations.first_start import check_first_start
+from goatherd.operations.identity_store import Store
+from goatherd.providers.base import Call, RetryPolicy
+from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.values import Label, SecretValue, VersionId
+from goatherd.wire.commit import Commit
+from tests.fakes.herd import ORG, SESSIONS
+from tests.unit.operations.conftest import MakeHerd, store_of
+from tests.unit.rotation.conftest import document_of, rotator_for
+
+
+def write_log(directory: Path, commits: Iterable[Commit]) -> None:
+    (directory / SESSIONS_LOG).parent.mkdir(parents=True)
+    (directory / SESSIONS_LOG).write_text("".join(f"{json.dumps(one.to_json())}\n" for one in commits))
+
+
+async def check(directory: Path, store: Store) -> None:
+    @asynccontextmanager
+    async def open_store(_: str) -> AsyncIterator[Store]:
+        yield store
+
+    await check_first_start(directory, ORG, open_store)
+
+
+class Silent(MemorySecretProvider):
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        raise call.error(UnavailableError, "no answer")
+
+
+async def test_a_log_whose_roots_have_left_the_identity_is_accepted(make_herd: MakeHerd, tmp_path: Path) -> None:
+    herd = await make_herd(nodes=1)
+    write_log(tmp_path, herd.nodes[0].commits(SESSIONS))
+    while (await document_of(herd)).find_root("root-a") is not None:
+        await rotator_for(herd).rotate()
+        await check(tmp_path, store_of(herd))
+
+
+async def test_a_log_of_another_identity_is_rejected_unless_the_store_does_not_answer(
+    make_herd: MakeHerd, tmp_path: Path
+) -> None:
+    herd = await make_herd(nodes=1)
+    commits = [replace(one, signature=f"{one.signature}x") for one in herd.nodes[0].commits(SESSIONS)]
+    write_log(tmp_path, commits)
+    with pytest.raises(IdentityExistsError, match="belong to another identity"):
+        await check(tmp_path, store_of(herd))
+    await check(tmp_path, replace(store_of(herd), provider=Silent(retry=RetryPolicy(attempts=1))))
