@@ -163,6 +163,8 @@ class Event(StrEnum):
     """A log ended with an unfinished line, as after a crash; the server removed the line."""
     DATA_CUT_OFF = "data.cut_off"
     """Another program had removed a log or cut it off while the server ran; the server has written it again."""
+    DATA_QUERY_CACHE = "data.query_cache"
+    """GoatDB's stored query results beside a log cannot be deleted; delete them before GoatDB serves the data again."""
     DATA_DAMAGED = "data.damaged"
     """A log holds records that cannot be used; the server withholds them and leaves the log unchanged."""
     DATA_CHECKED = "data.checked"

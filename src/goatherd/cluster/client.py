@@ -117,9 +117,9 @@ class _Answer:
 
 
 class NodeClient:
-    """An HTTP client of one GoatDB server. Safe for concurrent calls.
+    """An HTTP client of one GoatDB server. Safe for concurrent calls in one event loop.
 
-    Use it as an async context manager, or call `aclose` at the end. In another event loop it opens new connections.
+    Use it as an async context manager, or call `aclose` at the end. In a later event loop it opens new connections.
 
     Args:
         base_url: The server's URL: scheme, host and port.

@@ -1011,17 +1011,17 @@ def prunable_roots(document: IdentityDocument) -> frozenset[str]:
     return frozenset(root.id for root in document.roots) - staying
 
 
-def roots_to_prune(document: IdentityDocument) -> tuple[str, ...]:
+def roots_to_prune(document: IdentityDocument, *, is_renewal: bool = False) -> tuple[str, ...]:
     """Return the ids of the roots to remove from an identity document without a rotation in progress, oldest first.
 
     Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Without an
     anchor, former anchors are removed, too, whose keys were never stored, and rejected ones. The anchor of a rotation
     that was cancelled early is introduced nowhere; it would be linked to no other root once those before it have left.
     Of the other previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor).
-    But none stays if the document has no room for another rotation (`is_full`).
+    But none stays if the document has no room for another rotation (`is_full`, which explains `is_renewal`).
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
-    if is_full(document):
+    if is_full(document, is_renewal=is_renewal):
         return tuple(earlier)
     done = document.retired_ids | _cancelled_roots(document)
     if document.anchor is None:

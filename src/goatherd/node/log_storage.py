@@ -126,6 +126,7 @@ class FileLog:
         self._file = file
         self._held = held
         self._size = 0  # the least that the file must have now
+        self._has_kept_cache = False
         self._pending: list[Mapping[str, Any] | bytes] = []
         self._anew: Callable[[], Iterable[Mapping[str, Any]]] | None = None
         self._taken = 0
@@ -337,9 +338,15 @@ class FileLog:
         has written to the log (docs/reference/goatdb-formats.md#defects).
         """
         if self._file.suffix == LOG_SUFFIX:
+            cache = self._file.with_suffix(QUERY_CACHE_SUFFIX)
             try:
-                self._file.with_suffix(QUERY_CACHE_SUFFIX).unlink()
+                cache.unlink()
             except FileNotFoundError:
+                return
+            except OSError as error:
+                if not self._has_kept_cache:  # it matters to a later GoatDB only: commits are written all the same
+                    _log.warning("%s", event_text(Event.DATA_QUERY_CACHE, file=cache, reason=error.strerror))
+                self._has_kept_cache = True
                 return
             _sync_directory(self._file.parent)
 

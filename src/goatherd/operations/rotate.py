@@ -97,7 +97,8 @@ async def rotate(
         if create_key and anchor.signer is not None:
             # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
             _, document = await store.read()
-            if document.rotation is None:
+            survey = await rotator.survey(is_probing=False, has_remarks=False)
+            if document.rotation is None and not survey.obstacles:
                 anchor.check(document)
                 await create_anchor_key(anchor.signer, open_signer, on_wait=on_wait)
         return await rotator.rotate(to_phase=to_phase, anchor=anchor)

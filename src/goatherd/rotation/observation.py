@@ -205,7 +205,7 @@ def make_store_view(
     record, following = document.rotation, document.next
     if record is None:
         is_too_large = is_full(document, is_renewal=is_renewal)
-        return replace(view, leaving=roots_to_prune(document), is_full=is_too_large)
+        return replace(view, leaving=roots_to_prune(document, is_renewal=is_renewal), is_full=is_too_large)
     next_due_ms = None
     if following is not None:
         # The root was generated when its rotation began.

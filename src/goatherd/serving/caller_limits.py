@@ -83,6 +83,8 @@ class CallerLimits:
         body_rate: Bytes per second that must arrive on average once a body has taken longer than `body_timeout`.
         answer_timeout: How long a caller may pause in reading an answer.
         answer_rate: Bytes per second that a caller must take on average in each `answer_timeout`, or all that is left.
+            GoatDB's clients give up after ten seconds; a lower rate would let a few callers fill the memory for answers
+            for hours.
         idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
             clients reuse a connection, since a request is lost if the connection is closed at the same time.
         connections: Maximum number of open connections.
@@ -101,7 +103,7 @@ class CallerLimits:
     body_timeout: timedelta = timedelta(seconds=30)
     body_rate: int = 4096
     answer_timeout: timedelta = timedelta(seconds=60)
-    answer_rate: int = 4096
+    answer_rate: int = 64 * 1024
     idle_timeout: timedelta = timedelta(seconds=75)
     connections: int = 4000
     connections_per_address: int = 1000

@@ -21,6 +21,7 @@ from goatherd.errors import (
     IdentityExistsError,
     IllegalStepError,
     NotRestorableError,
+    ObstructedError,
     PluginNotFoundError,
     RotationBusyError,
     SecretNotFoundError,
@@ -147,6 +148,9 @@ async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path
         await rotate(store, unsafe_without_nodes=True, audit_log=tmp_path / "missing" / "audit.jsonl")
     with pytest.raises(ConfigurationError, match="lifetime"):
         await rotate(store, unsafe_without_nodes=True, policy=goatherd.Policy(lifetime=timedelta(minutes=1)))
+    (port,) = free_ports(1)
+    with pytest.raises(ObstructedError):
+        await rotate(store, [f"http://127.0.0.1:{port}"])
     await goatherd.rotate(store, unsafe_without_nodes=True, to_phase="prepared")
     with pytest.raises(RotationBusyError):
         await rotate(store, unsafe_without_nodes=True)

@@ -76,6 +76,19 @@ def test_stored_results_of_goatdbs_queries_are_deleted_before_the_log_is_written
     assert other.exists()
 
 
+def test_stored_results_that_cannot_be_deleted_are_reported_once_and_stop_no_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data/x.cache.json").mkdir(parents=True)
+    with LogDirectory(tmp_path) as directory:
+        log = directory.open_log("/data/x")
+        for number in range(2):
+            log.append_record({"id": str(number)})
+            log.flush()
+        assert len([*read_lines(log.read_bytes())]) == 2
+    assert caplog.text.count("data.query_cache") == 1
+
+
 def test_leaving_the_directory_flushes_what_is_open(tmp_path: Path) -> None:
     with LogDirectory(tmp_path) as directory:
         log = directory.open_log("/data/x")
