@@ -150,6 +150,7 @@ class Agent:
         self._up_since: float | None = None
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
+        self._is_file_pending = False
         self._passed_on: set[int] = set()
         self._is_cut_off_reported = False
         self._state = ServerState.STARTING
@@ -327,9 +328,11 @@ class Agent:
             # The server may run with what the file holds: it is notified as of any other change.
             async with self._wait_for_turn(lambda: True):
                 await self._switch_identity()
+            while self._is_file_pending:
+                await self._follow_once()
         self._service.report_ready("settings.json follows the store")
         while True:
-            await self._follow_until_end()
+            await self._follow_once()
 
     async def _not_up(self, up: _Readiness) -> None:
         """Handle a server that runs but is not ready: try the previous root, give up, or keep waiting.
@@ -352,23 +355,29 @@ class Agent:
 
     async def _follow_until_end(self) -> int:
         """Follow the store until the server has ended by itself; return its exit code."""
-        while True:
-            changed = asyncio.create_task(self._changed.wait())
-            waits: set[asyncio.Task[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
-            try:
-                await asyncio.wait(
-                    waits, timeout=self._rules.look_every.total_seconds(), return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                changed.cancel()
-            if self._ended is not None and self._ended.done():
-                return self._ended.result()
-            is_due = self._again_at is not None and self._clock.monotonic() >= self._again_at
-            if self._changed.is_set() or is_due:
-                self._changed.clear()
-                self._again_at = None
-                await self._follow_store()
-            await self._check_file()
+        while (code := await self._follow_once()) is None:
+            pass
+        return code
+
+    async def _follow_once(self) -> int | None:
+        """Wait for a change or a pause, and act on it; return the server's exit code if it has ended by itself."""
+        changed = asyncio.create_task(self._changed.wait())
+        waits: set[asyncio.Task[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
+        try:
+            await asyncio.wait(
+                waits, timeout=self._rules.look_every.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            changed.cancel()
+        if self._ended is not None and self._ended.done():
+            return self._ended.result()
+        is_due = self._again_at is not None and self._clock.monotonic() >= self._again_at
+        if self._changed.is_set() or is_due:
+            self._changed.clear()
+            self._again_at = None
+            await self._follow_store()
+        await self._check_file()
+        return None
 
     async def _check_file(self) -> None:
         for organization in self._organizations:
@@ -381,7 +390,8 @@ class Agent:
             if must_ask:
                 await organization.check_key_exposure()
             organization.warn_of_age()
-        is_late = self._state is not ServerState.SERVING and all(one.running for one in self._organizations)
+        is_written = not self._is_file_pending and all(one.running for one in self._organizations)
+        is_late = self._state is not ServerState.SERVING and is_written
         if is_late and all([await organization.is_root_trusted() for organization in self._organizations]):
             await self._is_up()
 
@@ -415,7 +425,10 @@ class Agent:
         _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
 
     def _reasons_to_restart(self) -> tuple[str, ...]:
-        return tuple(reason for organization in self._organizations for reason in organization.reasons_to_restart())
+        reasons = [reason for organization in self._organizations for reason in organization.reasons_to_restart()]
+        if self._is_file_pending and not reasons:
+            reasons.append("a settings.json could not be written, and the server was not notified")
+        return tuple(reasons)
 
     def _ignore_changes(self, reasons: Sequence[str]) -> None:
         now = {(organization.org, organization.document.generation) for organization in self._organizations}
@@ -485,16 +498,21 @@ class Agent:
         return await self._await_up(sees_signer=True)
 
     async def _write_files(self) -> bool:
-        """Write the settings.json files; return False if one of them could not be written, which is retried later."""
+        """Write the settings.json files; return False if one of them could not be written, which is retried later.
+
+        Until then, the server has not been notified of any of them, even if the change is withdrawn meanwhile.
+        """
         try:
             for organization in self._organizations:
                 await organization.write_file()
         except GoatherdError as error:
+            self._is_file_pending = True
             self._report_refused(error)
             return False
         return True
 
     async def _tell_server(self) -> None:
+        self._is_file_pending = False
         if self._notify is None:
             return
         try:
@@ -505,6 +523,7 @@ class Agent:
     async def _start_server(self) -> None:
         assert self._supervisor is not None
         self._up_since = None
+        self._is_file_pending = False
         self._passed_on.clear()
         self._instance, self._starts = new_id(), self._starts + 1
         await self._supervisor.start()

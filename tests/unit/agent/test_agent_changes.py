@@ -398,3 +398,68 @@ async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told
     async with world.running():
         await world.until(lambda: calls == [B.id])
         await world.until(lambda: world.asked > 0)
+
+
+async def test_beside_a_server_a_first_file_that_cannot_be_written_is_written_later_and_only_then_is_the_agent_ready(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveClient, "answers", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    world.file.write(to_settings(first()))
+    world.settings.document = activated()
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    world.beside, calls = True, []
+    write, is_full = SettingsFile.write, True
+
+    def write_if_there_is_room(file: SettingsFile, text: bytes) -> Stamp:
+        if is_full:
+            raise SettingsError(f"cannot write {file.link}: No space left on device")
+        return write(file, text)
+
+    async def notify() -> None:
+        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
+
+    monkeypatch.setattr(SettingsFile, "write", write_if_there_is_room)
+    world.notify = notify
+    async with world.running():
+        await world.until(lambda: "agent.change_refused" in told.text)
+        world.clock.passed += AGAIN_AFTER.total_seconds()
+        await world.until(lambda: told.text.count("agent.change_refused") == 2)
+        assert (calls, world.service.sent) == ([], [])
+        is_full = False
+        world.clock.passed += AGAIN_AFTER.total_seconds()
+        await world.until(lambda: calls == [B.id])
+        await world.until(lambda: "READY=1" in world.service.sent)
+
+
+async def test_a_server_is_notified_of_a_file_that_was_written_before_another_could_not_be(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LiveClient, "answers", always)
+    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    other = World(world.path / "other")
+    world.others = (other.organization,)
+    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
+    world.beside, calls = True, []
+    write, is_full = SettingsFile.write, False
+
+    def write_if_there_is_room(file: SettingsFile, text: bytes) -> Stamp:
+        if is_full and file is other.file:
+            raise SettingsError(f"cannot write {file.link}: No space left on device")
+        return write(file, text)
+
+    async def notify() -> None:
+        calls.append([json.loads(one.file.link.read_text())["currentSession"]["id"] for one in (world, other)])
+
+    monkeypatch.setattr(SettingsFile, "write", write_if_there_is_room)
+    world.notify = notify
+    async with world.running():
+        await world.until(lambda: "READY=1" in world.service.sent and world.asked > 0)
+        is_full = True
+        other.settings.document = activated()
+        world.settings.change(activated())
+        await world.until(lambda: "agent.change_refused" in told.text)
+        assert calls == []
+        is_full = False
+        other.settings.change(published())
+        await world.until(lambda: calls == [[B.id, A.id]])

@@ -157,7 +157,7 @@ class World:
         self.rules = Rules(ready_timeout=timedelta(seconds=HANG), look_every=SOON)
         self.notify: Callable[[], Awaitable[None]] | None = None
         self.service = RecordingService({})
-        (tmp_path / "memory").mkdir(mode=0o700)
+        (tmp_path / "memory").mkdir(mode=0o700, parents=True)
         self.client = LiveClient(self)
         self.data = tmp_path / "data"
         self.file = SettingsFile(
@@ -194,7 +194,7 @@ class World:
             await take_over(claim, timedelta(seconds=HANG), self.clock)
             beside = self.rules.on_change is not OnChange.RESTART and self.notify is not None and self.beside
             self.agent = Agent(
-                [self.organization],
+                [self.organization, *self.others],
                 lock=claim,
                 supervisor=None if beside else self.supervisor,
                 lease=self.lease,
@@ -212,6 +212,7 @@ class World:
                 await asyncio.wait({task})
 
     beside = False
+    others: tuple[ManagedOrganization, ...] = ()
 
     async def seen(self, *starts: str) -> None:
         await self.until(lambda: self.starts == list(starts))
