@@ -296,7 +296,8 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
         MetricKind.GAUGE,
         Exporter.ROTATOR,
         "1 if the signer of the anchor signed a test text at the controller's last check, else 0; absent without an"
-        " anchor. It is checked every hour, and every five minutes after a failure.",
+        " anchor, and while the identity does not follow from the one before. It is checked every hour, and every five"
+        " minutes after a failure.",
     ),
     Metric.ROOT_SIGNER_UP: MetricFamily(
         MetricKind.GAUGE,

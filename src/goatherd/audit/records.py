@@ -30,6 +30,7 @@ from goatherd.errors import AuditBrokenError, DecodeError, MalformedIdentityErro
 from goatherd.identity.document import IdentityDocument, read_endorsements
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.succession import is_current_introduced
 from goatherd.times import iso, read_iso
 
 GENESIS: Final = "0" * 64
@@ -223,6 +224,21 @@ def signer_data(document: IdentityDocument) -> dict[str, Any]:
         "roots": [root.to_json() for root in document.roots if root.id in named and root.id != document.current.id],
         "endorsements": [item.to_json() for item in document.endorsements],
     }
+
+
+def can_continue(lines: Iterable[bytes], document: IdentityDocument) -> bool:
+    """Return whether the current root of an identity may sign a trail with these lines, which are not verified.
+
+    It may if it has signed the trail before, or if a root that has, or an anchor that endorsed that root, leads to it.
+    """
+    known: dict[str, Session] = {}
+    for line in lines:
+        with suppress(DecodeError):
+            if SIGNER.encode() in line and (record := read_record(line)).event == SIGNER:
+                session = Session.from_json(record.data.get("session", {}))
+                session.public_key.check()
+                known |= {**_find_anchors(session, record.data), session.id: session}
+    return is_current_introduced(document, known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

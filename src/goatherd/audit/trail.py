@@ -34,6 +34,7 @@ from goatherd.audit.records import (
     SIGNER,
     Head,
     Torn,
+    can_continue,
     read_record,
     signer_data,
     write_record,
@@ -42,7 +43,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AuditError, DecodeError, SignerError
 from goatherd.files import SUPPORTED, System
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.rotation.events import Event, RevocationStepped
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -92,7 +93,7 @@ class AuditTrail:
         self._system = system or System()
         self._signer: OwnedSession | None = None
         self._introduction: Mapping[str, Any] = {}
-        self._followed_id: str | None = None
+        self._followed: Session | None = None
         self._lost = 0
         self._is_failing = False
 
@@ -101,7 +102,7 @@ class AuditTrail:
 
         Call it whenever the document was read again, since its current root may have changed.
         """
-        if self._signer is None or self._signer.id != document.current.id:
+        if self._signer is None or self._signer.session != document.current.session:
             self._introduction = signer_data(document)
         self._signer = document.current
 
@@ -162,18 +163,23 @@ class AuditTrail:
         For a process that reads the identity regularly. A signer is verified by the endorsement of an earlier one, and
         the identity keeps only the latest endorsements. So a trail to which nothing is added for several rotations,
         such as that of a controller while another one rotates, could not be verified any more. Never raises. Does
-        nothing while there is no file.
+        nothing while there is no file, or if the root's key is in an HSM or a KMS, whose signature is a request.
+
+        SECURITY: an attacker who can write the store, but has no root's key, must not break the trail. So nothing is
+        recorded if no root that has signed the trail introduces the current one
+        (tests/unit/schedule/test_controller.py).
         """
         self.use_identity(document)
-        if document.current.id == self._followed_id:
+        if document.current.is_remote or document.current.session == self._followed:
             return
         try:
-            if self.path.exists():
+            is_other = self.path.exists() and self._last_signer_id() != document.current.id
+            if is_other and can_continue(read_lines(self.path), document):
                 self._append([], self.now_ms())
         except (AuditError, SignerError, OSError) as error:
             self._log_failure(str(error))
             return
-        self._followed_id = document.current.id
+        self._followed, self._is_failing = document.current.session, False
 
     def log_head(self) -> None:
         """Log the end of the audit trail: a checkpoint, which later shows whether records at the end were removed."""
@@ -181,6 +187,10 @@ class AuditTrail:
             _log.info(event_text(LogEvent.AUDIT_HEAD, file=self.path, seq=self.head.seq, sha256=self.head.digest))
 
     # --- the file -----------------------------------------------------------------------------------------------------
+
+    def _last_signer_id(self) -> str | None:
+        with self._locked() as descriptor:
+            return self._tail(descriptor).by
 
     def _append(self, records: Sequence[tuple[str, Mapping[str, Any]]], at_ms: int) -> None:
         """Add records, each an event and its data, after a ``signer`` record if the last record is by another root."""

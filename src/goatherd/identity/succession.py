@@ -253,6 +253,19 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
     return {one: session for one, session in reached.items() if one not in document.revoked_ids}
 
 
+def is_current_introduced(document: IdentityDocument, known: Mapping[str, Session]) -> bool:
+    """Return whether the current root is a known one, or a chain of endorsements leads to it from one; by id.
+
+    As in `verify_succession`, only the proof of its revocation leads on from a revoked root.
+    """
+    current = document.current.session
+    try:
+        found = _reachable_roots(document, known, ()).get(current.id)
+    except SuccessionError:
+        return False
+    return found is not None and found.public_key == current.public_key and current.id not in document.revoked_ids
+
+
 def _trusted_roots(
     document: IdentityDocument, known: Mapping[str, Session], introductions: Iterable[Commit]
 ) -> frozenset[str]:

@@ -38,7 +38,7 @@ class AlertKind(StrEnum):
     KEY_NEAR_END = "key-near-end"
     """The current root is near its expiration, or past it."""
     ANCHOR_UNREACHABLE = "anchor-unreachable"
-    """The anchor did not sign a test text, several times in a row; the working root cannot be renewed."""
+    """The anchor did not sign a test text, or was not asked to, several times in a row."""
     STORE_AWAY = "store-away"
     """The identity could not be read, several times in a row."""
 

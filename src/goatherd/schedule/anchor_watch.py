@@ -34,7 +34,8 @@ class AnchorWatch:
         clock: Measures the pauses between checks.
 
     Attributes:
-        is_reachable: Whether the anchor signed at the last check; None before the first one, and without an anchor.
+        is_reachable: Whether the anchor signed at the last check; None before the first one, without an anchor, and
+            while its signer is not called because the identity does not follow from the one before.
     """
 
     def __init__(self, find_problem: FindProblem, *, clock: Clock) -> None:
@@ -64,10 +65,11 @@ class AnchorWatch:
         if anchor is None or document.rotation is not None or self._clock.monotonic() < self._next_at:
             return None
         problem = await self._find_problem(document) if broken is None else (broken, "")
-        self.is_reachable = problem is None
+        self.is_reachable = problem is None if broken is None else None
         self._failures = 0 if problem is None else self._failures + 1
         pause = CHECK_INTERVAL if problem is None else RETRY_INTERVAL
         self._next_at = self._clock.monotonic() + pause.total_seconds()
         if problem is None or self._failures <= QUIET_FAILURES:
             return None
-        return f"the anchor {anchor.id} cannot sign: {problem[0]}"
+        outcome = "cannot sign" if broken is None else "is not checked"
+        return f"the anchor {anchor.id} {outcome}: {problem[0]}"

@@ -21,11 +21,16 @@ from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, 
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
+from goatherd.identity import remote_key
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document
 from goatherd.rotation.events import ConflictMet, Decided, NodeNotified, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
 from tests.deadlines import HANG
+from tests.fakes.anchors import make_own_identity
 from tests.fakes.herd import FakeClock
-from tests.unit.audit.trails import NOW_MS, after, before, root, secret_text
+from tests.unit.audit.trails import NOW_MS, after, before, root, rotated, secret_text
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
 
 
@@ -420,3 +425,54 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(f
     }  # fmt: skip
     assert found["two"].at_ms == NOW_MS + 1000, "the time is that of the event"
     check(file, anchors=Anchors(roots=Anchors.of(after()).roots, revoked={"root-a": NOW_MS + 500}))
+
+
+# --- a process that reads the identity regularly ----------------------------------------------------------------------
+
+
+async def test_a_root_in_an_hsm_does_not_sign_merely_because_it_was_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the signer of an attacker, who can write the store but has no root's key, get any credentials."""
+    called: list[str] = []
+
+    def sign(uri: str, *_: object) -> bytes:
+        called.append(uri)
+        return b""
+
+    trail = AuditTrail(file, actor="controller")
+    trail.use_identity(before())
+    trail.record("one", {})
+    evil = await make_own_identity("memory:evil", generation=9, now_ms=NOW_MS, is_direct=True)
+    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    trail.follow_root(decode_document(encode_document(evil)))
+    assert called == []
+    trail.follow_root(before())
+    trail.record("two", {})
+    assert events(file) == ["signer", "one", "two"]
+
+
+def test_only_a_root_that_an_earlier_signer_introduces_is_recorded_because_it_was_read(file: Path) -> None:
+    trail = AuditTrail(file, actor="controller")
+    trail.use_identity(before())
+    trail.record("one", {})
+    stranger = create_document(root("stranger"), NOW_MS)
+    namesake = create_document(OwnedSession.generate(session_id="root-b", owner="root", now_ms=NOW_MS), NOW_MS)
+    for document in (stranger, namesake, rotated(stranger, "root-c"), before()):
+        trail.follow_root(document)
+        assert events(file) == ["signer", "one"]
+    trail.follow_root(after())
+    trail.follow_root(before())
+    assert events(file) == ["signer", "one", "signer", "signer"]
+    verify(read_lines(file), anchors=Anchors.of(after()))
+
+
+def test_a_failure_after_a_root_could_be_recorded_is_logged_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trail = AuditTrail(file, actor="controller")
+    file.write_text("not a trail\n")
+    trail.follow_root(before())
+    file.unlink()
+    trail.follow_root(before())
+    file.write_text("not a trail\n")
+    trail.follow_root(after())
+    assert caplog.text.count("audit.failed") == 2

@@ -26,6 +26,8 @@ from goatherd.errors import (
 )
 from goatherd.identity import remote_key
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document
 from goatherd.key_inventory import find_holdings
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
@@ -155,6 +157,32 @@ async def test_a_controller_that_only_watches_for_many_rotations_keeps_a_trail_t
     assert document.find_root("root-a") is None
     checked = verify(read_lines(trail.path), anchors=Anchors.of(document))
     assert (len(checked.signers), checked.signers[-1], checked.head.seq) == (7, document.current.id, 8)
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_an_unrelated_identity_that_is_in_the_store_for_a_while_does_not_break_the_trail(
+    make_herd: MakeHerd, tmp_path: Path, is_restarted: bool
+) -> None:
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    document, now_ms = await document_of(herd), herd.clock.now_ms()
+    trail = AuditTrail(tmp_path / "audit.jsonl", actor="controller a", clock=herd.clock)
+    trail.use_identity(document)
+    trail.record("controller-starts", {})
+    watching = make(herd, journal=Journal(trail))
+    await watching.act_once()
+    if is_restarted:
+        trail = AuditTrail(trail.path, actor="controller a", clock=herd.clock)
+        watching = make(herd, journal=Journal(trail))
+    for name in ("stranger", "another-one"):
+        stranger = OwnedSession.generate(session_id=name, owner="root", now_ms=now_ms, lifetime=LIFETIME)
+        generation = (await document_of(herd)).generation + 1
+        await put(herd, replace(create_document(stranger, now_ms), generation=generation))
+        assert (await watching.act_once()).error is None
+    await put(herd, document)
+    await watching.act_once()
+    trail.record("controller-acts", {})
+    checked = verify(read_lines(trail.path), anchors=Anchors.of(document))
+    assert (checked.signers, checked.head.seq) == ((document.current.id,), 3)
 
 
 async def test_a_trail_that_cannot_be_written_does_not_stop_a_look(
@@ -789,8 +817,9 @@ async def test_the_signer_that_an_attacker_has_written_into_the_store_is_not_cal
         herd.clock.turn(timedelta(hours=2))
         told = await watch.check_if_due(evil)
     assert told is not None
+    assert "is not checked: " in told
     assert "its signer was not called" in told
-    assert watch.is_reachable is False
+    assert watch.is_reachable is None
     assert list(signers.by_uri) == (["memory:kms"] if has_anchor else [])
     herd.clock.turn(timedelta(hours=2))
     assert await watch.check_if_due(document) is None
