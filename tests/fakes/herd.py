@@ -50,6 +50,7 @@ from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 SESSIONS: Final = "/sys/sessions"
 DATA: Final = "/data/notes"
 ORG: Final = "localhost"
+SHORT_LOG: Final = 64
 MAX_SUBMISSIONS: Final = 10
 """COMPAT: the most times that one process offers a commit."""
 
@@ -400,10 +401,13 @@ class HerdNode:
         return self._message(path, find_missing(message.filter, self._logs.setdefault(path, {}).values()))
 
     def _message(self, path: str, commits: Iterable[Commit]) -> dict[str, Any]:
-        """Return a sync message over a log. At one time, one filter of an unchanged log goes to every peer."""
+        """Return a sync message over a log. At one time, one filter of an unchanged long log goes to every peer.
+
+        The filter of a short log often hides a commit, so each message has its own, as GoatDB's.
+        """
         log, now_ms = self._logs[path], self._herd.clock.now_ms()
         made = self._filters.get(path)
-        if made is None or made[:2] != (now_ms, len(log)):
+        if made is None or len(log) < SHORT_LOG or made[:2] != (now_ms, len(log)):
             made = self._filters[path] = now_ms, len(log), self._herd.filter_of(log)
         return new_message(made[2], len(log), commits)
 

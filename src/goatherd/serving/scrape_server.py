@@ -44,6 +44,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # with the standard library's 5, a scrape waits for seconds beside many connections
 
     def __init__(self, host: str, port: int, app: Callable[..., Iterable[bytes]]) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
