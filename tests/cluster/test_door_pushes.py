@@ -434,7 +434,7 @@ async def test_what_waits_for_its_session_keeps_no_memory_from_others(
 async def test_the_commits_of_a_push_that_waits_for_its_session_are_not_kept_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody has signed them yet, and they take fifty times their size."""
+    """Their signatures are not verified yet, and they take fifty times their size."""
     monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
     async with world() as w, not_listed(w, [commit_by(FRESH, "j", {"text": "x"})], 1_000) as pushing:
         gc.collect()

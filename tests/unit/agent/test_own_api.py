@@ -86,7 +86,7 @@ async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
 @pytest.mark.parametrize("which", [0, 1], ids=["the door", "the agent's own address"])
 @pytest.mark.parametrize("is_chunked", [True, False])
 async def test_a_large_body_for_the_agent_takes_no_memory_from_others(which: int, is_chunked: bool) -> None:
-    """No signature was verified, and whoever sends it slowly would hold that memory for hours."""
+    """No signature was verified, and a caller that sends it slowly would hold that memory for hours."""
     told = Told()
     async with fronts(told) as (_, *addresses):
         address = addresses[which]

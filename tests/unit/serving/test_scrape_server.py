@@ -1,4 +1,4 @@
-"""The server of the controller's metrics: nobody takes the controller's threads and open files."""
+"""The server of the controller's metrics: callers do not take its threads and open files."""
 
 from __future__ import annotations
 
