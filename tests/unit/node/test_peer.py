@@ -635,7 +635,8 @@ async def test_a_commit_that_repeated_filters_contain_by_chance_is_sent_after_al
     monkeypatch.setattr("goatherd.node.peer.MAX_COMMITS", 5)
     link = Link(PATH)
     await link.let_pass(5)
-    commits, pushed = fake_commits(200), BloomFilter.for_size(200, 0.05, new_seeds(seed_count(200, 0.05)))
+    commits, pushed = fake_commits(200), BloomFilter.for_size(400, 0.05, new_seeds(seed_count(400, 0.05)))
+    pushed.update([new_id() for _ in range(200)])  # an empty filter would contain no commit by chance
     pushed.add(commits[-1]["id"])
     honest = link.there.reply
 
