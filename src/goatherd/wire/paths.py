@@ -6,6 +6,7 @@ Most functions behave exactly like GoatDB's functions, including their bugs. `ch
 
 from __future__ import annotations
 
+import posixpath
 import re
 from typing import Final
 
@@ -90,8 +91,8 @@ def log_file(repository: str) -> str:
     components = repository.lstrip("/").split("/")
     if len(components) != 2:
         raise PathError(f"{repository!r} is not a valid repository id")
-    directory = "" if components[0] == "." else f"{components[0]}/"
-    return f"{directory}{components[1]}.jsonl"
+    # COMPAT: to GoatDB, a backslash separates the parts of a path, too.
+    return posixpath.normpath(re.sub(r"[/\\]+", "/", f"{components[0]}/{components[1]}.jsonl"))
 
 
 def join_path(prefix: str, suffix: str) -> str:

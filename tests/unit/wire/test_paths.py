@@ -96,6 +96,9 @@ def test_missing_parts_print_as_the_word() -> None:
 def test_a_log_file_has_two_components() -> None:
     assert log_file("/data/notes") == "data/notes.jsonl"
     assert [log_file("/./x"), log_file("/../x"), log_file("/a/..")] == ["x.jsonl", "../x.jsonl", "a/...jsonl"]
+    # As GoatDB 0.5.1, for which a backslash separates parts, too.
+    assert [log_file(r"/a\b/c"), log_file(r"/a/b\..\c")] == ["a/b/c.jsonl", "a/c.jsonl"]
+    assert [log_file("/\\\\/x"), log_file("/\\..\\a/.\\x")] == ["/x.jsonl", "/a/x.jsonl"]
     for repository in ("/data", "/a/b/c"):
         with pytest.raises(PathError):
             log_file(repository)
