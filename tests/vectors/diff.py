@@ -33,14 +33,23 @@ def diff_data(old: Data, new: Data, schema: Schema) -> dict[str, list[dict[str, 
     if problem := schema.problem(new):
         raise EncodeError(problem)
     changes: dict[str, list[dict[str, Any]]] = {}
-    for name in changed_fields(old, new, schema):
-        kind = schema.by_name[name].type
-        if kind == "richtext":
-            raise EncodeError("rich text is not diffed yet")
-        parts = _diff_field(old.get(name, UNDEFINED), new.get(name, UNDEFINED))
+    for name, field in schema.by_name.items():
+        before, after = old.get(name, UNDEFINED), new.get(name, UNDEFINED)
+        if before is after is UNDEFINED:
+            continue
+        if field.type == "richtext":
+            if not _field_equal(before, after):
+                raise EncodeError("rich text is not diffed yet")
+            continue
+        parts = _diff_field(before, after)
         if parts:
             changes[name] = [
-                {"changeType": "fd", "operation": operation, "vType": kind, "value": encode_field(value, kind)}
+                {
+                    "changeType": "fd",
+                    "operation": operation,
+                    "vType": field.type,
+                    "value": encode_field(value, field.type),
+                }
                 for operation, value in parts
             ]
     return changes
@@ -80,4 +89,4 @@ def _diff_field(old: Any, new: Any) -> list[tuple[int, Any]]:
         inserted = JSMap({key: new[key] for key in changed + added})
         removed = JSMap({key: item for key, item in old.items() if key not in new})
         return [part for part in ((INSERT, inserted), (DELETE, removed)) if part[1]]
-    return [(INSERT, new)]
+    return [] if core_equal(old, new) else [(INSERT, new)]

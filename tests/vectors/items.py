@@ -62,7 +62,7 @@ def checksums(document: Document, sheet: Sheet) -> None:
         rich = _rich(schema, data)
         if not rich:
             yields(c, "checksum", lambda: data_checksum(normalize_data(data, schema), schema))
-            yields(c, "wire", lambda: _encoded(normalize_data(data, schema), schema))
+            yields(c, "wire", lambda: _encoded(normalize_data(data, schema), schema), as_is=True)
         if "wire" not in c:
             if rich:
                 raise NotJudgedError(RICH_TEXT)
@@ -106,7 +106,7 @@ def schemas(document: Document, sheet: Sheet) -> None:
         problem = schema.problem(normalized)
         equal("valid", c["valid"], problem is None)
         equal("message", c.get("message") or "", problem or "")
-        yields(c, "wire", lambda: _encoded(normalized, schema))
+        yields(c, "wire", lambda: _encoded(normalized, schema), as_is=True)
 
     def marker(c: Case) -> None:
         schema = registry.from_marker(c["marker"])

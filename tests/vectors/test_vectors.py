@@ -39,8 +39,10 @@ COMPLETE = [
 EDGES = [
     "checksums-edges",
     "commits-edges",
+    "edits-edges",
     "encoders-edges",
     "log-recovery-edges",
+    "merges-edges",
     "schemas-edges",
     "sessions-edges",
     "stable-stringify-edges",
