@@ -257,11 +257,11 @@ def log_recovery(document: Document, sheet: Sheet) -> None:
     def scans(c: Case) -> None:
         data = base64.b64decode(c["file_base64"], validate=True)
         if c["rounds"]:
-            equal("records of our own scan", c["rounds"][0]["records"], _own_scan(data))
+            equal("records of our own scan", c["rounds"][0]["records"], _handed_on(_own_scan(data)))
         log = UpstreamLog(data, write=c["write"])
         for number, expected in enumerate(c["rounds"]):
             log = UpstreamLog(log.data, write=c["write"])
-            equal(f"records of round {number}", expected["records"], log.scan())
+            equal(f"records of round {number}", expected["records"], _handed_on(log.scan()))
             equal(f"size after round {number}", expected["size_after"], len(log.data))
         _same_bytes("file_after", c["file_after_base64"], log.data)
         if "then_append" in c:
@@ -270,10 +270,16 @@ def log_recovery(document: Document, sheet: Sheet) -> None:
             for batch in c["then_append"]:
                 log.append(batch)
             _same_bytes("file_after_append", c["file_after_append_base64"], log.data)
-            equal("records_after_append", c["records_after_append"], UpstreamLog(log.data, write=False).scan())
+            again = UpstreamLog(log.data, write=False)
+            equal("records_after_append", c["records_after_append"], _handed_on(again.scan()))
 
     sheet.each("writes", document.get("writes"), writes)
     sheet.each("scans", document.get("scans"), scans)
+
+
+def _handed_on(records: list[Any]) -> Any:
+    """Return what GoatDB's thread that reads logs hands on as JSON: a number beyond a double's range is null."""
+    return parse_json(to_json(records))
 
 
 def _own_scan(data: bytes) -> list[Any]:
