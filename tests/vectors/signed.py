@@ -6,7 +6,7 @@ import contextlib
 import re
 from typing import Any
 
-from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.crypto import PrivateKey
 from goatherd.errors import DecodeError, GoatherdError
 from goatherd.identity.session import (
     REQUEST_WINDOW,
@@ -42,6 +42,7 @@ from tests.vectors.sheet import (
 
 Document = dict[str, Any]
 _DAY_MS = 86_400_000
+_BASE64URL = re.compile(r"(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-]{2,3})?")
 
 
 def signatures(document: Document, sheet: Sheet) -> None:
@@ -231,10 +232,31 @@ def _import(encoded: Any) -> None:
     """Decode a session as GoatDB does: each key for itself, whatever the date."""
     if not isinstance(encoded, dict):
         raise DecodeError("no session")
-    PublicKey.from_jwk(encoded.get("publicKey") or {}).check()
+    _import_key(encoded.get("publicKey"), "verify")
     if is_truthy(encoded.get("privateKey")):
-        PrivateKey.from_jwk(encoded["privateKey"])
+        _import_key(encoded["privateKey"], "sign")
     date_from_json(encoded.get("expiration"))
+
+
+def _import_key(jwk: Any, operation: str) -> None:
+    """Check of a JWK what Deno checks when it imports the key; whether the numbers are a key shows later."""
+    if not isinstance(jwk, dict):
+        raise DecodeError("no key")
+    operations, is_extractable = jwk.get("key_ops"), jwk.get("ext")
+    if (
+        jwk.get("kty") != "EC"
+        or jwk.get("alg") not in (None, "ES384")
+        or jwk.get("use") not in (None, "sig")
+        or (isinstance(operations, list) and operation not in operations)
+        or (isinstance(operations, list) and any(one not in ("sign", "verify") for one in operations))
+        or not (is_extractable is None or is_truthy(is_extractable))
+        or (jwk.get("d") is None) == (operation == "sign")
+    ):
+        raise DecodeError("Deno refuses this key")
+    if operation == "sign":
+        PrivateKey.from_scalar(jwk["d"])
+    elif not all(isinstance(jwk.get(name), str) and _BASE64URL.fullmatch(jwk[name]) for name in ("x", "y")):
+        raise DecodeError("a coordinate must be base64url")
 
 
 # --- commits ------------------------------------------------------------------------------------------------------

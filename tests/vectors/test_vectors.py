@@ -248,6 +248,30 @@ def test_settings_are_loaded_as_far_as_goatdb_loads_them(
     assert sheet.failures == []
 
 
+@pytest.mark.parametrize(
+    ("change", "roots"),
+    [
+        ({"key_ops": []}, 0),
+        ({"key_ops": ["verify", "sing"]}, 0),
+        ({"alg": "ES256"}, 0),
+        ({"ext": False}, 0),
+        ({"d": "AAAA"}, 0),
+        ({"x": "?"}, 0),
+        ({"key_ops": None, "ext": None, "alg": None, "crv": "P-256", "kid": "a"}, 1),
+        ({"x": "AAAA"}, 1),
+    ],
+)
+def test_settings_are_loaded_with_the_keys_that_deno_imports(
+    tmp_path: Path, change: dict[str, Any], roots: int
+) -> None:
+    case = next(each for each in _document("sessions")["load"] if each["name"] == "good")
+    settings = json.loads(case["text"])
+    settings["roots"] = [{**settings["roots"][0], "publicKey": {**settings["roots"][0]["publicKey"], **change}}]
+    trusted = len(settings["trustedSessions"]) if roots else 0
+    case |= {"text": json.dumps(settings), "roots": roots, "trusted": trusted}
+    assert _judged(tmp_path, {"kind": "sessions", "load": [case]}).failures == []
+
+
 def test_settings_with_a_private_key_that_is_none_are_loaded_up_to_it(tmp_path: Path) -> None:
     case = next(each for each in _document("sessions")["load"] if each["name"] == "good")
     settings = json.loads(case["text"])
