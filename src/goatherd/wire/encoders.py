@@ -211,7 +211,6 @@ class Decoder:
                 return date_from_json(content)
             if marker == "E" and isinstance(content, dict):
                 return Encoded(content)
-        check_members(value)
         return {key: self._decode(item) for key, item in value.items()}
 
     def _decode_referencing(self, records: list[Any], value: dict[str, Any]) -> Any:

@@ -385,6 +385,7 @@ def _changes_by_field(encoded: Any) -> dict[str, list[Any]]:
     if isinstance(decoded, Encoded) or (isinstance(decoded, str) and decoded):
         raise DecodeError("the changes of an edit must be an object")
     changes = decoded if isinstance(decoded, dict) else {}
+    check_members(changes)
     if not all(isinstance(each, list) for each in changes.values()):
         raise DecodeError("the changes of a field must be an array")
     return changes

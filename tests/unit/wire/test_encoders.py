@@ -52,6 +52,12 @@ def test_an_object_that_hides_a_method_is_not_encoded(value: Any) -> None:
         encode_cyclical(value)
 
 
+def test_an_object_that_hides_a_method_is_decoded_below_the_first_level() -> None:
+    """As by GoatDB's decoder, which looks for members with that method at the first level only."""
+    for value in ({"a": {"hasOwnProperty": 1}}, [{"hasOwnProperty": []}], {"hasOwnProperty": {}}):
+        assert Decoder().decode(value) == value
+
+
 def test_an_object_met_twice_becomes_a_reference() -> None:
     shared = {"x": 1}
     value = {"a": shared, "b": [shared]}
