@@ -1,4 +1,4 @@
-"""Judges the vectors of items: checksums, schemas, edits, merges, commit graphs."""
+"""Judges the vectors of items: checksums, schemas, edits, merges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from tests.vectors.sheet import Case, NotJudgedError, Sheet, equal, mismatch, re
 Document = dict[str, Any]
 
 RICH_TEXT = "Goatherd hands rich text on as it is: only clients and GoatDB's servers diff, merge and normalize it"
-GRAPHS = "Goatherd's server keeps every commit: only clients and GoatDB's servers choose heads and merge"
 
 
 def _known(registry: Registry, marker: Any) -> Schema:
@@ -35,12 +34,13 @@ def _known(registry: Registry, marker: Any) -> Schema:
     return schema
 
 
-def _rich(schema: Schema, *data: Data) -> bool:
+def is_rich(schema: Schema, *data: Data) -> bool:
+    """Return whether any of the data has rich text."""
     names = [name for name, field in schema.by_name.items() if field.type == "richtext"]
     return any(name in each for each in data for name in names)
 
 
-def _encoded(data: Data, schema: Schema) -> dict[str, Any]:
+def encode_item(data: Data, schema: Schema) -> dict[str, Any]:
     """Return the record of normalized data."""
     return {
         "s": schema.marker,
@@ -59,10 +59,10 @@ def checksums(document: Document, sheet: Sheet) -> None:
     def case(c: Case) -> None:
         schema = _known(registry, c["schema"])
         data = value_of(c["data"])
-        rich = _rich(schema, data)
+        rich = is_rich(schema, data)
         if not rich:
             yields(c, "checksum", lambda: data_checksum(normalize_data(data, schema), schema))
-            yields(c, "wire", lambda: _encoded(normalize_data(data, schema), schema), as_is=True)
+            yields(c, "wire", lambda: encode_item(normalize_data(data, schema), schema), as_is=True)
         if "wire" not in c:
             if rich:
                 raise NotJudgedError(RICH_TEXT)
@@ -98,7 +98,7 @@ def schemas(document: Document, sheet: Sheet) -> None:
         problem = schema.problem(data)
         equal("valid_before", c["valid_before"], problem is None)
         equal("message_before", c.get("message_before") or "", problem or "")
-        if _rich(schema, data) and ("normalized" in c or data.get("rt") is not None):
+        if is_rich(schema, data) and ("normalized" in c or data.get("rt") is not None):
             raise NotJudgedError(RICH_TEXT)
         if not yields(c, "normalized", lambda: normalize_data(data, schema)):
             return
@@ -106,7 +106,7 @@ def schemas(document: Document, sheet: Sheet) -> None:
         problem = schema.problem(normalized)
         equal("valid", c["valid"], problem is None)
         equal("message", c.get("message") or "", problem or "")
-        yields(c, "wire", lambda: _encoded(normalized, schema), as_is=True)
+        yields(c, "wire", lambda: encode_item(normalized, schema), as_is=True)
 
     def marker(c: Case) -> None:
         schema = registry.from_marker(c["marker"])
@@ -150,13 +150,13 @@ def edits(document: Document, sheet: Sheet) -> None:
         base_sum, target_sum = c["base"].get("cs"), c["target"].get("cs")
         equal("edit", c["edit"], {"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes)})
         patched = patch_data(old, c["edit"]["c"], schema)
-        record = _encoded(patched, schema)
+        record = encode_item(patched, schema)
         equal("patched", c["patched"], record)
         equal("patched_checksum", c["patched_checksum"], record["cs"])
         equal("intact", c["intact"], record["cs"] == target_sum)
         differing = changed_fields(old, new, schema)
         equal("changed_fields", c["changed_fields"], differing)
-        equal("equal", c["equal"], _same_item(c["base"], c["target"], differing))
+        equal("equal", c["equal"], is_same_item(c["base"], c["target"], differing))
         delta_length = len(
             utf16_units(to_json({"sc": base_sum, "dc": target_sum, "c": wrap_changes(changes, alone=True)}))
         )
@@ -168,7 +168,7 @@ def edits(document: Document, sheet: Sheet) -> None:
     sheet.each("cases", document.get("cases"), case)
 
 
-def _same_item(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> bool:
+def is_same_item(a: dict[str, Any], b: dict[str, Any], differing: list[str]) -> bool:
     """GoatDB's item equality: namespace, version, checksums where both are known, every field."""
     sums = [each.get("cs") for each in (a, b)]
     return a["s"] == b["s"] and (None in sums or sums[0] == sums[1]) and not differing
@@ -188,7 +188,7 @@ def merges(document: Document, sheet: Sheet) -> None:
             raise NotJudgedError(RICH_TEXT)
         if c["base"] is None:
             start = upgrade_data({}, NULL_SCHEMA, schema, registry)[0]
-            equal("start", c["start"], _encoded(start, schema))
+            equal("start", c["start"], encode_item(start, schema))
             base: Data = {}
         else:
             start = base = record_data(c["base"], registry)
@@ -201,16 +201,8 @@ def merges(document: Document, sheet: Sheet) -> None:
             for name, parts in changes.items():
                 combined.setdefault(name, []).extend(parts)
         merged = patch_data(merged, combined, schema)
-        record = _encoded(merged, schema)
+        record = encode_item(merged, schema)
         equal("result", c["result"], record)
         equal("result_checksum", c["result_checksum"], record["cs"])
 
     sheet.each("cases", document.get("cases"), case)
-
-
-def orders(document: Document, sheet: Sheet) -> None:
-    def later(_case: Case) -> None:
-        raise NotJudgedError(GRAPHS)
-
-    sheet.each("graphs", document.get("graphs"), later)
-    sheet.each("rendezvous", document.get("rendezvous"), later)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from goatherd.errors import DecodeError
 from goatherd.wire.json import parse_json
-from tests.vectors import formats, items, repositories, signed
+from tests.vectors import formats, graphs, items, repositories, signed
 from tests.vectors.sheet import Sheet, shown
 
 _USAGE = "usage: python -m tests.vectors [DIR or FILE ...]"
@@ -36,7 +36,7 @@ KINDS: Final[dict[str, Judge]] = {
     "merges": items.merges,
     "misc": formats.misc,
     "murmur3": formats.murmur,
-    "orders": items.orders,
+    "orders": graphs.orders,
     "paths": formats.path,
     "request-signatures": signed.request_signatures,
     "schemas": items.schemas,

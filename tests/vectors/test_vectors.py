@@ -43,6 +43,7 @@ EDGES = [
     "encoders-edges",
     "log-recovery-edges",
     "merges-edges",
+    "orders-edges",
     "schemas-edges",
     "sessions-edges",
     "stable-stringify-edges",
@@ -121,6 +122,11 @@ def _sabotage(node: Any) -> list[tuple[Any, Any]]:
         ("misc", "tuples", "value"),
         ("misc", "pretty", "text"),
         ("murmur3", "cases", "result"),
+        ("edges/orders-edges", "graphs", "descending"),
+        ("edges/orders-edges", "graphs", "leaves"),
+        ("edges/orders-edges", "graphs", "head"),
+        ("edges/orders-edges", "graphs", "corrupted"),
+        ("edges/orders-edges", "rendezvous", "leader"),
         ("paths", "cases", "valid"),
         ("paths", "joins", "joined"),
         ("request-signatures", "cases", "expect"),
@@ -148,6 +154,26 @@ def test_a_case_that_is_made_wrong_fails(tmp_path: Path, name: str, part: str, m
     assert sheet.name == "renamed"
     assert (len(sheet.failures), sheet.ok) == (1, sheet.total - 1)
     assert main([str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "part"),
+    [
+        ("merge_base", "base"),
+        ("merge_base", "schema"),
+        ("merge_base", "reached_root"),
+        ("merge_record", "item"),
+        ("merge_if_needed", "created"),
+        ("merge_if_needed", "parents"),
+        ("merge_if_needed", "item"),
+    ],
+)
+def test_a_merge_of_a_graph_that_is_made_wrong_fails(tmp_path: Path, member: str, part: str) -> None:
+    document = _document("edges/orders-edges")
+    case = next(each for each in document["graphs"] if part in each.get(member, {}))
+    case[member][part] = "wrong"
+    sheet = _judged(tmp_path, document)
+    assert (len(sheet.failures), sheet.ok) == (1, sheet.total - 1)
 
 
 def _document(name: str) -> dict[str, Any]:
