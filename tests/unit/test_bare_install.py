@@ -117,3 +117,16 @@ def test_without_the_extra_node_serving_says_how_to_install_it(tmp_path: Path) -
     assert done.returncode == 3, done.stderr
     assert "pip install 'goatherd[node]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_command_line_works_with_a_click_before_8_4() -> None:
+    """There `ParamType` takes no type argument."""
+    script = (
+        "import click\n"
+        "def refuse(cls, item): raise TypeError(f'type {cls.__name__!r} is not subscriptable')\n"
+        "click.ParamType.__class_getitem__ = classmethod(refuse)\n"
+        "from goatherd.cli.main import run\n"
+        "sys.exit(run(['run', '--help']))\n"
+    )
+    done = bare(script)
+    assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ class App:
     owns_process: bool
 
 
-class PortType(click.ParamType[int]):
+class PortType(click.ParamType):  # type: ignore[type-arg]  # it takes none before click 8.4
     """Parameter type of a port number, for options that goatherd.toml does not have."""
 
     name = "port"
