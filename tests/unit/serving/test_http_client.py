@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx2
 import pytest
 
 from goatherd.cluster.client import NodeClient
@@ -81,6 +82,27 @@ async def test_another_host_is_reached_through_the_proxy_unless_it_is_excepted(m
         async with NodeClient("http://goat.invalid:8080", timeout=ANSWER) as client:
             assert not await client.healthy()
     assert asked == [b"GET http://goat.invalid:8080/healthy HTTP/1.1"]
+
+
+@pytest.mark.parametrize(
+    ("url", "is_excepted"),
+    [
+        ("https://10.96.0.1", True),
+        ("http://10.244.1.7:8080", True),
+        ("http://[fd00::7]:8080", True),
+        ("http://192.0.2.1:8080", False),
+        ("http://goat.invalid:8080", False),
+    ],
+)
+async def test_an_address_in_an_excepted_network_is_reached_without_the_proxy(
+    monkeypatch: pytest.MonkeyPatch, url: str, is_excepted: bool
+) -> None:
+    """Such as a cluster's API server and pods, which have addresses and no names."""
+    for scheme in ("HTTP", "HTTPS"):
+        monkeypatch.setenv(f"{scheme}_PROXY", "http://proxy.invalid:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.0/8,fd00::/8,.svc")
+    async with make_http_client(url, verify=True, timeout=None) as http:
+        assert (http._transport_for_url(httpx2.URL(url)) is http._transport) is is_excepted
 
 
 @pytest.mark.parametrize("url", ["socks5://user:hunter2@proxy.example:1080", "ftp://user:hunter2@proxy.example"])
