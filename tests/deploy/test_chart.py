@@ -228,6 +228,45 @@ def test_a_pod_has_an_account_that_exists_and_a_token_only_if_it_needs_one(
         assert pod["automountServiceAccountToken"] is (is_vault or pod["serviceAccountName"] in subjects)
 
 
+LEASE = "k8s://goatdb/root-lease"
+VAULTS = """
+[stores]
+primary = {region = "eu", provider = "vault://vault.eu:8200/secret/root?auth=kubernetes&role=goatherd"}
+followers = [{region = "us", provider = "vault://vault.us:8200/secret/root?auth=kubernetes&role=goatherd"}]
+"""
+SIGNER = "--root-signer=transit://vault:8200/transit/root?auth=kubernetes&role=goatherd"
+
+
+@pytest.mark.parametrize(
+    ("example", "values", "expected"),
+    [
+        ("agent", {"store": {"uri": "aws://eu-west-1/root"}}, {"server": False, "controller": True}),
+        (
+            "agent",
+            {"store": {"uri": "aws://eu-west-1/root"}, "server": {"unmodified": {"lease": LEASE}}},
+            {"server": True, "controller": True},
+        ),
+        (
+            "controller-only",
+            {"store": {"uri": ""}, "controller": {"config": VAULTS}, "page": {"config": VAULTS}},
+            {"controller": True, "page": True},
+        ),
+        ("controller-only", {}, {"controller": False, "page": False}),
+        ("aws", {"server": {"extraArgs": [SIGNER]}}, {"server": True, "controller": True}),
+        ("vault", {"server": {"storeUri": "file:///keys/root"}}, {"server": False, "controller": True}),
+    ],
+    ids=["lease in the store", "lease in a Secret", "Vault in [stores]", "cloud", "Vault signs", "servers read a file"],
+)
+def test_a_pod_has_a_token_for_each_address_that_needs_one(
+    render: Any, example: str, values: dict[str, Any], expected: dict[str, bool]
+) -> None:
+    found = {
+        labels_of(each)["app.kubernetes.io/component"]: each["spec"]["template"]["spec"]["automountServiceAccountToken"]
+        for each in workloads(render(example, yaml.safe_dump(values)))
+    }
+    assert found == expected
+
+
 def test_there_is_an_example_for_each_kind_of_server_and_each_store() -> None:
     texts = [yaml.safe_load(each.read_text()) for each in EXAMPLES]
     assert {each.get("server", {}).get("kind", "goatherd") for each in texts} == {

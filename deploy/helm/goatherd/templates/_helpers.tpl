@@ -73,11 +73,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{/* Only a pod that calls the API server, or signs in to Vault, gets a token. Cloud identities bring a volume of their own. */}}
 {{- define "goatherd.needsToken" -}}
-{{- $calls := regexMatch "^(k8s|vault|openbao)://" (include "goatherd.store" .) -}}
+{{- $own := index .root.Values .component -}}
+{{- $named := list (include "goatherd.store" .) $own.config (toYaml (list $own.extraArgs $own.extraEnv .root.Values.store.env)) -}}
 {{- if ne .component "server" -}}
-{{- $calls = or $calls (contains "k8s-service://" (include "goatherd.nodes" .)) -}}
+{{- $named = append $named (include "goatherd.nodes" .) -}}
+{{- else if ne .root.Values.server.kind "goatherd" -}}
+{{- $named = append $named (include "goatherd.lease" .root) -}}
 {{- end -}}
-{{- or $calls (contains "k8s://" (index .root.Values .component).config) -}}
+{{- regexMatch "\\b(k8s|k8s-service|vault|openbao|transit)://" (join "\n" $named) -}}
 {{- end -}}
 
 {{- define "goatherd.imageName" -}}
