@@ -464,6 +464,24 @@ def test_the_page_of_the_chart_is_not_served_without_signing_in(rendered: Mappin
     assert "--behind=10.1.0.0/16" in arguments("regions")
 
 
+def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_values_name(render: Any) -> None:
+    """SECURITY: a token or a certificate that is given is used; the proxy does not replace it."""
+
+    def page(values: str) -> tuple[set[str], set[str], set[str]]:
+        path = render("regions", f"page: {{{values}}}")
+        (pod,) = [each for each in pods(path) if each["containers"][0]["args"][0] == "web"]
+        (container,) = pod["containers"]
+        flags = {word.partition("=")[0] for word in container["args"]} & {"--token", "--certificate", "--behind"}
+        secrets = {each["secret"]["secretName"] for each in pod["volumes"] if "secret" in each}
+        return flags, secrets, {each["name"] for each in container["env"]} & {"GOATHERD_PAGE_TOKEN"}
+
+    token, tls = "token: {secretName: page-token}", "tlsSecretName: page-tls"
+    assert page("") == ({"--behind"}, set(), set())
+    assert page(token) == ({"--behind", "--token"}, set(), {"GOATHERD_PAGE_TOKEN"})
+    assert page(tls) == ({"--behind", "--certificate"}, {"page-tls"}, set())
+    assert page(f"{token}, {tls}") == ({"--behind", "--token", "--certificate"}, {"page-tls"}, {"GOATHERD_PAGE_TOKEN"})
+
+
 @pytest.mark.parametrize(
     ("example", "values", "message"),
     [
