@@ -493,6 +493,7 @@ def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_va
         ("sidecar", "server: {unmodified: {port: 8080}}", "must differ from the door's port"),
         ("controller-only", "controller: {nodes: []}", "controller.nodes must list the servers"),
         ("external-secrets", "server: {volumeSecret: ''}", "server.volumeSecret must name the Secret"),
+        ("agent", "server: {storeUri: 'k8s-volume:///keys', volumeSecret: x}", "server.unmodified.lease must name"),
     ],
 )
 def test_values_that_make_no_cluster_are_refused(render: Any, example: str, values: str, message: str) -> None:
@@ -508,16 +509,41 @@ def test_names_stay_short_enough_for_pods(render: Any) -> None:
     }
 
 
+def notes_of(values: Path) -> str:
+    line = ["goatdb", str(CHART), "--namespace", "goatdb", "--values", str(values)]
+    return helm(*(["install", *line, "--dry-run=client"] if shutil.which("helm") else ["template", *line, "--notes"]))
+
+
 def test_the_notes_say_what_to_do_next() -> None:
-    example = str(CHART / "examples/agent.yaml")
-    line = ["goatdb", str(CHART), "--namespace", "goatdb", "--values", example]
-    words = ["install", *line, "--dry-run=client"] if shutil.which("helm") else ["template", *line, "--notes"]
-    notes = helm(*words)
+    notes = notes_of(CHART / "examples/agent.yaml")
     for line_ in re.findall(r"(?:^|-- )goatherd (.*)$", re.sub(r"^ +", "", notes, flags=re.MULTILINE), re.MULTILINE):
         check_command_line(line_.replace("'", "").split())
     assert "goatherd init --provider 'k8s://goatdb/root'" in notes
     assert "--restart-lease" in notes
     assert "WARNING" not in notes
+
+
+@pytest.mark.parametrize(
+    ("server", "arguments"),
+    [
+        ({}, "--provider 'aws://eu-west-1/root' --make"),
+        ({"storeUri": "vault://vault:8200/secret/root"}, "--provider 'vault://vault:8200/secret/root' --make"),
+        (
+            {"storeUri": "k8s-volume:///keys", "volumeSecret": "root", "unmodified": {"lease": LEASE}},
+            f"--lease '{LEASE}' --make",
+        ),
+        ({"unmodified": {"lease": "none"}}, None),
+    ],
+    ids=["default", "servers' own store", "named", "none"],
+)
+def test_the_notes_create_the_lease_that_the_agents_use(
+    tmp_path: Path, server: dict[str, Any], arguments: str | None
+) -> None:
+    values = yaml.safe_load((CHART / "examples/agent.yaml").read_text())
+    given = tmp_path / "values.yaml"
+    given.write_text(yaml.safe_dump(_override(values, {"store": {"uri": "aws://eu-west-1/root"}, "server": server})))
+    found = re.findall(r"goatherd status --restart-lease (.*)", notes_of(given))
+    assert found == ([] if arguments is None else [arguments])
 
 
 def test_the_command_of_the_notes_that_explains_the_schedule_sees_all_of_it(render: Any, tmp_path: Path) -> None:
