@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from goatherd.metrics import FAMILIES, MetricKind
 
-DASHBOARD = json.loads((Path(__file__).parents[2] / "deploy/grafana/goatherd.json").read_text())
+ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "deploy/grafana/goatherd.json").read_text())
+PROMTOOL = shutil.which("promtool", path=f"{ROOT / 'build/tools/promtool'}{os.pathsep}{os.environ.get('PATH', '')}")
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 FROM_PROMETHEUS = {"job", "instance", "le"}
 EXPORTED: dict[str, set[str]] = {}
@@ -66,3 +72,31 @@ def test_panels_have_ids_titles_and_places_of_their_own() -> None:
         assert not cells & taken
         assert place["x"] + place["w"] <= 24
         taken |= cells
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
+def test_controllers_and_metrics_files_do_not_count_as_servers(tmp_path: Path) -> None:
+    servers = [f'{{job="g-nodes", instance="{name}"' for name in "abc"]
+    controllers = [f'{{job="g-controller", instance="{name}"' for name in "de"]
+    file = '{job="node", instance="m", store="file:///srv/keys/root"'
+    series = {f"goatherd_settings_degraded{each}}}": 0 for each in servers}
+    series |= {f'goatherd_identity_info{each}, root="new"}}': 1 for each in (*servers, controllers[0])}
+    series |= {f"goatherd_identity_generation{each}}}": 7 for each in (*servers, controllers[0])}
+    series |= {f'goatherd_identity_info{each}, root="old"}}': 1 for each in (controllers[1], file)}
+    series |= {f"goatherd_identity_generation{each}}}": 3 for each in (controllers[1], file)}
+    expected = {
+        "Servers that sign with each root": [{"labels": '{root="new"}', "value": 3}],
+        "Generations in use": [{"labels": "{}", "value": 1}],
+    }
+    checks = [
+        {"expr": panel["targets"][0]["expr"].replace("$job", ".*"), "eval_time": "5m", "exp_samples": samples}
+        for panel in PANELS
+        if (samples := expected.pop(panel["title"], None)) is not None
+    ]
+    assert not expected
+    inputs = [{"series": name, "values": f"{value}x10"} for name, value in series.items()]
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": checks}
+    path = tmp_path / "dashboard_test.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([str(PROMTOOL), "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
