@@ -47,6 +47,8 @@ NEVER: Final = 0.0
 FAILURES: Final = ("cancelled", "rolled-back")
 """The events in a document's history by which a rotation ends without a new current root."""
 INTERRUPTED: Final = "interrupted"
+READABLE: Final = 0o644
+"""Mode of a metrics file: node_exporter runs as another user, and metrics hold no secret."""
 
 
 class MetricKind(StrEnum):
@@ -554,7 +556,9 @@ def serve_metrics(samples: Callable[[], Iterable[MetricSample]], *, host: str, p
 
 
 def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> None:
-    """Write the gauges to a file for node_exporter's textfile collector; the file is replaced atomically.
+    """Write the gauges to a file for node_exporter's textfile collector, which every user can read.
+
+    The file is replaced atomically.
 
     Counters are left out: a process that runs once counts from zero, so Prometheus would see no increase.
 
@@ -572,6 +576,7 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
     from prometheus_client import write_to_textfile
 
     write_to_textfile(str(path), registry)
+    path.chmod(READABLE)  # under systemd's UMask=0077, only the own user could read it
 
 
 def require_library() -> None:

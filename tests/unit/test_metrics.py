@@ -421,6 +421,16 @@ def test_the_file_holds_gauges_with_the_store_as_a_label_and_takes_the_place_of_
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_node_exporter_can_read_the_file_whatever_the_umask_is(tmp_path: Path) -> None:
+    path = tmp_path / "goatherd.prom"
+    before = os.umask(0o077)
+    try:
+        write_file(path, everything().all_samples(), store="x")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_file(tmp_path / "missing" / "goatherd.prom", everything().all_samples(), store="x")
