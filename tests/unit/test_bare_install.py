@@ -111,6 +111,24 @@ def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_only_an_agent_with_an_http_address_needs_the_extra_node(tmp_path: Path) -> None:
+    script = (
+        "from goatherd.cli.main import run\n"
+        "here = ['--provider', f'file://{sys.argv[1]}/keys/root']\n"
+        "files = ['--data', f'{sys.argv[1]}/data', '--create', '--plain-file']\n"
+        "ends = [*files, '--crashes', '0', '--', sys.executable, '-c', 'raise SystemExit(7)']\n"
+        "assert run(['init', *here]) == 0\n"
+        "assert run(['run', '--once', *here, *files]) == 0\n"
+        "assert run(['run', *here, *ends]) == 7\n"
+        "assert run(['run', *here, '--agent-port', '1', *ends]) == 3\n"
+        "assert run(['run', *here, '--door', '1', *ends]) == 3\n"
+    )
+    done = bare(script, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("hint: Install them: pip install 'goatherd[node]'") == 2
+
+
+@pytest.mark.slow
 def test_without_the_extra_node_serving_says_how_to_install_it(tmp_path: Path) -> None:
     script = "from goatherd.cli.main import run\nsys.exit(run(['serve', '--data', sys.argv[1]]))\n"
     done = bare(script, str(tmp_path))
