@@ -324,6 +324,8 @@ class ServiceEndpoints:
                 # In the message: what reports an obstacle of a rotation has a hint of its own.
                 raise DiscoveryError(f"{where}: {problem}. {_RIGHTS}", hint=_ROLE) from problem
             raise DiscoveryError(f"{where}: {problem}") from problem
+        except MissingExtraError as error:
+            raise DiscoveryError(f"{where}: {error}. {error.hint}", hint=error.hint) from error
         except (GoatherdError, OSError) as error:
             raise DiscoveryError(f"{where}: {error}", hint=getattr(error, "hint", None)) from error
         places = self._places(slices)

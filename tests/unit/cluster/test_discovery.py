@@ -536,6 +536,16 @@ async def test_a_cluster_that_cannot_be_reached_is_not_known(cluster: FakeKubern
         await places(f"k8s-service://prod/goatdb:http?kubeconfig={path}.missing")
 
 
+async def test_without_the_extra_the_message_itself_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What reports an obstacle of a rotation has a hint of its own."""
+    monkeypatch.setitem(sys.modules, "kubernetes_asyncio.config.kube_config", None)
+    (tmp_path / "kubeconfig").write_text("{}")
+    with pytest.raises(DiscoveryError, match=r"pip install 'goatherd\[kubernetes\]'"):
+        await places(f"k8s-service://prod/goatdb:http?kubeconfig={tmp_path}/kubeconfig")
+
+
 # --- in a rotation ------------------------------------------------------------------------------------------------
 
 
