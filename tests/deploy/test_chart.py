@@ -432,6 +432,21 @@ def test_prometheus_reads_each_server_and_each_controller_once(rendered: Mapping
     assert made["prometheus.io/path"] == "/goatherd/v1/metrics"
 
 
+@pytest.mark.parametrize("example", ["kubernetes", "agent", "sidecar"])
+def test_pods_listen_on_the_address_that_the_values_name(render: Any, example: str) -> None:
+    """Pods of an IPv6 cluster have no other addresses than those of IPv6."""
+    values = {"page": {"enabled": True, "behind": ["fd00::/8"]}, "controller": {"nodes": ["http://goats:8080"]}}
+    for address, metrics in (("0.0.0.0", "0.0.0.0:9464"), ("::", "[::]:9464")):
+        words = [
+            word
+            for each in own_containers(render(example, yaml.safe_dump(values | {"listenAddress": address})))
+            for word in each["args"]
+            if re.match("--((door-)?host|metrics)=", word)
+        ]
+        flag = "--door-host" if example == "agent" else "--host"
+        assert sorted(words) == sorted([f"{flag}={address}", f"--host={address}", f"--metrics={metrics}"])
+
+
 def test_placement_accounts_and_environment_reach_the_pods(rendered: Mapping[str, Path]) -> None:
     given = yaml.safe_load((CHART / "examples/aws.yaml").read_text())["server"]
     pod = pod_template(rendered["aws"], "goatherd")["spec"]
@@ -736,6 +751,7 @@ REFUSED = {
     "controller: {schedule: {chron: '0 3 1 * *'}}": "'chron' was unexpected",
     "page: {token: {name: x}}": "'name' was unexpected",
     "networkPolicy: {client: []}": "'client' was unexpected",
+    "listenAddress: localhost": "'localhost' is not one of",
     "server: {kind: deno}": "'deno' is not one of",
     "server: {replicas: '3'}": "'3' is not of type 'integer'",
     "server: {replicas: 0}": "0 is less than the minimum",
