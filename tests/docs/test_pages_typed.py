@@ -402,6 +402,19 @@ def test_the_commands_of_the_page_about_systemd_are_what_its_units_run(world: Wo
     assert (world.home / "data/localhost/settings.json").is_file()
 
 
+def test_the_shell_reads_the_environment_file_of_the_page_about_systemd_whatever_the_address_is(world: World) -> None:
+    shell = world.shell()
+    steps = {step.line.split()[0]: step.line for step in page("docs/how-to/systemd.md") if isinstance(step, Typed)}
+    named = "vault://vault.example:8200/secret/root?auth=approle&role-id-file=/etc/goatherd/role"
+    world.replace |= {
+        "/etc/goatherd/goatherd.env": f"{world.home}/goatherd.env",
+        "aws://eu-west-1/goatdb/prod/root": named,
+    }
+    for line in (steps["install"], steps["set"]):
+        assert shell.run(shell.told(line))[0] == 0, shell.story
+    assert shell.run('printf "%s" "$GOATHERD_PROVIDER"') == (0, named), shell.story
+
+
 def test_the_page_about_leaked_keys_works_as_it_is_written(world: World) -> None:
     shell = world.shell(GOATHERD_PROVIDER=world.provider)
     assert shell.run("goatherd init")[0] == 0, shell.story
