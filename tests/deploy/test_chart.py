@@ -468,6 +468,20 @@ def test_placement_accounts_and_environment_reach_the_pods(rendered: Mapping[str
     assert claim["metadata"]["name"] == "audit"
 
 
+def test_the_release_of_a_region_knows_the_servers_of_the_other_region(rendered: Mapping[str, Path]) -> None:
+    by_command = {each["args"][0]: each for each in own_containers(rendered["regions"])}
+    peers = {word.removeprefix("--peer=") for word in by_command["serve"]["args"] if word.startswith("--peer=")}
+    elsewhere = {peer for peer in peers if "goatherd-nodes" not in peer}
+    assert elsewhere
+    assert peers - elsewhere
+    for name in ("controller", "web"):
+        environ = {each["name"]: each["value"] for each in by_command[name]["env"]}
+        nodes = set(environ["GOATHERD_NODES"].split(","))
+        assert nodes == {*elsewhere, "k8s-service://goatdb/goatdb-goatherd-nodes:http"}
+        account = f"goatdb-goatherd-{'page' if name == 'web' else name}"
+        assert roles_of(rendered["regions"], account) == [FINDS_NODES]
+
+
 def test_the_page_of_the_chart_is_not_served_without_signing_in(rendered: Mapping[str, Path]) -> None:
     def arguments(name: str) -> list[str]:
         (page,) = [each for each in containers(rendered[name]) if each.get("args", [""])[0] == "web"]
