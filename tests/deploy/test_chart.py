@@ -223,7 +223,6 @@ def test_a_pod_has_an_account_that_exists_and_a_token_only_if_it_needs_one(
     assert subjects <= accounts
     for pod in pods(path):
         assert pod["serviceAccountName"] in accounts
-        assert pod["enableServiceLinks"] is False
         is_vault = any("vault://" in str(each.get("env")) for each in pod["containers"])
         assert pod["automountServiceAccountToken"] is (is_vault or pod["serviceAccountName"] in subjects)
 

@@ -61,6 +61,7 @@ def check_command_line(line: list[str]) -> None:
 def check_confinement(path: Path) -> None:
     for pod in pods(path):
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["enableServiceLinks"] is False, "the name of a Service would be that of an option"
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
             confined = container["securityContext"]
             assert confined["allowPrivilegeEscalation"] is False

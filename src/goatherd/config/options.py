@@ -780,7 +780,7 @@ def _parse_value(key: Key, value: object, where: str) -> Any:
         return key.parse(value)
     except ConfigurationError as error:
         hint = error.hint
-        if str(value).startswith(("tcp://", "udp://")) and where == key.variable:
+        if str(value).startswith(_SERVICE_ADDRESS) and where == key.variable:
             hint = (
                 "Kubernetes sets this variable for a Service of that name. Set `enableServiceLinks: false` in the pod, "
                 "or rename the Service."
@@ -793,6 +793,8 @@ def _parse_value(key: Key, value: object, where: str) -> Any:
 _SERVICE_LINK = re.compile(
     r"_SERVICE_HOST\Z|_SERVICE_PORT(?:_|\Z)|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_|\Z)|\AGOATHERD_PORT\Z"
 )
+_SERVICE_ADDRESS: Final = ("tcp://", "udp://", "sctp://")
+"""How the value of ``<SERVICE>_PORT`` begins, which has a name as an option could have it."""
 _CLOSE: Final = 0.8
 
 
@@ -816,6 +818,8 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
             hint="Set GOATHERD_PROVIDER to the store's URI, or write the table into goatherd.toml.",
         )
     if name in known or name == FILE_VARIABLE:
+        return
+    if name.endswith("_PORT") and environ[name].startswith(_SERVICE_ADDRESS):
         return
     suffix = name.removeprefix(ENVIRONMENT_PREFIX)
     short = {variable.removeprefix(ENVIRONMENT_PREFIX): variable for variable in (*known, FILE_VARIABLE)}

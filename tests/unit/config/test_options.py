@@ -383,6 +383,23 @@ def test_variables_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
     assert compared(load(tmp_path, environ={name: "x"})) == compared(Options())
 
 
+@pytest.mark.parametrize("service", ["GOATHERD", "GOATHERD_CONTROLLER", "GOATHERD_PAGE", "GOATHERD_AGENT"])
+def test_the_variables_of_a_service_of_kubernetes_are_left_alone(tmp_path: Path, service: str) -> None:
+    """A Service is often named after the workload: https://kubernetes.io/docs/concepts/services-networking/service/."""
+    address = "tcp://10.0.0.7:9464"
+    environ = {
+        f"{service}_SERVICE_HOST": "10.0.0.7",
+        f"{service}_SERVICE_PORT": "9464",
+        f"{service}_SERVICE_PORT_METRICS": "9464",
+        f"{service}_PORT": address,
+        f"{service}_PORT_9464_TCP": address,
+        f"{service}_PORT_9464_TCP_PROTO": "tcp",
+        f"{service}_PORT_9464_TCP_PORT": "9464",
+        f"{service}_PORT_9464_TCP_ADDR": "10.0.0.7",
+    }
+    assert compared(load(tmp_path, environ=environ)) == compared(Options())
+
+
 def test_a_variable_that_the_seal_key_is_read_from_may_have_any_name(tmp_path: Path) -> None:
     environ = {"GOATHERD_SETTINGS_LAST_KNOWN_GOOD_KEY": "env:GOATHERD_LAST_KNOWN_GOOD_KEY"}
     assert load(tmp_path, environ={**environ, "GOATHERD_LAST_KNOWN_GOOD_KEY": "x"}).settings_last_known_good_key
