@@ -25,6 +25,7 @@ import yaml
 
 import goatherd
 from goatherd.config.options import load_options
+from goatherd.config.values import parse_duration
 from goatherd.providers.kubernetes.permissions import policy
 from tests.deadlines import HANG
 from tests.deploy.test_deploy import (
@@ -783,6 +784,12 @@ REFUSED = {
     "securityContext: {readOnlyRootFilesystem: false}": "True was expected",
     "securityContext: {privileged: true}": "False was expected",
 }
+
+
+@pytest.mark.parametrize("unit", ["ms", "s", "m", "h", "d", "w"])
+def test_the_schema_accepts_the_units_of_time_that_goatherd_accepts(unit: str) -> None:
+    assert parse_duration(f"8{unit}")
+    assert problems(f"controller: {{schedule: {{maxAge: 8{unit}}}}}") == [[]]
 
 
 def test_values_that_are_misspelled_or_unsafe_are_refused_by_the_schema() -> None:
