@@ -74,7 +74,26 @@ def test_panels_have_ids_titles_and_places_of_their_own() -> None:
         taken |= cells
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
+def check_panels(series: dict[str, int], expected: dict[str, list[list[dict[str, Any]]]], folder: Path) -> None:
+    """Let Prometheus's own tool evaluate panels: the samples of each target, by the panel's title."""
+    by_title = {panel["title"]: panel["targets"] for panel in PANELS}
+    checks = [
+        {"expr": target["expr"].replace("$job", ".*"), "eval_time": "5m", "exp_samples": samples}
+        for title, results in expected.items()
+        for target, samples in zip(by_title[title], results, strict=True)
+    ]
+    inputs = [{"series": name, "values": f"{value}x10"} for name, value in series.items()]
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": checks}
+    path = folder / "dashboard_test.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([str(PROMTOOL), "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: scripts/install-promtool")
+
+
+@needs_promtool
 def test_controllers_and_metrics_files_do_not_count_as_servers(tmp_path: Path) -> None:
     servers = [f'{{job="g-nodes", instance="{name}"' for name in "abc"]
     controllers = [f'{{job="g-controller", instance="{name}"' for name in "de"]
@@ -85,18 +104,18 @@ def test_controllers_and_metrics_files_do_not_count_as_servers(tmp_path: Path) -
     series |= {f'goatherd_identity_info{each}, root="old"}}': 1 for each in (controllers[1], file)}
     series |= {f"goatherd_identity_generation{each}}}": 3 for each in (controllers[1], file)}
     expected = {
-        "Servers that sign with each root": [{"labels": '{root="new"}', "value": 3}],
-        "Generations in use": [{"labels": "{}", "value": 1}],
+        "Servers that sign with each root": [[{"labels": '{root="new"}', "value": 3}]],
+        "Generations in use": [[{"labels": "{}", "value": 1}]],
     }
-    checks = [
-        {"expr": panel["targets"][0]["expr"].replace("$job", ".*"), "eval_time": "5m", "exp_samples": samples}
-        for panel in PANELS
-        if (samples := expected.pop(panel["title"], None)) is not None
-    ]
-    assert not expected
-    inputs = [{"series": name, "values": f"{value}x10"} for name, value in series.items()]
-    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": checks}
-    path = tmp_path / "dashboard_test.yaml"
-    path.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]}))
-    done = subprocess.run([str(PROMTOOL), "test", "rules", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_panels(series, expected, tmp_path)
+
+
+@needs_promtool
+def test_a_working_root_is_not_judged_by_the_limits_for_roots(tmp_path: Path) -> None:
+    expires, life = "goatherd_root_expires_timestamp_seconds", "goatherd_working_root_lifetime_seconds"
+    anchored, plain = '{job="g", instance="a"}', '{job="h", instance="b"}'
+    series = {f"{expires}{anchored}": 864_300, f"{life}{anchored}": 2_592_000}
+    seconds = [{"labels": "{}", "value": 864_000}]
+    check_panels(series, {"Root expires in": [[], seconds]}, tmp_path)
+    series |= {f"{expires}{plain}": 8_640_300}
+    check_panels(series, {"Root expires in": [[{"labels": "{}", "value": 8_640_000}], seconds]}, tmp_path)
