@@ -461,7 +461,7 @@ def test_placement_accounts_and_environment_reach_the_pods(rendered: Mapping[str
         for workload in workloads(path):
             pod = workload["spec"]["template"]["spec"]
             mounts = {mount["name"] for each in pod["containers"] for mount in each["volumeMounts"]}
-            assert {"vault-ca", "keys"} & mounts & {each["name"] for each in pod["volumes"]}
+            assert {"vault-ca", "store"} & mounts & {each["name"] for each in pod["volumes"]}
     (controller,) = [each for each in workloads(rendered["aws"]) if each["metadata"]["name"].endswith("controller")]
     assert controller["kind"] == "StatefulSet", "each controller keeps an audit trail of its own"
     (claim,) = controller["spec"]["volumeClaimTemplates"]
@@ -522,6 +522,8 @@ def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_va
         ("sidecar", "server: {unmodified: {port: 8080}}", "must differ from the door's port"),
         ("controller-only", "controller: {nodes: []}", "controller.nodes must list the servers"),
         ("external-secrets", "server: {volumeSecret: ''}", "server.volumeSecret must name the Secret"),
+        ("file", "store: {volumes: [{name: keys, emptyDir: {}}]}", "store.volumes: keys is the name of a volume"),
+        ("file", "store: {volumeMounts: [{name: x, mountPath: /keys}]}", "mounts a volume of its own at /keys"),
         ("agent", "server: {storeUri: 'k8s-volume:///keys', volumeSecret: x}", "server.unmodified.lease must name"),
     ],
 )

@@ -203,6 +203,20 @@ annotations:
 {{- end }}
 {{- end -}}
 
+{{/* A StatefulSet with two volumes or mounts of one name is accepted, but none of its pods can be created. */}}
+{{- define "goatherd.checkVolumes" -}}
+{{- range .Values.store.volumes -}}
+{{- if has .name (list "audit" "config" "data" "identity" "keys" "server-tmp" "tls" "tmp") -}}
+{{- fail (printf "store.volumes: %s is the name of a volume of the chart; choose another name" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.store.volumeMounts -}}
+{{- if has .mountPath (list "/etc/goatherd" "/etc/goatherd-page" "/keys" "/srv/goatdb" "/tmp" "/var/log/goatherd") -}}
+{{- fail (printf "store.volumeMounts: the chart mounts a volume of its own at %s; choose another path" .mountPath) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "goatherd.volumeMounts" -}}
 {{- $own := index .root.Values .component -}}
 - name: tmp
@@ -224,6 +238,7 @@ annotations:
 
 {{- define "goatherd.volumes" -}}
 {{- $own := index .root.Values .component -}}
+{{- include "goatherd.checkVolumes" .root -}}
 - name: tmp
   emptyDir:
     sizeLimit: 64Mi
