@@ -83,14 +83,16 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, and the temporary files of killed writers. The removal survives a crash of the machine.
+    """Remove a file, if it exists, and the temporary files of killed writers.
+
+    The removal survives a crash of the machine.
 
     Raises:
         SettingsError: The file cannot be removed.
     """
     try:
-        path.unlink()
-        _remove_abandoned(path)
+        _remove_abandoned(path)  # first: once the file is missing, nothing calls this again
+        path.unlink(missing_ok=True)
         with _open_directory(path.parent) as directory:
             os.fsync(directory)
     except OSError as error:

@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from goatherd.errors import SettingsError
-from goatherd.files import make_directory, replace_file
+from goatherd.files import make_directory, remove_file, replace_file
 
 
 class FileState(StrEnum):
@@ -153,15 +153,15 @@ class SettingsFile:
         if before == self.target or not is_ours(before):
             return None
         self.repair_link()
-        with contextlib.suppress(OSError):
-            before.unlink()
+        with contextlib.suppress(SettingsError):
+            remove_file(before)
         return before.parent
 
     def remove(self) -> None:
-        """Remove the settings.json in memory and the link to it, if they exist."""
+        """Remove the settings.json in memory, the link to it, and what killed writers of either have left."""
         for path in filter(None, (self.link, self.target)):
-            with contextlib.suppress(OSError):
-                path.unlink()
+            with contextlib.suppress(SettingsError):
+                remove_file(path)
 
     def _write_link(self) -> None:
         if self.target is None:

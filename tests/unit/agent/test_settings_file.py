@@ -103,6 +103,32 @@ def test_removing_leaves_neither_link_nor_bytes_and_again_is_no_error(file: Sett
     assert file.stamp() is None
 
 
+def left_by_a_killed_writer(path: Path) -> Path:
+    left = path.with_name(f".{path.name}.{'a' * 16}.new")
+    left.write_bytes(b"a private key")
+    return left
+
+
+def test_removing_leaves_nothing_of_a_writer_that_was_killed_a_moment_ago(
+    plain: SettingsFile, file: SettingsFile
+) -> None:
+    for each in (plain, file):
+        each.write(b"one")
+        left_by_a_killed_writer(each.bytes_at)
+        each.remove()
+        assert list(each.bytes_at.parent.iterdir()) == []
+
+
+def test_moving_to_other_memory_leaves_nothing_in_the_earlier_one(file: SettingsFile, tmp_path: Path) -> None:
+    file.write(b"one")
+    left_by_a_killed_writer(file.bytes_at)
+    (tmp_path / "other").mkdir()
+    moved = SettingsFile(link=file.link, target=tmp_path / "other" / "localhost.json")
+    assert moved.move_in(lambda _: True) == file.bytes_at.parent
+    assert moved.read() == b"one"
+    assert list(file.bytes_at.parent.iterdir()) == []
+
+
 def test_a_plain_file_is_one_and_takes_the_place_of_a_link(plain: SettingsFile, file: SettingsFile) -> None:
     file.write(b"one")
     plain.write(b"two")
