@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
@@ -111,6 +111,7 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=environment,
+            process_group=0,  # Ctrl-C reaches this process only, which decides when the page stops
         )
     except OSError as error:
         raise NodeError(
@@ -202,7 +203,10 @@ async def publish_views(
         ConfigurationError, ProviderError, IdentityError: The first view cannot be made, and a retry would not help.
         NodeError: The address cannot be bound, or the process that serves the page has ended.
     """
-    async with start_page_process(address, interval) as page:
+    async with AsyncExitStack() as stack:
+        page = await run_unless_set(stop, stack.enter_async_context(start_page_process(address, interval)))
+        if page is None:
+            return
         await run_unless_set(stop, _show_first_view(source, page))
         if not stop.is_set():
             on_ready(page.url)

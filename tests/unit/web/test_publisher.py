@@ -141,6 +141,30 @@ def test_the_serving_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -
             assert readable, "the process that serves the page still runs"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_while_the_page_starts_ends_the_command_quietly(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    assert run(["init", "--provider", store]) == 0
+    line = [sys.executable, "-m", "goatherd", "web", "--port", "0", "--provider", store]
+    process = subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not any(
+            b"page-process" in Path(f"/proc/{one}/cmdline").read_bytes() for one in children.read_text().split()
+        ):
+            assert process.poll() is None
+        os.killpg(process.pid, number)  # as Ctrl-C in a terminal does
+        assert process.communicate(timeout=HANG) == ("", "")
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_mistake_is_an_error_before_anything_is_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     store = f"file://{tmp_path}/keys/root"
     assert run(["web", "--port", "0", "--provider", store]) == 7
