@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, command
 from goatherd.cli.output import Output
+from goatherd.cli.process import run_interruptible
 from goatherd.operations.serve import require_node_extra
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def demo(app: App, regions: bool) -> int:
     def tell(name: str, text: str) -> None:
         app.out.event(name, {"text": text}, f"{name:>10}  {text}")
 
-    report = asyncio.run(run_demo(tell, has_regions=regions))
+    # SIGTERM, such as from `timeout`, must not leave the servers and the temporary directory behind.
+    report = run_interruptible(app, run_demo(tell, has_regions=regions), note="")
     app.out.result(demo_json(report), demo_lines(report, app.out))
     return 0 if report.passed else EXIT_FINDINGS
 

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import os
 import re
 import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_TERMINATED
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.operations.serve import NODE_LIBRARIES
 from goatherd.serving.sockets import bind
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
@@ -42,6 +46,30 @@ def test_without_the_extra_node_the_install_command_is_told(
         assert result.code == EXIT_CODES["plugin"]
         assert result.json["error"]["code"] == "plugin.missing_extra"
         assert "pip install 'goatherd[node]'" in result.json["error"]["hint"]
+
+
+@pytest.mark.slow
+def test_a_demo_that_gets_sigterm_leaves_no_server_and_no_directory(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "goatherd", "demo"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stderr is not None
+        while not process.stderr.readline().lstrip().startswith("load"):
+            assert process.poll() is None
+        process.terminate()  # as `timeout` does
+        assert process.wait(HANG) == EXIT_TERMINATED
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_data_directory_must_be_named(goatherd: Goatherd, store: str) -> None:
