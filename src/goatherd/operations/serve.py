@@ -5,6 +5,7 @@ The server does not start on a data directory that may belong to another server.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import SystemClock
-from goatherd.data_directory import check_data_directory
+from goatherd.data_directory import check_data_directory, refuse_running
 from goatherd.errors import MissingExtraError
 from goatherd.garbage_collection import collect_rarely, exempt_present_objects
 from goatherd.operations.first_start import check_first_start
@@ -66,6 +67,7 @@ async def serve_organization(
     Raises:
         ConfigurationError: The data directory is missing, or holds something other than this organization.
         IdentityExistsError: The data belong to another identity than that in the store.
+        StorageError: Another process has a file of the data open for writing.
         GoatherdError: The identity or the data cannot be loaded, or the address is in use.
     """
     # Imported here, since the command line first asks this module whether the server's libraries are installed.
@@ -73,6 +75,9 @@ async def serve_organization(
 
     collect_rarely()
     check_data_directory(data, [org], create=creates)
+    # COMPAT: a GoatDB server takes no lock, and cuts its logs off when it starts, although another server writes them
+    # (docs/reference/goatdb-formats.md#defects).
+    await asyncio.to_thread(refuse_running, data / org)
     if open_store is not None:
         await check_first_start(data / org, org, open_store)
     service = ServiceManager()

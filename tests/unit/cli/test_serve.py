@@ -111,6 +111,29 @@ def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: 
     assert "0 selects a free port" in result.err
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files can be seen in /proc only")
+def test_a_goatdb_server_that_runs_on_the_data_is_told(
+    goatherd: Goatherd,
+    store: str,
+    goatdb: Path,  # noqa: F811
+) -> None:
+    assert goatherd("migrate", str(goatdb), "--provider", store).code == 0
+    log = goatdb / "localhost/sys/sessions.jsonl"
+    before = log.read_bytes()
+    script = "import sys; file = open(sys.argv[1], 'r+b'); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-S", "-c", script, str(log)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        with socket.create_server(("127.0.0.1", 0)) as taken:  # so that it ends, in any case
+            port = str(taken.getsockname()[1])
+            result = goatherd("serve", "--provider", store, "--data", str(goatdb), "--port", port)
+        server.communicate()
+    assert f"process {server.pid} holds {log} open" in result.err
+    assert result.code == EXIT_CODES["node"]
+    assert log.read_bytes() == before
+
+
 def events_of(server: Serving) -> list[str]:
     """Return the names of the events that a server has logged, in order."""
     return re.findall(r"(?:INFO|WARNING|ERROR) goatherd\S*: (\S+)", server.stderr.read_text())
