@@ -27,6 +27,7 @@ from typing import Final
 from goatherd.clock import Clock
 from goatherd.errors import (
     ConfigurationError,
+    ConflictError,
     IdentityError,
     ProviderError,
     ReplicationFailedError,
@@ -318,7 +319,13 @@ class ReplicatedStore(StoreGroup):
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds() * (3 if catch_up else 1)):
                 found = await self._read_contents(member, secret_id)
                 if catch_up and member.replication is Replication.GOATHERD:
-                    found = await self._bring_forward(member, secret_id, primary, found)
+                    try:
+                        found = await self._bring_forward(member, secret_id, primary, found)
+                    except (ConflictError, SecretExistsError):
+                        found = await self._read_contents(member, secret_id)
+                        if found.mark is None:
+                            raise
+                        # Another process brings it forward, too.
         except (ProviderError, TimeoutError, IdentityError) as error:
             return self._failed_view(view, breaker, member, secret_id, error)
         breaker.record_success()

@@ -206,6 +206,30 @@ async def test_two_writers_at_once_leave_one_winner_and_followers_with_what_it_w
     assert (await regions.ap.read(SECRET)).value.reveal() == encode_document(SECOND)
 
 
+@pytest.mark.parametrize("change", ["_create", "_write", "_label"])
+async def test_a_follower_that_another_process_brings_forward_at_the_same_time_is_in_step(change: str) -> None:
+    regions = Regions(FakeClock())
+    await regions.eu.create(SECRET, encode_document(FIRST))
+    if change != "_create":
+        await regions.writer().observe(SECRET, catch_up=True)
+    if change == "_write":
+        await regions.eu.write(SECRET, encode_document(SECOND), expected=(await regions.eu.read(SECRET)).version.id)
+    if change == "_label":
+        await regions.eu.label(SECRET, STABLE, "1", expected=None)
+    slow = getattr(regions.ap, change)
+
+    async def overtaken(*arguments: object) -> object:
+        setattr(regions.ap, change, slow)
+        (_, faster) = await regions.writer().observe(SECRET, catch_up=True)
+        assert faster.is_in_step
+        return await slow(*arguments)
+
+    setattr(regions.ap, change, overtaken)
+    (_, ap) = await regions.writer().observe(SECRET, catch_up=True)
+    assert (ap.is_in_step, ap.problem) == (True, "")
+    assert regions.ap.contents() == regions.eu.contents()
+
+
 @pytest.mark.slow
 async def test_a_destroyed_version_is_gone_from_every_store_that_goatherd_writes(regions: Regions) -> None:
     await write(regions, SECOND)
