@@ -211,18 +211,20 @@ class DataDirectoryLock:
     def save(
         self, *, orgs: Iterable[str] | None = None, memory: Path | None = None, child: Process | None = None
     ) -> None:
-        """Save the agent's state in the data directory.
+        """Save the agent's state in the data directory; what is not given stays as it was.
 
-        `child` always replaces the stored process; the other fields change only if they are given.
+        Nothing is written if nothing changes, so that an agent can also start on a full disk after one that was killed.
 
         Raises:
             SettingsError: The state cannot be written.
         """
-        state = replace(self._state, child=child, token=self.token)
-        if orgs is not None:
-            state = replace(state, orgs=frozenset(orgs))
-        if memory is not None:
-            state = replace(state, memory=memory)
+        state = replace(
+            self._state,
+            orgs=self._state.orgs if orgs is None else frozenset(orgs),
+            memory=memory or self._state.memory,
+            child=child or self._state.child,
+            token=self.token,
+        )
         if state != self._state or not self._path.exists():
             replace_file(self._path, state.to_bytes())
             self._state = state

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.agent.data_directory_lock import LOCK_NAME, RECORD_NAME, AgentState, DataDirectoryLock, Process
-from goatherd.errors import AgentBusyError, AgentError
+from goatherd.errors import AgentBusyError, AgentError, SettingsError
 
 
 def test_a_second_agent_on_the_same_data_is_refused(tmp_path: Path) -> None:
@@ -37,6 +37,27 @@ def test_what_is_noted_is_there_for_the_next_one_and_a_clean_end_leaves_nothing(
     with DataDirectoryLock(tmp_path) as claim:
         assert claim.before == AgentState()
     assert (tmp_path / LOCK_NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_agent_after_a_killed_one_writes_nothing_that_is_stored_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = Process(pid=7, started="boot 9", session=5)
+    with DataDirectoryLock(tmp_path) as claim:
+        claim.save(orgs=["a"], memory=Path("/run/x"))
+        claim.save(child=child)
+
+    def refuse(*_: object) -> None:
+        raise SettingsError("the disk is full")
+
+    monkeypatch.setattr("goatherd.agent.data_directory_lock.replace_file", refuse)
+    with DataDirectoryLock(tmp_path) as claim:
+        claim.save(memory=Path("/run/x"))
+        claim.save(orgs=["a"])
+        with pytest.raises(SettingsError):
+            claim.save(child=Process(pid=8, started="boot 10"))
+    with DataDirectoryLock(tmp_path) as claim:
+        assert claim.before.child == child, "the next agent stops what may be left of it"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"orgs": 3}', '{"orgs": [1]}', '{"child": {"pid": "x"}}'])
