@@ -104,14 +104,19 @@ def lock_file(path: Path, *, create: bool = True) -> int:
 
     Args:
         path: The file; its content does not matter.
-        create: Whether to create a missing file, with mode 0600.
+        create: Whether to create a missing file, with mode 0600. Otherwise the file may be on a read-only file system.
 
     Raises:
         BlockingIOError: Another process has the lock.
         OSError: The file is missing or cannot be opened, or is a symbolic link.
     """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = open_or_create(path, flags) if create else os.open(path, flags)
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = open_or_create(path, os.O_RDWR | flags) if create else os.open(path, os.O_RDWR | flags)
+    except OSError as error:
+        if create or error.errno != errno.EROFS:
+            raise
+        descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -450,12 +451,17 @@ class LogDirectory:
 
     A context manager: entering it takes the lock; leaving it flushes every open log and releases the lock.
 
+    Args:
+        path: The directory.
+        only_reads: Whether nothing will be written, so that the directory may be on a read-only file system.
+
     Attributes:
         held_records: Returns all records of a repository's log as JSON, or None; see `FileLog`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_reads: bool = False) -> None:
         self.path = path
+        self._only_reads = only_reads
         self.held_records: Callable[[str], Sequence[bytes] | None] = lambda _: None
         self._lock: int | None = None
         self._logs: WeakValueDictionary[str, FileLog] = WeakValueDictionary()
@@ -486,7 +492,7 @@ class LogDirectory:
         except OSError as error:
             raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
         try:
-            descriptor = open_or_create(self.path / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = self._open_lock()
         except OSError as error:
             hint = OWNER_HINT if isinstance(error, PermissionError) else None
             raise StorageError(f"cannot open {self.path / LOCK_NAME}: {error.strerror}", hint=hint) from error
@@ -503,6 +509,18 @@ class LogDirectory:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
+
+    def _open_lock(self) -> int:
+        file = self.path / LOCK_NAME
+        try:
+            return open_or_create(file, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if not self._only_reads or error.errno != errno.EROFS:
+                raise
+        try:
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)  # a server may run where the directory can be written
+        except FileNotFoundError:
+            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Flush every open log and release the lock on the data directory.

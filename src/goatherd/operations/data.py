@@ -58,7 +58,7 @@ async def check_data(
     reports = []
     for name, directory in find_organizations(path, org):
         trusted = await _read_trusted_roots(name, directory, open_store)
-        with lock_organization(directory) as logs, _verification_threads() as executor:
+        with lock_organization(directory, only_reads=True) as logs, _verification_threads() as executor:
             held, problems = await read_peers(logs, name, trusted, peers, executor)
             report = await asyncio.to_thread(check_organization, logs, name, trusted, executor, held)
             reports.append(replace(report, problems=problems))
@@ -116,8 +116,12 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
 
 
 @contextmanager
-def lock_organization(directory: Path) -> Iterator[LogDirectory]:
+def lock_organization(directory: Path, *, only_reads: bool = False) -> Iterator[LogDirectory]:
     """Lock an organization's directory, so that no server and no agent can use it.
+
+    Args:
+        directory: The directory.
+        only_reads: Whether nothing will be written, so that the directory may be on a read-only file system.
 
     Raises:
         StorageError: A server runs on the directory; the message names its process.
@@ -137,7 +141,7 @@ def lock_organization(directory: Path) -> Iterator[LogDirectory]:
             ) from None
         except OSError as error:
             raise StorageError(f"{directory.parent / AGENT_LOCK_NAME} cannot be locked: {error.strerror}") from error
-        with LogDirectory(directory) as logs:
+        with LogDirectory(directory, only_reads=only_reads) as logs:
             refuse_running(directory)
             yield logs
     finally:

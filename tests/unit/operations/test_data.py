@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -580,6 +581,38 @@ def test_a_directory_that_an_agent_uses_is_an_error(directory: Path) -> None:
     with DataDirectoryLock(directory.parent), pytest.raises(AgentBusyError, match="uses"):
         check(directory)
     assert check(directory).findings == ()
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_read_only_file_system_can_be_checked_and_not_repaired(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    from goatherd.agent.data_directory_lock import DataDirectoryLock
+
+    if not is_new:  # the locks are there, and where the directory can be written, others may hold them
+        with DataDirectoryLock(directory.parent), LogDirectory(directory):
+            pass
+    real = os.open
+
+    def open_reading(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *arguments, **options)
+
+    def check_all() -> Any:
+        return check_data(directory.parent, org=None, open_store=store_with_identity)
+
+    with ExitStack() as others:
+        if not is_new:
+            others.enter_context(LogDirectory(directory))
+        monkeypatch.setattr(os, "open", open_reading)
+        if not is_new:
+            with pytest.raises(StorageError, match="in use by process"):
+                await check_all()
+    (report,) = await check_all()
+    assert (report.is_clean, report.records) == (True, len(SESSIONS) + len(NOTES))
+    with pytest.raises(StorageError, match="Read-only file system"):
+        await repair_data(directory.parent, org=None, open_store=store_with_identity)
 
 
 # --- every organization of a data directory ---------------------------------------------------------------------------
