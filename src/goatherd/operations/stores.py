@@ -22,6 +22,7 @@ from goatherd.errors import (
     NodeError,
     PromotionRefusedError,
     ProviderError,
+    SecretNotFoundError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.transitions import PROMOTED, can_go_back, record_promotion
@@ -375,10 +376,10 @@ async def promote_store(
     async with record_run(promoted, "stores", asked, audit_log):
         if member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider):
             await member.provider.promote_replica(inner)
-        labels = await _read_labels(member.provider, inner, found.version.id)
+        stable = await _read_stable(member.provider, inner)
         above = max([document.generation, *(one.generation for one in seen.values())])
         changed = await call_signing(
-            record_promotion, document, time.now_ms(), region=region, above=above, stable_version=labels.get(STABLE)
+            record_promotion, document, time.now_ms(), region=region, above=above, stable_version=stable
         )
         await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
     return PromotionReport(
@@ -389,6 +390,18 @@ async def promote_store(
         unseen=unseen,
         can_go_back=can_go_back(changed),
     )
+
+
+async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | None:
+    """Return the id of the version with the label `stable`; None if there is none.
+
+    Raises:
+        ProviderError: The store cannot be read. Without the id, a rotation in progress could never be rolled back.
+    """
+    try:
+        return (await provider.read(secret_id, STABLE)).version.id
+    except SecretNotFoundError:
+        return None
 
 
 async def _gather_evidence(

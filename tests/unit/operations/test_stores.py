@@ -13,13 +13,16 @@ import pytest
 from goatherd.cli.text.stores import promotion_data, promotion_lines
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.config.values import StoreEntry
-from goatherd.errors import ConfigurationError, PromotionRefusedError
+from goatherd.errors import ConfigurationError, PromotionRefusedError, UnavailableError
 from goatherd.identity.document import encode_document, source_digest
+from goatherd.identity.transitions import prepare_rotation
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog
 from goatherd.operations.store_checks import FAILED, OK, WARNING
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
+from goatherd.providers.base import Call
+from goatherd.providers.values import STABLE, Label, SecretValue, VersionId
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
 from goatherd.rotation.policy import Policy
 from goatherd.stores import Standing
@@ -118,6 +121,34 @@ async def test_a_region_is_promoted_only_with_the_highest_generation_that_anythi
     again = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
     assert again.is_repeated
     assert regions.us.document().generation == 3
+
+
+async def test_a_promotion_that_cannot_read_the_stable_version_writes_nothing(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = regions.ap
+    held = await store.read(SECRET)
+    await store.label(SECRET, STABLE, held.version.id, expected=None)
+    rotating = prepare_rotation(
+        FIRST, owned("b"), now_ms=FIRST.last_updated, rotation_id="r", started_by="", stable_version="of the primary"
+    )
+    await store.write(SECRET, encode_document(rotating), expected=held.version.id)
+    read = store._read
+
+    async def fail_once(call: Call, at: Label | VersionId) -> SecretValue:
+        if at == STABLE:
+            monkeypatch.undo()
+            raise call.error(UnavailableError, "no answer")
+        return await read(call, at)
+
+    monkeypatch.setattr(store, "_read", fail_once)
+    with pytest.raises(UnavailableError, match="no answer"):
+        await promote_store(stores_of(regions), "ap")
+    assert store.document() == rotating
+    await promote_store(stores_of(regions), "ap")
+    rotation = store.document().rotation
+    assert rotation is not None
+    assert rotation.stable_version == held.version.id, "the rotation can be rolled back"
 
 
 async def test_the_operator_s_word_overrules_is_above_what_was_seen_and_is_on_record(
