@@ -5,7 +5,6 @@ The signature is invalid if a tool that does not sign has changed the identity i
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,7 +108,7 @@ def sign(app: App, accept: bool, take_back: bool) -> int:
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")
-    return asyncio.run(_sign(app, accept=accept, take_back=take_back))
+    return run_interruptible(app, _sign(app, accept=accept, take_back=take_back), note="")
 
 
 async def _sign(app: App, *, accept: bool, take_back: bool) -> int:

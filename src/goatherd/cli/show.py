@@ -52,15 +52,17 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
     # Imported here, because to show the identity of a file store needs no event loop.
     import asyncio
 
+    from goatherd.cli.process import run_interruptible
+
     if action == "label":
         if label is None or version is None:
             raise click.UsageError("label needs a label and a version: goatherd show --versions label LABEL VERSION")
-        asyncio.run(_relabel(app, label, version))
+        run_interruptible(app, _relabel(app, label, version), note="")
         return
     if action == "unlabel":
         if label is None or version is not None:
             raise click.UsageError("unlabel needs one label: goatherd show --versions unlabel LABEL")
-        asyncio.run(_relabel(app, label, None))
+        run_interruptible(app, _relabel(app, label, None), note="")
         return
     if label is not None:
         raise click.UsageError(f"list takes no argument, but {label!r} was given")

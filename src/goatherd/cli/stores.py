@@ -7,6 +7,7 @@ import asyncio
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, audit_log, audit_option, command
+from goatherd.cli.process import run_interruptible
 from goatherd.cli.text.stores import (
     promotion_data,
     promotion_lines,
@@ -52,9 +53,8 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
         raise click.UsageError("--force-generation needs `promote`")
     if action == "status":
         return asyncio.run(_show(app))
-    if action == "sync":
-        return asyncio.run(_sync(app))
-    return asyncio.run(_promote(app, region or "", force=force_generation))
+    changing = _sync(app) if action == "sync" else _promote(app, region or "", force=force_generation)
+    return run_interruptible(app, changing, note="run the same command again to complete it")
 
 
 async def _show(app: App) -> int:

@@ -230,6 +230,11 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
             "revoke",
             "run the same command again to resume",
         ),
+        (["stores", "sync"], "stores", "run the same command again to complete it"),
+        (["stores", "promote", "us"], "stores", "run the same command again to complete it"),
+        (["versions", "label", "mine", "1"], "show", ""),
+        (["versions", "unlabel", "mine"], "show", ""),
+        (["restore", "--signature"], "restore", ""),
     ],
 )
 def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
