@@ -221,12 +221,13 @@ async def fetch_settings(
             await organization.load_identity(asyncio.Event())
             await organization.check_place(is_left_over=organization.org in lock.before.orgs)
         _move_settings(files, organizations)
+        # Recorded first: a key is only written where a later agent knows that it may replace or remove the file.
+        lock.save(orgs={*lock.before.orgs, *files.orgs})
         for organization in organizations:
             await organization.write_file()
             assert organization.running is not None
             current_id = organization.running.current.id
             written.append(WrittenSettings(org=organization.org, file=organization.file.link, current_id=current_id))
-        lock.save(orgs={*lock.before.orgs, *files.orgs})
     return written
 
 

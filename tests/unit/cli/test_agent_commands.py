@@ -19,6 +19,7 @@ import pytest
 
 from goatherd.agent.memory_directory import directory_for
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.errors import SettingsError
 from goatherd.identity.settings_json import to_settings
 from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
@@ -147,6 +148,23 @@ def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: 
     assert disk.code == EXIT_CODES["agent"]
     assert "not in memory" in disk.err
     assert "--plain-file" in disk.err
+
+
+def test_fetch_writes_no_key_before_a_later_agent_can_know_of_it(
+    goatherd: Goatherd, store: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SettingsError("No space left on device")
+
+    words = ["fetch", "--provider", store, "--data", str(data), "--plain-file"]
+    with monkeypatch.context() as full:
+        full.setattr("goatherd.agent.data_directory_lock.replace_file", refuse)
+        assert goatherd(*words).code == EXIT_CODES["settings"]
+    assert not settings(data).exists()
+    assert goatherd(*words).code == 0
+    settings(data).write_bytes(b'{"currentSess')  # as a server that dies while it writes leaves it
+    assert goatherd(*words).code == 0
+    assert json.loads(settings(data).read_bytes())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
