@@ -67,50 +67,31 @@ def migrate(
     """
     if root_id is not None and not write_sessions:
         raise click.UsageError("--root writes into the logs, so it cannot be combined with --no-write-sessions")
-    going = _migrate(
-        app,
-        sources,
-        dry_run=dry_run,
-        write_sessions=write_sessions,
-        is_only_server=only_server,
-        root_id=root_id,
-        remove=remove_key,
-    )
-    return asyncio.run(going)
-
-
-async def _migrate(
-    app: App,
-    sources: tuple[Path, ...],
-    *,
-    dry_run: bool,
-    write_sessions: bool,
-    is_only_server: bool,
-    root_id: str | None,
-    remove: bool | None,
-) -> int | None:
     from goatherd.cli.text.migration import kept_lines, migration_json, migration_lines
     from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
 
     target = build_migration_target(app.options)
-    done = await migrate_all(
-        target,
-        sources,
-        dry_run=dry_run,
-        write_sessions=write_sessions,
-        is_only_server=is_only_server,
-        root_id=root_id,
-        tell=lambda line: app.out.event("roots", {"message": line}, line),
+    done = asyncio.run(
+        migrate_all(
+            target,
+            sources,
+            dry_run=dry_run,
+            write_sessions=write_sessions,
+            is_only_server=only_server,
+            root_id=root_id,
+            tell=lambda line: app.out.event("roots", {"message": line}, line),
+        )
     )
     lines = migration_lines(done)
     removed: list[str] = []
-    if remove is None and done.removable and app.out.may_ask:
+    if remove_key is None and done.removable and app.out.may_ask:
         app.out.result({}, lines)
         lines = []
         files = ", ".join(str(source.settings) for source, _ in done.removable)
-        remove = click.confirm(f"Remove {files} from the disk now? The key is in the store.", default=False, err=True)
-    if remove and not dry_run:
-        removed = await remove_keys(target, done, confirmed=remove)
+        # Not in the event loop, in which the first Ctrl-C would not end the question.
+        remove_key = click.confirm(f"Remove {files} from the disk now? The key is in the store.", err=True)
+    if remove_key and not dry_run:
+        removed = asyncio.run(remove_keys(target, done, confirmed=True))
         lines += removed or ["no file was removed, since a server rejects the root"]
     kept = done.find_kept_settings()
     app.out.result(migration_json(done, removed, kept), [*lines, *kept_lines(kept)])

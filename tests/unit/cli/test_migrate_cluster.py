@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
+from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_INTERRUPTED
 from goatherd.clock import SystemClock
 from goatherd.data_directory import REMAINS, read_commits
 from goatherd.errors import SettingsError
@@ -830,6 +832,26 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
     assert [json.loads(line) for line in lines_about(data, owned.id)] == [first]
     assert more_known["p"] == [first["id"]]
     assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
+
+
+def test_ctrl_c_ends_the_question_at_once(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = []
+
+    def interrupt(*_: object, **__: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        waits.append(True)
+        return True
+
+    monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
+    monkeypatch.setattr("click.confirm", interrupt)
+    assert goatherd("migrate", str(data), "--provider", store).code == EXIT_INTERRUPTED
+    assert waits == []
+    assert (data / "localhost/settings.json").exists()
 
 
 def test_the_question_is_asked_on_standard_error_as_the_result_may_go_to_a_file(
