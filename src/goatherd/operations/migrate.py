@@ -57,7 +57,7 @@ from goatherd.operations.merge_identities import (
 from goatherd.operations.migration_files import (
     MigrationSource,
     check_signed_for,
-    find_key_copies,
+    describe_key_copies,
     find_sources,
     missing_settings_error,
     read_settings,
@@ -394,7 +394,7 @@ async def _migrate_server(
     if identity.current != document.current:
         notes += describe_short_life(identity, SystemClock().now_ms())
     notes += sessions.problems
-    notes += [f"{copy} holds a private key too" for copy in find_key_copies(source.settings)]
+    notes += describe_key_copies(source.settings)
     secret = str(own_root.to_secret_json()["privateKey"]["d"]).encode()
     in_git = await asyncio.to_thread(find_in_git, source.settings.resolve(), secret)
     if in_git is not None:
@@ -632,8 +632,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
         f"{settings} is removed; {remains} says where the key went",
         "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",
     ]
-    messages += [f"{copy} holds a private key too: remove it by hand" for copy in find_key_copies(settings)]
-    return messages
+    return messages + describe_key_copies(settings, advice=": remove it by hand")
 
 
 def servers_rejecting_root(proofs: Iterable[RootAcceptance]) -> list[RootAcceptance]:

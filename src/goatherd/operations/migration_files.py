@@ -238,15 +238,26 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
     return tuple(found)
 
 
-def find_key_copies(settings: Path) -> list[Path]:
-    """Return the files beside a settings.json that also hold a private key, such as a backup."""
-    return [path for path in sorted(settings.parent.iterdir()) if path != settings and _holds_key(path)]
+def describe_key_copies(settings: Path, *, advice: str = "") -> list[str]:
+    """Describe the files beside a settings.json that also hold a private key, such as a backup, or cannot be read.
+
+    Args:
+        settings: The settings.json.
+        advice: What to do with a file that holds a key, as the end of its line.
+    """
+    found = []
+    for path in sorted(settings.parent.iterdir()):
+        try:
+            if path != settings and _holds_key(path):
+                found.append(f"{path} holds a private key too{advice}")
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        except OSError as error:
+            found.append(f"{path} cannot be read ({error.strerror}): check whether it holds a private key too")
+    return found
 
 
 def _holds_key(path: Path) -> bool:
-    try:
-        if not path.is_file() or path.suffix == ".jsonl" or path.stat().st_size > _LARGEST_COPY:
-            return False
-        return b'"privateKey"' in path.read_bytes()
-    except OSError:
+    if not path.is_file() or path.suffix == ".jsonl" or path.stat().st_size > _LARGEST_COPY:
         return False
+    return b'"privateKey"' in path.read_bytes()

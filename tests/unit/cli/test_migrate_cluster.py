@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -600,6 +601,26 @@ def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, stor
     result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
     assert f"{backup} holds a private key too: remove it by hand" in result.out
     assert backup.exists()
+
+
+def test_a_file_beside_it_that_cannot_be_read_does_not_count_as_one_without_a_key(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backup, real = data / "localhost/settings.json.bak", Path.read_bytes
+    backup.write_bytes((data / "localhost/settings.json").read_bytes())
+
+    def read(path: Path) -> bytes:
+        if path == backup:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    told = f"{backup} cannot be read (Permission denied): check whether it holds a private key too"
+    assert told in goatherd("migrate", str(data), "--provider", store).out
+    assert told in goatherd("migrate", str(data), "--provider", store, "--remove-key").out
 
 
 def test_a_dry_run_removes_nothing(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
