@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -112,6 +113,8 @@ def main() -> int:
 
 
 async def _run() -> int:
+    # systemd sends it to every process of a unit; the parent decides when to stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lines = asyncio.StreamReader(limit=LONGEST_LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     try:

@@ -165,6 +165,18 @@ def test_a_signal_to_the_process_group_while_the_page_starts_ends_the_command_qu
         process.communicate()
 
 
+def test_sigterm_to_every_process_as_systemd_sends_it_ends_the_command_quietly(tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/keys/root"
+    assert run(["init", "--provider", store]) == 0
+    with serving("--provider", store, cwd=tmp_path) as (process, url):
+        os.kill(child_of(process.pid), signal.SIGTERM)
+        assert fetch(url), "the process that serves the page waits for its parent"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
 def test_a_mistake_is_an_error_before_anything_is_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     store = f"file://{tmp_path}/keys/root"
     assert run(["web", "--port", "0", "--provider", store]) == 7
