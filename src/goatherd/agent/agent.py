@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -656,12 +657,14 @@ async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> 
 async def run_command(command: Sequence[str], patience: timedelta, clock: Clock, environ: Mapping[str, str]) -> None:
     """Run a command that makes a server read its new file; its output goes to standard error.
 
+    If it takes too long, or the agent stops meanwhile, it is killed with the processes that it started.
+
     Raises:
         AgentError: The command cannot be started, fails, or takes longer than `patience`.
     """
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=environ
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=environ, start_new_session=True
         )
     except OSError as error:
         raise AgentError(f"cannot run {command[0]}: {error.strerror}") from error
@@ -676,5 +679,6 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
     finally:
         limit.cancel()
         if process.returncode is None:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
         await asyncio.wait({ending})

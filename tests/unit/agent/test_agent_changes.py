@@ -282,6 +282,19 @@ async def test_a_command_that_fails_or_does_not_exist_or_hangs_is_an_error_witho
             await run_command(command, patience, clock, environ)
 
 
+async def test_a_command_that_is_cut_short_leaves_no_process_behind(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = ["sh", "-c", f"exec 3> {pipe}; sleep 600 & echo started >&3; wait"]
+    running = asyncio.create_task(run_command(command, PATIENCE, SystemClock(), dict(os.environ)))
+    with await asyncio.to_thread(pipe.open) as reader:
+        assert await asyncio.to_thread(reader.readline) == "started\n"
+        running.cancel()
+        await asyncio.wait({running})
+        async with asyncio.timeout(HANG):
+            assert await asyncio.to_thread(reader.read) == "", "nothing has the pipe open any more"
+
+
 # --- one at a time --------------------------------------------------------------------------------------------------
 
 
