@@ -119,30 +119,40 @@ def read_objects(repository: Path) -> Iterator[tuple[str, ObjectReader]]:
     listing = ("--batch-all-objects", "--unordered", "--batch-check=%(objectname) %(objecttype)")
     listed = _run_git(repository, "cat-file", *listing, timeout=None)
     wanted = [line.split()[0] for line in listed.splitlines() if not line.endswith(b" tree")]
-    with tempfile.TemporaryFile() as names:  # a pipe would fill up while its other end is read
-        names.write(_join_lines(wanted))
-        names.seek(0)
-        process = subprocess.Popen(  # noqa: S603 - a fixed command, without a shell
-            _git_command(repository, "cat-file", "--batch", "--buffer"),
-            stdin=names,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_git_environ(),
-        )
-        with process:
-            assert process.stdout is not None
-            try:
-                for name in wanted:
-                    header = process.stdout.readline().split()
-                    if len(header) != 3 or header[0] != name:
-                        raise GitUnreadableError(f"git could not read object {name.decode()}")
-                    reader = ObjectReader(process.stdout, int(header[2]))
-                    yield name.decode(), reader
-                    while reader.read(1 << 20):
-                        pass
-                    process.stdout.read(1)
-            finally:
-                process.kill()
+    try:
+        with _open_scratch() as names:  # a pipe would fill up while its other end is read
+            names.write(_join_lines(wanted))
+            names.seek(0)
+            process = subprocess.Popen(  # noqa: S603 - a fixed command, without a shell
+                _git_command(repository, "cat-file", "--batch", "--buffer"),
+                stdin=names,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_git_environ(),
+            )
+    except OSError as error:
+        raise GitUnreadableError(f"git cannot be run: {error.strerror}") from error
+    with process:
+        assert process.stdout is not None
+        try:
+            for name in wanted:
+                header = process.stdout.readline().split()
+                if len(header) != 3 or header[0] != name:
+                    raise GitUnreadableError(f"git could not read object {name.decode()}")
+                reader = ObjectReader(process.stdout, int(header[2]))
+                yield name.decode(), reader
+                while reader.read(1 << 20):
+                    pass
+                process.stdout.read(1)
+        finally:
+            process.kill()
+
+
+def _open_scratch() -> IO[bytes]:
+    """Open a file without a name; in memory if possible, since a container may have no directory to write to."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("names"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def locate_objects(repository: Path, ids: Collection[str]) -> dict[str, GitPlace]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +275,44 @@ def test_a_repository_that_git_cannot_read_is_not_clean(goatherd: Goatherd, tree
     (tree / ".git/HEAD").write_text("broken\n")
     result = scan(goatherd, tree)
     assert (result.code, "its git history: git reported:" in result.out) == (EXIT_FINDINGS, True)
+
+
+@needs_git
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="here, the names of the objects are written to a file")
+def test_a_git_history_is_searched_where_nothing_can_be_written(
+    goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tree, "init")
+    git(tree, "add", ".")
+    git(tree, "commit", "-m", settings.decode())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert scan(goatherd, tree).code == EXIT_KEY_FOUND
+
+
+@needs_git
+def test_a_repository_for_which_no_process_can_be_started_is_not_clean(
+    goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tree, "init")
+    git(tree, "add", ".")
+    git(tree, "commit", "-m", "first")
+    start = subprocess.Popen
+
+    def refuse(command: list[str], *arguments: Any, **options: Any) -> Any:
+        if "--buffer" in command:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return start(command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    result = scan(goatherd, tree)
+    assert (result.code, "its git history: git cannot be run: Too many open files" in result.out) == (
+        EXIT_FINDINGS,
+        True,
+    )
 
 
 @needs_git
