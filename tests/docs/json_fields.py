@@ -384,7 +384,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "Whether the server holds the cross-signature: the previous root's introduction, signed by the new root.",
         ),
         "nodes[].signsWith": Field("string or null", "Id of the root that it signs with."),
-        "nodes[].generation": Field("integer or null", "Generation of the identity document that the server has read."),
+        "nodes[].generation": Field(
+            "integer or null", "Generation of the identity document that the server has read from the store."
+        ),
         "nodes[].phase": Field("string or null", "Phase in that document."),
         "nodes[].clockAheadMs": Field(
             "integer or null",

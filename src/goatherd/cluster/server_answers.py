@@ -33,6 +33,7 @@ LAST_TIME: Final = 253_402_300_799_999
 
 _MOST_COUNT: Final = 2**53 - 1
 _MOST_SIGNERS: Final = 100
+_FROM_FILE: Final = "file"
 _ACTIVITIES: Final = {
     "starting": "is being started by its agent",
     "restarting": "is being restarted by its agent",
@@ -169,9 +170,9 @@ class ServerIdentity:
         signer: Id of the session with which the server signs; an agent reports it after it has asked its server.
         roots: Ids of the roots that it trusts.
         revoked: Ids of the sessions that it rejects as revoked.
-        generation: Generation of the identity that it uses.
+        generation: Generation of the identity that it uses; None if that is from a settings.json.
         has_seen_signed: Whether it rejects an identity document that is not signed.
-        digest: SHA-256 of the text of the identity that it uses, hexadecimal.
+        digest: SHA-256 of the text of the identity that it uses, hexadecimal; None if that is from a settings.json.
         phase: Phase of the rotation that it knows of.
         view_age: How long ago the source of its identity last gave a valid answer.
         view_interval: Longest time between two reads of the store.
@@ -224,6 +225,11 @@ class ServerIdentity:
     signing_problem: str | None = None
     agent: AgentReport | None = None
 
+    @property
+    def is_from_file(self) -> bool:
+        """Whether the server's identity is from a settings.json, not from a store."""
+        return self.source == _FROM_FILE
+
     @classmethod
     def from_json(cls, answer: object) -> ServerIdentity | None:
         """Parse the JSON of an answer; None if it is that of neither a Goatherd server nor an agent.
@@ -237,21 +243,25 @@ class ServerIdentity:
         refusal = read.of("refusal", _mapping)
         agent = read.of("agent", _agent)
         signer = read.of("signer", _id)
+        source, generation, digest = read.of("source", _id), read.of("generation", _count), read.of("digest", _digest)
+        if source == _FROM_FILE:
+            # Not comparable with the store's: GoatDB's form of a settings.json has no generations.
+            generation = digest = None
         return cls(
             org=read.of("org", _id),
             signer=signer,
             roots=read.of("roots", _ids),
             revoked=read.of("revoked", _ids),
-            generation=read.of("generation", _count),
+            generation=generation,
             has_seen_signed=read.of("signed", _bool) is True,
-            digest=read.of("digest", _digest),
+            digest=digest,
             phase=read.of("phase", _id),
             view_age=read.of("viewAgeMs", _duration),
             view_interval=read.of("viewIntervalMs", _duration),
             says_interval="viewIntervalMs" in answer,
             is_watching=read.of("watching", _bool) is True,
             is_degraded=read.of("degraded", _bool),
-            source=read.of("source", _id),
+            source=source,
             refusal=None if refusal is None else _Members(refusal, "refusal.").of("code", _id),
             data=read.of("data", _data),
             instance=read.of("instance", _short_id),

@@ -461,7 +461,10 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
         return Check(name=name, level=WARNING, text=text, hint="Check again in a minute.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
-        return Check(name=name, level=FAILED, text=text, hint="Check whether the server can read the store.")
+        hint = "Check whether the server can read the store."
+        if report.is_from_file:
+            hint = "Its identity is from a settings.json: start it with --provider, or write that file again."
+        return Check(name=name, level=FAILED, text=text, hint=hint)
     if report.source == Origin.LAST_KNOWN_GOOD:
         age = "unknown" if report.view_age is None else format_duration(report.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
@@ -480,10 +483,11 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
         )
         text = f"{url} has not read the store for {age}{every}"
         return Check(name=name, level=WARNING, text=text, hint="Check whether the server can read the store.")
-    if node.generation != document.generation:
+    if not report.is_from_file and node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
         return Check(name=name, level=WARNING, text=text, hint="The server reads the store again at its next refresh.")
     others = [root for root in node.roots or () if root != current]
     also = f"; it also trusts {', '.join(others[:5])}" if others else ""
     also += f" and {len(others) - 5} more" if len(others) > 5 else ""
+    also += "; its identity is from a settings.json" if report.is_from_file else ""
     return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}{also}")

@@ -499,6 +499,7 @@ def _server_row(node: NodeView, document: IdentityDocument) -> ServerRow:
     report, record = node.report, document.rotation
     is_early = record is not None and document.next is not None
     generation = node.generation if node.generation is not None else report.generation
+    read_age = None if report.is_from_file else report.view_age
     signs = "unknown"
     if node.signs_with is not None:
         is_next = document.next is not None and node.signs_with == document.next.id
@@ -517,7 +518,7 @@ def _server_row(node: NodeView, document: IdentityDocument) -> ServerRow:
         generation=generation,
         is_behind=generation is not None and generation < document.generation,
         phase=report.phase,
-        read_age_ms=None if report.view_age is None else round(report.view_age.total_seconds() * 1000),
+        read_age_ms=None if read_age is None else round(read_age.total_seconds() * 1000),
         clock_ahead_ms=node.clock_ahead_ms if node.reachable else None,
         kind=_describe_kind(node),
         problem=clean_text(_describe_problem(node, {root.id for root in document.roots})),
@@ -532,7 +533,7 @@ def _describe_kind(node: NodeView) -> str:
     if not node.reachable:
         return ""
     if not node.is_unmodified:
-        return "Goatherd server"
+        return "Goatherd server with a settings.json" if node.report.is_from_file else "Goatherd server"
     if agent is None:
         return "unmodified GoatDB server"
     return f"GoatDB under an agent{', with a door' if agent.door is not None else ''}"

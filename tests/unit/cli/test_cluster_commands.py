@@ -397,6 +397,38 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
 
 
 @pytest.mark.slow
+def test_a_server_with_a_settings_json_does_not_mean_that_the_store_went_back(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+) -> None:
+    """It is no unmodified server, and reports an identity of generation 1 that the store has never held."""
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    file = tmp_path / "settings.json"
+    assert goatherd("export", str(file), "--provider", store).code == 0
+    server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
+    here = ("--provider", store, "--node", server.url)
+    for _ in range(2):
+        status = goatherd("status", *here, "--json")
+        (node,) = status.json["nodes"]
+        assert (node["source"], node["generation"], node["signsWith"]) == ("file", None, first)
+        assert status.json["obstacles"] == []
+        shown = goatherd("status", *here).out
+        assert "its identity is from a settings.json" in shown
+        assert "WENT BACK" not in shown
+        rotated = goatherd("rotate", *here, "--bare", server.url, "--json")
+        assert rotated.code == 0, rotated.out
+        assert rotated.json["behind"] == [server.url]
+        doctor = goatherd("doctor", *here, "--json")
+        assert "is from a settings.json: start it with --provider" in doctor.out
+        assert server.stop() == 0
+        assert goatherd("export", str(file), "--provider", store, "--replace").code == 0
+        server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
+        here, first = ("--provider", store, "--node", server.url), rotated.json["to"]
+        doctor = goatherd("doctor", *here)
+        assert doctor.code == 0, doctor.out
+        assert "; its identity is from a settings.json" in doctor.out
+
+
+@pytest.mark.slow
 def test_a_rotation_in_front_of_a_node_that_is_down_ends_with_10_before_anything_is_written(
     goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
 ) -> None:

@@ -18,9 +18,11 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
     age = "?" if report.view_age is None else f"{report.view_age.total_seconds():.1f} s ago"
-    if node.is_unmodified and report.agent is None:
+    if (node.is_unmodified and report.agent is None) or report.is_from_file:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
+    if report.is_from_file:
+        kind = "its identity is from a settings.json"
     if report.agent is not None:
         kind = f"{kind}{':' if report.agent.activity else ''} {_describe_agent(report.agent)}"
     problem = node.find_problem() or kind
