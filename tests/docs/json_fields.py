@@ -587,7 +587,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
-        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].unmodified": Field(
+            "boolean", "Whether the server is an unmodified GoatDB server, or a Goatherd server with a settings.json."
+        ),
         "nodes[].refuses": Field("boolean", "Whether the server rejects the revoked root."),
         "nodes[].held": Field("integer or null", "Number of commits of the revoked root that the server holds."),
         "nodes[].inFlight": Field("integer", "Number of frozen commits that the server does not hold yet."),

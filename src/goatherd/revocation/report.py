@@ -37,7 +37,9 @@ class NodeOutcome:
     """The result of a revocation at one server.
 
     Attributes:
-        is_unmodified: Whether the server runs unmodified GoatDB, which continues to trust the root.
+        is_unmodified: Whether the server runs unmodified GoatDB, or is a Goatherd server with a settings.json. Either
+            continues to trust the root.
+        is_from_file: Whether the server is a Goatherd server with a settings.json.
         refuses: Whether the server has adopted the revocation, so that it rejects what the root signs.
         held: How many commits of the root the server holds; None if it has not reported that.
         in_flight: How many commits of the list of valid commits the server did not hold yet; it gets them from other
@@ -56,6 +58,7 @@ class NodeOutcome:
 
     url: str
     is_unmodified: bool = False
+    is_from_file: bool = False
     refuses: bool = False
     held: int | None = None
     in_flight: int = 0

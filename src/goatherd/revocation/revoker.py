@@ -498,8 +498,12 @@ class Revoker:
         async def observe(node: RevocableNode) -> None:
             outcome = self._outcomes[node.base_url]
             answer = await node.identity()
-            if answer is not None and answer.agent is not None:
-                answer = None  # the agent follows the revocation, but its server still trusts the root
+            refuses = answer is not None and bool(revoked) and revoked <= set(answer.revoked or ())
+            outcome.is_from_file = answer is not None and answer.is_from_file
+            if answer is not None and (answer.agent is not None or (answer.is_from_file and not refuses)):
+                # The agent follows the revocation, but its server still trusts the root. So does a server with a
+                # settings.json, whose form in GoatDB cannot revoke a root.
+                answer = None
             outcome.problem = None
             outcome.is_unmodified = answer is None
             if answer is None:
@@ -507,7 +511,7 @@ class Revoker:
                 return
             if answer.instance is not None:
                 self._instances[node.base_url] = answer.instance
-            outcome.refuses = answer.revoked is not None and revoked <= set(answer.revoked) and bool(revoked)
+            outcome.refuses = refuses
             if not outcome.refuses and answer.refusal is not None:
                 outcome.problem = f"rejects the identity: {answer.refusal}"
 

@@ -50,6 +50,30 @@ async def test_an_unmodified_server_learns_the_successor_and_the_sessions_and_go
         assert await upstream.answers(a)
 
 
+async def test_a_goatherd_server_with_a_settings_json_counts_as_unmodified_unless_the_file_revokes_the_root(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    file = tmp_path / "file" / "localhost" / "settings.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(encode_document(document_of(a)))
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        async with Server(tmp_path / "file", FileSettings(tmp_path / "file"), debug=True) as server:
+            other = client_of(server, "http://file")
+            user, _ = await cluster.nodes[0].create_session()
+            report = await cluster.revoker([*cluster.nodes, other]).revoke(a.id, reason="stolen")
+            assert report.is_complete
+            assert [(node.is_unmodified, node.is_from_file) for node in report.nodes] == [(False, False), (True, True)]
+            assert [node.introduced for node in report.nodes] == [1, 1]
+            assert await other.answers(user)
+        file.write_bytes(encode_document(await cluster.document()))
+        async with Server(tmp_path / "file", FileSettings(tmp_path / "file"), debug=True) as server:
+            other = client_of(server, "http://file")
+            report = await cluster.revoker([*cluster.nodes, other]).revoke(a.id, reason="stolen")
+            assert report.is_complete
+            assert [(node.is_unmodified, node.refuses) for node in report.nodes] == [(False, True)] * 2
+
+
 async def test_a_revocation_over_unmodified_servers_only_reissues_the_sessions_and_ends(tmp_path: Path) -> None:
     a = root("root-a")
     async with contextlib.AsyncExitStack() as stack:

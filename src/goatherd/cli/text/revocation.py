@@ -253,7 +253,11 @@ def _commits(count: int) -> str:
 
 
 def _warnings(report: RevocationReport) -> list[str]:
-    lines = [f"{node.url}: an unmodified GoatDB server" for node in report.nodes if node.is_unmodified]
+    lines = [
+        f"{node.url}: {'a server with a settings.json' if node.is_from_file else 'an unmodified GoatDB server'}"
+        for node in report.nodes
+        if node.is_unmodified
+    ]
     if lines:
         lines += [f"    {line}" for line in UNMODIFIED]
     lines += [
