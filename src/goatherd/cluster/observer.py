@@ -120,6 +120,7 @@ class _NodeMemory:
 
     unmodified: bool = False
     has_agent: bool = False
+    is_from_file: bool = False
     mark: ProcessMark | None = None
     marked_at: float = 0
     forgets: bool = False
@@ -199,19 +200,27 @@ class Observer:
 
     @property
     def hint(self) -> str | None:
-        """What the operator can do about unmodified servers that have no agent and are not listed for manual restarts.
+        """What the operator can do about servers that sign with another root only after a restart by an operator.
 
-        None if no such server was observed.
+        These are unmodified servers without an agent and Goatherd servers with a settings.json, except those that are
+        listed for manual restarts. None if no such server was observed.
         """
-        found = [
-            url for url, one in self._memory.items() if one.unmodified and not one.has_agent and url not in self._bare
-        ]
-        if not found:
-            return None
-        return (
-            f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it under"
-            " `goatherd run`; or, if it is restarted by hand only, name it with --bare."
-        )
+        waiting = {url: one for url, one in self._memory.items() if url not in self._bare}
+        found = [url for url, one in waiting.items() if one.unmodified and not one.has_agent]
+        from_file = [url for url, one in waiting.items() if one.is_from_file]
+        hints = []
+        if found:
+            hints.append(
+                f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it"
+                " under `goatherd run`; or, if it is restarted by hand only, name it with --bare."
+            )
+        if from_file:
+            hints.append(
+                f"{', '.join(from_file)}: the identity is from a settings.json, which a rotation does not change. Start"
+                " the server with --provider or under `goatherd run`; or, if it is restarted by hand only, name it with"
+                " --bare."
+            )
+        return " ".join(hints) or None
 
     def forget_processes(self) -> None:
         """Forget the observed processes, so that only restarts from now on are counted."""
@@ -430,6 +439,7 @@ class Observer:
                 draft.reachable = True
                 memory.has_agent = answer is not None and answer.agent is not None
                 memory.unmodified = answer is None or memory.has_agent
+                memory.is_from_file = answer is not None and answer.is_from_file
                 if answer is not None:
                     draft.report = answer
                     draft.clock_ahead_ms = _ahead_ms(answer.now_ms, before_ms=before_ms, after_ms=after_ms)

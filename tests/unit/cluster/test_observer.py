@@ -440,18 +440,45 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
     make_herd: MakeHerd, answer: Mapping[str, Any], rejects: str | None
 ) -> None:
     herd = await make_herd(nodes=1)
-
-    class Saying:
-        base_url = "http://saying"
-
-        def clock_ahead_ms(self, now_ms: int) -> int | None:
-            return None
-
-        async def identity(self) -> ServerIdentity | None:
-            return read({"signer": "root-a", **answer})
-
-    (view,) = await observer_of(herd, Saying()).observe(Question(asker=herd.nodes[0].document.current))
+    (view,) = await observer_of(herd, Saying(answer)).observe(Question(asker=herd.nodes[0].document.current))
     assert view.rejects == rejects
+
+
+class Saying:
+    """A Goatherd server that reports what a test wants it to."""
+
+    base_url = "http://saying"
+
+    def __init__(self, answer: Mapping[str, Any]) -> None:
+        self._answer = answer
+
+    def clock_ahead_ms(self, now_ms: int) -> int | None:
+        return None
+
+    async def identity(self) -> ServerIdentity | None:
+        return read({"signer": "root-a", **self._answer})
+
+
+async def test_the_generation_of_a_settings_json_is_none_of_the_stores_and_the_hint_says_what_to_do(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1)
+    asked = Question(asker=herd.nodes[0].document.current, signer=True)
+    for source, hint in (("file", "a settings.json, which a rotation does not change"), ("store", None)):
+        answer = {"source": source, "generation": 3, "digest": "ab" * 32}
+        observer = observer_of(herd, Saying(answer))
+        (view,) = await observer.observe(asked)
+        of_store = source == "store"
+        assert (view.report.generation, view.report.digest) == ((3, "ab" * 32) if of_store else (None, None))
+        assert (observer.hint is None) if hint is None else hint in (observer.hint or "")
+    bare = Observer(
+        [Saying({"source": "file"})],  # type: ignore[list-item]
+        clock=herd.clock,
+        timeout=timedelta(seconds=HANG),
+        bare=[Saying.base_url],
+    )
+    await bare.observe(asked)
+    assert bare.hint is None
 
 
 async def test_a_clock_that_is_not_turned_stands_still(clock: FakeClock) -> None:
