@@ -184,6 +184,11 @@ class HealthWatch:
             self._failures = 0 if self._problem is None else self._failures + 1
         return HealthView(failures=self._failures, problem=self._problem)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the latest run of the health checks has failed."""
+        return self._problem is not None
+
     def forget(self) -> None:
         """Discard the latest result of the health checks, and reset the count of consecutive failures to 0."""
         self._ask_once, self._failures, self._problem = None, 0, None

@@ -1239,7 +1239,8 @@ class Rotator:
             _log.info(event_text(LogEvent.ROTATION_ENDED, rotation=report.rotation_id, current=report.current_id))
         if abandoned and intent.goal is not Goal.ABANDON:
             message = f"the rotation was abandoned: {report.reason}"
-            raise NotAdoptedError(message, report=report, hint=self._observer.hint)
+            hint = UnhealthyError.hint if self._health.is_failing else self._observer.hint
+            raise NotAdoptedError(message, report=report, hint=hint)
         if intent.goal is Goal.ABANDON and not abandoned:
             raise IllegalStepError(
                 f"rotation {report.rotation_id} was finished by another process before this one could cancel it or "

@@ -76,6 +76,7 @@ async def test_bad_answers_in_a_row_bring_the_earlier_root_back_in_time_and_the_
     assert all(after - before >= POLICY.health_interval / MS for before, after in itertools.pairwise(bad))
     reason = "not healthy, 3 times in a row: the test: bad"
     assert entry.reason == got.value.report.reason == reason
+    assert "correct the health check" in got.value.hint
     assert any("rotation.abandoned" in record.message and reason in record.message for record in caplog.records)
     await check_steady(herd)
     assert herd.refused == 0
