@@ -15,13 +15,20 @@ from . import bare
 from .clients import SESSIONS, Line, batch, post, signature
 from .data import Data, write_index, write_log
 from .rows import Row
-from .scale import Scale
+from .scale import FULL, Scale
 from .servers import serve
 
+FEW = 1_000
 IDENTITY = b"GET /goatherd/v1/identity HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
 async def run(scale: Scale, data: Data) -> list[Row]:
+    """Measure starts; a full run also with few sessions."""
+    sizes = (FEW, scale.sessions) if scale == FULL else (scale.sessions,)
+    return [row for size in sizes for row in await _measure(size, scale.rounds, data)]
+
+
+async def _measure(size: int, rounds: int, data: Data) -> list[Row]:
     """Start a server several times; the last time, wait until it has verified every session.
 
     The first start is without an index of the log, as after a migration from GoatDB; the others are with one.
@@ -29,7 +36,6 @@ async def run(scale: Scale, data: Data) -> list[Row]:
     ready: list[float] = []
     answered: list[float] = []
     limits: list[float] = []
-    size = scale.sessions
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         store = await data.create_store(top)
@@ -39,7 +45,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
         (port,) = free_ports(1)
         async with serve(top / "empty", port, store) as server:
             empty = server.peak_bytes()
-        for turn in range(scale.rounds + 1):
+        for turn in range(rounds + 1):
             limits.append(bare.seconds(lambda: bare.parse(lines)))
             (port,) = free_ports(1)
             began = time.perf_counter()
@@ -48,7 +54,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
                 with Line(port) as line:
                     line.ask(post(signature(last), batch()))
                     answered.append(time.perf_counter() - began)
-                    if turn == scale.rounds:
+                    if turn == rounds:
                         await _verify_all(line)
                         peak = server.peak_bytes()
             if not turn:

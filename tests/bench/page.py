@@ -40,6 +40,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "sessions/answered": "until it has answered a signed request",
     "sessions/peak": "memory at its peak, all sessions verified",
     "sessions/memory": "the same for each session",
+    "settings/poll": "poll at a server with its identity from a store",
     "door/poll": "idle poll through the door",
     "door/push-one": "push of one commit through the door",
     "door/pull": "pull of a repository through the door",

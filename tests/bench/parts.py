@@ -17,6 +17,7 @@ from . import (
     bench_revocation,
     bench_rotation,
     bench_sessions,
+    bench_settings,
     bench_signers,
     bench_signing,
 )
@@ -33,6 +34,7 @@ PARTS: Final[Mapping[str, Part]] = {
     "direct": bench_direct.run,
     "repository": bench_repository.run,
     "sessions": bench_sessions.run,
+    "settings": bench_settings.run,
     "door": bench_door.run,
     "crowd": bench_crowd.run,
     "rotation": bench_rotation.run,

@@ -58,18 +58,19 @@ class Program:
 
 
 def serve(
-    data: Path, port: int, store: str, *, peers: Sequence[str] = (), settings: Mapping[str, str] = UNLIMITED
+    data: Path, port: int, store: str | Path, *, peers: Sequence[str] = (), settings: Mapping[str, str] = UNLIMITED
 ) -> contextlib.AbstractAsyncContextManager[Program]:
     """Run one server until the block ends; enters once it listens.
 
     Args:
         data: Its data directory.
         port: Its port.
-        store: URL of the root's identity.
+        store: URL of the root's identity, or a settings.json.
         peers: URLs of other servers.
         settings: Environment variables.
     """
-    arguments = ["serve", "--create", "--data", str(data), "--port", str(port), "--provider", store, "--json"]
+    identity = ["--settings", str(store)] if isinstance(store, Path) else ["--provider", store]
+    arguments = ["serve", "--create", "--data", str(data), "--port", str(port), *identity, "--json"]
     for peer in peers:
         arguments += ["--peer", peer]
     return _run(arguments, port, settings)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from . import bench_sessions
 from .data import Data
 from .page import BEGIN, END, MEANINGS, markdown, write_page
 from .parts import GROWING_WITH_COMMITS, GROWING_WITH_SESSIONS, PARTS
 from .rows import Row, compare, growth, table
-from .scale import TINY
+from .scale import FULL, TINY
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,21 @@ async def check_part(name: str, data: Data) -> None:
         assert row.name != "crowd/refused" or row.value == 0
         assert row.name != "rotation/anchor-calls" or 1 <= min(row.samples) <= max(row.samples) <= 2
     assert len(list(table(rows))) == 1 + len(rows)
+
+
+async def test_a_full_run_starts_servers_with_few_sessions_and_with_many(
+    data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    async def measure(size: int, *_: object) -> list[Row]:
+        sizes.append(size)
+        return []
+
+    monkeypatch.setattr(bench_sessions, "_measure", measure)
+    for scale in (FULL, TINY):
+        await PARTS["sessions"](scale, data)
+    assert sizes == [1_000, 50_000, TINY.sessions]
 
 
 def test_what_grows_is_a_part() -> None:
