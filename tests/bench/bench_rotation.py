@@ -1,8 +1,8 @@
 """What a rotation costs: on 3, 10 and 100 simulated nodes, and on real ones under load.
 
-Simulated (`tests.fakes.herd`): the time of each phase on the herd's clock, calls of the store, questions to a
-node, and milliseconds of work (the rotator's own and the nodes' answers; what the herd does by itself is taken out).
-With an anchor: its signatures for each renewal of the working root; the goal is 2 or fewer.
+Simulated (`tests.fakes.herd`): calls of the store, and milliseconds of work, together and in each phase (the rotator's
+own and the nodes' answers; what the herd does by itself is taken out). With an anchor: its signatures for each renewal
+of the working root; the goal is 2 or fewer.
 
 Real: ``goatherd serve`` processes around the file store that read it once an hour, so that only notifications count;
 clients that write and read all the time; and a rotator in a process of its own, at normal priority. It rotates several
@@ -12,13 +12,14 @@ times. Measured: the latency of the clients' requests during the rotations over 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -51,21 +52,6 @@ ENOUGH: Final = 20
 PHASES: Final = (Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED)
 
 
-@dataclass(slots=True)
-class Phases:
-    """How long each phase took, in seconds of a clock; `told` is an `on_event`."""
-
-    seconds: dict[Phase, float] = field(default_factory=dict)
-    _entered: tuple[Phase, int] | None = None
-
-    def told(self, event: Event) -> None:
-        if isinstance(event, PhaseEntered):
-            if self._entered is not None:
-                phase, since_ms = self._entered
-                self.seconds[phase] = (event.at_ms - since_ms) / 1000
-            self._entered = event.phase, event.at_ms
-
-
 # --- simulated ----------------------------------------------------------------------------------------------------
 
 
@@ -74,15 +60,13 @@ class Simulated:
     """One rotation of a simulated herd.
 
     Attributes:
-        phases: Seconds on the herd's clock.
-        store_calls: By operation.
-        questions: To the busiest node.
-        work_ms: Real milliseconds, without what the herd does by itself.
+        phases: Real milliseconds in each phase, without what the herd does by itself.
+        store_calls: Calls of the store by the rotator.
+        work_ms: The same milliseconds for the whole rotation.
     """
 
     phases: dict[Phase, float]
-    store_calls: dict[str, int]
-    questions: int
+    store_calls: int
     work_ms: float
 
 
@@ -99,23 +83,30 @@ async def simulate(nodes: int) -> Simulated:
         await _ring(cluster)
         aside += time.perf_counter() - began
 
+    def worked_ms() -> float:
+        return (time.perf_counter() - began - aside) * 1000
+
+    def note_phase(event: Event) -> None:
+        if isinstance(event, PhaseEntered):
+            entered.append((event.phase, worked_ms()))
+
     clock.on_tick = step
     for node in cluster.nodes:
         node.asked.clear()
-    before, phases = dict(provider.call_counts.ended), Phases()
+    calls = sum(provider.call_counts.ended.values())
+    entered: list[tuple[Phase, float]] = []
     began = time.perf_counter()
-    # The nodes' own looks at the store are on the same provider: they are counted by the node and taken out.
-    rotator = Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock, on_event=phases.told)
+    rotator = Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock, on_event=note_phase)
     report = await rotator.rotate()
-    work = time.perf_counter() - began - aside
+    work_ms = worked_ms()
     assert report.behind == ()
-    calls: dict[str, int] = {}
-    for (operation, outcome), count in provider.call_counts.ended.items():
-        calls[operation] = calls.get(operation, 0) + count - before.get((operation, outcome), 0)
-    looks = sum(node.asked["refresh"] for node in cluster.nodes)
-    calls["read"] -= looks
-    questions = max(node.asked.total() for node in cluster.nodes)
-    return Simulated(phases=phases.seconds, store_calls=calls, questions=questions, work_ms=work * 1000)
+    # The nodes' own reads of the store are on the same provider: they are counted by the node and taken out.
+    own_reads = sum(node.asked["refresh"] for node in cluster.nodes)
+    return Simulated(
+        phases={phase: until - since for (phase, since), (_, until) in itertools.pairwise(entered)},
+        store_calls=sum(provider.call_counts.ended.values()) - calls - own_reads,
+        work_ms=work_ms,
+    )
 
 
 async def _ring(cluster: Herd) -> None:
@@ -129,17 +120,20 @@ async def _ring(cluster: Herd) -> None:
 
 async def _simulate_growth(scale: Scale) -> list[Row]:
     """Return the rotator's own work on herds of several sizes."""
-    samples = {size: [await simulate(size) for _ in range(scale.rounds)] for size in SIZES[: scale.nodes]}
-    return [
-        Row(
-            name="rotation/simulated",
-            unit="ms",
-            size=size,
-            samples=[run.work_ms for run in runs],
-            power=1,
-        )
-        for size, runs in samples.items()
-    ]
+    rows = []
+    for size in SIZES[: scale.nodes]:
+        runs = [await simulate(size) for _ in range(scale.rounds)]
+        work = Row(name="rotation/simulated", unit="ms", size=size, samples=[run.work_ms for run in runs], power=1)
+        calls = [float(run.store_calls) for run in runs]
+        rows += [
+            work,
+            *(
+                replace(work, name=f"rotation/{phase.value}", samples=[run.phases[phase] for run in runs])
+                for phase in PHASES
+            ),
+            Row(name="rotation/calls", unit="calls", size=size, samples=calls),
+        ]
+    return rows
 
 
 async def rotate_in_regions(count: int) -> tuple[float, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import bench_sessions
+from .bench_rotation import PHASES, simulate
 from .data import Data
 from .page import BEGIN, END, MEANINGS, markdown, write_page
 from .parts import GROWING_WITH_COMMITS, GROWING_WITH_SESSIONS, PARTS
@@ -63,6 +64,14 @@ async def test_a_full_run_starts_servers_with_few_sessions_and_with_many(
     for scale in (FULL, TINY):
         await PARTS["sessions"](scale, data)
     assert sizes == [1_000, 50_000, TINY.sessions]
+
+
+async def test_a_simulated_rotation_has_the_work_of_each_phase_and_the_calls_of_the_store() -> None:
+    run = await simulate(3)
+    assert set(run.phases) >= set(PHASES)
+    assert 0 < sum(run.phases.values()) <= run.work_ms
+    assert {f"rotation/{phase.value}" for phase in PHASES} <= set(MEANINGS)
+    assert 10 < run.store_calls < 50
 
 
 def test_what_grows_is_a_part() -> None:
