@@ -236,6 +236,8 @@ class HerdNode:
         if not self._admit(signer).is_root:
             raise NodeRefusedError(f"{self.base_url}: status 403", status=403)
         if not self.faults.deaf:
+            if isinstance(self.provider, RegionalReader):
+                self.provider.expect_change(self._herd.secret_id)
             await self.look()
         return {"generation": self.document.generation, "changed": True}
 

@@ -241,6 +241,8 @@ class CloudSecretSettings(SettingsSource):
         _ = self.settings
         if not self._keeper.admits_call():
             return False
+        if isinstance(self._provider, RegionalReader):
+            self._provider.expect_change(self._secret_id)
         return await super().refresh()
 
     async def _read_first(self) -> DBSettings:

@@ -5,6 +5,9 @@ This is the only place that decides which store is read. Rules:
 - If a store's identity is earlier than the one in use, or has another history, the store is reported, and its identity
   is not used.
 - A store that fails costs one timeout; after that, its circuit breaker skips it until the next probe is due.
+- A store may show the identity in use although another region's store shows a later one, because its replication has
+  failed. So the other stores are read, too, after a caller has learned of a change (`expect_change`), and from time to
+  time (`COMPARE_AFTER`).
 - Nothing is written here.
 
 The version ids of a follower (a store that copies the primary store) are shown as ``REGION:ID``, so that no command
@@ -18,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, NoReturn
@@ -42,6 +46,8 @@ from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.stores")
 
+COMPARE_AFTER: Final = 10
+"""After how many intervals the other stores are read, too, although the first one shows the identity in use."""
 _INTERVAL: Final = timedelta(seconds=30)
 _SECRETS: Final = 1000
 """Maximum number of remembered secrets whose identity is not in use: callers of a server may name any organization."""
@@ -87,8 +93,9 @@ class StoreRead:
 class _Secret:
     """What the reader knows of one secret: the identity in use, and the state of each store."""
 
-    def __init__(self, members: Sequence[StoreMember], interval: timedelta) -> None:
+    def __init__(self, members: Sequence[StoreMember], interval: timedelta, now: float) -> None:
         self.used: DocumentMark | None = None
+        self.compare_at = now + COMPARE_AFTER * interval.total_seconds()
         self.last: StoreRead | None = None
         self.breakers = [new_breaker(interval) for _ in members]
         self.states = [StoreState(region=one.region, is_primary=one.is_primary) for one in members]
@@ -145,6 +152,10 @@ class RegionalReader(StoreGroup):
         known = self._secret(secret_id)
         known.used = mark
         known.states = [state if state.standing is None else replace(state, standing=None) for state in known.states]
+
+    def expect_change(self, secret_id: str) -> None:
+        """Let the next read compare all stores, because a command has reported a change."""
+        self._secret(secret_id).compare_at = self.clock.monotonic()
 
     def states(self, secret_id: str) -> tuple[StoreState, ...]:
         """Return what the last reads have shown of each store, in the order in which they are read."""
@@ -205,6 +216,10 @@ class RegionalReader(StoreGroup):
             if at != CURRENT:
                 return found
             standing, mark = self._judge(known, index, found.value)
+            if standing is Standing.SAME and known.used is not None and now >= known.compare_at:
+                known.compare_at = now + COMPARE_AFTER * self._interval.total_seconds()
+                later = await self._find_later(known, index, call, at)
+                member, found, mark = later or (member, found, mark)
             if standing in (Standing.SAME, Standing.AHEAD):
                 generation = None if mark is None else mark.generation
                 known.last = StoreRead(region=member.region, version=found.version.id, generation=generation)
@@ -224,6 +239,30 @@ class RegionalReader(StoreGroup):
         assert failure is not None
         raise failure.with_traceback(None)
 
+    async def _find_later(
+        self, known: _Secret, first: int, call: Call, at: Label
+    ) -> tuple[StoreMember, SecretValue, DocumentMark] | None:
+        """Return the identity of the first other store that shows a later one than that in use, and the store.
+
+        Stores that do not answer are skipped, and only a store with a later identity is reported.
+
+        Args:
+            known: What is known of the secret.
+            first: The index of the store that shows the identity in use; those after it are read.
+            call, at: What is read.
+        """
+        for index, member in enumerate(self.members[first + 1 :], first + 1):
+            breaker = known.breakers[index]
+            if breaker.time_to_probe(self.clock.monotonic()):
+                continue
+            with suppress(ProviderError, IdentityError):
+                found = await self._ask(breaker, member, call, at, 1)
+                standing, mark = self._compare(known, found.value)
+                if standing is Standing.AHEAD:
+                    self._report(known, index, problem=None, mark=mark, standing=standing, is_reachable=True)
+                    return member, replace(found, version=self._named(member, found.version)), mark
+        return None
+
     async def _ask(
         self, breaker: Breaker, member: StoreMember, call: Call, at: Label, attempts: int | None
     ) -> SecretValue:
@@ -239,18 +278,11 @@ class RegionalReader(StoreGroup):
 
     def _judge(self, known: _Secret, index: int, value: SecretBytes) -> tuple[Standing, DocumentMark | None]:
         """Compare the identity `value` of one store with the one in use; record the result and return it."""
-        digest = hashlib.sha256(value.reveal()).digest()
-        mark = known.marks.get(digest)
-        if mark is None:
-            try:
-                mark = DocumentMark.from_document(decode_document(value.reveal()))
-            except IdentityError as error:
-                self._report(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
-                return Standing.SPLIT, None
-            while len(known.marks) >= 2 * len(self.members):
-                del known.marks[next(iter(known.marks))]
-            known.marks[digest] = mark
-        standing = Standing.SAME if known.used is None else compare_documents(mark, known.used)
+        try:
+            standing, mark = self._compare(known, value)
+        except IdentityError as error:
+            self._report(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
+            return Standing.SPLIT, None
         # SECURITY: no store can lead a server back, or over to another history (tests/unit/stores/test_reader.py).
         problem = {
             Standing.BEHIND: f"holds generation {mark.generation}, earlier than the one in use",
@@ -258,6 +290,21 @@ class RegionalReader(StoreGroup):
         }.get(standing)
         self._report(known, index, problem=problem, mark=mark, standing=standing, is_reachable=True)
         return standing, mark
+
+    def _compare(self, known: _Secret, value: SecretBytes) -> tuple[Standing, DocumentMark]:
+        """Compare the identity `value` of a store with the one in use, and return the result.
+
+        Raises:
+            IdentityError: The value is no identity document.
+        """
+        digest = hashlib.sha256(value.reveal()).digest()
+        mark = known.marks.get(digest)
+        if mark is None:
+            mark = DocumentMark.from_document(decode_document(value.reveal()))
+            while len(known.marks) >= 2 * len(self.members):
+                del known.marks[next(iter(known.marks))]
+            known.marks[digest] = mark
+        return Standing.SAME if known.used is None else compare_documents(mark, known.used), mark
 
     def _report(
         self,
@@ -313,7 +360,7 @@ class RegionalReader(StoreGroup):
             idle = [one for one, known in self._secrets.items() if known.used is None]
             for one in idle[: max(0, len(idle) + 1 - _SECRETS)]:
                 del self._secrets[one]
-            found = self._secrets[secret_id] = _Secret(self.members, self._interval)
+            found = self._secrets[secret_id] = _Secret(self.members, self._interval, self.clock.monotonic())
         return found
 
     def _listed_region(self, secret_id: str) -> str:

@@ -100,6 +100,7 @@ class Replica(RegionStore):
 
     Attributes:
         lag: How many changes it is behind.
+        is_stalled: Whether its replication has ended: it answers, and shows what it showed before.
         is_promoted: Whether it has been a store of its own since.
     """
 
@@ -107,6 +108,7 @@ class Replica(RegionStore):
         super().__init__(clock=clock)
         self.primary = primary
         self.lag = 0
+        self.is_stalled = False
         self.shown = 0
         self.is_promoted = False
 
@@ -118,7 +120,7 @@ class Replica(RegionStore):
 
     def catch_up(self) -> None:
         """Show what the replication has brought; it never takes anything back."""
-        if not self.is_promoted and not self.is_cut_off:
+        if not (self.is_promoted or self.is_cut_off or self.is_stalled):
             self.shown = max(self.shown, len(self.primary.states) - 1 - self.lag)
             found = self.primary.states[self.shown]
             self._store.ledgers = dict(found.ledgers)

@@ -107,6 +107,34 @@ async def test_a_replica_that_is_behind_is_reported_and_not_followed(
     assert "region=us" in caplog.text
 
 
+async def test_a_replica_whose_replication_has_ended_hides_no_later_identity(regions: Regions) -> None:
+    reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
+    async with CloudSecretSettings(SECRET, reader, clock=regions.clock) as settings:
+        await settings.load()
+        assert await read(reader) == (1, "us")
+        regions.us.is_stalled = True
+        await write(regions, "eu", SECOND)
+        assert await read(reader) == (1, "us"), "not every read asks every region"
+        regions.clock.turn(timedelta(minutes=10))
+        assert await read(reader) == (2, "eu")
+        assert await read(reader) == (1, "us")
+        assert await settings.refresh(), "a command has said that there is a change"
+        assert settings.status.generation == 2
+        assert await read(reader) == (2, "eu")
+        assert [one.region for one in settings.status.stores if one.is_followed is False] == ["us"]
+
+
+async def test_a_comparison_of_all_regions_waits_for_none_that_is_away(regions: Regions) -> None:
+    reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
+    reader.note_used(SECRET, mark(FIRST))
+    regions.us.is_stalled = regions.eu.is_cut_off = True
+    await write(regions, "ap", SECOND)
+    for _ in range(2):
+        reader.expect_change(SECRET)
+        assert await read(reader) == (2, "ap")
+    assert regions.eu.calls == 2, "`create`, and one read that failed"
+
+
 async def test_where_every_store_that_answers_is_behind_the_caller_learns_that_and_gets_nothing(
     regions: Regions,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -51,6 +52,16 @@ async def test_a_region_that_is_away_before_the_write_is_left_behind() -> None:
     world.is_going_back, world.regions.ap.is_cut_off = True, True
     report = await revoker(world).revoke("root-a", reason="stolen")
     assert (current(world).revoked_ids, report.lagging_regions) == ({"root-a"}, ("ap",))
+
+
+async def test_the_servers_of_a_region_whose_replication_has_ended_learn_of_a_revocation() -> None:
+    world = await World.start()
+    world.is_going_back, world.regions.us.is_stalled = True, True
+    report = await revoker(world).revoke("root-a", reason="stolen")
+    assert report.lagging_regions == ("us",)
+    world.herd.clock.turn(timedelta(minutes=6))
+    await world.herd.settle(4)
+    assert {node.pool.current.id for node in world.herd.nodes} == {report.current_id}
 
 
 async def test_nothing_is_revoked_where_another_store_was_promoted() -> None:

@@ -101,6 +101,15 @@ async def test_a_region_that_is_cut_off_in_a_phase_holds_the_rotation_which_then
     await check_rest(world)
 
 
+async def test_the_servers_of_a_region_that_was_allowed_to_lag_follow_the_stores_of_the_others() -> None:
+    world = await World.start()
+    world.allowed, world.regions.us.is_stalled = ("us",), True
+    report = await world.rotator().rotate()
+    assert report.outcome is Outcome.ROTATED
+    await world.herd.settle(4)
+    assert {node.pool.current.id for node in world.herd.nodes} == {report.to_id}
+
+
 async def test_a_region_that_is_away_stops_a_rotation_before_anything_is_written() -> None:
     world = await World.start()
     world.regions.ap.is_cut_off = True
