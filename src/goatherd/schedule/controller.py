@@ -41,7 +41,7 @@ from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, order_actions, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
-from goatherd.stores import RegionalReader, ReplicatedStore
+from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import iso, milliseconds
@@ -95,8 +95,8 @@ class Controller:
 
     Args:
         provider: The store. If the identity is stored in several regions, it is read from another region's store while
-            the primary store does not answer. Then the next action is still known and alerts are still sent, but no
-            action is performed.
+            the primary store does not answer, or holds an earlier identity. Then the next action is still known and
+            alerts are still sent, but no action is performed.
         secret_id: The secret that holds the identity, with ``{org}`` replaced.
         schedule: When to rotate, as `make_schedule` returns it.
         worker: Returns the object that performs rotations; called with a function to which that object must report each
@@ -169,6 +169,8 @@ class Controller:
         found = await self._reader.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         self._seen.check_if_remote(document)
+        if isinstance(self._reader, RegionalReader):
+            self._reader.note_used(self._secret_id, DocumentMark.from_document(document))
         return document, found.version.created_ms
 
     def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:

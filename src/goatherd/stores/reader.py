@@ -166,9 +166,17 @@ class RegionalReader(StoreGroup):
         return self._secret(secret_id).last
 
     def primary_error(self, secret_id: str) -> ProviderError | None:
-        """Return why the last read of the primary store failed; None if it was answered, or there was none."""
+        """Return why the primary store could not be read, or why its identity is not used, by the last read.
+
+        None if its identity is used, or if it was not read yet.
+        """
         index = next(at for at, one in enumerate(self.members) if one.is_primary)
-        return self._secret(secret_id).breakers[index].error
+        known = self._secret(secret_id)
+        state, error = known.states[index], known.breakers[index].error
+        if error is not None or state.problem is None:
+            return error
+        text = f"region {state.region}: {state.problem}"
+        return StoreLagError(text, provider=self.scheme, secret_id=secret_id, operation="read")
 
     # --- reading --------------------------------------------------------------------------------------------------
 

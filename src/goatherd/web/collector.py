@@ -26,6 +26,7 @@ from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Act, DueDecision, Schedule, next_due, preview, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
+from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.times import iso, milliseconds, read_iso
 from goatherd.web.view import CallsView, RecordRow, Remark, TrailView, View, clean_text, make_view
 
@@ -191,6 +192,8 @@ class Collector:
             self._last_error = clean_text(str(error)), _now_ms()
             raise
         self._status = status
+        if isinstance(self.store.provider, RegionalReader):
+            self.store.provider.note_used(self.store.secret_id, DocumentMark.from_document(status.document))
         if self._remarks is None:
             self._remarks = () if self.may_write else await find_excess_rights(self.store)
         return make_view(

@@ -20,6 +20,7 @@ from goatherd.errors import (
     IllegalStepError,
     ObstructedError,
     SignerUnavailableError,
+    StoreLagError,
     SuccessionError,
     UnavailableError,
     WrongClockError,
@@ -876,3 +877,52 @@ async def test_while_the_primary_store_is_away_the_identity_is_read_from_another
     assert done.error is None
     assert done.report is not None
     assert world.regions.eu.document().current.id == done.report.to_id
+
+
+@pytest.mark.slow
+async def test_an_earlier_identity_in_another_region_s_store_is_not_used_while_the_primary_store_is_away() -> None:
+    world = await World.start(lifetime=LIFETIME)
+    regions, herd, alarm, seen = world.regions, world.herd, Rung(), []
+    controller = make(
+        herd,
+        alarm=alarm,
+        provider=regions.writer(),
+        on_look=lambda document, _: seen.append(document.current.id),
+    )
+    regions.us.is_stalled, world.allowed = True, ("us",)
+    herd.clock.turn(DAY * 170)
+    report = await world.rotator().rotate()
+    assert (await controller.act_once()).error is None
+    regions.eu.is_cut_off = True
+    for _ in range(4):
+        assert isinstance((await controller.act_once()).error, UnavailableError)
+        herd.clock.turn(timedelta(minutes=10))
+    assert seen == [report.to_id] * 5
+    assert alarm.kinds == [AlertKind.STORE_AWAY]
+
+
+@pytest.mark.slow
+async def test_a_primary_store_that_returns_after_another_was_promoted_is_not_used() -> None:
+    world = await World.start(lifetime=LIFETIME)
+    regions, alarm, seen = world.regions, Rung(), []
+    controller = make(
+        world.herd,
+        alarm=alarm,
+        provider=regions.writer(),
+        on_look=lambda document, _: seen.append(document.generation),
+    )
+    assert (await controller.act_once()).error is None
+    regions.eu.is_cut_off = True
+    await world.promote("us")
+    for _ in range(2):
+        await controller.act_once()
+        world.herd.clock.turn(timedelta(minutes=10))
+    assert seen == [1, 2, 2]
+    regions.eu.is_cut_off = False
+    for _ in range(3):
+        turn = await controller.act_once()
+        assert isinstance(turn.error, StoreLagError)
+        world.herd.clock.turn(timedelta(minutes=10))
+    assert seen == [1, 2, 2, 2, 2, 2]
+    assert alarm.alerts[-1].code == "provider.lagging"
+    assert "region eu: holds generation 1, earlier than the one in use" in alarm.alerts[-1].reason

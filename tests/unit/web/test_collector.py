@@ -1,0 +1,41 @@
+"""What the page reads and counts over a long time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.operations.identity_store import Store
+from goatherd.providers.base import SecretProvider
+from goatherd.rotation.policy import Policy
+from goatherd.web.collector import Collector
+from tests.fakes.herd import FakeClock
+from tests.unit.stores.regions import SECRET, Regions
+from tests.unit.stores.test_reader import FIRST, SECOND
+
+
+def page_of(provider: SecretProvider) -> Collector:
+    return Collector(
+        store=Store(provider=provider, secret_id=SECRET, org="localhost", name="a store"),
+        nodes=None,
+        policy=Policy(),
+        schedule=None,
+        grace=timedelta(days=1),
+        interval=timedelta(minutes=1),
+    )
+
+
+async def test_the_page_shows_no_earlier_identity_of_another_region() -> None:
+    regions = Regions(FakeClock())
+    first = await regions.eu.create(SECRET, encode_document(FIRST))
+    await regions.ap.create(SECRET, encode_document(FIRST))
+    page = page_of(regions.reader())
+    assert (await page.collect()).generation == 1
+    regions.us.is_stalled = True
+    written = await regions.eu.write(SECRET, encode_document(SECOND), expected=first.id)
+    assert (await page.collect()).generation == 2
+    held = await regions.ap.read(SECRET)
+    await regions.ap.write(SECRET, (await regions.eu.read(SECRET, written.id)).value, expected=held.version.id)
+    regions.eu.is_cut_off = True
+    assert decode_document((await regions.us.read(SECRET)).value.reveal()).generation == 1
+    assert (await page.collect()).generation == 2
