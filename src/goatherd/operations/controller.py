@@ -190,7 +190,7 @@ async def run_controller(
 
     def keep(document: IdentityDocument, verdict: DueDecision) -> None:
         seen.document = document
-        seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else seen.next_ms
+        seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else None
 
     if not once:
         health_command = next((one.command for one in health if isinstance(one, HealthCommand)), None)

@@ -39,7 +39,7 @@ from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
-from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, order_actions, read_facts
+from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_rotation, order_actions, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
@@ -106,7 +106,8 @@ class Controller:
         alarm: Sends alerts to the operator.
         journal: The audit trail, which records decisions and their evidence.
         anchor_watch: Checks the signer of the identity's anchor after each read; None to check nothing.
-        on_look: Called after each read with the identity document and the next action; must not block or raise.
+        on_look: Called after each read with the identity document, and when the next rotation begins; must not block or
+            raise.
         stop_patience: How long the controller waits, when asked to stop, for a rotation that makes progress to
             complete.
     """
@@ -206,7 +207,7 @@ class Controller:
         now_ms = self._clock.now_ms()
         verdicts = self._order_actions(document, written_ms, now_ms)
         if self._on_look is not None:
-            self._on_look(document, verdicts[0])
+            self._on_look(document, next_rotation(verdicts))
         await self._check_anchor(document)
         for verdict in verdicts:
             await self._warn_of_end(document, verdict, now_ms)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -290,6 +290,11 @@ def order_actions(facts: Facts, schedule: Schedule, now_ms: int) -> tuple[DueDec
     else:
         is_rotation_first = rotation.is_due(now_ms) or rotation.at_ms <= retirement.at_ms
     return (rotation, retirement) if is_rotation_first else (retirement, rotation)
+
+
+def next_rotation(decisions: Sequence[DueDecision]) -> DueDecision:
+    """Return the decision about the next rotation, or the one in progress, among those of `order_actions`."""
+    return next(one for one in decisions if one.act is not Act.RETIRE)
 
 
 def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> list[int]:

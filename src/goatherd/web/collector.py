@@ -24,7 +24,7 @@ from goatherd.operations.status import ClusterStatus, read_status
 from goatherd.providers.call_metrics import CANCELLED, OK
 from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.rotation.policy import Policy
-from goatherd.schedule.due import Act, DueDecision, Schedule, next_due, preview, read_facts
+from goatherd.schedule.due import DueDecision, Schedule, next_rotation, order_actions, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.times import iso, milliseconds, read_iso
@@ -47,11 +47,7 @@ def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecisi
     tolerance = schedule.policy.clock_tolerance
     written_ms = status.at_ms if status.written_ms is None else status.written_ms
     facts = read_facts(status.document, status.at_ms, written_ms=written_ms, tolerance=tolerance)
-    decision = next_due(facts, schedule, status.at_ms)
-    begins = preview(facts, schedule, status.at_ms, 1)
-    if decision.act is Act.ROTATE or not begins:
-        return decision
-    return DueDecision(act=Act.ROTATE, at_ms=begins[0], why=decision.why)
+    return next_rotation(order_actions(facts, schedule, status.at_ms))
 
 
 def read_trail_view(file: Path, anchors: Anchors, now_ms: int) -> TrailView:

@@ -11,6 +11,7 @@ import pytest
 
 from goatherd.audit.records import read_record
 from goatherd.audit.trail import read_lines
+from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.metrics import Metric, RotationMetrics
@@ -24,11 +25,15 @@ from goatherd.operations.controller import (
 )
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
+from goatherd.operations.rotate import rotate
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
+from goatherd.rotation import Phase
+from goatherd.rotation.machine import rotation_due_ms
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Schedule, make_schedule
+from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import rotator_for
@@ -241,3 +246,28 @@ async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
         assert await look() == {"reachable": 1, "signed": 1, "missing": 0}
         (tmp_path / "anchor.json").unlink()
         assert await look() == {"reachable": 0, "signed": 0, "missing": 1}
+
+
+async def test_the_metrics_state_when_the_next_rotation_begins_also_while_a_key_is_to_be_destroyed_first() -> None:
+    seen, clock = RotationMetrics(), SystemClock()
+
+    async def look(**options: Any) -> float | None:
+        schedule = Schedule(controller="one", started_by="one", jitter=timedelta(0), **options)
+        await run_controller(
+            store, [], schedule, stop=asyncio.Event(), once=True, unsafe_without_nodes=True, metrics=seen
+        )
+        return next((one.value for one in seen.all_samples() if one.metric is Metric.NEXT_ROTATION), None)  # type: ignore[return-value]
+
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory")
+        await init_identity(store, Policy())
+        await look(max_age=timedelta(0))
+        _, document = await store.read()
+        assert document.rotated_from is not None
+        due_ms = rotation_due_ms(
+            issued_ms=document.history[-1].at, expires_ms=document.current.session.expiration_ms, policy=Policy()
+        )
+        assert clock.now_ms() + milliseconds(Policy().grace) < due_ms
+        assert await look() == due_ms / 1000
+        await rotate(store, [], to_phase=Phase.PUBLISHED, unsafe_without_nodes=True)
+        assert await look() is None, "one is in progress"
