@@ -168,6 +168,10 @@ async def run_controller(
         signer.call_counts = seen.signer_calls.setdefault(signer.scheme, signer.call_counts)
         return signer
 
+    def use_identity(document: IdentityDocument) -> None:
+        journal.use_identity(document)
+        seen.document = document
+
     def make(on_event: EventListener | None = None) -> Rotator:
         return make_rotator(
             store,
@@ -175,7 +179,7 @@ async def run_controller(
             schedule.policy,
             health=health,
             on_event=on_event,
-            on_identity=journal.use_identity,
+            on_identity=use_identity,
             started_by=schedule.started_by,
             unsafe_without_nodes=unsafe_without_nodes,
             open_signer=open_counted,

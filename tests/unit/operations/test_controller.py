@@ -30,6 +30,7 @@ from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
 from goatherd.rotation import Phase
+from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import rotation_due_ms
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Schedule, make_schedule
@@ -271,3 +272,24 @@ async def test_the_metrics_state_when_the_next_rotation_begins_also_while_a_key_
         assert await look() == due_ms / 1000
         await rotate(store, [], to_phase=Phase.PUBLISHED, unsafe_without_nodes=True)
         assert await look() is None, "one is in progress"
+
+
+async def test_the_metrics_follow_a_rotation_of_the_controller() -> None:
+    phases: list[tuple[str, ...]] = []
+
+    class Seen(RotationMetrics):
+        def record_event(self, event: Event) -> None:
+            super().record_event(event)
+            if isinstance(event, PhaseEntered):
+                phases.extend(
+                    one.labels for one in self.all_samples() if one.metric is Metric.ROTATION_PHASE and one.value
+                )
+
+    async with MemorySecretProvider() as provider:
+        store = Store(provider=provider, secret_id="root", org="localhost", name="memory")
+        await init_identity(store, Policy())
+        seen, always = Seen(), Schedule(controller="one", started_by="one", jitter=timedelta(0), max_age=timedelta(0))
+        stop = asyncio.Event()
+        await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, metrics=seen)
+        assert phases == [("steady",), ("prepared",), ("published",), ("activated",), ("verified",), ("steady",)]
+        assert seen.document == (await store.read())[1]
