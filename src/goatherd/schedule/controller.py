@@ -452,7 +452,7 @@ class Controller:
         reason = await self._anchor_watch.check_if_due(document)
         if reason is not None:
             alert = Alert(kind=AlertKind.ANCHOR_UNREACHABLE, reason=reason, root_id=document.current.id)
-            await self._ring_once(alert, self._anchor_watch.is_reachable)
+            await self._ring_once(alert, (self._anchor_watch.is_reachable, document.anchor))
         elif self._anchor_watch.is_reachable:
             self._rung = {one for one in self._rung if one[0] is not AlertKind.ANCHOR_UNREACHABLE}
 

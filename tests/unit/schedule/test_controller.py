@@ -790,6 +790,12 @@ async def test_an_anchor_that_does_not_sign_rings_once_in_an_outage_and_is_asked
     signer.is_down = True
     await look_for(timedelta(hours=2))
     assert alarm.kinds == [AlertKind.ANCHOR_UNREACHABLE] * 2
+    # The next anchor does not sign either, as seen from the controller's machine.
+    signer.is_down = False
+    await rotator_for(herd, open_signer=signers.open).rotate(anchor=AnchorChoice(signer="memory:other"))
+    signer.is_down = signers["memory:other"].is_down = True
+    await look_for(timedelta(hours=2))
+    assert alarm.kinds == [AlertKind.ANCHOR_UNREACHABLE] * 3
 
 
 @pytest.mark.parametrize("written", ["own identity", "altered", "own identity, where there was no anchor"])
