@@ -226,8 +226,9 @@ class Collector:
     def _count_calls(self, now_ms: int) -> CallsView:
         ended = self.store.provider.call_counts.ended
         calls, errors = sum(ended.values()), sum(n for (_, outcome), n in ended.items() if outcome not in _NO_FAILURE)
-        if not self._counted:
-            self._counted.append(_Counted(now_ms, 0, 0))
+        last = self._counted[-1] if self._counted else _Counted(now_ms, 0, 0)
+        if not self._counted or last.at_ms > now_ms:  # the clock was set back
+            self._counted = deque([_Counted(now_ms, last.calls, last.errors)])
         self._counted.append(_Counted(now_ms, calls, errors))
         while len(self._counted) > 1 and self._counted[1].at_ms <= now_ms - _HOUR_MS:
             self._counted.popleft()

@@ -7,11 +7,16 @@ from datetime import timedelta
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import SecretProvider
+from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
+from goatherd.times import milliseconds
 from goatherd.web.collector import Collector
 from tests.fakes.herd import FakeClock
 from tests.unit.stores.regions import SECRET, Regions
 from tests.unit.stores.test_reader import FIRST, SECOND
+
+NOW = 1_700_000_000_000
+MINUTE = 60_000
 
 
 def page_of(provider: SecretProvider) -> Collector:
@@ -39,3 +44,15 @@ async def test_the_page_shows_no_earlier_identity_of_another_region() -> None:
     regions.eu.is_cut_off = True
     assert decode_document((await regions.us.read(SECRET)).value.reveal()).generation == 1
     assert (await page.collect()).generation == 2
+
+
+async def test_calls_are_counted_for_an_hour_also_after_the_clock_was_a_year_ahead() -> None:
+    async with MemorySecretProvider() as provider:
+        page = page_of(provider)
+        page._count_calls(NOW - MINUTE)
+        page._count_calls(NOW + milliseconds(timedelta(days=365)))
+        for minute in range(180):
+            await provider.create(f"secret-{minute}", b"value")
+            found = page._count_calls(NOW + minute * MINUTE)
+        assert (found.calls, found.since_ms) == (60, NOW + 119 * MINUTE)
+        assert len(page._counted) == 61
