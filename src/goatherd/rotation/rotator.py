@@ -314,6 +314,7 @@ class Rotator:
         """
         check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         check_quorum(self.policy, self._listed)
+        self._forget_store()
         if self._health.signals and (await self._read())[0].next is not None:
             # Once B signs, a failed health check leads to a roll-back, not to a refusal.
             await self._refuse_unwell()
@@ -362,7 +363,7 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._anchor_choice = anchor
-        self._continuity.forget()
+        self._forget_store()
         self._set_clock()
         document, version = await self._read()
         await self._signatures.check(self._read_last)
@@ -398,7 +399,7 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._flow = self._health_before = None
-        self._continuity.forget()
+        self._forget_store()
         self._set_clock()
         document, version = await self._read()
         self._anchor_choice = UNCHANGED
@@ -1016,7 +1017,7 @@ class Rotator:
         (tests/cluster/test_restored_store.py). If reads of the store lag, the identity that was read may also be one
         from before the last rotation began or ended.
         """
-        self._continuity.forget()
+        self._forget_store()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         return await check_store_history(
             (await self._read())[0],
@@ -1036,6 +1037,11 @@ class Rotator:
         if not isinstance(self._provider, ReplicatedStore):
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)
+
+    def _forget_store(self) -> None:
+        """Forget what earlier runs have read, because the store may have been restored from a backup since."""
+        self._continuity.forget()
+        self._highest = 0
 
     async def _read_document(self) -> IdentityDocument:
         return (await self._read())[0]

@@ -13,7 +13,7 @@ from goatherd.errors import ConfigurationError, DecodeError, NodeUnreachableErro
 from goatherd.identity.document import IdentityDocument, document_digest, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT
-from goatherd.rotation import Outcome
+from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import find_contradictions
@@ -127,6 +127,15 @@ def store_of(herd: Herd) -> MemoryStore:
     return herd.provider._store
 
 
+class Fine:
+    """A health check that passes."""
+
+    name = "fine"
+
+    async def ask(self) -> str | None:
+        return None
+
+
 class Backup:
     """What the store of a herd held, and the way back to it. The store gives the same version ids again then."""
 
@@ -165,6 +174,27 @@ async def test_no_command_writes_or_moves_a_label_or_destroys_anything(make_herd
     distrusted = replace(policy, distrust=frozenset(node.base_url for node in herd.nodes))
     if name == "retire":
         assert (await rotator_for(herd, policy=distrusted).retire()).destroyed
+
+
+@pytest.mark.slow
+async def test_what_an_earlier_run_has_read_does_not_count_once_servers_have_accepted_a_backup(
+    make_herd: MakeHerd,
+) -> None:
+    """A controller's rotator lives for years."""
+    herd = await make_herd(clients=0)
+    backup, rotator = Backup(herd), rotator_for(herd, health=[Fine()])
+    await rotator.rotate()
+    backup.restore()
+    with pytest.raises(StoreWentBackError, match="nothing was written: http://node-0 has seen"):
+        await rotator.rotate()
+    for node in herd.nodes:
+        node.adopt(await document_of(herd))
+    assert (await rotator.rotate(to_phase=Phase.PUBLISHED)).phase is Phase.PUBLISHED
+    backup.restore()
+    for node in herd.nodes:
+        node.adopt(await document_of(herd))
+    assert (await rotator.resume()).outcome is Outcome.NOTHING
+    assert (await rotator.rotate()).outcome is Outcome.ROTATED
 
 
 async def test_servers_that_do_not_answer_stop_no_retirement(make_herd: MakeHerd) -> None:
