@@ -205,7 +205,7 @@ class Observer:
         These are unmodified servers without an agent and Goatherd servers with a settings.json, except those that are
         listed for manual restarts. None if no such server was observed.
         """
-        waiting = {url: one for url, one in self._memory.items() if url not in self._bare}
+        waiting = {url: one for url, one in self._memory.items() if url in self.nodes and url not in self._bare}
         found = [url for url, one in waiting.items() if one.unmodified and not one.has_agent]
         from_file = [url for url, one in waiting.items() if one.is_from_file]
         hints = []
@@ -222,10 +222,12 @@ class Observer:
             )
         return " ".join(hints) or None
 
-    def forget_processes(self) -> None:
-        """Forget the observed processes, so that only restarts from now on are counted."""
+    def begin_run(self) -> None:
+        """Forget the observed processes, so that only restarts from now on are counted, and servers that have left."""
         self._processes.clear()
         self._asked_for_process.clear()
+        self._verified.clear()
+        self._memory = {url: one for url, one in self._memory.items() if url in self.nodes}
 
     def count_restarts(self) -> dict[str, int | None]:
         """Return how often each server was seen to restart, by URL; None for a server whose process is not known.

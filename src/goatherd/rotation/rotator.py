@@ -454,7 +454,7 @@ class Rotator:
         self._anchor_choice, self._earlier = anchor, {}
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
         self._undestroyed = {}
-        self._observer.forget_processes()
+        self._observer.begin_run()
         self._flow = self._health_before = None
         self._health.forget()
         self._set_clock()

@@ -193,6 +193,24 @@ class Later(SystemClock):
         return super().now_ms() + self.later // timedelta(milliseconds=1)
 
 
+async def test_a_server_that_is_no_longer_listed_is_forgotten(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=3, clients=0, unmodified=[2])
+    listed, gone = list(herd.nodes), herd.nodes[2].base_url
+
+    async def find() -> list[HerdNode]:
+        return listed
+
+    observer = Observer(find, clock=herd.clock, timeout=timedelta(seconds=HANG))
+    await observer.read_identities()
+    assert observer.hint is not None
+    assert gone in observer.hint
+    del listed[2]
+    await observer.read_identities()
+    assert observer.hint is None
+    observer.begin_run()
+    assert gone not in observer._memory
+
+
 async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_restarted() -> None:
     clock = Later()
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms())
@@ -207,7 +225,7 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
         clock.later = timedelta(minutes=10)
         await observer.observe(replace(asked, signer=True))
         assert observer.count_restarts() == {child.url: 1}
-        observer.forget_processes()
+        observer.begin_run()
         assert observer.count_restarts() == {}
 
 

@@ -401,3 +401,12 @@ async def test_without_a_server_nothing_begins_unless_that_is_meant(make_herd: M
     assert await document_of(herd) == before
     await rotator_for(herd, nodes=[], unsafe_without_nodes=True).rotate()
     assert (await document_of(herd)).current != before.current
+
+
+async def test_a_rotator_remembers_no_commits_of_earlier_runs(make_herd: MakeHerd) -> None:
+    herd = await make_herd(clients=0)
+    rotator, remembered = rotator_for(herd), []
+    for _ in range(3):
+        await rotator.rotate()
+        remembered.append(len(rotator._observer._verified))
+    assert len(set(remembered)) == 1
