@@ -43,7 +43,7 @@ from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 from goatherd.rotation.policy import check_rotation_servers
 from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm
-from goatherd.schedule.anchor_watch import AnchorWatch
+from goatherd.schedule.anchor_watch import QUIET_FAILURES, AnchorWatch
 from goatherd.schedule.controller import Controller, Turn, Worker
 from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, preview, read_facts
 from goatherd.serving.signals import run_unless_set
@@ -185,7 +185,9 @@ async def run_controller(
             open_signer=open_counted,
         )
 
-    watch = AnchorWatch(make().find_anchor_problem, clock=SystemClock())
+    # The next run with `once` knows nothing of this one.
+    quiet_failures = 0 if once else QUIET_FAILURES
+    watch = AnchorWatch(make().find_anchor_problem, clock=SystemClock(), quiet_failures=quiet_failures)
     seen.is_anchor_reachable = lambda: watch.is_reachable
 
     def make_worker(on_event: EventListener) -> Worker:

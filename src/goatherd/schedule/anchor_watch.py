@@ -20,7 +20,7 @@ CHECK_INTERVAL: Final = timedelta(hours=1)
 RETRY_INTERVAL: Final = timedelta(minutes=5)
 """Pause after a check that failed."""
 QUIET_FAILURES: Final = 2
-"""How many consecutive checks may fail before an operator is told."""
+"""How many consecutive checks may fail by default before an operator is told."""
 
 FindProblem = Callable[[IdentityDocument], Awaitable[tuple[str, str] | None]]
 """Lets the signer of an identity's anchor sign a test text; returns what is wrong and what to do, None if it signed."""
@@ -32,16 +32,18 @@ class AnchorWatch:
     Args:
         find_problem: Lets the anchor's signer sign a test text, and returns the problem, if any (`FindProblem`).
         clock: Measures the pauses between checks.
+        quiet_failures: How many consecutive checks may fail before an operator is told.
 
     Attributes:
         is_reachable: Whether the anchor signed at the last check; None before the first one, without an anchor, and
             while its signer is not called because the identity does not follow from the one before.
     """
 
-    def __init__(self, find_problem: FindProblem, *, clock: Clock) -> None:
+    def __init__(self, find_problem: FindProblem, *, clock: Clock, quiet_failures: int = QUIET_FAILURES) -> None:
         self.is_reachable: bool | None = None
         self._find_problem = find_problem
         self._clock = clock
+        self._quiet_failures = quiet_failures
         self._seen = SeenIdentity()
         self._anchor_id: str | None = None
         self._failures = 0
@@ -69,7 +71,7 @@ class AnchorWatch:
         self._failures = 0 if problem is None else self._failures + 1
         pause = CHECK_INTERVAL if problem is None else RETRY_INTERVAL
         self._next_at = self._clock.monotonic() + pause.total_seconds()
-        if problem is None or self._failures <= QUIET_FAILURES:
+        if problem is None or self._failures <= self._quiet_failures:
             return None
         outcome = "cannot sign" if broken is None else "is not checked"
         return f"the anchor {anchor.id} {outcome}: {problem[0]}"

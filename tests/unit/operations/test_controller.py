@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then
         ]
 
 
-async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
+async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics_and_told_by_each_single_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
@@ -233,7 +234,14 @@ async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
         async def look() -> dict[str, float]:
             seen, schedule = RotationMetrics(), Schedule(controller="one", started_by="one")
             await run_controller(
-                store, [], schedule, stop=asyncio.Event(), once=True, unsafe_without_nodes=True, metrics=seen
+                store,
+                [],
+                schedule,
+                stop=asyncio.Event(),
+                once=True,
+                unsafe_without_nodes=True,
+                metrics=seen,
+                alert_command=f"cat >> {tmp_path}/alerts",
             )
             samples = {(one.metric, *one.labels): one.value for one in seen.all_samples()}
             found = {
@@ -245,8 +253,10 @@ async def test_an_anchor_that_does_not_sign_is_seen_in_the_metrics(
 
         await init_identity(store, Policy(), anchor=f"local:{tmp_path}/anchor.json", create_key=True)
         assert await look() == {"reachable": 1, "signed": 1, "missing": 0}
+        assert not (tmp_path / "alerts").exists()
         (tmp_path / "anchor.json").unlink()
         assert await look() == {"reachable": 0, "signed": 0, "missing": 1}
+        assert json.loads((tmp_path / "alerts").read_text())["kind"] == "anchor-unreachable"
 
 
 async def test_the_metrics_state_when_the_next_rotation_begins_also_while_a_key_is_to_be_destroyed_first() -> None:
