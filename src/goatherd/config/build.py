@@ -159,10 +159,13 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
     Args:
         options: The options; they name the store.
         org: The organization; None for the organization of the options.
-        is_reader: Whether the command writes nothing. With stores in several regions, it then reads the store of its
-            own region, or the next one that answers; other commands use the primary store.
+        is_reader: Whether the command writes nothing. With stores in several regions, it then reads the next store if
+            the primary store does not answer; other commands use the primary store only.
     """
     chosen = org or options.org
+    if is_reader:
+        # That of the own region may lag, and unlike a server, a command does not know the identity in use.
+        options = replace(options, stores_region=None)
     provider, template = configured_provider(options, [chosen], is_writer=not is_reader)
     async with provider:
         secret_id = secret_id_for(template, chosen)

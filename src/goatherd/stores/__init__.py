@@ -2,7 +2,8 @@
 
 - `members`: the store of one region: primary or follower, and the id that the secret has there.
 - `comparison`: which of two identity documents is the later one, or whether their histories differ. Pure.
-- `reader`: what servers and reading commands use: their own region's store first, then the others in order.
+- `reader`: what servers and reading commands use: the own region's or the primary store first, then the others in
+  order.
 - `writer`: what writing commands use: the primary store, with a check of every follower before each change.
 - `promotion`: which store may become the primary.
 """

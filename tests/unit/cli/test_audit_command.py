@@ -260,3 +260,24 @@ def test_what_is_no_trail_is_told_as_that_and_not_as_a_broken_line(
     assert result.code == EXIT_CODES["audit"]
     assert "notes.txt is not an audit trail" in result.err
     assert "Check the path" in result.err
+
+
+@pytest.mark.slow
+def test_on_a_machine_whose_region_lags_commands_read_the_primary_store(
+    goatherd: Goatherd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us, away = tmp_path / "us", tmp_path / "us.away"
+    stores = [f'{{region = "{one}", provider = "file://{tmp_path}/{one}/root"' for one in ("eu", "us")]
+    (tmp_path / "goatherd.toml").write_text(
+        f'[stores]\nprimary = {stores[0]}}}\nfollowers = [{stores[1]}, replication = "goatherd"}}]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert goatherd("init").code == 0
+    us.rename(away)
+    us.touch()
+    assert goatherd("rotate", "--unsafe-without-nodes", "--allow-lagging", "us", "--audit-log", "trail").code == 0
+    us.unlink()
+    away.rename(us)
+    monkeypatch.setenv("GOATHERD_STORES_REGION", "us")
+    assert goatherd("audit", "verify", "trail").code == 0
+    assert goatherd("show", "--json").json["generation"] > 1
