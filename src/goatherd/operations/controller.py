@@ -161,6 +161,7 @@ async def run_controller(
     servers = await resolve_nodes(nodes)
     check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     seen = metrics or RotationMetrics()
+    seen.calls = store.provider.call_counts
     journal = Journal(None if audit_log is None else AuditTrail(audit_log, actor=schedule.started_by))
 
     def open_counted(uri: str, pinned: PublicKey | None) -> VerifiedSigner:

@@ -201,10 +201,14 @@ class ReplicatedStore(StoreGroup):
     def open_reader(self, interval: timedelta) -> RegionalReader:
         """Return a reader of the same stores, which must be open already. It reads the primary store first.
 
+        Its calls count as calls of this object.
+
         Args:
             interval: How often the caller reads.
         """
-        return RegionalReader(self.members, interval=interval, clock=self.clock)
+        reader = RegionalReader(self.members, interval=interval, clock=self.clock)
+        reader.call_counts = self.call_counts
+        return reader
 
     # --- the followers --------------------------------------------------------------------------------------------
 

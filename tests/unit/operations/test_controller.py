@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Schedule, make_schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
-from tests.fakes.herd import Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import rotator_for
 from tests.unit.rotation.test_obstacles import part, stranger
+from tests.unit.stores.regions import SECRET, Regions
 
 from .conftest import POLICY, MakeHerd, store_of
 
@@ -303,3 +305,29 @@ async def test_the_metrics_follow_a_rotation_of_the_controller() -> None:
         await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, metrics=seen)
         assert phases == [("steady",), ("prepared",), ("published",), ("activated",), ("verified",), ("steady",)]
         assert seen.document == (await store.read())[1]
+
+
+async def test_the_metrics_count_the_calls_to_the_store() -> None:
+    clock = FakeClock()
+    regions = Regions(clock)
+    writer, seen = regions.writer(), RotationMetrics()
+    store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
+    await init_identity(store, Policy())
+    schedule = Schedule(controller="one", started_by="one")
+
+    async def look() -> dict[str, float]:
+        with suppress(UnavailableError):
+            await run_controller(
+                store, [], schedule, stop=asyncio.Event(), once=True, unsafe_without_nodes=True, metrics=seen
+            )
+        found = [one for one in seen.all_samples() if one.metric is Metric.PROVIDER_CALLS and one.value]
+        assert len({one.labels for one in found}) == len(found)
+        return {one.labels[2]: float(one.value) for one in found if one.labels[1] == "read"}  # type: ignore[arg-type]
+
+    before = await look()
+    for region in regions.stores.values():
+        region.is_cut_off = True
+    after = await look()
+    assert after.pop("provider.unavailable") == 1
+    assert before == after
+    assert before["ok"] >= 1
