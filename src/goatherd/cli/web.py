@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from goatherd.config.build import build_policy, build_schedule, listed_nodes, op
 from goatherd.config.options import Options
 from goatherd.operations.identity_store import Store
 from goatherd.serving.signals import watch_stop_signals
+from goatherd.stores import ReplicatedStore
 from goatherd.web.access import PageAddress, check_address
 from goatherd.web.collector import Collector
 from goatherd.web.publisher import publish_views
@@ -104,6 +106,9 @@ def make_collector(
         nodes: The servers; None for the store alone.
         may_write: Whether the process also rotates, so that the page must not warn of credentials that may write.
     """
+    if isinstance(store.provider, ReplicatedStore):
+        # A controller's page, too, shows what another region's store holds while the primary store does not answer.
+        store = replace(store, provider=store.provider.open_reader(options.web_interval))
     return Collector(
         store=store,
         nodes=nodes,

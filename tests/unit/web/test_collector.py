@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
+from goatherd.cli.web import make_collector
+from goatherd.config.options import load_options
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import SecretProvider
@@ -44,6 +47,19 @@ async def test_the_page_shows_no_earlier_identity_of_another_region() -> None:
     regions.eu.is_cut_off = True
     assert decode_document((await regions.us.read(SECRET)).value.reveal()).generation == 1
     assert (await page.collect()).generation == 2
+
+
+async def test_the_page_of_a_controller_shows_another_region_while_the_primary_store_is_away(tmp_path: Path) -> None:
+    regions = Regions(FakeClock())
+    writer = regions.writer()
+    await writer.create(SECRET, encode_document(FIRST))
+    store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
+    page = make_collector(load_options({}, {}, directory=tmp_path), store, None, may_write=True)
+    assert (await page.collect()).generation == 1
+    regions.eu.is_cut_off = True
+    view = await page.collect()
+    assert view.generation == 1
+    assert [one.region for one in view.stores if one.problem] == ["eu"]
 
 
 async def test_calls_are_counted_for_an_hour_also_after_the_clock_was_a_year_ahead() -> None:
