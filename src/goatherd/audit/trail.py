@@ -94,6 +94,7 @@ class AuditTrail:
         self._signer: OwnedSession | None = None
         self._introduction: Mapping[str, Any] = {}
         self._followed: Session | None = None
+        self._last_signer: Session | None = None
         self._lost = 0
         self._is_failing = False
 
@@ -163,23 +164,37 @@ class AuditTrail:
         For a process that reads the identity regularly. A signer is verified by the endorsement of an earlier one, and
         the identity keeps only the latest endorsements. So a trail to which nothing is added for several rotations,
         such as that of a controller while another one rotates, could not be verified any more. Never raises. Does
-        nothing while there is no file, or if the root's key is in an HSM or a KMS, whose signature is a request.
+        nothing if the root's key is in an HSM or a KMS, whose signature is a request.
+
+        If the file was renamed after this object's last record, a new one begins, because a missing trail cannot be
+        verified. Otherwise nothing is done while there is no file.
 
         SECURITY: an attacker who can write the store, but has no root's key, must not break the trail. So nothing is
         recorded if no root that has signed the trail introduces the current one
         (tests/unit/schedule/test_controller.py).
         """
         self.use_identity(document)
-        if document.current.is_remote or document.current.session == self._followed:
+        session = document.current.session
+        begins_anew = session == self._last_signer and self._is_empty()
+        if document.current.is_remote or (session == self._followed and not begins_anew):
             return
         try:
             is_other = self.path.exists() and self._last_signer_id() != document.current.id
-            if is_other and can_continue(read_lines(self.path), document):
+            if begins_anew or (is_other and can_continue(read_lines(self.path), document)):
                 self._append([], self.now_ms())
         except (AuditError, SignerError, OSError) as error:
             self._log_failure(str(error))
             return
-        self._followed, self._is_failing = document.current.session, False
+        self._followed, self._is_failing = session, False
+
+    def _is_empty(self) -> bool:
+        """Return whether the file is missing or empty."""
+        try:
+            return self.path.stat().st_size == 0
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
 
     def log_head(self) -> None:
         """Log the end of the audit trail: a checkpoint, which later shows whether records at the end were removed."""
@@ -226,7 +241,7 @@ class AuditTrail:
                 head, torn, lost = record.head, (), 0
             self._system.write_all(descriptor, out)
             self._system.sync_file(descriptor)
-            self.head, self._lost = head, 0
+            self.head, self._lost, self._last_signer = head, 0, signer.session
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -186,6 +186,37 @@ async def test_an_unrelated_identity_that_is_in_the_store_for_a_while_does_not_b
     assert (checked.signers, checked.head.seq) == ((document.current.id,), 3)
 
 
+@pytest.mark.parametrize("creates", [False, True])
+async def test_a_trail_whose_file_was_renamed_begins_anew_at_the_next_look(
+    make_herd: MakeHerd, tmp_path: Path, creates: bool
+) -> None:
+    """As logrotate does it, with `create` or without. The page would report a missing trail until the next rotation."""
+    herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
+    document = await document_of(herd)
+    trail = AuditTrail(tmp_path / "audit.jsonl", actor="controller a", clock=herd.clock)
+    trail.use_identity(document)
+    trail.record("controller-starts", {})
+    controller = make(herd, journal=Journal(trail))
+    for number in range(2):
+        await controller.act_once()
+        trail.path.rename(tmp_path / f"audit.{number}.jsonl")
+        if creates:
+            trail.path.touch(mode=0o600)
+        stranger = OwnedSession.generate(session_id="stranger", owner="root", now_ms=herd.clock.now_ms())
+        generation = document.generation + 1
+        await put(herd, replace(create_document(stranger, herd.clock.now_ms()), generation=generation))
+        for _ in range(2):
+            await controller.act_once()
+        assert list(read_lines(trail.path)) == [] if creates else not trail.path.exists()
+        await put(herd, document)
+        await controller.act_once()
+        assert verify(read_lines(trail.path), anchors=Anchors.of(document)).signers == (document.current.id,)
+    await rotator_for(herd).rotate()
+    await controller.act_once()
+    checked = verify(read_lines(trail.path), anchors=Anchors.of(await document_of(herd)))
+    assert (len(checked.signers), checked.head.seq) == (2, 2)
+
+
 async def test_a_trail_that_cannot_be_written_does_not_stop_a_look(
     make_herd: MakeHerd, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
