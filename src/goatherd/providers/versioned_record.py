@@ -29,6 +29,8 @@ from goatherd.providers.values import Label, SecretBytes, SecretVersion, Version
 Key = TypeVar("Key", bound=Hashable)
 Kept = TypeVar("Kept")
 
+RECENT: Final = 64
+"""A destroyed version leaves the record when so many later ones were written."""
 _MEMBERS: Final = ("created", "destroyed", "request", "sha256", "size")
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
@@ -209,7 +211,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
     def made_by(self, request: str) -> int | None:
         """Return the number of the version that the call with `request` has already written, if there is one."""
         newest = self.next_number - 1
-        return next((n for n in range(newest, max(0, newest - 64), -1) if self._request_of(n) == request), None)
+        return next((n for n in range(newest, max(0, newest - RECENT), -1) if self._request_of(n) == request), None)
 
     def with_first_version(self, call: Call, entry: RecordedVersion, label: Label) -> VersionedRecord:
         """Return the record of a new secret with one version and its label.
@@ -262,8 +264,10 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
 
     def _add_version(self, entry: RecordedVersion, label: Label) -> VersionedRecord:
         number = self.next_number
+        # Without a limit, the record would grow with each rotation.
+        kept = {n: one for n, one in self.versions.items() if not one.destroyed or n > number - RECENT}
         return VersionedRecord(
-            versions=MappingProxyType({**self.versions, number: entry}),
+            versions=MappingProxyType({**kept, number: entry}),
             labels=MappingProxyType({**self.labels, label: number}),
         )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,8 +21,9 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.file.layout import RESERVE
+from goatherd.providers.file.layout import FORM, MANIFEST, RESERVE
 from goatherd.providers.values import CURRENT, STABLE
+from goatherd.providers.versioned_record import VersionedRecord, decode_record, encode_record
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Phase, Policy, Rotator
 from goatherd.rotation.replacement import Replacer
@@ -176,6 +179,26 @@ async def test_a_rotation_ends_though_the_disk_runs_full_after_it_was_prepared(t
     assert (await it.rotator().resume()).outcome is Outcome.ROTATED
     assert not it.has_reserve
     assert await it.signs() == report.to_id
+
+
+async def test_after_years_of_rotations_the_reserve_still_suffices(tmp_path: Path):
+    disk = Disk(1_000_000)
+    it = Rotating(tmp_path / "keys", disk)
+    await it.create()
+    here = tmp_path / "keys/root"
+    only = decode_record((here / MANIFEST).read_bytes(), FORM).versions[1]
+    gone = replace(only, destroyed=True, digest="", size=0)
+    aged = VersionedRecord(
+        versions=MappingProxyType({**dict.fromkeys(range(1, 1000), gone), 1000: only}),
+        labels=MappingProxyType({CURRENT: 1000, STABLE: 1000}),
+    )
+    (here / "1.value").rename(here / "1000.value")
+    (here / MANIFEST).write_bytes(encode_record(aged, FORM))
+    report = await it.rotator().rotate(to_phase=Phase.PREPARED)
+    disk.free_bytes = 0
+    assert (await it.rotator().resume()).outcome is Outcome.ROTATED
+    assert await it.signs() == report.to_id
+    assert len(await it.provider.versions("root")) < 100
 
 
 @pytest.mark.parametrize("command", ["rotate", "replace", "revoke"])
