@@ -196,6 +196,23 @@ class AuditTrail:
         except OSError:
             return False
 
+    def find_gap(self, document: IdentityDocument) -> str | None:
+        """Return why records by the current root of `document` could not be verified after those in the file.
+
+        None if they can be verified, or if the file cannot be read, which the next record reports.
+        """
+        try:
+            if self._is_empty() or self._last_signer_id() in {root.id for root in document.roots}:
+                return None
+            if can_continue(read_lines(self.path), document):
+                return None
+        except (AuditError, OSError):
+            return None
+        return (
+            f"the records of audit trail {self.path} cannot be verified from now on, because no root that has signed"
+            f" it leads to root {document.current.id}"
+        )
+
     def log_head(self) -> None:
         """Log the end of the audit trail: a checkpoint, which later shows whether records at the end were removed."""
         if self.head is not None:

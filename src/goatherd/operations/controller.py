@@ -62,6 +62,10 @@ _PERMANENT: Final = frozenset(
 """Obstacles that are mistakes of the controller's own configuration."""
 
 _SHELL: Final = "/bin/sh"
+_GAP_HINT: Final = (
+    "Rename the file, so that a new one begins. If controllers were not stopped during several rotations, find out who"
+    " wrote the identity."
+)
 _PLAIN_WORD: Final = re.compile(r"[\w./~+-]+")
 
 
@@ -257,6 +261,9 @@ async def _check_start(store: Store, rotator: Rotator, journal: Journal, command
         _log.warning(event_text(LogEvent.CONTROLLER_START_PROBLEM, reason=one.text, do=one.hint or "-"))
     with suppress(ProviderError):
         _, document = await store.read()
+        gap = None if journal.trail is None else journal.trail.find_gap(document)
+        if gap is not None:
+            _log.warning(event_text(LogEvent.CONTROLLER_START_PROBLEM, reason=gap, do=_GAP_HINT))
         journal.use_identity(document)
         journal.begin("controller-starts", {"secret": store.name, "problems": [one.text for one in problems]})
 

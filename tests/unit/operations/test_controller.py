@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from goatherd.audit.records import read_record
+from goatherd.audit.records import Anchors, read_record, verify
 from goatherd.audit.trail import read_lines
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, UnavailableError
+from goatherd.errors import AuditBrokenError, ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.metrics import Metric, RotationMetrics
 from goatherd.operations.controller import (
     StartProblem,
@@ -331,3 +331,37 @@ async def test_the_metrics_count_the_calls_to_the_store() -> None:
     assert after.pop("provider.unavailable") == 1
     assert before == after
     assert before["ok"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rotations", [3, 6])
+async def test_a_controller_that_has_missed_many_rotations_says_that_its_trail_cannot_be_verified(
+    make_herd: MakeHerd, tmp_path: Path, caplog: pytest.LogCaptureFixture, rotations: int
+) -> None:
+    herd, path, stop = await make_herd(nodes=1, clients=0), tmp_path / "audit", asyncio.Event()
+
+    class Seen(RotationMetrics):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "next_ms" and self.document is not None:
+                stop.set()
+
+    async def start() -> None:
+        stop.clear()
+        schedule = Schedule(controller="one", started_by="one", retires=False)
+        await run_controller(store_of(herd), herd.nodes, schedule, stop=stop, audit_log=path, metrics=Seen())
+
+    async with asyncio.timeout(HANG):
+        await start()
+        for _ in range(rotations):
+            await rotator_for(herd).rotate()
+        await start()
+    anchors = Anchors.of((await store_of(herd).read())[1])
+    told = "the records of audit trail" in caplog.text
+    assert told == (rotations == 6)
+    if told:
+        assert "Rename the file" in caplog.text
+        with pytest.raises(AuditBrokenError):
+            verify(read_lines(path), anchors=anchors)
+    else:
+        verify(read_lines(path), anchors=anchors)
