@@ -252,7 +252,8 @@ class RegionalReader(StoreGroup):
     ) -> tuple[StoreMember, SecretValue, DocumentMark] | None:
         """Return the identity of the first other store that shows a later one than that in use, and the store.
 
-        Stores that do not answer are skipped, and only a store with a later identity is reported.
+        Stores that do not answer are skipped. Of the others, a store with a later identity is reported, and one that
+        had a problem when it was read before. A copy may lag for a moment, which is not reported.
 
         Args:
             known: What is known of the secret.
@@ -266,8 +267,9 @@ class RegionalReader(StoreGroup):
             with suppress(ProviderError, IdentityError):
                 found = await self._ask(breaker, member, call, at, 1)
                 standing, mark = self._compare(known, found.value)
+                if standing is Standing.AHEAD or known.states[index].problem is not None:
+                    self._judge(known, index, found.value)
                 if standing is Standing.AHEAD:
-                    self._report(known, index, problem=None, mark=mark, standing=standing, is_reachable=True)
                     return member, replace(found, version=self._named(member, found.version)), mark
         return None
 

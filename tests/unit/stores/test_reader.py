@@ -135,6 +135,22 @@ async def test_a_comparison_of_all_regions_waits_for_none_that_is_away(regions: 
     assert regions.eu.calls == 2, "`create`, and one read that failed"
 
 
+async def test_a_problem_of_a_store_that_is_read_no_more_ends(
+    regions: Regions, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = RegionalReader(regions.members(), region="ap", interval=timedelta(minutes=1), clock=regions.clock)
+    reader.note_used(SECRET, mark(FIRST))
+    regions.ap.is_cut_off = regions.eu.is_cut_off = True
+    assert await read(reader) == (1, "us")
+    regions.ap.is_cut_off = regions.eu.is_cut_off = False
+    for _ in range(20):
+        regions.clock.turn(timedelta(minutes=1))
+        assert (await read(reader))[0] == 1
+    assert await read(reader) == (1, "ap")
+    assert {state.region: state.is_followed for state in reader.states(SECRET)} == {"ap": True, "eu": True, "us": True}
+    assert caplog.text.count("stores.recovered") == 2
+
+
 async def test_where_every_store_that_answers_is_behind_the_caller_learns_that_and_gets_nothing(
     regions: Regions,
 ) -> None:
