@@ -7,13 +7,18 @@ import asyncio
 import click
 
 from goatherd.cli.main import App, command
-from goatherd.config.build import build_policy, open_store
+from goatherd.config.build import build_policy, lifetime_flags, open_store
 from goatherd.identity.redaction import redact_document
 from goatherd.times import format_duration, iso
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
+@click.option(
+    "--lifetime",
+    "rotation_lifetime",
+    metavar="TIME",
+    help="How long the new root is valid (default: 180d; for a working root: 30d).",
+)
 @click.option(
     "--working-lifetime",
     "rotation_working_lifetime",
@@ -52,6 +57,11 @@ def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
         raise click.UsageError("--direct needs --anchor URI")
     if create_key and anchor is None:
         raise click.UsageError("--create-key needs --anchor URI")
+    lifetimes = lifetime_flags(app.options)
+    if "--working-lifetime" in lifetimes and anchor is None:
+        raise click.UsageError("--working-lifetime needs --anchor URI; --lifetime is for a root without an anchor")
+    if lifetimes and direct:
+        raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
     asyncio.run(_init(app, anchor, create_key=create_key, direct=direct))
 
 

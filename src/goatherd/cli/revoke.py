@@ -69,7 +69,12 @@ from goatherd.revocation.revoker import NEW
     help="URL of a server that is surely not compromised: the root's commits that it holds stay valid even if no other"
     " server holds them. Can be given more than once.",
 )
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
+@click.option(
+    "--lifetime",
+    "rotation_lifetime",
+    metavar="TIME",
+    help="How long the new root is valid (default: 180d; for a working root: 30d).",
+)
 @click.option(
     "--adoption",
     "rotation_adoption",

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -37,10 +37,19 @@ from goatherd.cli.text.rotation import (
     restarts_data,
     warn_of_short_life,
 )
-from goatherd.config.build import build_health_signals, build_policy, open_nodes, open_store, store_name
-from goatherd.errors import NotAdoptedError
+from goatherd.config.build import (
+    build_health_signals,
+    build_policy,
+    lifetime_flags,
+    open_nodes,
+    open_store,
+    store_name,
+)
+from goatherd.config.options import Options
+from goatherd.errors import ConfigurationError, NotAdoptedError
 from goatherd.key_inventory import retained_copies
 from goatherd.operations import rotate as operations
+from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import notify_each, read_identity_at_end, write_metrics_file
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Report
@@ -75,7 +84,12 @@ from goatherd.rotation.machine import Phase
     metavar="TEXT",
     help="Reason, recorded in the identity's history; only with --rollback, --cancel or --drop-lost-anchor.",
 )
-@click.option("--lifetime", "rotation_lifetime", metavar="TIME", help="How long the new root is valid (default: 180d).")
+@click.option(
+    "--lifetime",
+    "rotation_lifetime",
+    metavar="TIME",
+    help="How long the new root is valid (default: 180d; for a working root: 30d).",
+)
 @click.option(
     "--working-lifetime",
     "rotation_working_lifetime",
@@ -221,6 +235,8 @@ def rotate(
         raise click.UsageError("--anchor, --remove-anchor and --working-root cannot be combined")
     if direct and anchor is None:
         raise click.UsageError("--direct needs --anchor URI")
+    if direct and (lifetimes := lifetime_flags(app.options)):
+        raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
     if create_key and (anchor is None or what == "plan"):
         raise click.UsageError("--create-key needs --anchor URI, without --plan")
     if to_phase is not None and what in ("rollback", "cancel", "replace-expired", "drop-lost-anchor"):
@@ -241,7 +257,8 @@ def rotate(
     why = reason or operations.ASKED
     work: dict[str, Callable[..., Awaitable[Report]]] = {
         "": partial(
-            operations.rotate,
+            _rotate,
+            app,
             to_phase=stop_at,
             anchor=choice,
             create_key=create_key,
@@ -258,9 +275,27 @@ def rotate(
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
+async def _check_working_lifetime(options: Options, store: Store, choice: AnchorChoice) -> None:
+    """Refuse --working-lifetime if the next root is not a working root, since the option would have no effect."""
+    if "--working-lifetime" not in lifetime_flags(options) or choice.signer is not None:
+        return
+    _, document = await store.read()
+    if document.anchor is None or choice.is_removed:
+        raise ConfigurationError(
+            "--working-lifetime is for a root that an anchor endorses, but the next root has no anchor",
+            hint="--lifetime sets how long this root is valid.",
+        )
+
+
+async def _rotate(app: App, store: Store, *arguments: Any, anchor: AnchorChoice, **options: Any) -> Report:
+    await _check_working_lifetime(app.options, store, anchor)
+    return await operations.rotate(store, *arguments, anchor=anchor, **options)
+
+
 async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
+        await _check_working_lifetime(options, store, choice)
         health = build_health_signals(options)
         plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, anchor=choice)
     plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))

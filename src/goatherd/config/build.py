@@ -257,6 +257,12 @@ async def open_two_stores(options: Options, source: str, destination: str) -> As
         yield first, second
 
 
+def lifetime_flags(options: Options) -> set[str]:
+    """Return which of the flags --lifetime and --working-lifetime are given, not counting variables and the file."""
+    flags = {"rotation.lifetime": "--lifetime", "rotation.working_lifetime": "--working-lifetime"}
+    return {flag for key, flag in flags.items() if options.origin.get(key) == "flag"}
+
+
 def build_policy(options: Options) -> Policy:
     """Return the rotation policy that the options describe.
 
@@ -271,6 +277,10 @@ def build_policy(options: Options) -> Policy:
     if unlisted is None:
         found = any(is_discovered(address) for address in options.nodes)
         unlisted = unlisted_for(options.settings_refresh_interval) if found else timedelta(0)
+    working_lifetime = options.rotation_working_lifetime
+    if lifetime_flags(options) == {"--lifetime"}:
+        # It is the lifetime of the root that the command creates, also if an anchor endorses this root.
+        working_lifetime = options.rotation_lifetime
     return Policy(
         adoption=options.rotation_adoption,
         settle=options.rotation_settle,
@@ -279,7 +289,7 @@ def build_policy(options: Options) -> Policy:
         poll_max=options.rotation_poll,
         poll_min=min(Policy().poll_min, options.rotation_poll),
         lifetime=options.rotation_lifetime,
-        working_lifetime=options.rotation_working_lifetime,
+        working_lifetime=working_lifetime,
         grace=options.rotation_grace,
         quorum=Quorum.from_text(options.rotation_quorum),
         unlisted=unlisted,

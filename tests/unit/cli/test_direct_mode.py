@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from goatherd.cli.main import EXIT_FINDINGS
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError, SignerKeyNotFoundError
 from goatherd.signers import SignerKey, verified
@@ -87,6 +88,9 @@ def test_a_rotation_that_cannot_begin_creates_no_key(
         (("init", "--direct"), "--direct needs --anchor"),
         (("rotate", "--working-root", "--remove-anchor"), "cannot be combined"),
         (("rotate", "--working-root", "--rollback"), "cannot be combined with --rollback"),
+        (("init", "--working-lifetime", "7d"), "--working-lifetime needs --anchor"),
+        (("init", "--anchor", "local:/no", "--direct", "--lifetime", "7d"), "--direct cannot be combined with --life"),
+        (("rotate", "--anchor", "local:/no", "--direct", "--working-lifetime", "7d"), "cannot be combined with --work"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -95,6 +99,37 @@ def test_options_that_do_not_fit_are_refused(
     result = goatherd(*arguments, "--provider", store)
     assert result.code == 2
     assert told in result.err
+
+
+def test_no_lifetime_that_is_given_is_ignored(goatherd: Goatherd, store: str, signer: str) -> None:
+    def days_left(command: str, *options: str) -> int:
+        done = goatherd(command, *options, "--provider", store, "--json")
+        assert done.code in (0, EXIT_FINDINGS), done.err
+        expires = datetime.fromisoformat(goatherd("show", "--provider", store, "--json").json["current"]["expiration"])
+        return round((expires - datetime.now(UTC)) / timedelta(days=1))
+
+    rotate = ("rotate", "--unsafe-without-nodes")
+    assert days_left("init", "--anchor", signer, "--create-key", "--lifetime", "7d") == 7
+    assert days_left(*rotate) == 30
+    assert days_left(*rotate, "--lifetime", "8d") == 8
+    assert days_left(*rotate, "--working-lifetime", "9d", "--lifetime", "8d") == 9
+    current = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    revoke = ("revoke", current, "--reason", "test", "--yes", "--unsafe-without-nodes")
+    assert days_left(*revoke, "--lifetime", "10d") == 10
+    assert goatherd(*rotate, "--remove-anchor", "--working-lifetime", "9d", "--provider", store).code == 2
+    assert days_left(*rotate, "--remove-anchor", "--lifetime", "31d") == 31
+    for refused in (rotate, ("rotate", "--plan")):
+        result = goatherd(*refused, "--working-lifetime", "9d", "--provider", store)
+        assert result.code == 2
+        assert "--lifetime sets how long" in result.err
+
+
+def test_a_lifetime_in_the_file_is_that_of_a_root_without_an_anchor(
+    goatherd: Goatherd, store: str, signer: str, tmp_path: Path
+) -> None:
+    (tmp_path / "goatherd.toml").write_text('[rotation]\nlifetime = "90d"\nworking_lifetime = "20d"\n')
+    assert "valid for 20d" in goatherd("init", "--anchor", signer, "--create-key", "--provider", store).out
+    assert "valid for 90d" in goatherd("init", "--provider", f"{store}-2").out
 
 
 @pytest.mark.slow
