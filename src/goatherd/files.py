@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,8 +54,9 @@ def read_if_there(path: Path) -> bytes | None:
     """Return a file's bytes, or None if there is no file.
 
     Raises:
-        SettingsError: The file exists and cannot be read.
+        SettingsError: The file exists and cannot be read, or is a pipe, a device or a socket.
     """
+    _refuse_special(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -77,9 +79,22 @@ def replace_file(path: Path, data: bytes) -> None:
     """Replace a file atomically, or create it if it does not exist.
 
     Raises:
-        SettingsError: The file cannot be written; the old one is unchanged.
+        SettingsError: The file cannot be written, or is a pipe, a device or a socket; the old one is unchanged.
     """
+    _refuse_special(path)
     _write_new(path, data, _replace_by_new)
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse a pipe, a device or a socket, such as ``/dev/stdout``: to read it may never end, and to replace it removes
+    it, which can break the machine."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # it is missing, or whatever opens it reports the error
+    # A link in /dev may lead to a regular file, if that is the process's standard output.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent.resolve() == Path("/dev"):
+        raise SettingsError(f"{path} is not a regular file", hint="It was not changed. Name another file.")
 
 
 def remove_file(path: Path) -> None:

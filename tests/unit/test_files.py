@@ -1,13 +1,15 @@
-"""Files that root creates in a directory of another user, such as the data directory of a GoatDB server."""
+"""Private files: what root creates in a directory of another user, and what is no regular file."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from goatherd import files
+from goatherd.errors import SettingsError
 
 APP = (12345, 12346)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -82,3 +84,20 @@ def test_where_root_may_not_give_files_away_they_are_written_nevertheless(
     monkeypatch.setattr(os, "fchown", refuse)
     files.replace_file(directory / "file", b"x")
     assert (directory / "file").read_bytes() == b"x"
+
+
+def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As root, a replaced /dev/stdout or /dev/null breaks the machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for place in (pipe, link):
+        with pytest.raises(SettingsError, match="is not a regular file"):
+            files.replace_file(place, b"new")
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
+    # Here standard output is a regular file.
+    for place in (pipe, link, Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(SettingsError, match="is not a regular file"):
+            files.read_if_there(place)

@@ -141,6 +141,17 @@ def test_export_does_not_overwrite_another_file_unless_told(goatherd: Goatherd, 
     assert goatherd("export", str(file), "--provider", store).code == 0, "the same content again is no change"
 
 
+def test_no_file_is_written_in_place_of_a_pipe(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    goatherd("init", "--provider", store)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for command in (["export", str(pipe), "--replace"], ["status", "--html", str(pipe)], ["export", str(pipe)]):
+        result = goatherd(*command, "--provider", store)
+        assert result.code == EXIT_CODES["settings"]
+        assert f"{pipe} is not a regular file" in result.err
+        assert stat.S_ISFIFO(pipe.lstat().st_mode)
+
+
 def test_an_export_that_fails_leaves_nothing_half_written(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     goatherd("init", "--provider", store)
     target = tmp_path / "there"
