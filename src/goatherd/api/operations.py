@@ -269,8 +269,8 @@ async def plan_rotation(
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
-    Nothing is written, and no health command is run. If the identity has an anchor, its signer signs a test text. Args
-    are those of `rotate`.
+    Nothing is written, and no health command is run. The signer of a new anchor signs a test text; so does that of the
+    identity's anchor, if a server trusts the current root. Args are those of `rotate`.
 
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.

@@ -353,7 +353,8 @@ class Rotator:
     async def plan(self, *, anchor: AnchorChoice = UNCHANGED) -> Plan:
         """Return the plan of a rotation: what `rotate` would do, or `resume` if a rotation is in progress.
 
-        Writes nothing to the store. If the identity has an anchor, or gets one, the anchor's signer signs a test text.
+        Writes nothing to the store. The signer of a new anchor signs a test text; so does that of the identity's
+        anchor, if a server trusts the current root.
 
         Args:
             anchor: What the rotation would change about the anchor (default: nothing).
@@ -860,26 +861,28 @@ class Rotator:
         """Add to an observation why the anchor of the identity that was read last cannot sign, if it cannot.
 
         SECURITY: an attacker who can write the store, but has no root's key, must not choose where this process sends
-        its credentials. So the signer is called only if a listed server trusts the identity's current root
-        (tests/unit/rotation/test_anchor.py).
+        its credentials. So the signer that the identity names is called only if a listed server trusts the identity's
+        current root (tests/unit/rotation/test_anchor.py).
         """
-        is_alone = not observation.nodes and observation.nodes_unknown is None
-        if not is_alone and not any(node.trusts_current for node in observation.nodes):
-            return observation
         assert self._read_last is not None
-        return replace(observation, anchor_problem=await self._find_anchor_problem(self._read_last))
+        is_trusted = any(node.trusts_current for node in observation.nodes)
+        return replace(
+            observation, anchor_problem=await self._find_anchor_problem(self._read_last, is_trusted=is_trusted)
+        )
 
-    async def _find_anchor_problem(self, document: IdentityDocument) -> tuple[str, str] | None:
+    async def _find_anchor_problem(
+        self, document: IdentityDocument, *, is_trusted: bool = True
+    ) -> tuple[str, str] | None:
         """Let each signer that a rotation would need sign a test text; return the first problem and its hint, or None.
 
-        These are the signer of the present anchor, and that of a new anchor, if the rotation would set one. `document`
-        is the identity as it was read.
+        These are the signer of the present anchor, if the identity `is_trusted`, and that of a new anchor, which the
+        operator has named, if the rotation would set one. `document` is the identity as it was read.
         """
         if document.rotation is not None:
             return None  # it has every signature that it needs
         async with self._anchor_keys as keys:
             try:
-                if document.anchor is not None:
+                if document.anchor is not None and is_trusted:
                     verify_signed(document)
                     await keys.open_current(document).check()
                 if self._anchor_choice.signer is not None:

@@ -256,6 +256,17 @@ async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
     survey = await rotator(herd, evil).survey()
     assert ObstacleKind.OTHER_IDENTITY in {one.kind for one in survey.obstacles}
     await rotator(herd, evil).plan()
+    alone = Rotator(
+        herd.provider,
+        herd.secret_id,
+        (),
+        policy=POLICY,
+        clock=herd.clock,
+        open_signer=evil.open,
+        unsafe_without_nodes=True,
+    )
+    await alone.plan()
+    await alone.survey()
     assert evil.by_uri == {}
 
 
