@@ -490,7 +490,8 @@ class Options:
         parse_duration,
         None,
         "time",
-        "Age at which a key is replaced (default: half of its lifetime, at most 60 days).",
+        "Age at which a key is replaced. Default: when half of its lifetime is left, at most 60 days, so a key of 180 "
+        "days at the age of 120 days; a working root when a third of its lifetime is left.",
     )
     controller_timezone: str = _option(
         "controller.timezone",

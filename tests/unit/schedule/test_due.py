@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goatherd.config.options import option_keys
 from goatherd.errors import ConfigurationError
 from goatherd.identity import transitions
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
@@ -87,6 +88,14 @@ def test_a_key_is_due_when_its_reserve_begins_and_not_before() -> None:
     assert (verdict.act, verdict.at_ms, verdict.is_due(due - 1)) == (Act.ROTATE, due, False)
     assert next_due(facts(), schedule(), due).is_due(due)
     assert not verdict.urgent
+
+
+def test_the_reference_says_at_which_age_a_key_is_replaced_by_default() -> None:
+    due_ms = next_due(facts(), schedule(), ms("2026-11-02T00:00")).at_ms
+    assert due_ms is not None
+    age = round((due_ms - ms("2026-11-01T00:00")) / DAY_MS)
+    (key,) = [one for one in option_keys() if one.name == "controller.max_age"]
+    assert f"a key of {Policy().lifetime.days} days at the age of {age} days" in key.help
 
 
 def test_a_greatest_age_makes_it_due_earlier_but_never_later() -> None:
