@@ -54,6 +54,8 @@ _PACKED: Final = {
 }
 """First bytes of formats that the standard library cannot unpack."""
 _UNPACK: Final = "unpack it and scan the result"
+_GIT_OBJECT: Final = re.compile(r"[0-9a-f]{2}/[0-9a-f]{38,62}|pack/pack-[0-9a-f]{40,64}\.pack")
+"""The path, below ``objects/``, of a compressed git object or of a pack of them."""
 
 
 class Readable(Protocol):
@@ -122,6 +124,7 @@ class ScanReport:
         notes: What limits the result although nothing failed, such as a shallow clone.
         files: How many files and members of archives were searched.
         objects: How many git objects were searched.
+        with_history: Whether the histories of git repositories are to be searched.
     """
 
     findings: list[KeyFinding] = field(default_factory=list)
@@ -129,6 +132,7 @@ class ScanReport:
     notes: list[str] = field(default_factory=list)
     files: int = 0
     objects: int = 0
+    with_history: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -150,13 +154,13 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
     Raises:
         ConfigurationError: A path does not exist.
     """
-    report = ScanReport()
+    report = ScanReport(with_history=with_history)
     for path in paths:
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist", hint="Name a file, a directory or a git repository.")
     for path in paths:
         if path.is_dir():
-            _scan_directory(report, path, with_history=with_history)
+            _scan_directory(report, path)
         elif path.is_file() or path.is_fifo():
             _scan_file(report, path)
         else:
@@ -187,7 +191,7 @@ def _states_of(document: IdentityDocument) -> dict[str, str]:
     return states
 
 
-def _scan_directory(report: ScanReport, top: Path, *, with_history: bool) -> None:
+def _scan_directory(report: ScanReport, top: Path) -> None:
     def note(error: OSError) -> None:
         report.unsearched.append(f"{error.filename}: {error.strerror}")
 
@@ -197,11 +201,11 @@ def _scan_directory(report: ScanReport, top: Path, *, with_history: bool) -> Non
         if ".git" in directories or ".git" in files:
             if ".git" in directories:
                 directories.remove(".git")
-            if with_history:
+            if report.with_history:
                 _scan_history(report, directory)
         elif _is_bare_repository(directory, directories, files):
             directories.clear()
-            if with_history:
+            if report.with_history:
                 _scan_history(report, directory)
             continue
         for file in sorted(files):
@@ -260,6 +264,8 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         elif head[257:262] == b"ustar":
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
+                    if _is_git_object(report, name, member.name):
+                        continue
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
                         _scan_stream(report, f"{name}!{member.name}", content, depth + 1, room)
@@ -274,6 +280,17 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         report.unsearched.append(f"{name}: cannot be unpacked: {error}")
 
 
+def _is_git_object(report: ScanReport, archive: str, member: str) -> bool:
+    """Return whether a member of an archive belongs to a git history, which is then listed as not searched."""
+    repository, found, path = f"/{member}".rpartition("/objects/")
+    if not found or not _GIT_OBJECT.fullmatch(path):
+        return False
+    line = f"{archive}!{repository[1:] or '.'}: a git history in an archive; {_UNPACK}"
+    if report.with_history and line not in report.unsearched:
+        report.unsearched.append(line)
+    return True
+
+
 def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
     content = reader.read(room + 1)
     if len(content) > room:
@@ -285,7 +302,7 @@ def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room
                 # zipfile unpacks other methods in pieces of any size: a small archive could fill the memory.
                 if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     report.unsearched.append(f"{name}!{member.filename}: encrypted, or not compressed with deflate")
-                elif not member.is_dir():
+                elif not member.is_dir() and not _is_git_object(report, name, member.filename):
                     with archive.open(member) as file:
                         _scan_stream(report, f"{name}!{member.filename}", file, depth + 1, room - len(content))
     except (NotImplementedError, OverflowError, ValueError, struct.error) as error:

@@ -122,6 +122,21 @@ def test_the_layers_of_a_saved_image_are_searched(
     assert "1 private key in 2 places" in result.out
 
 
+@pytest.mark.parametrize(
+    "member", [f"objects/ab/{'0' * 38}", f"objects/pack/pack-{'0' * 40}.pack", f"objects/ab/{'0' * 62}"]
+)
+def test_a_git_history_in_an_image_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes, member: str) -> None:
+    """`COPY . .` has put it there; git compresses a key in it, so a search of the members does not find the key."""
+    members = {f"app/.git/{member}": b"x", f"app/.git/{member.replace('0', '1')}": b"y", "app/server.ts": b"z"}
+    for name, layer in (("image.tar", pack(members, compressed=True)), ("image.zip", pack_zip(members))):
+        (tree / name).write_bytes(layer)
+        result = scan(goatherd, tree)
+        assert result.code == EXIT_FINDINGS
+        assert result.out.count(f"{name}!app/.git: a git history in an archive") == 1
+        assert scan(goatherd, tree, "--no-history").code == 0
+        (tree / name).unlink()
+
+
 @pytest.mark.parametrize("compress", [bz2.compress, lzma.compress], ids=["bzip2", "xz"])
 def test_files_that_bzip2_or_xz_has_compressed_are_searched(
     goatherd: Goatherd, tree: Path, settings: bytes, compress: Callable[[bytes], bytes]
