@@ -65,7 +65,7 @@ def give_way(app: App) -> None:
     """
     if app.owns_process:
         with contextlib.suppress(AttributeError, OSError):  # Windows has no nice
-            os.nice(LOW_PRIORITY)
+            os.nice(max(0, LOW_PRIORITY - os.nice(0)))
 
 
 def run_interruptible(app: App, work: Coroutine[Any, Any, T], *, note: str) -> T:
