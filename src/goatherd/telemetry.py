@@ -86,7 +86,8 @@ class Event(StrEnum):
     CONTROLLER_STOPPED = "controller.stopped"
     """A controller has stopped; the event states whether a rotation must be resumed."""
     CONTROLLER_PLANNED = "controller.planned"
-    """The next action of a controller, its time and its reason; reported when it changes."""
+    """The next rotation, destruction of old keys or resumption by a controller, its time and reason; reported when it
+    changes."""
     CONTROLLER_ACTS = "controller.acts"
     """A controller starts or resumes a rotation, or destroys old keys."""
     CONTROLLER_DONE = "controller.done"

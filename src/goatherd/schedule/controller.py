@@ -147,7 +147,7 @@ class Controller:
         self._unlisted_keys: tuple[tuple[str, int], ...] = ()
         self._next_search = 0.0
         self._turns = 0
-        self._planned: str | None = None
+        self._planned: dict[Act, str] = {}
         self._rung: set[tuple[AlertKind, object]] = set()
         self._is_stopping = False
         self._is_acting = False
@@ -211,7 +211,7 @@ class Controller:
         await self._check_anchor(document)
         for verdict in verdicts:
             await self._warn_of_end(document, verdict, now_ms)
-        self._tell_plan(verdicts[0])
+        self._tell_plan(verdicts)
         if away is not None:
             return Turn(verdict=verdicts[0], error=away)
         turn: Turn | None = None
@@ -465,12 +465,13 @@ class Controller:
         self._journal.record_decision("alert", alert.to_json())
         await self._alarm.raise_alert(alert)
 
-    def _tell_plan(self, verdict: DueDecision) -> None:
-        planned = f"{verdict.act} {verdict.slot_ms} {verdict.skipped_ms}"
-        if planned != self._planned:
-            self._planned = planned
-            at = "never" if verdict.at_ms is None else iso(verdict.at_ms)
-            _log.info(event_text(LogEvent.CONTROLLER_PLANNED, act=verdict.act.value, at=at, why=verdict.why))
+    def _tell_plan(self, verdicts: tuple[DueDecision, ...]) -> None:
+        planned = {verdict.act: f"{verdict.slot_ms} {verdict.skipped_ms}" for verdict in verdicts}
+        for verdict in verdicts:
+            if planned[verdict.act] != self._planned.get(verdict.act):
+                at = "never" if verdict.at_ms is None else iso(verdict.at_ms)
+                _log.info(event_text(LogEvent.CONTROLLER_PLANNED, act=verdict.act.value, at=at, why=verdict.why))
+        self._planned = planned
 
 
 async def _wait_for_first(work: asyncio.Future[Any], stop: asyncio.Event) -> None:

@@ -114,6 +114,20 @@ async def test_a_key_that_is_due_is_replaced_once(make_herd: MakeHerd) -> None:
     assert not (await controller.act_once()).has_acted
 
 
+async def test_at_its_start_it_tells_the_next_rotation_also_if_old_keys_are_destroyed_before(
+    make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    herd = await make_herd(clients=0, lifetime=LIFETIME)
+    await rotator_for(herd).rotate()
+    caplog.clear()
+    controller = make(herd)
+    for _ in range(2):
+        assert not (await controller.act_once()).has_acted
+    planned = [one.message.split()[1] for one in caplog.records if one.message.startswith("controller.planned")]
+    assert planned == ["act=retire", "act=rotate"]
+
+
 async def test_a_failure_is_recorded_by_the_root_that_signs_then(
     make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
