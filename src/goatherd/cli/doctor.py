@@ -33,9 +33,9 @@ def doctor(app: App, signer: str | None) -> int:
 
     To check whether a server exposes its private key, the command sends an unauthenticated POST /auth/session, which
     creates one anonymous session on that server. For a server under an agent, the command uses the result of the
-    agent's own check instead. The command lists every obstacle to a rotation, as `goatherd rotate --plan` does. It also
-    lists sessions that were created twice with different contents: GoatDB servers and clients crash when they merge
-    these.
+    agent's own check instead. The command lists every obstacle to a rotation, as `goatherd rotate --plan` does, but it
+    also runs the command of the health check, if one is configured. It lists sessions that were created twice with
+    different contents, too: GoatDB servers and clients crash when they merge these.
 
     With --signer, the command checks a signer only: it reads the signer's public key, signs a short test text, verifies
     the signature, and shows what the signer declares about its key, such as the region and whether the private key can

@@ -393,6 +393,13 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
     doctor = goatherd("doctor", *here)
     assert doctor.code == 0
     assert f"signs with root {rotated.json['to']}; it also trusts {first}" in doctor.out
+    mark, file = tmp_path / "mark", tmp_path / "named.toml"
+    file.write_text(f"[rotation]\nhealth_command = 'touch {mark}; false'\n")
+    assert goatherd("rotate", "--plan", *here, "--config", str(file), "--json").json["obstacles"] == []
+    assert not mark.exists()
+    doctor = goatherd("doctor", *here, "--config", str(file))
+    assert (mark.exists(), doctor.code) == (True, EXIT_FINDINGS), "as its help says"
+    assert "the health check fails: command touch" in doctor.out
     assert server.stop() == 0
 
 
