@@ -235,7 +235,10 @@ def rotate(
         raise click.UsageError("--anchor, --remove-anchor and --working-root cannot be combined")
     if direct and anchor is None:
         raise click.UsageError("--direct needs --anchor URI")
-    if direct and (lifetimes := lifetime_flags(app.options)):
+    lifetimes = lifetime_flags(app.options)
+    if lifetimes and what in ("resume", "rollback", "cancel"):
+        raise click.UsageError(f"{min(lifetimes)} cannot be combined with --{what}, which makes no root")
+    if direct and lifetimes:
         raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
     if create_key and (anchor is None or what == "plan"):
         raise click.UsageError("--create-key needs --anchor URI, without --plan")

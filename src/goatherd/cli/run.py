@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -26,6 +26,7 @@ from goatherd.config.build_servers import (
     build_server_files,
     chosen_organizations,
 )
+from goatherd.config.options import Options
 from goatherd.providers.values import ORG_FIELD
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from goatherd.agent.agent import Front
 
 
+LOOPBACK: Final = "127.0.0.1"
 Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
 
 
@@ -137,6 +139,13 @@ def change_options(ways: Sequence[str]) -> Decorator:
     return decorate
 
 
+def _check_change_flags(options: Options) -> None:
+    """Refuse --signal and --command if --on-change makes the agent do something else."""
+    for way in ("signal", "command"):
+        if options.origin.get(f"agent.{way}") == "flag" and options.agent_on_change != way:
+            raise click.UsageError(f"--{way} needs --on-change {way}")
+
+
 def run_for_server(
     app: App,
     orgs: Sequence[str],
@@ -219,9 +228,7 @@ def run_for_server(
 @click.option(
     "--door-host",
     metavar="ADDRESS",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address on which the door (Goatherd's reverse proxy) listens.",
+    help="Address on which the door (Goatherd's reverse proxy) listens (default: 127.0.0.1).",
 )
 @door_options
 @click.option(
@@ -233,9 +240,7 @@ def run_for_server(
 @click.option(
     "--agent-host",
     metavar="ADDRESS",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address on which the agent listens with --agent-port.",
+    help="Address on which the agent listens with --agent-port (default: 127.0.0.1).",
 )
 @click.argument("child", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -243,11 +248,11 @@ def run(
     orgs: tuple[str, ...],
     child: tuple[str, ...],
     door: int | None,
-    door_host: str,
+    door_host: str | None,
     public_url: str | None,
     private: bool,
     agent_port: int | None,
-    agent_host: str,
+    agent_host: str | None,
     create: bool,
     plain_file: bool,
     accept_identity: bool,
@@ -276,13 +281,17 @@ def run(
         raise click.UsageError(
             "--agent-port cannot be combined with --door, because the agent then listens on the door's address"
         )
-    if door is None and (public_url is not None or private or options.origin.get("limits.forwarded_by") == "flag"):
-        raise click.UsageError("--public-url, --private and --forwarded-by need --door PORT")
+    has_forwarded_by = options.origin.get("limits.forwarded_by") == "flag"
+    if door is None and (door_host is not None or public_url is not None or private or has_forwarded_by):
+        raise click.UsageError("--door-host, --public-url, --private and --forwarded-by need --door PORT")
+    if agent_port is None and agent_host is not None:
+        raise click.UsageError("--agent-host needs --agent-port PORT")
+    _check_change_flags(options)
     front = build_front(
         options,
         url,
-        door=None if door is None else (door_host, door),
-        own_address=None if agent_port is None else (agent_host, agent_port),
+        door=None if door is None else (door_host or LOOPBACK, door),
+        own_address=None if agent_port is None else (agent_host or LOOPBACK, agent_port),
         public_url=public_url,
         private=private,
     )
@@ -359,6 +368,9 @@ def watch(
         raise click.UsageError("--on-change is missing; it says how to notify the server: signal, command or ignore")
     if options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
+    if options.agent_on_change != "signal" and pid_file is not None:
+        raise click.UsageError("--pid-file needs --on-change signal")
+    _check_change_flags(options)
     return run_for_server(
         app,
         named,
