@@ -125,7 +125,10 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
     parts = ("region", *form.parts)
     unknown = sorted(set(config) - {"provider", "secretId", *parts, *names})
     if unknown:
-        raise ConfigurationError(f"cloudConfig: provider {form.scheme!r} has no option {unknown[0]!r}")
+        raise ConfigurationError(
+            f"cloudConfig: provider {form.scheme!r} has no option {unknown[0]!r}",
+            hint=f"Known options: {', '.join(sorted({'secretId', *parts, *names}))}.",
+        )
     texts: dict[str, str] = {}
     for name in ("secretId", *parts, *names):
         value = config.get(name)

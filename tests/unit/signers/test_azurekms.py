@@ -50,8 +50,9 @@ def test_a_managed_hsm_of_another_cloud_takes_tokens_of_that_cloud(options: str,
     ],
 )
 def test_an_address_that_is_not_one_is_refused(uri: str) -> None:
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as caught:
         parse_uri(uri)
+    assert "azure://" not in caught.value.hint
 
 
 def test_the_role_signs_and_reads_and_is_assigned_for_one_key() -> None:

@@ -92,11 +92,13 @@ def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
     vault, secret_id = parsed.parts.get("vault"), parsed.secret_id
     if vault is None:
         vault, _, secret_id = secret_id.removeprefix("/").partition("/")
+        if not secret_id:
+            raise ConfigurationError("cloudConfig: provider 'azure' needs a vault", hint='Add "vault": "my-vault".')
     return address(vault, parsed.options), _parse_secret(secret_id)
 
 
-def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
-    """Build the address of an Azure key vault from its name and options.
+def address(vault: str, options: Mapping[str, str], *, example: str = FORM.example) -> AzureAddress:
+    """Build the address of an Azure key vault from its name and options; `example` is the hint if the name is invalid.
 
     Raises:
         ConfigurationError: The vault's name is invalid, or an option is unknown or invalid.
@@ -104,7 +106,7 @@ def address(vault: str, options: Mapping[str, str]) -> AzureAddress:
     check_options(FORM, options)
     vault = vault.lower()
     if not _VAULT.fullmatch(vault):
-        raise ConfigurationError(f"{vault!r} is not a valid name for a key vault", hint=FORM.example)
+        raise ConfigurationError(f"{vault!r} is not a valid name for a key vault", hint=example)
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
     if not _SUFFIX.fullmatch(suffix):
         raise ConfigurationError(

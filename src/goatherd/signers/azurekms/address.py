@@ -84,7 +84,7 @@ def parse_uri(uri: str) -> AzureKeyAddress:
     # (tests/unit/signers/test_azurekms.py::test_an_address_that_is_not_one_is_refused).
     if not _KEY.fullmatch(key) or (slash and not _VERSION.fullmatch(version)):
         raise FORM.error("it must name a vault, a key of 0-9 a-z A-Z and -, and at most a version of 32 digits")
-    vault = address(parsed.host, parsed.options)
+    vault = address(parsed.host, parsed.options, example=FORM.example)
     return AzureKeyAddress(vault=vault, key=key, version=version or None, options=parsed.options)
 
 

@@ -100,18 +100,23 @@ def test_goatdbs_configuration_shape_takes_the_options_too():
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "told"),
     [
-        {"provider": "azure"},
-        {"provider": "azure", "secretId": "root"},
-        {"provider": "azure", "secretId": 7},
-        {"provider": "azure", "secretId": "my-vault/root", "colour": "red"},
-        {"provider": "azure", "secretId": "root", "vault": 7},
+        ({"provider": "azure"}, "secretId must be a string"),
+        ({"provider": "azure", "secretId": "root", "region": "westeurope"}, 'needs a vault Add "vault": "my-vault".'),
+        ({"provider": "azure", "secretId": 7}, "secretId must be a string"),
+        ({"provider": "azure", "secretId": "my-vault/root", "colour": "red"}, "has no option 'colour' Known options: "),
+        (
+            {"provider": "azure", "secretId": "root", "vaultUrl": "my-vault"},
+            "region, secretId, suffix, vault",
+        ),
+        ({"provider": "azure", "secretId": "root", "vault": 7}, "vault must be a string"),
     ],
 )
-def test_a_configuration_that_is_not_whole_is_refused(config: dict[str, object]):
-    with pytest.raises(ConfigurationError):
+def test_a_configuration_that_is_not_whole_is_refused(config: dict[str, object], told: str):
+    with pytest.raises(ConfigurationError) as caught:
         parse_config(config)
+    assert told in f"{caught.value} {caught.value.hint}"
 
 
 @pytest.mark.parametrize(
