@@ -132,6 +132,8 @@ class Report:
             root's key counts from then. None if the rotation has not ended.
         keeps_key: Whether the store may still hold the private key of the root that has stopped signing; False for a
             root in direct mode, whose key is in an HSM or a KMS.
+        restorable_until_ms: When the root that has stopped signing expires, in milliseconds since 1970; `restore` can
+            make it sign again until then if its key is kept. None if the identity's anchor does not allow that.
     """
 
     outcome: Outcome
@@ -156,6 +158,7 @@ class Report:
     ended_ms: int
     recorded_ms: int | None = None
     keeps_key: bool = True
+    restorable_until_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

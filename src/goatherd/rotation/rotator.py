@@ -1208,6 +1208,7 @@ class Rotator:
         abandoned = action.outcome is Outcome.ABANDONED
         why = _describe_other_end(document, intent.from_id) if last is None else last.reason
         stopped = intent.to_id if abandoned else intent.from_id
+        stopped_root = None if stopped is None else document.find_root(stopped)
         report = Report(
             outcome=action.outcome,
             rotation_id=intent.rotation_id,
@@ -1232,6 +1233,9 @@ class Rotator:
             ended_ms=self._steady.now_ms(),
             recorded_ms=last.at if last is not None else None,
             keeps_key=stopped not in document.anchor_ids,
+            restorable_until_ms=stopped_root.expiration_ms
+            if stopped_root is not None and transitions.may_sign_again(document, stopped_root.id)
+            else None,
         )
         self._emit_event(RunEnded(report=report))
         if abandoned:

@@ -124,6 +124,23 @@ def test_no_lifetime_that_is_given_is_ignored(goatherd: Goatherd, store: str, si
         assert "--lifetime sets how long" in result.err
 
 
+def test_a_rotation_says_whether_and_until_when_the_previous_root_can_be_restored(
+    goatherd: Goatherd, store: str, signer: str
+) -> None:
+    alone = ("--unsafe-without-nodes", "--provider", store)
+    goatherd("init", "--provider", store)
+    assert "until then `goatherd restore` can make it sign again" in goatherd("rotate", *alone).out
+    assert goatherd("restore", *alone).code == 0
+    assert "cannot make it sign again" in goatherd("rotate", "--anchor", signer, "--create-key", *alone).out
+    assert "rotation.not_restorable" in goatherd("restore", *alone).err
+    # It is renewed when it has 10 days left, and its key is kept for 30 days.
+    assert goatherd("rotate", "--lifetime", "10d", *alone).code == 0
+    expires = goatherd("show", "--provider", store, "--json").json["current"]["expiration"]
+    told = f"until shortly before it expires at {expires}, `goatherd restore` can make it sign again"
+    assert told in goatherd("rotate", *alone).out
+    assert goatherd("restore", *alone).code == 0
+
+
 def test_a_lifetime_in_the_file_is_that_of_a_root_without_an_anchor(
     goatherd: Goatherd, store: str, signer: str, tmp_path: Path
 ) -> None:

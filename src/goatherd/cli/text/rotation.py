@@ -85,13 +85,18 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         if not report.keeps_key:
             return [*lines, f"the private key of {retired} is in its signer; the store never held it"]
         ended_ms = report.ended_ms if report.recorded_ms is None else report.recorded_ms
-        due = iso(ended_ms + milliseconds(grace))
+        due_ms = ended_ms + milliseconds(grace)
         lines.append(
             f"the private key of {retired} stays in the store for {format_duration(grace)}: "
-            f"`goatherd retire` destroys it from {due} on"
+            f"`goatherd retire` destroys it from {iso(due_ms)} on"
         )
         named = f" {retired}" if report.outcome is Outcome.ABANDONED else ""
-        lines.append(f"until then `goatherd restore{named}` can make it sign again")
+        expires_ms = report.restorable_until_ms
+        if expires_ms is None:
+            lines.append("`goatherd restore` cannot make it sign again, because the present anchor has not endorsed it")
+        else:
+            until = "then" if expires_ms >= due_ms else f"shortly before it expires at {iso(expires_ms)},"
+            lines.append(f"until {until} `goatherd restore{named}` can make it sign again")
     return lines
 
 
