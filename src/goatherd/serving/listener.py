@@ -14,6 +14,7 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.server import ServerState
 
+from goatherd.clock import SystemClock
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.http_connection import HTTPConnection, check_hooks
 from goatherd.serving.sockets import bind, cannot_listen
@@ -147,8 +148,11 @@ class HTTPListener:
             self._set_date()
 
     def _set_date(self) -> None:
-        self._state.default_headers[:] = [(b"date", formatdate(usegmt=True).encode())]
-        self._clock_timer = asyncio.get_running_loop().call_later(1, self._set_date)
+        now_ms = SystemClock().now_ms()
+        self._state.default_headers[:] = [(b"date", formatdate(now_ms // 1000, usegmt=True).encode())]
+        # At the next whole second: tools compare clocks by this header, and take it for less than a second old.
+        left_ms = 1000 - now_ms % 1000
+        self._clock_timer = asyncio.get_running_loop().call_later(left_ms / 1000, self._set_date)
 
     async def close(self) -> None:
         """Stop listening, and close every connection at once."""

@@ -73,3 +73,17 @@ def test_a_client_that_is_just_being_accepted_is_cut_off(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(connect_and_stop())
+
+
+async def test_the_date_of_answers_is_renewed_at_each_whole_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`goatherd doctor` compares the clocks of servers by it."""
+    monkeypatch.setattr(SystemClock, "now_ms", lambda _: 1_000_643)
+    limiter = CallerLimiter(CallerLimits(), clock=SystemClock())
+    listener = HTTPListener(answer, "127.0.0.1", 0, limiter=limiter, has_date=True)
+    await listener.start()
+    try:
+        assert listener._state.default_headers == [(b"date", b"Thu, 01 Jan 1970 00:16:40 GMT")]
+        assert listener._clock_timer is not None
+        assert listener._clock_timer.when() - asyncio.get_running_loop().time() <= 0.357
+    finally:
+        await listener.close()
