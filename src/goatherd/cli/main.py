@@ -379,7 +379,12 @@ def allow_lagging_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def forms_of(name: str) -> str:
-    """Return the part of a command's help that lists its other forms, such as `show --versions` for `show`."""
+    """Return the part of a command's help that lists its other forms, such as `show --versions` for `show`.
+
+    For a hidden alias, such as `versions`, return the part that says what to type instead.
+    """
+    if name in ALIASES:
+        return f"\b\nCalled `goatherd {ALIASES[name]}` now; the former name, `goatherd {name}`, still works.\n\n"
     forms = FORMS.get(name)
     if not forms:
         return ""
