@@ -16,7 +16,7 @@ from goatherd.clock import SystemClock
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.identity_store import Store
-from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict
+from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict, unreported_finding
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
 from goatherd.rotation.policy import Policy
@@ -135,17 +135,14 @@ async def _check_latency(store: Store) -> Check:
 
 
 async def _check_rights(store: Store) -> list[Check]:
-    provider, scheme = store.provider, store.provider.scheme
-    if not isinstance(provider, DiagnosableSecretProvider):
-        text = f"may read; {scheme} cannot report other rights without using them"
-        hint = f"Rights that a rotation needs: `goatherd policy {scheme} --role rotator`."
-        return [Check(name="rights", level=SKIPPED, text=text, hint=hint)]
-    try:
-        findings = await provider.diagnose(store.secret_id)
-    except GoatherdError as error:
-        return [
-            Check(name="rights", level=SKIPPED, text=f"the store did not report its rights: {error}", hint=error.hint)
-        ]
+    provider = store.provider
+    findings = [unreported_finding(provider.scheme)]
+    if isinstance(provider, DiagnosableSecretProvider):
+        try:
+            findings = await provider.diagnose(store.secret_id)
+        except GoatherdError as error:
+            text = f"the store did not report its rights: {error}"
+            return [Check(name="rights", level=SKIPPED, text=text, hint=error.hint)]
     return [Check(name=each.name, level=_LEVELS[each.verdict], text=each.text, hint=each.hint) for each in findings]
 
 

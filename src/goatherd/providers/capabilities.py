@@ -69,6 +69,16 @@ class DiagnosableSecretProvider(Protocol):
         ...
 
 
+def unreported_finding(scheme: str) -> Finding:
+    """Return the finding about a store that cannot report the credentials' permissions, and that could be read."""
+    return Finding(
+        name="rights",
+        verdict=Verdict.NOT_CHECKED,
+        text=f"may read; {scheme} cannot report other rights without using them",
+        hint=f"Rights that a rotation needs: `goatherd policy {scheme} --role rotator`.",
+    )
+
+
 def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) -> Finding:
     """Return the finding about the credentials' permissions on a secret; that they can read it is already known.
 

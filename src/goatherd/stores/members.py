@@ -13,7 +13,14 @@ from typing import Final, Self
 
 from goatherd.errors import ConfigurationError, ProviderError, SecretNotFoundError, UnavailableError
 from goatherd.providers.base import Call, Guarantees, SecretProvider
-from goatherd.providers.capabilities import BETWEEN, CopiedVersions
+from goatherd.providers.capabilities import (
+    BETWEEN,
+    CopiedVersions,
+    DiagnosableSecretProvider,
+    Finding,
+    Verdict,
+    unreported_finding,
+)
 from goatherd.providers.values import ORG_FIELD, SecretVersion, VersionId
 
 FOLLOWER_TIMEOUT: Final = timedelta(seconds=5)
@@ -117,6 +124,30 @@ class StoreGroup(SecretProvider):
     @property
     def guarantees(self) -> Guarantees:
         return self._guarantees
+
+    async def diagnose(self, secret_id: str) -> list[Finding]:
+        """Diagnose each store, as `DiagnosableSecretProvider.diagnose` does; a failure is a finding of its region."""
+        found = await asyncio.gather(*(self._diagnose_member(one, secret_id) for one in self.members))
+        return [
+            replace(one, text=f"region {member.region}: {one.text}")
+            for member, findings in zip(self.members, found, strict=True)
+            for one in findings
+        ]
+
+    async def _diagnose_member(self, member: StoreMember, secret_id: str) -> list[Finding]:
+        provider, failure = member.provider, self._recent_failure(member, secret_id)
+        try:
+            if failure is not None:
+                raise failure.with_traceback(None)
+            if not isinstance(provider, DiagnosableSecretProvider):
+                return [unreported_finding(provider.scheme)]
+            async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
+                return await provider.diagnose(find_secret_id(member, self.primary, secret_id))
+        except (ProviderError, TimeoutError) as error:
+            why = str(error) or f"no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s"
+            text = f"the store did not report its rights: {why}"
+            hint = error.hint if isinstance(error, ProviderError) else ""
+            return [Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
 
     async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
         """List the versions in each other store, as `CopiedSecretProvider.copied_versions` does.

@@ -27,6 +27,7 @@ from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import DueDecision, Schedule, next_rotation, order_actions, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader
+from goatherd.stores.members import StoreGroup
 from goatherd.times import iso, milliseconds, read_iso
 from goatherd.web.view import CallsView, RecordRow, Remark, TrailView, View, clean_text, make_view
 
@@ -123,7 +124,11 @@ async def find_excess_rights(store: Store) -> tuple[Remark, ...]:
         return ()
     if not any(one.may_write for one in findings):
         return ()
-    advice = f"`goatherd policy {store.provider.scheme} --role server` prints what it needs."
+    schemes = [store.provider.scheme]
+    if isinstance(store.provider, StoreGroup):
+        schemes = sorted({one.provider.scheme for one in store.provider.members})
+    commands = " and ".join(f"`goatherd policy {scheme} --role server`" for scheme in schemes)
+    advice = f"{commands} {'prints' if len(schemes) == 1 else 'print'} what it needs."
     text = "This page has more rights than it needs: its credentials may write to the store."
     return (Remark(text=text, advice=advice),)
 

@@ -19,13 +19,16 @@ from goatherd.identity.transitions import prepare_rotation
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog
-from goatherd.operations.store_checks import FAILED, OK, WARNING
+from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, _check_rights
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.providers.base import Call
+from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import STABLE, Label, SecretValue, VersionId
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
 from goatherd.rotation.policy import Policy
-from goatherd.stores import Standing
+from goatherd.stores import RegionalReader, ReplicatedStore, Replication, Standing, StoreMember
+from goatherd.web.collector import find_excess_rights
 from tests.fakes.herd import FakeClock
 from tests.unit.identity.make import first, owned
 from tests.unit.identity.test_anchor import World as AnchoredWorld
@@ -87,6 +90,29 @@ async def test_a_region_lags_since_the_first_change_that_it_lacks(regions: Regio
     await regions.eu.destroy(SECRET, "2")
     _, us, ap = await read_regions(stores_of(regions))
     assert us.lag_since_ms is ap.lag_since_ms is None, "the change itself can no longer be read"
+
+
+async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
+    places = {"eu": FileSecretProvider(f"{tmp_path}/eu"), "us": FileSecretProvider(f"{tmp_path}/us")}
+    await places["eu"].create("root", encode_document(FIRST))
+    members = [
+        StoreMember(region="eu", provider=places["eu"], template="root"),
+        StoreMember(region="us", provider=places["us"], template="root", replication=Replication.GOATHERD),
+        StoreMember(region="ap", provider=MemorySecretProvider(), template="root", replication=Replication.GOATHERD),
+    ]
+    for provider in (ReplicatedStore(members), RegionalReader(members)):
+        store = Store(provider=provider, secret_id="root", org="localhost", name="stores")
+        async with provider:
+            eu, us, ap = (one for one in await _check_rights(store) if one.name == "rights")
+            (remark,) = await find_excess_rights(store)
+        assert (eu.level, eu.text) == (OK, "region eu: may read, write and destroy versions: more than a server needs")
+        assert (us.level, us.text.startswith("region us: the store did not report its rights: ")) == (SKIPPED, True)
+        assert (ap.level, ap.text.startswith("region ap: may read; memory cannot report")) == (SKIPPED, True)
+        assert "`goatherd policy memory --role rotator`" in ap.hint
+        assert (
+            remark.advice == "`goatherd policy file --role server` and `goatherd policy memory --role server` print "
+            "what it needs."
+        )
 
 
 async def test_sync_brings_forward_what_it_may_and_says_what_it_may_not(regions: Regions) -> None:
