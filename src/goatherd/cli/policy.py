@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from goatherd.cli.main import App, command
-from goatherd.config.build import configured_address, store_name
+from goatherd.config.build import configured_addresses, store_name
 from goatherd.plugins import policy_text
 
 
@@ -27,15 +27,18 @@ def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """Print the store permissions that a server or a rotator needs.
 
     PROVIDER is the scheme of a store's URI, such as aws, gcp, azure, vault, k8s or file. SECRET is the address of the
-    secret (default: the configured store). With --role signer, PROVIDER is the scheme of a signer, such as awskms,
-    pkcs11 or transit, and SECRET is the signer's URI. The command prints exactly the permissions that the role needs.
-    It contacts no store, changes nothing and needs no SDK.
+    secret (default: the configured store; of the stores of several regions, the first one with this scheme). With
+    --role signer, PROVIDER is the scheme of a signer, such as awskms, pkcs11 or transit, and SECRET is the signer's
+    URI. The command prints exactly the permissions that the role needs. It contacts no store, changes nothing and
+    needs no SDK.
     """
-    address = secret or configured_address(app.options)
+    address, *others = [secret] if secret else configured_addresses(app.options, platform)
     if not address:
         raise click.UsageError("no secret is named; give its address, such as aws://eu-west-1/goatdb/prod/root")
     text = policy_text(platform, role, address)
     shown = address if isinstance(address, str) else store_name(app.options)
+    for other in others:
+        app.out.write_note(f"note: this is for {shown}; also run: goatherd policy {platform} --role {role} {other}")
     app.out.result(
         {"provider": platform, "role": role, "secret": shown, "policy": text}, text.removesuffix("\n").split("\n")
     )

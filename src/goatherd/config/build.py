@@ -85,16 +85,18 @@ def is_store_named(options: Options) -> bool:
     return any(one is not None for one in (options.provider, options.cloud_config, options.stores_primary))
 
 
-def configured_address(options: Options) -> str | Mapping[str, object] | None:
+def configured_addresses(options: Options, scheme: str) -> list[str | Mapping[str, object] | None]:
     """Return the address of the store that the options name: a URI, or a ``cloudConfig``; None if they name none.
 
-    Of stores in several regions, it is the address of the primary store. ``{org}`` is not yet replaced.
+    Of stores in several regions, these are the addresses with this scheme, that of the primary store first; if none has
+    it, the address of the primary store. ``{org}`` is not yet replaced.
     """
     if options.provider is not None:
-        return options.provider
+        return [options.provider]
     if options.stores_primary is not None:
-        return options.stores_primary.provider
-    return None if options.type == "file" else options.cloud_config
+        uris = [one.provider for one in (options.stores_primary, *options.stores_followers)]
+        return [*(uri for uri in uris if uri.startswith(f"{scheme}:"))] or [uris[0]]
+    return [None if options.type == "file" else options.cloud_config]
 
 
 def store_members(options: Options) -> tuple[StoreMember, ...]:

@@ -120,6 +120,28 @@ def test_a_cloud_config_that_names_no_such_secret_is_refused(
     assert "no secret is named" in goatherd("policy", "file", "--role", "server").err
 
 
+def test_of_stores_in_several_regions_those_with_the_scheme_are_meant(goatherd: Goatherd, tmp_path: Path) -> None:
+    (tmp_path / "goatherd.toml").write_text(
+        "[stores]\n"
+        'primary = {region = "eu", provider = "aws://eu-west-1/goatdb/root"}\n'
+        "followers = [\n"
+        '    {region = "us", provider = "aws://us-east-1/goatdb/root", replication = "platform"},\n'
+        '    {region = "ap", provider = "vault://vault.ap:8200/kv/goatdb/root", replication = "goatherd"},\n'
+        "]\n"
+    )
+    first = goatherd("policy", "aws", "--role", "server")
+    assert "eu-west-1" in first.out
+    assert first.err == (
+        "note: this is for aws://eu-west-1/goatdb/root; also run: goatherd policy aws --role server"
+        " aws://us-east-1/goatdb/root\n"
+    )
+    assert (
+        goatherd("policy", "vault", "--role", "rotator").out
+        == goatherd("policy", "vault", "--role", "rotator", "vault://vault.ap:8200/kv/goatdb/root").out
+    )
+    assert "it has another scheme" in goatherd("policy", "gcp", "--role", "server").err
+
+
 def test_an_unknown_scheme_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:
     result = goatherd("policy", "s3", "--role", "server", "s3://bucket/key")
     assert result.code == EXIT_CODES["plugin"]
