@@ -7,7 +7,8 @@ whole process group has.
 
 No process is asked to stop twice, because the second signal ends some servers while they still write their data. The
 child may be a script that does not replace itself with the server. If it passes the signal on, it ends after the
-server. If not, it leaves the server behind, and the agent then signals what is left of the group.
+server. If not, it leaves the server behind, and the agent then signals what is left of the group; or it waits for the
+server, and the agent signals the server before it kills all of them.
 
 If the agent is killed, the kernel sends the child a signal to stop (on Linux). Otherwise the child would keep the port
 and the data directory, and the next agent could not start. `end_leftover` stops a child that ignored that signal, and
@@ -26,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from goatherd.agent.data_directory_lock import Process, has_members
+from goatherd.agent.data_directory_lock import Process, find_members, has_members
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 
@@ -194,7 +195,8 @@ class Supervisor:
 
         Args:
             number: The signal that asks the child to stop; not sent if the child has already got it.
-            grace: How long to wait before the child is killed (default: the supervisor's `grace`).
+            grace: How long to wait before the child is killed (default: the supervisor's `grace`; then, the processes
+                that it has started are asked to stop first).
         """
         if self._starting is not None:
             await asyncio.wait({self._starting})
@@ -208,6 +210,10 @@ class Supervisor:
         timeout = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
         try:
             await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
+            # After Ctrl-C, a shell continues to wait for its server, which was not asked to stop yet.
+            if grace is None and self.is_running and await asyncio.to_thread(_signal_descendants, self._process.pid):
+                timeout = asyncio.ensure_future(self._clock.sleep(LEFT_BEHIND))
+                await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 self._note_kill()
                 _signal_group(self._process.pid, signal.SIGKILL)
@@ -256,6 +262,15 @@ async def _wait_until_gone(is_there: Callable[[], bool], timeout: timedelta, clo
             return False
         await clock.sleep(_POLL)
     return True
+
+
+def _signal_descendants(pid: int) -> bool:
+    """Ask all processes of a group but its leader to stop; return whether there are any (False without ``/proc``)."""
+    others = [one for one in find_members(pid, os.getsid(0)) if one != pid]
+    for one in others:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGTERM)
+    return bool(others)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -77,9 +77,18 @@ def has_members(group: int, session: int) -> bool:
         return False
     except PermissionError:
         pass  # it has members, but of other users
-    statuses = [_read_status(process) for process in Path("/proc").glob("[0-9]*")]
-    members = [fields for fields in statuses if fields and (int(fields[2]), int(fields[3])) == (group, session)]
-    return bool(members) or not statuses  # without /proc the kernel's answer counts
+    # Without /proc the kernel's answer counts.
+    return bool(find_members(group, session)) or not any(Path("/proc").glob("[0-9]*"))
+
+
+def find_members(group: int, session: int) -> list[int]:
+    """Return the PIDs of the running processes of this group and session; none on a system without ``/proc``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        fields = _read_status(process)
+        if fields and (int(fields[2]), int(fields[3])) == (group, session):
+            found.append(int(process.name))
+    return found
 
 
 def _read_status(process: Path) -> list[str] | None:

@@ -184,6 +184,19 @@ async def test_a_server_behind_a_script_that_passes_the_signal_on_gets_it_once(t
     assert not one.was_killed
 
 
+async def test_a_server_behind_a_script_that_waits_for_it_is_asked_to_stop_before_it_is_killed(tmp_path: Path) -> None:
+    """At Ctrl-C, a shell ends only after its command."""
+    ready, said = tmp_path / "ready", tmp_path / "said"
+    server = f"trap 'echo bye > \"{said}\"; exit 7' TERM; touch {ready}; while :; do sleep 0.02; done"
+    one = supervisor(["sh", "-c", 'sh -c "$1"; exit $?', "sh", server], grace=SOON)
+    await one.start()
+    await exists(ready)
+    code = await one.stop(signal.SIGINT)
+    assert said.read_text() == "bye\n"
+    assert not one.was_killed
+    assert code in (7, 128 + signal.SIGINT)
+
+
 async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp_path: Path) -> None:
     said = tmp_path / "said"
     one = supervisor(behind_script(tmp_path, f"echo bye > {said}; exit", "exit 3"))
