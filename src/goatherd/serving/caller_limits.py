@@ -7,6 +7,7 @@ A table of buckets never exceeds its capacity, however many addresses callers us
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -176,13 +177,16 @@ class TokenBuckets:
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_WITH_PORT: Final = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
+"""An entry of ``X-Forwarded-For`` as Azure's Application Gateway, IIS, and AWS (if told to) write it: with a port."""
+
 
 def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:
     """Return the address to which a request is charged: an IPv4 address, or an IPv6 network of 64 bits.
 
     Args:
         address: The remote address of the connection.
-        forwarded: The values of all ``X-Forwarded-For`` headers, joined by commas.
+        forwarded: The values of all ``X-Forwarded-For`` headers, joined by commas; an address may have a port.
         trusted: Networks of the proxies whose entries in that header are trusted. The caller is the first address from
             the right that is not one of these proxies.
     """
@@ -191,10 +195,14 @@ def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> s
     chain = [*(part.strip() for part in forwarded.split(",")), address] if forwarded else [address]
     caller = address
     for text in reversed(chain):
-        parsed = _parse_address(text) if len(text) <= _LONGEST_ADDRESS else None
+        if len(text) > _LONGEST_ADDRESS:
+            break
+        match = _WITH_PORT.fullmatch(text)
+        host = text if match is None else match[1] or match[2]
+        parsed = _parse_address(host)
         if parsed is None:
             break
-        caller = text
+        caller = host
         if not _is_in(parsed, trusted):
             break
     return _group_address(caller)
