@@ -48,6 +48,23 @@ async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
         assert (await w.push(True, "/data/0", note(X))).status_code == 200
 
 
+async def test_forged_pushes_create_no_repositories() -> None:
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        forged = envelope(signed_header(Y), i=X.id)
+        for number in range(20):
+            assert (await w.send(True, [element(f"/data/f{number}", [note(X)])], forged)).status_code == 403
+        assert not w.child.repositories.keys() - {"/sys/sessions"}
+        assert (await w.push(True, "/data/0", note(X))).status_code == 200
+
+
+async def test_pushes_that_the_server_rejects_count_if_they_create_repositories() -> None:
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        del w.child.sessions[X.id]
+        statuses = [(await w.push(True, f"/data/{number}", note(X))).status_code for number in range(8)]
+        assert statuses == [403] * 4 + [429] * 4
+        assert len(w.child.repositories.keys() - {"/sys/sessions"}) == 4
+
+
 async def test_there_is_always_room_for_one_more_repository_and_no_id_is_forgotten_for_it() -> None:
     async with world(limits=DoorLimits(repositories=3)) as w:
         first = note(X)

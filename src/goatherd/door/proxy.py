@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
@@ -88,7 +88,8 @@ OWN_BODY: Final = 16 * 1024
 BIG_BODY: Final = 64 * 1024
 """A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
 MANY_COMMITS: Final = 4
-"""If a request has more commits, its own signature is checked first, which costs as much as one commit."""
+"""If a request has more commits, its own signature is checked first, which costs as much as one commit. So is that of a
+request with commits for a repository that is new to the door."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """Maximum size of an answer to ``/auth/session``."""
 ANSWER_SECONDS: Final = 7.5
@@ -345,14 +346,15 @@ class Proxy:
                 raise RefusedError(
                     DoorRule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
                 )
-            fresh = self._fresh_repositories(exchange.address, elements)
+            fresh = {element.path for element in elements} - self._repositories.keys()
+            if session is not None and len(body) <= BIG_BODY:  # otherwise it is verified already
+                self._check_weight(session, envelope, elements, fresh)
+            self._charge_repositories(exchange.address, fresh)
             if has_commits and trust is not None and session is not None:
                 if session.is_root:
                     read_by = asyncio.get_running_loop().time()
                     earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
                     exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
-                if len(body) <= BIG_BODY:  # otherwise it is verified already
-                    self._check_weight(session, envelope, elements)
                 connection = await self._deliver_push(exchange, trust, elements, body, share)
             else:
                 connection = await exchange.hand_on(self._server, body, self._timeout)
@@ -563,28 +565,32 @@ class Proxy:
     async def _refresh_sessions(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
 
-    def _fresh_repositories(self, address: str, elements: Iterable[Element]) -> int:
-        """Count the requested repositories that are new to the door, and charge them to the caller's address.
+    def _charge_repositories(self, address: str, fresh: Collection[str]) -> None:
+        """Charge the requested repositories that are new to the door to the caller's address.
 
         Raises:
             RefusedError: The address requests too many new repositories.
         """
-        fresh = len({element.path for element in elements} - self._repositories.keys())
-        wait = self._new_repositories.take(address, self._clock.monotonic(), fresh) if fresh else 0
+        wait = self._new_repositories.take(address, self._clock.monotonic(), len(fresh)) if fresh else 0
         if wait:
             raise RefusedError(
                 DoorRule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait
             )
-        return fresh
 
-    def _count_repositories(self, address: str, elements: Iterable[Element], fresh: int, *, is_accepted: bool) -> None:
+    def _count_repositories(
+        self, address: str, elements: Sequence[Element], fresh: Collection[str], *, is_accepted: bool
+    ) -> None:
         """Remember which repositories a request has asked for, so that they are no longer new to the door.
+
+        A rejected request is not charged, except for repositories that the door has read for it: the server has
+        created them.
 
         SECURITY: only requests whose signature the server accepted count, and the oldest entry makes room for a new
         one, so that no caller can fill the table (tests/cluster/test_door_limits.py).
         """
         if not is_accepted:
-            self._new_repositories.give_back(address, self._clock.monotonic(), fresh)
+            read = {element.path for element in elements if element.commits}
+            self._new_repositories.give_back(address, self._clock.monotonic(), len(set(fresh) - read))
             return
         for element in elements:
             self._repositories[element.path] = None
@@ -592,9 +598,16 @@ class Proxy:
         while len(self._repositories) > self.limits.repositories:
             self._repositories.popitem(last=False)
 
-    def _check_weight(self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element]) -> None:
-        """Verify the signature of a request with many commits, before the costly check of the commits' signatures."""
-        if sum(len(element.commits) for element in elements) <= MANY_COMMITS:
+    def _check_weight(
+        self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element], fresh: Collection[str]
+    ) -> None:
+        """Verify the signature of a request with many commits, before the costly check of the commits' signatures.
+
+        SECURITY: also of a request with commits for a repository that is new to the door. The door reads it to check
+        them, signing as a root, and the server then creates it (tests/cluster/test_door_limits.py).
+        """
+        count = sum(len(element.commits) for element in elements)
+        if count <= MANY_COMMITS and not any(element.commits and element.path in fresh for element in elements):
             return
         try:
             verify_request(session, envelope, now_ms=self._clock.now_ms())
