@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from goatherd.door import DoorLimits, DoorRule, Rate
-from tests.cluster.door_world import World, X, Y, world
+from tests.cluster.door_world import A, World, X, Y, world
 from tests.unit.goats import ORG, element, new_id, owned, signed_header
 
 from .door_attacks import envelope, note
@@ -46,6 +46,37 @@ async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
         assert (await w.send(True, [element("/data/s1"), element("/data/s2")], stranger)).status_code == 403
         assert not w.door._proxy._repositories
         assert (await w.push(True, "/data/0", note(X))).status_code == 200
+
+
+async def test_repositories_that_the_server_has_already_do_not_count_after_a_restart_of_the_door() -> None:
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        for number in range(20):
+            w.child.create(f"/data/{number}", note(X))
+        for number in range(0, 20, 2):
+            elements = [element(f"/data/{number}"), element(f"/data/{number + 1}")]
+            assert (await w.send(True, elements)).status_code == 200
+        statuses = [(await w.send(True, [element(f"/data/new{number}")])).status_code for number in range(5)]
+        assert statuses == [200] * 4 + [429]
+
+
+async def test_a_push_counts_for_its_new_repository_although_the_server_has_commits_in_it_then() -> None:
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        statuses = [(await w.push(True, f"/data/{number}", note(X))).status_code for number in range(5)]
+        assert statuses == [200] * 4 + [429]
+
+
+async def test_servers_request_any_number_of_new_repositories() -> None:
+    async with world(limits=DoorLimits(new_repositories=FEW)) as w:
+        for number in range(10):
+            assert (await w.send(True, [element(f"/data/{number}")], by=A)).status_code == 200
+            commit = note(A)
+            assert (await w.push(True, f"/data/pushed{number}", commit, by=A)).status_code == 200
+            assert commit.id in w.stored(f"/data/pushed{number}")
+        forged = envelope(signed_header(Y), i=A.id)
+        for number in range(10):
+            assert (await w.send(True, [element(f"/data/f{number}", [note(A)])], forged)).status_code == 403
+            assert (await w.send(True, [element(f"/data/f{number}")], forged)).status_code == 403
+        assert not any(path.startswith("/data/f") for path in w.child.repositories)
 
 
 async def test_forged_pushes_create_no_repositories() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
@@ -75,6 +76,7 @@ from goatherd.identity.session import (
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
 from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
+from goatherd.wire.batch import RawCommits, split_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -341,7 +343,8 @@ class Proxy:
                 return
             now = self._clock.monotonic()
             # The servers of a cluster share one root session; they are counted by their addresses only.
-            is_counted = session is not None and not session.is_root
+            is_root = session is not None and session.is_root
+            is_counted = session is not None and not is_root
             if session is not None and is_counted and (wait := self._session_requests.seconds_until(session.id, now)):
                 raise RefusedError(
                     DoorRule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
@@ -349,7 +352,8 @@ class Proxy:
             fresh = {element.path for element in elements} - self._repositories.keys()
             if session is not None and len(body) <= BIG_BODY:  # otherwise it is verified already
                 self._check_weight(session, envelope, elements, fresh)
-            self._charge_repositories(exchange.address, fresh)
+            if not is_root:
+                self._charge_repositories(exchange.address, fresh)
             if has_commits and trust is not None and session is not None:
                 if session.is_root:
                     read_by = asyncio.get_running_loop().time()
@@ -365,15 +369,23 @@ class Proxy:
             # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        if connection.status == 200 and asks_for_sessions and (session is None or not session.is_root):
-            await self._answer_client(exchange, connection, envelope.session_id)
+        if connection.status == 200 and not is_root and (asks_for_sessions or fresh):
+            await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
             return
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
 
-    async def _answer_client(self, exchange: Exchange, connection: ServerConnection, session_id: str) -> None:
+    async def _answer_client(
+        self,
+        exchange: Exchange,
+        connection: ServerConnection,
+        session_id: str,
+        elements: Sequence[Element],
+        fresh: Collection[str],
+    ) -> None:
         """Answer a client's ``/batch-sync`` with those introductions of roots that the client can follow.
 
-        `goatherd serve` chooses the same ones. Introductions of untrusted roots are left out.
+        `goatherd serve` chooses the same ones. Introductions of untrusted roots are left out. Of the requested
+        repositories that were `fresh` to the door, those in which the server has commits are not charged.
 
         SECURITY: a client cannot be notified that a root was revoked, so the door does not send it such a root
         (tests/cluster/test_door_writers.py).
@@ -386,6 +398,8 @@ class Proxy:
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
             finally:
                 self._server.release_connection(connection)
+            if fresh:
+                await self._credit_repositories(exchange.address, elements, fresh, body)
             try:
                 body = await self._choose_introductions(exchange, session_id, body, keys)
             except (DecodeError, RecursionError) as error:
@@ -576,6 +590,19 @@ class Proxy:
             raise RefusedError(
                 DoorRule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait
             )
+
+    async def _credit_repositories(
+        self, address: str, elements: Sequence[Element], fresh: Collection[str], answer: bytes
+    ) -> None:
+        """Give back what was charged for repositories that the server had already, as after a restart of the door."""
+        is_large = len(answer) > BIG_BODY
+        counts = await asyncio.to_thread(_read_counts, answer) if is_large else _read_counts(answer)
+        held = {
+            element.path
+            for element, count in zip(elements, counts, strict=False)
+            if count and not element.commits and element.path in fresh
+        }
+        self._new_repositories.give_back(address, self._clock.monotonic(), len(held))
 
     def _count_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], *, is_accepted: bool
@@ -919,6 +946,15 @@ async def read_own_body(exchange: Exchange, share: Share) -> bytes:
         if refused.rule is Excess.TOO_LARGE:
             refused.status = 404
         raise
+
+
+def _read_counts(answer: bytes) -> list[float]:
+    """Return how many commits the server has in each repository, by its answer to ``/batch-sync``; [] if malformed."""
+    try:
+        counts = [each["res"]["s"] for each in split_batch(answer, sys.maxsize, RawCommits)[0]]
+    except (DecodeError, LookupError, TypeError):
+        return []
+    return [each if isinstance(each, int | float) else 0 for each in counts]
 
 
 class _Verdicts:
