@@ -163,8 +163,12 @@ class RepositoryReader:
         empty = {"d": "AA==", "s": [1, 2]}
         held = empty if has is None else has.to_json()
         message = {"ver": VERSION, "f": {"__t": "E", "__v": held}, "s": len(self.ids), "c": list(commits), "ad": []}
-        header = sign_request(self._signer(), now_ms=self._clock.now_ms(), nonce=new_id())
+        signer = self._signer()
+        header = sign_request(signer, now_ms=self._clock.now_ms(), nonce=new_id())
         status, answer = await self._ask(to_json_bytes([{"path": self.path, "msg": message}]), header)
+        if status == 403:
+            why = f"the server does not trust root {signer.id} (403), or its clock differs from the door's"
+            raise NodeRefusedError(f"cannot read {self.path}: {why}", status=status)
         if status != 200:
             raise NodeRefusedError(f"cannot read {self.path}: the server answered with status {status}", status=status)
         read = await asyncio.to_thread(_commits_of, answer) if len(answer) > _BIG_ANSWER else _commits_of(answer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
@@ -331,7 +332,7 @@ class ServerConnections:
                     lambda: ServerConnection(self._count_connection), self._host, self._port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:
-            raise NodeUnreachableError(f"cannot connect to {self.url}") from error
+            raise NodeUnreachableError(f"cannot connect to {self.url}: {self._describe_failure(error)}") from error
         finally:
             # Not before there is another one, so that the generation does not end while the server lives.
             for each in old:
@@ -341,6 +342,18 @@ class ServerConnections:
             raise NodeUnreachableError(f"the connections to {self.url} are closed")
         self._busy.add(connection)
         return connection, False
+
+    def _describe_failure(self, error: OSError) -> str:
+        """Return in a few words why no connection could be opened."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):
+            return f"the TLS handshake failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return f"no connection within {self._connect_timeout:g} s"
+        if error.errno is not None and error.errno > 0:  # a failure to find the name has a negative one
+            return os.strerror(error.errno)
+        return error.strerror or str(error) or type(error).__name__
 
     def release_connection(self, connection: ServerConnection) -> None:
         """Take back a connection from the caller: keep it for reuse, or close it if its exchange is unfinished."""

@@ -9,7 +9,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.door.repository_reader import SLICE, Ask, RepositoryReader, SharedRounds
-from goatherd.errors import NodeUnreachableError
+from goatherd.errors import NodeRefusedError, NodeUnreachableError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A
@@ -40,6 +40,14 @@ async def test_what_was_read_before_a_round_failed_is_returned_by_the_next_read(
         await reader.read_new()
     assert [each["id"] for each in await reader.read_new()] == ids
     assert await reader.read_new() == []
+
+
+async def test_a_server_that_rejects_the_signature_is_said_to_have_another_identity_or_clock() -> None:
+    async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
+        return 403, b""
+
+    with pytest.raises(NodeRefusedError, match=f"does not trust root {A.id} .*, or its clock differs"):
+        await reader_of(ask).read_new()
 
 
 async def test_other_requests_are_answered_while_a_large_repository_is_read() -> None:

@@ -1,14 +1,19 @@
-"""Connections to the server behind the door are closed with their pool, whatever they are doing."""
+"""Connections to the server behind the door: why one cannot be opened, and their end with their pool."""
 
 from __future__ import annotations
 
 import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import uvloop
 
 from goatherd.door.server_connections import ServerConnections
 from goatherd.errors import NodeUnreachableError
 from tests.deadlines import HANG
+from tests.fakes.certificates import certificate
 
 
 async def test_a_connection_that_opens_while_the_pool_is_closed_is_closed_too() -> None:
@@ -28,3 +33,40 @@ async def test_a_connection_that_opens_while_the_pool_is_closed_is_closed_too() 
             await opening
         await asyncio.wait_for(closed.wait(), HANG)
         assert connections.open_count == 0
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("scheme", "why"),
+    [
+        ("http", "cannot connect to http://127.0.0.1:PORT: Connection refused"),
+        ("https", "cannot connect to https://127.0.0.1:PORT: its certificate is not trusted: self-signed certificate"),
+        ("https without TLS", "cannot connect to https://127.0.0.1:PORT: the TLS handshake failed: "),
+    ],
+)
+def test_the_error_says_why_there_is_no_connection(
+    scheme: str, why: str, loop_factory: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path
+) -> None:
+    async def connect() -> None:
+        context = None
+        if scheme == "https":
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            for name, content in zip(("cert.pem", "key.pem"), certificate(), strict=True):
+                (tmp_path / name).write_bytes(content)
+            context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        async with asyncio.timeout(HANG), await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            if scheme == "http":
+                server.close()
+            connections = ServerConnections(f"{scheme.split()[0]}://127.0.0.1:{port}")
+            with pytest.raises(NodeUnreachableError, match=why.replace("PORT", str(port))):
+                await connections.open_connection()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(connect())
