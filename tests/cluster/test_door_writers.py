@@ -52,6 +52,16 @@ async def test_an_answer_without_a_key_passes_byte_for_byte() -> None:
         assert w.door.status.leaks == 0
 
 
+async def test_a_session_of_a_server_with_another_identity_is_503() -> None:
+    async with world() as w:
+        w.trust.adopt_identity(identity(B, revoked=(A.id,)))
+        request = {"publicKey": owned("new").session.public_key.to_jwk()}
+        answer = await w.http.post(w.door.url + "/auth/session", json=request)
+        assert (answer.status_code, answer.content) == (503, b"")
+        assert w.door.status.leaks == 1
+        assert w.stopped(DoorRule.UNTRUSTED_ROOT) == 2, "the root, and the answer without one"
+
+
 async def test_foreign_members_of_a_root_are_not_published() -> None:
     async with world(leaks=False) as w:
         w.child.roots["root-a"] = replace(A.session, extra={"note": "internal"})

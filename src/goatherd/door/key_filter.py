@@ -82,7 +82,7 @@ class KeyFilter:
         return cleaned
 
 
-def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, list[str], list[str]]:
+def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes | None, list[str], list[str]]:
     """Return the answer to ``POST /auth/session`` without private keys and untrusted roots.
 
     Args:
@@ -90,8 +90,9 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
         is_trusted: Returns whether clients may learn of a root, given its id and public key.
 
     Returns:
-        The body, the same object if nothing had to change; the ids of the roots that came with a private key; the ids
-        of the roots that were left out, because no trusted root introduces them or they are revoked.
+        The body, the same object if nothing had to change, None if no root is left; the ids of the roots that came
+        with a private key; the ids of the roots that were left out, because no trusted root introduces them or they are
+        revoked.
 
     Raises:
         DecodeError: The body is not such an answer.
@@ -118,6 +119,8 @@ def filter_session_answer(body: bytes, is_trusted: IsTrusted) -> tuple[bytes, li
         roots.append(_public_members(raw, ("id", "publicKey", "owner", "expiration")))
     session = _public_members(answer["session"], ("publicKey", "id", "owner", "expiration"))
     cleaned = {"session": session, "roots": roots}
+    if not roots:
+        return None, leaked, untrusted
     return (body if cleaned == answer else to_json_bytes(cleaned)), leaked, untrusted
 
 

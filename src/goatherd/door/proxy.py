@@ -843,9 +843,13 @@ class Proxy:
         self.handed_on += 1
 
     async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
-        """Remove private keys from an answer with a new session.
+        """Remove private keys and untrusted roots from an answer with a new session.
 
         SECURITY: the server publishes its private key (tests/cluster/test_door_writers.py).
+
+        Raises:
+            RefusedError: No root is left. COMPAT: a client does not start without one, and the server trusts another
+                identity, or its root has expired.
         """
         cleaned, leaked, untrusted = filter_session_answer(answer, self._is_root)
         if untrusted:
@@ -865,6 +869,10 @@ class Proxy:
             self._report(
                 DoorRule.UNTRUSTED_ROOT,
                 f"the server's answer names root {root_id!r:.100}, which the door does not trust",
+            )
+        if cleaned is None:
+            raise RefusedError(
+                DoorRule.UNTRUSTED_ROOT, 503, "the server's answer names no root that clients may trust", retry_after=1
             )
         return cleaned
 
