@@ -56,7 +56,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="URL",
     required=True,
     callback=checked(parse_server_url),
-    help="URL of the GoatDB server behind the door. Only the door must be able to reach it.",
+    help="URL of the GoatDB server behind the door. Only this door, and no second one, may reach it.",
 )
 @click.option(
     "--host",
