@@ -92,7 +92,7 @@ class Exchange:
         path: The path in lower case, by which the server chooses the handler.
         target: Path and query, as sent; may be changed before the request is passed on.
         headers: The headers as sent, with names in lower case.
-        found: The same headers, by name.
+        found: The same headers, by name; without an empty ``Host``.
         address: The caller's address, to which the request is charged.
         caller: The caller's connection; None if the listener does not provide it.
         limiter: Reads the body and enforces the limits.
@@ -178,9 +178,10 @@ class Exchange:
         if b"connection" in self.found:
             dropped = dropped | connection_tokens(self.headers)
         lines = [self.method.encode("ascii") + b" " + self.target + b" HTTP/1.1\r\n"]
-        lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name not in dropped]
         if b"host" not in self.found:
+            dropped = dropped | {b"host"}
             lines.append(b"host: " + server.authority + b"\r\n")
+        lines += [name + b": " + value + b"\r\n" for name, value in self.headers if name not in dropped]
         lines.append(framing + b"\r\n")
         return b"".join(lines)
 

@@ -130,6 +130,8 @@ def check_target(path: bytes) -> str:
 def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Check the request's headers, and return them by name; of a repeated header, the last value.
 
+    An empty ``Host``, which is valid and which some health checks send, is left out.
+
     SECURITY: the server puts the value of ``Host`` into the URL by which it dispatches. A Host with a slash changes the
     path, and an invalid Host makes it throw. It joins repeated headers by commas
     (tests/unit/door/test_request_checks.py).
@@ -144,7 +146,9 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
             if sum(1 for each, _ in headers if each == name) > 1:
                 raise RefusedError(DoorRule.HEADERS, 400, f"the header {name.decode()} must occur only once")
     host = found.get(b"host")
-    if host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
+    if host == b"":
+        del found[b"host"]
+    elif host is not None and not (len(host) <= _HOST_LENGTH and _is_host(host)):
         raise RefusedError(DoorRule.HEADERS, 400, "the Host header must contain a valid host")
     if b"connection" in found:
         named = connection_tokens(headers)

@@ -84,6 +84,28 @@ async def test_headers_of_one_connection_end_at_the_door_and_all_others_pass() -
 
 
 @pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (b"GET /healthy HTTP/1.1\r\nHost: \r\nX: 1\r\nConnection: Close\r\n\r\n", b"GET /healthy"),
+        (b"GET /healthy HTTP/1.0\r\nX: 1\r\n\r\n", b"GET /healthy"),
+        (b"OPTIONS * HTTP/1.1\r\nHost:\r\nX: 1\r\n\r\n", b"OPTIONS /"),
+        (b"OPTIONS / HTTP/1.0\r\nX: 1\r\n\r\n", b"OPTIONS /"),
+    ],
+    ids=["F5", "without a host", "HAProxy", "HAProxy without a host"],
+)
+async def test_health_checks_of_load_balancers_reach_the_server(request_: bytes, expected: bytes) -> None:
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        state.requests.append(await head_of(reader))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async with scripted(talk) as (state, door), line(door.port) as (reader, writer):
+        writer.write(request_)
+        assert (await answer_of(reader))[0] == 200
+        host = state.url.removeprefix("http://").encode()
+        assert state.requests == [expected + b" HTTP/1.1\r\nhost: " + host + b"\r\nx: 1\r\n\r\n"]
+
+
+@pytest.mark.parametrize(
     "named",
     ["host", "close, Host", "x-goat-sig", "X-Forwarded-For", "cookie", "x\r\nConnection: host"],
 )

@@ -91,9 +91,13 @@ def test_a_host_is_a_host(host: bytes) -> None:
     assert check_headers([(b"host", host), (b"cookie", b"a"), (b"cookie", b"b")])[b"host"] == host
 
 
-@pytest.mark.parametrize(
-    "host", [b"", b"h/", b"h?x", b"h#x", b"u@h", b"h\\x", b"h:x", b"h h", b"[::1", b"h%2f"], ids=str
-)
+def test_an_empty_host_is_none() -> None:
+    assert check_headers([(b"host", b""), (b"cookie", b"a")]) == {b"cookie": b"a"}
+    with pytest.raises(RefusedError):
+        check_headers([(b"host", b""), (b"host", b"h")])
+
+
+@pytest.mark.parametrize("host", [b"h/", b"h?x", b"h#x", b"u@h", b"h\\x", b"h:x", b"h h", b"[::1", b"h%2f"], ids=str)
 def test_a_host_with_more_in_it_is_refused(host: bytes) -> None:
     with pytest.raises(RefusedError):
         check_headers([(b"host", host)])
