@@ -90,7 +90,7 @@ def test_the_file_of_the_environment_can_be_written_on_a_machine_that_has_no_dir
     assert line.count("/etc/goatherd/") == 1
     subprocess.run(["bash", "-c", line.replace("/etc/goatherd/", f"{tmp_path}/etc/")], check=True, timeout=HANG)
     written = tmp_path / "etc/goatherd.env"
-    assert written.read_text() == "GOATHERD_PROVIDER=aws://eu-west-1/goatdb/prod/root\n"
+    assert written.read_text() == "GOATHERD_PROVIDER='aws://eu-west-1/goatdb/prod/root'\n"
     assert written.stat().st_mode & 0o777 == 0o600
 
 
