@@ -34,6 +34,8 @@ from goatherd.web.view import CallsView, RecordRow, Remark, TrailView, View, cle
 RECORDS: Final = 50
 """How many records of the audit trail are shown."""
 _HOUR_MS: Final = 3_600_000
+_RIGHTS_SECONDS: Final = 3600.0
+"""Pause between two checks of the rights of the page's credentials, which an operator may change."""
 _LONGEST_TEXT: Final = 300
 _NO_FAILURE: Final = frozenset({OK, CANCELLED, "provider.conflict", "provider.not_found"})
 
@@ -167,7 +169,8 @@ class Collector:
     may_write: bool = False
     _seen: SeenIdentity = field(default_factory=SeenIdentity)
     _status: ClusterStatus | None = None
-    _remarks: tuple[Remark, ...] | None = None
+    _remarks: tuple[Remark, ...] = ()
+    _next_rights_check: float = 0.0
     _trail: tuple[object, TrailView] | None = None
     _counted: deque[_Counted] = field(default_factory=deque)
     _last_error: tuple[str, int] | None = None
@@ -195,8 +198,9 @@ class Collector:
         self._status = status
         if isinstance(self.store.provider, RegionalReader):
             self.store.provider.note_used(self.store.secret_id, DocumentMark.from_document(status.document))
-        if self._remarks is None:
-            self._remarks = () if self.may_write else await find_excess_rights(self.store)
+        now = self.store.provider.clock.monotonic()
+        if not self.may_write and now >= self._next_rights_check:
+            self._remarks, self._next_rights_check = await find_excess_rights(self.store), now + _RIGHTS_SECONDS
         return make_view(
             status,
             org=self.store.org,

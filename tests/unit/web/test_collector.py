@@ -10,6 +10,7 @@ from goatherd.config.options import load_options
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import SecretProvider
+from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.times import milliseconds
@@ -72,3 +73,23 @@ async def test_calls_are_counted_for_an_hour_also_after_the_clock_was_a_year_ahe
             found = page._count_calls(NOW + minute * MINUTE)
         assert (found.calls, found.since_ms) == (60, NOW + 119 * MINUTE)
         assert len(page._counted) == 61
+
+
+class Diagnosable(MemorySecretProvider):
+    """A store that says whether the credentials may write."""
+
+    may_write = True
+
+    async def diagnose(self, _: str) -> list[Finding]:
+        return [Finding(name="rights", verdict=Verdict.CAUTION, text="", may_write=self.may_write)]
+
+
+async def test_the_remark_about_excess_rights_ends_when_they_were_withdrawn() -> None:
+    clock = FakeClock()
+    async with Diagnosable(clock=clock) as provider:
+        await provider.create(SECRET, encode_document(FIRST))
+        page = page_of(provider)
+        assert [one.text for one in (await page.collect()).remarks if "more rights" in one.text]
+        provider.may_write = False
+        clock.turn(timedelta(hours=2))
+        assert not [one.text for one in (await page.collect()).remarks if "more rights" in one.text]
