@@ -20,6 +20,7 @@ from goatherd.identity.redaction import find_warnings
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.providers.values import Label, SecretVersion, VersionId
+from goatherd.times import milliseconds
 
 if TYPE_CHECKING:
     from goatherd.cluster.discovery import NodeDirectory
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _ENDINGS: Final = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 SKEW_WARNING: Final = timedelta(seconds=30)
+SEARCH_AGAIN: Final = timedelta(minutes=1)
+"""Pause before the stored versions are read again after a store did not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class ClusterStatus:
             credentials may not read that.
         versions: The stored versions, newest first; empty if the credentials may not list them.
         regions: The store of each region; empty with a single store.
+        keys_ms: When `keys` was read, in milliseconds since 1970.
     """
 
     store: str
@@ -73,6 +77,7 @@ class ClusterStatus:
     written_ms: int | None
     versions: tuple[SecretVersion, ...]
     regions: tuple[RegionState, ...] = ()
+    keys_ms: int = 0
 
     @property
     def is_in_step(self) -> bool:
@@ -100,7 +105,7 @@ async def read_status(
         hidden: URLs of servers to leave out of `ClusterStatus.servers`. Their problems can still be among its
             `obstacles` to a rotation.
         known: An earlier status of the same store. While the store lists the same versions, their values are not read
-            again to find out which private keys they hold.
+            again to find out which private keys they hold, unless a store did not answer then.
         check: Called with the identity before the servers are asked, for which its current root signs. An exception
             that this function raises ends the call.
 
@@ -121,8 +126,13 @@ async def read_status(
         from goatherd.rotation.policy import Policy
 
         grace = (policy or Policy()).grace
-    if known is not None and known.versions == versions and known.version == version.id:
-        keys = known.keys
+    keys_ms = SystemClock().now_ms()
+    if (
+        known is not None
+        and (known.versions, known.version) == (versions, version.id)
+        and (_is_lasting(known.keys) or abs(keys_ms - known.keys_ms) < milliseconds(SEARCH_AGAIN))
+    ):
+        keys, keys_ms = known.keys, known.keys_ms
     else:
         keys = await take_key_inventory(store.provider, store.secret_id, document, grace)
     store_ahead_ms = store.provider.store_clock.ahead_ms(SystemClock().now_ms())
@@ -147,6 +157,7 @@ async def read_status(
         labels=labels,
         document=document,
         keys=keys,
+        keys_ms=keys_ms,
         last_rotation=find_last_rotation(document),
         servers=tuple(servers),
         obstacles=obstacles,
@@ -177,6 +188,11 @@ def _add_evidence(servers: Sequence[NodeView], observed: Sequence[NodeView]) -> 
         )
         for one in servers
     ]
+
+
+def _is_lasting(keys: KeyInventory) -> bool:
+    """Return whether another read of the same versions would find the same keys."""
+    return keys.problem in (None, ProviderAccessDeniedError.code) and not keys.unsearched
 
 
 async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy | None = None) -> tuple[Obstacle, ...]:

@@ -18,6 +18,7 @@ from goatherd.errors import ProviderAccessDeniedError, SignerUnavailableError, S
 from goatherd.identity import remote_key
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
 from goatherd.operations.rotate import rotate
 from goatherd.operations.status import find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
@@ -25,9 +26,12 @@ from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, SecretValue, SecretVersion
 from goatherd.rotation.obstacles import ObstacleKind
+from goatherd.rotation.policy import Policy
 from goatherd.web.collector import Collector
 from tests.fakes.anchors import make_own_identity
+from tests.fakes.herd import FakeClock
 from tests.unit.rotation.test_signed_store import put
+from tests.unit.stores.regions import SECRET, Regions
 
 from .conftest import POLICY, MakeHerd, store_of
 
@@ -154,3 +158,21 @@ def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_st
     assert node(says_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
     assert not node(says_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
     assert not node(says_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"
+
+
+async def test_a_store_that_did_not_answer_while_versions_were_read_is_asked_again() -> None:
+    """The page reads the store for years; a rotation, which changes the list of versions, may be months away."""
+    regions = Regions(FakeClock())
+    writer = regions.writer()
+    store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
+    await init_identity(store, Policy())
+    regions.ap.is_cut_off = True
+    status = await read_status(store)
+    assert [one.version.id for one in status.keys.unsearched] == ["ap:*"]
+    regions.ap.is_cut_off = False
+    regions.clock.turn(timedelta(minutes=10))
+    soon = await read_status(store, known=status)
+    assert soon.keys is status.keys
+    later = await read_status(store, known=replace(soon, keys_ms=soon.keys_ms - 60_000))
+    assert later.keys.unsearched == ()
+    assert (await read_status(store, known=replace(later, keys_ms=0))).keys is later.keys
