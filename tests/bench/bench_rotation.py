@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -60,13 +61,15 @@ class Simulated:
     """One rotation of a simulated herd.
 
     Attributes:
-        phases: Real milliseconds in each phase, without what the herd does by itself.
-        store_calls: Calls of the store by the rotator.
-        work_ms: The same milliseconds for the whole rotation.
+        phases: How long each phase took, in seconds of the herd's clock.
+        phases_ms: Real milliseconds of work in each phase, without what the herd does by itself.
+        store_calls: Calls of the store by the rotator, by operation.
+        work_ms: Real milliseconds of work of the whole rotation, without what the herd does by itself.
     """
 
     phases: dict[Phase, float]
-    store_calls: int
+    phases_ms: dict[Phase, float]
+    store_calls: dict[str, int]
     work_ms: float
 
 
@@ -88,23 +91,28 @@ async def simulate(nodes: int) -> Simulated:
 
     def note_phase(event: Event) -> None:
         if isinstance(event, PhaseEntered):
-            entered.append((event.phase, worked_ms()))
+            entered.append((event.phase, event.at_ms / 1000, worked_ms()))
 
     clock.on_tick = step
     for node in cluster.nodes:
         node.asked.clear()
-    calls = sum(provider.call_counts.ended.values())
-    entered: list[tuple[Phase, float]] = []
+    before = dict(provider.call_counts.ended)
+    entered: list[tuple[Phase, float, float]] = []
     began = time.perf_counter()
     rotator = Rotator(provider, cluster.secret_id, cluster.nodes, clock=clock, on_event=note_phase)
     report = await rotator.rotate()
     work_ms = worked_ms()
     assert report.behind == ()
+    calls: Counter[str] = Counter()
+    for (operation, outcome), count in provider.call_counts.ended.items():
+        calls[operation] += count - before.get((operation, outcome), 0)
     # The nodes' own reads of the store are on the same provider: they are counted by the node and taken out.
-    own_reads = sum(node.asked["refresh"] for node in cluster.nodes)
+    calls["read"] -= sum(node.asked["refresh"] for node in cluster.nodes)
+    phases = list(itertools.pairwise(entered))
     return Simulated(
-        phases={phase: until - since for (phase, since), (_, until) in itertools.pairwise(entered)},
-        store_calls=sum(provider.call_counts.ended.values()) - calls - own_reads,
+        phases={phase: until - since for (phase, since, _), (_, until, _) in phases},
+        phases_ms={phase: until - since for (phase, _, since), (_, _, until) in phases},
+        store_calls=calls,
         work_ms=work_ms,
     )
 
@@ -124,11 +132,11 @@ async def _simulate_growth(scale: Scale) -> list[Row]:
     for size in SIZES[: scale.nodes]:
         runs = [await simulate(size) for _ in range(scale.rounds)]
         work = Row(name="rotation/simulated", unit="ms", size=size, samples=[run.work_ms for run in runs], power=1)
-        calls = [float(run.store_calls) for run in runs]
+        calls = [float(sum(run.store_calls.values())) for run in runs]
         rows += [
             work,
             *(
-                replace(work, name=f"rotation/{phase.value}", samples=[run.phases[phase] for run in runs])
+                replace(work, name=f"rotation/{phase.value}", samples=[run.phases_ms[phase] for run in runs])
                 for phase in PHASES
             ),
             Row(name="rotation/calls", unit="calls", size=size, samples=calls),
