@@ -31,7 +31,7 @@ if sys.platform != "win32":
 
 OWNER_HINT: Final = "Run as the owner of the file, or change its owner with chown."
 _ABANDONED: Final = 600.0
-"""Seconds after which a temporary file is taken for one of a killed writer."""
+"""Seconds after which a temporary file is taken for one of a killed writer, in a file system without locks."""
 
 
 def read_file(path: Path) -> bytes:
@@ -220,34 +220,59 @@ def _replace_by_new(new: str, path: Path, directory: int) -> None:
 
 
 def _write_new(path: Path, data: bytes, publish: Callable[[str, Path, int], None]) -> None:
-    new = f".{path.name}.{secrets.token_hex(8)}.new"
     try:
         make_directory(path.parent)
         with _open_directory(path.parent) as directory:
+            new, descriptor = _open_temporary(path.name, directory)
+            made_at = os.fstat(descriptor).st_mtime
             try:
-                with os.fdopen(os.open(new, _CREATE_NEW, 0o600, dir_fd=directory), "wb") as file:
+                with os.fdopen(descriptor, "wb") as file:
                     _give_to_owner(file.fileno(), directory)
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                    written_at = os.fstat(file.fileno()).st_mtime
-                publish(new, path, directory)
+                    publish(new, path, directory)  # while the file is locked
             finally:
                 # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(new, dir_fd=directory)
-            with contextlib.suppress(OSError):
-                _remove_abandoned(path, before=written_at - _ABANDONED)
+                with contextlib.suppress(OSError):
+                    _remove_abandoned(path, before=made_at - _ABANDONED)
             os.fsync(directory)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
 
 
+def _open_temporary(name: str, directory: int) -> tuple[str, int]:
+    """Create the temporary file of a writer of `name`, locked; return its name and its descriptor.
+
+    The kernel releases the lock when the writer is killed. So other writers can tell what such a writer has left.
+    """
+    while True:
+        new = f".{name}.{secrets.token_hex(8)}.new"
+        descriptor = os.open(new, _CREATE_NEW, 0o600, dir_fd=directory)
+        with contextlib.suppress(OSError):  # not in every file system
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return new, descriptor
+        os.close(descriptor)  # another writer was faster to lock it, and has removed it
+
+
 def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
-    """Remove the temporary files that killed writers of `path` have left, if last changed before `before` (seconds)."""
+    """Remove the temporary files that killed writers of `path` have left.
+
+    Where they cannot be locked, those count that were last changed before `before` (seconds).
+    """
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new")
     for one in path.parent.iterdir():
-        if ours.fullmatch(one.name) and one.lstat().st_mtime < before:
+        if ours.fullmatch(one.name) is None:
+            continue
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.callback(os.close, lock_file(one, create=False))
+            except OSError:  # a writer is at work, or there are no locks here
+                if one.lstat().st_mtime >= before:
+                    continue
             one.unlink(missing_ok=True)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -359,17 +363,61 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_file_and_nothing_else(
     assert list(path.parent.iterdir()) == [path]
 
 
+def left_beside(path: Path, digit: str) -> Path:
+    left = path.with_name(f".{path.name}.{digit * 16}.new")
+    left.write_text("a private key")
+    return left
+
+
 def test_what_a_killed_writer_left_does_not_stay_on_the_disk(path: Path) -> None:
-    old, fresh = (path.with_name(f".{path.name}.{digit * 16}.new") for digit in "ab")
-    others = path.with_name(".other.json.cccccccccccccccc.new")
-    for each in (old, fresh, others):
-        each.write_text("a private key")
-    for each in (old, others):
-        os.utime(each, (1, 1))
+    left, at_work = left_beside(path, "a"), left_beside(path, "b")
+    other = left_beside(path.with_name("other.json"), "c")
+    writer = files.lock_file(at_work)
     files.replace_file(path, b"new")
-    assert sorted(path.parent.iterdir()) == sorted([path, fresh, others]), "the fresh one may be a writer's at work"
+    assert sorted(path.parent.iterdir()) == sorted([path, at_work, other])
+    os.close(writer)
+    files.replace_file(path, b"newer")
+    assert sorted(path.parent.iterdir()) == sorted([path, other])
+    left.write_text("a private key")
     files.remove_file(path)
-    assert list(path.parent.iterdir()) == [others]
+    assert list(path.parent.iterdir()) == [other]
+
+
+def test_where_there_are_no_locks_only_an_old_file_is_one_of_a_killed_writer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, fresh = left_beside(path, "a"), left_beside(path, "b")
+    os.utime(old, (1, 1))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    files.replace_file(path, b"new")
+    assert sorted(path.parent.iterdir()) == sorted([path, fresh])
+
+
+def test_a_writer_that_is_killed_leaves_nothing_once_another_has_written(path: Path) -> None:
+    script = "import os, sys; from goatherd import files; os.fsync = lambda _: os.kill(os.getpid(), 9);"
+    script += "from pathlib import Path; files.replace_file(Path(sys.argv[1]), b'a private key')"
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode == -9
+    assert len(list(path.parent.iterdir())) == 2
+    files.replace_file(path, b"new")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_creator_that_was_killed_leaves_nothing_once_another_has_tried(path: Path) -> None:
+    left_beside(path, "a")
+    path.write_text(GOATDB)
+    with pytest.raises(IdentityExistsError):
+        files.create_file(path, b"new")
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_writers_at_the_same_time_do_not_remove_each_other_s_files(path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: files.replace_file(path, b"%d" % number), range(400)))
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_new_file_is_private_from_its_first_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
