@@ -8,6 +8,13 @@ import sys
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # while modules are imported; `run` reports the others
+        sys.exit(130)
+
+
+def _run() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # Python has None for what was closed (`>&-`), and the next file opened, a key's, would get that number.
         if getattr(sys, name) is None:

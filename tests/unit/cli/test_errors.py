@@ -17,7 +17,7 @@ import pytest
 
 import goatherd.errors
 from goatherd.cli import main
-from goatherd.cli.main import EXIT_CODES, run
+from goatherd.cli.main import EXIT_CODES, EXIT_INTERRUPTED, run
 from goatherd.cli.output import hide_key_material
 from goatherd.errors import GoatherdError, NodeError, ProviderError
 from goatherd.identity.session import OwnedSession
@@ -262,6 +262,22 @@ def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
     assert told in result.err
     assert "ended by SIGTERM" in result.err
     assert cleaned
+
+
+def test_ctrl_c_while_the_command_is_imported_prints_no_traceback() -> None:
+    script = """
+import builtins, sys
+from goatherd.__main__ import main
+def interrupt(name, *more, real=builtins.__import__):
+    if name == "goatherd.cli.main":
+        raise KeyboardInterrupt
+    return real(name, *more)
+builtins.__import__ = interrupt
+sys.argv = ["goatherd", "show"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, "", "")
 
 
 @pytest.mark.parametrize("command", [["retire"], ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes"]])
