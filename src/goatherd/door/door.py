@@ -364,7 +364,7 @@ class Door:
             with suppress(NodeUnreachableError, NodeRefusedError):
                 await trust.refresh()
             is_blind = trust.failure is not None
-            if is_blind != was_blind:
+            if is_blind != was_blind and not (is_blind and self._is_being_restarted()):
                 event = Event.DOOR_BLIND if is_blind else Event.DOOR_SEES
                 _log.log(
                     logging.WARNING if is_blind else logging.INFO,
@@ -378,9 +378,13 @@ class Door:
                     must_check = False
             await self._clock.sleep(timedelta(seconds=1) if is_blind else max(REFRESH, 4 * trust.pause))
 
+    def _is_being_restarted(self) -> bool:
+        """Return whether the server's agent starts or restarts it, so that it is not expected to answer."""
+        return self._is_restarting is not None and self._is_restarting()
+
     def _report_away(self, why: str) -> None:
         """Log that the server did not answer a request: as a warning, unless its agent is restarting it."""
-        is_restarting = self._is_restarting is not None and self._is_restarting()
+        is_restarting = self._is_being_restarted()
         if self._count_stopped(DoorRule.CHILD):
             text = "the server is being restarted by its agent" if is_restarting else why[:300]
             level = logging.INFO if is_restarting else logging.WARNING

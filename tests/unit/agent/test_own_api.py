@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
 from tests.unit.goats import ORG, root
 from tests.unit.identity.make import NOW, activated, first, owned, shows_key
-from tests.unit.settings.make import HandClock
+from tests.unit.settings.make import HandClock, settle
 
 from .test_organization import Kit
 
@@ -147,6 +148,37 @@ async def test_a_door_says_that_its_server_is_away_and_whether_its_agent_restart
         is_restarting,
     )
     assert "door.stopped" not in caplog.text
+
+
+async def test_a_door_warns_that_it_reads_no_sessions_only_while_no_agent_starts_its_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unread(TrustedSessions):
+        async def refresh(self) -> None:
+            self.failure = failure
+            if failure is not None:
+                raise failure
+
+    caplog.set_level("INFO", "goatherd.door")
+    failure: NodeUnreachableError | None = NodeUnreachableError("cannot connect to http://child")
+    is_restarting, clock = True, HandClock()
+    trust = Unread(org=ORG, identity=first(), clock=clock)
+
+    def lines() -> list[tuple[str, str]]:
+        found = [(one.levelname, one.getMessage().split()[0]) for one in caplog.records]
+        return [one for one in found if one[1] in ("door.blind", "door.sees")]
+
+    async with Door(upstream="http://127.0.0.1:1", trust=trust, clock=clock, is_restarting=lambda: is_restarting):
+        await settle()
+        await clock.turn(timedelta(seconds=1))
+        assert len(clock.waits) == 2
+        assert lines() == [], "its agent starts it"
+        is_restarting = False
+        await clock.turn(timedelta(seconds=1))
+        assert lines() == [("WARNING", "door.blind")]
+        failure = None
+        await clock.turn(timedelta(seconds=1))
+        assert lines() == [("WARNING", "door.blind"), ("INFO", "door.sees")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
