@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from goatherd.errors import SecretDeletedError
+from goatherd import create_identity, generate_session
+from goatherd.errors import IdentityExistsError, SecretDeletedError
+from goatherd.identity.document import encode_document
+from goatherd.operations.copy import copy_secret
+from goatherd.operations.identity_store import Store
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import Label, VersionId
 from goatherd.testing import provider_checks
 from goatherd.testing.contract import ProviderContract
@@ -118,3 +124,23 @@ async def test_a_reply_that_is_lost_after_the_write_took_effect_leaves_one_versi
                 assert (await store.read("lost/root")).version.id == holder.id
             assert len(await store.versions("lost/root")) == 3
             await store.delete("lost/root")
+
+
+async def test_an_identity_is_copied_from_files_to_aws_and_back(moto: MotoServer, tmp_path: Path):
+    files = FileSecretProvider(str(tmp_path / "keys"))
+    raw = encode_document(create_identity(generate_session("root")))
+    first = await files.create("root", raw)
+    await files.write("root", raw, expected=first.id)
+    await files.label("root", "stable", first.id, expected=None)
+    async with files, AWSSecretProvider(AWSAddress(region=REGION, endpoint=moto.url)) as aws:
+        source, there, back = (
+            Store(provider=provider, secret_id=secret_id, org="localhost", name=secret_id)
+            for provider, secret_id in ((files, "root"), (aws, "goatdb/copied"), (files, "back"))
+        )
+        for origin, destination in ((source, there), (there, back)):
+            report = await copy_secret(origin, destination)
+            assert len(report.plan.items) == 2
+            with pytest.raises(IdentityExistsError):
+                await copy_secret(origin, destination)
+        held = [(one.labels, one.state) for one in await files.versions("back")]
+    assert held == [(one.labels, one.state) for one in await files.versions("root")]
