@@ -269,6 +269,21 @@ async def test_an_endless_list_of_versions_ends(fake: FakeSecretsManager):
             await store.versions(SECRET)
 
 
+async def test_the_sdk_logs_no_more_than_the_program_asks_for(fake: FakeSecretsManager):
+    """A server's log is at WARNING for libraries; the SDK reports at INFO where it has found its credentials."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in ("", "boto3", "botocore", "urllib3")}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.NOTSET if logger.name != "root" else logging.WARNING)
+        async with provider_at(fake.url) as store:
+            await store.create(SECRET, SecretBytes(b"v"))
+        assert not logging.getLogger("botocore.credentials").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("urllib3.connectionpool").isEnabledFor(logging.INFO)
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
 # --- nothing shows ----------------------------------------------------------------------------------------------------
 
 

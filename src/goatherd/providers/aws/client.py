@@ -338,7 +338,7 @@ def make_client(address: AWSAddress, timeout: timedelta, service: str) -> Client
     """
     for name in _NOISY:
         logger = logging.getLogger(name)
-        logger.setLevel(max(logger.level, logging.INFO))
+        logger.setLevel(max(logger.getEffectiveLevel(), logging.INFO))
     seconds = timeout.total_seconds()
     config = Config(
         connect_timeout=min(3.0, seconds / 4),

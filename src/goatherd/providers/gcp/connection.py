@@ -65,7 +65,7 @@ class Connection(Generic[Client]):
             if self._client is None or self._loop is not loop:
                 for name in self._quiet:
                     logger = logging.getLogger(name)
-                    logger.setLevel(max(logger.level, logging.INFO))
+                    logger.setLevel(max(logger.getEffectiveLevel(), logging.INFO))
                 options = ClientOptions(api_endpoint=self._host)
                 self._client = self._make(
                     credentials=credentials, transport=self._new_transport, client_options=options
