@@ -371,9 +371,7 @@ class Proxy:
             # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        # Repositories that the server has just created make a small answer. A large one is passed on as it arrives.
-        may_credit = bool(fresh) and _announced_length(connection) <= BIG_BODY
-        if connection.status == 200 and not is_root and (asks_for_sessions or may_credit):
+        if connection.status == 200 and not is_root and (asks_for_sessions or fresh):
             await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
             return
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
@@ -388,8 +386,8 @@ class Proxy:
     ) -> None:
         """Answer a client's ``/batch-sync`` with those introductions of roots that the client can follow.
 
-        `goatherd serve` chooses the same ones. Introductions of untrusted roots are left out. If the answer is small,
-        those of the requested repositories that were `fresh` to the door and hold commits are not charged.
+        `goatherd serve` chooses the same ones. Introductions of untrusted roots are left out. Of the requested
+        repositories that were `fresh` to the door, those in which the server has commits are not charged.
 
         SECURITY: a client cannot be notified that a root was revoked, so the door does not send it such a root
         (tests/cluster/test_door_writers.py).
@@ -402,8 +400,8 @@ class Proxy:
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
             finally:
                 self._server.release_connection(connection)
-            if fresh and len(body) <= BIG_BODY:
-                self._credit_repositories(exchange.address, elements, fresh, body)
+            if fresh:
+                await self._credit_repositories(exchange.address, elements, fresh, body)
             try:
                 body = await self._choose_introductions(exchange, session_id, body, keys)
             except (DecodeError, RecursionError) as error:
@@ -595,13 +593,15 @@ class Proxy:
                 DoorRule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait
             )
 
-    def _credit_repositories(
+    async def _credit_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], answer: bytes
     ) -> None:
         """Give back what was charged for repositories that the server had already, as after a restart of the door."""
+        is_large = len(answer) > BIG_BODY
+        counts = await asyncio.to_thread(_read_counts, answer) if is_large else _read_counts(answer)
         held = {
             element.path
-            for element, count in zip(elements, _read_counts(answer), strict=False)
+            for element, count in zip(elements, counts, strict=False)
             if count and not element.commits and element.path in fresh
         }
         self._new_repositories.give_back(address, self._clock.monotonic(), len(held))
@@ -956,12 +956,6 @@ async def read_own_body(exchange: Exchange, share: Share) -> bytes:
         if refused.rule is Excess.TOO_LARGE:
             refused.status = 404
         raise
-
-
-def _announced_length(connection: ServerConnection) -> float:
-    """Return how many bytes the body of a server's answer will have; infinity if the server has not announced it."""
-    length = next((value for name, value in connection.headers if name == b"content-length"), b"")
-    return int(length) if length.isdigit() else math.inf
 
 
 def _read_counts(answer: bytes) -> list[float]:
