@@ -153,7 +153,8 @@ class Event(StrEnum):
     NODE_SIGNER = "node.signer"
     """A server signs with another root than before."""
     NODE_PEER_LOST = "node.peer_lost"
-    """A peer did not answer, or gave an unexpected answer; the server retries. Reported once until it answers again."""
+    """A peer did not answer, or gave an unexpected answer; the server retries. Reported once until it answers
+    again, and at most once a minute."""
     NODE_PEER_FOUND = "node.peer_found"
     """A peer answers again."""
     NODE_STOPPED = "node.stopped"

@@ -61,8 +61,21 @@ async def test_repositories_that_the_server_has_already_do_not_count_after_a_res
 
 async def test_a_push_counts_for_its_new_repository_although_the_server_has_commits_in_it_then() -> None:
     async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
-        statuses = [(await w.push(True, f"/data/{number}", note(X))).status_code for number in range(5)]
+        statuses = []
+        for number in range(5):
+            path = f"/data/{number}"
+            statuses.append((await w.send(True, [element(path, [note(X)]), element(path)])).status_code)
         assert statuses == [200] * 4 + [429]
+
+
+async def test_a_forged_request_of_a_server_gives_nothing_back() -> None:
+    async with world(limits=DoorLimits(new_repositories=FEW)) as w:
+        forged = envelope(signed_header(Y), i=A.id)
+        statuses = []
+        for number in range(5):
+            statuses.append((await w.send(True, [element(f"/data/{number}")])).status_code)
+            assert (await w.send(True, [element(f"/data/f{number}")], forged)).status_code == 403
+        assert statuses == [200] * 3 + [429] * 2
 
 
 async def test_servers_request_any_number_of_new_repositories() -> None:

@@ -43,7 +43,7 @@ from goatherd.errors import (
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
-from goatherd.server_url import parse_server_url
+from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
 from goatherd.wire.bloom import BloomFilter, seed_count
@@ -745,7 +745,11 @@ class NodeClient:
         status = response.status_code
         if status != 200:
             hint = _HINTS.get(status)
-            raise NodeRefusedError(f"{method} {self.base_url}{path}: status {status}", status=status, hint=hint)
+            why = f"status {status}"
+            if 300 <= status < 400 and (target := response.headers.get("location")):
+                why += f", a redirect to {make_printable(masked(target))}, which is not followed"
+                hint = "Give the URL at which the server itself answers, for example with https:// instead of http://."
+            raise NodeRefusedError(f"{method} {self.base_url}{path}: {why}", status=status, hint=hint)
 
     def _nonsense(self, method: str, path: str, what: str) -> InvalidAnswerError:
         return InvalidAnswerError(

@@ -24,7 +24,8 @@ class DoorLimits(CallerLimits, RequestLimits):
             signature.
         mails: Rate limit for ``POST /auth/send-login-email`` from one IP address.
         new_repositories: Rate at which one IP address may request repositories that no caller has requested since the
-            door opened; the server creates a file for each and never closes it.
+            door opened, and in which the server has no commits; the server creates a file for each and never closes it.
+            Requests of root sessions do not count.
         repositories: Number of requested repositories that the door remembers; the least recently requested one is
             dropped.
         size: Maximum number of commits that the sender of a sync message may claim to hold (member ``s``). The server

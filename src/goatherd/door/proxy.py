@@ -89,6 +89,9 @@ OWN_BODY: Final = 16 * 1024
 """Maximum bytes of the body of such a request that is read; tools send none to a door or an agent."""
 BIG_BODY: Final = 64 * 1024
 """A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
+COUNTED_BYTES: Final = 1024 * 1024
+"""Answers up to this size are read for the repositories that the server has already. A client with the same commits as
+the server gets a smaller one."""
 MANY_COMMITS: Final = 4
 """If a request has more commits, its own signature is checked first, which costs as much as one commit. So is that of a
 request with commits for a repository that is new to the door."""
@@ -354,8 +357,9 @@ class Proxy:
             fresh = {element.path for element in elements} - self._repositories.keys()
             if session is not None and len(body) <= BIG_BODY:  # otherwise it is verified already
                 self._check_weight(session, envelope, elements, fresh)
-            if not is_root:
-                self._charge_repositories(exchange.address, fresh)
+            if is_root:
+                fresh = set()  # any number is allowed
+            self._charge_repositories(exchange.address, fresh)
             if has_commits and trust is not None and session is not None:
                 if session.is_root:
                     read_by = asyncio.get_running_loop().time()
@@ -371,7 +375,9 @@ class Proxy:
             # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        if connection.status == 200 and not is_root and (asks_for_sessions or fresh):
+        length = int(dict(connection.headers).get(b"content-length", b"0"))
+        is_read = asks_for_sessions or (fresh and length <= COUNTED_BYTES)
+        if connection.status == 200 and not is_root and is_read:
             await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
             return
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
@@ -587,11 +593,8 @@ class Proxy:
         Raises:
             RefusedError: The address requests too many new repositories.
         """
-        wait = self._new_repositories.take(address, self._clock.monotonic(), len(fresh)) if fresh else 0
-        if wait:
-            raise RefusedError(
-                DoorRule.TOO_MANY, 429, f"{address} requested too many new repositories", retry_after=wait
-            )
+        if fresh:
+            self._limiter.take_token(self._new_repositories, address, "new repositories", len(fresh))
 
     async def _credit_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], answer: bytes
@@ -599,12 +602,9 @@ class Proxy:
         """Give back what was charged for repositories that the server had already, as after a restart of the door."""
         is_large = len(answer) > BIG_BODY
         counts = await asyncio.to_thread(_read_counts, answer) if is_large else _read_counts(answer)
-        held = {
-            element.path
-            for element, count in zip(elements, counts, strict=False)
-            if count and not element.commits and element.path in fresh
-        }
-        self._new_repositories.give_back(address, self._clock.monotonic(), len(held))
+        held = {element.path for element, count in zip(elements, counts, strict=False) if count}
+        pushed = {element.path for element in elements if element.commits}  # also by another element of the request
+        self._new_repositories.give_back(address, self._clock.monotonic(), len((held - pushed).intersection(fresh)))
 
     def _count_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], *, is_accepted: bool

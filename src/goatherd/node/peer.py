@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -59,6 +60,9 @@ RAMP: Final = timedelta(seconds=3)
 DOWN_MAX: Final = timedelta(seconds=2)
 AGAIN_MAX: Final = timedelta(seconds=30)
 """Maximum pause before a commit that the peer does not confirm, or a repository that fails, is tried again."""
+REPORT: Final = timedelta(seconds=60)
+"""Minimum interval between two reports that a peer does not answer: it may fail now and then, as behind a load balancer
+with a server that is down."""
 RECHECK: Final = timedelta(seconds=60)
 RECENT: Final = timedelta(seconds=30)
 """How long after its last answer a server process still counts as synchronized with this one."""
@@ -198,6 +202,8 @@ class Peer:
         self._repositories: dict[str, _Repository] = {}
         self._wake = asyncio.Event()
         self._failures = 0
+        self._is_reported = False
+        self._reported_at = -math.inf
         self._retry_at = 0.0
         self._last_error: str | None = None
         self._rounds = 0
@@ -527,8 +533,10 @@ class Peer:
         return low + ((2.0 ** (10 * part - 10)) if part > 0 else 0.0) * (high - low)
 
     def _record_success(self) -> None:
-        if self._failures:
+        if self._is_reported:
+            self._is_reported = False
             _log.info("%s", event_text(Event.NODE_PEER_FOUND, url=self.url))
+        if self._failures:
             for state in self._repositories.values():
                 state.due = 0.0
         self._failures = 0
@@ -544,10 +552,11 @@ class Peer:
         self._limit = min(MAX_COMMITS, self._limit * 2)
 
     def _record_failure(self, due: Sequence[_Repository], error: Exception) -> None:
-        if not self._failures:
+        now = self._clock.monotonic()
+        if not self._is_reported and now - self._reported_at >= REPORT.total_seconds():
+            self._is_reported, self._reported_at = True, now
             text = event_text(Event.NODE_PEER_LOST, url=self.url, message=error)
             _log.warning("%s", text)
-        now = self._clock.monotonic()
         self._failures += 1
         self._last_error = str(error)
         self._limit = max(MIN_COMMITS, self._limit // 2)

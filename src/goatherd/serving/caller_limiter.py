@@ -40,6 +40,8 @@ SPARE_PART: Final = 16
 """Small bodies may take one part in so many more than the memory budget."""
 PART_BYTES: Final = 256 * 1024
 """How many bytes of an answer are given to the connection at once."""
+UNLISTED: Final = 1000
+"""Maximum number of remembered addresses that may be proxies which `forwarded_by` lacks."""
 LONGEST_PAUSE: Final = 3.0
 """Maximum delay of a session's request in seconds; GoatDB's clients give up after ten."""
 
@@ -84,6 +86,7 @@ class CallerLimiter:
         self.paused_count = 0
         """Number of requests that were delayed because their session had sent too many."""
         self._open: Counter[str] = Counter()
+        self._unlisted: dict[str, None] = {}  # addresses that sent X-Forwarded-For and are not in `forwarded_by`
 
     # --- connections --------------------------------------------------------------------------------------------------
 
@@ -135,10 +138,11 @@ class CallerLimiter:
             [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
         )
         address = find_caller(direct, forwarded if self._proxies else "", self._proxies)
-        remark = ""
-        if forwarded and not is_in_networks(direct, self._proxies):
-            remark = "; it sent X-Forwarded-For: if it is your proxy, list it with --forwarded-by"
-        self.take_token(self._requests, address, "requests", remark)
+        if forwarded and address not in self._unlisted and not is_in_networks(direct, self._proxies):
+            self._unlisted[address] = None
+            if len(self._unlisted) > UNLISTED:
+                del self._unlisted[next(iter(self._unlisted))]
+        self.take_token(self._requests, address, "requests")
         return address
 
     def take_session(self, address: str) -> None:
@@ -185,15 +189,18 @@ class CallerLimiter:
             raise RefusedError(Excess.TOO_MANY, 429, why, retry_after=wait, is_unread=is_unread)
         return wait
 
-    def take_token(self, buckets: TokenBuckets, key: str, what: str, remark: str = "") -> None:
-        """Take one token out of the bucket of a key, such as an address, to count one use of what `what` names.
+    def take_token(self, buckets: TokenBuckets, address: str, what: str, count: int = 1) -> None:
+        """Take tokens out of the bucket of an address, to count `count` uses of what `what` names.
 
         Raises:
-            RefusedError: The bucket is empty: the limit is exceeded.
+            RefusedError: The bucket has too few: the limit is exceeded.
         """
-        wait = buckets.take(key, self._clock.monotonic())
+        wait = buckets.take(address, self._clock.monotonic(), count)
         if wait:
-            raise RefusedError(Excess.TOO_MANY, 429, f"too many {what} from {key}{remark}", retry_after=wait)
+            remark = ""
+            if address in self._unlisted:
+                remark = "; it sent X-Forwarded-For: if it is your proxy, list it with --forwarded-by"
+            raise RefusedError(Excess.TOO_MANY, 429, f"too many {what} from {address}{remark}", retry_after=wait)
 
     # --- bodies -------------------------------------------------------------------------------------------------------
 

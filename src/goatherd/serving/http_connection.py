@@ -328,7 +328,7 @@ async def check_hooks() -> None:
     problem = "its HTTP protocol class does not call the methods that Goatherd relies on"
     caller: HTTPConnection | None = None
     try:
-        config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", log_config=None)
+        config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", access_log=False, log_config=None)
         state = ServerState()
         limiter = CallerLimiter(CallerLimits(header_bytes=256), clock=SystemClock())
         caller = HTTPConnection(limiter, config=config, server_state=state, app_state={})

@@ -426,3 +426,19 @@ def test_public_keys_compare_by_value() -> None:
     """`new_session` relies on it to notice the session has another key."""
     jwk = owned().session.public_key.to_jwk()
     assert PublicKey.from_jwk(jwk) == PublicKey.from_jwk(dict(jwk))
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://goat.test/healthy", "a redirect to https://goat.test/healthy, "),
+        ("https://me:secret@goat.test/?token=secret", "a redirect to https://…@goat.test/?…, "),
+    ],
+)
+async def test_a_redirect_is_named_with_its_target(location: str, shown: str) -> None:
+    client = client_of(lambda _: httpx2.Response(308, headers={"location": location}))
+    with pytest.raises(NodeRefusedError) as raised:
+        await client.identity()
+    assert f"status 308, {shown}" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert "https://" in (raised.value.hint or "")

@@ -581,6 +581,25 @@ async def test_very_many_commits_are_looked_through_beside_the_event_loop(monkey
     assert threading.main_thread() not in threads
 
 
+async def test_a_peer_that_fails_now_and_then_is_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    link = Link(PATH)
+    for _ in range(200):
+        link.there.down = NodeRefusedError("status 502", status=502)
+        await link.until(lambda: link.peer.status.was_tried and not link.peer.status.online)
+        link.there.down = None
+        await link.until(lambda: link.peer.status.online)
+    minutes = int((link.clock.seconds - 1000) // 60)
+    lines = [record.getMessage().split()[0] for record in caplog.records]
+    assert minutes > 2
+    assert lines == ["node.peer_lost", "node.peer_found"] * (len(lines) // 2)
+    assert minutes <= len(lines) // 2 <= minutes + 1
+    caplog.clear()
+    link.there.down = NodeUnreachableError("gone")
+    await link.let_pass(300)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["node.peer_lost"]
+
+
 async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
     link = Link(PATH)
     link.there.down = NodeUnreachableError("refused")

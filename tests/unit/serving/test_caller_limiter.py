@@ -18,7 +18,15 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id
 from goatherd.node import Server, ServerListener
-from goatherd.serving.caller_limiter import LONGEST_PAUSE, SMALL_BODY, SPARE_PART, Budget, CallerLimiter, Share
+from goatherd.serving.caller_limiter import (
+    LONGEST_PAUSE,
+    SMALL_BODY,
+    SPARE_PART,
+    UNLISTED,
+    Budget,
+    CallerLimiter,
+    Share,
+)
 from goatherd.serving.caller_limits import CallerLimits, Excess, Rate, RefusedError
 from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import document_of, now_ms, root, settings_of, store_of
@@ -153,12 +161,15 @@ async def test_addresses_are_counted_apart_where_a_named_proxy_tells_them(tmp_pa
             assert codes == [200, 200, 429]
 
 
+@pytest.mark.parametrize(
+    "limits", [CallerLimits(requests=FEW), CallerLimits(new_sessions=FEW)], ids=["requests", "new"]
+)
 async def test_a_proxy_that_is_not_named_is_pointed_out_where_it_meets_a_limit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, limits: CallerLimits
 ) -> None:
-    async with serving(tmp_path, CallerLimits(requests=FEW)) as (_, _, http):
+    async with serving(tmp_path, limits) as (_, _, http):
         codes = [
-            (await http.get("/healthy", headers={"x-forwarded-for": f"192.0.2.{number}"})).status_code
+            (await http.post("/auth/session", json=KEY, headers={"x-forwarded-for": f"192.0.2.{number}"})).status_code
             for number in range(4)
         ]
         assert codes == [200, 200, 429, 429]
@@ -166,6 +177,14 @@ async def test_a_proxy_that_is_not_named_is_pointed_out_where_it_meets_a_limit(
     assert len(lines) == 1, "one line a minute"
     assert "rule=too-many" in lines[0]
     assert "--forwarded-by" in lines[0]
+
+
+def test_the_proxies_that_are_not_named_take_little_memory() -> None:
+    limiter = CallerLimiter(CallerLimits(), clock=SystemClock())
+    for number in range(UNLISTED + 10):
+        client = (f"10.0.{number // 256}.{number % 256}", 1)
+        limiter.take_request({"client": client, "headers": [(b"x-forwarded-for", b"192.0.2.1")]})
+    assert len(limiter._unlisted) == UNLISTED
 
 
 async def test_an_office_behind_one_address_meets_no_limit() -> None:

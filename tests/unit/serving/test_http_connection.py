@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
@@ -252,6 +253,13 @@ async def test_one_address_holds_so_many_connections_and_a_proxy_that_is_named_h
                 status = await reader.readuntil(b"\r\n")
                 assert status == b"HTTP/1.1 %b\r\n" % (b"200 OK" if number <= allowed else b"503 Service Unavailable")
             assert len(stopped) == 4 - allowed
+
+
+async def test_the_check_of_uvicorn_logs_no_requests(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("uvicorn.access").propagate = True  # as before the first listener of a process
+    with caplog.at_level(logging.INFO):
+        await check_hooks()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
