@@ -375,8 +375,9 @@ class Proxy:
             # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        length = int(dict(connection.headers).get(b"content-length", b"0"))
-        is_read = asks_for_sessions or (fresh and length <= COUNTED_BYTES)
+        # An answer of unknown length may be large, and is passed on as it arrives.
+        length = dict(connection.headers).get(b"content-length")
+        is_read = asks_for_sessions or (fresh and length is not None and int(length) <= COUNTED_BYTES)
         if connection.status == 200 and not is_root and is_read:
             await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
             return
