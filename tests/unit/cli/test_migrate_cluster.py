@@ -855,6 +855,15 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
     assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
 
 
+@pytest.fixture
+def takes_ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts this process, even one that was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("takes_ctrl_c")
 def test_ctrl_c_ends_the_question_at_once(
     goatherd: Goatherd,
     data: Path,  # noqa: F811
