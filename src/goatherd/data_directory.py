@@ -258,11 +258,14 @@ def refuse_running(data: Path) -> None:
     directory = str(data.resolve()) + os.sep
     files = _list_inodes(data)
     names = {path.name for path in files.values()}
+    mounts = _find_mounts(Path("/proc/self"))
     for process in Path("/proc").glob("[0-9]*"):
         if process.name == str(os.getpid()):
             continue
         for entry, target in _list_written(process):
-            held: Path | str | None = target if target.startswith(directory) else None
+            # In another mount namespace, such as a container's, the same path is another file.
+            is_below = target.startswith(directory) and _find_mounts(process) == mounts
+            held: Path | str | None = target if is_below else None
             # Only files of the same name: the status of a file on a network file system may take forever.
             if held is None and os.path.basename(target) in names:  # noqa: PTH119 - it need not be a path here
                 with contextlib.suppress(OSError):
@@ -292,6 +295,14 @@ def _list_inodes(data: Path) -> dict[tuple[int, int], Path]:
                 status = path.stat()
                 found[status.st_dev, status.st_ino] = path
     return found
+
+
+def _find_mounts(process: Path) -> Path | None:
+    """Return the mount namespace of a process; None if unknown."""
+    try:
+        return (process / "ns/mnt").readlink()
+    except OSError:
+        return None
 
 
 def _list_written(process: Path) -> Iterator[tuple[Path, str]]:

@@ -106,8 +106,10 @@ def remove_file(path: Path) -> None:
         SettingsError: The file cannot be removed.
     """
     try:
-        _remove_abandoned(path)  # first: once the file is missing, nothing calls this again
-        path.unlink(missing_ok=True)
+        try:
+            _remove_abandoned(path)  # first: once the file is missing, nothing calls this again
+        finally:
+            path.unlink(missing_ok=True)
         with _open_directory(path.parent) as directory:
             os.fsync(directory)
     except OSError as error:
@@ -117,6 +119,8 @@ def remove_file(path: Path) -> None:
 def lock_file(path: Path, *, create: bool = True) -> int:
     """Open a file and take its exclusive lock, without waiting; the lock ends when the descriptor is closed.
 
+    On a read-only file system, the lock is a shared one.
+
     Args:
         path: The file; its content does not matter.
         create: Whether to create a missing file, with mode 0600. Otherwise the file may be on a read-only file system.
@@ -125,15 +129,16 @@ def lock_file(path: Path, *, create: bool = True) -> int:
         BlockingIOError: Another process has the lock.
         OSError: The file is missing or cannot be opened, or is a symbolic link.
     """
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    flags, lock = os.O_NOFOLLOW | os.O_CLOEXEC, fcntl.LOCK_EX
     try:
         descriptor = open_or_create(path, os.O_RDWR | flags) if create else os.open(path, os.O_RDWR | flags)
     except OSError as error:
         if create or error.errno != errno.EROFS:
             raise
-        descriptor = os.open(path, os.O_RDONLY | flags)
+        # NFS locks exclusively only what is open for writing; a shared lock conflicts with a writer's, too.
+        descriptor, lock = os.open(path, os.O_RDONLY | flags), fcntl.LOCK_SH
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
     except BaseException:
         os.close(descriptor)
         raise
@@ -271,7 +276,10 @@ def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
             try:
                 stack.callback(os.close, lock_file(one, create=False))
             except OSError:  # a writer is at work, or there are no locks here
-                if one.lstat().st_mtime >= before:
+                try:
+                    if one.lstat().st_mtime >= before:
+                        continue
+                except FileNotFoundError:  # its writer was faster
                     continue
             one.unlink(missing_ok=True)
 

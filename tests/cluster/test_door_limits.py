@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from goatherd.door import DoorLimits, DoorRule, Rate
+from goatherd.door.exchange import KEPT_BYTES
+from goatherd.door.server_connections import ServerConnections
+from goatherd.errors import NodeUnreachableError
 from tests.cluster.door_world import A, World, X, Y, world
 from tests.unit.goats import ORG, element, new_id, owned, signed_header
 
@@ -48,8 +51,12 @@ async def test_forged_requests_do_not_fill_the_table_of_repositories() -> None:
         assert (await w.push(True, "/data/0", note(X))).status_code == 200
 
 
-async def test_repositories_that_the_server_has_already_do_not_count_after_a_restart_of_the_door() -> None:
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["as Deno answers", "as Node answers"])
+async def test_repositories_that_the_server_has_already_do_not_count_after_a_restart_of_the_door(
+    is_chunked: bool,
+) -> None:
     async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        w.child.is_chunked = is_chunked
         for number in range(20):
             w.child.create(f"/data/{number}", note(X))
         for number in range(0, 20, 2):
@@ -57,6 +64,42 @@ async def test_repositories_that_the_server_has_already_do_not_count_after_a_res
             assert (await w.send(True, elements)).status_code == 200
         statuses = [(await w.send(True, [element(f"/data/new{number}")])).status_code for number in range(5)]
         assert statuses == [200] * 4 + [429]
+
+
+async def test_a_large_answer_is_passed_on_and_counts() -> None:
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=1))) as w:
+        for _ in range(500):
+            w.child.create("/data/large", note(X))
+        answer = await w.send(True, [element("/data/large")])
+        assert (answer.status_code, len(answer.content) > KEPT_BYTES) == (200, True)
+        assert (await w.send(True, [element("/data/other")])).status_code == 429
+
+
+async def test_requests_that_do_not_reach_the_server_do_not_count() -> None:
+    """As while the agent starts the server, and the door is there already."""
+    async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
+        for number in range(4):
+            w.child.create(f"/data/{number}", note(X))
+        polls = [element(f"/data/{number}") for number in range(4)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ServerConnections, "send_request", unreachable)
+            assert [(await w.send(True, polls)).status_code for _ in range(3)] == [503, 503, 503]
+        assert (await w.send(True, polls)).status_code == 200
+
+
+async def unreachable(*_: object, **__: object) -> None:
+    raise NodeUnreachableError("cannot connect")
+
+
+@pytest.mark.parametrize("path", ["/data/1", "/sys/sessions"])
+async def test_an_answer_that_is_compressed_although_it_must_not_be_is_not_passed_on(path: str) -> None:
+    """The door could not search it for private keys."""
+    async with world() as w:
+        w.child.create("/data/1", note(X))
+        w.child.compresses = True
+        for _ in range(2):  # new to the door, and known to it
+            assert (await w.send(True, [element(path)])).status_code == 502
+        assert w.stopped(DoorRule.PRIVATE_KEY) == 2
 
 
 async def test_a_push_counts_for_its_new_repository_although_the_server_has_commits_in_it_then() -> None:

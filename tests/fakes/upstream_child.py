@@ -13,6 +13,7 @@ Never use it to hold data: it gives its private key to every caller.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, MutableMapping
@@ -108,6 +109,8 @@ class UpstreamChild:
         publishes_extra: Whether unknown members of a root are published, as the original does.
         resolves_to: What the application's ``domain.resolveOrg`` returns; its own address when None.
         answers: The bodies of its answers of ``/auth/session``.
+        is_chunked: Whether its answers have no length, as those of GoatDB under Node.
+        compresses: Whether its answers are compressed, as if middleware did that.
         verified: How often it has verified each commit; a commit that is sent again before it is stored counts again.
     """
 
@@ -133,6 +136,8 @@ class UpstreamChild:
         self.files: set[str] = set()
         self.died: str | None = None
         self.hung = False
+        self.is_chunked = False
+        self.compresses = False
         self.mails: list[str] = []
         self.sessions: dict[str, Session] = {root.id: root.session}
         self.roots: dict[str, Session] = {root.id: root.session}
@@ -261,7 +266,12 @@ class UpstreamChild:
         except FailedError as error:
             status, answer = error.status, b""
         date = formatdate(self.clock.now_ms() / 1000, usegmt=True).encode()
-        fields = [(b"content-length", str(len(answer)).encode()), (b"date", date)]
+        fields = [(b"date", date)]
+        if self.compresses and answer:
+            answer = gzip.compress(answer)
+            fields.append((b"content-encoding", b"gzip"))
+        if not self.is_chunked:
+            fields.append((b"content-length", str(len(answer)).encode()))
         if answer:
             kind = b"application/json" if "/auth/session" in target else b"text/plain;charset=UTF-8"
             fields.append((b"content-type", kind))

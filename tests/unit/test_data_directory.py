@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +189,17 @@ def test_a_process_that_has_another_path_for_a_file_is_a_server_all_the_same(org
             refuse_running(org)
         server.communicate()
     refuse_running(org)
+
+
+@pytest.mark.parametrize("is_elsewhere", [True, False])
+def test_the_same_path_in_another_container_is_another_file(
+    org: Path, monkeypatch: pytest.MonkeyPatch, is_elsewhere: bool
+) -> None:
+    entry = (org / "no such entry", str(org / "sys/sessions.jsonl"))
+    is_there = os.getppid()
+    monkeypatch.setattr(data_directory, "_list_written", lambda at: [entry] if at.name == str(is_there) else [])
+    monkeypatch.setattr(
+        data_directory, "_find_mounts", lambda at: at.name if is_elsewhere and at.name == str(is_there) else "ours"
+    )
+    with nullcontext() if is_elsewhere else pytest.raises(StorageError, match=f"process {is_there} holds"):
+        refuse_running(org)

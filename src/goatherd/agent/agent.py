@@ -29,7 +29,7 @@ from enum import Enum, StrEnum, auto
 from functools import partial
 from typing import Any, Final
 
-from goatherd.agent.child_process import Supervisor, end_leftover
+from goatherd.agent.child_process import KILL_PATIENCE, Supervisor, end_leftover
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.organization import ManagedOrganization, problem_of
 from goatherd.agent.own_api import OwnAPI
@@ -681,4 +681,5 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({ending})
+        await asyncio.wait({ending}, timeout=KILL_PATIENCE.total_seconds())  # what runs as root (sudo) cannot be killed
+        ending.cancel()

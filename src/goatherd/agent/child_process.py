@@ -212,6 +212,8 @@ class Supervisor:
             await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             # After Ctrl-C, a shell continues to wait for its server, which was not asked to stop yet.
             if grace is None and self.is_running and await asyncio.to_thread(_signal_descendants, self._process.pid):
+                if signal.SIGTERM in self.asked:  # a script may have passed it on: this was the second one
+                    self._note_kill()
                 timeout = asyncio.ensure_future(self._clock.sleep(LEFT_BEHIND))
                 await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():

@@ -38,6 +38,8 @@ LAST_STATUS: Final = 599
 LINES_BYTES: Final = 64 * 1024
 """Maximum bytes of the first two lines of a script that are changed."""
 
+KEPT_BYTES: Final = 256 * 1024
+"""How much of an answer is kept while it is passed on, if the door reads it, too."""
 _HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
@@ -301,8 +303,12 @@ class Exchange:
         """Send the last part of the answer's body to the caller, who has taken most of it when this returns."""
         await send_body(self._send_event, body)
 
-    async def stream_answer(self, connection: ServerConnection, keys: KeyFilter | None, timeout: float) -> None:
+    async def stream_answer(
+        self, connection: ServerConnection, keys: KeyFilter | None, timeout: float, kept: bytearray | None = None
+    ) -> None:
         """Stream the server's answer to the caller; `keys` overwrites private keys in it, None changes nothing.
+
+        If `kept` is given, the answer's first `KEPT_BYTES`, or a little more, are added to it.
 
         Raises:
             LostError, TimeoutError: The connection ended, or the server paused too long, before the end.
@@ -313,6 +319,8 @@ class Exchange:
 
         async def stream() -> None:
             async for chunk in connection.read_body(timeout):
+                if kept is not None and len(kept) <= KEPT_BYTES:
+                    kept.extend(chunk)
                 await self._send_part(chunk if keys is None else keys.feed(chunk))
 
         await self._unless_gone(stream())

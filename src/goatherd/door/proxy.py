@@ -28,7 +28,7 @@ from goatherd.clock import Clock
 from goatherd.door.binding import give_misdirected, instance_headers, is_misdirected
 from goatherd.door.commit_index import RepositoryIndex, RepositoryIndexes
 from goatherd.door.delivery import Delivery, Verified, encode_batch
-from goatherd.door.exchange import Exchange, HeaderRewriter
+from goatherd.door.exchange import KEPT_BYTES, Exchange, HeaderRewriter
 from goatherd.door.key_filter import (
     KeyFilter,
     SyncAnswer,
@@ -89,9 +89,6 @@ OWN_BODY: Final = 16 * 1024
 """Maximum bytes of the body of such a request that is read; tools send none to a door or an agent."""
 BIG_BODY: Final = 64 * 1024
 """A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
-COUNTED_BYTES: Final = 1024 * 1024
-"""Answers up to this size are read for the repositories that the server has already. A client with the same commits as
-the server gets a smaller one."""
 MANY_COMMITS: Final = 4
 """If a request has more commits, its own signature is checked first, which costs as much as one commit. So is that of a
 request with commits for a repository that is new to the door."""
@@ -302,13 +299,17 @@ class Proxy:
             self._server.release_connection(connection)
         self.handed_on += 1
 
-    async def _stream_answer(self, exchange: Exchange, connection: ServerConnection, keys: KeyFilter | None) -> None:
+    async def _stream_answer(
+        self,
+        exchange: Exchange,
+        connection: ServerConnection,
+        keys: KeyFilter | None,
+        kept: bytearray | None = None,
+    ) -> None:
         try:
-            if keys is not None and dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
-                raise RefusedError(
-                    DoorRule.PRIVATE_KEY, 502, "the server's answer is compressed, so the door cannot check it"
-                )
-            await exchange.stream_answer(connection, keys, self._timeout)
+            if keys is not None:
+                _refuse_compressed(connection)
+            await exchange.stream_answer(connection, keys, self._timeout, kept)
             self.handed_on += 1
         finally:
             self._server.release_connection(connection)
@@ -360,14 +361,18 @@ class Proxy:
             if is_root:
                 fresh = set()  # any number is allowed
             self._charge_repositories(exchange.address, fresh)
-            if has_commits and trust is not None and session is not None:
-                if session.is_root:
-                    read_by = asyncio.get_running_loop().time()
-                    earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
-                    exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
-                connection = await self._deliver_push(exchange, trust, elements, body, share)
-            else:
-                connection = await exchange.hand_on(self._server, body, self._timeout)
+            try:
+                if has_commits and trust is not None and session is not None:
+                    if session.is_root:
+                        read_by = asyncio.get_running_loop().time()
+                        earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
+                        exchange.answer_by = max(earlier, read_by + JUDGE_SECONDS)
+                    connection = await self._deliver_push(exchange, trust, elements, body, share)
+                else:
+                    connection = await exchange.hand_on(self._server, body, self._timeout)
+            except NodeUnreachableError:
+                self._count_repositories(exchange.address, elements, fresh, is_accepted=False)
+                raise
         finally:
             share.give_back()
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
@@ -375,13 +380,13 @@ class Proxy:
             # Only what the server took for genuine counts, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        # An answer of unknown length may be large, and is passed on as it arrives.
-        length = dict(connection.headers).get(b"content-length")
-        is_read = asks_for_sessions or (fresh and length is not None and int(length) <= COUNTED_BYTES)
-        if connection.status == 200 and not is_root and is_read:
+        if connection.status == 200 and not is_root and asks_for_sessions:
             await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
             return
-        await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()))
+        kept = bytearray() if fresh and connection.status == 200 else None
+        await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()), kept)
+        if kept is not None:
+            self._credit_repositories(exchange.address, elements, fresh, bytes(kept))
 
     async def _answer_client(
         self,
@@ -404,11 +409,11 @@ class Proxy:
         share = self._limiter.open_answer_share(exchange.address)
         try:
             try:
+                _refuse_compressed(connection)
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
             finally:
                 self._server.release_connection(connection)
-            if fresh:
-                await self._credit_repositories(exchange.address, elements, fresh, body)
+            self._credit_repositories(exchange.address, elements, fresh, body)
             try:
                 body = await self._choose_introductions(exchange, session_id, body, keys)
             except (DecodeError, RecursionError) as error:
@@ -597,12 +602,16 @@ class Proxy:
         if fresh:
             self._limiter.take_token(self._new_repositories, address, "new repositories", len(fresh))
 
-    async def _credit_repositories(
+    def _credit_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], answer: bytes
     ) -> None:
-        """Give back what was charged for repositories that the server had already, as after a restart of the door."""
-        is_large = len(answer) > BIG_BODY
-        counts = await asyncio.to_thread(_read_counts, answer) if is_large else _read_counts(answer)
+        """Give back what was charged for repositories that the server had already, as after a restart of the door.
+
+        Only an answer of up to `KEPT_BYTES` is read: that to a client with the same commits as the server is small.
+        """
+        if not fresh or len(answer) > KEPT_BYTES:
+            return
+        counts = _read_counts(answer)
         held = {element.path for element, count in zip(elements, counts, strict=False) if count}
         pushed = {element.path for element in elements if element.commits}  # also by another element of the request
         self._new_repositories.give_back(address, self._clock.monotonic(), len((held - pushed).intersection(fresh)))
@@ -957,6 +966,16 @@ async def read_own_body(exchange: Exchange, share: Share) -> bytes:
         if refused.rule is Excess.TOO_LARGE:
             refused.status = 404
         raise
+
+
+def _refuse_compressed(connection: ServerConnection) -> None:
+    """Check that the server's answer is not compressed.
+
+    Raises:
+        RefusedError: It is, so that the door cannot search it for private keys.
+    """
+    if dict(connection.headers).get(b"content-encoding", b"identity") != b"identity":
+        raise RefusedError(DoorRule.PRIVATE_KEY, 502, "the server's answer is compressed, so the door cannot check it")
 
 
 def _read_counts(answer: bytes) -> list[float]:

@@ -492,17 +492,20 @@ class LogDirectory:
         except OSError as error:
             raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
         try:
-            descriptor = self._open_lock()
+            descriptor, lock = self._open_lock()
         except OSError as error:
             hint = OWNER_HINT if isinstance(error, PermissionError) else None
             raise StorageError(f"cannot open {self.path / LOCK_NAME}: {error.strerror}", hint=hint) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = ""
+            with contextlib.suppress(OSError):  # a directory
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise StorageError(
-                f"{self.path} is in use by process {holder}", hint="Stop that server, or use another data directory."
+                f"{self.path} is in use by process {holder or 'unknown'}",
+                hint="Stop that server, or use another data directory.",
             ) from None
         # The lock counts without the process id, for which a full disk may have no room.
         with contextlib.suppress(OSError):
@@ -510,17 +513,18 @@ class LogDirectory:
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
-    def _open_lock(self) -> int:
+    def _open_lock(self) -> tuple[int, int]:
         file = self.path / LOCK_NAME
         try:
-            return open_or_create(file, os.O_RDWR | os.O_CLOEXEC)
+            return open_or_create(file, os.O_RDWR | os.O_CLOEXEC), fcntl.LOCK_EX
         except OSError as error:
             if not self._only_reads or error.errno != errno.EROFS:
                 raise
         try:
-            return os.open(file, os.O_RDONLY | os.O_CLOEXEC)  # a server may run where the directory can be written
+            # A server may run where the directory can be written. NFS locks exclusively only what is open for writing.
+            return os.open(file, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH
         except FileNotFoundError:
-            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH
 
     def close(self) -> None:
         """Flush every open log and release the lock on the data directory.

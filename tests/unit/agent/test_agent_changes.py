@@ -295,6 +295,24 @@ async def test_a_command_that_is_cut_short_leaves_no_process_behind(tmp_path: Pa
             assert await asyncio.to_thread(reader.read) == "", "nothing has the pipe open any more"
 
 
+async def test_a_command_that_must_not_be_killed_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that runs as root, through sudo."""
+    may_end = tmp_path / "may end"
+
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr("goatherd.agent.agent.KILL_PATIENCE", SOON)
+    command = ["sh", "-c", f'until [ -e "{may_end}" ]; do sleep 0.05; done']
+    with pytest.raises(AgentError):
+        async with asyncio.timeout(HANG):
+            await run_command(command, SOON, SystemClock(), dict(os.environ))
+    may_end.touch()
+
+
 # --- one at a time --------------------------------------------------------------------------------------------------
 
 

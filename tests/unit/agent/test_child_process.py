@@ -197,6 +197,18 @@ async def test_a_server_behind_a_script_that_waits_for_it_is_asked_to_stop_befor
     assert code in (7, 128 + signal.SIGINT)
 
 
+async def test_a_server_that_gets_the_signal_a_second_time_counts_as_killed(tmp_path: Path) -> None:
+    """Its script has passed the first one on; many servers cut their work off at the second one."""
+    ready = tmp_path / "ready"
+    server = f'trap "trap \'exit 1\' TERM" TERM; touch "{ready}"; while :; do sleep 0.02; done'
+    script = 'sh -c "$1" & trap "kill -TERM $!" TERM; while kill -0 $! 2>/dev/null; do wait $!; done'
+    one = supervisor(["sh", "-c", script, "sh", server], grace=SOON)
+    await one.start()
+    await exists(ready)
+    await one.stop()
+    assert one.was_killed
+
+
 async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp_path: Path) -> None:
     said = tmp_path / "said"
     one = supervisor(behind_script(tmp_path, f"echo bye > {said}; exit", "exit 3"))

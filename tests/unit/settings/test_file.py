@@ -414,6 +414,14 @@ def test_a_creator_that_was_killed_leaves_nothing_once_another_has_tried(path: P
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_is_removed_although_what_a_killed_writer_left_cannot_be(path: Path) -> None:
+    path.write_text("{}")
+    (path.parent / f".{path.name}.{'a' * 16}.new").mkdir()
+    with pytest.raises(SettingsError):
+        files.remove_file(path)
+    assert not path.exists()
+
+
 def test_writers_at_the_same_time_do_not_remove_each_other_s_files(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: files.replace_file(path, b"%d" % number), range(400)))
