@@ -16,6 +16,8 @@ Rules:
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -573,10 +575,20 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
     """
     gauges = [sample for sample in samples if FAMILIES[sample.metric].kind is MetricKind.GAUGE]
     registry = _new_registry(lambda: gauges, {"store": store})
-    from prometheus_client import write_to_textfile
+    from prometheus_client import generate_latest
 
-    write_to_textfile(str(path), registry)
-    path.chmod(READABLE)  # under systemd's UMask=0077, only the own user could read it
+    # SECURITY: no path is opened or changed twice. The directory may belong to another user, who could replace the file
+    # by a link to any other meanwhile (tests/unit/test_metrics.py).
+    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, READABLE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, READABLE)  # under systemd's UMask=0077, only the own user could read it
+            file.write(generate_latest(registry))
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def require_library() -> None:

@@ -522,14 +522,38 @@ def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_va
         ("sidecar", "server: {unmodified: {port: 8080}}", "must differ from the door's port"),
         ("controller-only", "controller: {nodes: []}", "controller.nodes must list the servers"),
         ("external-secrets", "server: {volumeSecret: ''}", "server.volumeSecret must name the Secret"),
-        ("file", "store: {volumes: [{name: keys, emptyDir: {}}]}", "store.volumes: keys is the name of a volume"),
-        ("file", "store: {volumeMounts: [{name: x, mountPath: /keys}]}", "mounts a volume of its own at /keys"),
+        ("agent", "store: {volumes: [{name: keys, emptyDir: {}}]}", "store.volumes: keys is the name of a volume"),
+        ("agent", "store: {volumeMounts: [{name: x, mountPath: /keys}]}", "mounts a volume of its own at /keys"),
         ("agent", "server: {storeUri: 'k8s-volume:///keys', volumeSecret: x}", "server.unmodified.lease must name"),
     ],
 )
 def test_values_that_make_no_cluster_are_refused(render: Any, example: str, values: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         render(example, values)
+
+
+@pytest.mark.parametrize(
+    ("example", "values"),
+    [
+        ("file", "store: {volumes: [{name: keys, emptyDir: {}}], volumeMounts: [{name: keys, mountPath: /keys}]}"),
+        (
+            "agent",
+            "server: {storeUri: 'k8s-volume:///etc/root', volumeSecret: x, extraArgs: ['--lease=k8s://goatdb/root-lease']}",
+        ),
+        ("agent", "server: {storeUri: 'k8s-volume:///etc/root', volumeSecret: x, config: '[agent]\nlease = \"none\"'}"),
+    ],
+)
+def test_values_of_an_earlier_version_of_the_chart_are_taken(render: Any, example: str, values: str) -> None:
+    assert of_kind(render(example, values), "StatefulSet")
+
+
+@pytest.mark.parametrize("example", ["file", "agent", "sidecar", "aws"])
+def test_an_upgrade_that_reuses_the_values_of_an_earlier_version_listens(render: Any, example: str) -> None:
+    """`helm upgrade --reuse-values` lacks the values that are new."""
+    values = {"listenAddress": None, "page": {"enabled": True, "behind": ["10.1.0.0/16"]}}
+    found = render(example, yaml.safe_dump(values)).read_text()
+    assert "0.0.0.0" in found
+    assert "%!s" not in found
 
 
 def test_names_stay_short_enough_for_pods(render: Any) -> None:

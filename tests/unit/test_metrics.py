@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -429,6 +430,22 @@ def test_node_exporter_can_read_the_file_whatever_the_umask_is(tmp_path: Path) -
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_only_the_new_file_gets_the_mode_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner of node_exporter's directory can replace a file in it by a link to any other file, at any time."""
+    secret, path = tmp_path / "secret", tmp_path / "goatherd.prom"
+    secret.write_text("")
+    secret.chmod(0o600)
+
+    def replace_by_link(new: str | os.PathLike[str], target: str | os.PathLike[str], **_: Any) -> None:
+        Path(new).unlink()
+        Path(target).symlink_to(secret)
+
+    monkeypatch.setattr(os, "replace", replace_by_link)
+    write_file(path, everything().all_samples(), store="x")
+    assert path.is_symlink()
+    assert secret.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class AuditTrail:
         None if they can be verified, or if the file cannot be read, which the next record reports.
         """
         try:
-            if self._is_empty() or self._last_signer_id() in {root.id for root in document.roots}:
+            if self._is_empty() or self._last_signer_id() in {None, *(root.id for root in document.roots)}:
                 return None
             if can_continue(read_lines(self.path), document):
                 return None

@@ -236,7 +236,7 @@ def rotate(
     if direct and anchor is None:
         raise click.UsageError("--direct needs --anchor URI")
     lifetimes = lifetime_flags(app.options)
-    if lifetimes and what in ("resume", "rollback", "cancel"):
+    if lifetimes and what in ("resume", "rollback", "cancel", "drop-lost-anchor"):
         raise click.UsageError(f"{min(lifetimes)} cannot be combined with --{what}, which makes no root")
     if direct and lifetimes:
         raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
@@ -325,6 +325,7 @@ async def _drop_lost_anchor(app: App, reason: str) -> int:
 async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
+        await _check_working_lifetime(options, store, AnchorChoice())
         report = await operations.replace_expired(
             store,
             nodes,

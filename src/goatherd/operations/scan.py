@@ -264,11 +264,9 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         elif head[257:262] == b"ustar":
             with tarfile.open(fileobj=reader, mode="r|") as archive:
                 for member in archive:
-                    if _is_git_object(report, name, member.name):
-                        continue
                     content = archive.extractfile(member) if member.isreg() else None
                     if content is not None:
-                        _scan_stream(report, f"{name}!{member.name}", content, depth + 1, room)
+                        _scan_member(report, name, member.name, content, depth, room)
         elif head.startswith(tuple(_PACKED)):
             kind = next(kind for magic, kind in _PACKED.items() if head.startswith(magic))
             report.unsearched.append(f"{name}: compressed with {kind}; {_UNPACK}")
@@ -280,11 +278,21 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         report.unsearched.append(f"{name}: cannot be unpacked: {error}")
 
 
-def _is_git_object(report: ScanReport, archive: str, member: str) -> bool:
+def _scan_member(report: ScanReport, archive: str, member: str, stream: Readable, depth: int, room: int) -> None:
+    """Search a member of an archive, or list it as not searched if it belongs to a git history."""
+    content = _Peekable(stream)
+    if not _is_git_object(report, archive, member, content):
+        _scan_stream(report, f"{archive}!{member}", content, depth + 1, room)
+
+
+def _is_git_object(report: ScanReport, archive: str, member: str, content: _Peekable) -> bool:
     """Return whether a member of an archive belongs to a git history, which is then listed as not searched."""
     repository, found, path = f"/{member}".rpartition("/objects/")
     if not found or not _GIT_OBJECT.fullmatch(path):
         return False
+    head = content.peek(4)
+    if head != b"PACK" and (head[:1] != b"x" or int.from_bytes(head[:2], "big") % 31):
+        return False  # neither a pack nor zlib: another program's files, named by their digest
     line = f"{archive}!{repository[1:] or '.'}: a git history in an archive; {_UNPACK}"
     if report.with_history and line not in report.unsearched:
         report.unsearched.append(line)
@@ -302,9 +310,9 @@ def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room
                 # zipfile unpacks other methods in pieces of any size: a small archive could fill the memory.
                 if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     report.unsearched.append(f"{name}!{member.filename}: encrypted, or not compressed with deflate")
-                elif not member.is_dir() and not _is_git_object(report, name, member.filename):
+                elif not member.is_dir():
                     with archive.open(member) as file:
-                        _scan_stream(report, f"{name}!{member.filename}", file, depth + 1, room - len(content))
+                        _scan_member(report, name, member.filename, file, depth, room - len(content))
     except (NotImplementedError, OverflowError, ValueError, struct.error) as error:
         raise _UnpackError(str(error)) from error
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ENDINGS: Final = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
 SKEW_WARNING: Final = timedelta(seconds=30)
-SEARCH_AGAIN: Final = timedelta(minutes=1)
+SEARCH_AGAIN: Final = timedelta(minutes=10)
 """Pause before the stored versions are read again after a store did not answer."""
 
 
@@ -192,7 +192,8 @@ def _add_evidence(servers: Sequence[NodeView], observed: Sequence[NodeView]) -> 
 
 def _is_lasting(keys: KeyInventory) -> bool:
     """Return whether another read of the same versions would find the same keys."""
-    return keys.problem in (None, ProviderAccessDeniedError.code) and not keys.unsearched
+    denied = ProviderAccessDeniedError.code
+    return keys.problem in (None, denied) and all(f"({denied})" in (one.problem or "") for one in keys.unsearched)
 
 
 async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy | None = None) -> tuple[Obstacle, ...]:

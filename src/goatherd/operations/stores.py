@@ -376,7 +376,8 @@ async def promote_store(
     async with record_run(promoted, "stores", asked, audit_log):
         if member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider):
             await member.provider.promote_replica(inner)
-        stable = await _read_stable(member.provider, inner)
+        # Only a rotation in progress can be rolled back to it.
+        stable = None if document.rotation is None else await _read_stable(member.provider, inner)
         above = max([document.generation, *(one.generation for one in seen.values())])
         changed = await call_signing(
             record_promotion, document, time.now_ms(), region=region, above=above, stable_version=stable

@@ -30,6 +30,7 @@ from goatherd.errors import (
     ConfigurationError,
     ConflictError,
     GenerationError,
+    IdentityError,
     IllegalStepError,
     NotAdoptedError,
     NotRestorableError,
@@ -133,7 +134,7 @@ from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history, find_later_versions
-from goatherd.stores import FollowerView, ReplicatedStore
+from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
 from goatherd.times import milliseconds
@@ -1037,6 +1038,9 @@ class Rotator:
 
         With `catch_up`, first write the primary store's state to those followers that Goatherd itself keeps up to date.
         """
+        if isinstance(self._provider, RegionalReader):
+            with suppress(ProviderError, IdentityError):  # while the primary store is away, the page shows the others
+                return await ReplicatedStore(self._provider.listed, clock=self._provider.clock).observe(self._secret_id)
         if not isinstance(self._provider, ReplicatedStore):
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)

@@ -36,7 +36,7 @@ class SeenIdentity:
             ) from error
         self._seen = TrustCheckpoint.from_document(document)
 
-    def check_if_remote(self, document: IdentityDocument) -> None:
+    def check_if_remote(self, document: IdentityDocument) -> bool:
         """Check and remember an identity as `check` does; raise only if a root's key is in an HSM or a KMS.
 
         Requests and records that such a root signs call the signer. Without one, what changes an identity or servers
@@ -50,3 +50,5 @@ class SeenIdentity:
         except SuccessionError:
             if document.uses_remote_key:
                 raise
+            return False
+        return True

@@ -333,6 +333,8 @@ class CloudSecretSettings(SettingsSource):
             except IdentityError as error:
                 self._refused_version, self._refused_digest, self._refused_error = version, digest, error
                 self._refused_at = self._clock.monotonic()
+                if isinstance(self._provider, RegionalReader):
+                    self._provider.note_rejected(self._secret_id, found.value)
                 raise
             if self._version == before:
                 break

@@ -18,6 +18,7 @@ mistakes them for ids of the primary store.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from goatherd.errors import (
     ProviderError,
     SecretNotFoundError,
     StoreLagError,
+    UnavailableError,
 )
 from goatherd.identity.document import decode_document
 from goatherd.providers.base import Call, ReadConsistency, RetryPolicy
@@ -48,6 +50,8 @@ _log = logging.getLogger("goatherd.stores")
 
 COMPARE_AFTER: Final = 10
 """After how many intervals the other stores are read, too, although the first one shows the identity in use."""
+COMPARE_TIMEOUT: Final = timedelta(seconds=2)
+"""How long that may take for each store: the server's own store has answered, and a command may be waiting."""
 _INTERVAL: Final = timedelta(seconds=30)
 _SECRETS: Final = 1000
 """Maximum number of remembered secrets whose identity is not in use: callers of a server may name any organization."""
@@ -100,6 +104,8 @@ class _Secret:
         self.breakers = [new_breaker(interval) for _ in members]
         self.states = [StoreState(region=one.region, is_primary=one.is_primary) for one in members]
         self.marks: dict[bytes, DocumentMark] = {}
+        self.rejected: tuple[bytes, float] | None = None
+        """SHA-256 of the value that the caller has rejected last, and until when it is not compared any more."""
 
 
 class RegionalReader(StoreGroup):
@@ -152,6 +158,14 @@ class RegionalReader(StoreGroup):
         known = self._secret(secret_id)
         known.used = mark
         known.states = [state if state.standing is None else replace(state, standing=None) for state in known.states]
+
+    def note_rejected(self, secret_id: str, value: SecretBytes) -> None:
+        """Record that the caller has rejected a value, so that no comparison with other stores returns it for a while.
+
+        Later, the caller may have the introductions that lead to it.
+        """
+        until = self.clock.monotonic() + COMPARE_AFTER * self._interval.total_seconds()
+        self._secret(secret_id).rejected = hashlib.sha256(value.reveal()).digest(), until
 
     def expect_change(self, secret_id: str) -> None:
         """Let the next read compare all stores, because a command has reported a change."""
@@ -224,7 +238,10 @@ class RegionalReader(StoreGroup):
             if at != CURRENT:
                 return found
             standing, mark = self._judge(known, index, found.value)
-            if standing is Standing.SAME and known.used is not None and now >= known.compare_at:
+            # SECURITY: only for servers, which verify an identity before they use it
+            # (tests/unit/schedule/test_controller.py).
+            is_to_compare = self.region is not None and known.used is not None and now >= known.compare_at
+            if standing is Standing.SAME and is_to_compare:
                 known.compare_at = now + COMPARE_AFTER * self._interval.total_seconds()
                 later = await self._find_later(known, index, call, at)
                 member, found, mark = later or (member, found, mark)
@@ -265,7 +282,17 @@ class RegionalReader(StoreGroup):
             if breaker.time_to_probe(self.clock.monotonic()):
                 continue
             with suppress(ProviderError, IdentityError):
-                found = await self._ask(breaker, member, call, at, 1)
+                try:
+                    async with asyncio.timeout(COMPARE_TIMEOUT.total_seconds()):
+                        found = await self._ask(breaker, member, call, at, 1)
+                except TimeoutError:
+                    why = f"no answer within {COMPARE_TIMEOUT.total_seconds():g} s"
+                    breaker.record_failure(self.clock.monotonic(), call.error(UnavailableError, why))
+                    continue
+                digest, until = known.rejected or (b"", 0.0)
+                if self.clock.monotonic() < until and hashlib.sha256(found.value.reveal()).digest() == digest:
+                    self._report(known, index, problem="holds an identity that was rejected", is_reachable=True)
+                    continue
                 standing, mark = self._compare(known, found.value)
                 if standing is Standing.AHEAD or known.states[index].problem is not None:
                     self._judge(known, index, found.value)

@@ -18,6 +18,7 @@ from typing import Final
 from goatherd.audit.records import Anchors, Record
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import AuditBrokenError, AuditError, GoatherdError
+from goatherd.identity.document import IdentityDocument
 from goatherd.operations.audit import read_trail, verify_trail
 from goatherd.operations.identity_store import Store
 from goatherd.operations.status import ClusterStatus, read_status
@@ -182,6 +183,12 @@ class Collector:
             ProviderError, IdentityError: The store cannot be read, or does not hold an identity; or the identity is in
                 direct mode, and does not follow from the one read before.
         """
+        follows = False
+
+        def check(document: IdentityDocument) -> None:
+            nonlocal follows
+            follows = self._seen.check_if_remote(document)
+
         try:
             status = await read_status(
                 self.store,
@@ -190,13 +197,13 @@ class Collector:
                 grace=self.grace,
                 hidden=self.hidden,
                 known=self._status,
-                check=self._seen.check_if_remote,
+                check=check,
             )
         except GoatherdError as error:
             self._last_error = clean_text(str(error)), _now_ms()
             raise
         self._status = status
-        if isinstance(self.store.provider, RegionalReader):
+        if follows and isinstance(self.store.provider, RegionalReader):
             self.store.provider.note_used(self.store.secret_id, DocumentMark.from_document(status.document))
         now = self.store.provider.clock.monotonic()
         if not self.may_write and now >= self._next_rights_check:

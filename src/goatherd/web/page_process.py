@@ -113,8 +113,9 @@ def main() -> int:
 
 
 async def _run() -> int:
-    # systemd sends it to every process of a unit; the parent decides when to stop.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # systemd sends its signal to every process of a unit; the parent decides when to stop.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     lines = asyncio.StreamReader(limit=LONGEST_LINE)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     try:

@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,13 +128,25 @@ def test_the_layers_of_a_saved_image_are_searched(
 )
 def test_a_git_history_in_an_image_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes, member: str) -> None:
     """`COPY . .` has put it there; git compresses a key in it, so a search of the members does not find the key."""
-    members = {f"app/.git/{member}": b"x", f"app/.git/{member.replace('0', '1')}": b"y", "app/server.ts": b"z"}
+    content = b"PACK and so on" if member.endswith(".pack") else zlib.compress(b"x")
+    members = {f"app/.git/{member}": content, f"app/.git/{member.replace('0', '1')}": content, "app/server.ts": b"z"}
     for name, layer in (("image.tar", pack(members, compressed=True)), ("image.zip", pack_zip(members))):
         (tree / name).write_bytes(layer)
         result = scan(goatherd, tree)
         assert result.code == EXIT_FINDINGS
         assert result.out.count(f"{name}!app/.git: a git history in an archive") == 1
         assert scan(goatherd, tree, "--no-history").code == 0
+        (tree / name).unlink()
+
+
+def test_files_that_another_program_has_named_by_their_digest_are_searched(
+    goatherd: Goatherd, tree: Path, settings: bytes
+) -> None:
+    members = {f"cas/objects/ab/{'c' * 38}": settings}
+    for name, layer in (("cas.tar", pack(members, compressed=True)), ("cas.zip", pack_zip(members))):
+        (tree / name).write_bytes(layer)
+        for options in ([], ["--no-history"]):
+            assert scan(goatherd, tree, *options).code == EXIT_KEY_FOUND
         (tree / name).unlink()
 
 

@@ -20,13 +20,14 @@ from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.rotate import rotate
-from goatherd.operations.status import find_obstacles_now, read_status
+from goatherd.operations.status import SEARCH_AGAIN, find_obstacles_now, read_status
 from goatherd.operations.store_checks import FAILED, WARNING
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, SecretValue, SecretVersion
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.policy import Policy
+from goatherd.times import milliseconds
 from goatherd.web.collector import Collector
 from tests.fakes.anchors import make_own_identity
 from tests.fakes.herd import FakeClock
@@ -173,6 +174,6 @@ async def test_a_store_that_did_not_answer_while_versions_were_read_is_asked_aga
     regions.clock.turn(timedelta(minutes=10))
     soon = await read_status(store, known=status)
     assert soon.keys is status.keys
-    later = await read_status(store, known=replace(soon, keys_ms=soon.keys_ms - 60_000))
+    later = await read_status(store, known=replace(soon, keys_ms=soon.keys_ms - milliseconds(SEARCH_AGAIN)))
     assert later.keys.unsearched == ()
     assert (await read_status(store, known=replace(later, keys_ms=0))).keys is later.keys

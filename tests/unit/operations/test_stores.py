@@ -177,6 +177,22 @@ async def test_a_promotion_that_cannot_read_the_stable_version_writes_nothing(
     assert rotation.stable_version == held.version.id, "the rotation can be rolled back"
 
 
+async def test_a_promotion_without_a_rotation_in_progress_needs_no_stable_version(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = regions.ap
+    read = store._read
+
+    async def fail(call: Call, at: Label | VersionId) -> SecretValue:
+        if at == STABLE:
+            raise call.error(UnavailableError, "no answer")
+        return await read(call, at)
+
+    monkeypatch.setattr(store, "_read", fail)
+    before = store.document().generation
+    assert (await promote_store(stores_of(regions), "ap")).generation == before + 1
+
+
 async def test_the_operator_s_word_overrules_is_above_what_was_seen_and_is_on_record(
     regions: Regions, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ from goatherd.errors import (
     WrongClockError,
 )
 from goatherd.identity import remote_key
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.key_inventory import find_holdings
@@ -51,6 +51,7 @@ from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
 from tests.unit.rotation.test_signed_store import changed, put
+from tests.unit.stores.regions import SECRET
 from tests.unit.stores.world import World
 
 DAY = timedelta(days=1)
@@ -977,3 +978,26 @@ async def test_a_primary_store_that_returns_after_another_was_promoted_is_not_us
     assert seen == [1, 2, 2, 2, 2, 2]
     assert alarm.alerts[-1].code == "provider.lagging"
     assert "region eu: holds generation 1, earlier than the one in use" in alarm.alerts[-1].reason
+
+
+@pytest.mark.slow
+async def test_a_forged_identity_in_one_region_s_store_leads_no_controller() -> None:
+    world = await World.start(lifetime=LIFETIME)
+    regions, herd, alarm = world.regions, world.herd, Rung()
+    seen: list[str] = []
+    controller = make(
+        herd,
+        alarm=alarm,
+        provider=regions.writer(),
+        on_look=lambda document, _: seen.append(document.current.id),
+    )
+    assert (await controller.act_once()).error is None
+    stranger = OwnedSession.generate(session_id="stranger", owner="root", now_ms=herd.clock.now_ms())
+    forged = replace(create_document(stranger, herd.clock.now_ms()), generation=10**6)
+    held = await regions.ap.read(SECRET)
+    await regions.ap.write(SECRET, encode_document(forged), expected=held.version.id)
+    for _ in range(20):
+        herd.clock.turn(timedelta(minutes=1))
+        assert (await controller.act_once()).error is None
+    assert set(seen) == {regions.eu.document().current.id}
+    assert alarm.alerts == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,10 +12,12 @@ from goatherd.errors import ProviderConfigurationError, StoreLagError, Unavailab
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import correct_times, create_document
-from goatherd.providers.values import CURRENT, VersionId
+from goatherd.providers.values import CURRENT, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 from goatherd.stores import DocumentMark, RegionalReader, Standing, compare_documents
+from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
+from tests.unit.identity.make import owned
 from tests.unit.stores.regions import SECRET, Regions
 
 NOW_MS = FakeClock().now_ms()
@@ -133,6 +137,41 @@ async def test_a_comparison_of_all_regions_waits_for_none_that_is_away(regions: 
         reader.expect_change(SECRET)
         assert await read(reader) == (2, "ap")
     assert regions.eu.calls == 2, "`create`, and one read that failed"
+
+
+async def test_a_comparison_waits_only_briefly_for_a_store_that_hangs(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goatherd.stores.reader.COMPARE_TIMEOUT", timedelta(milliseconds=50))
+    reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
+    reader.note_used(SECRET, mark(FIRST))
+
+    async def hang(*_: object) -> SecretValue:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(regions.eu, "_read", hang)
+    async with asyncio.timeout(HANG):
+        reader.expect_change(SECRET)
+        assert await read(reader) == (1, "us")
+
+
+async def test_an_identity_of_another_region_that_was_rejected_is_not_returned_by_each_comparison(
+    regions: Regions,
+) -> None:
+    reader = RegionalReader(regions.members(), region="us", interval=timedelta(minutes=1), clock=regions.clock)
+    async with CloudSecretSettings(SECRET, reader, clock=regions.clock) as settings:
+        await settings.load()
+        forged = replace(create_document(owned("stranger"), regions.clock.now_ms()), generation=10**6)
+        await write(regions, "ap", forged)
+        assert not await settings.refresh()
+        assert settings.status.is_degraded, "it is reported once"
+        for _ in range(3):
+            assert not await settings.refresh()
+            assert not settings.status.is_degraded
+        assert {state.region: state.is_followed for state in reader.states(SECRET)}["us"]
+        problems = [state.problem for state in reader.states(SECRET) if state.region == "ap"]
+        assert problems == ["holds an identity that was rejected"]
 
 
 async def test_a_problem_of_a_store_that_is_read_no_more_ends(

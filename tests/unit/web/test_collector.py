@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from goatherd.cli.web import make_collector
 from goatherd.config.options import load_options
 from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.transitions import create_document
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict
@@ -15,9 +18,11 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.times import milliseconds
 from goatherd.web.collector import Collector
-from tests.fakes.herd import FakeClock
+from tests.fakes.herd import FakeClock, Herd, HerdNode
+from tests.unit.identity.make import owned
 from tests.unit.stores.regions import SECRET, Regions
 from tests.unit.stores.test_reader import FIRST, SECOND
+from tests.unit.stores.world import World
 
 NOW = 1_700_000_000_000
 MINUTE = 60_000
@@ -61,6 +66,43 @@ async def test_the_page_of_a_controller_shows_another_region_while_the_primary_s
     view = await page.collect()
     assert view.generation == 1
     assert [one.region for one in view.stores if one.problem] == ["eu"]
+
+
+class Directory:
+    """The servers of a herd, as the page lists them."""
+
+    addresses = ("herd",)
+    timeout = timedelta(seconds=5)
+
+    def __init__(self, herd: Herd) -> None:
+        self._herd = herd
+
+    async def __call__(self) -> list[HerdNode]:
+        return list(self._herd.nodes)
+
+
+async def test_the_page_of_a_controller_names_a_region_that_prevents_a_rotation(tmp_path: Path) -> None:
+    world = await World.start(lifetime=timedelta(days=180))
+    store = Store(provider=world.regions.writer(), secret_id=SECRET, org="localhost", name="stores")
+    nodes: Any = Directory(world.herd)
+    page = make_collector(load_options({}, {}, directory=tmp_path), store, nodes, may_write=True)
+    problem = "the store of region ap does not show what the primary store holds"
+    assert not any(problem in one.text for one in (await page.collect()).remarks)
+    world.regions.ap.is_cut_off = True
+    assert any(problem in one.text for one in (await page.collect()).remarks)
+
+
+async def test_a_forged_identity_in_another_region_is_not_shown() -> None:
+    regions = Regions(FakeClock())
+    await regions.eu.create(SECRET, encode_document(FIRST))
+    first = await regions.ap.create(SECRET, encode_document(FIRST))
+    page = page_of(regions.reader())
+    assert (await page.collect()).generation == 1
+    forged = replace(create_document(owned("stranger"), regions.clock.now_ms()), generation=10**6)
+    await regions.ap.write(SECRET, encode_document(forged), expected=first.id)
+    for _ in range(15):
+        regions.clock.turn(timedelta(minutes=1))
+        assert (await page.collect()).generation == 1
 
 
 async def test_calls_are_counted_for_an_hour_also_after_the_clock_was_a_year_ahead() -> None:

@@ -205,13 +205,19 @@ annotations:
 
 {{/* A StatefulSet with two volumes or mounts of one name is accepted, but none of its pods can be created. */}}
 {{- define "goatherd.checkVolumes" -}}
+{{- $names := list "audit" "config" "data" "identity" "tls" "tmp" -}}
+{{- $paths := list "/etc/goatherd" "/etc/goatherd-page" "/srv/goatdb" "/tmp" "/var/log/goatherd" -}}
+{{- if has .Values.server.kind (list "agent" "sidecar") -}}
+{{- $names = concat $names (list "keys" "server-tmp") -}}
+{{- $paths = append $paths "/keys" -}}
+{{- end -}}
 {{- range .Values.store.volumes -}}
-{{- if has .name (list "audit" "config" "data" "identity" "keys" "server-tmp" "tls" "tmp") -}}
+{{- if has .name $names -}}
 {{- fail (printf "store.volumes: %s is the name of a volume of the chart; choose another name" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.store.volumeMounts -}}
-{{- if has .mountPath (list "/etc/goatherd" "/etc/goatherd-page" "/keys" "/srv/goatdb" "/tmp" "/var/log/goatherd") -}}
+{{- if has .mountPath $paths -}}
 {{- fail (printf "store.volumeMounts: the chart mounts a volume of its own at %s; choose another path" .mountPath) -}}
 {{- end -}}
 {{- end -}}
