@@ -46,10 +46,11 @@ _NEWER_HINT: Final = (
 )
 
 
-def read_records(log: Path) -> list[dict[str, Any]]:
-    """Return the records that a log's file holds now; none if there is no file.
+def read_records(log: Path) -> Iterator[dict[str, Any]]:
+    """Read a log's file now, and return an iterator over its records; it is empty if there is no file.
 
-    As in a Goatherd server, damaged lines are skipped, and the records after them are returned.
+    As in a Goatherd server, damaged lines are skipped, and the records after them are returned. A line is decoded when
+    the iterator gets there.
 
     Raises:
         StorageError: The file cannot be read.
@@ -57,10 +58,10 @@ def read_records(log: Path) -> list[dict[str, Any]]:
     try:
         raw = log.read_bytes()
     except FileNotFoundError:
-        return []
+        return iter(())
     except OSError as error:
         raise StorageError(f"cannot read {log}: {error.strerror}") from error
-    return [line.record for line in read_lines(raw) if line.record is not None]
+    return (line.record for line in read_lines(raw) if line.record is not None)
 
 
 def read_commits(log: Path, org: str) -> list[Commit]:

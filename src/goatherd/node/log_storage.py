@@ -572,7 +572,7 @@ class LogDirectory:
             StorageError: The file cannot be read.
         """
         kind, name = check_repository_path(repository)
-        return read_records(self.path / kind / f"{name}{LOG_SUFFIX}")
+        return list(read_records(self.path / kind / f"{name}{LOG_SUFFIX}"))
 
     def open_unused(self) -> FileLog:
         """Return the log of the sessions that have not signed a request yet, without creating a file.

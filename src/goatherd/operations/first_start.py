@@ -7,8 +7,10 @@ used last (`goatherd.data_directory.SEEN_NAME`) takes the place of this check.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, decode_commits, read_records
 from goatherd.errors import IdentityExistsError, ThrottledError, UnavailableError
@@ -16,7 +18,12 @@ from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
 
 if TYPE_CHECKING:
+    from goatherd.identity.document import IdentityDocument
     from goatherd.operations.data import OpenStore
+    from goatherd.wire.commit import Commit
+
+FEW: Final = 100
+"""How many records are read at first; nearly always, one of them verifies with the identity."""
 
 
 async def check_first_start(directory: Path, org: str, open_store: OpenStore) -> None:
@@ -40,7 +47,8 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
     """
     if (directory / SEEN_NAME).exists():
         return  # the server compares the identity with the one that it used last
-    commits = decode_commits(read_records(directory / SESSIONS_LOG), org)
+    records = read_records(directory / SESSIONS_LOG)
+    commits = decode_commits(islice(records, FEW), org) or decode_commits(records, org)
     if not commits:
         return
     try:
@@ -51,11 +59,10 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
         return
     if document.pruned:
         return
-    pool = TrustPool.from_identity(document, org=org)
-    pool.offer_session_commits(commits)
-    if any(pool.get_introductions(session_id) for session_id in {commit.key for commit in commits}):
+    if _is_signed_by(document, commits, org):
         return
-    if None in pool.verify_commits(commits, held=True):
+    commits += decode_commits(records, org)
+    if _is_signed_by(document, commits, org):
         return
     raise IdentityExistsError(
         f"none of the {describe_count(len(commits), 'commit')} in {directory / SESSIONS_LOG} verifies with the identity"
@@ -64,3 +71,12 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
         " --provider URI`. Otherwise check --data, --org and the store's address. To use this identity although the"
         " data do not belong to it, add --accept-identity.",
     )
+
+
+def _is_signed_by(document: IdentityDocument, commits: Sequence[Commit], org: str) -> bool:
+    """Return whether any of these commits of ``/sys/sessions`` verifies with an identity."""
+    pool = TrustPool.from_identity(document, org=org)
+    pool.offer_session_commits(commits)
+    if any(pool.get_introductions(session_id) for session_id in {commit.key for commit in commits}):
+        return True
+    return None in pool.verify_commits(commits, held=True)

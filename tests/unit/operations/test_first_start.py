@@ -12,7 +12,7 @@ import pytest
 
 from goatherd.data_directory import SESSIONS_LOG
 from goatherd.errors import IdentityExistsError, UnavailableError
-from goatherd.operations.first_start import check_first_start
+from goatherd.operations.first_start import FEW, check_first_start
 from goatherd.operations.identity_store import Store
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider
@@ -47,6 +47,19 @@ async def test_a_log_whose_roots_have_left_the_identity_is_accepted(make_herd: M
     while (await document_of(herd)).find_root("root-a") is not None:
         await rotator_for(herd).rotate()
         await check(tmp_path, store_of(herd))
+
+
+async def test_a_log_belongs_to_an_identity_however_late_the_first_commit_that_shows_it(
+    make_herd: MakeHerd, tmp_path: Path
+) -> None:
+    herd = await make_herd(nodes=1)
+    commits = herd.nodes[0].commits(SESSIONS)
+    forged = [replace(one, id=f"{one.id[:-3]}{number:03}") for number in range(2 * FEW) for one in commits[:1]]
+    write_log(tmp_path, [*forged, *commits])
+    await check(tmp_path, store_of(herd))
+    write_log(tmp_path / "other", forged)
+    with pytest.raises(IdentityExistsError, match=f"none of the {2 * FEW} commits"):
+        await check(tmp_path / "other", store_of(herd))
 
 
 async def test_a_log_of_another_identity_is_rejected_unless_the_store_does_not_answer(
