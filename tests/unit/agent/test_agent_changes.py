@@ -304,13 +304,21 @@ async def test_a_command_that_must_not_be_killed_holds_nothing_up(
     def refuse(*_: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
+    async def start(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await begin(*arguments, **options))
+        return started[0]
+
+    started, begin = list[asyncio.subprocess.Process](), asyncio.create_subprocess_exec
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     monkeypatch.setattr(os, "killpg", refuse)
     monkeypatch.setattr("goatherd.agent.agent.KILL_PATIENCE", SOON)
     command = ["sh", "-c", f'until [ -e "{may_end}" ]; do sleep 0.05; done']
     with pytest.raises(AgentError):
         async with asyncio.timeout(HANG):
             await run_command(command, SOON, SystemClock(), dict(os.environ))
+    assert started[0].returncode is None
     may_end.touch()
+    assert await started[0].wait() == 0
 
 
 # --- one at a time --------------------------------------------------------------------------------------------------
