@@ -20,6 +20,7 @@ import re
 import secrets
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -30,6 +31,7 @@ if sys.platform != "win32":
     import fcntl
 
 OWNER_HINT: Final = "Run as the owner of the file, or change its owner with chown."
+_MAKING: Final = threading.Lock()
 _ABANDONED: Final = 600.0
 """Seconds after which a temporary file is taken for one of a killed writer, in a file system without locks."""
 
@@ -172,9 +174,15 @@ def make_directory(path: Path) -> None:
     Raises:
         OSError: The directory cannot be created.
     """
+    # Another thread must not write into it before it belongs to its owner: its files would stay root's.
+    with _MAKING:
+        _make_missing(path)
+
+
+def _make_missing(path: Path) -> None:
     if path.is_dir():
         return
-    make_directory(path.parent)
+    _make_missing(path.parent)
     with _open_directory(path.parent) as parent:
         try:
             os.mkdir(path.name, 0o700, dir_fd=parent)

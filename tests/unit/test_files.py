@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from goatherd import files
 from goatherd.errors import SettingsError
+from tests.deadlines import HANG
 
 APP = (12345, 12346)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -101,3 +103,20 @@ def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: 
     for place in (pipe, link, Path("/dev/null"), Path("/dev/stdout")):
         with pytest.raises(SettingsError, match="is not a regular file"):
             files.read_if_there(place)
+
+
+def test_a_new_directory_is_used_by_no_other_thread_before_it_belongs_to_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, order = tmp_path / "new", list[str]()
+    other = threading.Thread(target=lambda: (files.make_directory(path), order.append("used")))
+
+    def give(*_: int) -> None:
+        other.start()
+        other.join(timeout=0.2)
+        order.append("given")
+
+    monkeypatch.setattr(files, "_give_to_owner", give)
+    files.make_directory(path)
+    other.join(timeout=HANG)
+    assert order == ["given", "used"]
