@@ -30,6 +30,7 @@ def bare(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_every_public_name_can_be_had_and_says_what_it_is() -> None:
     for name in goatherd.__all__:
         assert inspect.getdoc(getattr(goatherd, name)), name

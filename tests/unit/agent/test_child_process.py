@@ -184,6 +184,7 @@ async def test_a_server_behind_a_script_that_passes_the_signal_on_gets_it_once(t
     assert not one.was_killed
 
 
+@pytest.mark.slow
 async def test_a_server_behind_a_script_that_waits_for_it_is_asked_to_stop_before_it_is_killed(tmp_path: Path) -> None:
     """At Ctrl-C, a shell ends only after its command."""
     ready, said = tmp_path / "ready", tmp_path / "said"
@@ -197,6 +198,7 @@ async def test_a_server_behind_a_script_that_waits_for_it_is_asked_to_stop_befor
     assert code in (7, 128 + signal.SIGINT)
 
 
+@pytest.mark.slow
 async def test_a_server_that_gets_the_signal_a_second_time_counts_as_killed(tmp_path: Path) -> None:
     """Its script has passed the first one on; many servers cut their work off at the second one."""
     ready = tmp_path / "ready"
@@ -232,6 +234,7 @@ async def test_a_child_that_has_stopped_as_asked_was_not_killed_although_its_hel
 
 
 @pytest.mark.parametrize("end", ["wait", "exit 3"], ids=["asked", "by itself"])
+@pytest.mark.slow
 async def test_a_server_behind_a_script_that_ignores_signals_is_killed(tmp_path: Path, end: str) -> None:
     one = supervisor(behind_script(tmp_path, "", end), grace=SOON)
     await one.start()

@@ -780,6 +780,7 @@ def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
 
 
 @pytest.mark.parametrize("named", ["data directory", "organization's directory", "settings.json"])
+@pytest.mark.slow
 def test_servers_that_share_a_settings_json_by_links_are_several_servers(
     goatherd: Goatherd,
     data: Path,  # noqa: F811

@@ -326,6 +326,7 @@ async def test_an_answer_without_end_is_cut_off_also_one_that_unpacks_to_one(
 
 
 @pytest.mark.parametrize("ask", ["identity", "answers", "refresh", "healthy", "new_session"])
+@pytest.mark.slow
 async def test_a_small_answer_that_unpacks_to_a_large_one_is_cut_off_where_no_commits_are_asked_for(ask: str) -> None:
     """Parsed, it would take many gigabytes of the process that rotates."""
     packed = gzip.compress(b"[%s]" % b",".join([b"[]"] * 3_000_000))

@@ -360,6 +360,7 @@ async def test_a_large_poll_of_a_known_session_reaches_the_server_as_it_is() -> 
         assert w.child.reached[-1][2] == body
 
 
+@pytest.mark.slow
 async def test_an_answer_with_sessions_counts_against_the_memory_until_the_client_has_taken_it() -> None:
     """A client may ask for it on many connections and take a few bytes a second of each."""
     size = 64 * 1024 * 1024

@@ -314,6 +314,7 @@ UNPARSED = {
     ],
     ids=["ad", "z", "c twice", "c escaped", "c escaped, a number", "message twice", "another member"],
 )
+@pytest.mark.slow
 def test_nothing_in_a_large_batch_reaches_the_server_unparsed(place: str, items: str) -> None:
     """SECURITY: guards `_check_other_lists`: the server parses a body before it knows who has sent it."""
     body = place.replace("F", to_json_bytes(MESSAGE).decode()[1:-1].replace(',"c":[],"ad":[]', "")).replace("X", items)

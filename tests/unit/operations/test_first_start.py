@@ -49,6 +49,7 @@ async def test_a_log_whose_roots_have_left_the_identity_is_accepted(make_herd: M
         await check(tmp_path, store_of(herd))
 
 
+@pytest.mark.slow
 async def test_a_log_belongs_to_an_identity_however_late_the_first_commit_that_shows_it(
     make_herd: MakeHerd, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ async def test_a_region_lags_since_the_first_change_that_it_lacks(regions: Regio
     assert us.lag_since_ms is ap.lag_since_ms is None, "the change itself can no longer be read"
 
 
+@pytest.mark.slow
 async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
     places = {"eu": FileSecretProvider(f"{tmp_path}/eu"), "us": FileSecretProvider(f"{tmp_path}/us")}
     await places["eu"].create("root", encode_document(FIRST))
