@@ -105,6 +105,7 @@ def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: 
             files.read_if_there(place)
 
 
+@pytest.mark.slow
 def test_a_new_directory_is_used_by_no_other_thread_before_it_belongs_to_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

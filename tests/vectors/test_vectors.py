@@ -323,6 +323,7 @@ def test_holes_of_an_array_are_undefined_but_in_the_stable_text(tmp_path: Path) 
     assert _judged(tmp_path, {"kind": "stable-stringify", "cases": [stable]}).failures == []
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"kind": "base32", "cases": [{"name": "\ud800é"}]}))
     done = subprocess.run(

@@ -144,6 +144,7 @@ def behind_script(directory: Path, at_signal: str, end: str) -> list[str]:
     return ["sh", "-c", f'sh -c "$1" & {started}; {end}', "sh", server]
 
 
+@pytest.mark.slow
 async def test_a_server_behind_a_script_has_the_time_that_it_needs_to_stop(tmp_path: Path) -> None:
     asked, may_end, said = tmp_path / "asked", tmp_path / "may end", tmp_path / "said"
     flush = f'touch "{asked}"; until [ -e "{may_end}" ]; do sleep 0.02; done; echo bye > "{said}"; exit'
@@ -362,6 +363,7 @@ async def test_another_process_with_the_number_of_the_child_that_was_left_over_i
     process.wait(60)
 
 
+@pytest.mark.slow
 async def test_a_server_that_its_script_has_left_over_is_stopped(tmp_path: Path) -> None:
     said = tmp_path / "said"
     script = subprocess.Popen(  # noqa: ASYNC220

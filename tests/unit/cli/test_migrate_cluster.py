@@ -748,6 +748,7 @@ def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_anothe
 
 
 @pytest.mark.parametrize("rotates", [False, True])
+@pytest.mark.slow
 def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
     goatherd: Goatherd,
     data: Path,  # noqa: F811

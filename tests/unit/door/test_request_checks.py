@@ -175,6 +175,7 @@ MESSAGE = {"ver": 1, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}, "s": 
     st.dictionaries(st.sampled_from(["d", "s", "x"]), JSON | st.text("Aa0+/=", max_size=9), max_size=2),
 )
 @example({"ver": float("inf")}, {})
+@pytest.mark.slow
 def test_the_short_way_for_polls_lets_nothing_through_that_the_long_way_refuses(
     changes: dict[str, Any], inner: dict[str, Any]
 ) -> None:
@@ -262,6 +263,7 @@ def test_nothing_is_hidden_in_a_commit_s_wrapping(change: dict[str, Any]) -> Non
     st.dictionaries(st.sampled_from(sorted(COMMIT)), JSON, max_size=3),
     st.lists(st.sampled_from(sorted(COMMIT)), max_size=2),
 )
+@pytest.mark.slow
 def test_any_commit_is_read_or_taken_out(changes: dict[str, Any], removed: list[str]) -> None:
     raw = {name: value for name, value in {**COMMIT, **changes}.items() if name not in removed}
     outcome = tried(lambda: read_commit(raw, "/data/notes", org=ORG, limits=LIMITS, now_ms=NOW))

@@ -180,6 +180,7 @@ async def test_an_explanation_is_data_and_writes_nothing(make_herd: MakeHerd) ->
     assert await store.versions() == before
 
 
+@pytest.mark.slow
 async def test_an_explanation_names_keys_whose_roots_have_left_the_document(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=1, clients=0)
     for _ in range(5):

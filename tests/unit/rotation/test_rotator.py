@@ -310,6 +310,7 @@ async def test_an_expired_root_cannot_be_rotated(make_herd: MakeHerd) -> None:
         await rotator_for(herd).rotate()
 
 
+@pytest.mark.slow
 async def test_unmodified_servers_follow_when_they_are_restarted(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=2, unmodified=[0, 1])
 
@@ -376,6 +377,7 @@ async def test_no_event_and_no_error_holds_key_material(make_herd: MakeHerd) -> 
     assert isinstance(events[-1], RunEnded)
 
 
+@pytest.mark.slow
 async def test_waiting_is_told_with_whom_and_until_when(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate(to_phase=Phase.PREPARED)

@@ -469,6 +469,7 @@ def test_whatever_the_schedule_no_key_comes_near_its_end_while_rotations_succeed
 
 
 @given(st.integers(0, 3 * 365 * 24 * 60), st.sampled_from(["30 2 * * *", "0 3 * * SUN", "15 1,2,3 * * *"]))
+@pytest.mark.slow
 def test_what_is_announced_is_what_is_done_when_the_time_has_come(minutes: int, cron: str) -> None:
     now = ms("2026-01-01T00:00") + minutes * 60_000
     known = facts(history=(HistoryEntry(at=now, event="rotated", to_id="root-b"),), expires_ms=now + LIFETIME)
