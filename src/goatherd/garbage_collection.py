@@ -1,4 +1,4 @@
-"""Adjust Python's interpreter for a server: when it collects garbage, and when its threads take turns.
+"""Adjust Python's interpreter for a server: when it collects garbage, and how its threads share it.
 
 A collection walks through every object that may refer to others. While a log is loaded, nothing becomes garbage, but
 the many new objects cause many collections; so a server pauses them.
@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Final
 
@@ -51,6 +51,22 @@ def exempt_present_objects() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+_M_ARENA_MAX: Final = -8
+
+
+def share_arena() -> None:
+    """Let all threads of this process allocate memory from one arena of the C library. Call it before threads start.
+
+    By default, glibc gives each thread an arena of its own, and the buffers through which a thread reads a log leave
+    holes between the commits: with 50 000 sessions, a tenth of the server's memory. Python's threads hold the GIL while
+    they allocate, so they do not wait for each other. Other C libraries stay as they are.
+    """
+    import ctypes  # commands load this module too, and need no ctypes
+
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 SWITCH_INTERVAL: Final = timedelta(microseconds=200)

@@ -90,6 +90,8 @@ MAX_DECODED = 10_000
 """How many sessions a pool keeps in decoded form. To decode one again takes a tenth of the time to verify a request."""
 
 _CHUNK = 16
+_SHRINK = 3
+_FEW = 1_000
 
 
 class _Revocation(Protocol):
@@ -203,6 +205,51 @@ class Verification:
         self.verdicts = list(chain.from_iterable(self._running))
 
 
+class _SessionCommits:
+    """Session commits by the id of the session that they introduce, in the order in which they were added.
+
+    There are many sessions, and most have one commit. So a tuple exists only for the others, and the dictionary is made
+    anew after most sessions have been removed, since Python's dictionaries never shrink.
+    """
+
+    __slots__ = ("_commits", "_most")
+
+    def __init__(self) -> None:
+        self._commits: dict[str, Commit | tuple[Commit, ...]] = {}
+        self._most = 0
+
+    def __len__(self) -> int:
+        return len(self._commits)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commits)
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._commits
+
+    def get_commits(self, session_id: str) -> tuple[Commit, ...]:
+        """Return the commits that introduce a session; an empty tuple if there is none."""
+        found = self._commits.get(session_id, ())
+        return found if isinstance(found, tuple) else (found,)
+
+    def add_commit(self, session_id: str, commit: Commit) -> None:
+        known = self._commits.get(session_id)
+        if known is None:
+            self._commits[session_id] = commit
+        else:
+            self._commits[session_id] = (*(known if isinstance(known, tuple) else (known,)), commit)
+
+    def replace_commits(self, session_id: str, commits: Sequence[Commit]) -> None:
+        """Replace the commits that introduce a session; without any, remove the session."""
+        if commits:
+            self._commits[session_id] = commits[0] if len(commits) == 1 else tuple(commits)
+        else:
+            self._most = max(self._most, len(self._commits))
+            self._commits.pop(session_id, None)
+            if self._most > _SHRINK * len(self._commits) + _FEW:
+                self._commits, self._most = dict(self._commits), len(self._commits)
+
+
 class TrustPool:
     """The sessions that a node trusts, and the roots among them.
 
@@ -227,14 +274,15 @@ class TrustPool:
     ) -> None:
         self.org = org
         self._given: dict[str, Session] = {}
-        # The session commits whose signature by a root was verified. Most sessions have one: a tuple takes more memory.
-        self._accepted: dict[str, Commit | tuple[Commit, ...]] = {}
+        # The session commits whose signature by a root was verified, and those that are still to be verified.
+        self._accepted = _SessionCommits()
+        self._pending = _SessionCommits()
         self._learnt_roots: dict[str, Session] = {}
         self._decoded: dict[str, Session] = {}
-        self._pending: dict[str, list[Commit]] = {}
         self._pending_roots: set[str] = set()
         self._waiting: set[str] = set()
-        self._queue: dict[str, None] = {}
+        # What `prepare_pending` takes next, from the end; an entry may be there twice, or not be pending any more.
+        self._queue: list[str] = []
         self._vouchers: dict[str, Session] = {}
         self._document: dict[str, Session] = {}
         self._revoked: frozenset[str] = frozenset()
@@ -424,11 +472,8 @@ class TrustPool:
             if not is_session:
                 continue
             key = commit.key
-            if key in pending:
-                pending[key].append(commit)
-            else:
-                pending[key] = [commit]
-            queue[key] = None
+            pending.add_commit(key, commit)
+            queue.append(key)
             if claims_root(commit):
                 self._pending_roots.add(key)
         self._settle_roots()
@@ -560,17 +605,12 @@ class TrustPool:
         for job in verification._jobs:
             if job.outcome is None:
                 raise RuntimeError("call Verification.run() before TrustPool.conclude_verification()")
-            commits = self._pending.get(job.session_id, ())
-            position = next((index for index, commit in enumerate(commits) if commit is job.commit), None)
-            if position is None:
+            if not self._settle_pending(job):
                 continue  # another verification has settled it
-            self._forget_pending(job.session_id, position)
             if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
                 self._accept_introduction(job.outcome, job.commit)
                 settled = settled or job.outcome.is_root
-        for session_id in {job.session_id for job in verification._jobs}:
-            if session_id in self._pending and session_id not in self._queue:
-                self._waiting.add(session_id)
+        self._waiting.update(job.session_id for job in verification._jobs if job.session_id in self._pending)
         if settled:
             self._settle_roots()
         return verification.verdicts
@@ -617,21 +657,21 @@ class TrustPool:
         """Return a `Verification` of up to `limit` pending sessions, to run in a thread, then to conclude."""
         taken: list[list[_SessionCommitCheck]] = []
         while self._queue and len(taken) < limit:
-            session_id, _ = self._queue.popitem()
+            session_id = self._queue.pop()
             if found := self._checks_for(session_id):
                 taken.append(found)
-            else:
+            elif session_id in self._pending:
                 self._waiting.add(session_id)
         return Verification((), (), list(chain.from_iterable(taken)))
 
     def requeue(self, verification: Verification) -> None:
         """Put the sessions of a verification that could not run back at the end of the queue of pending sessions."""
         again = {job.session_id: None for job in verification._jobs if job.session_id in self._pending}
-        self._queue = {**again, **self._queue}
+        self._queue[:0] = again
 
     @property
     def queued_count(self) -> int:
-        """Number of session ids that `prepare_pending` can take; those that wait for a trusted root do not count."""
+        """Number of session ids that `prepare_pending` has still to look at, without those that wait for a root."""
         return len(self._queue)
 
     def verify_pending(self, limit: int) -> int:
@@ -639,7 +679,7 @@ class TrustPool:
         verification = self.prepare_pending(limit)
         verification.run()
         self.conclude_verification(verification)
-        return self.queued_count
+        return len({session_id for session_id in self._queue if session_id in self._pending})
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -678,8 +718,7 @@ class TrustPool:
 
     def _introductions_of(self, session_id: str) -> tuple[Commit, ...]:
         """Return the accepted commits that introduce a session, in the order in which they were accepted."""
-        accepted = self._accepted.get(session_id, ())
-        return accepted if isinstance(accepted, tuple) else (accepted,)
+        return self._accepted.get_commits(session_id)
 
     def _is_frozen(self, commit: Commit) -> bool:
         frozen = self._frozen.get(commit.session)
@@ -716,26 +755,28 @@ class TrustPool:
 
     def _checks_for(self, session_id: str) -> list[_SessionCommitCheck]:
         jobs = []
-        for commit in self._pending.get(session_id, ()):
+        for commit in self._pending.get_commits(session_id):
             root = self._find_introducer(commit)
             if root is not None:
                 jobs.append(_SessionCommitCheck(session_id, commit, root))
         return jobs
 
-    def _forget_pending(self, session_id: str, position: int) -> None:
-        commits = self._pending[session_id]
-        del commits[position]
-        if not commits:
-            del self._pending[session_id]
-            self._queue.pop(session_id, None)
+    def _settle_pending(self, check: _SessionCommitCheck) -> bool:
+        """Note that a commit is not pending any more; return False if it was not."""
+        session_id, commits = check.session_id, self._pending.get_commits(check.session_id)
+        others = [commit for commit in commits if commit is not check.commit]
+        if len(others) == len(commits):
+            return False
+        self._pending.replace_commits(session_id, others)
+        if not others:
             self._waiting.discard(session_id)
             self._pending_roots.discard(session_id)
+        return True
 
     def _accept_introduction(self, session: Session, commit: Commit) -> None:
         """Trust a session that a verified commit introduces."""
-        known = self._introductions_of(session.id)
-        if all(one.id != commit.id for one in known):
-            self._accepted[session.id] = (*known, commit) if known else commit
+        if all(one.id != commit.id for one in self._introductions_of(session.id)):
+            self._accepted.add_commit(session.id, commit)
             self._decoded.pop(session.id, None)
             if session.is_root or session.id in self._learnt_roots:
                 self._note_root(session.id)
@@ -748,7 +789,7 @@ class TrustPool:
         """
         signed_by: dict[str, set[str]] = {}
         for session_id in self._pending_roots:
-            for commit in self._pending[session_id]:
+            for commit in self._pending.get_commits(session_id):
                 if claims_root(commit):
                     signed_by.setdefault(commit.session, set()).add(session_id)
         todo = deque(self._pending_roots)
@@ -757,8 +798,7 @@ class TrustPool:
             is_accepted = False
             for job in [job for job in self._checks_for(session_id) if claims_root(job.commit)]:
                 job.verify()
-                commits = self._pending[session_id]
-                self._forget_pending(session_id, next(i for i, c in enumerate(commits) if c is job.commit))
+                self._settle_pending(job)
                 if isinstance(job.outcome, Session):
                     self._accept_introduction(job.outcome, job.commit)
                     is_accepted = True
@@ -766,7 +806,7 @@ class TrustPool:
                 todo.extend(signed_by.get(session_id, ()))
                 if self._anchored is not None and session_id in self._pending_roots:
                     todo.append(session_id)  # a working root may repeat what the anchor has introduced
-        self._queue.update(dict.fromkeys(self._waiting))
+        self._queue.extend(self._waiting)
         self._waiting.clear()
 
     def _find_ungrounded(self) -> set[str]:
@@ -806,18 +846,15 @@ class TrustPool:
                 continue
             for commit in bad:
                 # Kept for the day on which the operator takes the revocation back.
-                self._pending.setdefault(session_id, []).append(commit)
+                self._pending.add_commit(session_id, commit)
                 self._waiting.add(session_id)
                 if claims_root(commit):
                     self._pending_roots.add(session_id)
-            if good:
-                self._accepted[session_id] = good[0] if len(good) == 1 else tuple(good)
-            else:
-                del self._accepted[session_id]
+            self._accepted.replace_commits(session_id, good)
             self._decoded.pop(session_id, None)
             if session_id in self._learnt_roots or any(map(claims_root, good)):
                 self._note_root(session_id)
-        self._queue.update(dict.fromkeys(self._waiting))
+        self._queue.extend(self._waiting)
         self._waiting.clear()
 
 

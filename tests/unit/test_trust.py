@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -479,3 +480,23 @@ def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatc
     assert len(pool.root_ids) == len(links)
     assert counted == len(chain)
     assert looks <= 3 * len(links)
+
+
+def test_commits_by_session_are_those_of_a_plain_dictionary_and_take_no_more_memory_than_what_is_left() -> None:
+    held, plain = trust._SessionCommits(), {}
+    commit = introduction(USER, A)
+    others = [introduction(USER, A, commit_id=f"other-{number}") for number in range(2)]
+    for number in range(5000):
+        for one in (commit, *others)[: 1 + number % 3]:
+            held.add_commit(f"session-{number}", one)
+            plain.setdefault(f"session-{number}", []).append(one)
+    most = sys.getsizeof(held._commits)
+    for number in range(4990):
+        left = plain[f"session-{number}"][1:] if number > 4980 else []
+        held.replace_commits(f"session-{number}", left)
+        plain[f"session-{number}"] = left
+    for session_id, commits in plain.items():
+        assert held.get_commits(session_id) == tuple(commits)
+        assert (session_id in held) == bool(commits)
+    assert list(held) == [session_id for session_id, commits in plain.items() if commits]
+    assert sys.getsizeof(held._commits) < most / 3

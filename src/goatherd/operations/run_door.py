@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from goatherd.agent.agent import Front
 from goatherd.door import Door, DoorLimits, TrustedSessions
 from goatherd.door.report import DoorAPI
-from goatherd.garbage_collection import collect_rarely, exempt_present_objects, shorten_switch_interval
+from goatherd.garbage_collection import (
+    collect_rarely,
+    exempt_present_objects,
+    share_arena,
+    shorten_switch_interval,
+)
 from goatherd.serving.signals import run_unless_set, watch_stop_signals
 from goatherd.settings import CloudSecretSettings
 
@@ -97,6 +102,7 @@ async def run_door(
     """
     shorten_switch_interval()
     collect_rarely()
+    share_arena()
     with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
             loaded = await run_unless_set(signals.stop, followed.load())

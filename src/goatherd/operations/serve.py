@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from goatherd.clock import SystemClock
 from goatherd.data_directory import check_data_directory, refuse_running
 from goatherd.errors import MissingExtraError
-from goatherd.garbage_collection import collect_rarely, exempt_present_objects
+from goatherd.garbage_collection import collect_rarely, exempt_present_objects, share_arena
 from goatherd.operations.first_start import check_first_start
 from goatherd.serving.service_manager import ServiceManager
 
@@ -74,6 +74,7 @@ async def serve_organization(
     from goatherd.node.server import serve
 
     collect_rarely()
+    share_arena()
     check_data_directory(data, [org], create=creates)
     # COMPAT: a GoatDB server takes no lock, and cuts its logs off when it starts, although another server writes them
     # (docs/reference/goatdb-formats.md#defects).

@@ -1,0 +1,39 @@
+"""What a server's process changes in Python's interpreter and in the C library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COUNT_ARENAS = """
+import ctypes, sys, threading
+from goatherd.garbage_collection import share_arena
+
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_info"):
+    sys.exit(77)
+if sys.argv[1] == "shared":
+    share_arena()
+thread = threading.Thread(target=lambda: [bytes(4096) for _ in range(100)])
+thread.start()
+thread.join()
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+def count_arenas(kind: str) -> int:
+    """Return how many arenas glibc uses in a new process after a thread has allocated memory."""
+    command = [sys.executable, "-c", COUNT_ARENAS, kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode == 77:
+        pytest.skip("this C library does not report its arenas")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.count("<heap nr=")
+
+
+def test_threads_of_a_server_share_one_arena() -> None:
+    assert count_arenas("shared") == 1
+    assert count_arenas("default") > 1
