@@ -43,7 +43,7 @@ _SHOWN: Final = 5
 _WAYS_OUT: Final = (
     "The store went back: a backup was restored, an older version was made current, or a replica lags. Either put the"
     " later state back into the store; or accept what the store holds, by starting every server once with"
-    " --accept-identity (how-to page: A restored store)."
+    " --accept-identity (how-to page: The store was restored from a backup)."
 )
 
 
