@@ -25,7 +25,7 @@ from tests.fakes.azure_fake import FakeKeyVault, SteppedClock, Trouble
 from .clients import made
 
 ONCE = RetryPolicy(attempts=1)
-PAGE = Path(__file__).resolve().parents[3] / "docs/how-to/store-azure.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/adr/0015-azure-change-cost.md"
 READER = "token-of-an-ordinary-reader"
 
 
