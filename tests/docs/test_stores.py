@@ -32,6 +32,7 @@ def test_every_store_s_page_has_the_same_skeleton(page: Path) -> None:
     assert "### Read it without Goatherd\n" in text.split("## In the store\n")[1].split("## Costs and limits")[0]
     promised = re.findall(r"^\| ([a-z -]+) \|", text.split("## Guarantees\n")[1].split("\n## ")[0], re.MULTILINE)
     assert {"compare-and-swap", "reads", "history", "destroying", "size"} <= set(promised)
+    assert "](choose-a-store.md#in-every-store)" in text
 
 
 def test_what_every_store_guarantees_is_said_once() -> None:
