@@ -479,7 +479,10 @@ class SignerKeyNotFoundError(SignerError):
     """The key, the key's version, or the token that holds the key does not exist. No key was created."""
 
     code = "signer.not_found"
-    hint = "Check the signer's URI. Create the key with the platform's own tool; Goatherd creates none automatically."
+    hint = (
+        "Check the signer's URI. To create the key, use --create-key with `goatherd init` or `goatherd rotate`, or the"
+        " platform's own tool."
+    )
 
 
 class SignerKeyExistsError(SignerError):

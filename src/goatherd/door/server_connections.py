@@ -1,7 +1,7 @@
 """Connect to the server behind the door by HTTP/1.1, with reused connections and streaming in both directions.
 
 The client follows no redirects, keeps no cookies and decodes no bodies. httptools parses the answers, in a fifth of the
-time that httpx2 takes (docs/explanation/door.md).
+time that httpx2 takes.
 
 Rules: a connection is used again only after a complete request and a complete answer, and if the server has not closed
 it. If a reused connection closes before the first byte of the answer, the request is sent again once, on a new

@@ -85,7 +85,12 @@ class LocalSigner(Signer):
     async def sign(self, text: bytes) -> bytes:
         content = self._read_file("sign")
         if content["disabled"]:
-            raise self.error(SignerKeyDisabledError, "sign", "the file says that the key is disabled")
+            raise self.error(
+                SignerKeyDisabledError,
+                "sign",
+                "the file says that the key is disabled",
+                hint="Create another key, or restore the file from a backup.",
+            )
         if self._key is None or self._key.public_key != self._public_of(content, "sign"):
             self._key = self._unseal(content)
         return self._key.sign(text)

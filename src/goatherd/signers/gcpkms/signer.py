@@ -158,7 +158,12 @@ class GCPKMSSigner(Signer):
     def _translate_error(self, operation: str, error: Exception, doing: str) -> SignerError:
         if isinstance(error, sdk.GoogleAPICallError) and status_of(error) == "FAILED_PRECONDITION":
             if "PENDING_GENERATION" in str(error.message):
-                return self.error(SignerUnavailableError, operation, "the key is still being generated")
+                return self.error(
+                    SignerUnavailableError,
+                    operation,
+                    "the key is still being generated",
+                    hint="Wait a minute, then run the command again.",
+                )
             return self.error(
                 SignerKeyDisabledError,
                 operation,

@@ -291,11 +291,11 @@ class PKCS11Signer(Signer):
                 operation,
                 "the token has refused this PIN before, or this process is logged in with another one; the PIN was not"
                 " tried again",
-                hint=f"Correct {self.address.pin}.",
+                hint=f"Correct {self.address.pin}, then start this process again.",
             )
         if isinstance(error, WRONG_PIN):
             told = "the token refuses the PIN"
-            hint = f"Correct {self.address.pin}. A token locks itself after a few wrong PINs."
+            hint = f"Correct {self.address.pin}, then start this process again. A few wrong PINs lock a token."
             return self.error(SignerAccessDeniedError, operation, told, hint=hint)
         if type(error) in _PIN_TROUBLE:
             told = _PIN_TROUBLE[type(error)]
