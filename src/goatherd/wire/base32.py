@@ -6,12 +6,17 @@ Pure. The rules are in docs/reference/goatdb-formats.md#base32.
 from __future__ import annotations
 
 import functools
-import re
 
 from goatherd.errors import DecodeError
 
-_B32_DIGITS = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789ABCDEFGHIJKLMNOPQRSTUV")
-_B32_TEXT = re.compile("[A-Z2-7]*")
+_B32_VALUES = dict(
+    zip(
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567abcdefghijklmnopqrstuvwxyz",
+        b"0123456789ABCDEFGHIJKLMNOPQRSTUV0123456789ABCDEFGHIJKLMNOP",
+        strict=True,
+    )
+)
+_B32_DIGITS = bytes(_B32_VALUES.get(code, ord("!")) for code in range(256))
 _B32_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567" + bytes(224)
 _B32_PADDING = {1: 1, 2: 3, 3: 4, 4: 6}
 _B32_BAD_TAILS = frozenset({1, 3, 6})
@@ -52,13 +57,21 @@ def base32_decode(text: str) -> bytes:
     Raises:
         DecodeError: The length, the padding or a character is invalid.
     """
-    upper = text.upper().replace("_", "=", 1) if isinstance(text, str) else "?"
-    if len(upper) % 8:
+    if not isinstance(text, str):
+        text = "?"
+    elif not text.isascii():
+        text = text.upper()  # as GoatDB does: of some characters, this makes ASCII letters
+    padded = text.replace("_", "=", 1).encode("ascii", "replace")
+    if len(padded) % 8:
         raise DecodeError("the length of base32 text must be a multiple of 8")
-    digits = upper[:-6] + upper[-6:].rstrip("=")
+    digits = padded[:-6] + padded[-6:].rstrip(b"=")
     if not digits:
         return b""
-    if len(digits) % 8 in _B32_BAD_TAILS or _B32_TEXT.fullmatch(digits) is None:
-        raise DecodeError("the text is not valid base32 in GoatDB's form")
-    count = len(digits) * 5 // 8
-    return (int(digits.translate(_B32_DIGITS), 32) >> (len(digits) * 5 - count * 8)).to_bytes(count, "big")
+    spare = len(digits) * 5 % 8
+    try:
+        if len(digits) % 8 in _B32_BAD_TAILS:
+            raise ValueError
+        value = int(digits.translate(_B32_DIGITS), 32)
+    except ValueError:
+        raise DecodeError("the text is not valid base32 in GoatDB's form") from None
+    return (value >> spare).to_bytes(len(digits) * 5 // 8, "big")

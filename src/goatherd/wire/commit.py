@@ -80,9 +80,8 @@ class Commit:
         signature: The signature string; None for an unsigned commit.
     """
 
-    # Only a compact commit has these; `__getattr__` stands in for empty slots.
-    is_compact: bool = field(init=False, repr=False, compare=False)
-    _encoded: bytes | None = field(init=False, repr=False, compare=False)
+    is_compact: bool = field(init=False, repr=False, compare=False, default=False)
+    _encoded: bytes | None = field(init=False, repr=False, compare=False, default=None)
     _schema: str | None = field(init=False, repr=False, compare=False)
     _base: str | None = field(init=False, repr=False, compare=False)
     id: str
@@ -101,18 +100,15 @@ class Commit:
     revert: bool = False
     signature: str | None = None
 
+    def __post_init__(self) -> None:
+        contents = self.contents
+        _set_schema(self, None if "r" not in contents else contents["r"]["s"])
+        _set_base(self, contents.get("b"))
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Return a member without a stored value: compute it or, for a compact commit, decode it from the JSON."""
-            if name == "is_compact":
-                return False
-            if name == "_encoded":
-                return None
-            if name == "_schema":
-                return None if "r" not in self.contents else self.contents["r"]["s"]
-            if name == "_base":
-                return self.contents.get("b")
+            """Return a member that a compact commit does not keep: decode it from the JSON."""
             if name in type(self).__slots__ and self.is_compact:
                 return getattr(self.to_decoded(), name)
             raise AttributeError(name)
@@ -270,9 +266,8 @@ class Commit:
             return
         self.keep_encoded()
         if self._encoded is not None:
-            schema = self._schema
-            _set_schema(self, None if schema is None else intern(schema))
-            _set_base(self, self._base)
+            if self._schema is not None:
+                _set_schema(self, intern(self._schema))
             _set_compact(self, True)
             for clear in _CLEAR:
                 clear(self)
