@@ -122,9 +122,10 @@ class _SessionCommitCheck:
     outcome: Session | DecodeError | VerificationError | None = None
 
     def verify(self) -> None:
+        commit = self.commit.to_decoded()
         try:
-            session = session_from_commit(self.commit)
-            verify_commit_by(self.root, self.commit)
+            session = session_from_commit(commit)
+            verify_commit_by(self.root, commit)
         except (DecodeError, VerificationError) as error:
             self.outcome = error
         else:

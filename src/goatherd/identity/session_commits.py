@@ -89,6 +89,7 @@ def session_from_commit(commit: Commit) -> Session:
         DecodeError: The commit contains no whole item with the schema ``sessions/1`` (but, for example, a delta), is
             malformed, deletes a session, holds a private key, or is stored under a key that is not the session's id.
     """
+    commit = commit.to_decoded()
     fields = commit.data
     if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
         raise DecodeError(
@@ -132,6 +133,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
     Raises:
         InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
     """
+    commit = commit.to_decoded()
     if not commit.signature:
         raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
     envelope = parse_signature(commit.signature)
