@@ -16,7 +16,7 @@ from goatherd.rotation.machine import Policy
 from tests.ports import free_ports
 
 from . import bare
-from .clients import SESSIONS
+from .clients import SESSIONS, Line, wait_until_verified
 from .data import Data, write_log
 from .rows import Row
 from .scale import Scale
@@ -74,6 +74,9 @@ async def _revoke(top: Path, data: Data, size: int) -> RevocationReport:
             peers = [f"http://127.0.0.1:{other}" for other in ports if other != port]
             server = await stack.enter_async_context(serve(top / str(port), port, store, peers=peers))
             nodes.append(await stack.enter_async_context(NodeClient(server.url, timeout=PATIENCE)))
+        for port in ports:  # as servers have that run for a while
+            with Line(port) as line:
+                await wait_until_verified(line)
         policy = Policy(adoption=PATIENCE, settle=PATIENCE)
         report = await Revoker(provider, secret_id, nodes, policy=policy).revoke(data.root.id, reason="measured")
         assert report.is_complete

@@ -7,19 +7,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import orjson
-
 from tests.ports import free_ports
 
 from . import bare
-from .clients import SESSIONS, Line, batch, post, signature
+from .clients import SESSIONS, Line, batch, post, signature, wait_until_verified
 from .data import Data, write_index, write_log
 from .rows import Row
 from .scale import FULL, Scale
 from .servers import serve
 
 FEW = 1_000
-IDENTITY = b"GET /goatherd/v1/identity HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
 async def run(scale: Scale, data: Data) -> list[Row]:
@@ -55,7 +52,7 @@ async def _measure(size: int, rounds: int, data: Data) -> list[Row]:
                     line.ask(post(signature(last), batch()))
                     answered.append(time.perf_counter() - began)
                     if turn == rounds:
-                        await _verify_all(line)
+                        await wait_until_verified(line)
                         peak = server.peak_bytes()
             if not turn:
                 await asyncio.to_thread(write_index, top / "data", [SESSIONS])
@@ -85,12 +82,3 @@ async def _measure(size: int, rounds: int, data: Data) -> list[Row]:
             limit="its log",
         ),
     ]
-
-
-async def _verify_all(line: Line) -> None:
-    """Wait until the server has verified every session in the background."""
-    while True:
-        await asyncio.to_thread(line.ask, IDENTITY)
-        if not orjson.loads(line.body)["pending"]:
-            return
-        await asyncio.sleep(0.2)

@@ -25,6 +25,7 @@ KEPT: Final = 5.0
 """Seconds for which a client uses a connection again."""
 SESSIONS: Final = "/sys/sessions"
 USERS: Final = "/sys/users"
+IDENTITY: Final = b"GET /goatherd/v1/identity HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 Request = bytes
 
@@ -167,3 +168,12 @@ class Caller(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+async def wait_until_verified(line: Line) -> None:
+    """Wait until the server has verified every session of its log in the background."""
+    while True:
+        await asyncio.to_thread(line.ask, IDENTITY)
+        if not orjson.loads(line.body)["pending"]:
+            return
+        await asyncio.sleep(0.2)
