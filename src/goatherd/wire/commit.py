@@ -375,6 +375,9 @@ class Commit:
 
         It has all members and the signature, in GoatDB's order.
         """
+        if self.is_compact:
+            members: dict[str, Any] = parse_json(self.encoded)
+            return members
         return self._members(self.signature)
 
     def signed_object(self) -> dict[str, Any]:
