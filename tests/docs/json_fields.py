@@ -727,9 +727,12 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "findings[].isSettings": Field("boolean", "Whether the file is a settings file of GoatDB."),
         "findings[].inStore": Field(
             "string or null",
-            "`current root`, `next root`, `trusted root`, `revoked root` or `not trusted`; null without a store.",
+            "`current root`, `next root`, `trusted root`, `revoked root`, `not trusted`, or `not listed` if the"
+            " identity cannot tell; null without a store.",
         ),
-        "findings[].live": Field("boolean or null", "Whether servers accept what it signs; null without a store."),
+        "findings[].live": Field(
+            "boolean or null", "Whether servers accept what it signs; null without a store, and for `not listed`."
+        ),
         "unsearched": Field("array of string", "What could not be searched, and why."),
         "notes": Field("array of string", "What limits the result, such as a shallow clone."),
         "files": Field("integer", "Number of files that were searched."),

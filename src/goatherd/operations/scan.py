@@ -19,7 +19,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,8 @@ from goatherd.operations.git_history import GitUnreadableError, is_shallow, loca
 
 CURRENT, NEXT, TRUSTED, REVOKED, UNKNOWN = "current root", "next root", "trusted root", "revoked root", "not trusted"
 """What a store can say of a key that was found. The first three are live: servers accept what is signed with them."""
+UNLISTED: Final = "not listed"
+"""The identity does not say whether servers trust the key: it lists no user sessions, and not every earlier root."""
 LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
 
 _WINDOW: Final = 1 << 22
@@ -79,7 +81,8 @@ class KeyFinding:
         fingerprint: Fingerprint of the public key.
         is_root: Whether the key is that of a root, as the text around it or the store shows.
         is_settings: Whether the key is in a settings file of GoatDB, or in an identity document.
-        in_store: How the identity in the store lists the key, such as `CURRENT`; None if no store was given.
+        in_store: How the identity in the store lists the key, such as `CURRENT`, or `UNLISTED`; None if no store was
+            given.
     """
 
     path: str
@@ -95,8 +98,8 @@ class KeyFinding:
 
     @property
     def is_live(self) -> bool | None:
-        """Whether servers accept what the key signs; None if no store was given."""
-        return None if self.in_store is None else self.in_store in LIVE
+        """Whether servers accept what the key signs; None if no store was given, or the store cannot tell."""
+        return None if self.in_store in (None, UNLISTED) else self.in_store in LIVE
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -169,26 +172,31 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
 
 
 def compare_with_identity(report: ScanReport, document: IdentityDocument) -> None:
-    """Write into each finding whether the identity in the store lists the key, and as which kind of root."""
-    states = _states_of(document)
-    report.findings = [
-        replace(
-            one,
-            in_store=states.get(one.fingerprint, UNKNOWN),
-            is_root=one.is_root or one.fingerprint in states,
-        )
-        for one in report.findings
-    ]
+    """Write into each finding whether the identity in the store lists the key, as which kind of root, and its id."""
+    listed = _list_roots(document)
+    report.findings = [_compare_finding(one, listed, document) for one in report.findings]
 
 
-def _states_of(document: IdentityDocument) -> dict[str, str]:
-    states = {
-        fingerprint(root.public_key): REVOKED if root.id in document.revoked_ids else TRUSTED for root in document.roots
-    }
+def _compare_finding(
+    finding: KeyFinding, listed: Mapping[str, tuple[str, str]], document: IdentityDocument
+) -> KeyFinding:
+    if finding.fingerprint in listed:
+        state, root_id = listed[finding.fingerprint]
+        return replace(finding, in_store=state, root=root_id, is_root=True)
+    # SECURITY: servers still trust roots that have left the identity, and user sessions, which are in /sys/sessions
+    # only (tests/unit/cli/test_scan.py).
+    is_complete = finding.is_root and not document.pruned
+    return replace(finding, in_store=UNKNOWN if is_complete else UNLISTED)
+
+
+def _list_roots(document: IdentityDocument) -> dict[str, tuple[str, str]]:
+    """Return how the identity lists each root, and the root's id, by the fingerprint of its public key."""
+    states = {root.id: REVOKED if root.id in document.revoked_ids else TRUSTED for root in document.roots}
+    sessions = {root.id: root for root in document.roots}
     if document.next is not None:
-        states[fingerprint(document.next.session.public_key)] = NEXT
-    states[fingerprint(document.current.session.public_key)] = CURRENT
-    return states
+        states[document.next.id], sessions[document.next.id] = NEXT, document.next.session
+    states[document.current.id] = CURRENT
+    return {fingerprint(session.public_key): (states[root_id], root_id) for root_id, session in sessions.items()}
 
 
 def _scan_directory(report: ScanReport, top: Path) -> None:

@@ -16,16 +16,21 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND, EXIT_USAGE
+from goatherd.cli.text.scan import scan_lines
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document
 from goatherd.operations import scan as scan_operation
 
 from .conftest import Goatherd, Result, secrets_in
 
+NOW_MS = 1_790_000_000_000
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
 
 
@@ -106,6 +111,35 @@ def test_a_key_of_another_cluster_is_not_live(goatherd: Goatherd, tree: Path, se
     assert goatherd("init", "--provider", other).code == 0
     result = scan(goatherd, tree, "--provider", other)
     assert (result.code, "not trusted\n" in result.out, "LIVE" in result.out) == (EXIT_KEY_FOUND, True, False)
+
+
+def test_of_a_key_that_servers_may_trust_although_the_identity_does_not_list_it_nothing_is_claimed(tree: Path) -> None:
+    """A root that has left the identity, and a user's session, are trusted because of commits in /sys/sessions."""
+    root, other = (OwnedSession.generate(session_id=one, owner="root", now_ms=NOW_MS) for one in ("root-a", "root-b"))
+    user = OwnedSession.generate(session_id="session-u", owner="user", now_ms=NOW_MS)
+    document = create_document(root, NOW_MS)
+
+    def describe(key: OwnedSession, *, pruned: int) -> tuple[str | None, bool | None, str]:
+        (tree / "session.json").write_text(json.dumps(key.to_secret_json()))
+        report = scan_operation.scan_paths([tree], with_history=False)
+        scan_operation.compare_with_identity(report, replace(document, pruned=pruned))
+        (one,) = report.findings
+        return one.in_store, one.is_live, scan_lines(report)[-1]
+
+    assert describe(root, pruned=1)[:2] == ("current root", True)
+    assert describe(other, pruned=0)[:2] == ("not trusted", False)
+    for key, pruned in ((other, 1), (user, 0)):
+        in_store, is_live, line = describe(key, pruned=pruned)
+        assert (in_store, is_live) == ("not listed", None)
+        assert "is not known: servers can trust user sessions, and roots that have left the identity" in line
+
+
+def test_a_live_key_with_no_id_beside_it_is_named_by_the_id_in_the_store(tree: Path) -> None:
+    root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=NOW_MS)
+    (tree / "key.json").write_text(json.dumps(root.to_secret_json()["privateKey"]))
+    report = scan_operation.scan_paths([tree], with_history=False)
+    scan_operation.compare_with_identity(report, create_document(root, NOW_MS))
+    assert scan_lines(report)[-1].endswith(f"goatherd revoke {root.id}")
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from goatherd import __version__
-from goatherd.operations.scan import KeyFinding, ScanReport
+from goatherd.operations.scan import UNLISTED, KeyFinding, ScanReport
 from goatherd.telemetry import describe_count
 
 _SCHEMA: Final = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -29,8 +29,14 @@ def scan_lines(report: ScanReport) -> list[str]:
     live = sorted({one.root or one.fingerprint for one in report.findings if one.is_live})
     if live:
         lines.append(f"LIVE: {' '.join(live)}. Others may have read the key: goatherd revoke {live[0]}")
-    elif any(one.is_live is None for one in report.findings):
+    unknown = [one for one in report.findings if one.is_live is None]
+    if any(one.in_store is None for one in unknown):
         lines.append("Whether a key is live is not known: --provider URI compares with the store.")
+    elif unknown:
+        lines.append(
+            f"Whether a key that is {UNLISTED} is live is not known: servers can trust user sessions, and roots that"
+            " have left the identity."
+        )
     return lines
 
 
