@@ -39,6 +39,7 @@ LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
 _WINDOW: Final = 1 << 22
 _DEEPEST: Final = 8
 _PIECE: Final = 1 << 16
+_READS_AFTER_END: Final = 100
 _MEMORY: Final = 1 << 26
 """How many bytes of zip archives, one in the other, are kept in memory at most; xz may use twice as much to unpack."""
 _GZIP: Final = b"\x1f\x8b"
@@ -270,11 +271,7 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         elif head.startswith(_ZIP):
             _scan_zip(report, name, reader, depth, room)
         elif head[257:262] == b"ustar":
-            with tarfile.open(fileobj=reader, mode="r|") as archive:
-                for member in archive:
-                    content = archive.extractfile(member) if member.isreg() else None
-                    if content is not None:
-                        _scan_member(report, name, member.name, content, depth, room)
+            _scan_tar(report, name, reader, depth, room)
         elif head.startswith(tuple(_PACKED)):
             kind = next(kind for magic, kind in _PACKED.items() if head.startswith(magic))
             report.unsearched.append(f"{name}: compressed with {kind}; {_UNPACK}")
@@ -307,6 +304,17 @@ def _is_git_object(report: ScanReport, archive: str, member: str, content: _Peek
     return True
 
 
+def _scan_tar(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
+    try:
+        with tarfile.open(fileobj=_Ending(reader), mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isreg() else None
+                if content is not None:
+                    _scan_member(report, name, member.name, content, depth, room)
+    except (OverflowError, ValueError) as error:  # such as from the map of a sparse file
+        raise _UnpackError(str(error)) from error
+
+
 def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
     content = reader.read(room + 1)
     if len(content) > room:
@@ -318,7 +326,7 @@ def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room
                 # zipfile unpacks other methods in pieces of any size: a small archive could fill the memory.
                 if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     report.unsearched.append(f"{name}!{member.filename}: encrypted, or not compressed with deflate")
-                elif not member.is_dir():
+                elif not member.filename.endswith("/"):
                     with archive.open(member) as file:
                         _scan_member(report, name, member.filename, file, depth, room - len(content))
     except (NotImplementedError, OverflowError, ValueError, struct.error) as error:
@@ -379,6 +387,25 @@ class _Peekable(io.RawIOBase):
         found, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
         if size < 0 or len(found) < size:
             found += self._stream.read(-1 if size < 0 else size - len(found))
+        return found
+
+
+class _Ending(io.RawIOBase):
+    """Reads from a stream, and raises EOFError if it is read on and on after its end.
+
+    The standard library does so when a damaged header in a tar archive gives a file any size.
+    """
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._reads_left = _READS_AFTER_END
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = self._stream.read(size)
+        if not found:
+            self._reads_left -= 1
+            if self._reads_left < 0:
+                raise EOFError("the end is missing")
         return found
 
 

@@ -273,6 +273,39 @@ def test_what_cannot_be_searched_is_not_clean(goatherd: Goatherd, tree: Path, se
     assert scan(goatherd, tree).code == EXIT_FINDINGS
 
 
+def damaged_tar(**members: str) -> bytes:
+    """Return a tar archive whose second member has these members of a PAX header."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, pax in (("a", {}), ("b", {name.replace("_", "."): value for name, value in members.items()})):
+            entry = tarfile.TarInfo(name)
+            entry.pax_headers = pax
+            archive.addfile(entry)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        damaged_tar(GNU_sparse_map="0,x"),
+        damaged_tar(GNU_sparse_size="x"),
+        damaged_tar(size=str(1 << 62)),
+        damaged_tar(size=str(1 << 80)),
+    ],
+    ids=["a map of a sparse file", "the size of a sparse file", "a size", "a larger size"],
+)
+def test_a_damaged_tar_archive_ends_no_scan(tree: Path, damaged: bytes) -> None:
+    (tree / "damaged.tar").write_bytes(damaged)
+    report = scan_operation.scan_paths([tree], with_history=False)
+    assert report.unsearched[-1].startswith(f"{tree}/damaged.tar: cannot be unpacked: ")
+
+
+def test_a_member_of_a_zip_archive_without_a_name_is_searched(tree: Path) -> None:
+    (tree / "a.zip").write_bytes(pack_zip({"X": b"y"}).replace(b"X", b"\0"))
+    report = scan_operation.scan_paths([tree], with_history=False)
+    assert (report.files, report.unsearched) == (2, [])
+
+
 def test_a_key_that_lies_across_two_windows_is_found_once(
     goatherd: Goatherd, tree: Path, settings: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
