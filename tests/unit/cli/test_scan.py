@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
 
@@ -446,6 +447,17 @@ def test_a_sarif_document_names_the_file_and_the_line(
     assert place["region"]["startLine"] >= 1
     assert (one["level"], "current root (LIVE)" in one["message"]["text"]) == ("error", True)
     assert goatherd("scan", str(tree), "--sarif", "--json").code == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    "name", ["copy #2 of settings.json", "100%41.json", "a:b?.json", "é.json", os.fsdecode(b"\xff.json")]
+)
+def test_the_file_in_a_sarif_document_is_a_uri(goatherd: Goatherd, tree: Path, settings: bytes, name: str) -> None:
+    (tree / name).write_bytes(settings)
+    (one,) = json.loads(scan(goatherd, tree, "--sarif").out)["runs"][0]["results"]
+    parts = urlsplit(one["locations"][0]["physicalLocation"]["artifactLocation"]["uri"])
+    assert (parts.scheme, parts.query, parts.fragment) == ("", "", "")
+    assert os.fsdecode(unquote_to_bytes(parts.path)) == str(tree / name)
 
 
 def test_a_link_or_a_pipe_that_is_named_is_searched(goatherd: Goatherd, tree: Path, settings: bytes) -> None:

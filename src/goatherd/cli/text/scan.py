@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import PurePath
 from typing import Any, Final
+from urllib.parse import quote
 
 from goatherd import __version__
 from goatherd.operations.scan import UNLISTED, KeyFinding, ScanReport
@@ -80,6 +81,11 @@ def sarif_document(report: ScanReport) -> str:
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
+def _uri_of(path: str) -> str:
+    """Return a path as a URI reference (RFC 3986), which SARIF demands."""
+    return quote(PurePath(path).as_posix(), safe="/!", errors="surrogateescape")
+
+
 def _sarif_result(one: KeyFinding) -> dict[str, Any]:
     return {
         "ruleId": _RULE,
@@ -88,7 +94,7 @@ def _sarif_result(one: KeyFinding) -> dict[str, Any]:
         "locations": [
             {
                 "physicalLocation": {
-                    "artifactLocation": {"uri": PurePath(one.path).as_posix()},
+                    "artifactLocation": {"uri": _uri_of(one.path)},
                     "region": {"startLine": one.line},
                 }
             }
