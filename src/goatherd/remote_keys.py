@@ -104,8 +104,14 @@ class _SignerLoop:
         """Run a coroutine on this event loop, and wait for its result in the calling thread."""
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="goatherd-signers", daemon=True).start()
+                loop = asyncio.new_event_loop()
+                try:
+                    threading.Thread(target=loop.run_forever, name="goatherd-signers", daemon=True).start()
+                except RuntimeError:  # the system gives no thread now; a later call must not wait for one
+                    loop.close()
+                    work.close()
+                    raise
+                self._loop = loop
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 

@@ -50,13 +50,22 @@ class Threads:
         return await waiting
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Start the blocking call `work` in a thread; return a future of its result, which need not be awaited."""
+        """Start the blocking call `work` in a thread; return a future of its result, which need not be awaited.
+
+        Raises:
+            RuntimeError: The system gives this process no thread, and none was started before.
+        """
         job: Future[Result] = Future()
         with self._lock:
             if self._started < self._most:
-                self._started += 1
                 thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    if not self._started:
+                        raise
+                else:
+                    self._started += 1
             self._jobs.put((job, work))
         return job
 
