@@ -223,7 +223,7 @@ class Collector:
     async def _read_trail(self, status: ClusterStatus) -> TrailView | None:
         """Return the verified audit trail; None without one.
 
-        The trail is verified again only if its file or the roots have changed.
+        The trail is verified again only if its file or the roots have changed, or if it could not be read.
         """
         file = self.audit_log
         if file is None:
@@ -234,7 +234,7 @@ class Collector:
         except OSError:
             mark = None
         key = (mark, status.document.revoked_ids, tuple(root.id for root in status.document.roots))
-        if self._trail is None or self._trail[0] != key:
+        if self._trail is None or self._trail[0] != key or self._trail[1].verdict == "unreadable":
             anchors = Anchors.of(status.document)
             self._trail = key, await asyncio.to_thread(read_trail_view, file, anchors, status.at_ms)
         return self._trail[1]

@@ -7,8 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from goatherd.audit.records import Checked
+from goatherd.audit.trail import AuditTrail
 from goatherd.cli.web import make_collector
 from goatherd.config.options import load_options
+from goatherd.errors import AuditError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.transitions import create_document
 from goatherd.operations.identity_store import Store
@@ -17,6 +22,7 @@ from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
 from goatherd.times import milliseconds
+from goatherd.web import collector
 from goatherd.web.collector import Collector
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.identity.make import owned
@@ -135,3 +141,28 @@ async def test_the_remark_about_excess_rights_ends_when_they_were_withdrawn() ->
         provider.may_write = False
         clock.turn(timedelta(hours=2))
         assert not [one.text for one in (await page.collect()).remarks if "more rights" in one.text]
+
+
+async def test_a_trail_that_could_not_be_read_is_read_again_although_its_file_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions, or the limit on open files, have no part in the file's size and time."""
+    provider = MemorySecretProvider()
+    await provider.create(SECRET, encode_document(FIRST))
+    file = tmp_path / "audit.jsonl"
+    trail = AuditTrail(file, actor="controller")
+    trail.use_identity(FIRST)
+    trail.record("one", {})
+    page = replace(page_of(provider), audit_log=file)
+
+    def refuse(*_: object, **__: object) -> Checked:
+        raise AuditError(f"{file} cannot be read: Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collector, "verify_trail", refuse)
+        shown = (await page.collect()).trail
+        assert shown is not None
+        assert shown.verdict == "unreadable"
+    shown = (await page.collect()).trail
+    assert shown is not None
+    assert shown.verdict == "whole"
