@@ -9,7 +9,13 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from goatherd.clock import SystemClock
-from goatherd.errors import ConfigurationError, GoatherdError, IdentityExistsError, SecretExistsError
+from goatherd.errors import (
+    ConfigurationError,
+    GoatherdError,
+    IdentityExistsError,
+    SecretExistsError,
+    SecretNotFoundError,
+)
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
@@ -52,7 +58,8 @@ async def init_identity(
         ConfigurationError: The lifetime is shorter than a rotation needs.
         WrongClockError: This machine's clock differs from the store's.
         IdentityExistsError: The store holds an identity. Nothing was changed.
-        ProviderError: The store could not be written.
+        ProviderError: The store could not be written, or not be read before the anchor's key is created.
+        IdentityError: `create_key` is given, and the store holds something else than an identity.
         SignerError: The anchor's signer refused or did not answer. Nothing was written.
     """
     if direct and anchor is None:
@@ -62,7 +69,7 @@ async def init_identity(
     policy = policy.for_identity(has_anchor=anchor is not None)
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()
-    if await _holds_identity(store):
+    if await _holds_identity(store, must_be_certain=create_key):
         raise _exists_error(store)
     store.check_clock(policy.clock_tolerance)
     root = OwnedSession.generate(session_id=new_id(), owner="root", now_ms=now_ms, lifetime=policy.lifetime)
@@ -86,15 +93,24 @@ async def init_identity(
     return version, document
 
 
-async def _holds_identity(store: Store) -> bool:
+async def _holds_identity(store: Store, *, must_be_certain: bool) -> bool:
     """Return whether a read of the store returns an identity.
 
     The answer to this read also carries the store's time, which `Store.check_clock` needs.
+
+    Args:
+        store: The open store.
+        must_be_certain: Whether to raise the read's error, unless the store has no such secret. Otherwise `create`
+            detects an identity that cannot be read.
     """
     try:
         await store.read()
+    except SecretNotFoundError:
+        return False
     except GoatherdError:
-        return False  # `create` detects an identity that cannot be read
+        if must_be_certain:
+            raise  # a key would be created for an identity that then cannot be written
+        return False
     return True
 
 

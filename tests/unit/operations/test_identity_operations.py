@@ -15,6 +15,8 @@ from goatherd.errors import (
     ConfigurationError,
     IdentityError,
     IdentityExistsError,
+    MalformedIdentityError,
+    UnavailableError,
 )
 from goatherd.operations.audit import read_trail, read_trail_anchors, verify_trail
 from goatherd.operations.export import export_settings
@@ -22,7 +24,9 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.labels import change_label
 from goatherd.operations.runs import AuditLog
+from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
+from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
 
@@ -45,6 +49,31 @@ async def test_a_lifetime_below_the_floor_is_refused_before_anything_is_written(
         await init_identity(store, Policy(lifetime=timedelta(minutes=1)))
     version, _ = await init_identity(store, Policy())
     assert version.id == "1"
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_no_key_is_created_for_an_identity_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    key = tmp_path / "anchor.json"
+    provider = AwayProvider(retry=RetryPolicy(attempts=1)) if is_away else MemorySecretProvider(MemoryStore())
+    if not is_away:
+        await provider.create("root", SecretBytes(b"no identity"))
+    store = Store(provider=provider, secret_id="root", org="localhost", name="memory")
+    with pytest.raises(UnavailableError if is_away else MalformedIdentityError):
+        await init_identity(store, Policy(), anchor=f"local:{key}", create_key=True)
+    assert not key.exists()
+    with pytest.raises(UnavailableError if is_away else IdentityExistsError):
+        await init_identity(store, Policy())
+
+
+class AwayProvider(MemorySecretProvider):
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        raise call.error(UnavailableError, "no answer")
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        raise call.error(UnavailableError, "no answer")
 
 
 async def test_an_export_holds_the_current_root_and_is_private(store: Store, tmp_path: Path) -> None:
