@@ -75,9 +75,9 @@ class ServerConnection(asyncio.Protocol):
         self._count(1)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        # An answer without a length ends with its connection.
-        if self._parser is not None and self._has_head and not self._is_complete and self._ends_with_connection():
+        # An answer without a length ends when the server closes its connection, not when it or this door breaks it off.
+        is_at_end = exc is None and not self._is_lost and self._has_head and self._ends_with_connection()
+        if self._parser is not None and is_at_end:
             self._is_complete = True
         self._is_lost = True
         self._count(-1)
@@ -92,7 +92,6 @@ class ServerConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._is_lost = True
             self.close()
         if self._queued > HIGH_WATER and not self._is_paused and self._transport is not None:
             self._is_paused = True
@@ -210,6 +209,7 @@ class ServerConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection at once; waiting calls raise `LostError`."""
+        self._is_lost = True
         if self._transport is not None:
             self._transport.abort()
 

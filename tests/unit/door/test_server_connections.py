@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from goatherd.door.server_connections import ServerConnections
+from goatherd.door.server_connections import LostError, ServerConnections
 from goatherd.errors import NodeUnreachableError
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate
@@ -70,3 +72,44 @@ def test_the_error_says_why_there_is_no_connection(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(connect())
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_an_answer_without_a_length_is_complete_only_if_the_server_has_closed_its_connection(
+    is_reset: bool, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """A server that is killed, or runs out of memory, resets the connection."""
+
+    async def fetch() -> None:
+        has_head = asyncio.Event()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nthe beginning")
+            await has_head.wait()
+            if is_reset:
+                linger = struct.pack("ii", 1, 0)  # close with a reset
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+            else:
+                writer.write(b" and the end")
+                writer.close()
+
+        async with asyncio.timeout(HANG), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            connections = ServerConnections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            connection = await connections.send_request(b"GET / HTTP/1.1\r\n\r\n", b"", limit=HANG)
+            body = connection.read_body(HANG)
+            read = await anext(body)
+            has_head.set()
+            if is_reset:
+                with pytest.raises(LostError, match="in the middle of an answer"):
+                    await anext(body)
+            else:
+                assert read + b"".join([chunk async for chunk in body]) == b"the beginning and the end"
+                assert connection.is_whole
+            connections.release_connection(connection)
+            await connections.aclose()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(fetch())
