@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -29,7 +28,7 @@ from enum import Enum, StrEnum, auto
 from functools import partial
 from typing import Any, Final
 
-from goatherd.agent.child_process import KILL_PATIENCE, Supervisor, end_leftover
+from goatherd.agent.child_process import Supervisor, end_leftover
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.organization import ManagedOrganization, problem_of
 from goatherd.agent.own_api import OwnAPI
@@ -40,6 +39,7 @@ from goatherd.data_directory import organization_directories
 from goatherd.errors import AgentError, GoatherdError, KeyLeakedError, SettingsError
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
+from goatherd.serving.process_group import kill_group
 from goatherd.serving.service_manager import ServiceManager
 from goatherd.serving.signals import handle_signals
 from goatherd.telemetry import Event, event_text
@@ -678,8 +678,5 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
             raise AgentError(f"the command {command[0]} ended with exit status {process.returncode}")
     finally:
         limit.cancel()
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        await asyncio.wait({ending}, timeout=KILL_PATIENCE.total_seconds())  # what runs as root (sudo) cannot be killed
         ending.cancel()
+        await kill_group(process)

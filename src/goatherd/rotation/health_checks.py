@@ -11,9 +11,6 @@ of a server or a command, and neither the credentials nor the query of a URL.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
@@ -24,6 +21,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
 from goatherd.serving.http_client import make_http_client
+from goatherd.serving.process_group import kill_group
 
 if TYPE_CHECKING:
     import httpx2
@@ -133,16 +131,8 @@ class HealthCommand:
         except TimeoutError:
             return f"{self.name}: did not end within {self._timeout:g} s"
         finally:
-            if process.returncode is None:
-                await _kill_group(process)
+            await kill_group(process)
         return None if code == 0 else f"{self.name}: ended with {code}"
-
-
-async def _kill_group(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    # Wait for the process here, so that a cancelled run leaves no zombie and no pipe.
-    await asyncio.shield(process.wait())
 
 
 class HealthWatch:

@@ -7,16 +7,14 @@ command fails or does not end in time, that is logged, and has no other effect.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
+from goatherd.serving.process_group import kill_group
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text, hide_key_material
 
@@ -113,8 +111,5 @@ class Alarm:
         except TimeoutError:
             return f"did not end within {self._timeout:g} s"
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await asyncio.shield(process.wait())
+            await kill_group(process)
         return None if process.returncode == 0 else f"ended with {process.returncode}"

@@ -311,7 +311,7 @@ async def test_a_command_that_must_not_be_killed_holds_nothing_up(
     started, begin = list[asyncio.subprocess.Process](), asyncio.create_subprocess_exec
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr("goatherd.agent.agent.KILL_PATIENCE", SOON)
+    monkeypatch.setattr("goatherd.serving.process_group.PATIENCE", SOON)
     command = ["sh", "-c", f'until [ -e "{may_end}" ]; do sleep 0.05; done']
     with pytest.raises(AgentError):
         async with asyncio.timeout(HANG):

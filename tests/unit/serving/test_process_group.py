@@ -1,0 +1,55 @@
+"""A command of the operator's that cannot be killed, because it runs as root, holds nothing up."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goatherd.rotation.health_checks import HealthCommand
+from goatherd.schedule.alerts import Alarm
+from goatherd.serving import process_group
+from tests.deadlines import HANG
+
+SOON = timedelta(milliseconds=50)
+
+
+async def check_health(command: str) -> str | None:
+    return await HealthCommand(command, timeout=SOON).ask()
+
+
+async def raise_alert(command: str) -> str | None:
+    return await Alarm(command, timeout=SOON)._run_command(b"{}\n")
+
+
+@pytest.mark.parametrize("run", [check_health, raise_alert])
+async def test_a_command_that_must_not_be_killed_holds_nothing_up(
+    run: Callable[[str], Awaitable[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    async def start(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await begin(*arguments, **options))
+        return started[0]
+
+    started, begin = list[asyncio.subprocess.Process](), asyncio.create_subprocess_exec
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(os, "killpg", refuse)
+    monkeypatch.setattr(process_group, "PATIENCE", SOON, raising=False)
+    may_end = tmp_path / "may end"
+    try:
+        async with asyncio.timeout(HANG):
+            answer = await run(f'until [ -e "{may_end}" ]; do sleep 0.05; done')
+        assert answer is not None
+        assert "did not end within" in answer
+        assert started[0].returncode is None
+    finally:
+        may_end.touch()
+        await started[0].wait()
