@@ -114,7 +114,8 @@ class SessionLogReader:
         except OSError as error:
             raise SettingsError(f"cannot read {self._path}: {error.strerror}") from error
         behind = [line.record for line in read_lines(data[found.good_end :]) if line.record is not None]
-        new = [record for record in (*found.records, *behind) if _id_of(record) not in self._offered]
+        records = [record for record in (*found.records, *behind) if isinstance(record, dict)]
+        new = [record for record in records if _id_of(record) not in self._offered]
         return found, decode_commits(new, self._org)
 
     def _continues(self, file: BinaryIO) -> bool:
@@ -154,8 +155,9 @@ class SessionLogReader:
         )
 
 
-def _id_of(record: Any) -> object:
-    return record.get("id") if isinstance(record, dict) else None
+def _id_of(record: dict[str, Any]) -> str | None:
+    found = record.get("id")
+    return found if isinstance(found, str) else None
 
 
 def _claims_root(commit: Commit) -> bool:

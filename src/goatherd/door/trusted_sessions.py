@@ -210,8 +210,17 @@ class TrustedSessions:
             return False
 
     def knows_introductions(self, raws: Iterable[Mapping[str, Any]]) -> bool:
-        """Return whether all these introductions of roots have been read from the server."""
-        return all(raw.get("id") in self._raw_introductions for raw in raws)
+        """Return whether these introductions of roots, as far as they are commits, were read from the server."""
+        return all(self._knows_introduction(raw) for raw in raws)
+
+    def _knows_introduction(self, raw: Mapping[str, Any]) -> bool:
+        commit_id = raw.get("id")
+        if isinstance(commit_id, str) and commit_id in self._raw_introductions:
+            return True
+        try:
+            return not claims_root(Commit.from_json(raw, org=self.org))
+        except DecodeError:
+            return True  # the server may hold it, but no reading of its sessions brings a commit
 
     def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the introductions of roots to send to a client (`goatherd.identity.introductions_for_clients`).

@@ -980,7 +980,8 @@ class Database:
         early = {commit_id for commit_id, error in done.refused if isinstance(error, _MAY_CHANGE)}
         if early:
             for fingerprint, raw in fresh.items():
-                if isinstance(raw, dict) and raw.get("id") in early:
+                # A commit that could not be decoded may have an id of any type.
+                if isinstance(raw, dict) and isinstance(commit_id := raw.get("id"), str) and commit_id in early:
                     self._pending.add_commit(fingerprint, path, raw)
         await self._disk.wait_until_durable([path])
         if done.accepted:

@@ -48,6 +48,11 @@ async def test_sessions_of_a_trusted_root_are_told_and_others_are_not(tmp_path: 
     assert found.unvouched_roots == ()
 
 
+async def test_records_that_are_no_commits_are_passed_over(tmp_path: Path) -> None:
+    write_log(tmp_path, [{"id": ["x"]}, {"id": {}}, {}, introduction(USERS[0], A)])
+    assert await ids(book(tmp_path), first()) == {USERS[0].id}
+
+
 async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
     """An anonymous session claims to be the root, and the next start would believe it."""
     forger = owned("forger", owner=None)

@@ -203,3 +203,16 @@ async def test_a_root_that_is_revoked_while_its_commits_are_verified_introduces_
     (verdict,) = await trust.verify_commits("/sys/sessions", received(introduction(X, A)), None, False)
     assert isinstance(verdict, RevokedSessionError)
     assert trust.find_session(X.id) is None
+
+
+async def test_what_claims_to_introduce_a_root_and_is_no_commit_is_not_sought_in_the_server() -> None:
+    sessions = Sessions(Measured())
+    sessions.commits.append(introduction(B.session, A))
+    trust = follow(sessions)
+    real = sessions.commits[-1].to_json()
+    damaged = [{**real, "id": each} for each in (["x"], {}, None)] + [{**real, "id": "other", "s": 1}]
+    assert not trust.knows_introductions([real])
+    assert trust.knows_introductions(damaged)
+    await trust.refresh()
+    assert trust.knows_introductions([real, *damaged])
+    assert trust.introductions_for(None, damaged) == []

@@ -71,6 +71,17 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
         await eventually(lambda: known(1 + len(disputed) + 1 + 2))
 
 
+async def test_a_commit_that_waits_for_its_session_is_kept_beside_what_is_no_commit(tmp_path: Path) -> None:
+    """An unmodified server passes on what a client has written, whatever it is."""
+    signer = root("signer")
+    waits = OwnedSession.generate(session_id="waits", owner=None, now_ms=now_ms())
+    commit = signed_commit(waits, "k")
+    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
+        database = server.database()
+        assert await database.store_commits("/data/notes", [{"id": ["x"]}, commit.to_json(), {"id": {}}]) == 0
+        assert database.deferred_count == 1
+
+
 async def test_a_server_calls_no_signer_that_an_identity_names_which_it_does_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
