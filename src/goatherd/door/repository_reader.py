@@ -227,11 +227,12 @@ class SharedRounds:
 
     def start(self) -> asyncio.Task[None]:
         """Start a round of the shared task, or schedule one after the running round; return it without waiting."""
+        if self._next is not None:
+            return self._next  # also if the running round has just ended: this one begins at once
         if self._active is None or self._active.done():
             self._active = self._start_task(self._work())
             return self._active
-        if self._next is None:
-            self._next = self._start_task(self._run_after(self._active))
+        self._next = self._start_task(self._run_after(self._active))
         return self._next
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -248,6 +249,7 @@ class SharedRounds:
     async def aclose(self) -> None:
         """Cancel the running and the scheduled round of the shared task."""
         tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
+        self._next = None
         for task in tasks:
             task.cancel()
         if tasks:

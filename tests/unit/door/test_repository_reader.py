@@ -88,3 +88,23 @@ async def test_many_who_ask_at_once_share_one_round_and_never_one_that_began_bef
     await asyncio.wait([first, *others])
     assert began == [0, 1]
     await rounds.aclose()
+
+
+async def test_never_do_two_rounds_run_at_once_although_callers_come_back_as_soon_as_one_has_ended() -> None:
+    running = most = 0
+
+    async def work() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    rounds = SharedRounds(work, "test")
+
+    async def call_repeatedly() -> None:
+        for _ in range(5):
+            await rounds.run()
+
+    await asyncio.gather(*(call_repeatedly() for _ in range(3)))
+    assert most == 1
