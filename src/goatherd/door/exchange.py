@@ -227,8 +227,13 @@ class Exchange:
     async def stream_on(self, server: ServerConnections, timeout: float) -> ServerConnection:
         """Send the request to the server, streaming its body as it arrives, and wait for the answer's headers.
 
+        The server has `timeout` seconds for its answer from the end of the body on, however long the caller takes for
+        the body, and as long to take each part of it.
+
         Raises:
             RefusedError: The body is too large or too slow.
+            NodeUnreachableError, LostError, TimeoutError: As `ServerConnections.send_request`.
+            GoneError: The caller disconnected.
         """
         length = self.found.get(b"content-length")
         framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
@@ -237,12 +242,16 @@ class Exchange:
         try:
             connection.begin_exchange(is_head=self.method == "HEAD")
             connection.write(self._request_head(server, framing))
-            pump = asyncio.create_task(self._send_body(connection, is_chunked=length is None), name="request body")
-            answer = asyncio.create_task(connection.read_head(timeout), name="answer")
+            sending = self._send_body(connection, timeout, is_chunked=length is None)
+            pump = asyncio.create_task(sending, name="request body")
+            answer = asyncio.create_task(connection.read_head(None), name="answer")
             try:
                 await asyncio.wait({pump, answer}, return_when=asyncio.FIRST_COMPLETED)
                 if not answer.done():
                     await pump
+                    await asyncio.wait({answer}, timeout=timeout)
+                if not answer.done():
+                    raise TimeoutError("the server did not answer in time")
                 if not pump.done():
                     connection.forbid_reuse()
                 await self._unless_gone(answer)
@@ -253,11 +262,11 @@ class Exchange:
             raise
         return connection
 
-    async def _send_body(self, connection: ServerConnection, *, is_chunked: bool) -> None:
+    async def _send_body(self, connection: ServerConnection, timeout: float, *, is_chunked: bool) -> None:
         limit = self._limiter.limits.body_limit(self.path)
         async for part in self._limiter.read_parts(self._receive, self.found, limit):
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
-            await connection.drain()
+            await connection.drain(timeout)
         if is_chunked:
             connection.write(b"0\r\n\r\n")
 

@@ -150,17 +150,23 @@ class ServerConnection(asyncio.Protocol):
         if self._transport is not None and not self._is_lost:
             self._transport.write(data)
 
-    async def drain(self) -> None:
-        """Wait until the connection's write buffer has room for more data (flow control)."""
-        if self._writable is not None:
-            await asyncio.shield(self._writable)
+    async def drain(self, limit: float) -> None:
+        """Wait until the connection's write buffer has room for more data (flow control).
 
-    async def read_head(self, limit: float) -> None:
+        Raises:
+            TimeoutError: It has none for `limit` seconds.
+        """
+        if self._writable is not None:
+            _, waiting = await asyncio.wait({self._writable}, timeout=limit)
+            if waiting:
+                raise TimeoutError("the server did not take the body in time")
+
+    async def read_head(self, limit: float | None) -> None:
         """Wait for the status and the headers of the server's answer.
 
         Raises:
             LostError: The connection ended.
-            TimeoutError: No data arrived for `limit` seconds.
+            TimeoutError: No data arrived for `limit` seconds; None waits as long as the connection lasts.
         """
         while not self._has_head:
             if self._is_lost:
@@ -217,14 +223,15 @@ class ServerConnection(asyncio.Protocol):
         names = {name for name, _ in self.headers}
         return b"content-length" not in names and b"transfer-encoding" not in names
 
-    async def _wait_for_data(self, limit: float) -> None:
+    async def _wait_for_data(self, limit: float | None) -> None:
         loop = asyncio.get_running_loop()
         waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(limit, _time_out, waiter)
+        timer = None if limit is None else loop.call_later(limit, _time_out, waiter)
         try:
             await waiter
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiter = None
 
     def _wake_waiter(self) -> None:

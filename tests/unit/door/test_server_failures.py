@@ -130,6 +130,46 @@ async def test_a_server_that_is_silent_is_504() -> None:
         await until(lambda: quiet(door))
 
 
+async def test_the_time_for_the_answer_begins_when_the_body_has_arrived() -> None:
+    parts = 6
+
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        await head_of(reader)
+        await reader.readexactly(parts)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        await reader.read()
+
+    limits = DoorLimits(answer_timeout=timedelta(milliseconds=200))
+    async with scripted(talk, limits) as (_state, door), line(door.port) as (reader, writer):
+        writer.write(b"POST /upload HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % parts)
+        for _ in range(parts):
+            await asyncio.sleep(0.1)
+            writer.write(b"x")
+        assert (await answer_of(reader))[::2] == (200, b"ok")
+        await until(lambda: quiet(door))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_server_that_takes_no_body_or_does_not_answer_it_is_504(reads: bool) -> None:
+    size = 32 * 1024 * 1024 if not reads else 1000
+
+    async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
+        await head_of(reader)
+        if reads:
+            await reader.readexactly(size)
+        await asyncio.wait_for(gone.wait(), 60)
+
+    gone = asyncio.Event()
+    limits = DoorLimits(answer_timeout=timedelta(milliseconds=200))
+    async with scripted(talk, limits) as (_state, door), line(door.port) as (reader, writer):
+        writer.write(b"POST /upload HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % size)
+        writer.write(b"x" * size)
+        assert (await answer_of(reader))[0] == 504
+        gone.set()
+        await until(lambda: quiet(door))
+
+
 async def test_a_kept_connection_that_the_server_has_closed_meanwhile_is_no_error() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await head_of(reader)
