@@ -113,11 +113,18 @@ class UnusedSessions:
         )
 
     def find_session(self, session_id: str, now_ms: int) -> Session | None:
-        """Return the session with this id; None if it is not in the table or has expired."""
+        """Return the session with this id; None if it is not in the table, has expired, or its key is no key.
+
+        The last can happen if the record was damaged on a disk, here or at a peer: whether a key is a point of the
+        curve takes too long to check when the table is loaded.
+        """
         packed = self._sessions.get(session_id)
         if packed is None:
             return None
-        session = _unpack_session(session_id, packed)
+        try:
+            session = _unpack_session(session_id, packed)
+        except DecodeError:
+            return None
         return None if session.is_expired(now_ms) else session
 
     def oldest_sessions(self, count: int, now_ms: int) -> list[Session]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,16 @@ def test_what_a_peer_sends_is_checked(tmp_path: Path, wrong: dict[str, Any]) -> 
         assert unused.find_session("s0000", now_ms() + 31 * DAY) is None
         unused.drop_expired(now_ms() + 31 * DAY)
         assert len(unused) == 0
+
+
+def test_a_record_whose_key_was_damaged_on_a_disk_keeps_no_other_session_out(tmp_path: Path) -> None:
+    with LogDirectory(tmp_path) as logs:
+        unused = UnusedSessions(logs.open_unused())
+        damaged, whole = record_of(session_of(1)), record_of(session_of(2))
+        damaged["key"] = base64.urlsafe_b64encode(bytes([2, *bytes(47), 1])).decode()  # no point has this x
+        assert unused.add_records([damaged, whole], lambda _: False, now_ms()) == 2
+        assert unused.find_session(damaged["id"], now_ms()) is None
+        assert [one.id for one in unused.oldest_sessions(10, now_ms())] == [whole["id"]]
 
 
 # --- one server -------------------------------------------------------------------------------------------------------
