@@ -707,7 +707,12 @@ def load_options(
     """
     for name in environ:
         _check_variable(name, environ)
-    named = file or (Path(environ[FILE_VARIABLE]).expanduser() if environ.get(FILE_VARIABLE) else None)
+    named = file
+    if named is None and environ.get(FILE_VARIABLE):
+        try:
+            named = values.parse_path(environ[FILE_VARIABLE])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{FILE_VARIABLE}: {error}", hint=error.hint) from None
     path = named or directory / FILE_NAME
     if named is None:
         _check_owner(path)

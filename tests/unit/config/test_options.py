@@ -171,6 +171,11 @@ def test_a_file_that_is_named_must_exist(tmp_path: Path) -> None:
         load_options({}, {}, directory=tmp_path, file=tmp_path / "other.toml")
 
 
+def test_a_named_file_in_a_home_directory_that_is_not_known_is_an_error_of_the_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"GOATHERD_CONFIG: the home directory .* is not known"):
+        load(tmp_path, environ={"GOATHERD_CONFIG": "~no-such-user/goatherd.toml"})
+
+
 def test_a_named_file_is_read_in_place_of_the_one_here(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('org = "there"')
     (tmp_path / "goatherd.toml").write_text('org = "here"')

@@ -82,7 +82,8 @@ def load_access(
     if not named and not address.context and in_pod:
         return _from_pod(environment, Path(service_account))
     if not named:
-        home = Path(environment.get("HOME") or "~").expanduser() / ".kube/config"
+        # Not `Path.expanduser`, which fails if no home directory is known, as for a numeric user in a container.
+        home = Path(environment.get("HOME") or os.path.expanduser("~")) / ".kube/config"  # noqa: PTH111
         if not home.exists():
             raise ConfigurationError(
                 "no Kubernetes cluster is configured: not in a pod, KUBECONFIG is not set, ~/.kube/config is missing",

@@ -305,7 +305,8 @@ def _first_set(environment: Mapping[str, str], names: tuple[str, ...]) -> str | 
 
 def _text_of(file: str, *, missing_ok: bool = False) -> str:
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
+        # Not `Path.expanduser`, which fails if no home directory is known, as for a numeric user in a container.
+        return Path(os.path.expanduser(file)).read_text(encoding="utf-8")  # noqa: PTH111
     except FileNotFoundError:
         if missing_ok:
             return ""

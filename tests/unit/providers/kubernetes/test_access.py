@@ -23,6 +23,7 @@ from goatherd.providers.kubernetes.access import load_access
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
+from tests.unit.providers.homeless import make_homeless
 
 SECRET_TOKEN = "S3CRET-token"
 PATIENCE = timedelta(seconds=HANG)
@@ -151,6 +152,12 @@ def test_no_cluster_at_all_is_said_to_be_so(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="no Kubernetes cluster is configured") as caught:
         load_access(KubernetesAddress(), {"HOME": str(tmp_path)})
     assert "kubeconfig=" in caught.value.hint
+
+
+def test_a_user_without_a_home_directory_has_no_kubeconfig(monkeypatch: pytest.MonkeyPatch):
+    make_homeless(monkeypatch)
+    with pytest.raises(ConfigurationError, match="no Kubernetes cluster is configured"):
+        load_access(KubernetesAddress(), {})
 
 
 async def test_several_files_in_the_variable_are_merged_and_the_first_wins(tmp_path: Path):

@@ -9,8 +9,23 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.providers.vault.auth import AppRoleAuth, Credentials
+from goatherd.providers.base import PlatformError
+from goatherd.providers.vault.auth import AppRoleAuth, Credentials, TokenAuth
 from tests.deadlines import HANG
+from tests.unit.providers.homeless import make_homeless
+
+
+async def test_a_user_without_a_home_directory_has_no_token_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def send(
+        method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        raise AssertionError("there is no token to send")
+
+    make_homeless(monkeypatch)
+    auth = TokenAuth(variables=("VAULT_TOKEN",), file="~/.vault-token")
+    credentials = Credentials(auth, send, clock=SystemClock(), environment={})
+    with pytest.raises(PlatformError, match="no token"):
+        await credentials.current_token()
 
 
 async def test_closing_waits_for_the_end_of_a_cancelled_login() -> None:

@@ -1,0 +1,18 @@
+"""A process whose user has no home directory, as a numeric user in a container."""
+
+from __future__ import annotations
+
+import pwd
+from typing import NoReturn
+
+import pytest
+
+
+def make_homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing tell where the home directory is: neither ``HOME`` nor the database of users."""
+
+    def find_nobody(_: object) -> NoReturn:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
