@@ -61,7 +61,8 @@ class ProcessMark:
 async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
     """Leave a mark in the memory of a server's present process, to notice a restart; return the mark.
 
-    The mark is a request signature that is about to expire. The result is None if the server accepts none.
+    The mark is a request signature that is about to expire. The result is None if the server accepts none, or if the
+    key of `signer` is in an HSM or a KMS, where each signature costs a request.
 
     Args:
         node: The server.
@@ -71,6 +72,8 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
     Raises:
         NodeUnreachableError, NodeRefusedError: The server does not answer, or answers neither yes nor no.
     """
+    if signer.is_remote:
+        return None
     for age_ms in _AGES_MS:
         time_ms = now_ms - age_ms
         signature = _sign(signer, time_ms)

@@ -15,7 +15,9 @@ from goatherd.cluster.observer import Observer, Question
 from goatherd.cluster.process_mark import MarkState, find_mark, leave_mark
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.cluster.session_queries import ExpectedCommit, filter_all_but
+from goatherd.crypto import PublicKey
 from goatherd.errors import DecodeError, InvalidAnswerError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import introduction_id
 from goatherd.rotation.cross_signing import make_session_commit
@@ -333,6 +335,22 @@ async def test_a_server_that_keeps_no_mark_is_asked_ever_more_seldom(
     node.faults.cut_off = False
     (view,) = await observer.observe(asked)
     assert (view.signs_with, node.asked["create_session"]) == ("root-a", before + 1), "after it was unreachable"
+
+
+async def test_no_mark_is_made_with_a_key_in_an_hsm_or_a_kms(make_herd: MakeHerd) -> None:
+    def refuse(_uri: str, _key: PublicKey, _data: bytes) -> bytes:
+        raise AssertionError("no signature is asked for")
+
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    root, b = herd.nodes[0].document.current, new_root(herd)
+    key = RemoteKey(root.session.public_key, "gcpkms:///p/l/k/1", sign=refuse)
+    remote = OwnedSession(session=root.session, signer=key)
+    assert await leave_mark(herd.nodes[0], remote, herd.clock.now_ms()) is None
+    asked = question(herd, b, asker=remote, is_next_new=True, process=True)
+    observer = observer_of(herd)
+    for _ in range(2):
+        (view,) = await observer.observe(asked)
+        assert view.reachable
 
 
 async def test_a_server_whose_clock_is_off_takes_a_mark_all_the_same(make_herd: MakeHerd) -> None:
