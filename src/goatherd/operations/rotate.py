@@ -96,7 +96,7 @@ async def rotate(
     async def begin(rotator: Rotator) -> Report:
         if create_key and anchor.signer is not None:
             # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
-            _, document = await store.read()
+            document = await rotator.check_identity()
             survey = await rotator.survey(is_probing=False, has_remarks=False)
             if document.rotation is None and not survey.obstacles:
                 anchor.check(document)

@@ -289,8 +289,7 @@ class Rotator:
         if to_phase is Phase.STEADY:
             to_phase = None
         self._restoring = None
-        document = await self._check_history()
-        await self._signatures.check(self._read_last)
+        document = await self.check_identity()
         if document.rotation is None:
             root_id = choose_root(document, root_id, self._clock.now_ms())
             unmodified = await self._observer.find_unmodified()
@@ -386,6 +385,16 @@ class Rotator:
             remarks=remarks,
         )
 
+    async def check_identity(self) -> IdentityDocument:
+        """Return the identity in the store, after the checks of it that every run makes before it changes anything.
+
+        Raises:
+            StoreWentBackError, UnsignedIdentityError, ConfigurationError, ProviderError: As for `rotate`.
+        """
+        document = await self._check_history()
+        await self._signatures.check(self._read_last)
+        return document
+
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True, is_reader: bool = False) -> Survey:
         """Return the obstacles that prevent a rotation, as `rotate` would find them. Writes nothing to the store.
 
@@ -460,8 +469,7 @@ class Rotator:
         self._flow = self._health_before = None
         self._health.forget()
         self._set_clock()
-        document = await self._check_history()
-        await self._signatures.check(self._read_last)
+        document = await self.check_identity()
         if goal is Goal.ROTATE and document.rotation is None:
             anchor.check(document)
         intent = Intent(

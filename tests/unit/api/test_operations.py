@@ -29,6 +29,7 @@ from goatherd.errors import (
     SignerKeyNotFoundError,
     SignerWrongKeyError,
     UnconfirmedError,
+    UnsignedIdentityError,
 )
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
@@ -154,8 +155,17 @@ async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path
     await goatherd.rotate(store, unsafe_without_nodes=True, to_phase="prepared")
     with pytest.raises(RotationBusyError):
         await rotate(store, unsafe_without_nodes=True)
-    assert not key.exists()
     await goatherd.cancel(store)
+    provider, secret_id = goatherd.open_provider(store)
+    async with provider:
+        signed = await provider.get_secret(secret_id)
+        altered = signed.reveal().replace(b"asked for by the operator", b"asked for by somebody")
+        assert altered != signed.reveal()
+        await provider.update_secret(secret_id, altered)
+        with pytest.raises(UnsignedIdentityError):
+            await rotate(store, unsafe_without_nodes=True)
+        await provider.update_secret(secret_id, signed)
+    assert not key.exists()
     await rotate(store, unsafe_without_nodes=True)
     document = await goatherd.read_identity(store)
     assert document.anchor is not None
