@@ -309,7 +309,11 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
     async with NodeDirectory(scope.addresses, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
-        await asyncio.gather(*(read(client) for client in await directory()))
+        try:
+            clients = await directory()
+        except DiscoveryError as error:  # it was not, a moment ago
+            return [Check(name=name, level=SKIPPED, text=str(error), hint=error.hint)]
+        await asyncio.gather(*(read(client) for client in clients))
     conflicts = await asyncio.to_thread(find_conflicts, held)
     if conflicts:
         checks.append(_describe_conflicts(name, conflicts))

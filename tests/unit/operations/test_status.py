@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
+from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import ProviderAccessDeniedError, SignerUnavailableError, SuccessionError
+from goatherd.errors import DiscoveryError, ProviderAccessDeniedError, SignerUnavailableError, SuccessionError
 from goatherd.identity import remote_key
+from goatherd.operations import doctor
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.rotate import rotate
 from goatherd.operations.status import SEARCH_AGAIN, find_obstacles_now, read_status
-from goatherd.operations.store_checks import FAILED, WARNING
+from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, SecretValue, SecretVersion
@@ -147,6 +149,27 @@ async def test_a_store_without_an_identity_is_a_failed_check_and_no_error() -> N
 
     checks = await run_checks(opened(), scope)
     assert [(check.name, check.level) for check in checks] == [("store", FAILED), ("servers", WARNING)]
+
+
+async def test_servers_that_are_not_found_a_second_time_are_a_check_that_was_skipped(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Flaky(NodeDirectory):
+        async def __call__(self) -> list[NodeClient]:
+            made.append(self)
+            if len(made) > 1:
+                raise DiscoveryError("the name server does not answer")
+            return []
+
+    herd = await make_herd(clients=0)
+    scope = CheckScope(
+        addresses=("dns://herd:8080",), org="localhost", policy=POLICY, refresh_interval=timedelta(seconds=30)
+    )
+    monkeypatch.setattr(doctor, "NodeDirectory", Flaky)
+    checks = await run_checks(nullcontext(store_of(herd)), scope)
+    assert [one.level for one in checks if one.name == "sessions" and "name server" in one.text] == [SKIPPED]
 
 
 def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_stale() -> None:
