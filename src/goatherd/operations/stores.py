@@ -103,7 +103,7 @@ def writer_of(store: Store) -> ReplicatedStore:
     if isinstance(provider, ReplicatedStore):
         return provider
     if isinstance(provider, RegionalReader):
-        return ReplicatedStore(provider.listed)
+        return ReplicatedStore.from_reader(provider)
     raise ConfigurationError(
         "there is only one store, but this command needs a store in each of several regions",
         hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
@@ -120,6 +120,9 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
         ConfigurationError: There is only one store, without regions.
     """
     stores = writer_of(store)
+    views: dict[str, FollowerView] = {}
+    with suppress(ProviderError, IdentityError):  # the primary store cannot be read, as its own row shows
+        views = {view.region: view for view in await stores.observe(store.secret_id)}
     states = await asyncio.gather(*(_read_region(one, stores, store.secret_id) for one in stores.members))
     marks = [DocumentMark.from_document(one.document) for one in states if one.document is not None]
     if not marks:
@@ -130,9 +133,6 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
         if compare_documents(mark, latest) is Standing.AHEAD:
             latest = mark
     newest = next(one for one in states if one.document and DocumentMark.from_document(one.document) == latest)
-    views: dict[str, FollowerView] = {}
-    with suppress(ProviderError, IdentityError):  # the primary store cannot be read, as its own row shows
-        views = {view.region: view for view in await stores.observe(store.secret_id)}
     compared = [_compare(one, latest, newest, views.get(one.region)) for one in states]
     member = next(one for one in stores.members if one.region == newest.region)
     inner = find_secret_id(member, stores.primary, store.secret_id)
@@ -143,6 +143,9 @@ async def _read_region(member: StoreMember, stores: ReplicatedStore, secret_id: 
     state = RegionState(region=member.region, scheme=member.provider.scheme, replication=member.replication, labels={})
     inner = find_secret_id(member, stores.primary, secret_id)
     try:
+        failure = stores.recent_failure(member, secret_id)
+        if failure is not None:
+            raise failure.with_traceback(None)
         async with asyncio.timeout(TIMEOUT.total_seconds()):
             found = await member.provider.read(inner, attempts=1)
             document = decode_document(found.value.reveal())

@@ -1048,7 +1048,7 @@ class Rotator:
         """
         if isinstance(self._provider, RegionalReader):
             with suppress(ProviderError, IdentityError):  # while the primary store is away, the page shows the others
-                return await ReplicatedStore(self._provider.listed, clock=self._provider.clock).observe(self._secret_id)
+                return await ReplicatedStore.from_reader(self._provider).observe(self._secret_id)
         if not isinstance(self._provider, ReplicatedStore):
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)

@@ -135,7 +135,7 @@ class StoreGroup(SecretProvider):
         ]
 
     async def _diagnose_member(self, member: StoreMember, secret_id: str) -> list[Finding]:
-        provider, failure = member.provider, self._recent_failure(member, secret_id)
+        provider, failure = member.provider, self.recent_failure(member, secret_id)
         try:
             if failure is not None:
                 raise failure.with_traceback(None)
@@ -159,7 +159,7 @@ class StoreGroup(SecretProvider):
         return await asyncio.gather(*(self._list_copied(one, secret_id) for one in others))
 
     async def _list_copied(self, member: StoreMember, secret_id: str) -> CopiedVersions:
-        failure = self._recent_failure(member, secret_id)
+        failure = self.recent_failure(member, secret_id)
         if failure is not None:
             return CopiedVersions(region=member.region, problem=failure.code)
         try:
@@ -176,7 +176,7 @@ class StoreGroup(SecretProvider):
         """Return the region whose versions `versions` lists."""
         raise NotImplementedError
 
-    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+    def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
         """Return the error of the last call to a store, if the store need not be asked again yet."""
         raise NotImplementedError
 

@@ -404,9 +404,13 @@ class RegionalReader(StoreGroup):
         last = self._secret(secret_id).last
         return self.members[0].region if last is None else last.region
 
-    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
-        breaker = self._secret(secret_id).breakers[self.members.index(member)]
-        return None if breaker.admits_call(self.clock.monotonic()) else breaker.error
+    def find_breaker(self, member: StoreMember, secret_id: str) -> Breaker:
+        """Return the circuit breaker of a secret in one region's store."""
+        return self._secret(secret_id).breakers[self.members.index(member)]
+
+    def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+        breaker = self.find_breaker(member, secret_id)
+        return breaker.error if breaker.time_to_probe(self.clock.monotonic()) else None
 
     # --- no changes -----------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapp
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Final, Self
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -193,10 +193,23 @@ class ReplicatedStore(StoreGroup):
         self.store_clock = self.primary.provider.store_clock
         self._on_left: Callable[[FollowerView], None] | None = None
         self._breakers: dict[tuple[str, str], Breaker] = {}
+        self._reader: RegionalReader | None = None
         self._in_step: set[str] = set()
         self._is_gated = True
         self._guarantees = combine_guarantees(members)
-        self._tolerate(self.allowed)
+        if self.allowed:
+            self._tolerate(self.allowed)
+
+    @classmethod
+    def from_reader(cls, reader: RegionalReader) -> Self:
+        """Return an object for the stores of a reader that is open. It shares the reader's circuit breakers.
+
+        So a process that makes such an object for each view of a cluster does not wait each time for a store that does
+        not answer.
+        """
+        stores = cls(reader.listed, clock=reader.clock)
+        stores._reader = reader
+        return stores
 
     def open_reader(self, interval: timedelta) -> RegionalReader:
         """Return a reader of the same stores, which must be open already. It reads the primary store first.
@@ -275,6 +288,9 @@ class ReplicatedStore(StoreGroup):
         Raises:
             ProviderError: The primary store cannot be read.
         """
+        failure = self.recent_failure(self.primary, secret_id)
+        if failure is not None:
+            raise failure.with_traceback(None)
         primary = await self._read_contents(self.primary, secret_id)
         replicas = await self._replica_states(secret_id)
         views: list[FollowerView]
@@ -314,11 +330,11 @@ class ReplicatedStore(StoreGroup):
             is_allowed=member.region in self.allowed,
             labels={},
         )
-        breaker = self._breakers.setdefault((member.region, secret_id), new_breaker(timedelta(seconds=5)))
-        now = self.clock.monotonic()
-        if breaker.error is not None and not breaker.admits_call(now):
-            return replace(view, is_reachable=False, problem=str(breaker.error), hint=breaker.error.hint)
-        breaker.record_call(now)
+        failure = self.recent_failure(member, secret_id)
+        if failure is not None:
+            return replace(view, is_reachable=False, problem=str(failure), hint=failure.hint)
+        breaker = self._find_breaker(member, secret_id)
+        breaker.record_call(self.clock.monotonic())
         try:
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds() * (3 if catch_up else 1)):
                 found = await self._read_contents(member, secret_id)
@@ -467,9 +483,16 @@ class ReplicatedStore(StoreGroup):
     def _listed_region(self, secret_id: str) -> str:  # noqa: ARG002
         return self.primary.region
 
-    def _recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
-        breaker = self._breakers.get((member.region, secret_id))
-        return None if breaker is None or breaker.admits_call(self.clock.monotonic()) else breaker.error
+    def _find_breaker(self, member: StoreMember, secret_id: str) -> Breaker:
+        if self._reader is not None:
+            return self._reader.find_breaker(member, secret_id)
+        return self._breakers.setdefault((member.region, secret_id), new_breaker(timedelta(seconds=5)))
+
+    def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
+        if self._reader is not None:
+            return self._reader.recent_failure(member, secret_id)
+        breaker = self._find_breaker(member, secret_id)
+        return None if breaker.admits_call(self.clock.monotonic()) else breaker.error
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if not isinstance(at, VersionId):
@@ -572,7 +595,7 @@ class ReplicatedStore(StoreGroup):
         await self.primary.provider.destroy(call.secret_id, version)
 
     async def _destroy_copies(self, member: StoreMember, call: Call, value: SecretBytes) -> None:
-        failure = self._recent_failure(member, call.secret_id)
+        failure = self.recent_failure(member, call.secret_id)
         if failure is not None:
             raise failure.with_traceback(None)
         inner = self._id_in(member, call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,16 +18,17 @@ from goatherd.errors import AuditError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.transitions import create_document
 from goatherd.operations.identity_store import Store
-from goatherd.providers.base import SecretProvider
-from goatherd.providers.capabilities import Finding, Verdict
+from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.capabilities import Finding, ReplicaState, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.rotation.policy import Policy
+from goatherd.stores import ReplicatedStore, Replication, StoreMember
 from goatherd.times import milliseconds
 from goatherd.web import collector
 from goatherd.web.collector import Collector
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.identity.make import owned
-from tests.unit.stores.regions import SECRET, Regions
+from tests.unit.stores.regions import SECRET, Regions, RegionStore
 from tests.unit.stores.test_reader import FIRST, SECOND
 from tests.unit.stores.world import World
 
@@ -96,6 +98,71 @@ async def test_the_page_of_a_controller_names_a_region_that_prevents_a_rotation(
     assert not any(problem in one.text for one in (await page.collect()).remarks)
     world.regions.ap.is_cut_off = True
     assert any(problem in one.text for one in (await page.collect()).remarks)
+
+
+@pytest.mark.parametrize("region", ["eu", "us", "ap"])
+async def test_a_region_whose_store_failed_is_not_called_again_for_every_view(tmp_path: Path, region: str) -> None:
+    world = await World.start(lifetime=timedelta(days=180))
+    store = Store(provider=world.regions.writer(), secret_id=SECRET, org="localhost", name="stores")
+    nodes: Any = Directory(world.herd)
+    page = make_collector(load_options({}, {}, directory=tmp_path), store, nodes, may_write=True)
+    await page.collect()
+    gone = world.regions.stores[region]
+    gone.is_cut_off = True
+    await page.collect()
+    failed = gone.calls
+    for _ in range(3):
+        assert [one.region for one in (await page.collect()).stores if one.problem] == [region]
+    assert gone.calls == failed
+    gone.is_cut_off = False
+    world.herd.clock.turn(timedelta(minutes=10))
+    assert not any(one.problem for one in (await page.collect()).stores)
+
+
+async def test_only_the_first_view_waits_for_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = Regions(FakeClock())
+    await regions.eu.create(SECRET, encode_document(FIRST))
+    await regions.ap.create(SECRET, encode_document(FIRST))
+    page = page_of(regions.reader())
+    for module in ("writer", "members"):
+        monkeypatch.setattr(f"goatherd.stores.{module}.FOLLOWER_TIMEOUT", timedelta(milliseconds=20))
+    hanging: list[str] = []
+
+    async def hang(call: Call, *_: object) -> Any:
+        hanging.append(call.operation)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(regions.ap, "_read", hang)
+    monkeypatch.setattr(regions.ap, "_versions", hang)
+    for _ in range(3):
+        assert [one.region for one in (await page.collect()).stores if one.problem] == ["ap"]
+        assert hanging == ["versions", "read"]
+
+
+async def test_the_page_of_a_controller_leaves_replicas_tolerated_that_its_rotation_tolerates(tmp_path: Path) -> None:
+    class Platform(RegionStore):
+        tolerated_replicas: frozenset[str] = frozenset()
+        replica_place = "place"
+
+        async def replica_states(self, _: str) -> dict[str, ReplicaState]:
+            return {}
+
+        async def add_replicas(self, _: str, __: object) -> None: ...
+
+        async def promote_replica(self, _: str) -> None: ...
+
+    clock = FakeClock()
+    eu, us = Platform(clock=clock), Platform(clock=clock)
+    for one in (eu, us):
+        await one.create(SECRET, encode_document(FIRST))
+    members = [
+        StoreMember(region="eu", provider=eu, template=SECRET),
+        StoreMember(region="us", provider=us, template=SECRET, replication=Replication.PLATFORM),
+    ]
+    writer = ReplicatedStore(members, allowed=["us"], clock=clock)
+    store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
+    await make_collector(load_options({}, {}, directory=tmp_path), store, None, may_write=True).collect()
+    assert eu.tolerated_replicas == {"place"}
 
 
 async def test_a_forged_identity_in_another_region_is_not_shown() -> None:
