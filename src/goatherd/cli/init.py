@@ -6,25 +6,15 @@ import asyncio
 
 import click
 
-from goatherd.cli.main import App, command
+from goatherd.cli.main import App, command, lifetime_option, working_lifetime_option
 from goatherd.config.build import build_policy, lifetime_flags, open_store
 from goatherd.identity.redaction import redact_document
 from goatherd.times import format_duration, iso
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
-@click.option(
-    "--lifetime",
-    "rotation_lifetime",
-    metavar="TIME",
-    help="How long the new root is valid (default: 180d; for a working root: 30d).",
-)
-@click.option(
-    "--working-lifetime",
-    "rotation_working_lifetime",
-    metavar="TIME",
-    help="How long a new working root is valid; only with --anchor (default: 30d).",
-)
+@lifetime_option()
+@working_lifetime_option()
 @click.option(
     "--anchor",
     metavar="URI",

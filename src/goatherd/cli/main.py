@@ -356,6 +356,36 @@ def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
+def lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--lifetime`` of a command that makes a new root."""
+    return click.option(
+        "--lifetime",
+        "rotation_lifetime",
+        metavar="TIME",
+        help="How long the new root is valid (default: 180d; for a working root: 30d).",
+    )
+
+
+def working_lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--working-lifetime`` of a command that may make a working root."""
+    return click.option(
+        "--working-lifetime",
+        "rotation_working_lifetime",
+        metavar="TIME",
+        help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
+    )
+
+
+def adoption_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--adoption`` of a command that waits until servers have adopted the identity."""
+    return click.option(
+        "--adoption",
+        "rotation_adoption",
+        metavar="TIME",
+        help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
+    )
+
+
 def region_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option ``--region``, for commands that run on the machine of a server."""
     return click.option(

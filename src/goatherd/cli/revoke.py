@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, allow_lagging_option, audit_log, audit_option, command
+from goatherd.cli.main import (
+    EXIT_FINDINGS,
+    App,
+    adoption_option,
+    allow_lagging_option,
+    audit_log,
+    audit_option,
+    command,
+    lifetime_option,
+)
 from goatherd.cli.process import run_interruptible
 from goatherd.cli.text.revocation import (
     revocation_data,
@@ -69,18 +78,8 @@ from goatherd.revocation.revoker import NEW
     help="URL of a server that is surely not compromised: the root's commits that it holds stay valid even if no other"
     " server holds them. Can be given more than once.",
 )
-@click.option(
-    "--lifetime",
-    "rotation_lifetime",
-    metavar="TIME",
-    help="How long the new root is valid (default: 180d; for a working root: 30d).",
-)
-@click.option(
-    "--adoption",
-    "rotation_adoption",
-    metavar="TIME",
-    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
-)
+@lifetime_option()
+@adoption_option()
 @click.option(
     "--unsafe-without-nodes",
     is_flag=True,

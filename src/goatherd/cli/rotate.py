@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -16,11 +16,14 @@ from goatherd.cli.main import (
     EXIT_FINDINGS,
     App,
     PathType,
+    adoption_option,
     allow_lagging_option,
     audit_log,
     audit_option,
     command,
     distrust_option,
+    lifetime_option,
+    working_lifetime_option,
 )
 from goatherd.cli.process import give_way, run_interruptible
 from goatherd.cli.text.progress import RotationProgress
@@ -45,11 +48,9 @@ from goatherd.config.build import (
     open_store,
     store_name,
 )
-from goatherd.config.options import Options
-from goatherd.errors import ConfigurationError, NotAdoptedError
+from goatherd.errors import NotAdoptedError
 from goatherd.key_inventory import retained_copies
 from goatherd.operations import rotate as operations
-from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import notify_each, read_identity_at_end, write_metrics_file
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Report
@@ -84,18 +85,8 @@ from goatherd.rotation.machine import Phase
     metavar="TEXT",
     help="Reason, recorded in the identity's history; only with --rollback, --cancel or --drop-lost-anchor.",
 )
-@click.option(
-    "--lifetime",
-    "rotation_lifetime",
-    metavar="TIME",
-    help="How long the new root is valid (default: 180d; for a working root: 30d).",
-)
-@click.option(
-    "--working-lifetime",
-    "rotation_working_lifetime",
-    metavar="TIME",
-    help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
-)
+@lifetime_option()
+@working_lifetime_option()
 @click.option(
     "--anchor",
     metavar="URI",
@@ -127,12 +118,7 @@ from goatherd.rotation.machine import Phase
     is_flag=True,
     help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
 )
-@click.option(
-    "--adoption",
-    "rotation_adoption",
-    metavar="TIME",
-    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
-)
+@adoption_option()
 @click.option(
     "--quorum",
     "rotation_quorum",
@@ -260,8 +246,7 @@ def rotate(
     why = reason or operations.ASKED
     work: dict[str, Callable[..., Awaitable[Report]]] = {
         "": partial(
-            _rotate,
-            app,
+            operations.rotate,
             to_phase=stop_at,
             anchor=choice,
             create_key=create_key,
@@ -278,27 +263,9 @@ def rotate(
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
-async def _check_working_lifetime(options: Options, store: Store, choice: AnchorChoice) -> None:
-    """Refuse --working-lifetime if the next root is not a working root, since the option would have no effect."""
-    if "--working-lifetime" not in lifetime_flags(options) or choice.signer is not None:
-        return
-    _, document = await store.read()
-    if document.anchor is None or choice.is_removed:
-        raise ConfigurationError(
-            "--working-lifetime is for a root that an anchor endorses, but the next root has no anchor",
-            hint="--lifetime sets how long this root is valid.",
-        )
-
-
-async def _rotate(app: App, store: Store, *arguments: Any, anchor: AnchorChoice, **options: Any) -> Report:
-    await _check_working_lifetime(app.options, store, anchor)
-    return await operations.rotate(store, *arguments, anchor=anchor, **options)
-
-
 async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
-        await _check_working_lifetime(options, store, choice)
         health = build_health_signals(options)
         plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, anchor=choice)
     plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
@@ -325,7 +292,6 @@ async def _drop_lost_anchor(app: App, reason: str) -> int:
 async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
-        await _check_working_lifetime(options, store, AnchorChoice())
         report = await operations.replace_expired(
             store,
             nodes,

@@ -292,6 +292,7 @@ def build_policy(options: Options) -> Policy:
         poll_min=min(Policy().poll_min, options.rotation_poll),
         lifetime=options.rotation_lifetime,
         working_lifetime=working_lifetime,
+        needs_working_root="--working-lifetime" in lifetime_flags(options),
         grace=options.rotation_grace,
         quorum=Quorum.from_text(options.rotation_quorum),
         unlisted=unlisted,

@@ -55,7 +55,8 @@ async def init_identity(
         The version that was written, and the identity in it.
 
     Raises:
-        ConfigurationError: The lifetime is shorter than a rotation needs.
+        ConfigurationError: The lifetime is shorter than a rotation needs; or the policy needs a working root, but there
+            is no anchor.
         WrongClockError: This machine's clock differs from the store's.
         IdentityExistsError: The store holds an identity. Nothing was changed.
         ProviderError: The store could not be written, or not be read before the anchor's key is created.
@@ -66,6 +67,7 @@ async def init_identity(
         raise ConfigurationError(
             "direct mode needs an anchor", hint="Give the URI of the signer that holds the anchor's key."
         )
+    policy.check_new_root(has_anchor=anchor is not None)
     policy = policy.for_identity(has_anchor=anchor is not None)
     check_lifetime(policy)
     now_ms = SystemClock().now_ms()

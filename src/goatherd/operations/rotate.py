@@ -82,7 +82,8 @@ async def rotate(
         options: Health checks, and the options of every run.
 
     Raises:
-        ConfigurationError: No server is listed.
+        ConfigurationError: No server is listed; or the policy needs a working root, but no anchor endorses the next
+            root.
         LifetimeError: The lifetime of the new root would be too short.
         AuditError: The audit trail cannot be written. Nothing was begun.
         SignerError: The anchor's signer refused or did not answer. Nothing was written.

@@ -401,6 +401,7 @@ class Revoker:
         if session_id != document.current.id:
             return None, await self._stored_root(document, session_id)
         if successor == NEW:
+            self.policy.check_new_root(has_anchor=document.anchor is not None)
             policy = self.policy.for_identity(has_anchor=document.anchor is not None)
             # In an emergency, unreachable servers are no obstacle; the others report what they run.
             check_lifetime(policy, unmodified=await self._find_unmodified())

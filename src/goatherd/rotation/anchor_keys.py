@@ -87,6 +87,10 @@ class AnchorChoice:
     is_direct: bool = False
     leaves_direct: bool = False
 
+    def leaves_anchor(self, document: IdentityDocument) -> bool:
+        """Return whether the identity has an anchor after this change."""
+        return self.signer is not None or (document.anchor is not None and not self.is_removed)
+
     def check(self, document: IdentityDocument) -> None:
         """Check that the identity, in which no rotation is in progress, allows this change of the anchor.
 

@@ -87,6 +87,8 @@ class Policy:
             rotation of servers that do not report their peers.
         lifetime: Time from the generation of a new root to its expiration. `check_lifetime` checks the lower limit.
         working_lifetime: The same for a working root: a root that is endorsed by an anchor (a key in an HSM or a KMS).
+        needs_working_root: Whether to reject a new root that no anchor endorses, because `working_lifetime` was given
+            for this one root and would have no effect.
         is_for_working_root: Whether `lifetime` and `renewal_fraction` are those of a working root (`for_identity`).
         grace: How long versions that hold a retired private key are kept before `retire` destroys them.
         renewal_fraction, renewal_cap: A root is due for rotation when the time left is less than this fraction of its
@@ -116,6 +118,7 @@ class Policy:
     flow_patience: timedelta = timedelta(seconds=15)
     lifetime: timedelta = timedelta(days=180)
     working_lifetime: timedelta = timedelta(days=30)
+    needs_working_root: bool = False
     is_for_working_root: bool = False
     grace: timedelta = timedelta(days=30)
     renewal_fraction: float = 0.5
@@ -157,6 +160,19 @@ class Policy:
             renewal_fraction=_WORKING_RENEWAL_FRACTION,
             is_for_working_root=True,
         )
+
+    def check_new_root(self, *, has_anchor: bool) -> None:
+        """Check that an anchor endorses the new root, if the policy needs a working root.
+
+        Raises:
+            ConfigurationError: No anchor endorses the new root, so `working_lifetime` would have no effect.
+        """
+        if self.needs_working_root and not has_anchor:
+            raise ConfigurationError(
+                "the lifetime of a working root was given, but no anchor endorses the next root",
+                hint="Policy.lifetime sets how long this root is valid.",
+                command_hint="--lifetime sets how long this root is valid; leave out --working-lifetime.",
+            )
 
     @property
     def health_bound(self) -> timedelta:

@@ -166,6 +166,7 @@ class Replacer:
                 written.
             ObstructedError: A server has seen a later identity, belongs to another identity, has a clock that differs
                 from this machine's, or is listed twice. Nothing was written.
+            ConfigurationError: The policy needs a working root, but the identity has no anchor. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short. Nothing was written.
             StuckError: The write of the new identity failed twice, although the store had not changed.
             ProviderError: The store failed. Run the replacement again.
@@ -174,6 +175,7 @@ class Replacer:
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
         first = await self._read_document()
+        self.policy.check_new_root(has_anchor=first.anchor is not None)
         with self._store.repeating():
             async with self._anchor_keys:
                 return await self._run_until_followed(first)

@@ -262,7 +262,8 @@ class Rotator:
             DegradedError: A server cannot read the store, and so could not adopt the new identity. Nothing was written.
             UnhealthyError: A health check fails before the rotation. Nothing was written.
             LifetimeError: The lifetime of the new root would be too short (`goatherd.rotation.policy.check_lifetime`).
-            ConfigurationError: No server is listed, or the quorum is larger than their number.
+            ConfigurationError: No server is listed, or the quorum is larger than their number; or the policy needs a
+                working root, but no anchor endorses the next root.
             UnsignedIdentityError: The identity in the store was changed since a root signed it.
             ProviderError: The store failed. If the rotation had begun, `resume` continues it.
         """
@@ -361,6 +362,7 @@ class Rotator:
 
         Raises:
             IllegalStepError: The identity does not allow this change of the anchor.
+            ConfigurationError: The policy needs a working root, but no anchor endorses the next root.
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._anchor_choice = anchor
@@ -370,6 +372,7 @@ class Rotator:
         await self._signatures.check(self._read_last)
         if document.rotation is None:
             anchor.check(document)
+            self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
         observation, document = await self._survey(document, version)
         observation = await self._add_anchor_problem(observation)
         if anchor.is_direct and document.rotation is None and observation.anchor_problem is None:
@@ -472,6 +475,7 @@ class Rotator:
         document = await self.check_identity()
         if goal is Goal.ROTATE and document.rotation is None:
             anchor.check(document)
+            self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
         intent = Intent(
             goal=goal,
             began_ms=self._steady.now_ms(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ from goatherd.operations.runs import AuditLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation.anchor_keys import AnchorChoice
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
@@ -77,6 +78,24 @@ async def test_a_lifetime_below_the_floor_is_refused_before_anything_is_recorded
     with pytest.raises(LifetimeError):
         await rotate(store_of(herd), herd.nodes, short, audit_log=log, clock=herd.clock)
     assert not log.path.exists()
+
+
+async def test_a_lifetime_of_a_working_root_is_refused_where_no_anchor_endorses_the_next_root(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd()
+    store, policy = store_of(herd), replace(POLICY, needs_working_root=True)
+    before = await store.versions()
+    for operation in (rotate, plan_rotation, replace_expired):
+        with pytest.raises(ConfigurationError, match="no anchor endorses the next root") as caught:
+            await operation(store, herd.nodes, policy, clock=herd.clock)  # type: ignore[operator]
+        assert "--lifetime sets" in caught.value.command_hint
+    assert await store.versions() == before
+    rotate_with = partial(rotate, store, herd.nodes, policy, clock=herd.clock, open_signer=MemorySigners().open)
+    for choice in (AnchorChoice(signer="memory:kms"), UNCHANGED):
+        assert (await rotate_with(anchor=choice)).outcome is Outcome.ROTATED
+    with pytest.raises(ConfigurationError, match="no anchor endorses the next root"):
+        await rotate_with(anchor=AnchorChoice(is_removed=True))
 
 
 async def test_a_rotation_returns_data_tells_its_events_and_is_recorded(make_herd: MakeHerd, tmp_path: Path) -> None:
