@@ -222,6 +222,8 @@ class DataDirectoryLock:
     ) -> None:
         """Save the agent's state in the data directory; what is not given stays as it was.
 
+        So the state may name a server that has ended. `Process` never takes a later process with its PID for it.
+
         Nothing is written if nothing changes, so that an agent can also start on a full disk after one that was killed.
 
         Raises:
