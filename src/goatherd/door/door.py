@@ -166,6 +166,7 @@ class Door:
         self._stopped: Counter[DoorRule] = Counter()
         self._logged: dict[DoorRule, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
         self._executor: ThreadPoolExecutor | None = None
         self._proxy: Proxy | None = None
         self._indexes: dict[str, RepositoryIndexes] = {}
@@ -251,7 +252,7 @@ class Door:
         began = self._clock.monotonic()
         await self._listener.stop(GRACE)
         if self._proxy is not None:
-            await self._proxy.aclose(max(0.0, GRACE.total_seconds() - (self._clock.monotonic() - began)))
+            await self._proxy.aclose(max(0.0, GRACE.total_seconds() - (self._clock.monotonic() - began)), self._hurry)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -263,6 +264,11 @@ class Door:
         await self._server.aclose()
         if self._executor is not None:
             self._executor.shutdown()
+
+    def hurry(self) -> None:
+        """Stop waiting for running requests and deliveries, which are then cut off, when the door closes."""
+        self._hurry.set()
+        self._listener.stop_waiting()
 
     def _header_rewriter(self) -> HeaderRewriter:
         public = None if self._public_url is None else self._public_url.encode("ascii")

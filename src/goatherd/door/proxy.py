@@ -76,6 +76,7 @@ from goatherd.identity.session import (
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
 from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
+from goatherd.serving.signals import run_unless_set
 from goatherd.wire.batch import RawCommits, split_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
@@ -168,10 +169,15 @@ class Proxy:
         self.handed_on = 0
         """How many requests have reached the server."""
 
-    async def aclose(self, grace: float) -> None:
-        """Let deliveries whose clients have their answer already continue for `grace` seconds, then cancel them."""
+    async def aclose(self, grace: float, hurry: asyncio.Event) -> None:
+        """Let deliveries whose clients have their answer already continue for a while, then cancel them.
+
+        Args:
+            grace: For how many seconds they may continue.
+            hurry: Event that ends this time.
+        """
         if self._deliveries:
-            await asyncio.wait(self._deliveries, timeout=grace)
+            await run_unless_set(hurry, asyncio.wait(self._deliveries, timeout=grace))
         for task in list(self._deliveries):
             task.cancel()
         if self._deliveries:

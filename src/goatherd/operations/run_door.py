@@ -86,7 +86,7 @@ class DoorSetup:
 async def run_door(
     setup: DoorSetup, settings: CloudSecretSettings, org: str, *, on_ready: Callable[[Door], None]
 ) -> None:
-    """Run a door with the identity from the store, until SIGTERM or SIGINT.
+    """Run a door with the identity from the store, until SIGTERM or SIGINT. A second signal stops it at once.
 
     Call it in a process of its own, since it changes the process's thread switch interval and garbage collection.
 
@@ -114,6 +114,7 @@ async def run_door(
             async with setup.make_door(trust, own=own.answer_request) as door:
                 own.figures = lambda: door.status
                 exempt_present_objects()
+                signals.on_repeat.append(door.hurry)
                 on_ready(door)
                 await signals.stop.wait()
 

@@ -102,4 +102,10 @@ def quiet(door: Door) -> bool:
     return not status.requests and not names & {"request body", "answer"} and not door._server._busy
 
 
+def is_listening(door: Door) -> bool:
+    """Whether the door accepts connections: not once it has begun to close."""
+    server = door._listener._server
+    return server is not None and server.is_serving()
+
+
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"

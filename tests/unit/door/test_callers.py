@@ -10,11 +10,32 @@ from typing import Any
 import pytest
 
 from goatherd.door import DoorLimits, DoorRule
+from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import X, world
 from tests.unit.goats import commit_by, element, signed_header
 
-from .scripted_server import GET, PATIENCE, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted, until
+from .scripted_server import (
+    GET,
+    PATIENCE,
+    Reader,
+    Scripted,
+    Writer,
+    answer_of,
+    head_of,
+    is_listening,
+    line,
+    quiet,
+    scripted,
+    until,
+)
+
+
+def push_of(commit: Commit) -> bytes:
+    """Return the request in which X pushes a commit of the repository ``/data/x``."""
+    body = to_json_bytes([element("/data/x", [commit])])
+    head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
+    return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
 async def test_a_caller_who_goes_takes_the_server_s_connection_along() -> None:
@@ -45,10 +66,8 @@ async def test_what_a_client_has_pushed_is_delivered_although_it_goes_before_the
 
         w.trust.verify_commits = late  # type: ignore[method-assign]
         commit = commit_by(X, "k", {"text": "x"})
-        body = to_json_bytes([element("/data/x", [commit])])
-        head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
         async with line(w.door.port) as (_, writer):
-            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+            writer.write(push_of(commit))
             await until(lambda: w.door.status.requests == 1)
             await asyncio.sleep(0.05)
         await until(lambda: w.door.status.connections == 0)
@@ -207,6 +226,29 @@ async def test_a_closing_door_answers_what_is_running() -> None:
         await closing
 
 
+async def test_a_door_that_is_hurried_waits_for_no_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goatherd.door.door.GRACE", timedelta(seconds=10 * PATIENCE))
+    async with contextlib.AsyncExitStack() as stack:
+        w = await stack.enter_async_context(world())
+        began = asyncio.Event()
+
+        async def never(*_: Any, **__: Any) -> Any:
+            began.set()
+            await asyncio.Event().wait()
+
+        w.trust.verify_commits = never  # type: ignore[method-assign]
+        async with line(w.door.port) as (_, writer):
+            writer.write(push_of(commit_by(X, "k", {"text": "x"})))
+            await began.wait()
+        await until(lambda: w.door.status.connections == 0)
+        closing = asyncio.create_task(stack.aclose())
+        await until(lambda: not is_listening(w.door))
+        assert not closing.done()
+        w.door.hurry()
+        async with asyncio.timeout(PATIENCE):
+            await closing
+
+
 async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -218,10 +260,8 @@ async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
             await asyncio.Event().wait()
 
         w.trust.verify_commits = never  # type: ignore[method-assign]
-        body = to_json_bytes([element("/data/x", [commit_by(X, "k", {"text": "x"})])])
-        head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
         async with line(w.door.port) as (_, writer):
-            writer.write(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+            writer.write(push_of(commit_by(X, "k", {"text": "x"})))
             await began.wait()
             caplog.clear()
             await w.door._listener.stop(timedelta(milliseconds=50))

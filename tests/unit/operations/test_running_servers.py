@@ -26,6 +26,7 @@ from goatherd.providers.values import SecretValue
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
+from tests.unit.door.scripted_server import GET, Reader, Scripted, Writer, head_of, is_listening, line, scripted, until
 from tests.unit.node.nodes import ORG, now_ms, root, settings_of, store_of
 
 GRACE = timedelta(seconds=HANG)
@@ -124,6 +125,33 @@ async def test_a_door_passes_the_servers_answers_on_and_stops_at_a_signal() -> N
         async with asyncio.timeout(HANG), asyncio.TaskGroup() as group:
             group.create_task(running)
             group.create_task(use())
+
+
+async def test_a_second_signal_ends_a_door_at_once_although_the_server_has_not_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("goatherd.door.door.GRACE", 10 * GRACE)
+    settings = settings_of(await store_of(create_document(root(), now_ms())))
+    ready: asyncio.Queue[Door] = asyncio.Queue()
+
+    async def never(reader: Reader, writer: Writer, state: Scripted) -> None:
+        await head_of(reader)
+        await asyncio.Event().wait()
+
+    async def use() -> None:
+        door = await ready.get()
+        async with line(door.port) as (reader, writer):
+            writer.write(GET)
+            await until(lambda: door.status.requests == 1)
+            stop()
+            await until(lambda: not is_listening(door))
+            assert door.status.requests == 1, "the door waits for the answer"
+            stop()
+            assert await reader.read() == b""
+
+    async with scripted(never) as (server, _), asyncio.timeout(HANG), asyncio.TaskGroup() as group:
+        group.create_task(run_door(replace(SETUP, upstream=server.url), settings, ORG, on_ready=ready.put_nowait))
+        group.create_task(use())
 
 
 async def test_a_signal_ends_the_start_of_a_door_that_waits_for_the_store() -> None:
