@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, StrEnum, auto
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from goatherd.agent.child_process import Supervisor, end_leftover
 from goatherd.agent.data_directory_lock import DataDirectoryLock
@@ -56,7 +56,17 @@ PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWIN
 _log = logging.getLogger("goatherd.agent")
 
 Notify = Callable[[], Awaitable[None]]
-Front = Callable[[Sequence[ManagedOrganization], OwnAPI], contextlib.AbstractAsyncContextManager[object]]
+
+
+class FrontListener(Protocol):
+    """What listens in front of the agent's server."""
+
+    def hurry(self) -> None:
+        """Stop waiting for running requests when it closes."""
+        ...
+
+
+Front = Callable[[Sequence[ManagedOrganization], OwnAPI], contextlib.AbstractAsyncContextManager[FrontListener]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +152,7 @@ class Agent:
         self._rules = rules or Rules()
         self._notify = notify
         self._front = front
+        self._listening: FrontListener | None = None
         self._service = service or ServiceManager({})
         self._clock: Clock = clock or SystemClock()
         self._changed = asyncio.Event()
@@ -184,14 +195,19 @@ class Agent:
                 return 0
             if self._front is not None:
                 own = OwnAPI(self._organizations, describe=self.describe, clock=self._clock)
-                await stack.enter_async_context(self._front(self._organizations, own))
+                self._listening = await stack.enter_async_context(self._front(self._organizations, own))
             return await self._until_the_end()
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop the agent: send the signal `number` to the server; `run` returns when the server has ended.
 
-        The method may be called again to send another signal.
+        A later call sends the server another signal, and kills it soon if it does not stop.
         """
+        if self._stop.is_set():
+            if self._supervisor is not None:
+                self._supervisor.hurry()
+            if self._listening is not None:
+                self._listening.hurry()
         self._stop_number = number if self._stop_number is None else self._stop_number
         self._service.report_stopping()
         if self._supervisor is not None:

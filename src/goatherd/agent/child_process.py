@@ -35,7 +35,8 @@ KILL_PATIENCE: Final = timedelta(seconds=10)
 HANDED_ON: Final = timedelta(seconds=1)
 """How long the processes that a child leaves behind may take to end, before they are signalled: it may have done so."""
 LEFT_BEHIND: Final = timedelta(seconds=5)
-"""How long a child that a killed agent has left, or what a child has left that ended unasked, may take to stop."""
+"""How long a child may take to stop that a killed agent has left, or after the agent has received a second signal; also
+what a child has left that ended unasked."""
 _POLL: Final = timedelta(milliseconds=50)
 
 # In a process of its own and not between fork and exec of this one, which has threads. It becomes the command.
@@ -99,6 +100,7 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[int] | None = None
+        self._hurry = asyncio.Event()
         self.asked: set[int] = set()
         """The signals that asked the present child, or the last one, to stop."""
         self.was_killed = False
@@ -181,6 +183,10 @@ class Supervisor:
         self.asked.add(number)
         self.send_signal(number)
 
+    def hurry(self) -> None:
+        """Kill the child soon, in a `stop` that is waiting for it or that begins later."""
+        self._hurry.set()
+
     def has_stopped(self, code: int) -> bool:
         """Return whether a child with this exit code has stopped as requested: with 0, or by a signal that asked it."""
         return not self.was_killed and (code == 0 or code - 128 in self.asked)
@@ -208,20 +214,28 @@ class Supervisor:
             self.ask_to_stop(number)
         ending = self._ending
         timeout = asyncio.ensure_future(self._clock.sleep(self._grace if grace is None else grace))
+        hurried = asyncio.ensure_future(self._hurry.wait())
+        late: asyncio.Future[None] | None = None
         try:
-            await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ending, timeout, hurried}, return_when=asyncio.FIRST_COMPLETED)
+            must_wait = hurried.done() and not timeout.done()
             # After Ctrl-C, a shell continues to wait for its server, which was not asked to stop yet.
             if grace is None and self.is_running and await asyncio.to_thread(_signal_descendants, self._process.pid):
+                must_wait = True
                 if signal.SIGTERM in self.asked:  # a script may have passed it on: this was the second one
                     self._note_kill()
-                timeout = asyncio.ensure_future(self._clock.sleep(LEFT_BEHIND))
-                await asyncio.wait({ending, timeout}, return_when=asyncio.FIRST_COMPLETED)
+            if must_wait:
+                late = asyncio.ensure_future(self._clock.sleep(LEFT_BEHIND))
+                await asyncio.wait({ending, late}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 self._note_kill()
                 _signal_group(self._process.pid, signal.SIGKILL)
             return await asyncio.shield(ending)
         finally:
             timeout.cancel()
+            hurried.cancel()
+            if late is not None:
+                late.cancel()
 
 
 async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool:

@@ -86,6 +86,10 @@ class OwnAddress:
         await self._listener.stop(_GRACE)
         await self._server.aclose()
 
+    def hurry(self) -> None:
+        """Stop waiting for running requests, which are then cut off, when the address closes."""
+        self._listener.stop_waiting()
+
     async def _handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return

@@ -265,7 +265,8 @@ def run(
     time. If the server is not ready with the new root, the agent restarts it with the previous root. After every start,
     the agent checks with an unauthenticated request whether the server exposes its private key, and stops the server if
     it does. After SIGTERM or Ctrl-C the exit code is 0 if the server stopped in time; otherwise it is the server's exit
-    code, or 128 plus the number of the signal that ended the server.
+    code, or 128 plus the number of the signal that ended the server. A second signal is passed to the server, too; if
+    it still runs 5 seconds later, it is killed.
 
     --door starts a verifying proxy in front of the server; see `goatherd door`.
     """

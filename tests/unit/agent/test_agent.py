@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from dataclasses import replace
@@ -22,6 +23,16 @@ from tests.unit.settings.make import CountingProvider
 from .world import SOON, A, B, World, left, quick
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")]
+
+
+class HurriedFront:
+    """What listens in front of a server, and records that it was hurried."""
+
+    is_hurried = False
+
+    def hurry(self) -> None:
+        self.is_hurried = True
+
 
 # --- start and end --------------------------------------------------------------------------------------------------
 
@@ -69,6 +80,27 @@ async def test_a_clean_stop_is_exit_code_0_and_what_the_server_does_badly_is_nam
         world.agent.stop(number)
         assert await task == code
     assert told.text.count("agent.cut_off") == is_cut_off
+
+
+async def test_a_second_signal_is_passed_on_and_a_server_that_ignores_it_is_killed_soon(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goatherd.agent.child_process.LEFT_BEHIND", SOON)
+    world.supervisor._grace = timedelta(seconds=10 * HANG)
+    world.order(any="deaf")
+    door = HurriedFront()
+    world.front = lambda *_: contextlib.nullcontext(door)
+    async with asyncio.timeout(HANG), world.running() as task:
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await world.until(lambda: "STOPPING=1" in world.service.sent)
+        done, _ = await asyncio.wait({task}, timeout=0.5)
+        assert not done, "the server has its time to stop"
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await task == 137
+    assert door.is_hurried
+    assert left(world) == []
 
 
 async def test_a_server_without_a_handler_is_named_once_however_often_it_is_restarted(

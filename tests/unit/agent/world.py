@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.agent import Agent, Rules, take_over
+from goatherd.agent.agent import Agent, Front, Rules, take_over
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.organization import ManagedOrganization
@@ -156,6 +156,7 @@ class World:
         self.lease: Lease | NoLease = NoLease()
         self.rules = Rules(ready_timeout=timedelta(seconds=HANG), look_every=SOON)
         self.notify: Callable[[], Awaitable[None]] | None = None
+        self.front: Front | None = None
         self.service = RecordingService({})
         (tmp_path / "memory").mkdir(mode=0o700, parents=True)
         self.client = LiveClient(self)
@@ -200,6 +201,7 @@ class World:
                 lease=self.lease,
                 rules=self.rules,
                 notify=self.notify,
+                front=self.front,
                 service=self.service,
                 clock=self.clock,
             )
