@@ -218,7 +218,7 @@ async def test_nine_servers_in_three_regions_refuse_nothing_and_lose_nothing(
             await eu.cut_off(Mode.RESET)
             async with RegionalReader(regions.members()) as reader:
                 promoted = await promote_store(stores_of(reader), "us")
-            assert promoted.unseen == ("region eu",)
+            assert list(promoted.unseen) == ["region eu"]
             store = regions.writer("us", allowed=["eu"])
             async with rotator_of(cluster, store) as rotator:
                 assert (await rotator.resume()).outcome is Outcome.ROTATED

@@ -763,7 +763,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "generation": Field("integer", "Generation that it holds now."),
         "written": Field("boolean", "Whether the command wrote; false if the store had been promoted before."),
         "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
-        "unseen": Field("array of string", "Stores and servers that did not answer."),
+        "unseen": Field("array of string", "Stores and servers whose generation is not known."),
+        "reasons": Field("object", "For each of these, why it is not known."),
         "canRollBack": Field(
             "boolean",
             "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose signature for"

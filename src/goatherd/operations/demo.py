@@ -242,7 +242,10 @@ async def _run_region_parts(
             async with RegionalReader(_open_regions(top, "eu")) as reader:
                 stores = Store(provider=reader, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
                 promoted = await promote_store(stores, "us")
-            tell("", f"us: generation {promoted.before} -> {promoted.generation}; no answer: {promoted.unseen[0]}")
+            tell(
+                "",
+                f"us: generation {promoted.before} -> {promoted.generation}; no answer: {next(iter(promoted.unseen))}",
+            )
             async with ReplicatedStore(_open_regions(top, "us"), allowed=["eu"]) as store:
                 await rotator_for(store).resume()
         async with parts.run("healed", "region eu returns, is brought forward, and a rotation waits for it again"):

@@ -19,7 +19,6 @@ from goatherd.errors import (
     ConfigurationError,
     GoatherdError,
     IdentityError,
-    NodeError,
     PromotionRefusedError,
     ProviderError,
     SecretNotFoundError,
@@ -292,7 +291,8 @@ class PromotionReport:
         before: The generation that the store held.
         generation: The generation that it holds now.
         overruled: What the operator has overruled with ``--force-generation``.
-        unseen: Stores and servers that did not answer, so that it is not known what they hold.
+        unseen: Stores and servers whose generation is not known, each with the reason: they did not answer, or do not
+            report it.
         is_repeated: Whether an earlier call had promoted the store, so that this call wrote nothing.
         can_go_back: Whether a rotation in progress can still be rolled back. A rotation that sets an anchor (a key in
             an HSM or a KMS that endorses the roots) can no longer be, if the new generation is above the last one for
@@ -303,7 +303,7 @@ class PromotionReport:
     before: int
     generation: int
     overruled: tuple[Objection, ...]
-    unseen: tuple[str, ...]
+    unseen: Mapping[str, str]
     is_repeated: bool = False
     can_go_back: bool = True
 
@@ -410,25 +410,28 @@ async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | 
 
 async def _gather_evidence(
     stores: ReplicatedStore, secret_id: str, region: str, nodes: NodeDirectory | None
-) -> tuple[dict[str, DocumentMark], tuple[str, ...]]:
-    """Return the identities that the other stores and the servers hold, by name, and the names of those not reached."""
+) -> tuple[dict[str, DocumentMark], dict[str, str]]:
+    """Return the identities that the other stores and the servers hold, by name; and for others why not, by name."""
     others = [one for one in stores.members if one.region != region]
     states = await asyncio.gather(*(_read_region(one, stores, secret_id) for one in others))
-    seen, unseen = {}, []
+    seen: dict[str, DocumentMark] = {}
+    unseen: dict[str, str] = {}
     for state in states:
         if state.document is None:
-            unseen.append(f"region {state.region}")
+            unseen[f"region {state.region}"] = state.problem or ""
         else:
             seen[f"region {state.region}"] = DocumentMark.from_document(state.document)
     if nodes is None:
-        return seen, tuple(unseen)
+        return seen, unseen
     for client in await nodes():
         try:
             answer = await client.identity()
-        except (NodeError, GoatherdError):
-            answer = None
-        if answer is None or answer.generation is None or answer.digest is None:
-            unseen.append(client.base_url)
-        else:
+        except GoatherdError as error:
+            unseen[client.base_url] = str(error)
+            continue
+        if answer is not None and answer.generation is not None and answer.digest is not None:
             seen[client.base_url] = DocumentMark(generation=answer.generation, digest=answer.digest)
-    return seen, tuple(unseen)
+        else:
+            kind = "unmodified, without an agent" if answer is None else "it has a settings.json"
+            unseen[client.base_url] = f"it answered, but reports no generation ({kind})"
+    return seen, unseen

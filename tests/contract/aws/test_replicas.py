@@ -252,7 +252,7 @@ async def test_a_replica_is_promoted_and_the_old_primary_comes_back_behind(
     async with RegionalReader(members(fakes)) as reader:
         stores = Store(provider=reader, secret_id=SECRET, org="localhost", name="stores")
         report = await promote_store(stores, "us", clock=clock)
-        assert report.unseen == ("region eu",)
+        assert list(report.unseen) == ["region eu"]
         assert (await promote_store(stores, "us", clock=clock)).is_repeated
     fakes["eu"]._troubles.clear()
     async with ReplicatedStore(members(fakes, "us")) as store:

@@ -13,7 +13,7 @@ import pytest
 from goatherd.cli.text.stores import promotion_data, promotion_lines
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.config.values import StoreEntry
-from goatherd.errors import ConfigurationError, PromotionRefusedError, UnavailableError
+from goatherd.errors import ConfigurationError, NodeUnreachableError, PromotionRefusedError, UnavailableError
 from goatherd.identity.document import encode_document, source_digest
 from goatherd.identity.transitions import prepare_rotation
 from goatherd.operations.doctor import CheckScope, run_checks
@@ -142,12 +142,39 @@ async def test_a_region_is_promoted_only_with_the_highest_generation_that_anythi
         with pytest.raises(ConfigurationError, match=message):
             await promote_store(stores_of(regions), region)
     report = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
-    assert (report.before, report.generation, report.unseen) == (2, 3, ())
+    assert (report.before, report.generation, report.unseen) == (2, 3, {})
     assert regions.us.document().history[-1].event == "promoted"
     assert regions.us.document().is_signed
     again = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
     assert again.is_repeated
     assert regions.us.document().generation == 3
+
+
+async def test_a_promotion_says_why_the_generation_of_a_store_or_server_is_not_known(regions: Regions) -> None:
+    class Another:
+        def __init__(self, base_url: str, answer: ServerIdentity | None) -> None:
+            self.base_url, self._answer = base_url, answer
+
+        async def identity(self) -> ServerIdentity | None:
+            if self.base_url == "http://down":
+                raise NodeUnreachableError("connection refused")
+            return self._answer
+
+    async def nodes() -> list[Any]:
+        return [Another("http://down", None), Another("http://bare", None), Another("http://file", ServerIdentity())]
+
+    regions.eu.is_cut_off = True
+    report = await promote_store(stores_of(regions), "us", nodes)  # type: ignore[arg-type]
+    entries = [StoreEntry(region=name, provider=f"memory:{name}") for name in ("eu", "us", "ap")]
+    assert [line for line in promotion_lines(report, entries) if line.startswith("generation not known")] == [
+        "generation not known: region eu: memory: read 'cluster/root': cut off",
+        "generation not known: http://down: connection refused",
+        "generation not known: http://bare: it answered, but reports no generation (unmodified, without an agent)",
+        "generation not known: http://file: it answered, but reports no generation (it has a settings.json)",
+    ]
+    found = promotion_data(report)
+    assert found["unseen"] == ["region eu", "http://down", "http://bare", "http://file"]
+    assert found["reasons"]["http://down"] == "connection refused"
 
 
 async def test_a_promotion_that_cannot_read_the_stable_version_writes_nothing(

@@ -104,6 +104,7 @@ def promotion_data(report: PromotionReport) -> dict[str, Any]:
         "written": not report.is_repeated,
         "overruled": [one.text for one in report.overruled],
         "unseen": list(report.unseen),
+        "reasons": dict(report.unseen),
         "canRollBack": report.can_go_back,
     }
 
@@ -115,7 +116,7 @@ def promotion_lines(report: PromotionReport, entries: Sequence[StoreEntry]) -> l
     else:
         lines = [f"region {report.region} is the primary store now: generation {report.before} -> {report.generation}"]
     lines += [f"overruled: {one.text}" for one in report.overruled]
-    lines += [f"did not answer: {who}" for who in report.unseen]
+    lines += [f"generation not known: {who}: {why}" for who, why in report.unseen.items()]
     if not report.can_go_back:
         lines.append(f"The rotation in progress can no longer be rolled back. {NO_WAY_BACK_HINT}")
     new = next(one for one in entries if one.region == report.region)
