@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from goatherd.cli.main import PORT, App, checked, command, region_option
+from goatherd.cli.main import PORT, App, checked, command, forwarded_by_option, idle_timeout_option, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_door, build_store_settings
 from goatherd.operations.serve import require_node_extra
@@ -19,30 +19,23 @@ if TYPE_CHECKING:
 
 def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `goatherd door` and `goatherd run --door` have in common."""
-    for option in reversed(
-        [
-            click.option(
-                "--public-url",
-                metavar="URL",
-                callback=checked(parse_server_url),
-                help="Public URL, at which clients reach the door. The door writes it into answers in place of the"
-                " server's own address.",
-            ),
-            click.option(
-                "--private",
-                is_flag=True,
-                help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and the user ID.",
-            ),
-            click.option(
-                "--forwarded-by",
-                "limits_forwarded_by",
-                multiple=True,
-                metavar="NETWORK",
-                help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more"
-                " than once.",
-            ),
-        ]
-    ):
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+        click.option(
+            "--public-url",
+            metavar="URL",
+            callback=checked(parse_server_url),
+            help="Public URL, at which clients reach the door. The door writes it into answers in place of the server's"
+            " own address.",
+        ),
+        click.option(
+            "--private",
+            is_flag=True,
+            help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and the user ID.",
+        ),
+        forwarded_by_option(),
+        idle_timeout_option(),
+    ]
+    for option in reversed(options):
         function = option(function)
     return function
 

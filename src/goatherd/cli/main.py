@@ -356,6 +356,29 @@ def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
+def idle_timeout_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--idle-timeout`` of a command that serves clients."""
+    return click.option(
+        "--idle-timeout",
+        "limits_idle_timeout",
+        metavar="TIME",
+        help="How long a connection without a request stays open; longer than a load balancer in front keeps it"
+        " (default: 75s).",
+    )
+
+
+def forwarded_by_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option ``--forwarded-by`` of a command that serves clients."""
+    return click.option(
+        "--forwarded-by",
+        "limits_forwarded_by",
+        multiple=True,
+        metavar="NETWORK",
+        help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than"
+        " once.",
+    )
+
+
 def lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the option ``--lifetime`` of a command that makes a new root."""
     return click.option(

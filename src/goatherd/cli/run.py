@@ -282,9 +282,10 @@ def run(
         raise click.UsageError(
             "--agent-port cannot be combined with --door, because the agent then listens on the door's address"
         )
-    has_forwarded_by = options.origin.get("limits.forwarded_by") == "flag"
-    if door is None and (door_host is not None or public_url is not None or private or has_forwarded_by):
-        raise click.UsageError("--door-host, --public-url, --private and --forwarded-by need --door PORT")
+    has_limits = "flag" in (options.origin.get("limits.forwarded_by"), options.origin.get("limits.idle_timeout"))
+    if door is None and (door_host is not None or public_url is not None or private or has_limits):
+        names = "--door-host, --public-url, --private, --forwarded-by and --idle-timeout"
+        raise click.UsageError(f"{names} need --door PORT")
     if agent_port is None and agent_host is not None:
         raise click.UsageError("--agent-host needs --agent-port PORT")
     _check_change_flags(options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, command, region_option
+from goatherd.cli.main import App, PathType, command, forwarded_by_option, idle_timeout_option, region_option
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_identity_opener, build_server, served_directory
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
@@ -64,13 +64,8 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
     " than the one in use.",
 )
-@click.option(
-    "--forwarded-by",
-    "limits_forwarded_by",
-    multiple=True,
-    metavar="NETWORK",
-    help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
-)
+@forwarded_by_option()
+@idle_timeout_option()
 @region_option()
 @log_level_option("info")
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:

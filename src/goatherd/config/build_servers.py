@@ -70,6 +70,7 @@ def build_caller_limits(options: Options) -> dict[str, Any]:
     return {
         "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
         "connections_per_address": options.limits_connections_per_address,
+        "idle_timeout": options.limits_idle_timeout,
         "requests": Rate(per_second=rate, burst=5 * rate),
         "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
         "session_requests": Rate(per_second=of_a_session, burst=5 * of_a_session),

@@ -245,6 +245,14 @@ class Options:
         "number",
         "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
     )
+    limits_idle_timeout: timedelta = _option(
+        "limits.idle_timeout",
+        values.parse_idle_timeout,
+        timedelta(seconds=75),
+        "time",
+        "How long `goatherd serve` or the door keeps a connection without a request open. It must be longer than a "
+        "reverse proxy or load balancer in front does: 60 s for nginx and AWS, 600 s for Google Cloud.",
+    )
     limits_requests_per_second: int = _option(
         "limits.requests_per_second",
         values.parse_limit,

@@ -67,6 +67,17 @@ def parse_page_interval(value: object) -> timedelta:
     return interval
 
 
+def parse_idle_timeout(value: object) -> timedelta:
+    """Parse how long a connection stays open without a request: at least 10 s, because clients reuse it for 5 s."""
+    timeout = parse_duration(value)
+    if timeout < timedelta(seconds=10):
+        raise ConfigurationError(
+            f"{value!r} is too short: clients reuse a connection for 5s, and would lose requests",
+            hint="Give at least 10s, and more than the load balancer in front; the default is 75s.",
+        )
+    return timeout
+
+
 def parse_root_lifetime(value: object) -> timedelta:
     """Parse the lifetime of a new root, at least an hour. A rotation with long timeouts requires more."""
     lifetime = parse_duration(value)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from goatherd.config.build_servers import build_child_environment, build_server
+from goatherd.config.build_servers import build_child_environment, build_door, build_server
 from goatherd.config.options import load_options
+from goatherd.errors import ConfigurationError
+from goatherd.serving.caller_limits import CallerLimits
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,19 @@ def test_browsers_may_use_a_server_from_the_public_url(
     given = {"serve_data": str(tmp_path), "provider": "file:///srv/keys/root"}
     environ = {} if public_url is None else {"GOATHERD_SERVE_PUBLIC_URL": public_url}
     assert build_server(load_options(given, environ, directory=tmp_path)).base_url == expected
+
+
+def test_a_connection_stays_open_for_longer_than_that_of_a_load_balancer(tmp_path: Path) -> None:
+    def idle_timeouts(**given: str) -> set[timedelta]:
+        own = {"serve_data": str(tmp_path), "provider": "file:///srv/keys/root"}
+        options = load_options({**own, **given}, {}, directory=tmp_path)
+        door = build_door(options, "http://127.0.0.1:1", host="127.0.0.1", port=0, public_url=None, private=False)
+        return {build_server(options).limiter.limits.idle_timeout, door.limits.idle_timeout}
+
+    assert idle_timeouts() == {CallerLimits().idle_timeout}
+    assert idle_timeouts(limits_idle_timeout="620s") == {timedelta(seconds=620)}
+    with pytest.raises(ConfigurationError, match="clients reuse a connection for 5s"):
+        idle_timeouts(limits_idle_timeout="5s")
 
 
 def test_the_key_that_seals_the_last_known_good_identity_is_not_passed_on(

@@ -186,6 +186,18 @@ UNREAD = {
 }
 
 
+async def test_a_connection_without_a_request_is_closed_after_the_idle_timeout() -> None:
+    for seconds in (0.05, 2 * HANG):
+        limits = CallerLimits(idle_timeout=timedelta(seconds=seconds))
+        async with listening(limits) as listener, line(listener) as (reader, writer):
+            writer.write(REQUEST)
+            assert (await reader.readuntil(b"ok")).endswith(b"ok")
+            ending = asyncio.create_task(reader.read())
+            done, _ = await asyncio.wait({ending}, timeout=HANG if seconds < 1 else 0.2)
+            assert bool(done) == (seconds < 1)
+            ending.cancel()
+
+
 @pytest.mark.parametrize(("sent", "then"), UNREAD.values(), ids=UNREAD.keys())
 async def test_an_answer_that_is_not_taken_is_not_kept(sent: bytes, then: bytes) -> None:
     limits = CallerLimits(idle_timeout=SHORT, answer_timeout=SHORT)
