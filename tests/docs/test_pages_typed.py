@@ -126,7 +126,7 @@ def test_a_page_about_a_running_cluster_works_as_it_is_written(world: World, nam
     world.healthy()
     world.replace |= {
         "dns://goatdb.internal:8080": f"dns://localhost:{world.ports[1]}",
-        "127.0.0.1:9464": f"127.0.0.1:{world.ports[3] if name == 'monitor' else 9464}",
+        "127.0.0.1:9464": f"127.0.0.1:{free_ports(1)[0]}",
     }
     world.cluster().follow(page(f"docs/how-to/{name}.md"))
 
