@@ -214,10 +214,10 @@ async def find_unlisted_keys(
 ) -> tuple[tuple[str, int], ...]:
     """Return the roots that are no longer in an identity document, but whose private keys the store still holds.
 
-    If rotations follow each other fast, a root leaves the document before the grace period of its key ends, and the
-    document no longer shows that the key must be destroyed. Every version is read, unless no root has left the document
-    or the store deletes old versions only in its own time. Versions that a label points at are left out, because
-    `goatherd retire` does not destroy them.
+    If rotations follow each other fast, a root is removed from the identity before the grace period of its key ends,
+    and the document no longer shows that the key must be destroyed. Every version is read, unless no root was removed
+    from the identity or the store deletes old versions only in its own time. Versions that a label points at are left
+    out, because `goatherd retire` does not destroy them.
 
     Args:
         provider: The store.

@@ -34,8 +34,8 @@ class Event(StrEnum):
     SETTINGS_ACCEPTED = "settings.accepted"
     """The server adopted an identity without a succession, because the operator accepted it."""
     SETTINGS_CHAINED = "settings.chained"
-    """The server was unreachable for long and adopted an identity by introductions of roots that have left the
-    document."""
+    """The server was offline for long and adopted an identity by introductions of roots that were removed from the
+    identity."""
     SETTINGS_UNSIGNED = "settings.unsigned"
     """The server adopted an identity without its current root's signature: it saw no signed one, or the operator
     accepted it."""

@@ -202,7 +202,10 @@ class Verification:
         self._running = _start_verification(judge, pairs, executor)
 
     def finish(self, _: object = None) -> None:
-        """Wait until the verification that `start` has begun has ended."""
+        """Wait for the verification that `start` began, and set `verdicts`.
+
+        The argument is ignored; it lets the engine call `finish` with an executor, as it calls `run`.
+        """
         self.verdicts = list(chain.from_iterable(self._running))
 
 
@@ -728,8 +731,8 @@ class TrustPool:
     def _is_working_root(self, session_id: str) -> bool:
         """Return whether an anchor has introduced a root as a working root, not as one from before the anchor.
 
-        An anchor that was rejected counts here. The present anchor introduces such a root, too, before it leaves the
-        identity document, as it does with a root from before the anchor.
+        An anchor that was rejected counts here. The present anchor introduces such a root, too, before it is removed
+        from the identity document, as it does with a root from before the anchor.
         """
         anchored = self._anchored
         if anchored is None or session_id in anchored.anchors:

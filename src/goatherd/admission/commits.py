@@ -115,8 +115,8 @@ def check_session_item(commit: Commit, path: str) -> None:
     """
     if path == SESSIONS_PATH:
         try:
-            # SECURITY: any other value there keeps GoatDB from ever starting again; the key must be the session's id
-            # (tests/unit/node/test_engine.py, tests/cluster/test_door_writers.py).
+            # SECURITY: a value in /sys/sessions that is not a session prevents every later start of GoatDB. A session
+            # must be stored under its own id (tests/unit/node/test_engine.py, tests/cluster/test_door_writers.py).
             session_from_commit(commit)
         except DecodeError as error:
             raise NotAdmittedError(

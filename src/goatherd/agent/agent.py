@@ -654,8 +654,8 @@ class Agent:
             _log.warning(event_text(Event.AGENT_CUT_OFF, message=text))
 
 
-async def take_over(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> None:
-    """Stop the server of an earlier agent that was killed, if this server still runs.
+async def stop_leftover_server(lock: DataDirectoryLock, grace: timedelta, clock: Clock) -> None:
+    """If an earlier agent was killed and its server is still running, stop that server.
 
     Args:
         lock: The lock on the data directory, which has read the earlier agent's state.

@@ -249,7 +249,7 @@ class ManagedOrganization:
         )
 
     def _recall_root(self, root_id: str) -> Session | None:
-        """Return a root that this agent has used before, and that may have left the document meanwhile."""
+        """Return a root that this agent has used before, and that may have been removed from the identity since."""
         recalled: Iterable[Session] = getattr(self._settings, "recalled", ())
         return next((root for root in recalled if root.id == root_id), None)
 

@@ -41,7 +41,8 @@ class SessionLogContents:
     """The sessions in a log, and the problems found in it.
 
     Attributes:
-        sessions: Sessions that a trusted root has introduced: those of users, and roots that have left the document.
+        sessions: Sessions that a trusted root has introduced: those of users, and roots that were removed from the
+            identity.
         unvouched: Ids in the log that no trusted root has introduced; the server trusts these sessions anyway.
         unvouched_roots: The ids among `unvouched` that claim to be roots.
         revoked_roots: Ids of revoked roots in the log. The server trusts them, too, after a start.

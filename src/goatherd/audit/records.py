@@ -164,7 +164,8 @@ def read_record(line: bytes) -> Record:
     """Parse one line of an audit trail, without checking its signature and its place in the chain.
 
     Raises:
-        DecodeError: The line is no record; the message has the reason.
+        DecodeError: The line is not a record. The message is a predicate, such as "is cut off"; the caller puts the
+            line in front.
     """
     if len(line) > MAX_LINE:
         raise DecodeError("is longer than a record can be")
@@ -455,9 +456,9 @@ class Chain:
             if root is not None and root.public_key != session.public_key:
                 raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
             is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
-            # SECURITY: a root that has left the identity is believed on the word of one that it lists, and that word is
-            # the hash of everything before it. It must be the successor of that root, or endorse it, or forged lines at
-            # the end of the file would be sealed by the next record (tests/unit/audit/test_records.py).
+            # SECURITY: a root that was removed from the identity is believed on the word of one that it lists, and that
+            # word is the hash of everything before it. It must be the successor of that root, or endorse it, or forged
+            # lines at the end of the file would be sealed by the next record (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:
                     raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")

@@ -30,8 +30,8 @@ from goatherd.web.view import history_rows
 def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 
-    The events are those in the identity in the store, which keeps the newest ones. An audit trail adds when each
-    rotation started, and who started it.
+    The events come from the identity in the store, which keeps at most the 16 newest. With --audit-log, the list also
+    shows when each rotation started and who started it.
     """
     asyncio.run(_show(app, timeline))
 

@@ -437,7 +437,7 @@ def forms_of(name: str) -> str:
     For a hidden alias, such as `versions`, return the part that says what to type instead.
     """
     if name in ALIASES:
-        return f"\b\nCalled `goatherd {ALIASES[name]}` now; the former name, `goatherd {name}`, still works.\n\n"
+        return f"\b\nThis command is now `goatherd {ALIASES[name]}`; the old name, `goatherd {name}`, still works.\n\n"
     forms = FORMS.get(name)
     if not forms:
         return ""

@@ -129,7 +129,8 @@ from goatherd.rotation.machine import Phase
     "--unlisted",
     "rotation_unlisted",
     metavar="TIME",
-    help="How long the next root is published before it signs, for servers that are not listed; 0s if there are none.",
+    help="How long to wait after publishing the next root before it signs, so that servers that are not listed can read"
+    " it (default: 0s; for discovered servers, a little more than the refresh interval).",
 )
 @click.option(
     "--bare",

@@ -35,7 +35,7 @@ from goatherd.web.publisher import publish_views
     "--token",
     "web_token",
     metavar="SOURCE",
-    help="Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME.",
+    help="Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME (a systemd credential).",
 )
 @click.option(
     "--certificate",

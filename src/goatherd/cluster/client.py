@@ -279,7 +279,7 @@ class NodeClient:
         return True
 
     async def accepts_signature(self, signature: str) -> bool:
-        """Return whether the server accepts a request that has this signature, whichever session made it and when.
+        """Return whether the server accepts a request with this signature, which any session may have made at any time.
 
         The request is an empty ``POST /batch-sync``.
 
@@ -495,7 +495,7 @@ class NodeClient:
 
         Args:
             sessions: Records of the sessions, as `goatherd.node.unused_sessions.record_of` makes them.
-            recipients: Ids of all server processes to which the sessions are sent, and of the sender.
+            recipients: Ids of the server processes that get these sessions, including the sending server.
             signer: A root that the server trusts.
             now_ms: The time to sign with; the client's clock by default.
 
@@ -505,8 +505,8 @@ class NodeClient:
         Raises:
             NodeUnreachableError: No connection to the server, or no answer in time.
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
-                server; 409: the server has a peer that is not among the recipients, and that needs the sessions'
-                introductions.
+                server; 409: the server has a peer that is not among the recipients, or itself introduces each new
+                session immediately, so it stored nothing; introduce the sessions in ``/sys/sessions``.
         """
         asked = {"sessions": list(sessions), "servers": list(recipients)}
         answer = await self._unused(asked, signer, now_ms)

@@ -618,7 +618,7 @@ class Options:
         None,
         "text",
         "Source of the token that a reader of the page must give: `file:/PATH`, `env:NAME` or `credential:NAME` "
-        "(systemd). The option never holds the token itself.",
+        "(a systemd credential). The option never holds the token itself.",
     )
     web_certificate: Path | None = _option(
         "web.certificate", values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."

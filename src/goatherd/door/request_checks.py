@@ -416,7 +416,11 @@ def _check_marks(element: Mapping[str, Any]) -> None:
     if held.get("__t") == "E" and len(held) == 2 and isinstance(held.get("__v"), dict):
         held = held["__v"]
     if any(_is_marked(each) for each in (element, element["msg"], held)):
-        raise RefusedError(DoorRule.MESSAGE, 400, "a message must not have GoatDB's type markers outside of its filter")
+        raise RefusedError(
+            DoorRule.MESSAGE,
+            400,
+            "a message must not have members that begin with `__`, GoatDB's type markers, outside of its filter",
+        )
 
 
 def _is_marked(value: Any) -> bool:
@@ -445,7 +449,10 @@ def read_commit(
         )
     if _is_marked(raw) or _is_marked(raw.get("c")):
         # SECURITY: as for messages; the signature covers what is judged here, not what the server might unpack.
-        raise DroppedError(DoorRule.COMMIT, "a commit and its contents must not have GoatDB's type markers")
+        raise DroppedError(
+            DoorRule.COMMIT,
+            "a commit and its contents must not have members that begin with `__`, which GoatDB uses as type markers",
+        )
     if "age" in raw:
         # SECURITY: not signed, and the server takes it for its own counter (tests/cluster/test_door_commits.py).
         raise DroppedError(DoorRule.COMMIT, "a commit in a request must not have an age")

@@ -156,7 +156,7 @@ class IdentityDocument:
         anchor_changes: The signed statements by which the role of the anchor passed to another root, oldest first; only
             the latest are kept.
         former_anchors: The ids of the anchors before the present one, oldest first, back to the last time at which the
-            identity had no anchor; they may have left `roots`.
+            identity had no anchor; they may have been removed from `roots`.
         next: The next root, with its private key; set only during a rotation before activation.
         last_updated: When the document was last written, in milliseconds since 1970.
         rotated_from: Id of the previous root.
@@ -411,7 +411,7 @@ def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Sess
         MalformedIdentityError: A member is missing or has the wrong type.
     """
     if not isinstance(value, Mapping):
-        raise MalformedIdentityError(f"{where} is not an object")
+        raise MalformedIdentityError(f"{where} must be a JSON object")
     key = value.get("publicKey")
     if isinstance(key, Mapping) and key.get("kty") == "OKP":
         raise NewerKeyError(
@@ -495,7 +495,7 @@ def _read_list(value: Any, where: str) -> list[tuple[Any, str]]:
 
 def _read_object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise MalformedIdentityError(f"{where} is not an object")
+        raise MalformedIdentityError(f"{where} must be a JSON object")
     return value
 
 

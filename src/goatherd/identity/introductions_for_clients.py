@@ -10,9 +10,10 @@ it; otherwise it tries again only at its next start. The client reports what it 
 false positives. Hence four rules:
 
 1. Introductions are sent before other commits, each after the introduction of its signer. The first ones are signed by
-   the root under which the client was created. If that root has not led to the root that introduced it, because its
-   rotation was rolled back or because an anchor introduced it, they are signed by both: the server that created the
-   client's session also sent all other roots that had not expired.
+   the root under which the client was created. If the introductions that start at this root do not reach the root that
+   introduced it (its rotation was rolled back, or an anchor introduced it), the first ones include some that this
+   introducer signed. The client trusts the introducer, because the server that created the client's session also sent
+   all other roots that had not expired.
 2. If the client lacks the introduction of a root, it also gets those of the `MARGIN` roots before that root and of all
    later roots, even if its filter contains them: the filter can be wrong, and the client ignores an introduction that
    arrives before that of its signer.

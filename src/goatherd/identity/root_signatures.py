@@ -110,7 +110,7 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
     if endorsement.by != by.id or endorsement.of != of.id:
         raise SuccessionError(f"the endorsement must be by root {by.id} of root {of.id}, but names other roots")
     if by.id == of.id:
-        raise SuccessionError("a root cannot endorse itself")
+        raise SuccessionError(f"root {by.id} is endorsed by itself; the endorsement must be by another root")
     _verify_endorsement(endorsement.signature, by, of, endorsement.commit)
 
 

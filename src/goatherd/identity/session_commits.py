@@ -93,7 +93,8 @@ def session_from_commit(commit: Commit) -> Session:
     fields = commit.data
     if commit.schema != SESSIONS_SCHEMA or not isinstance(fields, Mapping):
         raise DecodeError(
-            f"commit {commit.id!r} introduces no session: it holds no whole item with the schema {SESSIONS_SCHEMA}"
+            f"commit {commit.id!r} introduces no session: it must contain a complete item (not a delta) with the schema"
+            f" {SESSIONS_SCHEMA}"
         )
     if fields.get("isDeleted"):
         raise DecodeError(f"commit {commit.id!r} deletes a session")

@@ -588,11 +588,14 @@ def prune_roots(document: IdentityDocument, session_ids: Collection[str], now_ms
     """
     if document.rotation is not None:
         raise IllegalStepError(
-            f"rotation {document.rotation.id} is in progress, in phase {document.rotation.phase}; no root can leave now"
+            f"rotation {document.rotation.id} is in progress, in phase {document.rotation.phase}; roots"
+            " can be removed from the identity only after it has ended"
         )
     staying = sorted(set(session_ids) - prunable_roots(document))
     if staying or not session_ids:
-        raise IllegalStepError(f"{', '.join(staying) or 'no root'}: not a previous root that can leave the document")
+        raise IllegalStepError(
+            f"{', '.join(staying) or 'no root'}: not a previous root that can be removed from the identity"
+        )
     return _next_document(
         document,
         now_ms,
@@ -1016,9 +1019,9 @@ def roots_to_prune(document: IdentityDocument, *, is_renewal: bool = False) -> t
 
     Retired roots are removed, and roots whose rotation was cancelled, because these have signed nothing. Without an
     anchor, former anchors are removed, too, whose keys were never stored, and rejected ones. The anchor of a rotation
-    that was cancelled early is introduced nowhere; it would be linked to no other root once those before it have left.
-    Of the other previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an anchor).
-    But none stays if the document has no room for another rotation (`is_full`, which explains `is_renewal`).
+    that was cancelled early is introduced nowhere; it would be linked to no other root once those before it have been
+    removed. Of the other previous roots, which can still be restored, the latest `KEPT_ROOTS` stay (one fewer with an
+    anchor). But none stays if the document has no room for another rotation (`is_full`, which explains `is_renewal`).
     """
     earlier = [root.id for root in document.roots if root.id in prunable_roots(document)]
     if is_full(document, is_renewal=is_renewal):

@@ -33,7 +33,8 @@ async def check_first_start(directory: Path, org: str, open_store: OpenStore) ->
     trust no session in it, and the clients of an unmodified one would not know its new root.
 
     Nothing is checked if the store does not answer, since the server may start from its last known good copy; and if
-    roots have left the identity, since one of them may have signed what the log holds, and peers have its introduction.
+    roots were removed from the identity, since one of them may have signed what the log holds, and peers have its
+    introduction.
 
     Args:
         directory: The organization's directory.

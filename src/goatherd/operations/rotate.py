@@ -443,9 +443,10 @@ async def replace_expired(
 
 
 async def resolve_nodes(nodes: Nodes) -> Nodes:
-    """Return the servers as a list if they are named one by one, so that their number is known.
+    """Return the servers as a list if each is given by its URL.
 
-    A function that discovers the servers is returned unchanged.
+    A caller can then count them. Servers that are discovered (a function, or a DNS or Kubernetes name) are returned
+    unchanged.
     """
     if isinstance(nodes, NodeDirectory) and not nodes.is_discovered:
         return await nodes()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
-from goatherd.agent.agent import Front, Notify, run_command, take_over
+from goatherd.agent.agent import Front, Notify, run_command, stop_leftover_server
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_private, remove_directory
 from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
@@ -145,7 +145,7 @@ async def run_agent(
     await _check_data(files, open_store)
     async with AsyncExitStack() as stack:
         lock = stack.enter_context(DataDirectoryLock(files.data))
-        await take_over(lock, grace, clock)
+        await stop_leftover_server(lock, grace, clock)
         if supervisor is not None:
             for directory in organization_directories(files.data):
                 await asyncio.to_thread(refuse_running, directory)

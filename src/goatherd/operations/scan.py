@@ -184,8 +184,8 @@ def _compare_finding(
     if finding.fingerprint in listed:
         state, root_id = listed[finding.fingerprint]
         return replace(finding, in_store=state, root=root_id, is_root=True)
-    # SECURITY: servers still trust roots that have left the identity, and user sessions, which are in /sys/sessions
-    # only (tests/unit/cli/test_scan.py).
+    # SECURITY: servers still trust roots that were removed from the identity, and user sessions, which are in
+    # /sys/sessions only (tests/unit/cli/test_scan.py).
     is_complete = finding.is_root and not document.pruned
     return replace(finding, in_store=UNKNOWN if is_complete else UNLISTED)
 

@@ -98,8 +98,8 @@ def survey(
         elif session.is_root:
             if session.id not in roots:
                 rogue[session.id] = None
-        # SECURITY: the successor must not sign what a thief pushed to a server without the revocation
-        # (tests/cluster/test_revocation.py).
+        # SECURITY: the new current root must not sign sessions that a thief introduced at a server that did not know
+        # the revocation yet. Only frozen commits count (tests/cluster/test_revocation.py).
         elif frozen is None or commit_digest(commit) in frozen.digests:
             known = found.get(session.id)
             longest = commit.ts + (SESSION_LIFETIME + _SLACK).total_seconds() * 1000

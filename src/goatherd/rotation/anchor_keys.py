@@ -133,8 +133,8 @@ UNCHANGED: Final = AnchorChoice()
 class AnchorKey:
     """One anchor: its session (id and public key), and the signer in an HSM or a KMS that holds its key.
 
-    After its expiration, an anchor signs with the last time at which its signatures are valid (`last_valid_ms`), as an
-    expired root does for its successor. Otherwise no rotation could begin then, not even one to another anchor.
+    An expired anchor dates its signatures at the last time at which they are valid (`last_valid_ms`), as an expired
+    root does for its successor. Otherwise no rotation could begin, not even one to another anchor.
     """
 
     def __init__(self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str) -> None:

@@ -136,7 +136,7 @@ class Evidence(StrEnum):
     TRUSTS_NEXT = "answers a request signed by the next root"
     SIGNS_WITH_NEXT = "signs with the next root"
     HOLDS_CROSS_SIGNATURE = "holds the introduction of the earlier root, signed by the next one"
-    HOLDS_EARLIER = "holds the introduction of a root that leaves the document, signed by the current one"
+    HOLDS_EARLIER = "holds the introduction of a root to be removed from the identity, signed by the current root"
 
 
 STEPS: Final[dict[tuple[Phase, Step], Phase]] = {

@@ -32,7 +32,8 @@ class _Handler(WSGIRequestHandler):
 class ScrapeServer(ThreadingMixIn, WSGIServer):
     """A WSGI server with at most `CONNECTIONS` open connections, none of them longer than `SECONDS`.
 
-    SECURITY: no caller must take the process's files and threads (tests/unit/serving/test_scrape_server.py).
+    SECURITY: callers must not be able to use up the process's file descriptors and threads
+    (tests/unit/serving/test_scrape_server.py).
 
     Args:
         host: Address to listen on.

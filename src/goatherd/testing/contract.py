@@ -72,7 +72,7 @@ class ContractReport:
     left_behind: tuple[str, ...] = ()
 
     def with_result(self, result: Result) -> tuple[CheckOutcome, ...]:
-        """Return the outcomes of the checks that passed, failed or were skipped, as `result` says."""
+        """Return the outcomes of the checks that have this result (passed, failed or skipped)."""
         return tuple(outcome for outcome in self.outcomes if outcome.result is result)
 
     @property

@@ -1,10 +1,10 @@
 """The process that serves the status page (``python -m goatherd page-process``).
 
-It reads the address and then the views from standard input, one JSON object a line, and answers HTTP requests.
+It reads from standard input one JSON object a line: first the address on which to serve the page, then the views. It
+ends when its standard input ends.
 
-SECURITY: the process is started without the credentials in the environment, and holds no store, no server and no key of
-a root, so that an attacker who takes it over finds none (tests/unit/web/test_publisher.py). It ends when its standard
-input does.
+SECURITY: the process has no store credentials in its environment, no connection to a store or a server, and no root
+key, so an attacker who takes it over gets none of these (tests/unit/web/test_publisher.py).
 """
 
 from __future__ import annotations

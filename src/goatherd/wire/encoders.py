@@ -144,8 +144,8 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
-# SECURITY: references make little text stand for much, and a reader of the value walks through all of it. GoatDB
-# needs them for the pointers of rich text, one small node each (tests/unit/wire/test_encoders.py).
+# SECURITY: with references, a short text can expand to a huge value, which every reader must traverse. GoatDB uses
+# references only for rich-text pointers, one small node each (tests/unit/wire/test_encoders.py).
 MAX_REFERENCED = 20_000
 
 

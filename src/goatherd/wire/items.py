@@ -92,8 +92,8 @@ def _as_map(value: Any) -> JSMap:
     if value is None or value is UNDEFINED:
         raise DecodeError("a map field holds no map")
     if isinstance(value, str):
-        # SECURITY: an entry for each character is much work for little text, and no writer means it
-        # (tests/unit/wire/test_commit.py).
+        # SECURITY: GoatDB turns a string into a Map with one entry for each character. That is expensive, and no
+        # application does it on purpose, so the length is limited (tests/unit/wire/test_commit.py).
         if len(value) > _MAX_MAP_TEXT:
             raise DecodeError(f"a map field holds a string of more than {_MAX_MAP_TEXT} characters")
         return JSMap(utf16_characters(value))

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.agent.agent import Agent, Front, Rules, take_over
+from goatherd.agent.agent import Agent, Front, Rules, stop_leftover_server
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.organization import ManagedOrganization
@@ -192,7 +192,7 @@ class World:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
         with DataDirectoryLock(self.data) as claim:
-            await take_over(claim, timedelta(seconds=HANG), self.clock)
+            await stop_leftover_server(claim, timedelta(seconds=HANG), self.clock)
             beside = self.rules.on_change is not OnChange.RESTART and self.notify is not None and self.beside
             self.agent = Agent(
                 [self.organization, *self.others],

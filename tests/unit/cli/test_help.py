@@ -88,7 +88,7 @@ def test_a_form_of_a_command_has_the_help_of_its_alias_and_is_listed_in_the_help
     assert result.code == 0
     assert f"Usage: goatherd {form} " in result.out
     assert result.out.partition("\n\n")[2] == alias.out.partition("\n\n")[2]
-    assert f"Called `goatherd {form}` now; the former name, `goatherd {name}`, still works." in alias.out
+    assert f"This command is now `goatherd {form}`; the old name, `goatherd {name}`, still works." in alias.out
     assert f"    {flag}" in goatherd(shown, "--help").out
 
 

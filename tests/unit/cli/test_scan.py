@@ -132,7 +132,7 @@ def test_of_a_key_that_servers_may_trust_although_the_identity_does_not_list_it_
     for key, pruned in ((other, 1), (user, 0)):
         in_store, is_live, line = describe(key, pruned=pruned)
         assert (in_store, is_live) == ("not listed", None)
-        assert "is not known: servers can trust user sessions, and roots that have left the identity" in line
+        assert "is not known: servers can trust user sessions, and roots that were removed from the identity" in line
 
 
 def test_a_live_key_with_no_id_beside_it_is_named_by_the_id_in_the_store(tree: Path) -> None:

@@ -144,7 +144,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("generation true", changed(generation=True), "generation must be"),
     ("huge generation", changed(generation=2**60), "generation must be"),
     ("no current session", without("currentSession"), "currentSession is missing"),
-    ("current session a list", changed(currentSession=[]), "currentSession is not an object"),
+    ("current session a list", changed(currentSession=[]), "currentSession must be a JSON object"),
     ("current session without private key", without("currentSession", "privateKey"), "currentSession.privateKey"),
     ("current session without expiration", without("currentSession", "expiration"), "currentSession.expiration"),
     ("expiration as text", at("currentSession", "expiration", value="1798118895"), "currentSession.expiration"),
@@ -202,7 +202,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
         lambda t: t.update(revoked=[{"id": t["currentSession"]["id"], "at": t["lastUpdated"], "reason": ""}]),
         "currentSession is revoked",
     ),
-    ("a history that is none", changed(history=[1]), "history[0] is not an object"),
+    ("a history that is none", changed(history=[1]), "history[0] must be a JSON object"),
 ]
 
 

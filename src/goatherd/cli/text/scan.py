@@ -36,7 +36,7 @@ def scan_lines(report: ScanReport) -> list[str]:
     elif unknown:
         lines.append(
             f"Whether a key that is {UNLISTED} is live is not known: servers can trust user sessions, and roots that"
-            " have left the identity."
+            " were removed from the identity."
         )
     return lines
 

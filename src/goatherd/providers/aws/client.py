@@ -221,13 +221,13 @@ class SecretsManagerAPI:
     ) -> Answer | ServiceRefusal:
         """Send one request to AWS Secrets Manager; return the answer, or the service's error instead of raising it."""
         job = self._threads.submit(functools.partial(self._send_request, call, method, request, carried))
-        # A request that another one keeps from being sent is waited for as well: the deadline says for how long.
+        # A request that is queued behind others is waited for as well, until the deadline of the call.
         waiting = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            # A thread cannot be stopped. What it has not begun is not sent; what it has begun is mostly over soon, and
-            # when it is, the outcome is settled before it is read.
+            # A running thread cannot be stopped. So a request that is still queued is cancelled, and one that is being
+            # sent is waited for briefly: its outcome is then known before the caller reads the store again.
             await _settle_future(job, waiting)
             raise
 

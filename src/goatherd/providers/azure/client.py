@@ -201,8 +201,8 @@ class KeyVault:
         The time comes from the date of an earlier answer (`service_time`), so call another method before the first
         listing.
         """
-        # An answer's date says when it was sent, which may be long after what it tells was looked up. So the time is
-        # taken from the answer before, and what has passed since: it is not later than any look-up of this listing.
+        # The answer to a listing may be dated long after the service looked up the versions. So the time is the date of
+        # the previous answer plus the time since then: it is never later than a look-up of this listing.
         now = self.service_time(call)
 
         async def collect() -> list[SecretProperties]:

@@ -68,7 +68,7 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
         address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
     else:
         address, secret_id = parse_config(uri, os.environ)
-    # SECURITY: what is pasted into a shell is made of checked names only
+    # SECURITY: operators paste these commands into a shell, so every name in them is checked first
     # (tests/unit/providers/gcp/test_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))
     lines = [

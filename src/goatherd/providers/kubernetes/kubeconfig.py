@@ -54,9 +54,14 @@ def make_context(authority: str | Path | None, *, source: str) -> ssl.SSLContext
             pem = base64.b64decode(authority, validate=True).decode("ascii")
             context = ssl.create_default_context(cadata=pem)
     except (OSError, ssl.SSLError, binascii.Error, ValueError) as error:
-        raise _unusable_error(source, error) from None
-    # Many clusters' own authorities lack an extension that Python asks for by default since 3.13. The chain, the name
-    # and the dates are checked all the same.
+        is_file = isinstance(authority, Path)
+        expected = f"{authority} is a PEM certificate" if is_file else "certificate-authority-data is PEM in base64"
+        raise ConfigurationError(
+            f"{source}: the cluster's CA certificate cannot be used ({_describe_failure(error)})",
+            hint=f"Check that {expected}.",
+        ) from None
+    # Many clusters' own authorities lack an extension that Python requires by default since 3.13. Python still checks
+    # the chain, the name and the dates.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
@@ -77,11 +82,21 @@ def use_certificate(context: ssl.SSLContext, cert: Path | bytes, key: Path | byt
         with _as_file(cert) as cert_file, _as_file(key) as key_file:
             load_pair(context, cert_file, key_file)
     except (OSError, ValueError) as error:
-        raise _unusable_error(source, error) from None
+        raise _unusable_pair_error(source, error) from None
 
 
-def _unusable_error(source: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"{source}: cannot use a certificate or key: {type(error).__name__}")
+def _unusable_pair_error(source: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{source}: the client certificate or its key cannot be used ({_describe_failure(error)})",
+        hint="Check that both are PEM, that the key is not encrypted, and that it belongs to the certificate.",
+    )
+
+
+def _describe_failure(error: Exception) -> str:
+    """Return why a certificate or key cannot be used, without its bytes, which an exception's text may quote."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
 
 
 @contextlib.contextmanager
@@ -108,6 +123,9 @@ def _as_file(pem: Path | bytes) -> Iterator[str]:
 
 
 _HINT: Final = "Use a token, a token file, a client certificate, a credential plugin (exec), or run in the cluster."
+_REWRITE_HINT: Final = "Have the plugin's own command write the kubeconfig again."
+_FILE_HINT: Final = "Correct the path (KUBECONFIG, or ?kubeconfig=FILE in the store's URI), or make the file readable."
+_VIEW_HINT: Final = "Check the file with `kubectl config view`."
 _API_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 _CLUSTER_REFUSED: Final = ("insecure-skip-tls-verify", "proxy-url")
 _USER_REFUSED: Final = ("auth-provider", "username", "password", "as", "as-uid", "as-groups", "as-user-extra")
@@ -154,7 +172,9 @@ def read_kubeconfig(
     _refuse_members(user, _USER_REFUSED, source)
     server = _read_text(cluster, "server", source)
     if server is None:
-        raise ConfigurationError(f"{source} names no server: the cluster has no member server")
+        raise ConfigurationError(
+            f"{source}: cluster.server is missing", hint="Add the API server's URL, such as https://10.0.0.1:6443."
+        )
     server = _checked_server(server, source)
     authority = _read_text(cluster, "certificate-authority-data", source) or _read_path(
         cluster_file, cluster, "certificate-authority", source
@@ -187,7 +207,10 @@ def _read_credentials(
 
     def take(cert: bytes, key: bytes) -> None:
         if tls is None:
-            raise ConfigurationError(f"{source}: a client certificate needs an https server")
+            raise ConfigurationError(
+                f"{source}: the credential plugin printed a client certificate, which needs an https server",
+                hint="Set cluster.server to an https URL.",
+            )
         use_certificate(tls, cert, key, source=source)
 
     return CredentialPlugin(settings, take)
@@ -204,7 +227,7 @@ def _add_certificate(
     try:
         files.load()
     except (OSError, ValueError) as error:
-        raise _unusable_error(source, error) from None
+        raise _unusable_pair_error(source, error) from None
     return CertificatePair(files, credentials)
 
 
@@ -213,10 +236,10 @@ def _read_plugin(
 ) -> PluginSettings:
     """Check the ``exec`` member of a kubeconfig's user, and return the settings of the credential plugin."""
     if not isinstance(told, Mapping):
-        raise ConfigurationError(f"{source}: exec must be a mapping")
+        raise ConfigurationError(f"{source}: exec must be a mapping", hint=_REWRITE_HINT)
     command, version = _read_text(told, "command", source), _read_text(told, "apiVersion", source)
     if command is None:
-        raise ConfigurationError(f"{source}: exec names no command")
+        raise ConfigurationError(f"{source}: exec.command is missing", hint=_REWRITE_HINT)
     if version not in _API_VERSIONS:
         raise ConfigurationError(
             f"{source}: exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
@@ -224,12 +247,17 @@ def _read_plugin(
         )
     arguments, variables = told.get("args") or [], told.get("env") or []
     if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
-        raise ConfigurationError(f"{source}: exec.args must be a list of strings")
+        raise ConfigurationError(
+            f"{source}: exec.args must be a list of strings", hint="Correct the kubeconfig, or quote the argument."
+        )
     if not isinstance(variables, list) or not all(
         isinstance(each, Mapping) and isinstance(each.get("name"), str) and isinstance(each.get("value"), str)
         for each in variables
     ):
-        raise ConfigurationError(f"{source}: exec.env must be a list of names and values, all strings")
+        raise ConfigurationError(
+            f"{source}: each item of exec.env must have a `name` and a `value`, both strings",
+            hint="Correct the kubeconfig, or quote the value.",
+        )
     if "/" in command:  # as a path it is relative to the kubeconfig's directory, as a name it is looked for in PATH
         command = str(user_file.parent / command)
     if told.get("interactiveMode") == "Always":
@@ -276,7 +304,10 @@ def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, sour
         try:
             members["certificate-authority-data"] = base64.b64encode(authority.read_bytes()).decode()
         except OSError as error:
-            raise ConfigurationError(f"{source}: cannot read {authority}: {error.strerror}") from None
+            raise ConfigurationError(
+                f"{source}: cannot read {authority}: {error.strerror}",
+                hint="Correct certificate-authority, or make the file readable.",
+            ) from None
     extensions = cluster.get("extensions")
     for each in extensions if isinstance(extensions, list) else []:
         if isinstance(each, Mapping) and each.get("name") == "client.authentication.k8s.io/exec":
@@ -294,7 +325,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
             hint="Install it: pip install 'goatherd[kubernetes]'",
         ) from error
     if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep) if path):  # noqa: PTH110, PTH111
-        raise ConfigurationError(f"cannot read the kubeconfig {paths}: No such file or directory")
+        raise ConfigurationError(f"cannot read the kubeconfig {paths}: No such file or directory", hint=_FILE_HINT)
     # SECURITY: the library's errors, and those of its YAML reader, quote the file and so the key; none is passed on
     # (tests/unit/providers/kubernetes/test_access.py::test_a_damaged_kubeconfig_is_named_and_not_quoted).
     try:
@@ -303,13 +334,14 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
         # The library takes the last file's current-context, kubectl the first one's.
         currents = [merger.config_files[path].get("current-context") for path in merger.paths]
     except OSError as error:
-        raise ConfigurationError(f"cannot read the kubeconfig {paths}: {error.strerror}") from None
+        raise ConfigurationError(f"cannot read the kubeconfig {paths}: {error.strerror}", hint=_FILE_HINT) from None
     except Exception:  # noqa: BLE001 - whatever the form of the file makes of the library
         raise ConfigurationError(
-            f"the kubeconfig {paths} is invalid: it must be YAML with clusters, contexts and users"
+            f"the kubeconfig {paths} is invalid: it must be YAML with clusters, contexts and users",
+            hint=_VIEW_HINT,
         ) from None
     if not isinstance(config, Mapping):
-        raise ConfigurationError(f"the kubeconfig {paths} must be a YAML mapping")
+        raise ConfigurationError(f"the kubeconfig {paths} must be a YAML mapping", hint=_VIEW_HINT)
     return config, next((current for current in currents if current), None)
 
 
@@ -325,7 +357,9 @@ def _find_section(
     names = [str(entry.value.get("name")) for entry in entries if isinstance(entry.value, Mapping)]
     raise ConfigurationError(
         f"{source} has no {singular} {name!r}",
-        hint=f"It has: {', '.join(names) or 'none'}." if singular == "context" else None,
+        hint=f"It has: {', '.join(names)}."
+        if names
+        else f"It has no {plural}; `kubectl config view` shows what it has.",
     )
 
 
@@ -338,7 +372,9 @@ def _refuse_members(section: Mapping[str, Any], members: tuple[str, ...], source
 def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | None:
     value = section.get(member)
     if value is not None and not isinstance(value, str):
-        raise ConfigurationError(f"{source}: {member} must be a string")
+        raise ConfigurationError(
+            f"{source}: {member} must be a string", hint="Correct the kubeconfig, or quote the value."
+        )
     return value or None
 
 
@@ -353,15 +389,21 @@ def _checked_server(server: str, source: str) -> str:
         parts = urlsplit(server)
     except ValueError:
         raise ConfigurationError(
-            f"{source}: the server must be a URL", hint="Write a URL, such as https://10.0.0.1:6443."
+            f"{source}: cluster.server must be a URL", hint="Write a URL such as https://10.0.0.1:6443."
         ) from None
     # SECURITY: a token is not sent where the network can read it
     # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):
-        raise ConfigurationError(f"{source}: the server must be an https address")
+        raise ConfigurationError(
+            f"{source}: cluster.server must be an https URL",
+            hint="Write a URL such as https://10.0.0.1:6443. Only a server on this machine may have an http URL.",
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigurationError(f"{source}: the server's address must have only a host, a port and a path")
+        raise ConfigurationError(
+            f"{source}: cluster.server must have only a host, a port and a path",
+            hint="Remove the user, password, query or fragment from the URL.",
+        )
     return server.rstrip("/")
 
 
@@ -374,7 +416,11 @@ def _read_certificate_pair(
     if cert is None and key is None:
         return None
     if cert is None or key is None:
-        raise ConfigurationError(f"{source} has half a client certificate: give both the certificate and the key")
+        missing, given = ("client-certificate", "client-key") if cert is None else ("client-key", "client-certificate")
+        raise ConfigurationError(
+            f"{source}: {missing} is missing, but {given} is given",
+            hint="Give both the client certificate and its key, or neither.",
+        )
     return cert, key
 
 
@@ -385,4 +431,6 @@ def _read_pem(section: Mapping[str, Any], member: str, source: str) -> bytes | N
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ConfigurationError(f"{source}: {member} must be base64") from None
+        raise ConfigurationError(
+            f"{source}: {member} must be base64", hint="Encode the PEM file: `base64 -w0 FILE` on Linux."
+        ) from None

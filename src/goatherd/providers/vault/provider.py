@@ -467,8 +467,8 @@ class VaultSecretProvider(SecretProvider):
                 client, path
             )
             gone = ledger if is_copy else ledger.without_value(call, version)
-            # The list first, so that no label can move there meanwhile; hence the right to do the other steps is
-            # looked at before the first.
+            # The version leaves the pointer (the list of versions and labels) before it is destroyed, so that no label
+            # can move to it in between. So the permission for the later steps is checked before the first.
             if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
                 raise call.error(
                     ProviderAccessDeniedError,

@@ -304,23 +304,25 @@ def test_client_certificates_may_be_files_beside_the_kubeconfig(tmp_path: Path, 
         ({}, {"exec": "aws"}, "exec must be a mapping"),
         ({}, {"exec": {"command": "aws"}}, "exec must have the apiVersion client.authentication.k8s.io/v1 or"),
         ({}, {"exec": {"command": "a", "apiVersion": "client.authentication.k8s.io/v1alpha1"}}, "have the apiVersion"),
-        ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1"}}, "exec names no command"),
+        ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1"}}, "exec.command is missing"),
         ({}, {"exec": {**PLUGIN, "args": "x"}}, "exec.args must be a list"),
-        ({}, {"exec": {**PLUGIN, "env": [{"name": "X", "value": 1}]}}, "exec.env must be a list"),
+        ({}, {"exec": {**PLUGIN, "env": [{"name": "X", "value": 1}]}}, "each item of exec.env must have a `name`"),
         ({}, {"auth-provider": {"name": "gcp"}}, "auth-provider, which is not supported"),
         ({}, {"username": "u", "password": SECRET_TOKEN}, "username, which is not supported"),
         ({}, {"token": "t", "as": "root"}, "as, which is not supported"),
         ({"insecure-skip-tls-verify": True}, None, "insecure-skip-tls-verify, which is not supported"),
         ({"proxy-url": "http://proxy.test"}, None, "proxy-url, which is not supported"),
-        ({"server": "ftp://x"}, None, "https address"),
+        ({"server": "ftp://x"}, None, "cluster.server must be an https URL"),
         ({"server": "https://u:p@x"}, None, "must have only a host"),
-        ({"server": None}, None, "names no server"),
-        ({"server": "https://[x]:1"}, None, "the server must be a URL"),
+        ({"server": None}, None, "cluster.server is missing"),
+        ({"server": "https://[x]:1"}, None, "cluster.server must be a URL"),
         ({"server": 7}, None, "server must be a string"),
-        ({"certificate-authority": "/not/there"}, None, "cannot use a certificate"),
-        ({"certificate-authority-data": "*"}, None, "cannot use a certificate"),
+        ({"certificate-authority": "/not/there"}, None, r"CA certificate cannot be used \(No such file"),
+        ({"certificate-authority-data": "*"}, None, r"CA certificate cannot be used \(Error\)"),
         ({}, {"client-key-data": "*"}, "client-key-data must be base64"),
-        ({}, {"client-certificate": "/a"}, "half a client certificate"),
+        ({}, {"client-certificate": "/a"}, "client-key is missing, but client-certificate is given"),
+        ({}, {"client-key": "/a"}, "client-certificate is missing, but client-key is given"),
+        ({}, {"client-certificate": "/a", "client-key": "/b"}, "the client certificate or its key cannot be used"),
     ],
 )
 def test_what_is_not_supported_or_wrong_is_said_to_be_so(
@@ -329,6 +331,8 @@ def test_what_is_not_supported_or_wrong_is_said_to_be_so(
     with pytest.raises(ConfigurationError, match=told) as caught:
         load_access(written(tmp_path, config_of(cluster, user)), {})
     assert SECRET_TOKEN not in str(caught.value)
+    assert caught.value.hint
+    assert caught.value.hint != ConfigurationError.hint, "an option is not what is wrong"
 
 
 @pytest.mark.parametrize(("server", "good"), [("http://127.0.0.1:8001", True), ("http://api.test", False)])
