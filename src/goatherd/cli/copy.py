@@ -14,7 +14,8 @@ from goatherd.operations.copy import CopyReport, copy_secret
 
 @command(
     example="goatherd copy file:///srv/keys/root aws://eu-west-1/goatdb/prod/root --dry-run\n"
-    "goatherd copy file:///srv/keys/root aws://eu-west-1/goatdb/prod/root"
+    "goatherd copy file:///srv/keys/root aws://eu-west-1/goatdb/prod/root",
+    store=False,
 )
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")

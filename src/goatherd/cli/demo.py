@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from goatherd.operations.demo import DemoReport
 
 
-@command(example="goatherd demo\ngoatherd demo --regions")
+@command(example="goatherd demo\ngoatherd demo --regions", store=False, org=False)
 @click.option(
     "--regions",
     is_flag=True,

@@ -1,7 +1,7 @@
 """Run one command line: find the command, read its options, and turn errors into exit codes.
 
-This module defines the click group `goatherd` and the options that every command has. It opens no store and contacts no
-server. Rules: a command's module is imported only when that command is run (tests/unit/cli/test_help.py); only this
+This module defines the click group `goatherd` and the options that most commands have. It opens no store and contacts
+no server. Rules: a command's module is imported only when that command is run (tests/unit/cli/test_help.py); only this
 module maps errors to exit codes.
 """
 
@@ -244,9 +244,9 @@ def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Pa
 
 
 def command(
-    *, example: str, nodes: bool = False, orgs: bool = False
+    *, example: str, nodes: bool = False, orgs: bool = False, store: bool = True, org: bool = True
 ) -> Callable[[Callable[..., int | None]], click.Command]:
-    """Turn a function into a click command that has the options of every command.
+    """Turn a function into a click command that has the common options.
 
     The function receives an `App`, then those of its own options that are not fields of `Options`.
 
@@ -254,6 +254,8 @@ def command(
         example: Commands that the help shows as an example, one a line.
         nodes: Whether the command contacts servers; adds --node and --timeout.
         orgs: Whether --org can be given more than once; the function then receives the organizations as `orgs`.
+        store: Whether the command uses the configured store; adds --provider.
+        org: Whether the command uses an organization; adds --org.
     """
     attributes = {key.attribute for key in option_keys()}
 
@@ -275,15 +277,19 @@ def command(
 
         entry.__doc__ = function.__doc__
         entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
+        provider_option = click.option(
+            "--provider", metavar="URI", help="URI of the store, such as file:///srv/keys/root."
+        )
+        org_option = click.option(
+            "--org",
+            *(["orgs"] if orgs else []),
+            multiple=orgs,
+            metavar="ID",
+            help="Organization, which replaces `{org}` in the secret's name (default: localhost).",
+        )
         shared = [
-            click.option("--provider", metavar="URI", help="URI of the store, such as file:///srv/keys/root."),
-            click.option(
-                "--org",
-                *(["orgs"] if orgs else []),
-                multiple=orgs,
-                metavar="ID",
-                help="Organization, which replaces `{org}` in the secret's name (default: localhost).",
-            ),
+            *([provider_option] if store else []),
+            *([org_option] if org else []),
             click.option(
                 "--config",
                 "config_file",

@@ -92,6 +92,16 @@ def test_a_form_of_a_command_has_the_help_of_its_alias_and_is_listed_in_the_help
     assert f"    {flag}" in goatherd(shown, "--help").out
 
 
+@pytest.mark.parametrize(
+    "words", [["demo", "--provider", "x"], ["demo", "--org", "x"], ["copy", "memory:///a", "b", "--provider", "x"]]
+)
+def test_a_command_has_no_common_option_that_would_have_no_effect(goatherd: Goatherd, words: list[str]) -> None:
+    result = goatherd(*words)
+    assert result.code == EXIT_USAGE
+    assert "No such option" in result.err
+    assert words[-2] in result.err
+
+
 def test_the_flag_of_a_form_may_stand_anywhere_but_among_the_words_of_a_server_that_run_starts(
     goatherd: Goatherd, tmp_path: Path
 ) -> None:
@@ -154,8 +164,9 @@ def test_every_command_has_help_with_an_example_and_the_common_options(goatherd:
         assert 'Example:\n    eval "$(goatherd completion bash)"' in result.out
         return
     assert f"Example:\n    goatherd {ALIASES.get(name, name)}" in result.out
+    without = {"demo": ("--provider", "--org"), "copy": ("--provider",)}.get(name, ())  # they would have no effect
     for option in ("--provider", "--json", "--debug", "--org", "--config"):
-        assert option in result.out
+        assert (f"  {option} " in result.out) == (option not in without), option
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
