@@ -32,8 +32,8 @@ class GoatherdError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         import copyreg  # here, since a short command pickles nothing
 
-        # Without `__init__`, which needs more than the message in many classes: an error that cannot be unpickled ends
-        # the process pool whose worker has raised it.
+        # Unpickling bypasses `__init__`, because the `__init__` of many error classes needs more arguments than the
+        # message. An error that cannot be unpickled ends the process pool whose worker raised it.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 

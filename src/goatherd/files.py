@@ -246,7 +246,8 @@ def _write_new(path: Path, data: bytes, publish: Callable[[str, Path, int], None
                     os.fsync(file.fileno())
                     publish(new, path, directory)  # while the file is locked
             finally:
-                # SECURITY: nothing that holds the key is left behind, whatever failed (tests/unit/settings).
+                # SECURITY: the temporary file, which may hold a key, is removed even if writing or renaming it failed
+                # (tests/unit/settings).
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(new, dir_fd=directory)
                 with contextlib.suppress(OSError):

@@ -577,8 +577,8 @@ def write_file(path: Path, samples: Iterable[MetricSample], *, store: str) -> No
     registry = _new_registry(lambda: gauges, {"store": store})
     from prometheus_client import generate_latest
 
-    # SECURITY: no path is opened or changed twice. The directory may belong to another user, who could replace the file
-    # by a link to any other meanwhile (tests/unit/test_metrics.py).
+    # SECURITY: the file is created under a new random name, and changed only through its descriptor. The directory may
+    # belong to another user, who could replace a file of a known name by a link (tests/unit/test_metrics.py).
     new = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, READABLE)
     try:

@@ -217,7 +217,7 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
             f"{masked(uri)!r} is not the URI of a store",
             hint=f"Write SCHEME://…, such as file:///srv/keys/root. Known schemes: {known}.",
         )
-    # SECURITY: an address is shown in logs and errors, so a password in it would be too
+    # SECURITY: an address with a password is rejected, because logs and errors show addresses
     # (tests/unit/test_plugins.py::test_a_password_in_an_address_is_refused_and_not_quoted).
     if "@" in rest.partition("/")[0]:
         raise ConfigurationError(
@@ -252,7 +252,7 @@ def open_signer_plugin(uri: str) -> Signer:
     scheme = scheme.lower()
     known = ", ".join(signer_schemes())
     if not separator or not _SCHEME.fullmatch(scheme):
-        # SECURITY: the string is not quoted, since it may be a key or a PIN that was given by mistake
+        # SECURITY: the error does not quote the string, which may be a key or a PIN that was given by mistake
         # (tests/unit/signers/test_opening.py::test_what_is_no_uri_is_not_quoted).
         raise ConfigurationError(
             "the signer must be given as a URI",
@@ -386,8 +386,8 @@ def _address_of(scheme: str, kind: str = "provider") -> Iterator[None]:
     except GoatherdError:
         raise
     except Exception as error:  # noqa: BLE001 - a third-party plugin can raise anything
-        # SECURITY: neither its text nor the chain is shown, which may quote the address
-        # (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
+        # SECURITY: the error shows neither the text of the plugin's exception nor its chain, which may quote the
+        # address (tests/unit/test_plugins.py::test_what_a_plugin_raises_over_an_address_is_named_and_not_quoted).
         raise ConfigurationError(
             f"the {scheme} {kind} rejected the address ({type(error).__name__})",
             hint="Check the address. If it is correct, report a bug to the authors of the plugin.",

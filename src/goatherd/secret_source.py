@@ -88,7 +88,7 @@ class SecretSource:
         Raises:
             ConfigurationError: The key is missing or malformed, or other users can read or change its file.
         """
-        # SECURITY: 32 characters that a user made up are no key, so raw bytes are not accepted.
+        # SECURITY: raw bytes are not accepted, because 32 characters that a user typed are not a random key.
         text = self.read_bytes(environ).strip()
         try:
             key = bytes.fromhex(text.decode()) if len(text) == 2 * length else _from_base64(text)
@@ -100,14 +100,15 @@ class SecretSource:
 
     def _read_file(self, path: Path, *, forbidden: int) -> bytes:
         try:
-            # O_NONBLOCK: a pipe in the file's place must not make the start wait. Links are followed: Kubernetes mounts
-            # its secrets as links.
+            # O_NONBLOCK: if the path names a pipe, opening it must not block the start. Links are followed, because
+            # Kubernetes mounts its secrets as links.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     raise self._error(f"{path} is not a regular file")
-                # SECURITY: a key that others can read protects nothing (tests/unit/settings/test_last_known_good.py).
+                # SECURITY: a file that other users can read or write is rejected, because its key would protect nothing
+                # (tests/unit/settings/test_last_known_good.py).
                 if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
                     mode = stat.S_IMODE(status.st_mode)
                     hint = f"Give the file to the server's user with chown, and run chmod 0600 {path}."

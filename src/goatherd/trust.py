@@ -590,8 +590,8 @@ class TrustPool:
             try:
                 signer = self._find_session(commit.session)
             except RevokedSessionError as error:
-                # SECURITY: nothing else distinguishes what a stolen root signs from what it signed before
-                # (tests/unit/test_trust_frozen.py).
+                # SECURITY: only the frozen list, or this server's own log, shows that a commit of a revoked root was
+                # signed before the revocation (tests/unit/test_trust_frozen.py).
                 is_held = held or self._is_frozen(commit)
                 signer = (self._vouchers.get(commit.session) if is_held else None) or error
             if self._anchored is not None and not held and not self.may_introduce(commit):
@@ -742,7 +742,9 @@ class TrustPool:
         earlier = {earlier_introduction_id(session_id, anchor) for anchor in anchored.anchors}
         if not earlier & by_anchor:
             return session_id in anchored.working or first in by_anchor
-        # SECURITY: the key of this root was in the store, and maybe on servers (tests/unit/rotation/test_anchor.py).
+        # SECURITY: an anchor has introduced this root as one from before the anchor, whose key was in the store and
+        # maybe on servers. So it counts as a working root only if a rejected anchor has introduced it as one
+        # (tests/unit/rotation/test_anchor.py).
         of_anchors = chain.from_iterable(map(self._introductions_of, anchored.anchors))
         rejected = find_rejected_anchors(of_anchors, anchored.anchors)
         return any(one.id == first and one.session in rejected for one in introductions)

@@ -75,8 +75,8 @@ class AccessRule:
 
     def __post_init__(self) -> None:
         if isinstance(self.repository, str):
-            # SECURITY: a rule that never applies leaves its repository open to everyone
-            # (tests/unit/admission/test_access.py).
+            # SECURITY: the path is checked, because a rule with a mistyped path would never apply and leave its
+            # repository open to everyone (tests/unit/admission/test_access.py).
             object.__setattr__(self, "repository", read_repository_path(self.repository))
 
     def matches(self, path: str) -> bool:
@@ -100,7 +100,8 @@ class Rulebook:
         for rule in self._rules:
             if rule.matches(path):
                 return rule.allow
-        # SECURITY: private according to GoatDB's documentation (tests/unit/test_upstream_traps.py).
+        # SECURITY: GoatDB's documentation states that these repositories are private; GoatDB itself leaves them open
+        # (tests/unit/test_upstream_traps.py).
         return _allow_default if path.startswith(("/sys/", "/user/")) else None
 
     def reads_whole(self, path: str, session: Session) -> bool | None:

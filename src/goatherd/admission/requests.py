@@ -54,7 +54,8 @@ def read_repository_path(given: str) -> str:
     Raises:
         PathError: The path is not one that this server allows for a repository.
     """
-    # COMPAT: a missing leading slash is forgiven, and what follows the second component is an item's key.
+    # COMPAT: like GoatDB, accept a path without its leading slash, and ignore what follows the second component: it is
+    # an item's key.
     kind, name = check_repository_path("/" + "/".join(given.removeprefix("/").split("/", 2)[:2]))
     return f"/{kind}/{name}"
 

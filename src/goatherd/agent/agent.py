@@ -548,8 +548,8 @@ class Agent:
         try:
             await asyncio.to_thread(lambda: self._lock.save(child=child))
         except SettingsError as error:
-            # A full or read-only disk is no reason to stop a server that reads. If this agent is killed, the kernel
-            # stops the server.
+            # The agent cannot record the server's process id, as on a full or read-only disk. The server keeps running;
+            # if this agent is killed, the kernel stops the server.
             _log.error(event_text(Event.AGENT_NOT_RECORDED, pid=self._supervisor.pid, message=error))
         self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
@@ -566,8 +566,8 @@ class Agent:
         for data in {directory.parent for directory in named}:
             for directory in organization_directories(data) if data.is_dir() else ():
                 if directory not in named and (directory / SETTINGS_NAME).is_file():
-                    # SECURITY: clients of a root that no store has would be lost with it
-                    # (tests/unit/cli/test_agent_commands.py).
+                    # SECURITY: the server is stopped, because no store holds the root that it has created: when that
+                    # root is lost, so are the clients that trust it (tests/unit/cli/test_agent_commands.py).
                     names = ", ".join(organization.org for organization in self._organizations)
                     raise AgentError(
                         f"the server serves organization {directory.name!r}, which is not named with --org (named:"
@@ -602,7 +602,8 @@ class Agent:
                 if notified < RENOTIFY and any(
                     [await organization.is_regressed() for organization in self._organizations]
                 ):
-                    # COMPAT: a server that runs writes over its file with every new session.
+                    # COMPAT: a running GoatDB server overwrites its settings.json at every new session, so the agent
+                    # writes the file again.
                     notified += 1
                     if await self._write_files():
                         await self._tell_server()

@@ -388,8 +388,8 @@ class ManagedOrganization:
 
     async def _repair_file(self, place: FileState) -> None:
         if place is FileState.REPLACED:
-            # SECURITY: the key has been on the disk for a moment, and may be found there
-            # (tests/unit/agent/test_organization.py).
+            # SECURITY: the server has replaced the link to memory by a plain file, so the private key was on the disk
+            # for a moment, and may still be found in its free space (tests/unit/agent/test_organization.py).
             await asyncio.to_thread(self.file.repair_link)
             text = "the link was replaced by a plain file, so the private key was on the disk for a short time"
         else:

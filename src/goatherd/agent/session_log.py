@@ -140,8 +140,8 @@ class SessionLogReader:
             except VerificationError:
                 unvouched.append(key)
                 continue
-            # COMPAT: what a root has signed counts at a GoatDB server when the root is among its known sessions
-            # (tests/unit/agent/test_session_log.py).
+            # COMPAT: a GoatDB server accepts what a previous root has signed only if that root is among the server's
+            # sessions. The identity's own roots are in another list (tests/unit/agent/test_session_log.py).
             if not session.is_root or key not in listed:
                 sessions.append(session)
         damage = None

@@ -67,8 +67,8 @@ def to_json_value(value: object) -> Any:
         return [to_json_value(item) for item in sorted(value, key=str)]
     if isinstance(value, tuple | list):
         return [to_json_value(item) for item in value]
-    # SECURITY: a session is a dataclass too, and some hold a key: only what these modules define is opened
-    # (tests/unit/audit/test_trail.py).
+    # SECURITY: only dataclasses of these modules are written with their members. A session is a dataclass, too, and
+    # some sessions hold a private key (tests/unit/audit/test_trail.py).
     if is_dataclass(value) and not isinstance(value, type) and type(value).__module__.startswith(_MODULES):
         return _list_members(value)
     raise TypeError(f"an audit trail cannot contain a {type(value).__name__}")

@@ -39,8 +39,8 @@ SIGNER: Final = "signer"
 MAX_LINE: Final = 1 << 20
 MAX_TORN: Final = 16
 _VERSION: Final = 1
-# SECURITY: GoatDB signs texts that begin with "{" by the same key; nothing that is signed here is ever one of those
-# (tests/unit/audit/test_records.py).
+# SECURITY: the same key signs GoatDB's data, which always begins with "{". A signed audit record begins with this
+# domain instead, so neither signature is valid for the other (tests/unit/audit/test_records.py).
 _DOMAIN: Final = b"goatherd audit/1\n"
 _LINE: Final = re.compile(rb'(\{"v":1,"seq":[^\n]*),"sig":"([A-Za-z0-9_-]{128})"\}\n')
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -420,8 +420,9 @@ class Chain:
                 f"is signed by {record.by!r:.70}, but no earlier record states that this root signs"
             )
         self._check_revoked(record)
-        # SECURITY: the thief of a revoked root names no anchor that endorses the root after it, or the whole file could
-        # be replaced (tests/unit/audit/test_records.py).
+        # SECURITY: the anchors that a revoked root's record names do not count. Otherwise the thief of that root could
+        # name an anchor that endorses the following root, and replace the whole file
+        # (tests/unit/audit/test_records.py).
         if self._anchors is None or record.by not in self._anchors.revoked:
             self._last_unrevoked = record.by
             if introduced is not None:
@@ -456,9 +457,10 @@ class Chain:
             if root is not None and root.public_key != session.public_key:
                 raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
             is_vouched = known is not None or not self._signers or self._is_vouched_for(session, record.data)
-            # SECURITY: a root that was removed from the identity is believed on the word of one that it lists, and that
-            # word is the hash of everything before it. It must be the successor of that root, or endorse it, or forged
-            # lines at the end of the file would be sealed by the next record (tests/unit/audit/test_records.py).
+            # SECURITY: a root that was removed from the identity is accepted if a listed root signs a later record,
+            # because that record's hash covers all earlier lines. The listed root must be the removed root's successor
+            # or endorse it; otherwise the next record would confirm lines that an attacker has appended
+            # (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:
                     raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")

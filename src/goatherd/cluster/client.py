@@ -694,7 +694,7 @@ class NodeClient:
         most = _most_bytes(path, content)
         extensions = {}
         if self._server_name is not None:
-            # SECURITY: the certificate is checked against this name, not only sent it
+            # SECURITY: TLS checks the server's certificate against this name, and not only sends the name to the server
             # (tests/unit/cluster/test_discovery.py).
             extensions["sni_hostname"] = self._server_name
             port = httpx2.URL(url).port
@@ -707,8 +707,8 @@ class NodeClient:
                 method, url, content=content, headers=headers, timeout=limit, extensions=extensions
             ) as answer:
                 self._server_clock.note_date(answer.headers.get("date"), began=began)
-                # SECURITY: an endless answer, or a small one that decompresses to it, must not fill the memory
-                # (tests/unit/cluster/test_client.py).
+                # SECURITY: an endless answer, or a small one that decompresses to a huge one, must not fill this
+                # process's memory (tests/unit/cluster/test_client.py).
                 parts: list[bytes] = []
                 size = 0
                 async for part in answer.aiter_bytes():

@@ -22,8 +22,8 @@ from goatherd.identity.request_binding import RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
 
-# GoatDB accepts signatures at most three minutes off its clock. The older the mark, the sooner only the marked process
-# accepts it; the younger ages are for a server whose clock is ahead.
+# GoatDB accepts a signature for three minutes. The older a mark is when it is sent, the sooner only the marked process
+# accepts it. The younger ages are for a server whose clock is ahead.
 _AGES_MS: Final = (179_700, 178_000, 170_000)
 TOO_OLD_AFTER: Final = timedelta(seconds=30)
 """After this time a server rejects every signature as old as a mark, unless it has the mark in its cache."""

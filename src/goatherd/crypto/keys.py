@@ -25,7 +25,8 @@ from goatherd.errors import DecodeError, InvalidSignatureError
 SIGNATURE_BYTES = 96
 CURVE = ec.SECP384R1()
 VERIFY = ec.ECDSA(hashes.SHA384())
-# COMPAT: Deno signs by RFC 6979, so the same key and text give the same bytes there and here.
+# COMPAT: Deno, which runs GoatDB, signs by RFC 6979. So Goatherd and GoatDB make the same signature bytes from the same
+# key and text.
 SIGN = ec.ECDSA(hashes.SHA384(), deterministic_signing=True)
 
 

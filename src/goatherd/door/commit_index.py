@@ -172,8 +172,9 @@ class RepositoryIndex:
         answered, server_generation = set(self._unconfirmed), self._server_generation()
         await self._index_new_commits()
         if self._reader.is_short:
-            # SECURITY: it crashed before it had written down what it acknowledged; what builds on that would be an
-            # orphan, and two of those end it (tests/cluster/test_door_commits.py).
+            # SECURITY: the server has crashed and lost commits that it had acknowledged. The door must not forward
+            # commits that build on lost ones: they would be orphans, and two orphans of one key crash the server
+            # (tests/cluster/test_door_commits.py).
             self._drop_commits()
             await self._index_new_commits()
         for _ in range(_RENEWALS):
@@ -182,7 +183,8 @@ class RepositoryIndex:
             await self._reader.renew_filter()
             await self._index_new_commits()
         answered = {each for each in answered if not self._reader.hides_commit(each)}
-        # SECURITY: what the server did not store keeps no key from others (tests/unit/door/test_commit_index.py).
+        # SECURITY: a forwarded commit that the server did not store must not make the door reject later commits of the
+        # same key (tests/unit/door/test_commit_index.py).
         for commit_id in answered:
             self._unconfirmed.discard(commit_id)
             self._pending.pop(commit_id, None)
@@ -468,7 +470,8 @@ class RepositoryIndex:
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(DoorRule.COMMIT, f"the id of commit {commit.id!r} occurs more than once")
         if self._first_seen.is_elsewhere(commit.id, self.path):
-            # SECURITY: the server would take it for the other one (tests/cluster/test_door_commits.py).
+            # SECURITY: GoatDB caches commits by id over all repositories, so the server would use one of the two
+            # commits in place of the other (tests/cluster/test_door_commits.py).
             return DroppedError(
                 DoorRule.COMMIT, f"commit {commit.id!r} has the same id as a commit in another repository"
             )

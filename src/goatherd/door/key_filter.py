@@ -26,8 +26,9 @@ from goatherd.wire.paths import SESSIONS_PATH
 PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 HOLD_BYTES = 64 * 1024
 
-# SECURITY: users decide what stands here, and it is read again with every answer. Each pattern takes time in proportion
-# to the text: none can begin inside what it has just failed on (tests/unit/door/test_key_filter.py).
+# SECURITY: users choose the bytes that these patterns search, and the door searches them with every answer. So each
+# pattern takes time in proportion to the text: no match attempt can begin inside text that has just failed to match
+# (tests/unit/door/test_key_filter.py).
 _OBJECT = re.compile(rb"\{[^{}]*\}")
 _PRIVATE = re.compile(rb'("d\\*"\s*:\s*\\*")([A-Za-z0-9_=+/-]+)')
 _X = re.compile(rb'"x\\*"\s*:\s*\\*"([A-Za-z0-9_-]+)')

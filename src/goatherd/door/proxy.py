@@ -341,8 +341,9 @@ class Proxy:
             has_commits = any(element.commits or element.left_out for element in elements)
             trust, session = self._find_requester(envelope)
             if session is None and has_commits:
-                # SECURITY: no signature is verified, and parsed commits take many times their size: they must not fill
-                # the memory while they wait (tests/cluster/test_door_pushes.py).
+                # SECURITY: the request's signer is still unknown, so its signature is not verified. Parsed commits take
+                # many times the memory of their bytes, so they are dropped while the signer is looked up, and parsed
+                # again afterwards (tests/cluster/test_door_pushes.py).
                 elements.clear()
                 await self._look_up_requester(exchange, share)
                 trust, session = self._find_requester(envelope)

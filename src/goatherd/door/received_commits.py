@@ -17,7 +17,7 @@ from goatherd.identity.session import Session
 from goatherd.wire.batch import RawCommits
 from goatherd.wire.json import parse_json, to_json_bytes
 
-# COMPAT: GoatDB writes the build of the program and the id first.
+# COMPAT: GoatDB writes the members `ver` (the program's build) and `id` of a commit first.
 _HEAD: Final = re.compile(rb'\{(?:"ver":[0-9]{1,16},)?"id":"([A-Za-z0-9_-]{1,64})"')
 
 
@@ -111,7 +111,8 @@ class KnownCommits:
         if entry is None:
             return None
         end = start + entry[1]
-        # SECURITY: by all bytes, since a later member could repeat the id (tests/unit/door/test_received_commits.py).
+        # SECURITY: the commit counts as known only if all its bytes are the same: a later member could repeat the id
+        # (tests/unit/door/test_received_commits.py).
         return (commit_id, end) if hashlib.sha256(body[start:end]).digest() == entry[0] else None
 
 

@@ -153,7 +153,8 @@ def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     if b"connection" in found:
         named = connection_tokens(headers)
         if named & _LASTING or any(each.startswith(b"x-forwarded-") for each in named):
-            # SECURITY: what is judged here must reach the server (tests/unit/door/test_proxy.py).
+            # SECURITY: a header that the Connection header names is dropped on the way, so the server would get a
+            # request without the header that the door has checked (tests/unit/door/test_proxy.py).
             raise RefusedError(DoorRule.HEADERS, 400, "the Connection header must not name an end-to-end header")
     return found
 
@@ -394,7 +395,8 @@ def _read_path(given: str) -> str:
 
 def _check_size(size: Any, limits: DoorLimits) -> None:
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 <= size <= limits.size or size % 1:
-        # SECURITY: 1e8 here ends the server's process (tests/cluster/test_door_requests.py).
+        # SECURITY: a count such as 1e8 ends the server's process, which makes a Bloom filter for that many commits
+        # (tests/cluster/test_door_requests.py).
         raise RefusedError(DoorRule.MESSAGE, 400, f"the commit count s must be an integer from 0 to {limits.size}")
 
 
@@ -448,13 +450,15 @@ def read_commit(
             DoorRule.CONTENTS, "a commit is nested too deeply, or has a member that GoatDB cannot decode"
         )
     if _is_marked(raw) or _is_marked(raw.get("c")):
-        # SECURITY: as for messages; the signature covers what is judged here, not what the server might unpack.
+        # SECURITY: GoatDB would replace an object that has type markers by the value inside. The door verifies the
+        # signature of the object as it is, not of that value (tests/unit/door/test_request_checks.py).
         raise DroppedError(
             DoorRule.COMMIT,
             "a commit and its contents must not have members that begin with `__`, which GoatDB uses as type markers",
         )
     if "age" in raw:
-        # SECURITY: not signed, and the server takes it for its own counter (tests/cluster/test_door_commits.py).
+        # SECURITY: a commit's signature does not cover `age`, and the server would take the sender's number for its own
+        # counter (tests/cluster/test_door_commits.py).
         raise DroppedError(DoorRule.COMMIT, "a commit in a request must not have an age")
     try:
         commit = decode_commit(raw, path, org=org, limits=limits, now_ms=now_ms, registry=registry)
@@ -477,7 +481,7 @@ def _check_ancestors(commit: Commit) -> None:
         if not held.seeds:
             raise DroppedError(DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must have a seed")
         if _is_full(held):
-            # SECURITY: a filter that holds everything vetoes merges, or makes them throw.
+            # SECURITY: a filter that matches every commit makes GoatDB leave out merges of the key, or throw in them.
             raise DroppedError(
                 DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must not match every commit"
             )

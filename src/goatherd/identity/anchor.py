@@ -126,8 +126,8 @@ def change_text(by_id: str, subject: Session, *, is_anchor: bool, until: int | N
 
 
 def _change_statement(subject: Session, *, is_anchor: bool, until: int | None) -> dict[str, Any]:
-    # SECURITY: the first member keeps a change from ever being an endorsement, a proof, a commit or a request, and an
-    # endorsement from being a change (tests/unit/identity/test_anchor.py).
+    # SECURITY: the member `goatherd` states the purpose, so a signature under an anchor change is never valid as an
+    # endorsement, a proof, a commit or a request, nor an endorsement as a change (tests/unit/identity/test_anchor.py).
     statement: dict[str, Any] = {"goatherd": DOMAIN, ("anchor" if is_anchor else "root"): subject.to_json()}
     return statement if until is None else {**statement, "until": until}
 
@@ -146,7 +146,7 @@ def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> Non
     _verify_change(change.signature, by, subject, change.to is not None, change.until)
 
 
-# SECURITY: everything that is verified is in the cache key, and only a success is kept.
+# SECURITY: the cache key contains everything that is verified, and only successes are cached.
 @lru_cache(maxsize=64)
 def _verify_change(signature: str, by: Session, subject: Session, is_anchor: bool, until: int | None) -> None:
     try:

@@ -374,7 +374,7 @@ def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
             jwk = value.get("privateKey")
             if isinstance(jwk, Mapping):  # another key may hide beside its `d`
                 public["jwk"] = {member: inner for member, inner in jwk.items() if member != "d"}
-        # SECURITY: what is here goes to GoatDB servers, which publish it (tests/unit/identity/test_document.py).
+        # SECURITY: GoatDB servers get all these members, and publish them (tests/unit/identity/test_document.py).
         if holds_private_key(public) or holds_private_key(name) or name == "privateKey":
             where = name if name in _MEMBERS else "a member that this version does not know"
             raise MalformedIdentityError(f"{where} holds a private key, which is not allowed there")
@@ -712,8 +712,8 @@ def _check_document(document: IdentityDocument) -> None:
             continue
         if owned.signer.public_key != owned.session.public_key:
             raise KeyMismatchError(f"{name}: the private key does not belong to the public key")
-        # SECURITY: a GoatDB server publishes the private key when its root is not among the roots with the very same
-        # expiration (tests/unit/identity/test_document.py).
+        # SECURITY: a GoatDB server publishes the private key of its root if `roots` does not contain that root with the
+        # same expiration (tests/unit/identity/test_document.py).
         if document.find_root(owned.id) != owned.session:
             raise MalformedIdentityError(
                 f"{name} is not among the roots: it must be there with the same key, owner and expiration"
@@ -800,7 +800,8 @@ def _check_anchor(document: IdentityDocument) -> None:
     ):
         if owned is not None and owned.is_remote and (anchor is None or anchor.id != owned.id):
             raise MalformedIdentityError(f"{name} must have a private key, because it is not the anchor")
-    # SECURITY: without the anchor's signature no root may sign (tests/unit/identity/test_anchor.py).
+    # SECURITY: in an identity with an anchor, a root may sign only if the anchor has endorsed it
+    # (tests/unit/identity/test_anchor.py).
     for owned, anchor, name in (
         (document.current, document.anchor, "currentSession"),
         (document.next, authority, "nextSession"),

@@ -115,8 +115,8 @@ class RootIntroductions:
         lacking = {commit.id for commit in missing if claims_root(commit)}
         if not lacking:
             return list(missing)
-        # SECURITY: a client cannot learn that a root was revoked, but need not receive its introduction
-        # (tests/cluster/test_clients_through_rotation.py).
+        # SECURITY: a client cannot learn that a root was revoked. So the server sends it no introduction of a root that
+        # the server does not trust (tests/cluster/test_clients_through_rotation.py).
         good = [commit for commit in self._commits if find_root(commit.key) is not None]
         start = _find_oldest(good, born_under)
         introducer = next((commit.session for commit in good if commit.id == introduction_id(start)), None)

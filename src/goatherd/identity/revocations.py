@@ -103,7 +103,7 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         )
     try:
         envelope = parse_signature(revocation.proof)
-        # SECURITY: as for an endorsement, the signature must embed no other data
+        # SECURITY: data embedded in the signature would be signed together with the proof; none is allowed
         # (tests/unit/identity/test_revocations.py).
         valid = envelope.data is UNDEFINED
         if valid:
@@ -129,8 +129,8 @@ def revocation_json(revocation: Revocation) -> dict[str, Any]:
 
 
 def _proof_statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:
-    # SECURITY: the first member keeps a proof from ever being an endorsement, a commit or a request
-    # (tests/unit/identity/test_revocations.py).
+    # SECURITY: the member `goatherd` states the purpose, so a signature under a proof is never valid as an endorsement,
+    # a commit or a request (tests/unit/identity/test_revocations.py).
     return {"goatherd": DOMAIN, "revoked": revoked_id, "at": at, "successor": successor.to_json()}
 
 
@@ -213,8 +213,8 @@ def merge_frozen_lists(
     enough = set(trusted_alone)
     if len(sole := set(listed) - set(distrusted)) == 1:
         enough |= sole
-    # SECURITY: a compromised server can report commits that were signed after the revocation
-    # (tests/unit/revocation/test_claims_of_one_server.py).
+    # SECURITY: a commit counts only if two server processes report it, because a compromised server can report commits
+    # that were signed after the revocation (tests/unit/revocation/test_claims_of_one_server.py).
     by_process: dict[str, set[bytes]] = {}
     for url, one in heard.items():
         by_process.setdefault((instances or {}).get(url, url), set()).update(one.digests)

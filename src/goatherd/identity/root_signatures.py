@@ -115,13 +115,14 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
 
 
 # Each decoding of a document verifies the same endorsements, so successes are cached (`make bench`, rotation).
-# SECURITY: everything that is verified is in the key, the public keys' coordinates included, and only a success is kept
-# (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another key").
+# SECURITY: the cache key contains everything that is verified, including the coordinates of the public keys, and only
+# successes are cached (tests/unit/identity/test_succession.py, "a verified endorsement is worth nothing for another
+# key").
 @lru_cache(maxsize=256)
 def _verify_endorsement(signature: str, by: Session, of: Session, commit: IntroducedBy | None) -> None:
     try:
         envelope = parse_signature(signature)
-        # SECURITY: data embedded in the signature would be a second thing that was signed; none is allowed
+        # SECURITY: data embedded in the signature would be signed together with the endorsement; none is allowed
         # (tests/unit/identity/test_succession.py).
         valid = envelope.data is UNDEFINED
         if valid and commit is None:
@@ -135,8 +136,8 @@ def _verify_endorsement(signature: str, by: Session, of: Session, commit: Introd
 
 
 def _endorsement_statement(session: Session) -> dict[str, Any]:
-    # SECURITY: GoatDB signs objects of commits and requests with the same key; the first member keeps an endorsement
-    # from ever being one of those (tests/unit/identity/test_succession.py).
+    # SECURITY: the same key signs GoatDB's commits and requests. The member `goatherd` states the purpose, so a
+    # signature under an endorsement is never valid as one of those (tests/unit/identity/test_succession.py).
     return {"goatherd": ENDORSEMENT_DOMAIN, "session": session.to_json()}
 
 
@@ -201,7 +202,7 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
 def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
     try:
         envelope = parse_signature(signature)
-        # SECURITY: as for an endorsement, nothing else may be signed with it
+        # SECURITY: data embedded in the signature would be signed together with the document; none is allowed
         # (tests/unit/identity/test_root_signatures.py).
         if envelope.data is not UNDEFINED:
             return False
@@ -212,5 +213,6 @@ def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
 
 
 def _document_statement(digest: str) -> dict[str, Any]:
-    # SECURITY: the first member keeps this from ever being an endorsement, a proof, a commit or a request.
+    # SECURITY: the member `goatherd` states the purpose, so a document's signature is never valid as an endorsement, a
+    # proof, a commit or a request.
     return {"goatherd": DOCUMENT_DOMAIN, "sha256": digest}

@@ -333,7 +333,7 @@ def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:
     ts = envelope.ts
     if _is_long_text(ts):
         raise InvalidSignatureError("the signature's timestamp has more than 40 characters")
-    # COMPAT: JavaScript's comparison; a missing ts never counts as late.
+    # COMPAT: the timestamp is compared as JavaScript does: a missing or unreadable one never counts as too late.
     if ts is not UNDEFINED and _to_number(ts) > session.expiration_ms:
         raise ExpiredSessionError(f"session {session.id!r} had expired when it made the signature")
 
@@ -370,7 +370,8 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         envelope = parse_signature(commit.signature)
     _check_envelope(session, envelope)
     if not commit.ts or not commit.connection:
-        # COMPAT: GoatDB fills these in with its own time and connection, and then finds another text.
+        # COMPAT: when GoatDB verifies such a commit, it fills in its own time and connection id, so the signature does
+        # not match.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a timestamp (ts) or a connection id")
     if is_truthy(envelope.data):
         text = _text_with_embedded(session.id, commit, envelope.data)
@@ -380,7 +381,8 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         except EncodeError as error:
             raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
     if ":null" in text and not commit.is_finite:
-        # COMPAT: GoatDB signs an infinite number as null, and every reader of what is sent then gets a null.
+        # COMPAT: GoatDB signs an infinite number as null, and sends null in its place, so readers get another value
+        # than the signer had.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot represent")
     session.public_key.verify(envelope.signature, text.encode())
 

@@ -117,7 +117,7 @@ def session_from_commit(commit: Commit) -> Session:
 
 def session_fields(session: Session) -> dict[str, Any]:
     """Return the encoded fields of the ``/sys/sessions`` item that introduces `session`."""
-    # COMPAT: the order in which GoatDB writes them (tests/exchanges), which is not the schema's.
+    # COMPAT: GoatDB writes the fields in this order, which is not the schema's (tests/exchanges).
     fields: dict[str, Any] = {"id": session.id}
     if session.owner is not None:
         fields["owner"] = session.owner
@@ -139,13 +139,15 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
         raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
     envelope = parse_signature(commit.signature)
     if envelope.session_id != commit.session:
-        # SECURITY: rights are the author's, so the author must be the signer (tests/unit/test_upstream_traps.py).
+        # SECURITY: access rules judge a commit by its author, so the author must be the session that signed it
+        # (tests/unit/test_upstream_traps.py).
         raise AuthorMismatchError(
             f"commit {commit.id!r} names author {commit.session!r}, but session {envelope.session_id!r} signed it"
         )
     ts = envelope.ts
     if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-        # SECURITY: without a timestamp the expiration would not be checked (tests/unit/test_upstream_traps.py).
+        # SECURITY: a signature without a timestamp would escape the check whether the signer had expired
+        # (tests/unit/test_upstream_traps.py).
         raise InvalidSignatureError(f"the signature of commit {commit.id!r} has no timestamp")
     if not commit.ts <= session.expiration_ms:  # NaN included
         raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")

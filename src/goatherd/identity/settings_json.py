@@ -113,7 +113,8 @@ def _convert_settings(
             if session.id not in roots:
                 notes.append(f"root {session.id} was in trustedSessions only; it is among the roots now")
             _add_root(roots, session, notes)
-    # COMPAT: a later copy of its own session extends a GoatDB server's current session too.
+    # COMPAT: if the roots contain the current session with a later expiration, a GoatDB server uses that expiration for
+    # its current session, too.
     current = OwnedSession(session=roots[current.id], signer=current.signer)
     extra = {}
     for name, value in tree.items():

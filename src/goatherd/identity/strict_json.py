@@ -41,8 +41,8 @@ def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
             `MAX_DEPTH`; or has a repeated member or a number outside of JavaScript's range.
     """
     value, problem = _parse_value(raw, max_bytes)
-    # SECURITY: raised out here, so that no exception that holds the text is in its context
-    # (tests/unit/identity/test_document_properties.py).
+    # SECURITY: the error is raised outside of the parser's `except`, so that no exception in its context holds the
+    # text, which may contain a key (tests/unit/identity/test_document_properties.py).
     if problem is not None:
         raise MalformedIdentityError(problem)
     if not isinstance(value, dict):

@@ -304,9 +304,9 @@ def _reachable_roots(
         if leaders is not None and by.id not in leaders:
             continue
         if by.id in revoked:
-            # SECURITY: from a revoked root only its proof leads on, never its endorsements or introductions. An
-            # attacker who can write the store but has no root's key cannot make the proof; one who stole a key cannot
-            # write the store (tests/unit/identity/test_revocations.py).
+            # SECURITY: a revoked root makes another root trusted only by the proof of its revocation, never by its
+            # endorsements or introductions. An attacker who can write the store but has no root's key cannot make that
+            # proof; one who stole only a key cannot write it into the store (tests/unit/identity/test_revocations.py).
             if (proof := proofs.get(by.id)) is not None and proof.successor not in reached:
                 heir = listed[proof.successor or ""]
                 verify_proof(proof, revoked=by, successor=heir)
@@ -610,7 +610,8 @@ class TrustCheckpoint:
             anchored_trust=_read_anchored_trust(tree),
             former_anchors=_read_former_anchors(tree),
         )
-        # SECURITY: without it the server would follow other roots again (tests/unit/identity/test_anchor.py).
+        # SECURITY: a checkpoint whose anchor cannot be read is rejected. Without the anchor, the server would follow
+        # roots that the anchor has not endorsed (tests/unit/identity/test_anchor.py).
         if anchor is not None and found.anchor is None:
             raise MalformedIdentityError("anchor is not among the roots")
         return found

@@ -484,8 +484,8 @@ def _lasting_changes(
     those that are `over`, for servers that have missed a roll-back. A permanent change that `anchor` itself has signed
     does not count, because the rotation to the next anchor was cancelled or rolled back.
     """
-    # SECURITY: the next anchor of such a rotation must not keep the rights of an anchor
-    # (tests/unit/identity/test_anchor.py).
+    # SECURITY: a permanent change that this anchor has signed names the next anchor of an undone rotation, which must
+    # not keep the rights of an anchor (tests/unit/identity/test_anchor.py).
     undone_by = None if anchor is None else anchor.id
     lasting = [one for one in document.anchor_changes if one.until is None and one.by != undone_by][-KEPT_CHANGES:]
     return tuple(
@@ -520,8 +520,8 @@ def roll_back_rotation(
         raise IllegalStepError(f"the stable version does not hold the previous root {record.from_id}")
     if earlier.session.is_expired(now_ms) or earlier.id in document.revoked_ids:
         raise IllegalStepError(f"the previous root {earlier.id} has expired or is revoked")
-    # SECURITY: the roots stay listed: without the new root's public key its commits could not be verified
-    # (tests/unit/identity/test_transitions.py).
+    # SECURITY: a roll-back keeps the new root in the document: without its public key, the commits that it has signed
+    # could not be verified (tests/unit/identity/test_transitions.py).
     return _end_rotation(
         document,
         now_ms,

@@ -49,8 +49,8 @@ def check_against(commit: Commit, repository: Repository) -> None:
             its base is itself a delta or belongs to another item, or another delta is already based on it.
     """
     if commit.is_delta:
-        # SECURITY: deltas on deltas send a GoatDB reader into endless loops; it never writes one itself
-        # (tests/unit/node/test_engine.py).
+        # SECURITY: a delta that is based on a delta can send a GoatDB reader into an endless loop. GoatDB itself never
+        # writes one (tests/unit/node/test_engine.py).
         base = repository.get(commit.base or "")
         if commit.base == commit.id or repository.is_base(commit.id):
             raise NotAdmittedError(f"commit {commit.id!r} must not be a delta: another delta is based on it")

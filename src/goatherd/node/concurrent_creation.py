@@ -41,8 +41,9 @@ def unmerged_creations(repository: Repository, key: str) -> list[Commit]:
     leaves = repository.find_leaves(key)
     if len(leaves) < 2:
         return []
-    # COMPAT: before GoatDB merges it leaves out leaves that say the same, as the introductions of one root do. A merge
-    # would keep clients from looking at them (ADR 17). Other items can be malformed; theirs are merged in any case.
+    # COMPAT: before a merge, GoatDB drops leaves with equal contents, such as two introductions of one root. So these
+    # need no merge commit, which would also keep clients from evaluating them (ADR 17). Leaves with other schemas may
+    # be malformed, and are always merged.
     if all(leaf.schema == SESSIONS_SCHEMA for leaf in leaves) and len({to_json(leaf.data) for leaf in leaves}) == 1:
         return []
     return leaves[::-1]
@@ -144,8 +145,9 @@ def _mergeable_members(value: Any) -> dict[str, Any] | None:
     """
     if not isinstance(value, Mapping) or _is_rich_text(value):
         return None
-    # SECURITY: data of an unknown schema are kept as they came, so a marker may lack what it marks; an error here would
-    # keep the repository shut at every start (tests/unit/node/test_repository.py).
+    # SECURITY: items of an unknown schema are stored as they arrived, so a value may have a type marker `__t` without
+    # its `__v`. An exception here would prevent the repository from being opened at every start
+    # (tests/unit/node/test_repository.py).
     elements = value.get("__v")
     if value.get("__t") == "S" and isinstance(elements, list):
         return {to_json(element): element for element in elements}

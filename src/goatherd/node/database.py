@@ -828,7 +828,8 @@ class Database:
         for path in response.lacking:
             self._look_for(path)
         if response.wait_for_peers and not self._debug:
-            # COMPAT: GoatDB sleeps a second here, so that replicas know the session before its client asks them.
+            # COMPAT: GoatDB waits a second before it answers, so that its peers know the session before the client
+            # sends them requests.
             await self.wait_for_peers(SESSIONS_PATH, SETTLE)
         return response
 

@@ -510,8 +510,8 @@ class Engine:
         """
         repository = self._repositories.setdefault(path, read)
         if repository is read and path in self._wrong:
-            # SECURITY: the check of its log may have ended while a thread was reading it
-            # (tests/unit/node/test_data_check.py).
+            # SECURITY: the check of the repository's log may have found damage while a thread was still reading the
+            # log, so the damaged commits are withheld now (tests/unit/node/test_data_check.py).
             repository.withhold_damaged(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
@@ -581,7 +581,7 @@ class Engine:
         else:
             unused.add_session(session)
         encoded = session.to_json()
-        # SECURITY: public halves only (tests/unit/test_upstream_traps.py).
+        # SECURITY: the answer contains only the public keys of the roots (tests/unit/test_upstream_traps.py).
         roots = [each.to_json() for each in self.pool.public_roots(now_ms)]
         answer = {
             "session": {name: encoded[name] for name in ("publicKey", "id", "expiration")},
@@ -626,7 +626,8 @@ class Engine:
         unused = None if self.unused is None else self.unused.find_session(envelope.session_id, now_ms)
         if unused is None or self.is_introduced(envelope.session_id):
             return None
-        # SECURITY: what others send in its name introduces nothing (tests/unit/node/test_unused_sessions.py).
+        # SECURITY: a session is introduced only by a request that it has signed itself, not by requests that others
+        # send in its name (tests/unit/node/test_unused_sessions.py).
         self.pool.verify_request(envelope, now_ms, unused=unused)
         if self._can_introduce(now_ms) and unused.id not in self._being_introduced:
             yield from self.introduce_in_steps(unused, now_ms)
@@ -687,10 +688,11 @@ class Engine:
             verified_by: The session that `authenticate_request` returned for this header, so that the signature is not
                 verified twice; None if it was not called.
         """
-        # COMPAT: GoatDB looks at the signature only if the body is an array.
+        # COMPAT: like GoatDB, verify the signature only if the body is an array.
         if not header or not begins_array(body):
             return Response(status=400)
-        # SECURITY: a body is read for those who may send one, and no other (tests/unit/node/test_cost.py).
+        # SECURITY: the body is parsed only after its sender is authenticated, because parsing is expensive
+        # (tests/unit/node/test_cost.py).
         try:
             requester = yield from self._authenticate_batch(header, body, now_ms, verified_by)
         except VerificationError as error:
@@ -788,8 +790,8 @@ class Engine:
             return False
         if not head.is_delta:
             return not (head.data or {}).get("isDeleted")
-        # SECURITY: users write their own item, and patching it at every request of theirs could keep the event loop
-        # (tests/unit/node/test_cost.py).
+        # SECURITY: the result is cached, because users can write their own item, and applying its deltas at every
+        # request could block the event loop (tests/unit/node/test_cost.py).
         known = owner, head.id, users.count_of(owner)
         if known not in self._users:
             commits = users.commits_of(owner)
@@ -922,7 +924,8 @@ class Engine:
             for _, commit in early:
                 session = unused.get(commit.session)
                 if session is not None and commit.session not in authors:
-                    # SECURITY: a forged commit introduces nothing (tests/unit/node/test_unused_sessions.py).
+                    # SECURITY: a session counts as used only if it has signed the commit, so a forged commit introduces
+                    # no session (tests/unit/node/test_unused_sessions.py).
                     with suppress(VerificationError):
                         verify_commit(session, commit)
                         authors[commit.session] = session
@@ -1285,7 +1288,8 @@ class Engine:
 
 def _note_undecodable(done: Ingested, refused: Sequence[DecodeError]) -> None:
     """Add the errors of commits that could not be decoded to a result, up to the limit of listed errors."""
-    # SECURITY: a body of nothing else must not become a list of errors (tests/unit/node/test_cost.py).
+    # SECURITY: the list of errors is bounded, because a body may consist of undecodable commits only
+    # (tests/unit/node/test_cost.py).
     done.refused += [("", error) for error in refused[: max(0, _MOST_REFUSALS - len(done.refused))]]
 
 

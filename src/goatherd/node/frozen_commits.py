@@ -126,7 +126,7 @@ class FrozenCommitStore:
                 found = None if raw is None else FrozenList.from_bytes(raw)
             except (NodeError, DecodeError):
                 continue
-            # SECURITY: only the identity decides which list counts, not the sender
+            # SECURITY: a list from a peer counts only if it has the digest that the identity names
             # (tests/unit/node/test_frozen_commits.py).
             if found is not None and found.digest == digest:
                 await self._store_list(found)

@@ -744,8 +744,8 @@ class GroupCommit:
             StorageError: The log of one of `paths` could not be written; `retry_failed` tries again later.
         """
         running = self._flushing is not None and not self._flushing.done()
-        # The next flush may not have begun although the previous one has ended: wait for it too, since it covers
-        # what was appended.
+        # Data that were appended after the previous flush began are covered only by the next flush, so wait for that
+        # one, too, even if it has not begun.
         if self._next is None and self._dirty:
             if running:
                 self._next = asyncio.create_task(self._flush_after(self._flushing))

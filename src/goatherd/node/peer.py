@@ -358,7 +358,8 @@ class Peer:
         is_pull = state.pull or (not commits and now - state.reset >= POLL_MIN.total_seconds())
         may_be_light = count > SMALL or state.wants_filters
         if is_pull and may_be_light and not state.pull and state.size == count and state.light < LIGHT_POLLS:
-            # COMPAT: the protocol has no "nothing new?"; equal counts are nearly that, and cost no filter.
+            # COMPAT: the protocol has no request that asks whether there is anything new. If both servers hold equally
+            # many commits, there is probably nothing new, so no Bloom filter is sent.
             state.light += 1
             is_pull = False
         elif is_pull:
@@ -428,7 +429,7 @@ class Peer:
         """
         stale = state.own is None or len(ids) > state.own_size or state.size > len(ids) or len(ids) <= SMALL
         if state.own is None or stale:
-            # SECURITY: a peer that says it holds 1e9 commits must not make us build a filter for as many
+            # SECURITY: a peer that claims to hold 1e9 commits must not make this server build a filter for as many
             # (tests/unit/node/test_peer.py).
             theirs = min(state.size, 2 * len(ids) + SPARE_SIZE)
             size, rate = filter_parameters(len(ids) + len(ids) // 8, theirs, CYCLES)

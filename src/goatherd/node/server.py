@@ -89,7 +89,8 @@ LOG_SECONDS: Final = 60.0
 LOAD_BALANCER_URL: Final = "http://AWSALB/healthy"
 FROZEN_PREFIX: Final = "/goatherd/v1/frozen/"
 
-# SECURITY: an organization's id becomes a directory (tests/unit/node/test_server.py).
+# SECURITY: the id of an organization becomes the name of a directory, so it must not contain a slash or begin with a
+# dot (tests/unit/node/test_server.py).
 _ORG_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 _SENDER_HEADER: Final = SENDER_HEADER.encode()
@@ -359,7 +360,8 @@ class Server:
     async def _answer_request(self, scope: Scope, receive: Receive, held: ExitStack) -> tuple[int, Headers, bytes]:
         """Return the status, the headers and the body of the answer; `held` is closed when the body is sent."""
         method: str = scope["method"]
-        # COMPAT: GoatDB compares the path without decoding it, and this URL as a whole, letter by letter.
+        # COMPAT: GoatDB compares the path of a request without decoding it, and the load balancer's URL as a whole,
+        # character by character.
         path = _raw_path(scope).lower()
         headers = _read_headers(scope)
         url = _request_url(scope, headers.get(b"host", ""))

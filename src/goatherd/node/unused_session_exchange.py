@@ -328,8 +328,8 @@ class UnusedSessionExchange:
         except DecodeError:
             return Response(status=400)
         if given:
-            # SECURITY: a server that does not get these sessions would reject their first requests
-            # (tests/unit/node/test_unused_sessions.py).
+            # SECURITY: the sessions are stored only if every peer gets them, because a server without them would reject
+            # their first requests (tests/unit/node/test_unused_sessions.py).
             if not self.may_defer or not self._is_complete(recipients):
                 return Response(status=409)
             self._unused.add_records(given, self._engine.is_introduced, self._engine_now())

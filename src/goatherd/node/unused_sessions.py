@@ -61,8 +61,8 @@ class UnusedSessions:
         self._capacity = max(1, capacity)
         self._sessions: dict[str, bytes] = {}
         self._recorded = 0
-        # SECURITY: their introductions may not be on the disk yet when the log is written anew
-        # (tests/unit/node/test_unused_sessions.py).
+        # SECURITY: sessions that have just been introduced stay in the log when it is rewritten, because their
+        # introductions may not be on the disk yet (tests/unit/node/test_unused_sessions.py).
         self._leaving: deque[tuple[str, bytes]] = deque(maxlen=_LEAVING)
 
     def __len__(self) -> int:
@@ -161,7 +161,8 @@ class UnusedSessions:
 
     def _add_packed(self, session_id: str, packed: bytes, *, is_recorded: bool) -> None:
         if len(self._sessions) >= self._capacity:
-            # SECURITY: bounded, whatever callers ask for (tests/unit/node/test_unused_sessions.py).
+            # SECURITY: the table is bounded, however many sessions callers request
+            # (tests/unit/node/test_unused_sessions.py).
             oldest = list(islice(self._sessions, max(1, self._capacity // _DROPPED_AT_ONCE)))
             for one in oldest:
                 del self._sessions[one]

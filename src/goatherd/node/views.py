@@ -238,7 +238,7 @@ class Views:
         """
         if not _may_lack(asked):
             return Look()
-        # SECURITY: a thousand elements for one big repository must not take minutes
+        # SECURITY: a request with a thousand elements for one large repository must not take minutes
         # (tests/unit/node/test_engine_answers.py).
         if room.lookups <= 0:
             return None
@@ -279,10 +279,10 @@ class Views:
         size, cycles = self._filter_key(view, asked, look, brought)
         commits: list[bytes] = []
         if asked.version < VERSION or not count:
-            # COMPAT: an older build gets a count and nothing else.
+            # COMPAT: a client of an older build gets only the number of commits, with an empty filter.
             shown = self._encode_empty_filter(size, cycles)
         else:
-            # SECURITY: a thousand elements that each ask for everything must not fill the memory
+            # SECURITY: a request with a thousand elements that each request every commit must not fill the memory
             # (tests/unit/node/test_engine_answers.py).
             shown = self._view_filter(view, size, cycles, now_ms, may_be_old=_may_be_old(asked, look))
             if look is not None and look.missing:
@@ -301,7 +301,8 @@ class Views:
         as doors and tools do that only push.
         """
         count = len(view.commits)
-        # SECURITY: a count of 1e8 would make us build a filter for as many (tests/unit/node/test_engine_answers.py).
+        # SECURITY: a client that claims to hold 1e8 commits must not make this server build a filter for as many
+        # (tests/unit/node/test_engine_answers.py).
         peer = int(min(max(asked.size, 0), count + len(asked.commits) + self._limits.spare_size))
         size = max(count, peer)
         if count > BIG_VIEW:
@@ -383,8 +384,9 @@ class Views:
                     anchors=self._pool.anchor_ids,
                 )
         else:
-            # SECURITY: clients learn sessions in any repository, and GoatDB or an earlier build may have stored one
-            # here (tests/unit/node/test_engine_answers.py).
+            # SECURITY: clients trust sessions from any repository. So commits that introduce sessions are not sent from
+            # this one, in which GoatDB or an earlier build may have stored some
+            # (tests/unit/node/test_engine_answers.py).
             missing = [commit for commit in missing if commit.namespace != SESSIONS_NAMESPACE]
         chosen: list[bytes] = []
         ids: dict[str, None] = {}

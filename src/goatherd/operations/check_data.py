@@ -254,7 +254,7 @@ def check_organization(
     )
     verified += sum(finding.kind is LineProblem.SET_ASIDE for finding in report.findings)
     if trusted is not None and report.records and not verified:
-        # SECURITY: with another cluster's identity nothing verifies, and a repair would set everything aside
+        # SECURITY: with the identity of another cluster, no record verifies, and a repair would move all of them out
         # (tests/unit/operations/test_data.py).
         knows_signer = any(root.id in signers for root in trusted.roots)
         learnt = [commit for commits in held.values() for commit in commits]
@@ -374,8 +374,8 @@ def verify_commits(
 
 
 def _check_introducer(pool: TrustPool, commit: Commit) -> VerificationError | None:
-    # SECURITY: a root that only a working root has introduced must not come back from a repaired log
-    # (tests/unit/operations/test_data.py).
+    # SECURITY: with an anchor, the repair does not keep a root that only a working root has introduced, so a server
+    # does not trust it again (tests/unit/operations/test_data.py).
     if not pool.may_introduce(commit):
         return UntrustedRootError(
             f"working root {commit.session!r} cannot introduce root {commit.key!r}: only the anchor can"

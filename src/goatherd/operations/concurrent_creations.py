@@ -101,8 +101,8 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
             " before clients use these servers again"
         )
     ids = "/".join(sorted(commit.id for commit in conflict.creations))
-    # COMPAT: a server verifies what is pushed to it in the order of these times, and merges after every 50 commits. So
-    # the joining commit comes before the first creation.
+    # COMPAT: a server verifies the commits of a push in the order of their timestamps, and merges after every 50
+    # commits. So the commit that joins the creations is dated before the first of them.
     earliest = min(math.floor(commit.ts) for commit in conflict.creations)
     return make_session_commit(
         _merge_sessions(sessions),

@@ -359,7 +359,8 @@ async def _migrate_server(
         except SecretNotFoundError:
             version, present = None, None
         if not dry_run:
-            # SECURITY: `remove_keys` deletes the only other copy of the key (tests/unit/cli/test_migrate_cluster.py).
+            # SECURITY: the store must be durable, because `remove_keys` later deletes the only other copy of the key
+            # (tests/unit/cli/test_migrate_cluster.py).
             store.check_durable("migrate")
             store.check_clock(target.clock_tolerance)
         extended = None
@@ -465,7 +466,8 @@ def _extend_stored_root(present: IdentityDocument, root: OwnedSession, name: str
     stored = present.current.session
     if stored.id != root.id or stored.expiration_ms >= root.session.expiration_ms:
         return None
-    # SECURITY: a signature over an altered document would make it valid (tests/unit/cli/test_migrate_cluster.py).
+    # SECURITY: this command must not sign an identity that is unsigned now, because the signature would also cover what
+    # an attacker has altered (tests/unit/cli/test_migrate_cluster.py).
     if not present.is_signed:
         raise UnsignedIdentityError(
             f"{name} holds an identity without a valid signature, so the later expiration of root {root.id} was not"
@@ -627,7 +629,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     }
     replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
     remove_file(settings)
-    # COMPAT: GoatDB takes a missing settings.json for a first start and generates a root.
+    # COMPAT: GoatDB treats a missing settings.json as a first start, and generates a new root.
     messages = [
         f"{settings} is removed; {remains} says where the key went",
         "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",

@@ -295,7 +295,8 @@ async def plan_rotation(
     Raises:
         ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
     """
-    # SECURITY: operators request a plan before they trust the configuration (tests/unit/cli/test_rotate_commands.py).
+    # SECURITY: a plan runs no health command, because operators request a plan before they trust the configuration
+    # (tests/unit/cli/test_rotate_commands.py).
     named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
     rotator = make_rotator(
         store, await resolve_nodes(nodes), policy, health=named, clock=clock, open_signer=open_signer

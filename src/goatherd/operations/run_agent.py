@@ -139,8 +139,8 @@ async def run_agent(
         AgentError: The server cannot be run, or exposed its private key.
     """
     clock = clock or SystemClock()
-    # SECURITY: for an organization whose --org is missing the server would generate its own root
-    # (tests/unit/cli/test_agent_commands.py).
+    # SECURITY: a GoatDB server generates a new root for each organization in its data directory that --org does not
+    # name, so the agent does not start it (tests/unit/cli/test_agent_commands.py).
     refuse_unnamed_organizations(files.data, files.directory_names)
     await _check_data(files, open_store)
     async with AsyncExitStack() as stack:
@@ -167,8 +167,8 @@ async def run_agent(
             and left != files.memory
             and files.is_memory_of_this_server(left)
         ):
-            # SECURITY: the directory holds keys of organizations that this agent does not serve and would not remove
-            # (tests/unit/cli/test_agent_commands.py).
+            # SECURITY: a memory directory that an earlier agent of this server used is removed, because it can hold
+            # keys of organizations that this agent does not serve (tests/unit/cli/test_agent_commands.py).
             remove_directory(left)
         lease: Lease | NoLease = NoLease()
         if lease_secret is not None and rules.on_change is not OnChange.IGNORE:

@@ -76,8 +76,8 @@ async def serve_organization(
     collect_rarely()
     share_arena()
     check_data_directory(data, [org], create=creates)
-    # COMPAT: a GoatDB server takes no lock, and cuts its logs off when it starts, although another server writes them
-    # (docs/reference/goatdb-formats.md#defects).
+    # COMPAT: a GoatDB server takes no lock, and truncates its logs when it starts, even while another server writes
+    # them (docs/reference/goatdb-formats.md#defects).
     await asyncio.to_thread(refuse_running, data / org)
     if open_store is not None:
         await check_first_start(data / org, org, open_store)

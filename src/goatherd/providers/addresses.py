@@ -163,7 +163,8 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
         ConfigurationError: An option is unknown, empty, or has a value that is not allowed.
     """
     for name, value in options.items():
-        # SECURITY: addresses are logged, so none holds a secret (tests/unit/providers/vault/test_address.py).
+        # SECURITY: addresses are logged, so an option that holds a secret is rejected
+        # (tests/unit/providers/vault/test_address.py).
         if name in _SECRETS:
             raise ConfigurationError(
                 f"{form.scheme} address: {name!r} must not be part of it, because addresses are logged",

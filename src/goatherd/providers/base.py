@@ -640,7 +640,8 @@ class SecretProvider(ABC):
             ConfigurationError: The name does not consist of components of ``[A-Za-z0-9._-]`` with slashes between them,
                 or a component has only dots.
         """
-        # SECURITY: no component can lead out of the store's place for us (tests/unit/providers/test_base.py).
+        # SECURITY: a component such as `..` could lead to another secret or out of the directory, so it is rejected
+        # (tests/unit/providers/test_base.py).
         if ORG_FIELD in secret_id:
             raise ConfigurationError(
                 f"the secret id still contains {ORG_FIELD}: name an organization",

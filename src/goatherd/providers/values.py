@@ -161,7 +161,8 @@ class SecretBytes:
         """The length of the secret value in bytes."""
         return len(self._value)
 
-    # SECURITY: tests/unit/providers/test_values.py tries every way out that Python offers.
+    # SECURITY: Python has many ways to show an object; tests/unit/providers/test_values.py checks that only `reveal`
+    # shows the value.
     def __repr__(self) -> str:
         return "SecretBytes(<hidden>)"
 

@@ -320,8 +320,8 @@ class Revoker:
                 word=word,
             )
             changed = await sign_aside(revoke, new_root or document.current)
-            # SECURITY: a server that rejects the document would keep trusting the stolen root
-            # (tests/unit/rotation/test_anchor.py).
+            # SECURITY: servers must accept this document, because a server that rejects it keeps trusting the stolen
+            # root (tests/unit/rotation/test_anchor.py).
             verify_successor(changed, stored)
             return changed
 
@@ -502,8 +502,8 @@ class Revoker:
             refuses = answer is not None and bool(revoked) and revoked <= set(answer.revoked or ())
             outcome.is_from_file = answer is not None and answer.is_from_file
             if answer is not None and (answer.agent is not None or (answer.is_from_file and not refuses)):
-                # The agent follows the revocation, but its server still trusts the root. So does a server with a
-                # settings.json, whose form in GoatDB cannot revoke a root.
+                # Such a server counts as unmodified: an agent follows the revocation, but its server still trusts the
+                # root, and so does a server with a settings.json, because GoatDB's format cannot revoke a root.
                 answer = None
             outcome.problem = None
             outcome.is_unmodified = answer is None
@@ -785,8 +785,8 @@ class Revoker:
             found, known = await reissuer.collect_sessions(document, session_id, leave_out=leave_out)
             reissued = tuple(one for one in found.sessions if one.commit_id in known)
             if reissued and not reopen and not self._report.pushed:
-                # SECURITY: unmodified servers also accept what the stolen root introduces after the first run; the
-                # successor must not sign it (tests/unit/revocation/test_revoker.py).
+                # SECURITY: after the first run, unmodified servers still accept sessions that the stolen root
+                # introduces. The new current root must not reissue those (tests/unit/revocation/test_revoker.py).
                 self._report.late_sessions = tuple(one.session.id for one in found.sessions if one not in reissued)
                 found = replace(found, sessions=reissued)
                 self._report.sessions = len(reissued)

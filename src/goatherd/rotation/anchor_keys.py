@@ -331,8 +331,8 @@ async def collect_word(
         release = await before.pass_on(successor, now_ms, is_anchor=False)
         return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
     after = direct or await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
-    # SECURITY: the way back ends with the rotation, whose last document has this generation; otherwise the previous key
-    # could undo it at any time (tests/unit/identity/test_anchor.py).
+    # SECURITY: the permission to roll back ends with the last document of this rotation, which has this generation.
+    # Otherwise the previous key could undo the rotation at any time (tests/unit/identity/test_anchor.py).
     until = document.generation + 1 + ROLL_BACK_WRITES
     # A next root that is the next anchor itself has no other authority over it than the anchor before it.
     endorsements = [] if direct is not None else [await after.introduce(successor, now_ms)]

@@ -127,11 +127,12 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
         return ()
     authority = _authority(document)
     if authority is not None:
-        # SECURITY: a commit by another root would not show that servers trust the next root by the anchor's word.
+        # SECURITY: in an identity with an anchor, only the anchor's introduction counts: servers do not trust a root
+        # that another root has introduced.
         return (_expect(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
     if not record.is_restore:
         return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
-    # SECURITY: a commit of a revoked root introduces nothing (tests/unit/rotation/test_cross_signing.py).
+    # SECURITY: introductions that a revoked root has signed do not count (tests/unit/rotation/test_cross_signing.py).
     believed = {root.id for root in document.roots} - document.revoked_ids
     found = [_expect(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
     for entry in document.history:

@@ -63,7 +63,8 @@ class HTTPProbe:
         self._url = url
         self._timeout = timeout.total_seconds()
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        # SECURITY: the name has no credentials and no query (tests/unit/rotation/test_health_checks.py).
+        # SECURITY: the name is logged, so it contains no credentials and no query of the URL
+        # (tests/unit/rotation/test_health_checks.py).
         self.name = f"GET {parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
     async def ask(self) -> str | None:
@@ -107,7 +108,7 @@ class HealthCommand:
         self.command = command
         self._is_run = is_run
         self._timeout = timeout.total_seconds()
-        # SECURITY: the name has only the first word of the command, since arguments may contain a token
+        # SECURITY: the name is logged, so it contains only the first word of the command; arguments may contain a token
         # (tests/unit/rotation/test_health_checks.py).
         self.name = f"command {(command.split() or [''])[0]}"
 

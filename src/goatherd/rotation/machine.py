@@ -154,13 +154,13 @@ STEPS: Final[dict[tuple[Phase, Step], Phase]] = {
 """The legal steps, with the phase that each leads to. Tests explore this table exhaustively."""
 
 GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
-    # Nothing is written before every server has answered: a server that is down would make the rotation fail later,
-    # and a server of another identity would not follow it at all.
+    # No document is written before every server has answered. A server that is down would make the rotation fail later,
+    # and a server with another identity would not follow it.
     Step.PREPARE: (Evidence.ANSWERS,),
-    # "published" is written before B is pushed, so that no server knows B while B can still be discarded. After the
-    # push B stays trusted permanently, so no server gets it while the rotation would be cancelled anyway.
+    # The phase "published" is written before any server gets the next root B, so until then B can be discarded. Once a
+    # server has B, B stays trusted permanently; so no server gets it if the rotation will be cancelled.
     Step.PUBLISH: (Evidence.ANSWERS,),
-    # SECURITY: a server that signs with B before the others trust B loses commits
+    # SECURITY: commits are lost if a server signs with the next root B before the other servers trust B
     # (tests/unit/rotation/test_hazards.py).
     Step.ACTIVATE: (Evidence.TRUSTS_NEXT, Evidence.HOLDS_INTRODUCTION),
     # Without the cross-signature, clients that come after A's expiration cannot verify A's commits.
@@ -168,8 +168,9 @@ GATES: Final[dict[Step, tuple[Evidence, ...]]] = {
     Step.FINALIZE: (),
     Step.CANCEL: (),
     Step.ROLL_BACK: (),
-    # SECURITY: a server without this introduction would reject what that root has signed, from its next restart on. No
-    # quorum leaves out a server here, since a root that stays does no harm (tests/unit/rotation/test_pruning.py).
+    # SECURITY: after its next restart, a server without this introduction would reject everything that the removed root
+    # has signed. A quorum does not excuse a server here, because a root that stays listed does no harm
+    # (tests/unit/rotation/test_pruning.py).
     Step.PRUNE: (Evidence.HOLDS_EARLIER,),
 }
 """The evidence that every listed server must have shown before a step. A cancel or a roll-back needs none."""
@@ -509,8 +510,8 @@ def decide(observation: Observation, policy: Policy, intent: Intent, now_ms: int
     action = _hold_for_followers(observation, policy, intent, now_ms, action)
     if isinstance(action, Busy | Illegal | Refuse | Done) or (intent.has_acted and intent.goal is not Goal.RETIRE):
         return action
-    # SECURITY: with a clock that is a month off, `retire` would destroy the previous root's key right after a rotation,
-    # and a wait would last for months (tests/unit/rotation/test_clocks.py).
+    # SECURITY: if this machine's clock were a month off, `retire` would destroy the previous root's key right after a
+    # rotation, and a wait would last for months (tests/unit/rotation/test_clocks.py).
     wrong = find_clock_obstacle(compare_clocks(observation, policy))
     return action if wrong is None else Refuse(obstacles=(wrong,))
 
@@ -586,10 +587,10 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
     if evidence is Evidence.HOLDS_INTRODUCTION:
         return node.holds_introduction is True
     if evidence is Evidence.SIGNS_WITH_NEXT:
-        # SECURITY: a server that still signs with A loses no commits, because all servers trust A
-        # (tests/unit/rotation/test_bare.py).
-        # A server that missed the end of an earlier rotation may already sign with a restored root, by an older
-        # document (tests/model, "taking an older document for the new one").
+        # SECURITY: an unmodified server may still sign with the previous root A without losing commits, because all
+        # servers trust A (tests/unit/rotation/test_bare.py). A server with an older document does not count even if it
+        # signs with the right root: it may have missed the end of an earlier rotation, and a restored root is current
+        # in both documents (tests/model, "taking an older document for the new one").
         is_behind = node.generation is not None and node.generation < store.generation
         return node.is_bare or (node.signs_with is not None and node.signs_with == store.to_id and not is_behind)
     return node.holds_cross_signature is True
@@ -705,8 +706,9 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
     if health is not None and health.failures >= policy.health_failures:
         return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
     if store.next_due_ms is not None and store.next_due_ms <= now_ms <= store.current_expires_ms:
-        # SECURITY: an unmodified server that starts with a key of less than 15 days publishes it
-        # (tests/unit/rotation/test_machine.py). A fresh root costs nothing while the current one can endorse it.
+        # SECURITY: an unmodified server that starts with a root of less than 15 days publishes its private key
+        # (tests/unit/rotation/test_machine.py). So the rotation is cancelled; a new root costs nothing while the
+        # current one can endorse it.
         return _abandon(store, "the next root was unused for so long that it must itself be replaced")
     if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
         return Illegal(
@@ -728,8 +730,8 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
             observation, policy, intent, now_ms, Advance(step=step, expected=store.version, left_out=left_out)
         )
     if now_ms >= until_ms:
-        # SECURITY: B never signs before it is trusted, and no rotation hangs
-        # (tests/unit/rotation/test_machine.py).
+        # SECURITY: at the deadline the rotation is cancelled or rolled back: the next root never signs before servers
+        # trust it, and no rotation waits indefinitely (tests/unit/rotation/test_machine.py).
         return _abandon(
             store,
             f"not adopted in time: {describe(observation, lacking)}"
@@ -1015,7 +1017,8 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
             # The store would refuse each time, and the label is not Goatherd's to remove.
             kept.append(Kept(version=version.version, labels=version.foreign_labels))
             continue
-        # SECURITY: the replaced private key must not stay in the store (tests/unit/rotation/test_hazards.py).
+        # SECURITY: the private key of the replaced root must not stay in the store
+        # (tests/unit/rotation/test_hazards.py).
         return Destroy(version=version.version, is_leftover=version.is_leftover)
     done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
     if any(version.problem is not None for version in observation.versions):

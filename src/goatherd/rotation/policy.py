@@ -358,8 +358,8 @@ def check_servers_listed(
     Raises:
         ConfigurationError: No server is listed, and `unsafe_without_nodes` is False.
     """
-    # SECURITY: with no server listed, the next root would sign before servers trust it
-    # (tests/unit/operations/test_rotate.py).
+    # SECURITY: a rotation without listed servers would wait for none, so the next root would sign before servers trust
+    # it (tests/unit/operations/test_rotate.py).
     if not callable(servers) and not servers and not unsafe_without_nodes:
         hint = 'Name each server: nodes=["http://…"]. If there is none: unsafe_without_nodes=True.'
         raise ConfigurationError(f"no server is listed, so {consequence}", hint=hint, command_hint=command_hint)

@@ -1084,8 +1084,9 @@ class Rotator:
             else:
                 listed = await self._store.versions(self._secret_id)
                 if not any(one.id == version.id and CURRENT in one.labels for one in listed):
-                    # Labels of two moments: by them, stable could be put back behind what a rotation goes back to
-                    # (tests/model, mutant "two looks").
+                    # The value and the list of versions were read at different times. With such labels, `stable` could
+                    # be moved to a version older than the one to which this rotation rolls back (tests/model, mutant
+                    # "two looks").
                     raise GenerationError(
                         f"the store returned version {version.id} as current, but its list of versions names another"
                     )

@@ -67,7 +67,7 @@ class SignatureCheck:
         if self._passed == document:
             return
         check_first(document)
-        # SECURITY: if an attacker removes a signature and changes the document, no command may sign the result
+        # SECURITY: an attacker may have removed the signature and changed the document; no command may sign the result
         # (tests/unit/rotation/test_signed_store.py).
         if await self._was_signed() or await self._is_refused_by_servers():
             self._has_seen_signed = True

@@ -369,8 +369,8 @@ class Controller:
         now, about = self._clock.monotonic(), (event.action.nodes, event.action.reason)
         if self._wait is None or self._wait[0] != about:
             self._wait = about, now
-        # Between two observations no action is in progress, so a rotation can be left here. A short wait is part of a
-        # rotation that makes progress.
+        # While a rotation waits between two observations, no action is in progress, so a stopping controller can leave
+        # it there. A short wait is not interrupted: it is part of a rotation that makes progress.
         if self._is_stopping and self._turn is not None and now - self._wait[1] >= SHORT_WAIT.total_seconds():
             self._turn.cancel()
 

@@ -42,8 +42,8 @@ def make_http_client(
     """
     import httpx2  # here, since it takes long to import
 
-    # SECURITY: a proxy would get the requests that a root has signed, and answer in place of this machine's server
-    # (tests/unit/serving/test_http_client.py).
+    # SECURITY: requests to this machine bypass the environment's proxy, which would get requests that a root has
+    # signed, and could answer in place of the server (tests/unit/serving/test_http_client.py).
     asks_environment = not _is_this_machine(urlsplit(url).hostname or "")
     if verify is True:
         verify = httpx2.create_ssl_context()  # with the authorities that SSL_CERT_FILE names, for this machine too
@@ -52,7 +52,7 @@ def make_http_client(
             verify=verify, timeout=timeout, headers=headers, transport=transport, trust_env=asks_environment
         )
     except (ImportError, ValueError, httpx2.InvalidURL):
-        # SECURITY: the proxy's URL may hold a password, so neither it nor the cause is repeated
+        # SECURITY: the error repeats neither the proxy's URL, which may hold a password, nor the cause
         # (tests/unit/serving/test_http_client.py).
         raise ConfigurationError(
             "the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used",

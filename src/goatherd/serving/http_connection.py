@@ -126,15 +126,16 @@ class HTTPConnection(HttpToolsProtocol):
         if self._loose_bytes > self._limiter.limits.header_bytes:
             self.answer_and_close(_TOO_LARGE)
         elif self._is_between_requests and self.timeout_keep_alive_task is None:
-            # SECURITY: blank lines begin no request, and uvicorn takes them for the end of the pause between two
-            # (tests/unit/serving/test_http_connection.py).
+            # SECURITY: a caller could keep a connection open by sending blank lines. They begin no request, but uvicorn
+            # stops its keep-alive timer when they arrive (tests/unit/serving/test_http_connection.py).
             self._start_timer()
 
     # --- httptools ----------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= QUEUED:
-            # SECURITY: one segment holds thousands of short requests (tests/unit/serving/test_http_connection.py).
+            # SECURITY: one TCP segment can contain thousands of short requests, so the queue is bounded
+            # (tests/unit/serving/test_http_connection.py).
             self._limiter.report_full_queue()
             self.answer_and_close(_TOO_MANY)
             raise _QueueFullError
@@ -143,8 +144,9 @@ class HTTPConnection(HttpToolsProtocol):
         self._start_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # SECURITY: uvicorn adds trailers to the headers, which were judged before the body came: a second Host, or
-        # another signature, would be seen by some and not by others (tests/unit/door/test_smuggling.py).
+        # SECURITY: uvicorn adds trailers to the headers, after the headers were checked. With a second Host or
+        # signature in the trailers, the door and the server would read different requests
+        # (tests/unit/door/test_smuggling.py).
         if self._in_head:
             super().on_header(name, value)
 
@@ -161,8 +163,9 @@ class HTTPConnection(HttpToolsProtocol):
         self._cycles = [each for each in self._cycles if not each.response_complete]
         self._cycles.append(self.cycle)
         if self.parser.should_upgrade():
-            # SECURITY: httptools takes what follows for another protocol's, and then, in the next segment, for another
-            # request, even if it is this one's body (tests/unit/door/test_smuggling.py).
+            # SECURITY: after a request to upgrade, httptools treats the following bytes as another protocol, and the
+            # next segment as a new request, even if both belong to this request's body. So the connection is closed
+            # (tests/unit/door/test_smuggling.py).
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -188,8 +191,8 @@ class HTTPConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._watch_answer()
         elif not self._in_head and self.cycle.response_complete:
-            # SECURITY: the rest of a body that is not read any more must come, like a head, in little time and space
-            # (tests/unit/serving/test_http_connection.py).
+            # SECURITY: the response was sent before the whole body arrived. The rest of the body is limited in time and
+            # size, like a head (tests/unit/serving/test_http_connection.py).
             self._loose_bytes = 0
             self._start_timer()
 
@@ -255,7 +258,8 @@ class HTTPConnection(HttpToolsProtocol):
         limits = self._limiter.limits
         least = min(before, int(limits.answer_rate * limits.answer_timeout.total_seconds()))
         if before - self.transport.get_write_buffer_size() < least:
-            # SECURITY: closing would wait for a caller who takes nothing (tests/unit/serving/test_http_connection.py).
+            # SECURITY: the connection is aborted, because closing it would wait for a caller that reads nothing
+            # (tests/unit/serving/test_http_connection.py).
             self.transport.abort()
         else:
             self._watch_answer()

@@ -225,8 +225,8 @@ class LastKnownGood:
         return _Head(secret=secret, generation=generation, confirmed_ms=confirmed), sealed
 
     def _associated_data(self, head: _Head) -> bytes:
-        # SECURITY: a copy of another secret, of another generation, with another time or from another store does not
-        # open (tests/unit/settings/test_last_known_good.py).
+        # SECURITY: these data are sealed with the copy. So a copy of another secret, generation, time or store cannot
+        # be opened in its place (tests/unit/settings/test_last_known_good.py).
         return to_pretty_json({**head.to_json(), "store": self._store})
 
     def _secret_key(self) -> bytes:

@@ -192,7 +192,7 @@ class StoreRefresher:
         except ProviderError as error:
             return error
         except Exception as error:  # noqa: BLE001 - without the watch there are the polls; without this task, neither
-            # SECURITY: as in `goatherd.providers.base`, the message of a plugin's exception is not shown
+            # SECURITY: the message of a plugin's exception is not shown, because it may quote the value
             # (tests/unit/settings/test_watching.py).
             return self._watch_error(f"the plugin failed with {type(error).__name__}")
         finally:

@@ -259,8 +259,8 @@ class CloudSecretSettings(SettingsSource):
         try:
             found = await self._keeper.read_store(is_requested=True)
         except (ThrottledError, UnavailableError) as error:
-            # SECURITY: a store that answers "no", or with an identity that is refused, is never answered with a copy
-            # (tests/unit/settings/test_last_known_good.py).
+            # SECURITY: the copy is used only if the store does not answer, not if the store has no such secret, or an
+            # identity that this server rejects (tests/unit/settings/test_last_known_good.py).
             return await self._read_copy(error)
         document = self._decode_usable(found)
         before = await self._read_checkpoint()
@@ -320,7 +320,8 @@ class CloudSecretSettings(SettingsSource):
             # A write of ours that ended meanwhile: what was read may be older than what is in use.
             if self._version != before:
                 continue
-            # SECURITY: the id alone is no proof that nothing has changed (tests/unit/settings/test_restored_store.py).
+            # SECURITY: the version id alone does not prove that the value is unchanged: a restored store can use ids
+            # again (tests/unit/settings/test_restored_store.py).
             version, digest = str(found.version.id), _value_digest(found)
             if (version, digest) == (self._version, self._digest):
                 self._refused_version = None
@@ -370,8 +371,8 @@ class CloudSecretSettings(SettingsSource):
         return document
 
     def _checkpoint_of(self, document: IdentityDocument) -> TrustCheckpoint:
-        # SECURITY: once a signed document was seen, an unsigned one is refused, though the operator may have accepted
-        # one in between (tests/unit/settings/test_signed_documents.py).
+        # SECURITY: once this server has seen a signed document, it rejects unsigned ones, even if the operator has
+        # accepted one in between (tests/unit/settings/test_signed_documents.py).
         return replace(TrustCheckpoint.from_document(document), is_signed=self._has_seen_signed)
 
     def _apply_settings(self, settings: DBSettings, event: Event) -> None:
@@ -389,8 +390,9 @@ class CloudSecretSettings(SettingsSource):
 
     def _end_acceptance(self) -> None:
         """Adopt no further identity without a chain of endorsements, because one from the store is in use now."""
-        # SECURITY: also if that one needed no acceptance. Otherwise an attacker who can write the secret but has no
-        # root's key could use the acceptance at any later time (tests/unit/settings/test_store.py).
+        # SECURITY: the acceptance ends even if the adopted identity did not need it. Otherwise an attacker who can
+        # write the secret but has no root's key could use the acceptance at any later time
+        # (tests/unit/settings/test_store.py).
         self._is_next_accepted = False
         if self._armed_by is not None:
             self._armed_by._is_next_accepted = False
@@ -418,8 +420,8 @@ class CloudSecretSettings(SettingsSource):
                 continue
             commits += found.commits
             try:
-                # SECURITY: as without them, but for where the links are from
-                # (tests/unit/settings/test_chain.py).
+                # SECURITY: the document is verified by the same rules as without these commits; they only supply
+                # missing links of the chain (tests/unit/settings/test_chain.py).
                 await asyncio.to_thread(self._verify_successor, document, before, tuple(commits))
             except UnsignedIdentityError:
                 raise
@@ -449,8 +451,8 @@ class CloudSecretSettings(SettingsSource):
             document,
             before,
             commits,
-            # If two writers can both succeed, a server that has read the losing document must be able to adopt the
-            # next.
+            # With a store in which two writers can both succeed, a server that has read the losing document must be
+            # able to adopt the winning one.
             may_fork=guarantees.best_effort_cas and not guarantees.cas,
             is_pruning_believed=self.introductions is None,
         )
@@ -509,8 +511,8 @@ class CloudSecretSettings(SettingsSource):
         """
         if before is not None:
             await asyncio.wait({before})
-        # Neither is a reason to stop serving: without the one, a start without the store uses the copy before or fails,
-        # and without the other, a restart trusts the store's word.
+        # The server keeps serving if one of the two cannot be written. Without the copy, a start without the store uses
+        # the previous copy or fails; without the record of the seen identity, a restart trusts what the store returns.
         if self._copy is not None:
             try:
                 await asyncio.to_thread(self._copy.save_copy, self._secret_id, document, now_ms)
@@ -524,8 +526,8 @@ class CloudSecretSettings(SettingsSource):
                 self._remembered = None  # the next refresh retries
 
     def _check_successor(self, document: IdentityDocument, seen: TrustCheckpoint) -> None:
-        # SECURITY: an attacker who can write the secret but has no root's key cannot make this server adopt an identity
-        # (tests/unit/settings/test_store.py).
+        # SECURITY: a new identity must follow from the one in use, so that an attacker who can write the secret but has
+        # no root's key cannot make this server adopt an identity (tests/unit/settings/test_store.py).
         try:
             self._verify_successor(document, seen)
         except SuccessionError:

@@ -238,7 +238,7 @@ class RegionalReader(StoreGroup):
             if at != CURRENT:
                 return found
             standing, mark = self._judge(known, index, found.value)
-            # SECURITY: only for servers, which verify an identity before they use it
+            # SECURITY: stores are compared only in a server, which verifies an identity before it uses it
             # (tests/unit/schedule/test_controller.py).
             is_to_compare = self.region is not None and known.used is not None and now >= known.compare_at
             if standing is Standing.SAME and is_to_compare:
@@ -320,7 +320,8 @@ class RegionalReader(StoreGroup):
         except IdentityError as error:
             self._report(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
             return Standing.SPLIT, None
-        # SECURITY: no store can lead a server back, or over to another history (tests/unit/stores/test_reader.py).
+        # SECURITY: an identity that is earlier than the one in use, or has another history, is never used
+        # (tests/unit/stores/test_reader.py).
         problem = {
             Standing.BEHIND: f"holds generation {mark.generation}, earlier than the one in use",
             Standing.SPLIT: f"holds generation {mark.generation}, which has another history than the one in use",
@@ -393,7 +394,8 @@ class RegionalReader(StoreGroup):
     def _secret(self, secret_id: str) -> _Secret:
         found = self._secrets.get(secret_id)
         if found is None:
-            # SECURITY: what keeps a store from leading a server back stays (tests/unit/stores/test_reader.py).
+            # SECURITY: an entry that records which identity is in use is never dropped, because it keeps a store from
+            # leading a server back to an earlier one (tests/unit/stores/test_reader.py).
             idle = [one for one, known in self._secrets.items() if known.used is None]
             for one in idle[: max(0, len(idle) + 1 - _SECRETS)]:
                 del self._secrets[one]

@@ -414,7 +414,8 @@ class ReplicatedStore(StoreGroup):
             first = SecretValue(version=created, value=primary.held[CURRENT].value)
             found = _Contents({**found.held, CURRENT: first})
         elif compare_documents(theirs, ours) in (Standing.AHEAD, Standing.SPLIT):
-            # SECURITY: a later identity is never overwritten (tests/unit/stores/test_writer.py).
+            # SECURITY: a follower that holds a later identity, or one with another history, is not overwritten
+            # (tests/unit/stores/test_writer.py).
             return found
         stable = primary.value_of(STABLE)
         if stable is not None and stable != primary.value_of(CURRENT):

@@ -76,7 +76,8 @@ def check_address(
     if (certificate is None) != (key is None):
         missing = "web.certificate" if certificate is None else "web.certificate_key"
         raise ConfigurationError(f"{missing} is missing", hint="TLS needs both the certificate and its key.")
-    # SECURITY: the page names servers, stores and operators (tests/unit/web/test_access.py).
+    # SECURITY: the page shows the names of servers, stores and operators. So other machines get it only with a token
+    # and TLS, or through a reverse proxy (tests/unit/web/test_access.py).
     if not is_loopback(host) and not proxies and (token is None or certificate is None):
         raise ConfigurationError(
             f"other machines could read the page at {host} without signing in",

@@ -358,7 +358,8 @@ class PageApp:
         finally:
             share.give_back()
         given = _parse_fields(body).get("token", [""])[0].strip()
-        # SECURITY: the digests are compared, so the time tells nothing about the token (tests/unit/web/test_app.py).
+        # SECURITY: digests are compared in constant time, so the time of the answer reveals nothing about the token
+        # (tests/unit/web/test_app.py).
         if not hmac.compare_digest(_digest(given), self._address.token_digest):
             await self._send_page(send, 403, self._renderer.render_login("This is not the token."))
             return

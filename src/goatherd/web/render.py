@@ -76,7 +76,8 @@ class Renderer:
             ) from error
         self._environment: Environment = jinja2.Environment(
             loader=jinja2.PackageLoader("goatherd.web"),
-            # SECURITY: names come from servers and stores (tests/unit/web/test_view.py).
+            # SECURITY: names come from servers and stores, so they are escaped in the HTML
+            # (tests/unit/web/test_view.py).
             autoescape=True,
             undefined=jinja2.StrictUndefined,
             trim_blocks=True,

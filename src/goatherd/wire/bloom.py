@@ -19,8 +19,8 @@ from goatherd.wire.encoders import check_members
 from goatherd.wire.hashing import murmur3
 
 DEFAULT_FPR = 0.25
-# SECURITY: GoatDB needs 31 hash functions for 50 000 members at its strictest; a peer that names thousands wants our
-# time (tests/unit/wire/test_bloom.py).
+# SECURITY: the strictest filter of GoatDB for 50 000 members has 31 hash functions. A filter with thousands is
+# rejected, because each lookup would compute all of them (tests/unit/wire/test_bloom.py).
 MAX_SEEDS = 1024
 
 _MAX_SEED = 2**53

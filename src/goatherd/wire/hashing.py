@@ -88,7 +88,7 @@ def value_text(value: Any, seed: int = DEFAULT_SEED, texts: dict[int, str] | Non
     if isinstance(value, JSSet):
         return text_hash("".join(sorted([value_hash(item, seed, texts) for item in value])), seed)
     if isinstance(value, JSMap):
-        # COMPAT: a Map is hashed with the default seed whatever the caller's.
+        # COMPAT: GoatDB hashes a Map with the default seed, even if the caller gives another one.
         return text_hash(members_text(value, texts=texts if seed == DEFAULT_SEED else None))
     if isinstance(value, dict):
         if texts is None:

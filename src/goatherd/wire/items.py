@@ -71,7 +71,8 @@ def _decode_set(value: Any, decoder: Decoder, like_goatdb: bool) -> Any:
         return JSSet([_legacy_element(item) for item in value])
     decoded = refuse_encoded(decoder.decode(value))
     if not isinstance(decoded, JSSet) and not like_goatdb:
-        # SECURITY: GoatDB's servers and clients throw where they merge it (tests/unit/wire/test_commit.py).
+        # SECURITY: a set field that holds no set is rejected, because GoatDB's servers and clients throw when they
+        # merge it (tests/unit/wire/test_commit.py).
         raise DecodeError("a set field holds no set")
     return decoded
 
@@ -357,7 +358,7 @@ def canonical_edit(edit: Any, registry: Registry = BUILTIN, *, like_goatdb: bool
 
 
 def _canonical_edit(edit: Any, registry: Registry, like_goatdb: bool) -> dict[str, Any]:
-    # COMPAT: GoatDB takes any other value for an edit without members.
+    # COMPAT: an edit that is not an object counts as one without members, as in GoatDB.
     members = edit if isinstance(edit, dict) else {}
     check_members(members)
     encoded = {name: _reencode(members[name]) for name in ("sc", "dc") if name in members}
@@ -458,8 +459,8 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     Raises:
         DecodeError: A change is malformed or changes rich text, or the work exceeds `MAX_PATCH_WORK`.
     """
-    # SECURITY: each change of a set or map copies it, so many small changes could take hours
-    # (tests/unit/wire/test_equality.py).
+    # SECURITY: the work of an edit is limited, because each change of a set or map copies it, so many small changes
+    # could take hours (tests/unit/wire/test_equality.py).
     work = Work(MAX_PATCH_WORK)
     patched = dict(data)
     for name, field_changes in _changes_by_field(changes).items():

@@ -65,7 +65,8 @@ class SyncMessage:
             raise DecodeError("a sync message's c (the commits) must be an array")
         seeds = raw.get("s")
         if isinstance(seeds, list):
-            # COMPAT: JavaScript's arithmetic makes numbers of texts; in a commit's own filter they stay texts.
+            # COMPAT: seeds that are strings become numbers, because JavaScript converts them in its arithmetic. In a
+            # commit's ancestors filter they stay strings.
             raw = {**raw, "s": [int(seed) if _is_whole(seed) else seed for seed in seeds]}
         return cls(
             version=_read_number(encoded.get("ver")),

@@ -129,7 +129,7 @@ def _check_endpoint(endpoint: str) -> None:
         _ = parts.port
     except ValueError:
         raise ConfigurationError("aws address: the endpoint must be a URL", hint="Write https://host[:port].") from None
-    # SECURITY: a secret does not cross a network in the clear
+    # SECURITY: secrets must not be sent over a network unencrypted
     # (tests/unit/providers/aws/test_address.py::test_an_endpoint_without_tls_must_be_this_machine).
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         raise ConfigurationError("aws address: the endpoint must be https (http only to this machine)")

@@ -60,8 +60,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 # Lengths of the API's SecretVersionIdType; what a version id consists of is not said, so only what is sure is refused.
 _VERSION_ID = re.compile(r"[\x21-\x7e]{32,64}")
 
-# The service's own errors: docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html#API_…_Errors
-# (and each operation's page); the others: …/apireference/CommonErrors.html, and what the signing layer answers.
+# Error codes, by what they mean. Those of the service itself:
+# docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html#API_…_Errors (and each operation's
+# page); the others: …/apireference/CommonErrors.html, and what the signing layer answers.
 _THROTTLED: Final = frozenset(
     {
         "RequestLimitExceeded",
@@ -452,7 +453,8 @@ def _service_refusal(call: Call, response: Answer, *, is_login: bool) -> Service
     request_id = str(meta.get("RequestId", ""))
     where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
     error = _error_for(call, code, status, text, where, headers)
-    # SECURITY: what a login does not find is no missing secret (tests/contract/aws/test_answers.py, `…_login_…`).
+    # SECURITY: if the login answers "not found", the account or role is wrong; the error must not state that the secret
+    # is missing (tests/contract/aws/test_answers.py, `…_login_…`).
     if is_login and not isinstance(error, ProviderAccessDeniedError | ThrottledError | UnavailableError):
         error = call.error(
             ProviderAccessDeniedError,

@@ -25,8 +25,9 @@ _NAME = re.compile(r"[A-Za-z0-9/._-]{1,512}")
 # ARNs end in a hyphen and six characters of AWS's; `?` for each, so that `…/root` does not cover `…/root-of-others`.
 _SUFFIX: Final = "-??????"
 _STAGE_KEY: Final = "secretsmanager:VersionStage"
-# Servers read these two and no other. `ForAnyValue`, because the key is multi-valued ("the list of version stages in
-# the request"; GetSecretValue sends one). It does not hold where the key is missing: a read by version id is denied.
+# The only two labels that servers read. The condition is `ForAnyValue`, because the key is multi-valued ("the list of
+# version stages in the request"; GetSecretValue sends one). Without the key the condition is false, so a read by
+# version id is denied.
 _SERVER_STAGES: Final = ["AWSCURRENT", "stable"]
 # The label of AWS's own rotation, which moves it; Goatherd never does.
 _ROTATION_STAGE: Final = "AWSPENDING"
@@ -71,7 +72,8 @@ def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*"
     else:
         address, secret_id = parse_config(secret)
     check_role(role)
-    # SECURITY: `*`, `?` and `$` mean something in a resource: a name must not grant more than itself
+    # SECURITY: `*`, `?` and `$` are special characters in the resource of a policy, so a name with one of them would
+    # grant more than that secret
     # (tests/unit/providers/aws/test_permissions.py::test_a_name_that_would_grant_more_is_refused).
     if not _NAME.fullmatch(secret_id.replace(ORG_FIELD, "x")):
         raise ConfigurationError(f"{secret_id[:80]!r} is not a valid name for an AWS secret")

@@ -124,8 +124,8 @@ class AWSSecretProvider(SecretProvider):
             cas=True,
             read_consistency=ReadConsistency.EVENTUAL,
             max_value_bytes=MAX_VALUE_BYTES,
-            # "Versions without staging labels are considered deprecated and are subject to deletion" (API reference,
-            # ListSecretVersionIds); AWSPREVIOUS keeps the last one that was current.
+            # AWS: "Versions without staging labels are considered deprecated and are subject to deletion" (API
+            # reference, ListSecretVersionIds). The label AWSPREVIOUS keeps one: the version that was current before.
             history=1,
             destroys=False,
             deprecates=True,

@@ -90,8 +90,8 @@ class DefaultCredential(DefaultAzureCredential):
             return token
         finally:
             _failures.reset(reset)
-        # Out here, where the SDK's error is not the context. That error may hold a token service's answer, which must
-        # not be taken for one of the key vault.
+        # Raised outside of the `except`, so that the SDK's error is not in the context: it may hold an answer of the
+        # token service, which must not be mistaken for one of the key vault.
         if failure is not None:
             raise TokenServiceError(failure)
         if self.credentials is used:

@@ -357,8 +357,8 @@ class AzureSecretProvider(SecretProvider):
                 known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000, is_leftover=True)
                 numbered.append((int(number) if number.isdecimal() and len(number) < 10 else 0, known))
         numbered.sort(key=lambda each: (each[0], each[1].created_ms), reverse=True)
-        # The vault's own word counts: a value whose destruction was interrupted can still be read. So can one that a
-        # writer copied into the view after it was destroyed.
+        # What can be read is decided by the vault's list, not by the pointer: a value whose destruction was interrupted
+        # can still be read, and so can one that a writer copied into the view after it was destroyed.
         copied = set[str]()
         with contextlib.suppress(ProviderAccessDeniedError):  # of earlier builds, a server may not list the view
             view = (await vault.list_versions(call, call.secret_id)).items.values()
@@ -883,8 +883,8 @@ class AzureSecretProvider(SecretProvider):
                 if since is None or self.clock.monotonic() - since > self._settle + PROMPT.total_seconds():
                     _, last = await self._read_decided(call, vault)
                     if last.id != decided.id:
-                        # Another writer has decided the next change, and may have written the view before this request
-                        # arrived.
+                        # Another writer has decided the next change meanwhile, and may have written the view before
+                        # this request arrived. So write the view again, with that change.
                         decided, current = last, None
                         self._shown.pop(call.secret_id, None)
                         continue

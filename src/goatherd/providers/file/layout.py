@@ -150,8 +150,8 @@ class SecretDirectory:
             ledger.must_exist(self._call)
             if not self._find_leftovers(here, ledger):
                 return ledger.newest_first()
-            # Left by a killed writer, or of one at work? That one holds the lock. Where there can be no lock, as on a
-            # read-only file system, there is no writer.
+            # These files were left by a killed writer, or belong to a writer that is at work and holds the lock. Where
+            # no lock is possible, as on a read-only file system, there is no writer.
             with contextlib.ExitStack() as stack:
                 with contextlib.suppress(OSError):
                     lock = self._system.open_lock(LOCK, here.descriptor)
@@ -420,7 +420,7 @@ class SecretDirectory:
             except NotADirectoryError:
                 raise self._not_a_directory() from None
             stack.callback(self._system.close_file, descriptor)
-            # SECURITY: through a directory that others can enter, others read or replace the key
+            # SECURITY: other users could read or replace the key if they could enter the secret's directory
             # (tests/unit/providers/file/test_provider.py).
             self._check_private(self._system.file_status(descriptor), self._path, "700")
             yield _Opened(descriptor, parent, name)

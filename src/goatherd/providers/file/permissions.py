@@ -44,7 +44,7 @@ def policy(role: str, secret: str | Mapping[str, object]) -> str:
     path = unquote(parts.path)
     components = path.split("/")[1:]
     wrong = parts.scheme != "file" or parts.netloc not in ("", "localhost") or parts.query or parts.fragment
-    # SECURITY: what is pasted into a shell is made of checked names only
+    # SECURITY: operators paste these commands into a shell, so every name in them is checked first
     # (tests/unit/cli/test_policy.py::test_a_name_that_a_shell_would_read_is_refused).
     checked = [component.replace(ORG_FIELD, "x") for component in components]
     if wrong or len(components) < 2 or not all(_COMPONENT.fullmatch(one) and one.strip(".") for one in checked):

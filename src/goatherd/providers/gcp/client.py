@@ -31,7 +31,7 @@ from goatherd.providers.values import Label, SecretBytes, SecretVersion, Version
 
 Answer = TypeVar("Answer")
 
-# SECURITY: the SDK logs requests and answers, values too, where its loggers are let
+# SECURITY: the SDK logs requests and answers, including secret values, if these loggers are enabled
 # (tests/contract/gcp/test_answers.py::test_the_sdk_logs_no_value).
 _NOISY: Final = ("google", "google.cloud.secretmanager_v1", Client.__module__, Transport.__module__)
 PAGE: Final = 250
@@ -169,7 +169,7 @@ class SecretManagerAPI:
         data = answer.payload.data
         if not data:
             raise call.error(UnavailableError, f"the answer about version {number} holds no value")
-        # SECURITY: what was cut or changed on the way is no value
+        # SECURITY: a value that was truncated or changed on its way from the service is never returned
         # (tests/contract/gcp/test_answers.py::test_a_damaged_value_is_unavailable_and_never_returned).
         if "data_crc32c" not in answer.payload or answer.payload.data_crc32c != google_crc32c.value(data):
             raise call.error(UnavailableError, f"the value of version {number} does not have its checksum")

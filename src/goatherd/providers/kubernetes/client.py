@@ -173,7 +173,7 @@ class KubernetesClient:
 
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
         """Replace a Secret if its resourceVersion is still that in `content`; None if it has changed or was deleted."""
-        # SECURITY: without a resourceVersion the server replaces whatever is there
+        # SECURITY: without a resourceVersion, the API server would replace the Secret whatever its present state
         # (tests/contract/kubernetes/test_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
             raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
@@ -352,7 +352,8 @@ class KubernetesClient:
             try:
                 response = await http.send(request, stream=True)
                 self._store_clock.note_date(response.headers.get("date"), began=began)
-            # SECURITY: not `from error`: the exception carries the request, and that the token and the values
+            # SECURITY: the error is not raised `from error`, because the exception refers to the request, and so to the
+            # token and the values
             # (tests/contract/kubernetes/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
             except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
                 problem = self._no_answer_error(error)
@@ -404,8 +405,8 @@ class KubernetesClient:
         if code == 422:
             raise _invalid_reason(answer or {})
         if code in (400, 405, 406, 415):
-            # SECURITY: the message of a 400 quotes the body, and so the value: only the reason is shown
-            # (tests/contract/kubernetes/test_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
+            # SECURITY: only the reason of a 400 is shown, because its message quotes the request's body, and so the
+            # value (tests/contract/kubernetes/test_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
             raise PlatformError(
                 ProviderConfigurationError,
                 f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}",

@@ -237,7 +237,7 @@ class CredentialPlugin:
             if status.get(name) is not None and not isinstance(status[name], str):
                 raise self._output_error(f"{name}, which is not a string")
         token, cert, key = status.get("token"), status.get("clientCertificateData"), status.get("clientKeyData")
-        # SECURITY: a line break would end the header and begin another
+        # SECURITY: a line break in the token would end the header `Authorization` and begin another header
         # (tests/unit/providers/kubernetes/test_credentials.py::test_a_plugin_that_prints_no_credential_is_named).
         if token and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise self._output_error("a token that cannot be sent in a header")
@@ -290,8 +290,8 @@ async def run_plugin(settings: PluginSettings) -> object:
     except OSError as error:
         raise _plugin_error(settings, error.strerror or type(error).__name__) from None
     if code != 0:
-        # SECURITY: what a plugin prints to its output may be a token and is not shown; what it prints to its error
-        # output is meant to be read, and is shown without anything that looks like a token
+        # SECURITY: a plugin's standard output may be a token, so it is not shown. Its standard error is meant to be
+        # read, so it is shown, without anything that looks like a token
         # (tests/unit/providers/kubernetes/test_credentials.py::test_no_error_of_a_plugin_shows_a_token).
         raise _plugin_error(
             settings, f"it ended with {code}: {shorten_text(told.decode(errors='replace')) or 'without a message'}"

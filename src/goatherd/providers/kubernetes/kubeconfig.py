@@ -326,7 +326,7 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
         ) from error
     if not any(os.path.exists(os.path.expanduser(path)) for path in paths.split(os.pathsep) if path):  # noqa: PTH110, PTH111
         raise ConfigurationError(f"cannot read the kubeconfig {paths}: No such file or directory", hint=_FILE_HINT)
-    # SECURITY: the library's errors, and those of its YAML reader, quote the file and so the key; none is passed on
+    # SECURITY: no error of the library or its YAML reader is passed on, because they quote the file, and so a key in it
     # (tests/unit/providers/kubernetes/test_access.py::test_a_damaged_kubeconfig_is_named_and_not_quoted).
     try:
         merger = KubeConfigMerger(paths)
@@ -391,7 +391,7 @@ def _checked_server(server: str, source: str) -> str:
         raise ConfigurationError(
             f"{source}: cluster.server must be a URL", hint="Write a URL such as https://10.0.0.1:6443."
         ) from None
-    # SECURITY: a token is not sent where the network can read it
+    # SECURITY: a token must not be sent over a network unencrypted
     # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):

@@ -388,8 +388,8 @@ class VaultClient:
 
         try:
             return await (await self._current_pool()).run(exchange)
-        # SECURITY: not `from error`: the exception carries the request, and that the token and the value
-        # (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
+        # SECURITY: the error is not raised `from error`, because the exception refers to the request, and so to the
+        # token and the value (tests/contract/vault/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
             problem = self._no_answer_error(error)
         raise problem

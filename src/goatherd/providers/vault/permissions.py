@@ -54,7 +54,7 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
     if mount is None:
         mount, _, secret_id = secret_id.partition("/")
     components = [*mount.split("/"), *(component.replace(ORG_FIELD, "x") for component in secret_id.split("/"))]
-    # SECURITY: what is pasted into HCL cannot end the string and grant more
+    # SECURITY: no character of the path can end the string in HCL and so grant more
     # (tests/unit/providers/vault/test_permissions.py::test_a_path_that_would_change_the_policy_is_refused).
     if not secret_id or not all(_COMPONENT.fullmatch(each) and each.strip(".") for each in components):
         raise ConfigurationError(
@@ -64,8 +64,9 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
     write = ["create", "read", "update"] if role != "server" else ["read"]
     rules = [("data", values, write, ""), ("data", pointer, write, "")]
     if role != "server":
-        # As text, because the server compares it as text with what we send (measured on OpenBao 2.7.2).
-        # The other one is OpenBao's check-and-set of metadata, with any value.
+        # The number is written as a string, because the server compares it as a string with the one in Goatherd's
+        # request (measured on OpenBao 2.7.2). `metadata_cas` is OpenBao's check-and-set of metadata; any value is
+        # allowed.
         only = f'\n  allowed_parameters = {{ "max_versions" = ["{MAX_VERSIONS}"], "metadata_cas" = [] }}'
         change = [*write, "delete"] if role == "admin" else write
         rules.append(("metadata", values, change, only))

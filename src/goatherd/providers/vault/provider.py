@@ -502,8 +502,8 @@ class VaultSecretProvider(SecretProvider):
     async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
         known = await client.read_metadata(path)
         if known.current < newest:
-            # SECURITY: destroying the older ones would destroy the only list that there is
-            # (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
+            # SECURITY: the server claims to have written a version that it does not have, so the older versions may
+            # hold the only list; they are not destroyed (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
             raise PlatformError(
                 UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
             )
@@ -513,8 +513,8 @@ class VaultSecretProvider(SecretProvider):
 
     async def _delete_secret(self, call: Call, client: VaultClient) -> None:
         await self._require_pointer(call, client)
-        # The values first: while the pointer is there, the secret cannot be created again, and a caller without
-        # the right to delete has changed nothing.
+        # The values are deleted before the pointer: while the pointer exists, the secret cannot be created again. If
+        # the token may not delete, nothing has changed yet.
         await client.remove_secret(call.secret_id)
         await client.remove_secret(call.secret_id + POINTER_SUFFIX)
 

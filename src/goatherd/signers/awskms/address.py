@@ -62,7 +62,7 @@ def parse_uri(uri: str) -> AWSKeyAddress:
     """
     parsed = addresses.parse_uri(FORM, uri)
     region, arn = parsed.host or None, _ARN.fullmatch(parsed.path)
-    # SECURITY: no wildcard, which would mean more keys in a policy
+    # SECURITY: a wildcard in the key's name would make the printed policy allow more keys
     # (tests/unit/signers/test_awskms.py::test_an_address_that_is_not_one_is_refused).
     if arn is None and not _KEY.fullmatch(parsed.path):
         raise FORM.error("the key must be a key id, alias/NAME or the ARN of one of them")

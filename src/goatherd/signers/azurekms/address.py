@@ -80,7 +80,7 @@ def parse_uri(uri: str) -> AzureKeyAddress:
     """
     parsed = addresses.parse_uri(FORM, uri)
     key, slash, version = parsed.path.partition("/")
-    # SECURITY: what is pasted into a shell is made of checked names only
+    # SECURITY: operators paste these names into a shell, so they are checked first
     # (tests/unit/signers/test_azurekms.py::test_an_address_that_is_not_one_is_refused).
     if not _KEY.fullmatch(key) or (slash and not _VERSION.fullmatch(version)):
         raise FORM.error("it must name a vault, a key of 0-9 a-z A-Z and -, and at most a version of 32 digits")

@@ -128,7 +128,7 @@ class AzureKMSSigner(Signer):
 
     async def schedule_deletion(self) -> datetime | None:
         client = await self._connect("schedule_deletion")
-        # SECURITY: the service deletes a key with all its versions, and a later one may be the next anchor
+        # SECURITY: Azure deletes a key with all its versions, and a later version may be the next anchor
         # (tests/contract/signers/test_azurekms.py).
         if self.address.version is not None and await self._find_other_versions(client):
             raise self.error(

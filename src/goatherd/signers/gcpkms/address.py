@@ -77,7 +77,7 @@ def parse_uri(uri: str) -> GCPKeyAddress:
     parsed = addresses.parse_uri(FORM, uri)
     parts = parsed.path.split("/")
     endpoint = parsed.options.get("endpoint")
-    # SECURITY: what is pasted into a shell is made of checked names only
+    # SECURITY: operators paste these names into a shell, so they are checked first
     # (tests/unit/signers/test_gcpkms.py::test_an_address_that_is_not_one_is_refused).
     forms = (_LOCATION, _NAME, _NAME, _VERSION)
     is_fine = len(parts) == len(forms) and all(form.fullmatch(part) for form, part in zip(forms, parts, strict=True))

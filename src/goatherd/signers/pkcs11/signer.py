@@ -133,8 +133,8 @@ class PKCS11Signer(Signer):
         if key[Attribute.KEY_TYPE] is not KeyType.EC:
             kind = getattr(key[Attribute.KEY_TYPE], "name", "another one")
             raise self.error(UnsupportedKeyError, operation, f"the key's type must be EC; it is {kind}")
-        # SECURITY: the fact "not exportable" is checked, not believed
-        # (tests/contract/signers/test_token.py::test_a_key_that_can_leave_the_token_is_refused).
+        # SECURITY: the token must state that the key cannot be exported; Goatherd reads both attributes instead of
+        # assuming it (tests/contract/signers/test_token.py::test_a_key_that_can_leave_the_token_is_refused).
         if key[Attribute.EXTRACTABLE] or not key[Attribute.SENSITIVE]:
             raise self.error(
                 SignerConfigurationError,

@@ -70,8 +70,8 @@ def parse_uri(uri: str, *, environment: Mapping[str, str] | None = None) -> Tran
         ConfigurationError: The URI does not have this form.
     """
     server, key, options = parse_with_form(FORM, uri, environment=os.environ if environment is None else environment)
-    # SECURITY: neither part can end a string of the policy, or lead to another path of the API
-    # (tests/unit/signers/test_transit.py::test_an_address_that_is_not_one_is_refused).
+    # SECURITY: neither the mount nor the key has a character that could end a string of the policy, or lead to another
+    # path of the API (tests/unit/signers/test_transit.py::test_an_address_that_is_not_one_is_refused).
     if not _NAME.fullmatch(key) or not _MOUNT.fullmatch(server.mount):
         raise FORM.error("the mount and the key must be names of A-Z a-z 0-9 . _ -")
     version = options.get("version", "1")
