@@ -188,7 +188,8 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="wrong clocks, no operator is there",
-        about="the same, and one node goes away permanently: deadlines alone must lead to steady",
+        about="operators retire with a wrong clock, and one node goes away permanently: deadlines alone must lead to"
+        " steady",
         options=Options(nodes=2, operators=1, deaths=1, refusals=False, clocks=True, goals=UNATTENDED),
     ),
     Configuration(
@@ -239,7 +240,8 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="an anchor, stale reads",
-        about="the same, one operator, and every read may show anything that was ever there",
+        about="one operator renews the working root, replaces the anchor or removes it, and every read may show"
+        " anything that was ever there",
         options=Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, stale_reads=True),
         is_slow=True,
     ),
@@ -283,7 +285,8 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="a thief of a working root, a restore",
-        about="the same, after a renewal, and an earlier root shall sign again",
+        about="once, a thief of the root that signs writes to the store after a renewal, and an earlier root shall"
+        " sign again",
         options=Options(
             nodes=1,
             operators=1,
