@@ -200,10 +200,10 @@ def _make_missing(path: Path) -> None:
 def _give_to_owner(descriptor: int, directory: int) -> None:
     """Give a file that root has just created to the owner of its directory, so that a server of this user can read it.
 
-    COMPAT: GoatDB takes a settings.json that it cannot read for a missing one, and creates a new root.
+    COMPAT: GoatDB treats a settings.json that it cannot read as missing, and creates a new root.
 
-    SECURITY: both are open, and the file is new. So the owner of the directory cannot make root give away another file
-    (tests/unit/test_files.py).
+    SECURITY: the owner is changed through the descriptors of the new file and of its directory. So the owner of the
+    directory cannot make a process of root give away another file (tests/unit/test_files.py).
     """
     owner = os.fstat(directory)
     if os.geteuid() == 0 and owner.st_uid != 0:

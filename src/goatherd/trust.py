@@ -301,8 +301,8 @@ class TrustPool:
     def from_identity(cls, identity: TrustSource, *, org: str, trusted: Iterable[Session] = ()) -> TrustPool:
         """Return the trust pool of an identity: its roots, its revocations, and its anchor with the rules for roots.
 
-        SECURITY: a pool that is made without this method must be given `anchored` too, or a working root could
-        introduce roots there (tests/unit/operations/test_data.py).
+        SECURITY: in a pool that is created without this method and without `anchored`, a working root could introduce
+        roots (tests/unit/operations/test_data.py).
 
         Args:
             identity: An identity document.

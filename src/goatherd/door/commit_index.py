@@ -307,7 +307,8 @@ class RepositoryIndex:
     ) -> tuple[list[ReceivedCommit], list[ReceivedCommit]]:
         """Return the commits that `claimant` has to deliver from now on, and those that other deliveries have claimed.
 
-        SECURITY: a commit counts as claimed only if both have the same bytes (tests/unit/door/test_commit_index.py).
+        SECURITY: a commit counts as claimed by another delivery only if all its bytes are the same, not only its id
+        (tests/unit/door/test_commit_index.py).
         """
         own: list[ReceivedCommit] = []
         claimed: list[ReceivedCommit] = []

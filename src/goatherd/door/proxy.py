@@ -262,7 +262,8 @@ class Proxy:
     async def _answer_own(self, exchange: Exchange) -> None:
         """Answer a request below ``/goatherd/v1/`` in the door, without passing it on to the server.
 
-        SECURITY: the application must not answer in the agent's name (tests/cluster/test_agent_status.py).
+        SECURITY: the server behind the door must not answer in the name of Goatherd's agent
+        (tests/cluster/test_agent_status.py).
         """
         share = self._limiter.open_share(exchange.address)
         try:
@@ -292,7 +293,7 @@ class Proxy:
     async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
         """Answer with the application's script (``app.js``), with the door's address in place of the server's.
 
-        SECURITY: anyone may ask for it, and take it slowly, so it is not held in memory
+        SECURITY: any caller may request the script, and read it slowly, so the door does not hold it in memory
         (tests/unit/door/test_public_address.py).
         """
 
@@ -522,7 +523,8 @@ class Proxy:
 
         If the session is unknown, it is looked up in the server's sessions, so that waiting for it takes no memory.
 
-        SECURITY: reading such a body costs the server many times its size (tests/unit/door/test_proxy.py).
+        SECURITY: a large body costs the server many times its size in memory, so an unknown caller must not make the
+        server read one (tests/unit/door/test_proxy.py).
 
         Raises:
             RefusedError: The signature is invalid, or its session revoked or still unknown.
@@ -649,8 +651,9 @@ class Proxy:
     ) -> None:
         """Verify the signature of a request with many commits, before the costly check of the commits' signatures.
 
-        SECURITY: also of a request with commits for a repository that is new to the door. The door reads it to check
-        them, signing as a root, and the server then creates it (tests/cluster/test_door_limits.py).
+        SECURITY: the signature is verified, too, if the request has commits for a repository that is new to the door.
+        To check them, the door reads that repository as a root, and the server then creates it
+        (tests/cluster/test_door_limits.py).
         """
         count = sum(len(element.commits) for element in elements)
         if count <= MANY_COMMITS and not any(element.commits and element.path in fresh for element in elements):
@@ -864,7 +867,8 @@ class Proxy:
     async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
         """Remove private keys and untrusted roots from an answer with a new session.
 
-        SECURITY: the server publishes its private key (tests/cluster/test_door_writers.py).
+        SECURITY: under some conditions a GoatDB server publishes its private key in this answer
+        (tests/cluster/test_door_writers.py).
 
         Raises:
             RefusedError: No root is left. COMPAT: a client does not start without one, and the server trusts another
@@ -901,7 +905,7 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """Check the signature of a request for a login mail, and pass it on.
 
-        SECURITY: the server ignores the result of its own check (tests/cluster/test_door_requests.py).
+        SECURITY: GoatDB checks this signature but ignores the result (tests/cluster/test_door_requests.py).
         """
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)
@@ -960,7 +964,7 @@ class Proxy:
 async def read_own_body(exchange: Exchange, share: Share) -> bytes:
     """Return the body of a request for one of Goatherd's own paths.
 
-    SECURITY: no signature has been verified, so the body must not take memory from others
+    SECURITY: the sender is not authenticated yet, so the body must not use memory that other callers need
     (tests/unit/agent/test_own_api.py).
 
     Raises:

@@ -285,7 +285,7 @@ def read_batch(body: bytes, limits: DoorLimits, known: KnownCommits = NOTHING_KN
 def _check_other_lists(elements: Sequence[Element], lists: Sequence[ReceivedList]) -> None:
     """Check that each array of a large body that was not parsed, as its items may be commits, has commits or is empty.
 
-    SECURITY: the server would parse such an array even for a caller without a session
+    SECURITY: GoatDB would parse the items of such an array even for a caller without a session
     (tests/unit/door/test_request_checks.py).
 
     Raises:

@@ -103,7 +103,8 @@ class Session:
     def to_json(self) -> dict[str, Any]:
         """Encode a session's public members: id, publicKey, owner and expiration, in GoatDB's order, without `extra`.
 
-        SECURITY: every answer to a client uses this encoding (tests/unit/test_upstream_traps.py).
+        SECURITY: every answer to a client encodes sessions by this function, which never writes a private key
+        (tests/unit/test_upstream_traps.py).
         """
         encoded: dict[str, Any] = {"id": self.id, "publicKey": self.public_key.to_jwk()}
         if self.owner is not None:

@@ -936,8 +936,8 @@ def _next_document(
 def _find_former_anchors(document: IdentityDocument) -> tuple[str, ...]:
     """Return the ids of the anchors before the present one in a document without a rotation in progress.
 
-    SECURITY: the roots that they have endorsed stay working roots, which introduce no roots
-    (tests/unit/rotation/test_anchor.py).
+    SECURITY: the document keeps these ids, so that the roots that former anchors have endorsed stay working roots,
+    which may not introduce roots (tests/unit/rotation/test_anchor.py).
     """
     if document.anchor is None:
         return ()

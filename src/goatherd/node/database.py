@@ -957,7 +957,7 @@ class Database:
     async def open_view(self, path: str) -> _RepositoryView:
         """Open a repository so that a peer can read its commits.
 
-        SECURITY: clients may ask for any path, and what no server holds must not stay in memory
+        SECURITY: clients may request any path, so a repository that no server holds must not stay in memory
         (tests/unit/node/test_peer.py).
         """
         return _RepositoryView(await self._drive_steps(self.engine.peek_in_steps(path)))

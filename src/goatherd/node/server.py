@@ -533,7 +533,7 @@ class Body:
     def charge_answer(self, size: int) -> None:
         """Charge the answer to the caller's share of the memory for answers, until it is sent.
 
-        SECURITY: a caller may take a large answer slowly, and ask for many (tests/unit/node/test_server.py).
+        SECURITY: a caller can request many large answers, and read them slowly (tests/unit/node/test_server.py).
 
         Raises:
             RefusedError: Too many answers wait for their callers.

@@ -93,7 +93,8 @@ def contains_root(document: IdentityDocument, root: OwnedSession) -> bool:
 def covers_root(document: IdentityDocument, root: OwnedSession, now_ms: int) -> bool:
     """Whether an identity lists this root with an expiration at which all that it can have signed until now is valid.
 
-    COMPAT: a GoatDB server extends its root in its own settings.json, and continues to sign with it.
+    COMPAT: a GoatDB server extends its root in its own settings.json, and continues to sign with it, while the store
+    still has the earlier expiration.
     """
     kept = document.find_root(root.id)
     return kept is not None and kept.expiration_ms >= min(root.session.expiration_ms, now_ms)

@@ -608,7 +608,8 @@ async def _ask_server(client: NodeClient, org: str, roots: Sequence[tuple[OwnedS
 def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[str]:
     """Replace a settings.json by a note without the key. Return, in lines, what the operator should know.
 
-    SECURITY: call it only after `read_back` has found the root in the store (tests/unit/cli/test_migrate_cluster.py).
+    SECURITY: call this function only after `read_back` has found the root in the store, because it removes the only
+    other copy of the key (tests/unit/cli/test_migrate_cluster.py).
 
     Raises:
         SettingsError: The file is a link, or cannot be removed.

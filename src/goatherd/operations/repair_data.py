@@ -368,7 +368,8 @@ class _CommitRestorer:
     def add_sent(self, records: Iterable[Any]) -> int:
         """Verify the commits that a peer sent, add the valid ones, and return their number.
 
-        SECURITY: a commit of a revoked root is not valid, as from any peer (tests/unit/operations/test_data.py).
+        SECURITY: a commit of a revoked root is not valid here, as it is not valid from any other peer
+        (tests/unit/operations/test_data.py).
         """
         fresh = self._select_new(_decode_sent(records, self._org))
         if self._path == SESSIONS_PATH:

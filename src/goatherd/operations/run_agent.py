@@ -263,7 +263,8 @@ def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
 def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
     """Move settings.json files to the present tmpfs directory from one that an earlier run was given with --memory.
 
-    SECURITY: otherwise the key would stay where no agent looks for it (tests/unit/cli/test_agent_commands.py).
+    SECURITY: no agent would look for the key in the earlier directory, and so would never remove it
+    (tests/unit/cli/test_agent_commands.py).
     """
     for organization in organizations:
         before = organization.file.move_in(lambda file: files.is_memory_of_this_server(file.parent))

@@ -375,8 +375,8 @@ async def send_refusal(refused: RefusedError, receive: Receive, send: Send, *, i
 async def send_body(send: Send, body: bytes) -> None:
     """Send the body of an answer, in parts: each waits until the caller has taken most of the one before.
 
-    SECURITY: when this returns, the rest is small, so that memory which was charged for the body may be given back
-    (tests/unit/door/test_proxy.py).
+    SECURITY: when this function returns, only a small part of the body is still in memory, so the share of memory that
+    the body used may be given back (tests/unit/door/test_proxy.py).
     """
     start = 0
     while len(body) - start > PART_BYTES:

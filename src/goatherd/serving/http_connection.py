@@ -50,8 +50,8 @@ class _HeadTooLargeError(Exception):
 class _ReadControl(FlowControl):
     """Pauses and resumes reading from a caller; never resumes while requests of the caller wait for an earlier one.
 
-    SECURITY: uvicorn resumes with each answer, and when the application reads a body, so that the queue would grow
-    without end (tests/unit/serving/test_http_connection.py).
+    SECURITY: uvicorn resumes reading with each answer, and when the application reads a body. So the queue of a
+    caller's requests would grow without end (tests/unit/serving/test_http_connection.py).
 
     Args:
         transport: The caller's connection.

@@ -274,7 +274,7 @@ class VerifiedSigner:
     async def _sign_verified(self, text: bytes, pinned: PublicKey) -> bytes:
         """Request one signature from the signer, verify it against the pinned key, and return it.
 
-        SECURITY: nothing is returned that the pinned key does not verify
+        SECURITY: a signature that the pinned public key does not verify is never returned
         (tests/unit/signers/test_verified.py::test_an_invalid_signature_is_never_returned).
         """
         signature = await self.plugin.sign(text)

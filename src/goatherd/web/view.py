@@ -714,7 +714,7 @@ def history_rows(document: IdentityDocument, trail: TrailView | None) -> tuple[H
 def clean_text(text: str) -> str:
     """Return text from a server or store, with anything that could be a key hidden and unprintable characters escaped.
 
-    SECURITY: a right-to-left override would otherwise reorder the text around it (tests/unit/web/test_view.py).
+    SECURITY: an unescaped right-to-left override would reorder the text around it (tests/unit/web/test_view.py).
     """
     hidden = hide_key_material(text)
     return (

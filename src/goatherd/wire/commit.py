@@ -172,8 +172,9 @@ class Commit:
     def check_lasting(self, registry: Registry = BUILTIN) -> None:
         """Check that the commit's contents stay the same when they are sent, stored and read again.
 
-        SECURITY: contents that change (shared objects, some dates) can carry a signature that is valid here and nowhere
-        else (tests/unit/node/test_engine.py, tests/unit/door/test_request_checks.py).
+        SECURITY: contents that change when they are read again (shared objects, some dates) can have a signature that
+        is valid on this server and on no other (tests/unit/node/test_engine.py,
+        tests/unit/door/test_request_checks.py).
 
         Raises:
             DecodeError: The contents would change.

@@ -54,7 +54,7 @@ def _are_identical(a: Any, b: Any) -> bool:
 def core_equal(a: Any, b: Any) -> bool:
     """Return whether two values are equal by GoatDB's core equality, which its diffs and patches use.
 
-    COMPAT: numbers closer than `EPSILON` are equal; Maps compare their values by identity.
+    COMPAT: numbers that differ by less than `EPSILON` are equal; the values of two Maps are compared by `===`.
     """
     if _are_identical(a, b):
         return True
@@ -159,8 +159,8 @@ def decoded_equal(a: Any, b: Any, work: Work | None = None) -> bool:
 class _Objects:
     """An index of a set's objects, each under one of its traits. Only an object with this trait can be equal to it.
 
-    SECURITY: without the index, a push of a few kilobytes could block a server for minutes
-    (tests/unit/wire/test_equality.py).
+    SECURITY: without this index, GoatDB's comparison of each pair of objects would let a push of a few kilobytes block
+    a server for minutes (tests/unit/wire/test_equality.py).
     """
 
     def __init__(self, items: Iterable[Any], equal: Callable[[Any, Any], bool], work: Work | None = None) -> None:

@@ -378,7 +378,7 @@ def _canonical_edit(edit: Any, registry: Registry, like_goatdb: bool) -> dict[st
 def _changes_by_field(encoded: Any) -> dict[str, list[Any]]:
     """Return the changes of an edit (its member ``c``) by field, each change in its decoded form.
 
-    COMPAT: for GoatDB, an absent member and one that has no members of its own are no changes.
+    COMPAT: as in GoatDB, a missing member `c`, and a `c` without members of its own, contain no changes.
     """
     decoded = Decoder().decode(encoded)
     if isinstance(decoded, list):

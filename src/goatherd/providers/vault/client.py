@@ -411,8 +411,9 @@ class VaultClient:
     def _follow_redirect(self, url: str, location: str | None) -> str:
         """Return the URL to which a Vault standby redirects a request: that of the active node.
 
-        SECURITY: the token is sent there, as Vault's own clients do. So a redirect is followed only from a server whose
-        certificate was checked, and never from TLS to plain HTTP (tests/unit/providers/vault/test_client.py).
+        SECURITY: like Vault's own clients, Goatherd sends the token to the target of the redirect. So a redirect is
+        followed only from a server whose certificate was checked, and never from TLS to plain HTTP
+        (tests/unit/providers/vault/test_client.py).
         """
         try:
             target = urljoin(url, location or "")
