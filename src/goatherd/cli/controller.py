@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, audit_option, checked, command, distrust_option
+from goatherd.cli.main import App, PathType, audit_option, checked, command, distrust_option, without_nodes_option
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.cli.text.schedule import explanation_data, explanation_lines, turn_data, turn_lines
@@ -82,11 +82,7 @@ from goatherd.serving.sockets import cannot_listen
 )
 @audit_option()
 @distrust_option()
-@click.option(
-    "--unsafe-without-nodes",
-    is_flag=True,
-    help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
-)
+@without_nodes_option()
 @log_level_option("info")
 def controller(
     app: App,

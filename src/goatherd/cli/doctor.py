@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command, peers_option
 from goatherd.cli.text.doctor import check_lines, data_check_lines, data_repair_lines
 from goatherd.config.build import build_health_signals, build_policy, build_store_opener, open_peers, open_store
 from goatherd.config.options import effective_settings
@@ -82,13 +82,7 @@ def _check_signer(app: App, uri: str) -> int:
 )
 @click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
 @click.argument("directory", type=PathType(path_type=Path, file_okay=False))
-@click.option(
-    "--peer",
-    "serve_peers",
-    multiple=True,
-    metavar="URL",
-    help="URL of another server of the cluster. Can be given more than once.",
-)
+@peers_option()
 @click.option(
     "--offline",
     is_flag=True,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `goatherd door` and `goatherd run --door` have in common."""
-    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+    options = [
         click.option(
             "--public-url",
             metavar="URL",

@@ -6,7 +6,14 @@ import asyncio
 
 import click
 
-from goatherd.cli.main import App, command, lifetime_option, working_lifetime_option
+from goatherd.cli.main import (
+    App,
+    command,
+    create_key_option,
+    direct_option,
+    lifetime_option,
+    working_lifetime_option,
+)
 from goatherd.config.build import build_policy, lifetime_flags, open_store
 from goatherd.identity.redaction import redact_document
 from goatherd.times import format_duration, iso
@@ -20,17 +27,8 @@ from goatherd.times import format_duration, iso
     metavar="URI",
     help="URI of the HSM or KMS key that becomes the anchor, such as transit://vault.internal/transit/goatdb.",
 )
-@click.option(
-    "--create-key",
-    is_flag=True,
-    help="Create the HSM or KMS key that --anchor names, before creating the identity. The key must not exist yet; only"
-    " with --anchor.",
-)
-@click.option(
-    "--direct",
-    is_flag=True,
-    help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
-)
+@create_key_option(before="creating the identity")
+@direct_option()
 def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
     """Create an identity in a store that has none.
 

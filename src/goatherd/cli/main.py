@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -77,6 +77,9 @@ EXIT_MEANINGS = {
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "ended by SIGTERM",
 }
+
+
+FC = TypeVar("FC", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +331,7 @@ def command(
     return decorate
 
 
-def audit_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def audit_option() -> Callable[[FC], FC]:
     """Return the option ``--audit-log`` of a command that writes the audit trail."""
     return click.option(
         "--audit-log",
@@ -350,7 +353,7 @@ def audit_log(app: App) -> AuditLog | None:
     return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
 
 
-def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def distrust_option() -> Callable[[FC], FC]:
     """Return the option ``--distrust``, which names servers whose reports on the store's history are ignored."""
     return click.option(
         "--distrust",
@@ -362,7 +365,66 @@ def distrust_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def idle_timeout_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def accept_identity_option() -> Callable[[FC], FC]:
+    """Return the option ``--accept-identity`` of a command that runs a server."""
+    return click.option(
+        "--accept-identity",
+        is_flag=True,
+        help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
+        " than the one in use.",
+    )
+
+
+def refresh_interval_option() -> Callable[[FC], FC]:
+    """Return the option ``--refresh-interval`` of a command that follows the store."""
+    return click.option(
+        "--refresh-interval",
+        "settings_refresh_interval",
+        metavar="TIME",
+        help="How often to read the store (default: 30s).",
+    )
+
+
+def peers_option() -> Callable[[FC], FC]:
+    """Return the option ``--peer``, which names the other servers of the cluster."""
+    return click.option(
+        "--peer",
+        "serve_peers",
+        multiple=True,
+        metavar="URL",
+        help="URL of another server of the cluster. Can be given more than once.",
+    )
+
+
+def without_nodes_option() -> Callable[[FC], FC]:
+    """Return the option ``--unsafe-without-nodes`` of a command that rotates."""
+    return click.option(
+        "--unsafe-without-nodes",
+        is_flag=True,
+        help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
+    )
+
+
+def create_key_option(*, before: str) -> Callable[[FC], FC]:
+    """Return the option ``--create-key``; `before` says what the command does after it has created the key."""
+    return click.option(
+        "--create-key",
+        is_flag=True,
+        help=f"Create the HSM or KMS key that --anchor names, before {before}. The key must not exist yet; only with"
+        " --anchor.",
+    )
+
+
+def direct_option() -> Callable[[FC], FC]:
+    """Return the option ``--direct`` of a command that sets an anchor."""
+    return click.option(
+        "--direct",
+        is_flag=True,
+        help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
+    )
+
+
+def idle_timeout_option() -> Callable[[FC], FC]:
     """Return the option ``--idle-timeout`` of a command that serves clients."""
     return click.option(
         "--idle-timeout",
@@ -373,7 +435,7 @@ def idle_timeout_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def forwarded_by_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def forwarded_by_option() -> Callable[[FC], FC]:
     """Return the option ``--forwarded-by`` of a command that serves clients."""
     return click.option(
         "--forwarded-by",
@@ -385,7 +447,7 @@ def forwarded_by_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def lifetime_option() -> Callable[[FC], FC]:
     """Return the option ``--lifetime`` of a command that makes a new root."""
     return click.option(
         "--lifetime",
@@ -395,7 +457,7 @@ def lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def working_lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def working_lifetime_option() -> Callable[[FC], FC]:
     """Return the option ``--working-lifetime`` of a command that may make a working root."""
     return click.option(
         "--working-lifetime",
@@ -405,7 +467,7 @@ def working_lifetime_option() -> Callable[[Callable[..., Any]], Callable[..., An
     )
 
 
-def adoption_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def adoption_option() -> Callable[[FC], FC]:
     """Return the option ``--adoption`` of a command that waits until servers have adopted the identity."""
     return click.option(
         "--adoption",
@@ -415,7 +477,7 @@ def adoption_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def region_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def region_option() -> Callable[[FC], FC]:
     """Return the option ``--region``, for commands that run on the machine of a server."""
     return click.option(
         "--region",
@@ -425,7 +487,7 @@ def region_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def allow_lagging_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def allow_lagging_option() -> Callable[[FC], FC]:
     """Return the option ``--allow-lagging``, for commands that change the identity."""
     return click.option(
         "--allow-lagging",

@@ -13,10 +13,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from goatherd.cli.main import App, Terminated
+from goatherd.cli.main import FC, App, Terminated
 
 T = TypeVar("T")
-FC = TypeVar("FC", bound=Callable[..., Any])
 
 LOW_PRIORITY: Final = 10
 """POSIX nice: a tenth of a core that another process wants too. With 19, it would be a seventieth."""

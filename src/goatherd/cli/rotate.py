@@ -21,8 +21,11 @@ from goatherd.cli.main import (
     audit_log,
     audit_option,
     command,
+    create_key_option,
+    direct_option,
     distrust_option,
     lifetime_option,
+    without_nodes_option,
     working_lifetime_option,
 )
 from goatherd.cli.process import give_way, run_interruptible
@@ -92,17 +95,8 @@ from goatherd.rotation.machine import Phase
     metavar="URI",
     help="URI of the HSM or KMS key that becomes the anchor, or replaces the present anchor.",
 )
-@click.option(
-    "--create-key",
-    is_flag=True,
-    help="Create the HSM or KMS key that --anchor names, before the rotation. The key must not exist yet; only with"
-    " --anchor.",
-)
-@click.option(
-    "--direct",
-    is_flag=True,
-    help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
-)
+@create_key_option(before="the rotation")
+@direct_option()
 @click.option(
     "--working-root",
     is_flag=True,
@@ -159,11 +153,7 @@ from goatherd.rotation.machine import Phase
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option()
-@click.option(
-    "--unsafe-without-nodes",
-    is_flag=True,
-    help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
-)
+@without_nodes_option()
 def rotate(
     app: App,
     plan: bool,

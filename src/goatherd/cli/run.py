@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from goatherd.cli.door import door_options
-from goatherd.cli.main import PORT, App, PathType, command, region_option
+from goatherd.cli.main import (
+    PORT,
+    App,
+    PathType,
+    accept_identity_option,
+    command,
+    refresh_interval_option,
+    region_option,
+)
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.config.build import build_store_opener
 from goatherd.config.build_servers import (
@@ -70,18 +78,13 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
                 is_flag=True,
                 help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
             ),
-            click.option(
-                "--accept-identity",
-                is_flag=True,
-                help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it"
-                " is older than the one in use.",
-            ),
+            accept_identity_option(),
+            region_option(),
             log_level_option("info"),
         ]
     ):
         function = option(function)
-    where: Decorator = region_option()
-    return where(function)
+    return function
 
 
 def change_options(ways: Sequence[str]) -> Decorator:
@@ -125,12 +128,7 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     metavar="TIME",
                     help="Timeout for a started server to become ready (default: 1m).",
                 ),
-                click.option(
-                    "--refresh-interval",
-                    "settings_refresh_interval",
-                    metavar="TIME",
-                    help="How often to read the store (default: 30s).",
-                ),
+                refresh_interval_option(),
             ]
         ):
             function = option(function)

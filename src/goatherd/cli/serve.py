@@ -6,7 +6,17 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, command, forwarded_by_option, idle_timeout_option, region_option
+from goatherd.cli.main import (
+    App,
+    PathType,
+    accept_identity_option,
+    command,
+    forwarded_by_option,
+    idle_timeout_option,
+    peers_option,
+    refresh_interval_option,
+    region_option,
+)
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_identity_opener, build_server, served_directory
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
@@ -31,13 +41,7 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     help="Public URL, at which browsers reach the application. It is the only origin that CORS headers allow (default:"
     " http://localhost:PORT).",
 )
-@click.option(
-    "--peer",
-    "serve_peers",
-    multiple=True,
-    metavar="URL",
-    help="URL of another server of the cluster. Can be given more than once.",
-)
+@peers_option()
 @click.option(
     "--root-signer",
     "serve_root_signers",
@@ -52,18 +56,8 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     type=PathType(path_type=Path),
     help="GoatDB settings.json to read the identity from instead of a store.",
 )
-@click.option(
-    "--refresh-interval",
-    "settings_refresh_interval",
-    metavar="TIME",
-    help="How often to read the store (default: 30s).",
-)
-@click.option(
-    "--accept-identity",
-    is_flag=True,
-    help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
-    " than the one in use.",
-)
+@refresh_interval_option()
+@accept_identity_option()
 @forwarded_by_option()
 @idle_timeout_option()
 @region_option()

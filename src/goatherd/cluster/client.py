@@ -365,10 +365,9 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         path = f"/goatherd/v1/identity{self._query}"
-        response = await self._send("GET", path)
-        if response.status_code == 404:
+        response = await self._get_if_present(path)
+        if response is None:
             return None
-        self._check("GET", path, response)
         try:
             answer = orjson.loads(response.content)
         except orjson.JSONDecodeError:
@@ -569,12 +568,8 @@ class NodeClient:
             NodeUnreachableError: No connection to the server, or no answer in time.
             NodeRefusedError: The server refused the request, or its answer is invalid.
         """
-        path = f"/goatherd/v1/frozen/{digest}"
-        response = await self._send("GET", path)
-        if response.status_code == 404:
-            return None
-        self._check("GET", path, response)
-        return response.content
+        response = await self._get_if_present(f"/goatherd/v1/frozen/{digest}")
+        return None if response is None else response.content
 
     async def healthy(self) -> bool:
         """Return whether ``GET /healthy`` reports a healthy server; an unreachable server is not healthy."""
@@ -676,6 +671,14 @@ class NodeClient:
         if not self._is_closed:
             self._pool, self._loop = pool, loop
         return pool
+
+    async def _get_if_present(self, path: str) -> _Answer | None:
+        """Return the server's answer to a GET request; None if it has no such endpoint or object."""
+        response = await self._send("GET", path)
+        if response.status_code == 404:
+            return None
+        self._check("GET", path, response)
+        return response
 
     async def _send(
         self,

@@ -177,12 +177,7 @@ class FileLog:
         Raises:
             StorageError: The file cannot be read.
         """
-        try:
-            return self._file.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+        return _read_or_empty(self._file)
 
     def read_size(self) -> int:
         """Return the present size of the log file in bytes; 0 if there is no file.
@@ -232,12 +227,7 @@ class FileLog:
         Raises:
             StorageError: The file cannot be read.
         """
-        try:
-            return self.set_aside_file.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StorageError(f"cannot read {self.set_aside_file}: {error.strerror}") from error
+        return _read_or_empty(self.set_aside_file)
 
     def set_aside(self, lines: Sequence[LogLine]) -> None:
         """Move lines unchanged from the log file to the end of `set_aside_file`. All other bytes stay as they are.
@@ -610,6 +600,20 @@ class LogDirectory:
             else:
                 found.append(path)
         return found
+
+
+def _read_or_empty(path: Path) -> bytes:
+    """Return a file's bytes; empty if there is no such file.
+
+    Raises:
+        StorageError: The file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:

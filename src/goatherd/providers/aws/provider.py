@@ -473,13 +473,8 @@ class AWSSecretProvider(SecretProvider):
         request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
         if expected is not None:
             request["RemoveFromVersionId"] = expected
-        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
-        if not isinstance(outcome, ServiceRefusal):
-            check_named(call, outcome)
+        if await self._update_stage(call, request):
             return
-        if outcome.code != "InvalidParameterException":
-            raise outcome.error
-        # The reference does not say which refusal means what; who holds the label now does.
         holder = (await self._read_stages(call)).holder_of(call, stage)
         if call.operation == "write" and holder == version:
             return
@@ -495,16 +490,24 @@ class AWSSecretProvider(SecretProvider):
             ConflictError: Another version has the label, or none has it; nothing was changed.
         """
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
-        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
-        if not isinstance(outcome, ServiceRefusal):
-            check_named(call, outcome)
+        if await self._update_stage(call, request):
             return
-        if outcome.code != "InvalidParameterException":
-            raise outcome.error
-        # As for a move: the reference does not say which refusal means what.
         holder = (await self._read_stages(call)).holder_of(call, stage)
         _check_expected(call, _label_of(stage), holder, version)
         raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
+
+    async def _update_stage(self, call: Call, request: Mapping[str, object]) -> bool:
+        """Return whether AWS has changed a staging label; if not, the holder of the label shows why.
+
+        The API reference does not say which refusal means what.
+        """
+        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
+        if not isinstance(outcome, ServiceRefusal):
+            check_named(call, outcome)
+            return True
+        if outcome.code != "InvalidParameterException":
+            raise outcome.error
+        return False
 
     def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
         check_named(call, answer)
