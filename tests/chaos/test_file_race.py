@@ -16,8 +16,9 @@ import pytest
 
 from goatherd.errors import ConflictError, GoatherdError
 from goatherd.providers.file import FileSecretProvider
+from tests.fakes.racers import read_line, start_racer, write_line
 
-SCRIPT = Path(__file__)
+MODULE = "tests.chaos.test_file_race"
 
 
 def seal(counter: int, writer: str) -> bytes:
@@ -76,9 +77,7 @@ async def race(provider: FileSecretProvider, name: str) -> None:
 
 
 def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(directory), *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    return start_racer("-m", MODULE, str(directory), *arguments)
 
 
 def names(directory: Path) -> set[str]:
@@ -89,17 +88,6 @@ def finish(process: subprocess.Popen[str]) -> str:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     return output
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------
@@ -179,11 +167,11 @@ def test_of_many_processes_with_the_same_expectation_exactly_one_wins(tmp_path: 
     provider = FileSecretProvider(str(directory))
     holder = asyncio.run(provider.create("root", seal(0, "start"))).id
     racers = [start(directory, "race", f"racer{number}") for number in range(racing)]
-    assert [line_of(process) for process in racers] == ["ready"] * racing
+    assert [read_line(process) for process in racers] == ["ready"] * racing
     for _ in range(rounds):
         for process in racers:
-            tell(process, holder)
-        outcomes = [line_of(process) for process in racers]
+            write_line(process, holder)
+        outcomes = [read_line(process) for process in racers]
         assert sorted(outcomes) == ["lost"] * (racing - 1) + ["won"]
         found = asyncio.run(provider.read("root"))
         assert found.version.id == str(int(holder) + 1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.docs.reference import DOCS
+from tests.tracked_files import tracked_files
 
 ROOT = DOCS.parent
 
@@ -35,16 +35,8 @@ TEXT = {".py", ".md", ".yaml", ".yml", ".sh", ".service", ".socket", ".timer", "
 
 def tracked() -> list[Path]:
     """Return the text files of the repository that people wrote."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    paths = (ROOT / line for line in listed.stdout.splitlines())
     # The rules of ruff have names such as those numbers.
-    return [
-        path
-        for path in paths
-        if path.is_file() and path.suffix in TEXT and path.name not in {"LICENSE", "pyproject.toml"}
-    ]
+    return [path for path in tracked_files() if path.suffix in TEXT and path.name not in {"LICENSE", "pyproject.toml"}]
 
 
 def prose(path: Path) -> str:

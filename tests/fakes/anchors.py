@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import SignerUnavailableError
+from goatherd.identity import remote_key
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, normalize_document, sign_document
 from goatherd.identity.remote_key import RemoteKey
@@ -80,6 +83,18 @@ class MemorySigners:
     def signed(self) -> int:
         """How many signatures all of them have made."""
         return sum(one.signed for one in self.by_uri.values())
+
+
+def record_signer_calls(patch: pytest.MonkeyPatch) -> list[str]:
+    """Let every signer of a root be unreachable, and return a list to which the URI of each called one is added."""
+    called: list[str] = []
+
+    def sign(uri: str, *_: object) -> bytes:
+        called.append(uri)
+        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
+
+    patch.setattr(remote_key, "_REGISTERED", [sign])
+    return called
 
 
 async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct: bool = False) -> IdentityDocument:

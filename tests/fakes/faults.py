@@ -61,6 +61,14 @@ class Fault:
     times: int | None = None
 
 
+BREAKS: Final = (
+    Fault(mode=Mode.RESET, times=1),
+    Fault(mode=Mode.REPLY_LOST, times=1),
+    *(Fault(mode=Mode.CUT, after=after, times=1) for after in (0, 9, 60, 300)),
+)
+"""Each way in which one request breaks off: before it arrives, and in each part of the reply."""
+
+
 @dataclass(slots=True)
 class _Connection:
     """One client's, with its way to the server."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.simulation.child import run_python
 from tests.simulation.mutants import MUTANTS
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 900.0
 SEEDS = "0-200"
 MORE = 200
 # Few runs have wrong clocks, blips, a theft, a liar or a store that goes back. The search starts at the first seed that
@@ -58,19 +53,7 @@ async def test_the_simulation_finds_out_what_was_taken_away(name: str) -> None:
 
 
 async def check(name: str, seeds: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.simulation.mutants", name, seeds),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=ROOT,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 1, said.decode()
-    assert said.decode().startswith("seed "), said.decode()
-    print(said.decode())
+    code, said = await run_python("-m", "tests.simulation.mutants", name, seeds)
+    assert code == 1, said
+    assert said.startswith("seed "), said
+    print(said)

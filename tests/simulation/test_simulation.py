@@ -9,16 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.depth import SEEDS, STRIDE
+from tests.simulation.child import run_python
 from tests.simulation.loop import DeadlockError, Process, VirtualLoop
 
-ROOT = Path(__file__).parents[2]
-PATIENCE = 1800.0
 CHUNK = 100
 FEWEST_STEPS = 300
 """Of a rotation on two nodes: if it had fewer, the steps would not be counted right."""
@@ -29,24 +26,7 @@ async def simulate(*arguments: str, hashes: str | None = None) -> tuple[int, str
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
     if hashes is not None:
         environment["PYTHONHASHSEED"] = hashes
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "tests.simulation", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=environment,
-        cwd=ROOT,
-    )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return process.returncode, said.decode()
+    return await run_python("-m", "tests.simulation", *arguments, env=environment)
 
 
 async def check(*arguments: str, runs: int) -> str:
@@ -114,15 +94,9 @@ async def test_a_broken_rule_is_told_with_the_command_that_replays_it() -> None:
         "invariants.at_rest = lambda herd: ['a rule']\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, "--seeds", "3-4"),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
-        cwd=ROOT,
-    )
-    out, _ = await process.communicate()
-    assert process.returncode == 1
-    assert "BROKEN: a rule\nreplay: python -m tests.simulation --seed 4\n" in out.decode()
+    code, said = await run_python("-c", script, "--seeds", "3-4", env={**os.environ, "PYTHONHASHSEED": "0"})
+    assert code == 1
+    assert "BROKEN: a rule\nreplay: python -m tests.simulation --seed 4\n" in said
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------

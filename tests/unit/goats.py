@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from typing import Any
@@ -89,6 +90,23 @@ def introduction(session: Session | OwnedSession, by: OwnedSession, *, key: str 
     """The session commit for `session`, signed by `by`."""
     public = session.session if isinstance(session, OwnedSession) else session
     return commit_by(by, key or public.id, session_fields(public), schema="sessions/1", **more)
+
+
+@dataclass(frozen=True)
+class RevokedSession:
+    """A revoked session, as a trust pool reads it in an identity."""
+
+    id: str
+
+
+@dataclass(frozen=True)
+class TrustedRoots:
+    """The part of an identity that a trust pool follows."""
+
+    current: OwnedSession
+    roots: tuple[Session, ...]
+    revoked: tuple[RevokedSession, ...] = ()
+    anchored_trust: None = None
 
 
 def pool_of(current: OwnedSession, *roots: OwnedSession, revoked: Sequence[str] = ()) -> TrustPool:

@@ -15,6 +15,14 @@ import goatherd
 EXTRAS = ("awscrt", "starlette", "uvicorn", "uvloop", "httptools", "boto3", "google", "azure", "hvac", "kubernetes")
 
 
+COMMANDS = (
+    "from goatherd.cli.main import run\n"
+    "here = ['--provider', f'file://{sys.argv[1]}/keys/root']\n"
+    "assert run(['init', *here]) == 0\n"
+)
+"""The beginning of a script that runs commands with a store in the directory that is its argument."""
+
+
 def bare(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a Python that cannot import what the extras bring."""
     block = (
@@ -97,10 +105,7 @@ def test_importing_the_package_imports_nothing_else_of_it() -> None:
 
 @pytest.mark.slow
 def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
-    script = (
-        "from goatherd.cli.main import run\n"
-        "here = ['--provider', f'file://{sys.argv[1]}/keys/root']\n"
-        "assert run(['init', *here]) == 0\n"
+    script = COMMANDS + (
         "assert run(['status', *here]) == 0\n"
         "assert run(['doctor', *here]) == 0\n"
         "assert run(['rotate', '--unsafe-without-nodes', *here]) == 0\n"
@@ -113,12 +118,9 @@ def test_without_extras_everything_but_serving_works(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_only_an_agent_with_an_http_address_needs_the_extra_node(tmp_path: Path) -> None:
-    script = (
-        "from goatherd.cli.main import run\n"
-        "here = ['--provider', f'file://{sys.argv[1]}/keys/root']\n"
+    script = COMMANDS + (
         "files = ['--data', f'{sys.argv[1]}/data', '--create', '--plain-file']\n"
         "ends = [*files, '--crashes', '0', '--', sys.executable, '-c', 'raise SystemExit(7)']\n"
-        "assert run(['init', *here]) == 0\n"
         "assert run(['run', '--once', *here, *files]) == 0\n"
         "assert run(['run', *here, *ends]) == 7\n"
         "assert run(['run', *here, '--agent-port', '1', *ends]) == 3\n"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracked_files import tracked_files
+
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 OF_TESTS = sorted(path for name in ("fakes", "simulation", "vectors") for path in (ROOT / "tests" / name).rglob("*.py"))
@@ -27,15 +29,7 @@ FOREIGN = {
 
 def tracked() -> list[Path]:
     """Return the files of the repo that people wrote: not the vectors and exchanges, which GoatDB wrote."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    paths = (ROOT / line for line in listed.stdout.splitlines())
-    return [
-        path
-        for path in paths
-        if path.is_file() and (path.suffix == ".py" or not {"vectors", "exchanges"} & set(path.parts))
-    ]
+    return [path for path in tracked_files() if path.suffix == ".py" or not {"vectors", "exchanges"} & set(path.parts)]
 
 
 @pytest.mark.parametrize("path", SOURCES + OF_TESTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
@@ -21,27 +21,26 @@ from goatherd.errors import (
     UnknownSignerError,
     UntrustedRootError,
 )
-from goatherd.identity.session import OwnedSession, Session, sign_data
+from goatherd.identity.session import Session, sign_data
 from goatherd.trust import TrustPool
 
-from .goats import DAY, NOW, ORG, commit_by, introduction, owned, pool_of, root, signed_header
+from .goats import (
+    DAY,
+    NOW,
+    ORG,
+    RevokedSession,
+    TrustedRoots,
+    commit_by,
+    introduction,
+    owned,
+    pool_of,
+    root,
+    signed_header,
+)
 
 A, B, C = root("root-a"), root("root-b"), root("root-c")
 USER = owned("user-1", "u1")
 ANON = owned("anon-1")
-
-
-@dataclass(frozen=True)
-class Revoked:
-    id: str
-
-
-@dataclass(frozen=True)
-class Document:
-    current: OwnedSession
-    roots: tuple[Session, ...]
-    revoked: tuple[Revoked, ...] = ()
-    anchored_trust: None = None
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ def test_a_session_is_what_its_remaining_introductions_say_after_a_revocation() 
     pool = pool_of(A, A, B)
     pool.offer_session_commits([introduction(USER, A), introduction(renewed, B)])
     assert pool.get_session(USER.id) == renewed.session
-    pool.adopt_document(Document(current=A, roots=(A.session, B.session), revoked=(Revoked("root-b"),)))
+    pool.adopt_document(TrustedRoots(current=A, roots=(A.session, B.session), revoked=(RevokedSession("root-b"),)))
     pool.set_frozen_commits({}, settled=["root-b"])
     assert pool.get_session(USER.id) == USER.session
 
@@ -292,7 +291,7 @@ def test_a_verification_is_not_concluded_before_it_ran() -> None:
 def test_a_swap_changes_who_signs_and_keeps_what_was_learnt() -> None:
     pool = pool_of(A, A)
     pool.add_session_commit(introduction(USER, A))
-    pool.adopt_document(Document(B, (A.session, B.session)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session)))
     assert pool.current is B
     assert pool.document_root_ids == ("root-a", "root-b")
     assert pool.get_session(USER.id) == USER.session
@@ -301,14 +300,14 @@ def test_a_swap_changes_who_signs_and_keeps_what_was_learnt() -> None:
 def test_a_swap_updates_a_session_of_the_same_id() -> None:
     pool = pool_of(A, A)
     extended = root("root-a", expiration_ms=NOW + 99 * DAY)
-    pool.adopt_document(Document(extended, (extended.session,)))
+    pool.adopt_document(TrustedRoots(extended, (extended.session,)))
     assert pool.get_session("root-a").expiration_ms == NOW + 99 * DAY
 
 
 def test_a_root_that_left_the_document_signs_nothing_new_unless_it_was_introduced() -> None:
     pool = pool_of(A, A, B, C)
     pool.add_session_commit(introduction(C, A))
-    pool.adopt_document(Document(A, (A.session,)))
+    pool.adopt_document(TrustedRoots(A, (A.session,)))
     assert set(pool.root_ids) == {"root-a", "root-c"}
     with pytest.raises(UnknownSignerError):
         pool.verify_commit(commit_by(B, "k", {"t": "x"}))
@@ -318,7 +317,7 @@ def test_a_root_that_left_the_document_signs_nothing_new_unless_it_was_introduce
 def test_sessions_that_a_former_root_introduced_and_we_hold_are_still_found() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, A)])
-    pool.adopt_document(Document(B, (B.session,)))
+    pool.adopt_document(TrustedRoots(B, (B.session,)))
     assert pool.get_session(USER.id) == USER.session
 
 
@@ -336,14 +335,14 @@ def test_a_request_that_was_verified_before_is_checked_again_in_all_but_its_sign
         pool.verify_request(header, NOW + 10 * 60_000, verified_by=signer)
     pool.verify_request(header, NOW, verified_by=C.session)
     assert len(verified) == 1, "another session's key proves nothing"
-    pool.adopt_document(Document(A, (A.session, B.session), (Revoked("root-b"),)))
+    pool.adopt_document(TrustedRoots(A, (A.session, B.session), (RevokedSession("root-b"),)))
     with pytest.raises(RevokedSessionError):
         pool.verify_request(header, NOW, verified_by=signer)
 
 
 def test_a_revoked_root_signs_nothing_new() -> None:
     pool = pool_of(A, A, B)
-    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session), (RevokedSession("root-a"),)))
     assert pool.root_ids == ("root-b",)
     assert [each.id for each in pool.public_roots(NOW)] == ["root-b"]
     with pytest.raises(RevokedSessionError):
@@ -358,7 +357,7 @@ def test_users_of_a_revoked_root_stay_and_its_roots_go() -> None:
     pool = pool_of(A, A, B)
     for session, by in [(USER, A), (C, A), (mole, C), (fruit, C)]:
         assert pool.add_session_commit(introduction(session, by))
-    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session), (RevokedSession("root-a"),)))
     assert pool.root_ids == ("root-b",)
     assert pool.get_session(USER.id) == USER.session
     for gone in ("root-c", "mole", "fruit"):
@@ -370,7 +369,7 @@ def test_users_of_a_revoked_root_that_no_document_named_stay_signed_in_as_well()
     pool = pool_of(A, A)
     for session, by in [(B, A), (USER, B)]:
         assert pool.add_session_commit(introduction(session, by))
-    pool.adopt_document(Document(A, (A.session,), (Revoked("root-b"),)))
+    pool.adopt_document(TrustedRoots(A, (A.session,), (RevokedSession("root-b"),)))
     assert pool.root_ids == ("root-a",)
     assert pool.get_session(USER.id) == USER.session
 
@@ -390,7 +389,7 @@ def test_a_root_that_a_good_root_introduced_too_survives_the_revocation() -> Non
     pool = pool_of(A, A, B)
     pool.add_session_commit(introduction(C, A))
     pool.add_session_commit(introduction(C, B))
-    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session), (RevokedSession("root-a"),)))
     assert set(pool.root_ids) == {"root-b", "root-c"}
 
 
@@ -398,8 +397,8 @@ def test_a_revocation_can_be_taken_back() -> None:
     pool = pool_of(A, A, B)
     pool.add_session_commit(introduction(C, A))
     pool.add_session_commit(introduction(USER, C))
-    pool.adopt_document(Document(B, (A.session, B.session), (Revoked("root-a"),)))
-    pool.adopt_document(Document(B, (A.session, B.session)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session), (RevokedSession("root-a"),)))
+    pool.adopt_document(TrustedRoots(B, (A.session, B.session)))
     assert set(pool.root_ids) == {"root-a", "root-b", "root-c"}
     assert pool.get_session(USER.id) == USER.session
 
@@ -407,7 +406,7 @@ def test_a_revocation_can_be_taken_back() -> None:
 def test_a_revoked_session_cannot_be_the_current_one() -> None:
     pool = pool_of(A, A)
     with pytest.raises(RevokedSessionError):
-        pool.adopt_document(Document(A, (A.session,), (Revoked("root-a"),)))
+        pool.adopt_document(TrustedRoots(A, (A.session,), (RevokedSession("root-a"),)))
     assert not pool.revoked
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from goatherd.errors import VerificationError
-from goatherd.identity.session import OwnedSession, Session
+from goatherd.identity.session import OwnedSession
 
-from .goats import introduction, owned, pool_of, root
+from .goats import RevokedSession, TrustedRoots, introduction, owned, pool_of, root
 
 ROOTS = [root(f"r{number}") for number in range(4)]
 USERS = [owned(f"u{number}") for number in range(3)]
@@ -23,19 +22,6 @@ GENUINE = {(who.id, by.id): introduction(who, by) for who in EVERYBODY for by in
 FORGED = {(who.id, by.id): introduction(who, USERS[0], claimed=by.id) for who in EVERYBODY for by in ROOTS}
 
 anybody, roots = st.sampled_from(EVERYBODY), st.sampled_from(ROOTS)
-
-
-@dataclass(frozen=True)
-class Revoked:
-    id: str
-
-
-@dataclass(frozen=True)
-class Document:
-    current: OwnedSession
-    roots: tuple[Session, ...]
-    revoked: tuple[Revoked, ...]
-    anchored_trust: None = None
 
 
 class Trust(RuleBasedStateMachine):
@@ -90,7 +76,9 @@ class Trust(RuleBasedStateMachine):
         self.document = others | {current.id}
         self.former |= self.document
         sessions = tuple(BY_ID[id_].session for id_ in sorted(self.document))
-        self.pool.adopt_document(Document(current, sessions, tuple(Revoked(id_) for id_ in sorted(self.revoked))))
+        self.pool.adopt_document(
+            TrustedRoots(current, sessions, tuple(RevokedSession(id_) for id_ in sorted(self.revoked)))
+        )
 
     # --- the model ---
 

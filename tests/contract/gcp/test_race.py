@@ -19,6 +19,7 @@ from goatherd.providers.gcp import provider as module
 from goatherd.providers.values import VersionState
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.gcp_fake import FakeSecretManager
+from tests.fakes.racers import read_line, start_racer, write_line
 
 MODULE = "tests.contract.gcp.test_race"
 ROOT = Path(__file__).parents[3]
@@ -49,20 +50,7 @@ async def race(endpoint: str, name: str) -> None:
 
 
 def start(endpoint: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", MODULE, endpoint, name]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def tell(process: subprocess.Popen[str], line: str) -> None:
-    assert process.stdin is not None
-    process.stdin.write(f"{line}\n")
-    process.stdin.flush()
+    return start_racer("-m", MODULE, endpoint, name)
 
 
 @pytest.fixture
@@ -77,12 +65,12 @@ async def test_one_of_two_rotators_wins_each_round_and_latest_is_its_version(fak
         holder: str = (await provider.create(SECRET, b"start")).id
         processes = [start(fake.endpoint, name) for name in ("ann", "bob")]
         try:
-            assert [await asyncio.to_thread(line_of, each) for each in processes] == ["ready"] * 2
+            assert [await asyncio.to_thread(read_line, each) for each in processes] == ["ready"] * 2
             winners = set()
             for _ in range(rounds):
                 for process in processes:
-                    tell(process, holder)
-                outcomes = [await asyncio.to_thread(line_of, each) for each in processes]
+                    write_line(process, holder)
+                outcomes = [await asyncio.to_thread(read_line, each) for each in processes]
                 assert outcomes.count("lost") == 1, outcomes
                 winner = outcomes.index(next(each for each in outcomes if each != "lost"))
                 winners.add(winner)

@@ -18,7 +18,7 @@ from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
 from tests.deadlines import HANG
-from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.faults import BREAKS, Fault, FaultProxy, Mode
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
 from .test_contract import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
@@ -75,15 +75,7 @@ REQUESTS: list[tuple[Operation, bytes]] = [
     (delete, b"DELETE "),
     (destroy, b"PUT "),
 ]
-FAULTS = [
-    Fault(mode=Mode.RESET, times=1),
-    Fault(mode=Mode.REPLY_LOST, times=1),
-    Fault(mode=Mode.CUT, after=0, times=1),
-    Fault(mode=Mode.CUT, after=9, times=1),
-    Fault(mode=Mode.CUT, after=60, times=1),
-    Fault(mode=Mode.CUT, after=300, times=1),
-    Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=30), times=1),
-]
+FAULTS = [*BREAKS, Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=30), times=1)]
 
 
 async def picture(fake: FakeKubernetes, path: Path) -> dict[str, object]:

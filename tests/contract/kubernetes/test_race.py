@@ -17,6 +17,7 @@ from goatherd.errors import ConflictError
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.values import VersionId
 from tests.deadlines import HANG
+from tests.fakes.racers import read_line, start_racer, write_line
 
 MODULE = "tests.contract.kubernetes.test_race"
 ROOT = Path(__file__).parents[3]
@@ -41,14 +42,7 @@ async def race(kubeconfig: str, secret: str, name: str) -> None:
 
 
 def start(kubeconfig: str, secret: str, name: str) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-m", MODULE, kubeconfig, secret, name]
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    return start_racer("-m", MODULE, kubeconfig, secret, name)
 
 
 def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
@@ -62,13 +56,11 @@ def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
     racers = {name: start(rotator, secret, name) for name in ("ann", "bob")}
     won: dict[str, str] = {}
     try:
-        assert [line_of(process) for process in racers.values()] == ["ready", "ready"]
+        assert [read_line(process) for process in racers.values()] == ["ready", "ready"]
         for _ in range(rounds):
             for process in racers.values():
-                assert process.stdin is not None
-                process.stdin.write(f"{expected}\n")
-                process.stdin.flush()
-            outcomes = {name: json.loads(line_of(process)) for name, process in racers.items()}
+                write_line(process, expected)
+            outcomes = {name: json.loads(read_line(process)) for name, process in racers.items()}
             winners = [name for name, version in outcomes.items() if version is not None]
             assert len(winners) == 1, outcomes
             winner = winners[0]

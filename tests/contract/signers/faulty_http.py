@@ -10,6 +10,22 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
+
+
+class Silenceable(Protocol):
+    """A fake that answers once the event `silence` is set, if there is one."""
+
+    silence: threading.Event | None
+
+
+@contextmanager
+def silent(fake: Silenceable) -> Iterator[None]:
+    """Let a fake answer only after the block."""
+    fake.silence = over = threading.Event()
+    yield
+    fake.silence = None
+    over.set()
 
 
 @contextmanager

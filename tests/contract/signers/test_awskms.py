@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Sig
 from goatherd.signers.awskms import AWSKMSSigner
 from goatherd.signers.awskms.address import parse_uri
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
-from tests.contract.signers.faulty_http import unreachable
+from tests.contract.signers.faulty_http import silent, unreachable
 from tests.fakes.awskms_fake import ACCESS_KEY, DENIED_KEY, FakeKMS, RefusedError
 from tests.fakes.herd import FakeClock
 from tests.fakes.instance_metadata import InstanceMetadata
@@ -120,10 +119,8 @@ class KMSWorld(SignerWorld):
 
     @contextmanager
     def slow(self) -> Iterator[Signer | None]:
-        self._fake.silence = over = threading.Event()
-        yield None
-        self._fake.silence = None
-        over.set()
+        with silent(self._fake):
+            yield None
 
     @contextmanager
     def cut(self) -> Iterator[Signer | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ from goatherd.errors import (
 )
 from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
-from tests.contract.signers.faulty_http import unreachable
+from tests.contract.signers.faulty_http import silent, unreachable
 
 pytest.importorskip("google.cloud.kms_v1", reason="NO GOOGLE-CLOUD-KMS, SO ITS SIGNER IS NOT TESTED: make .venv/.dev")
 from google.auth.credentials import AnonymousCredentials
@@ -101,10 +100,8 @@ class KMSWorld(SignerWorld):
 
     @contextmanager
     def slow(self) -> Iterator[Signer | None]:
-        self._fake.silence = over = threading.Event()
-        yield None
-        self._fake.silence = None
-        over.set()
+        with silent(self._fake):
+            yield None
 
     @contextmanager
     def cut(self) -> Iterator[Signer | None]:

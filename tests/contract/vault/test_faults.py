@@ -26,7 +26,7 @@ from goatherd.providers.base import PlatformError, RetryPolicy
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from tests.deadlines import HANG
-from tests.fakes.faults import Fault, FaultProxy, Mode
+from tests.fakes.faults import BREAKS, Fault, FaultProxy, Mode
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
@@ -96,14 +96,7 @@ REQUESTS: list[tuple[Operation, str]] = [
     (destroy, "POST /v1/secret/data/{}-pointer "),
     (destroy, "POST /v1/secret/destroy/{} "),
 ]
-FAULTS = [
-    Fault(mode=Mode.RESET, times=1),
-    Fault(mode=Mode.REPLY_LOST, times=1),
-    Fault(mode=Mode.CUT, after=0, times=1),
-    Fault(mode=Mode.CUT, after=9, times=1),
-    Fault(mode=Mode.CUT, after=60, times=1),
-    Fault(mode=Mode.CUT, after=300, times=1),
-]
+FAULTS = BREAKS
 
 
 async def picture(server: BaoServer, name: str) -> dict[str, object]:

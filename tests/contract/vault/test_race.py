@@ -16,6 +16,7 @@ from goatherd.providers.values import VersionId
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
 from tests.deadlines import HANG
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
+from tests.fakes.racers import read_line, start_racer, write_line
 
 BAO = find_bao()
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
@@ -45,14 +46,7 @@ async def race(url: str, token: str, name: str) -> None:
 
 
 def start(server: BaoServer, token: str, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", MODULE, server.url, token, name]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    return start_racer("-m", MODULE, server.url, token, name)
 
 
 @pytest.mark.parametrize("rounds", [30, pytest.param(100, marks=pytest.mark.deep)])
@@ -68,13 +62,11 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(server: B
     won: dict[str, str] = {}
     wins = {"ann": 0, "bob": 0}
     try:
-        assert [line_of(process) for process in racers.values()] == ["ready", "ready"]
+        assert [read_line(process) for process in racers.values()] == ["ready", "ready"]
         for _ in range(rounds):
             for process in racers.values():
-                assert process.stdin is not None
-                process.stdin.write(f"{expected}\n")
-                process.stdin.flush()
-            said = {name: json.loads(line_of(process)) for name, process in racers.items()}
+                write_line(process, expected)
+            said = {name: json.loads(read_line(process)) for name, process in racers.items()}
             winners = [name for name, version in said.items() if version is not None]
             assert len(winners) == 1, f"{len(winners)} winners after {expected}: {said}"
             won[said[winners[0]]] = f"{winners[0]} after {expected}"

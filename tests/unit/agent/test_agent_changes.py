@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -324,53 +326,49 @@ async def test_a_command_that_must_not_be_killed_holds_nothing_up(
 # --- one at a time --------------------------------------------------------------------------------------------------
 
 
-async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: World) -> None:
+@contextlib.asynccontextmanager
+async def up_with_lease(world: World) -> AsyncIterator[Lease]:
+    """Run an agent whose server has started with root A, and return the restart lease as another agent holds it."""
     async with CountingProvider() as provider:
         here = lease_id_for("x")
         world.lease = Lease(provider, here, holder="me", poll=SOON)
         async with world.running():
             await world.seen(A.id)
             await world.until(lambda: world.asked > 0)
-            async with Lease(provider, here, holder="other").hold():
-                world.settings.change(activated())
-                await asyncio.sleep(0.5)
-                assert world.starts == [A.id]
-                assert world.supervisor.is_running
-            await world.seen(A.id, B.id)
+            yield Lease(provider, here, holder="other")
+
+
+async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: World) -> None:
+    async with up_with_lease(world) as lease_of_another:
+        async with lease_of_another.hold():
+            world.settings.change(activated())
+            await asyncio.sleep(0.5)
+            assert world.starts == [A.id]
+            assert world.supervisor.is_running
+        await world.seen(A.id, B.id)
 
 
 async def test_a_change_that_was_taken_back_while_waiting_restarts_nothing(world: World) -> None:
-    async with CountingProvider() as provider:
-        here = lease_id_for("x")
-        world.lease = Lease(provider, here, holder="me", poll=SOON)
-        async with world.running():
-            await world.seen(A.id)
-            await world.until(lambda: world.asked > 0)
-            async with Lease(provider, here, holder="other").hold():
-                world.settings.change(activated())
-                await asyncio.sleep(0.3)
-                world.settings.change(published())
-                await asyncio.sleep(0.3)
-            await asyncio.sleep(0.5)
-            assert world.starts == [A.id]
+    async with up_with_lease(world) as lease_of_another:
+        async with lease_of_another.hold():
+            world.settings.change(activated())
+            await asyncio.sleep(0.3)
+            world.settings.change(published())
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        assert world.starts == [A.id]
 
 
 async def test_a_child_that_crashes_while_its_node_waits_is_started_with_the_new_root_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick(monkeypatch)
-    async with CountingProvider() as provider:
-        here = lease_id_for("x")
-        world.lease = Lease(provider, here, holder="me", poll=SOON)
-        async with world.running():
-            await world.seen(A.id)
-            await world.until(lambda: world.asked > 0)
-            async with Lease(provider, here, holder="other").hold():
-                world.settings.change(activated())
-                await asyncio.sleep(0.3)
-                assert world.supervisor.pid is not None
-                os.kill(world.supervisor.pid, signal.SIGKILL)
-                await world.seen(A.id, B.id)
+    async with up_with_lease(world) as lease_of_another, lease_of_another.hold():
+        world.settings.change(activated())
+        await asyncio.sleep(0.3)
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.seen(A.id, B.id)
 
 
 async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_lease_back_and_leaves_nothing(
@@ -396,18 +394,24 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_leas
 # --- beside a server that another program runs ------------------------------------------------------------------------
 
 
-async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+def run_beside(world: World, patch: pytest.MonkeyPatch) -> list[str]:
+    """Let another program run the server; return a list to which each notification adds the root in settings.json."""
+    patch.setattr(LiveClient, "answers", always)
+    patch.setattr(ManagedOrganization, "check_signer", always)
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)
-    world.beside, calls = True, []
+    world.beside, calls = True, list[str]()
 
     async def notify() -> None:
         calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
 
     world.notify = notify
+    return calls
+
+
+async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = run_beside(world, monkeypatch)
     async with world.running() as task:
         await world.until(lambda: world.asked > 0)
         assert calls == [], "a server that has not been started yet needs not be told"
@@ -423,17 +427,9 @@ async def test_beside_a_server_the_file_is_kept_up_to_date_and_stays_at_the_end(
 async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    calls = run_beside(world, monkeypatch)
     world.file.write(to_settings(first()))
     world.settings.document = activated()
-    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
-    world.beside, calls = True, []
-
-    async def notify() -> None:
-        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
-
-    world.notify = notify
     async with world.running():
         await world.until(lambda: calls == [B.id])
         await world.until(lambda: world.asked > 0)
@@ -442,12 +438,9 @@ async def test_beside_a_server_that_runs_with_an_earlier_root_already_it_is_told
 async def test_beside_a_server_a_first_file_that_cannot_be_written_is_written_later_and_only_then_is_the_agent_ready(
     world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LiveClient, "answers", always)
-    monkeypatch.setattr(ManagedOrganization, "check_signer", always)
+    calls = run_beside(world, monkeypatch)
     world.file.write(to_settings(first()))
     world.settings.document = activated()
-    world.rules = replace(world.rules, on_change=OnChange.COMMAND)
-    world.beside, calls = True, []
     write, is_full = SettingsFile.write, True
 
     def write_if_there_is_room(file: SettingsFile, text: bytes) -> Stamp:
@@ -455,11 +448,7 @@ async def test_beside_a_server_a_first_file_that_cannot_be_written_is_written_la
             raise SettingsError(f"cannot write {file.link}: No space left on device")
         return write(file, text)
 
-    async def notify() -> None:
-        calls.append(json.loads(world.file.link.read_text())["currentSession"]["id"])
-
     monkeypatch.setattr(SettingsFile, "write", write_if_there_is_room)
-    world.notify = notify
     async with world.running():
         await world.until(lambda: "agent.change_refused" in told.text)
         world.clock.passed += AGAIN_AFTER.total_seconds()

@@ -22,11 +22,10 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import MigratedServer
 from goatherd.operations.migration_files import verified_sessions
 from goatherd.trust import TrustPool
+from tests.fakes.goatdb_data import DESCRIPTION, write_goatdb_data
 
 from .conftest import Goatherd
 
-VECTORS = Path(__file__).parents[2] / "vectors"
-DESCRIPTION: dict[str, Any] = json.loads((VECTORS / "jsonl/description.json").read_text())
 NOW_MS = 1_795_000_000_000
 NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
 
@@ -34,13 +33,7 @@ NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data directory as GoatDB 0.5.1 left it, with two organizations' worth of room."""
-    top = tmp_path / "goatdb"
-    for repository in DESCRIPTION["repositories"]:
-        target = top / "localhost" / repository["path_in_data_dir"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(VECTORS / repository["file"], target)
-    (top / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
-    return top
+    return write_goatdb_data(tmp_path / "goatdb")
 
 
 def settings(data: Path) -> dict[str, Any]:

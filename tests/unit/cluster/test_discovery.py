@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -216,19 +216,22 @@ async def test_a_lookup_that_hangs_takes_one_thread_however_often_it_is_asked_ag
     assert [place.url for place in await source.find()] == ["http://10.0.0.1:1"]
 
 
-async def test_a_node_that_dns_no_longer_names_counts_for_a_while_and_its_client_is_closed_after_that(
-    names: NameServer,
-) -> None:
-    clock = FakeClock()
+def record_closed_clients() -> tuple[list[str], Callable[[Place], NodeClient]]:
+    """Return a list of the URLs of closed clients, and a function that makes clients that add theirs to it."""
     closed: list[str] = []
 
     class Client(NodeClient):
         async def aclose(self) -> None:
             closed.append(self.base_url)
 
-    def connect(place: Place) -> NodeClient:
-        return Client(place.url)
+    return closed, lambda place: Client(place.url)
 
+
+async def test_a_node_that_dns_no_longer_names_counts_for_a_while_and_its_client_is_closed_after_that(
+    names: NameServer,
+) -> None:
+    clock = FakeClock()
+    closed, connect = record_closed_clients()
     names.records = {("goat.test.", "A"): ["10.0.0.1", "10.0.0.2"]}
     address = f"dns://goat.test:1?server={names.address}"
     async with NodeDirectory([address], timeout=PATIENT, clock=clock, connect=connect) as directory:
@@ -439,15 +442,7 @@ async def test_pods_of_a_cluster_with_both_families_are_found_by_the_family_that
 async def test_a_pod_that_is_replaced_between_two_lists_leaves_at_once_and_the_others_stay_connected(
     cluster: FakeKubernetes, service: str
 ) -> None:
-    closed: list[str] = []
-
-    class Client(NodeClient):
-        async def aclose(self) -> None:
-            closed.append(self.base_url)
-
-    def connect(place: Place) -> NodeClient:
-        return Client(place.url)
-
+    closed, connect = record_closed_clients()
     cluster.slices["prod"] = [slice_of(endpoint("10.0.0.1"), endpoint("10.0.0.2"))]
     async with NodeDirectory([service], timeout=PATIENT, connect=connect) as directory:
         first = await directory()

@@ -12,7 +12,7 @@ import pytest
 from goatherd.door import DoorLimits, DoorRule
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
-from tests.cluster.door_world import X, world
+from tests.cluster.door_world import World, X, world
 from tests.unit.goats import commit_by, element, signed_header
 
 from .scripted_server import (
@@ -36,6 +36,18 @@ def push_of(commit: Commit) -> bytes:
     body = to_json_bytes([element("/data/x", [commit])])
     head = f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {signed_header(X)}\r\n"
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def hold_verification(w: World) -> asyncio.Event:
+    """Let no verification of commits end, and return an event that is set when the first one begins."""
+    began = asyncio.Event()
+
+    async def never(*_: Any, **__: Any) -> Any:
+        began.set()
+        await asyncio.Event().wait()
+
+    w.trust.verify_commits = never  # type: ignore[method-assign]
+    return began
 
 
 async def test_a_caller_who_goes_takes_the_server_s_connection_along() -> None:
@@ -230,13 +242,7 @@ async def test_a_door_that_is_hurried_waits_for_no_delivery(monkeypatch: pytest.
     monkeypatch.setattr("goatherd.door.door.GRACE", timedelta(seconds=10 * PATIENCE))
     async with contextlib.AsyncExitStack() as stack:
         w = await stack.enter_async_context(world())
-        began = asyncio.Event()
-
-        async def never(*_: Any, **__: Any) -> Any:
-            began.set()
-            await asyncio.Event().wait()
-
-        w.trust.verify_commits = never  # type: ignore[method-assign]
+        began = hold_verification(w)
         async with line(w.door.port) as (_, writer):
             writer.write(push_of(commit_by(X, "k", {"text": "x"})))
             await began.wait()
@@ -253,13 +259,7 @@ async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with world() as w:
-        began = asyncio.Event()
-
-        async def never(*_: Any, **__: Any) -> Any:
-            began.set()
-            await asyncio.Event().wait()
-
-        w.trust.verify_commits = never  # type: ignore[method-assign]
+        began = hold_verification(w)
         async with line(w.door.port) as (_, writer):
             writer.write(push_of(commit_by(X, "k", {"text": "x"})))
             await began.wait()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
@@ -18,6 +21,7 @@ from goatherd.identity.session_commits import session_fields
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id, new_seeds
 from goatherd.node import Server, ServerListener
+from goatherd.node.log_storage import FileLog
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
@@ -35,6 +39,19 @@ def now_ms() -> int:
 
 def root(session_id: str = "") -> OwnedSession:
     return OwnedSession.generate(session_id=session_id or new_id(), owner="root", now_ms=now_ms())
+
+
+def hold_flush(patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let each flush of a log wait; return an event that is set when one begins, and an event that lets them go on."""
+    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
+
+    def slow_flush(log: FileLog) -> None:
+        begun.set()
+        assert gate.wait(HANG)
+        flush(log)
+
+    patch.setattr(FileLog, "flush", slow_flush)
+    return begun, gate
 
 
 def signed_commit(signer: OwnedSession, key: str = "", *, schema: str = "note/1", **data: Any) -> Commit:

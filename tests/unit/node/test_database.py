@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.errors import SignerUnavailableError, StorageError, UnknownSignerError
-from goatherd.identity import remote_key
+from goatherd.errors import StorageError, UnknownSignerError
 from goatherd.identity.document import encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import earlier_introduction_id
@@ -32,7 +31,7 @@ from goatherd.serving.caller_limits import Rate
 from goatherd.settings import FileSettings
 from goatherd.trust import TrustPool, Verification
 from goatherd.wire.paths import SESSIONS_PATH
-from tests.fakes.anchors import make_own_identity
+from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -86,13 +85,7 @@ async def test_a_server_calls_no_signer_that_an_identity_names_which_it_does_not
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An attacker who can write the store, but has no root's key, does not get the server's credentials."""
-    called: list[str] = []
-
-    def sign(uri: str, *_: object) -> bytes:
-        called.append(uri)
-        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
-
-    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    called = record_signer_calls(monkeypatch)
     document = document_of(root("signer"))
     provider = await store_of(document)
     async with Server(tmp_path, settings_of(provider), debug=True, peers=["http://127.0.0.1:9"]) as server:

@@ -44,6 +44,7 @@ from tests.unit.node.nodes import (
     document_of,
     eventually,
     everybody_else,
+    hold_flush,
     now_ms,
     root,
     session_commit,
@@ -277,16 +278,7 @@ async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
     server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read by another client, and the same push again, wait for the flush of the push that stored the commit."""
-    import threading
-
-    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
-
-    def slow_flush(log: FileLog) -> None:
-        begun.set()
-        assert gate.wait(HANG)
-        flush(log)
-
-    monkeypatch.setattr(FileLog, "flush", slow_flush)
+    begun, gate = hold_flush(monkeypatch)
     commit = signed_commit(signer)
     requests = [asyncio.create_task(http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer)))]
     while not begun.is_set():

@@ -25,13 +25,13 @@ from goatherd.errors import (
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener
 from goatherd.node.engine import Engine
-from goatherd.node.log_storage import FileLog
 from goatherd.serving.caller_limits import CallerLimits
 from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 from tests.unit.node.nodes import (
     ORG,
     document_of,
+    hold_flush,
     settings_of,
     signed_commit,
     store_of,
@@ -139,16 +139,7 @@ async def test_an_address_in_use_is_an_error(tmp_path: Path, signer: OwnedSessio
 async def test_stopping_answers_what_runs_before_it_closes(
     tmp_path: Path, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
-    flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
-
-    def slow_flush(log: FileLog) -> None:
-        begun.set()
-        assert gate.wait(HANG)
-        flush(log)
-
-    monkeypatch.setattr(FileLog, "flush", slow_flush)
+    begun, gate = hold_flush(monkeypatch)
     server = Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True)
     listener = ServerListener(server)
     await server.__aenter__()

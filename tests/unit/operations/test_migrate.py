@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,24 +26,17 @@ from goatherd.providers.base import Guarantees
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.policy import Policy
 from goatherd.wire.commit_log import frame_records
+from tests.fakes.goatdb_data import DESCRIPTION, write_goatdb_data
 from tests.unit.goats import NOW, introduction, owned, root
 from tests.unit.identity.test_anchor import World
 
-VECTORS = Path(__file__).parents[2] / "vectors"
-DESCRIPTION: dict[str, Any] = json.loads((VECTORS / "jsonl/description.json").read_text())
 ROOT_ID = next(session["id"] for session in DESCRIPTION["sessions"] if session["owner"] == "root")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data directory that GoatDB 0.5.1 wrote."""
-    top = tmp_path / "goatdb"
-    for repository in DESCRIPTION["repositories"]:
-        target = top / "localhost" / repository["path_in_data_dir"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(VECTORS / repository["file"], target)
-    (top / "localhost/settings.json").write_text(DESCRIPTION["settings_json"])
-    return top
+    return write_goatdb_data(tmp_path / "goatdb")
 
 
 class LastingProvider(MemorySecretProvider):

@@ -15,8 +15,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import DiscoveryError, ProviderAccessDeniedError, SignerUnavailableError, SuccessionError
-from goatherd.identity import remote_key
+from goatherd.errors import DiscoveryError, ProviderAccessDeniedError, SuccessionError
 from goatherd.operations import doctor
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
@@ -31,7 +30,7 @@ from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.policy import Policy
 from goatherd.times import milliseconds
 from goatherd.web.collector import Collector
-from tests.fakes.anchors import make_own_identity
+from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock
 from tests.unit.rotation.test_signed_store import put
 from tests.unit.stores.regions import SECRET, Regions
@@ -82,13 +81,7 @@ async def test_the_page_calls_no_signer_that_an_attacker_has_written_into_the_st
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads the store all the time, so an attacker who can write it would get the page's credentials."""
-    called: list[str] = []
-
-    def sign(uri: str, *_: object) -> bytes:
-        called.append(uri)
-        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
-
-    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    called = record_signer_calls(monkeypatch)
     herd = await make_herd(clients=0)
     now_ms = SystemClock().now_ms()
     evil = await make_own_identity("memory:evil", generation=2, now_ms=now_ms, is_direct=True)

@@ -57,6 +57,10 @@ def rotator(herd: Herd, signers: MemorySigners, **options: Any) -> Rotator:
     return rotator_for(herd, open_signer=signers.open, policy=options.pop("policy", POLICY), **options)
 
 
+def revoker_of(herd: Herd, open_signer: SignerOpener) -> Revoker:
+    return Revoker(herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock, open_signer=open_signer)
+
+
 async def anchored(make_herd: MakeHerd, signers: MemorySigners, *, policy: Policy = POLICY, **options: Any) -> Herd:
     herd = await make_herd(**options)
     await rotator(herd, signers, policy=policy).rotate(anchor=AnchorChoice(signer=KMS))
@@ -399,14 +403,7 @@ async def make_herd_again(make_herd: MakeHerd, herd: Herd) -> Herd:
 async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: MakeHerd, signers: MemorySigners) -> None:
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     stolen = (await document_of(herd)).current.id
-    revoker = Revoker(
-        herd.provider,
-        herd.secret_id,
-        (),
-        policy=OWN_CLOCK,
-        clock=herd.clock,
-        open_signer=signers.open,
-    )
+    revoker = revoker_of(herd, signers.open)
     signers[KMS].is_down = True
     with pytest.raises(SignerUnavailableError):
         await revoker.revoke(stolen, reason="stolen")
@@ -494,14 +491,7 @@ async def test_a_revocation_is_decided_and_signed_again_if_a_rotation_was_faster
     known = {root.id for root in document.roots}
     await name_next()
     signed: list[bytes] = []
-    revoker = Revoker(
-        herd.provider,
-        herd.secret_id,
-        (),
-        policy=OWN_CLOCK,
-        clock=herd.clock,
-        open_signer=slowly(signers, [act], signed),
-    )
+    revoker = revoker_of(herd, slowly(signers, [act], signed))
     report = await revoker.revoke(ids[stolen], reason="stolen", successor=ids.get(successor, successor))
     after = await document_of(herd)
     assert ids.get(current) == after.current.id or (current == "new" and after.current.id not in ids.values())
@@ -525,9 +515,7 @@ async def test_a_revocation_that_servers_would_reject_is_not_written(
     async def act() -> None:
         await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
 
-    revoker = Revoker(
-        herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock, open_signer=slowly(signers, [act], [])
-    )
+    revoker = revoker_of(herd, slowly(signers, [act], []))
     with pytest.raises(UnanchoredIdentityError, match="has not signed the revocation"):
         await revoker.revoke(before.current.id, reason="stolen", successor=before.rotated_from)
     after = await document_of(herd)
@@ -639,7 +627,7 @@ async def test_an_anchor_past_its_end_still_renews_is_replaced_and_removed(
     await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
     stolen = (await document_of(herd)).current.id
     herd.clock.turn(timedelta(days=20))
-    revoker = Revoker(herd.provider, herd.secret_id, (), policy=OWN_CLOCK, clock=herd.clock, open_signer=signers.open)
+    revoker = revoker_of(herd, signers.open)
     await revoker.revoke(stolen, reason="stolen")
     await herd.settle()
     herd.clock.turn(timedelta(days=25))

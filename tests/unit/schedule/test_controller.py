@@ -19,13 +19,11 @@ from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import (
     IllegalStepError,
     ObstructedError,
-    SignerUnavailableError,
     StoreLagError,
     SuccessionError,
     UnavailableError,
     WrongClockError,
 )
-from goatherd.identity import remote_key
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
@@ -46,7 +44,7 @@ from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
 from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
-from tests.fakes.anchors import MemorySigners, make_own_identity
+from tests.fakes.anchors import MemorySigners, make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_clocks import SkewedClock
@@ -883,13 +881,7 @@ async def test_an_identity_in_direct_mode_that_an_attacker_has_written_is_not_us
     make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The audit trail, for one, would be signed by the signer that it names."""
-    called: list[str] = []
-
-    def sign(uri: str, *_: object) -> bytes:
-        called.append(uri)
-        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
-
-    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    called = record_signer_calls(monkeypatch)
     herd, alarm = await make_herd(nodes=1, clients=0), Rung()
     controller = make(herd, alarm=alarm, journal=Journal(AuditTrail(tmp_path / "audit.jsonl", actor="a")))
     assert (await controller.act_once()).error is None
