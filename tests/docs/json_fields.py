@@ -37,6 +37,14 @@ _DRY_RUN: Final = Field("boolean", "Whether the command was asked to change noth
 _READY: Final = Field("boolean", "Always true; the line is written once requests are answered.")
 _OBSTACLES: Final = Field("array of string", "What prevents a rotation from starting now.")
 _REPORT: Final = Field("object", "How the rotation ended.", "rotation report")
+_CHECKS: Final = {
+    "checks": Field("array of object", "The checks."),
+    "checks[].check": Field("string", "Name of the check."),
+    "checks[].name": Field("string", "Former name of the check; the next release removes it."),
+    "checks[].level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
+    "checks[].text": Field("string", "What was found."),
+    "checks[].hint": Field("string", "What to do; empty when there is no advice."),
+}
 _KEYS: Final = Field("object", "The stored versions, and the roots whose private keys they hold.", "key inventory")
 
 OBJECTS: Final[dict[str, Fields]] = {
@@ -445,12 +453,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "doctor": {
         "healthy": Field("boolean", "Whether no check has failed."),
-        "checks": Field("array of object", "The checks."),
-        "checks[].check": Field("string", "Name of the check."),
-        "checks[].name": Field("string", "Former name of the check; the next release removes it."),
-        "checks[].level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
-        "checks[].text": Field("string", "What was found."),
-        "checks[].hint": Field("string", "What to do; empty when there is no advice."),
+        **_CHECKS,
     },
     "doctor --signer": {
         "healthy": Field("boolean", "Whether no check has failed."),
@@ -469,12 +472,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "integer or null", "Rate of signatures that the platform documents; null when it documents none."
         ),
         "signer.seconds": Field("number or null", "Median duration of a signature; null when none was made."),
-        "checks": Field("array of object", "The checks."),
-        "checks[].check": Field("string", "Name of the check."),
-        "checks[].name": Field("string", "Former name of the check; the next release removes it."),
-        "checks[].level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
-        "checks[].text": Field("string", "What was found."),
-        "checks[].hint": Field("string", "What to do; empty when there is no advice."),
+        **_CHECKS,
     },
     "rotate": {"": _REPORT},
     "rotate --plan": {

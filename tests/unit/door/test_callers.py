@@ -38,6 +38,15 @@ def push_of(commit: Commit) -> bytes:
     return head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
 
 
+async def answer_without_end(writer: Writer) -> None:
+    """Send an answer of a gigabyte, until the other side has closed the connection."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+
 def hold_verification(w: World) -> asyncio.Event:
     """Let no verification of commits end, and return an event that is set when the first one begins."""
     began = asyncio.Event()
@@ -90,11 +99,7 @@ async def test_what_a_client_has_pushed_is_delivered_although_it_goes_before_the
 async def test_a_caller_who_goes_in_the_middle_of_an_answer_leaves_nothing_behind() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await head_of(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            while True:
-                writer.write(b"x" * 65536)
-                await writer.drain()
+        await answer_without_end(writer)
         state.requests.append(b"closed")
 
     async with scripted(talk) as (state, door):
@@ -125,11 +130,7 @@ async def test_a_caller_who_goes_in_the_middle_of_a_body_leaves_nothing_behind()
 async def test_a_caller_who_does_not_take_the_answer_is_cut_off() -> None:
     async def talk(reader: Reader, writer: Writer, state: Scripted) -> None:
         await head_of(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
-        with contextlib.suppress(ConnectionError):
-            while True:
-                writer.write(b"x" * 65536)
-                await writer.drain()
+        await answer_without_end(writer)
 
     # As long as the server may take to answer, too, which it does before that on a slow machine.
     limits = DoorLimits(answer_timeout=timedelta(seconds=2))

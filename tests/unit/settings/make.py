@@ -50,6 +50,14 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def store_with(document: IdentityDocument) -> CountingProvider:
+    """Return a store that holds an identity, and has counted no call yet."""
+    provider = CountingProvider()
+    await provider.create(SECRET, encode_document(document))
+    provider.writes = 0
+    return provider
+
+
 class CountingProvider(MemorySecretProvider):
     """Counts what reaches the store. `failures` are raised by the next reads, `hold` makes reads wait."""
 

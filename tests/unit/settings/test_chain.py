@@ -17,7 +17,7 @@ from goatherd.wire.commit import Commit
 from tests.unit.identity.make import first, owned
 from tests.unit.identity.test_chains import aged, chain, introduced, whole_chain
 
-from .make import SECRET, CountingProvider, HandClock
+from .make import SECRET, CountingProvider, HandClock, store_with
 
 
 class Places:
@@ -55,9 +55,7 @@ def seen(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def provider() -> CountingProvider:
-    provider = CountingProvider()
-    await provider.create(SECRET, encode_document(aged()))
-    return provider
+    return await store_with(aged())
 
 
 @pytest.mark.slow

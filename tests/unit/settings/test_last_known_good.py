@@ -43,7 +43,7 @@ from goatherd.identity import (
 from goatherd.providers.breaker import CAP, GAP
 from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
 
-from .make import NOW, SECRET, CountingProvider, HandClock, settle
+from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 
 DAY = timedelta(days=1)
 KEY = secrets.token_bytes(32)
@@ -62,10 +62,7 @@ STRANGER = replace(create_document(C, NOW), generation=99)
 
 @pytest.fixture
 async def provider() -> CountingProvider:
-    provider = CountingProvider()
-    await provider.create(SECRET, encode_document(FIRST))
-    provider.writes = 0
-    return provider
+    return await store_with(FIRST)
 
 
 @pytest.fixture

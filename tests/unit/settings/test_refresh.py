@@ -21,7 +21,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
 
-from .make import NOW, SECRET, CountingProvider, HandClock, settle
+from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 
 EVERY = timedelta(seconds=30)
 A = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=NOW)
@@ -95,9 +95,7 @@ def test_no_probe_comes_before_the_store_wants_it_and_not_all_of_them_at_that_mo
 
 @pytest.fixture
 async def provider() -> CountingProvider:
-    provider = CountingProvider()
-    await provider.create(SECRET, encode_document(FIRST))
-    return provider
+    return await store_with(FIRST)
 
 
 @pytest.fixture

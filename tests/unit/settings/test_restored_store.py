@@ -12,7 +12,7 @@ from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.settings import CloudSecretSettings
 from tests.unit.identity.make import first, owned, prepared, published, rotated
 
-from .make import SECRET, CountingProvider
+from .make import SECRET, CountingProvider, store_with
 
 B = owned("b")
 
@@ -24,9 +24,7 @@ def copy_of(store: MemoryStore) -> MemoryStore:
 
 @pytest.fixture
 async def provider() -> CountingProvider:
-    provider = CountingProvider()
-    await provider.create(SECRET, encode_document(first()))
-    return provider
+    return await store_with(first())
 
 
 async def used(settings: CloudSecretSettings) -> IdentityDocument:

@@ -45,7 +45,7 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings, DBSettings, settings_from_options
 
-from .make import NOW, SECRET, CountingProvider, HandClock, settle
+from .make import NOW, SECRET, CountingProvider, HandClock, settle, store_with
 
 EVERY = timedelta(seconds=30)
 
@@ -64,10 +64,7 @@ STRANGER = replace(create_document(C, NOW), generation=99)
 
 @pytest.fixture
 async def provider() -> CountingProvider:
-    provider = CountingProvider()
-    await provider.create(SECRET, encode_document(FIRST))
-    provider.writes = 0
-    return provider
+    return await store_with(FIRST)
 
 
 @pytest.fixture
