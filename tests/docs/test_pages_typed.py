@@ -9,6 +9,7 @@ import asyncio
 import http.server
 import json
 import re
+import socket
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -441,6 +442,13 @@ def test_the_pattern_that_a_page_shows_for_gitleaks_finds_a_key_in_every_common_
 def test_a_page_s_command_that_fails_fails_its_test(world: World) -> None:
     with pytest.raises(AssertionError, match="goatherd show"):
         world.shell(GOATHERD_PROVIDER=world.provider).follow([Typed("goatherd show")])
+
+
+def test_a_page_s_command_that_fails_when_it_starts_fails_its_test(world: World) -> None:
+    shell = world.shell(GOATHERD_PROVIDER=world.provider)
+    assert shell.run("goatherd init")[0] == 0, shell.story
+    with socket.create_server(("127.0.0.1", world.ports[0])), pytest.raises(AssertionError, match="in use"):
+        shell.follow([Typed(f"goatherd controller --unsafe-without-nodes --metrics 127.0.0.1:{world.ports[0]}")])
 
 
 def test_what_a_page_shows_must_come(world: World) -> None:

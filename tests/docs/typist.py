@@ -19,8 +19,6 @@ import subprocess
 import sys
 import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +33,13 @@ ELSEWHERE: Final = frozenset({"aws", "az", "bao", "docker", "gcloud", "kubectl",
 _SERVE: Final = re.compile(r"goatherd (?:serve|run|door|watch|controller|web)\b(?!.*--(?:explain|once|help))")
 _ASKS: Final = re.compile(r"goatherd (?:retire|revoke)\b(?!.*--(?:yes|plan|dry-run))")
 _END: Final = "<<the shell is done with "
+_READY: Final = {
+    **dict.fromkeys(("serve", "door", "web"), re.compile(r"^ready at ", re.MULTILINE)),
+    **dict.fromkeys(("run", "watch"), re.compile(r" agent\.up ")),
+    "controller": re.compile(r" controller\.(?:planned|acts) "),
+}
+"""What a command that serves writes when it is ready: a line on standard output, or an event in its log."""
+_GOATLIKE_READY: Final = re.compile(r'^\{"url": ', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -171,15 +176,13 @@ class Shell:
         assert code == 0, self.story
         pid = int(out.split("pid ")[1].split()[0])
         words = shlex.split(command, comments=True)
-        ports = [words[words.index(name) + 1] for name in ("--door", "--port") if name in words]
-        urls = [words[words.index("--url") + 1]] if "--url" in words else []
-        urls = [f"http://127.0.0.1:{port}" for port in ports[:1]] or urls
+        ready = _READY[words[1]] if words[0] == "goatherd" else _GOATLIKE_READY
         deadline = time.monotonic() + HANG
-        # A door answers before the server behind it does.
-        while not (answers(f"{urls[0]}/healthy") if urls else log.read_text()) or (
-            "--door" in words and "agent.up" not in log.read_text()
-        ):
-            assert self.run(f"kill -0 {pid}")[0] == 0, f"{line}: it has ended\n{self.story}"
+        while True:
+            is_running, text = self.run(f"kill -0 {pid}")[0] == 0, log.read_text()
+            assert is_running, f"{line}: it has ended\n{self.story}"
+            if ready.search(text):
+                return
             assert time.monotonic() < deadline, f"{line}: it does not get ready\n{self.story}"
             time.sleep(0.1)
 
@@ -206,14 +209,3 @@ class Shell:
             for shown in step.shown:
                 if shown.strip() and not shown.lstrip().startswith(("…", "...")):
                     assert re.search(shown_pattern(shown), out), f"the page shows: {shown}\n{self.story}"
-
-
-def answers(url: str) -> bool:
-    """Whether anything at all answers there."""
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
