@@ -32,6 +32,8 @@ SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 SEEN_NAME: Final = ".goatherd.seen.json"
 """File in an organization's directory with the generation and public keys of the last used identity."""
 
+_SERVER_FILES: Final = ".goatherd.*"
+"""Files of a Goatherd server in an organization's directory. Those in the data directory are ``.goatherd-agent.*``."""
 _NEWER_SUFFIX: Final = ".goat"
 _SHARD_MAGIC: Final = (b"TAOG", b"GOAT")
 _LARGEST_RECORD: Final = 256 * 1024 * 1024
@@ -111,7 +113,7 @@ def is_organization_directory(path: Path) -> bool:
     Raises:
         StorageError: The directory cannot be read.
     """
-    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(".goatherd.*")):
+    if os.path.lexists(path / SETTINGS_NAME) or any(path.glob(_SERVER_FILES)):
         return True
     return any(path.glob(f"*/*{LOG_SUFFIX}")) or any(path.glob(f"*/*{_NEWER_SUFFIX}"))
 
@@ -180,7 +182,8 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
         NewerFormatError: A newer GoatDB has written to the directory.
         StorageError: The directory cannot be read.
     """
-    if any((data / "sys" / f"{name}{suffix}").is_file() for name in ("sessions", "users") for suffix in _LOG_SUFFIXES):
+    logs = [data / "sys" / f"{name}{suffix}" for name in ("sessions", "users") for suffix in _LOG_SUFFIXES]
+    if any(log.is_file() for log in logs) or any(data.glob(_SERVER_FILES)):
         directory = Path(os.path.abspath(data))  # noqa: PTH100 - a link has the organization's name
         raise ConfigurationError(
             f"{directory} is the directory of one organization, not the data directory that contains it",

@@ -14,6 +14,7 @@ import pytest
 
 from goatherd import data_directory
 from goatherd.data_directory import (
+    SEEN_NAME,
     check_data_directory,
     check_understood,
     organization_directories,
@@ -155,6 +156,19 @@ def test_the_directory_of_one_organization_is_told_from_the_one_that_contains_it
         with pytest.raises(ConfigurationError, match="directory of one organization") as caught:
             check_data_directory(org, ["localhost"], create=create)
         assert f"--data {org.parent} --org localhost" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [".goatherd.lock", SEEN_NAME, ".goatherd.unused-sessions"])
+def test_the_directory_of_an_organization_without_a_log_is_told_by_the_files_of_its_server(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "localhost").mkdir()
+    (tmp_path / "localhost" / name).touch()
+    for create in (True, False):
+        with pytest.raises(ConfigurationError, match="directory of one organization") as caught:
+            check_data_directory(tmp_path / "localhost", ["localhost"], create=create)
+        assert f"--data {tmp_path} --org localhost" in caught.value.hint
+        check_data_directory(tmp_path, ["localhost"], create=create)
 
 
 def test_the_parent_of_the_current_directory_is_named(org: Path, monkeypatch: pytest.MonkeyPatch) -> None:
