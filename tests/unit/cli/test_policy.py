@@ -10,12 +10,14 @@ import yaml
 
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.errors import ConfigurationError
+from goatherd.plugins import open_provider
 from goatherd.providers.aws.permissions import policy as aws
 from goatherd.providers.azure.permissions import policy as azure
 from goatherd.providers.file.permissions import policy as file_policy
 from goatherd.providers.gcp.permissions import policy as gcp
 from goatherd.providers.kubernetes.permissions import policy as kubernetes
 from goatherd.providers.kubernetes.permissions import volume_policy
+from goatherd.providers.kubernetes.volume import KubernetesVolumeProvider
 from goatherd.providers.memory import policy as memory_policy
 from goatherd.providers.vault.permissions import policy as vault
 from tests.unit.test_bare_install import bare
@@ -216,6 +218,14 @@ def test_the_volume_s_part_of_a_pod_mounts_the_whole_secret_read_only() -> None:
         {"name": "identity", "mountPath": "/var/run/secrets/goatherd", "readOnly": True}
     ]
     assert spec["volumes"][0]["secret"] == {"secretName": "NAME", "defaultMode": 0o440}
+    assert "# Replace NAME with the name of the Secret." in text
+
+
+def test_the_volume_s_part_of_a_pod_names_the_mounted_directory_as_the_store(tmp_path: Path) -> None:
+    (container,) = yaml.safe_load(volume_policy("server", str(tmp_path)))["spec"]["containers"]
+    assert container["env"] == [{"name": "GOATHERD_PROVIDER", "value": f"k8s-volume://{tmp_path}"}]
+    opened, _ = open_provider(container["env"][0]["value"])
+    assert isinstance(opened, KubernetesVolumeProvider)
 
 
 def test_a_volume_has_no_policy_for_a_rotator() -> None:

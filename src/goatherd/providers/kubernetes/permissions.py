@@ -19,9 +19,9 @@ from goatherd.providers.kubernetes.address import parse_config, parse_uri, split
 from goatherd.providers.values import ORG_FIELD, check_role
 
 _PURPOSE: Final = {
-    "server": "reads the identity and is told of changes, and can change nothing",
+    "server": "reads the identity and watches it for changes; can change nothing",
     "rotator": "rotates the identity and destroys old versions; neither creates nor deletes the Secret",
-    "admin": "the rotator's, and creating and deleting the Secret",
+    "admin": "does what the rotator does, and creates and deletes the Secret",
 }
 _VERBS: Final = {
     "server": ("get", "watch"),
@@ -63,9 +63,9 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
     if role == "admin":
         rules.append(_rule_yaml(("create",), None))
         warning = (
-            "# Kubernetes cannot restrict `create` to a name, and who may create any Secret in a namespace can obtain\n"
-            "# the token of each of its service accounts: give this to a person for the time of `goatherd init`,\n"
-            "# not to a workload.\n"
+            "# Kubernetes cannot restrict `create` to a name. An account that may create any Secret in a namespace\n"
+            "# can obtain the token of each of its service accounts: give this to a person for the time of\n"
+            "# `goatherd init`, not to a workload.\n"
         )
     return (
         f"# Goatherd {role}: {_PURPOSE[role]}.\n{warning}"
@@ -104,9 +104,11 @@ def volume_policy(role: str, uri: str | Mapping[str, object]) -> str:
         )
     return (
         f"# Goatherd server: reads the identity from a volume. The pod's service account needs no Role for it.\n"
-        f"# NAME is the Secret's. Mount it whole: no subPath, which never changes, and no items.\n"
+        f"# Replace NAME with the name of the Secret. Add no items, and no subPath, which is never updated.\n"
         f"spec:\n  automountServiceAccountToken: false\n  securityContext:\n    fsGroup: 10001\n"
-        f"  containers:\n    - name: goatherd\n      volumeMounts:\n        - name: identity\n"
+        f"  containers:\n    - name: goatherd\n      env:\n        - name: GOATHERD_PROVIDER\n"
+        f'          value: "k8s-volume://{path}"\n'
+        f"      volumeMounts:\n        - name: identity\n"
         f'          mountPath: "{path}"\n          readOnly: true\n'
         f"  volumes:\n    - name: identity\n      secret:\n        secretName: NAME\n        defaultMode: 0440\n"
     )
