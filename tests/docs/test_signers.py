@@ -25,6 +25,8 @@ def test_every_signer_s_page_has_the_same_skeleton(scheme: str) -> None:
     assert f"goatherd policy {scheme} --role signer" in text
     assert f"goatherd doctor --signer '{scheme}:" in text
     assert "It can hold the key of an [anchor](anchor.md)." in " ".join(text.split())
+    creation = text.split("## Create a key\n")[1].split("\n## ")[0]
+    assert "`--create-key` of `goatherd init` and `goatherd rotate`" in " ".join(creation.split())
     facts = re.findall(r"^\| ([a-z -]+) \|", text.split("## Facts\n")[1].split("\n## ")[0], re.MULTILINE)
     assert {"exportable", "latency", "longest text", "optional interfaces"} <= set(facts)
 

@@ -3,6 +3,7 @@ prints."""
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from goatherd.errors import (
+    SignerAccessDeniedError,
     SignerConfigurationError,
     SignerKeyDisabledError,
     SignerKeyNotFoundError,
@@ -23,10 +25,12 @@ from goatherd.signers.transit import TransitSigner
 from goatherd.signers.transit.address import parse_uri
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import CUT_JSON, answering, unreachable
+from tests.docs.reference import DOCS
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
 BAO = find_bao()
 OTHER = policy_text("transit", "signer", "transit://127.0.0.1/transit/another-key")
+PAGE = " ".join((DOCS / "how-to/signer-transit.md").read_text().split())
 pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 
 
@@ -132,6 +136,20 @@ async def test_a_new_key_cannot_be_exported_and_is_listed(server: BaoServer) -> 
             key = (await signer.public_key()).public_key
             key.verify(await signer.sign(b"text"), b"text")
     assert server.ask("GET", "transit/keys/made-here")["data"]["exportable"] is False
+
+
+async def test_a_key_is_created_with_the_rights_that_the_page_names(server: BaoServer) -> None:
+    policy = policy_text("transit", "signer", f"transit://127.0.0.1:{server.port}/transit/by-creator")
+    async with opened(server.port, "by-creator", server.token(policy)) as plugin:
+        with pytest.raises(SignerAccessDeniedError):
+            await plugin.create_key()
+    (capability, path) = re.findall(r"Besides the policy, the command needs `(\w+)` on `([\w/-]+)`", PAGE)[0]
+    path = path.replace("goatdb-anchor", "by-creator")
+    policy = policy.replace(granted := f'path "{path}" {{\n  capabilities = [', f'{granted}"{capability}", ')
+    async with VerifiedSigner(opened(server.port, "by-creator", server.token(policy))) as signer:
+        await signer.create_key()
+        key = (await signer.check_key()).public_key
+        key.verify(await signer.sign(b"text"), b"text")
 
 
 async def test_a_key_is_created_only_for_a_uri_that_names_its_first_version(server: BaoServer) -> None:
