@@ -252,10 +252,25 @@ SIGNER = "--root-signer=transit://vault:8200/transit/root?auth=kubernetes&role=g
             {"controller": True, "page": True},
         ),
         ("controller-only", {}, {"controller": False, "page": False}),
+        (
+            "controller-only",
+            {"controller": {"serviceAccount": {"mountToken": True}}},
+            {"controller": True, "page": False},
+        ),
+        ("aws", {"server": {"serviceAccount": {"mountToken": True}}}, {"server": True, "controller": True}),
         ("aws", {"server": {"extraArgs": [SIGNER]}}, {"server": True, "controller": True}),
         ("vault", {"server": {"storeUri": "file:///keys/root"}}, {"server": False, "controller": True}),
     ],
-    ids=["lease in the store", "lease in a Secret", "Vault in [stores]", "cloud", "Vault signs", "servers read a file"],
+    ids=[
+        "lease in the store",
+        "lease in a Secret",
+        "Vault in [stores]",
+        "cloud",
+        "anchor in Vault that only the identity names",
+        "token for a server",
+        "Vault signs",
+        "servers read a file",
+    ],
 )
 def test_a_pod_has_a_token_for_each_address_that_needs_one(
     render: Any, example: str, values: dict[str, Any], expected: dict[str, bool]

@@ -71,7 +71,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* Only a pod that calls the API server, or signs in to Vault, gets a token. Cloud identities bring a volume of their own. */}}
+{{/* Only a pod that calls the API server, or signs in to Vault, gets a token. Cloud identities bring a volume of their own.
+The URI of an anchor in Vault may be in the identity only, where the chart cannot see it: hence mountToken. */}}
 {{- define "goatherd.needsToken" -}}
 {{- $own := index .root.Values .component -}}
 {{- $named := list (include "goatherd.store" .) $own.config (toYaml (list $own.extraArgs $own.extraEnv .root.Values.store.env)) -}}
@@ -80,7 +81,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- else if ne .root.Values.server.kind "goatherd" -}}
 {{- $named = append $named (include "goatherd.lease" .root) -}}
 {{- end -}}
-{{- regexMatch "\\b(k8s|k8s-service|vault|openbao|transit)://" (join "\n" $named) -}}
+{{- or (regexMatch "\\b(k8s|k8s-service|vault|openbao|transit)://" (join "\n" $named)) $own.serviceAccount.mountToken -}}
 {{- end -}}
 
 {{- define "goatherd.imageName" -}}
