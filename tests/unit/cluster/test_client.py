@@ -6,11 +6,13 @@ import asyncio
 import gc
 import gzip
 import json
+import socket
 import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -341,6 +343,44 @@ async def test_a_packed_answer_is_read() -> None:
     assert await client_of(lambda _: httpx2.Response(200, headers=headers, content=gzip.compress(b"[]"))).answers(
         owned()
     )
+
+
+@pytest.fixture
+def deaf_address() -> Iterator[tuple[str, int]]:
+    """An address that drops connection requests: the queue of its socket is full."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.2", 0))
+        full.listen(0)
+        address: tuple[str, int] = full.getsockname()
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        with pytest.raises(TimeoutError), socket.create_connection(address, timeout=0.2):
+            pass
+        yield address
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 and full queues are Linux's")
+async def test_a_name_whose_first_address_drops_packets_is_reached_at_the_next_one(
+    deaf_address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf, port = deaf_address
+
+    def find_both(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in (deaf, "127.0.0.1")]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nOK")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", port):
+        monkeypatch.setattr(socket, "getaddrinfo", find_both)
+        monkeypatch.setenv("NO_PROXY", "*")
+        async with NodeClient(f"http://two-addresses.test:{port}", timeout=timedelta(seconds=HANG)) as client:
+            assert await client.healthy()
 
 
 async def test_a_refused_connection_is_unreachable_and_names_the_url() -> None:
