@@ -898,7 +898,7 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
         document = tomllib.loads(text)
     except RecursionError:
         raise ConfigurationError(f"{path} is not a configuration: it is nested too deeply") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib.TOMLDecodeError, or an integer of more digits than Python reads
         hint = 'Strings need quotes, such as provider = "file:///srv/keys/root".'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in option_keys()]

@@ -224,6 +224,11 @@ def test_a_file_that_is_nested_without_end_is_an_error(tmp_path: Path, text: str
         load(tmp_path, text)
 
 
+def test_a_number_of_too_many_digits_is_no_internal_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not TOML"):
+        load(tmp_path, "[serve]\nport = " + "1" * 5000)
+
+
 def test_a_line_without_end_is_named_and_not_parsed(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="line 2: longer than 10000 characters"):
         load(tmp_path, "org = 'a'\n" + "a." * 30_000 + "a = 1")
