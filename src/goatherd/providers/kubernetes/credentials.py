@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, Provi
 from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.serving.certificate_files import CertificateFiles
+from goatherd.serving.process_group import kill_group
 
 PLUGIN_TIMEOUT: Final = timedelta(seconds=60)
 """How long a credential plugin may take; those of the large clouds take one to three seconds."""
@@ -322,10 +322,11 @@ async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     try:
         printed, told = await process.communicate()
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.communicate()
+        # A process that it started in a session of its own may keep them open, and asyncio would wait for that.
+        for descriptor in (1, 2):
+            if (pipe := process._transport.get_pipe_transport(descriptor)) is not None:  # type: ignore[attr-defined]
+                pipe.close()
+        await kill_group(process)
     return process.returncode or 0, printed, told
 
 

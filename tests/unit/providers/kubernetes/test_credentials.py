@@ -341,6 +341,26 @@ async def test_a_plugin_that_does_not_end_is_killed(tmp_path: Path, plugin: Plug
     assert "log in first" in (caught.value.hint or "")
 
 
+async def test_a_plugin_whose_child_keeps_its_output_open_holds_nothing_up(
+    tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(credentials, "PLUGIN_TIMEOUT", timedelta(seconds=2))
+    may_end = tmp_path / "may end"
+    child = f'until [ -e "{may_end}" ]; do sleep 0.05; done'
+    plugin.program.write_text(
+        f"#!{sys.executable}\nimport subprocess, time\n"
+        f"subprocess.Popen(['/bin/sh', '-c', {child!r}], start_new_session=True)\n"
+        f"open({str(plugin.runs_file)!r}, 'w').write('x')\ntime.sleep(3600)\n"
+    )
+    try:
+        async with asyncio.timeout(HANG):
+            with pytest.raises(PlatformError, match="did not end within"):
+                await access_of(tmp_path).credential(HandClock())
+        assert plugin.runs > 0
+    finally:
+        may_end.touch()
+
+
 async def test_a_plugin_that_runs_when_the_provider_is_closed_is_killed(tmp_path: Path, plugin: Plugin):
     plugin.gives(token="t", seconds=3600)
     access = access_of(tmp_path)
