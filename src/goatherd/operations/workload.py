@@ -87,6 +87,11 @@ class Workload:
         pause: How long a client waits between requests.
         newcomers: Whether new clients join all the time. A new client gets a session from one server and writes through
             another, which must verify the root's signature on that session.
+        timeout: Timeout of one request, and of the wait until every server knows a new session.
+
+    Raises:
+        NodeError: A server did not answer, or did not learn of a new session in time. After entering, such failures
+            are only counted.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class Workload:
         self.accepted: dict[str, str] = {}
         self._count = clients
         self._pause = pause
+        self._timeout = timeout.total_seconds()
         self._newcomers = newcomers
         self._clock: Clock = clock or SystemClock()
         self._nodes = [NodeClient(url, timeout=timeout) for url in self.urls]
@@ -113,9 +119,13 @@ class Workload:
         self._stopping = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self._clients = list(
-            await asyncio.gather(*(self._create_client(i % len(self.urls)) for i in range(self._count)))
-        )
+        try:
+            self._clients = list(
+                await asyncio.gather(*(self._create_client(i % len(self.urls)) for i in range(self._count)))
+            )
+        except BaseException:
+            await self.__aexit__()
+            raise
         self._tasks = [asyncio.create_task(self._run_client(client, i)) for i, client in enumerate(self._clients)]
         if self._newcomers:
             self._tasks.append(asyncio.create_task(self._run_new_clients()))
@@ -187,8 +197,14 @@ class Workload:
 
     async def _create_client(self, home: int) -> _Client:
         owned, _ = await self._nodes[home].create_session()
+        deadline = self.now() + self._timeout
         for node in self._nodes:
             while not await node.answers(owned):
+                if self.now() >= deadline:
+                    raise NodeError(
+                        f"{node.base_url} did not learn within {self._timeout:g} s of a session that {self.urls[home]}"
+                        " has created"
+                    )
                 await self._clock.sleep(timedelta(milliseconds=50))
         return _Client(owned, home)
 
