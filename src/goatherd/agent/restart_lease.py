@@ -130,6 +130,7 @@ class Lease:
         self._poll = poll
         self._clock: Clock = clock or SystemClock()
         self._version: str | None = None
+        self._is_taking = False
         self._watched: tuple[str, float] | None = None
 
     @asynccontextmanager
@@ -139,7 +140,12 @@ class Lease:
         Waits indefinitely: if the store fails, or its secret for the lease contains something else, the node tries
         again at growing intervals.
         """
-        await self._acquire_lease()
+        try:
+            await self._acquire_lease()
+        except asyncio.CancelledError:
+            if self._is_taking:  # the write may take effect all the same
+                await asyncio.shield(asyncio.ensure_future(self._give_back()))
+            raise
         renewing = asyncio.create_task(self._renew_lease(), name="renew the lease")
         try:
             yield
@@ -173,17 +179,21 @@ class Lease:
         try:
             found = await self._provider.read(self._secret_id, CURRENT)
         except SecretNotFoundError:
+            self._is_taking = True
             with contextlib.suppress(SecretExistsError):
                 made = await self._provider.create(self._secret_id, self._own_record().to_bytes())
                 self._version = str(made.id)
                 return None
+            self._is_taking = False
             return "another node"
         record, version = LeaseRecord.from_bytes(found.value.reveal()), str(found.version.id)
         if record.token != self._token and not self._is_over(record, version):
             return record.holder or "another node"
+        self._is_taking = True
         try:
             await self._write_record(self._own_record(), version)
         except ConflictError:
+            self._is_taking = False
             return "another node"
         return None
 
@@ -231,6 +241,10 @@ class Lease:
                 self._version = str(found.version.id)
                 return True
         return False
+
+    async def _give_back(self) -> None:
+        if await self._is_still_ours():
+            await self._release_lease()
 
     async def _release_lease(self) -> None:
         assert self._version is not None

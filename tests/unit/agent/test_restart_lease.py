@@ -12,7 +12,8 @@ import pytest
 
 from goatherd.agent.restart_lease import SKEW, TERM, Lease, LeaseRecord, lease_id_for, read_lease
 from goatherd.errors import AgentError, ProviderAccessDeniedError, SecretNotFoundError, UnavailableError
-from goatherd.providers.values import CURRENT
+from goatherd.providers.base import Call
+from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretVersion, VersionId
 from tests.unit.settings.make import NOW, CountingProvider, HandClock, settle
 
 HERE = lease_id_for("goatdb/root")
@@ -219,7 +220,14 @@ async def test_what_is_no_lease_is_never_overwritten(provider: CountingProvider,
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{}", b"[]", b'{"goatherdLease": 1}', b'{"goatherdLease": 1, "holder": 3, "token": null}']
+    "raw",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"goatherdLease": 1}',
+        b'{"goatherdLease": 1, "holder": 3, "token": null}',
+    ],
 )
 def test_a_lease_that_cannot_be_read_is_an_error(raw: bytes) -> None:
     with pytest.raises(AgentError, match="contains something else"):
@@ -245,6 +253,34 @@ async def test_giving_up_the_wait_leaves_no_trace(provider: CountingProvider, cl
     await second.crash()
     assert (await ticket(provider)).holder == "one"
     await first.end()
+
+
+class SilentProvider(CountingProvider):
+    """Makes every change, and never answers a caller that takes the lease."""
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return await self._be_silent(await super()._create(call, value, label), value)
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return await self._be_silent(await super()._write(call, value, label, expected), value)
+
+    async def _be_silent(self, version: SecretVersion, value: SecretBytes) -> SecretVersion:
+        if LeaseRecord.from_bytes(value.reveal()).holder is not None:
+            await asyncio.Event().wait()
+        return version
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+async def test_a_lease_that_was_taken_by_a_cancelled_write_is_given_back(clock: HandClock, is_made: bool) -> None:
+    async with SilentProvider() as provider:
+        if is_made:
+            await provider.create(HERE, LeaseRecord().to_bytes())
+        turn = Turn(lease(provider, clock, "one"))
+        await settle()
+        assert (await ticket(provider)).holder == "one"
+        assert not turn.has_it.is_set()
+        await turn.crash()
+        assert (await ticket(provider)).holder is None
 
 
 async def test_a_lease_that_was_made_beforehand_is_free_and_can_be_taken(provider: CountingProvider, clock: HandClock):
