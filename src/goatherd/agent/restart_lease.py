@@ -87,7 +87,7 @@ class LeaseRecord:
             if not all(isinstance(text, str | None) for text in (holder, token)):
                 raise ValueError
             return cls(holder=holder, token=token, until_ms=int(tree["until"]), term_ms=int(tree["term"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise AgentError(
                 "the secret for the restart lease contains something else, not a lease; it was not changed",
                 hint="Name another secret with --lease, or remove this secret.",

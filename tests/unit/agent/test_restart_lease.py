@@ -225,8 +225,10 @@ async def test_what_is_no_lease_is_never_overwritten(provider: CountingProvider,
         b"",
         b"{}",
         b"[]",
+        b"[" * 100_000,
         b'{"goatherdLease": 1}',
         b'{"goatherdLease": 1, "holder": 3, "token": null}',
+        b'{"goatherdLease": 1, "holder": null, "token": null, "until": 1e999, "term": 1}',
     ],
 )
 def test_a_lease_that_cannot_be_read_is_an_error(raw: bytes) -> None:
