@@ -95,13 +95,9 @@ async def rotate(
         changed["direct"] = anchor.is_direct
 
     async def begin(rotator: Rotator) -> Report:
-        if create_key and anchor.signer is not None:
-            # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
-            document = await rotator.check_identity()
-            survey = await rotator.survey(is_probing=False, has_remarks=False)
-            if document.rotation is None and not survey.obstacles:
-                anchor.check(document)
-                await create_anchor_key(anchor.signer, open_signer, on_wait=on_wait)
+        # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
+        if create_key and anchor.signer is not None and await rotator.may_begin(anchor):
+            await create_anchor_key(anchor.signer, open_signer, on_wait=on_wait)
         return await rotator.rotate(to_phase=to_phase, anchor=anchor)
 
     return await run_rotation(

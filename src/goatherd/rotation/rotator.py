@@ -398,6 +398,27 @@ class Rotator:
         await self._signatures.check(self._read_last)
         return document
 
+    async def may_begin(self, anchor: AnchorChoice) -> bool:
+        """Return whether `rotate` would begin a rotation now, by all that can be checked without an effect.
+
+        Raises:
+            IllegalStepError: The identity does not allow this change of the anchor.
+            StoreWentBackError, UnsignedIdentityError, ConfigurationError, ProviderError: As for `rotate`.
+        """
+        self._anchor_choice, self._flow, self._health_before = anchor, None, None
+        self._set_clock()
+        document = await self.check_identity()
+        if document.rotation is not None:
+            return False
+        anchor.check(document)
+        observation, document = await self._survey(*await self._read())
+        now_ms, store = self._steady.now_ms(), observation.store
+        intent = Intent(goal=Goal.ROTATE, began_ms=now_ms, from_id=document.current.id)
+        # A label to be repaired first must not hide what comes after it.
+        observation = replace(observation, store=replace(store, stable=store.version))
+        action = decide(observation, self._policy_for(document), intent, now_ms)
+        return not isinstance(action, Busy | Illegal | Refuse)
+
     async def survey(self, *, is_probing: bool = True, has_remarks: bool = True, is_reader: bool = False) -> Survey:
         """Return the obstacles that prevent a rotation, as `rotate` would find them. Writes nothing to the store.
 

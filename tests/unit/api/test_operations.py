@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from goatherd.errors import (
     UnconfirmedError,
     UnsignedIdentityError,
 )
+from goatherd.identity.document import decode_document, encode_document, sign_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from tests.ports import free_ports
@@ -163,6 +164,10 @@ async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path
         assert altered != signed.reveal()
         await provider.update_secret(secret_id, altered)
         with pytest.raises(UnsignedIdentityError):
+            await rotate(store, unsafe_without_nodes=True)
+        document = replace(decode_document(signed.reveal()), extra={"x": "y" * 20_000})
+        await provider.update_secret(secret_id, encode_document(sign_document(document, document.last_updated or 0)))
+        with pytest.raises(IllegalStepError, match="too large for another rotation"):
             await rotate(store, unsafe_without_nodes=True)
         await provider.update_secret(secret_id, signed)
     assert not key.exists()
