@@ -302,19 +302,20 @@ class Commit:
             return self
         encoded = parse_json(self.encoded)
         get = encoded.get
-        raw_filter = get("af")
+        version, raw_filter = get("ver"), get("af")
         return Commit(
             id=self.id,
             key=self.key,
             session=self.session,
             ts=self.ts,
-            version=get("ver"),
+            # Integers of 16 digits, which may be parsed as doubles.
+            version=None if version is None else int(version),
             org=self.org,
             connection=get("cid"),
             contents=get("c"),
             parents=self.parents,
             ancestors_filter=None if raw_filter is None else BloomFilter.from_json(raw_filter),
-            ancestors_count=get("ac", 0),
+            ancestors_count=int(get("ac", 0)),
             merge_base=get("mb"),
             merge_leader=get("ml"),
             revert="revert" in encoded,

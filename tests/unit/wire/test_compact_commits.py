@@ -199,6 +199,17 @@ def test_a_number_with_an_exponent_is_stored_as_javascript_writes_it(number: str
     assert Commit.from_stored(line, org="o").encoded == to_json_bytes(expected.to_json())
 
 
+@pytest.mark.parametrize("member", ["version", "ancestors_count"])
+def test_what_is_signed_of_a_compact_commit_has_no_number_in_another_form(member: str) -> None:
+    # Text with a lone surrogate is parsed by another parser, for which integers of 16 digits are doubles.
+    contents = {"r": {"s": "other/1", "d": {"x": "\ud800"}, "n": True, "cs": "7"}}
+    commit = replace(PLAIN, contents=contents, **{member: 1_000_000_000_000_000})
+    text = commit.signed_text("signer")
+    commit.compact()
+    assert commit.is_compact
+    assert commit.signed_text("signer") == text
+
+
 def test_a_record_of_another_organization_is_read_as_ones_own() -> None:
     assert Commit.from_stored(PLAIN.encoded, org="elsewhere") == replace(PLAIN, org="elsewhere")
 
