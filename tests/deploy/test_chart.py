@@ -547,6 +547,13 @@ def test_values_that_make_no_cluster_are_refused(render: Any, example: str, valu
         render(example, values)
 
 
+@pytest.mark.parametrize("section", ["[stores]\nprimary = {STORE}", "# Both\n[stores.primary]\nSTORE", " [ stores ]\n"])
+def test_stores_that_a_configuration_names_need_no_uri(render: Any, section: str) -> None:
+    config = section.replace("STORE", "region = 'eu'")
+    values = {"store": {"uri": ""}, "controller": {"config": config}, "page": {"enabled": False}}
+    render("controller-only", yaml.safe_dump(values))
+
+
 @pytest.mark.parametrize(
     ("example", "values"),
     [

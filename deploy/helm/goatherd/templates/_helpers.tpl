@@ -185,7 +185,7 @@ annotations:
 {{- if $uri }}
 - name: GOATHERD_PROVIDER
   value: {{ $uri | quote }}
-{{- else if not (contains "[stores]" $own.config) }}
+{{- else if not (regexMatch "(?m)^\\s*\\[\\s*stores\\s*[.\\]]" $own.config) }}
 {{- fail (printf "store.uri must name the store, or %s.config must have a section [stores]" .component) }}
 {{- end }}
 {{- with .root.Values.store.organization }}
