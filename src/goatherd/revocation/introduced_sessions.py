@@ -51,12 +51,15 @@ class IntroducedSessions:
         rogue_roots: Ids of roots that the revoked root had introduced and that the identity does not list.
         forged: Number of commits that claim to be signed by the revoked root and are not.
         left_out: Ids of the sessions that the operator does not want to be reissued.
+        cannot_leave: Ids of sessions that the operator wants to leave out and that stay trusted nevertheless, because
+            the revoked root has not introduced them, or an earlier run has reissued them.
     """
 
     sessions: tuple[Introduced, ...]
     rogue_roots: tuple[str, ...]
     forged: int
     left_out: tuple[str, ...]
+    cannot_leave: tuple[str, ...] = ()
 
 
 def survey(
@@ -105,14 +108,18 @@ def survey(
             longest = commit.ts + (SESSION_LIFETIME + _SLACK).total_seconds() * 1000
             is_long = session.expiration_ms > longest or (known is not None and known[1])
             found[session.id] = (preferred_session(known[0] if known else None, session), is_long)
-    sessions = []
+    sessions, left_out = [], []
+    staying = set(leave_out) - {commit.key for commit in claimed}
     for session, is_long in found.values():
-        if session.id in leave_out:
-            continue
         commit_id = derived_id(
             "introduction-again",
             f"{revoked.id}/{successor_id}/{session.id}/{session.owner or ''}/{session.expiration_ms}",
         )
+        if session.id in leave_out:
+            left_out.append(session.id)
+            if any((one.id, one.session) == (commit_id, successor_id) for one in by_key[session.id]):
+                staying.add(session.id)
+            continue
         leaves = [one.id for one in by_key[session.id] if one.id not in parents and one.id != commit_id]
         sessions.append(
             Introduced(session=session, commit_id=commit_id, parents=tuple(sorted(leaves)), is_long=is_long)
@@ -121,7 +128,8 @@ def survey(
         sessions=tuple(sessions),
         rogue_roots=tuple(rogue),
         forged=forged,
-        left_out=tuple(sorted(found.keys() & set(leave_out))),
+        left_out=tuple(sorted(left_out)),
+        cannot_leave=tuple(sorted(staying)),
     )
 
 

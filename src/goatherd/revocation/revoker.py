@@ -56,6 +56,7 @@ from goatherd.key_inventory import Holding, find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.remote_keys import call_signing, sign_aside
+from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
@@ -224,11 +225,13 @@ class Revoker:
             reason: The reason, recorded in the identity.
             successor: The root that signs from now on, if the revoked one is the current root: `NEW`, `NEXT` (the next
                 root of the rotation in progress), or the id of a previous root whose private key the store still holds.
-            leave_out: Sessions not to be reissued: once the revocation is settled, no server accepts them.
+            leave_out: Sessions not to be reissued: once the revocation is settled, no server accepts them. The root
+                must have introduced them, and no earlier run may have reissued them.
             reopen: Rebuild the list of frozen commits, including servers that were unreachable when it was closed.
             destroy: Destroy the stored versions that hold the root's private key, at once.
 
         Raises:
+            ConfigurationError: A session cannot be left out. The root is revoked; no session was reissued by this run.
             IllegalStepError: There is no such root, or no such successor.
             WrongClockError: This machine's clock differs from the store's, or from those of most servers.
             StoreWentBackError: A server has used a later identity than the store holds, or a different one: a backup
@@ -277,6 +280,7 @@ class Revoker:
             "survey", reissuer.collect_sessions(document, session_id, frozen=frozen, leave_out=leave_out)
         )
         if frozen is not None:
+            self._check_left_out(document, found)
             entry = _find_entry(document, session_id)
             await self._run_timed("introduce again", reissuer.introduce_again(document, entry, found, known))
             await self._run_timed("introduce roots", self._introduce_roots(document, known))
@@ -767,6 +771,17 @@ class Revoker:
 
         await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
 
+    def _check_left_out(self, document: IdentityDocument, found: IntroducedSessions) -> None:
+        """Check, before sessions are reissued, that no session stays trusted that the operator wants to leave out."""
+        if found.cannot_leave:
+            raise ConfigurationError(
+                f"root {self._report.revoked_id} is revoked, but --except has no effect on"
+                f" {', '.join(found.cannot_leave)}: the root has introduced no such session, or an earlier run has"
+                " reissued it. This run has reissued no session",
+                hint="Correct the id, or leave it out, and run the command again. What an earlier run has reissued is"
+                f" trusted until root {document.current.id}, which has reissued it, is revoked with the same --except.",
+            )
+
     def _has_only_unmodified(self) -> bool:
         return bool(self._outcomes) and all(one.is_unmodified for one in self._outcomes.values())
 
@@ -783,6 +798,8 @@ class Revoker:
         poll = self.policy.poll_min
         while True:
             found, known = await reissuer.collect_sessions(document, session_id, leave_out=leave_out)
+            if all(one.problem is None for one in self._outcomes.values()):
+                self._check_left_out(document, found)
             reissued = tuple(one for one in found.sessions if one.commit_id in known)
             if reissued and not reopen and not self._report.pushed:
                 # SECURITY: after the first run, unmodified servers still accept sessions that the stolen root

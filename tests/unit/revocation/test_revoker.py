@@ -13,6 +13,7 @@ import pytest
 from goatherd.cli.text.revocation import revocation_lines
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
+    ConfigurationError,
     IllegalStepError,
     RotationError,
     StoreWentBackError,
@@ -379,6 +380,23 @@ async def test_a_session_that_is_left_out_is_believed_no_more(tmp_path: Path) ->
         restarted = client_of(server, "http://again")
         assert await restarted.answers(user)
         assert not await restarted.answers(mole)
+
+
+async def test_a_session_that_cannot_be_left_out_is_named_before_any_session_is_reissued(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        user, _ = await cluster.nodes[0].create_session()
+        mole = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms())
+        await cluster.nodes[0].push(SESSIONS, [session_commit(a, mole.session)], a)
+        with pytest.raises(ConfigurationError, match="no effect on mistyped"):
+            await cluster.revoker().revoke(a.id, reason="stolen", leave_out=["mistyped", mole.id])
+        assert a.id in (await cluster.document()).revoked_ids
+        report = await cluster.revoker().revoke(a.id, reason="stolen", leave_out=[mole.id])
+        assert (report.pushed, report.left_out, report.is_complete) == (1, (mole.id,), True)
+        with pytest.raises(ConfigurationError, match=f"no effect on {user.id}") as caught:
+            await cluster.revoker().revoke(a.id, reason="stolen", leave_out=[user.id, mole.id])
+        assert report.current_id in caught.value.hint
+        assert await cluster.nodes[0].answers(user)
 
 
 async def test_a_rogue_root_is_neither_introduced_again_nor_listed(tmp_path: Path) -> None:

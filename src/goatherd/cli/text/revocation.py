@@ -169,7 +169,10 @@ def revocation_lines(report: RevocationReport) -> list[str]:
             f"the revoked root introduced {sessions} after the others were reissued; such sessions are not reissued:"
             f" {' '.join(report.late_sessions)}. They may be the attacker's; if they are yours: --reopen"
         )
-    lines += [f"left out: session {session} is no longer trusted" for session in report.left_out]
+    lines += [
+        f"left out: session {session} is not reissued; no Goatherd server accepts it once the revocation is finished"
+        for session in report.left_out
+    ]
     lines += [f"destroyed version {version}" for version in report.destroyed]
     lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
     lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
