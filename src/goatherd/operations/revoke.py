@@ -106,6 +106,7 @@ async def plan_revocation(
     *,
     root_id: str,
     successor: str = NEW,
+    leave_out: Collection[str] = (),
     distrust: Sequence[str] = (),
     trust_alone: Sequence[str] = (),
     unsafe_without_nodes: bool = False,
@@ -120,7 +121,7 @@ async def plan_revocation(
     servers = await _listed(nodes)
     check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     return await _maker(store, servers, policy, distrust, trust_alone, clock, open_signer)(on_event).plan(
-        root_id, successor=successor
+        root_id, successor=successor, leave_out=leave_out
     )
 
 

@@ -187,10 +187,11 @@ class Revoker:
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
-    async def plan(self, session_id: str, *, successor: str = NEW) -> RevocationReport:
+    async def plan(self, session_id: str, *, successor: str = NEW, leave_out: Collection[str] = ()) -> RevocationReport:
         """Return the report that a revocation would give, without writing or pushing anything.
 
         Raises:
+            ConfigurationError: A session cannot be left out.
             IllegalStepError: There is no such root, or no such successor.
             StoreWentBackError: As `revoke`.
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
@@ -204,7 +205,10 @@ class Revoker:
             self._report.current_id = document.current.id if new_root is None else new_root.id
         await self._observe_nodes(document)
         await self._run_timed("freeze", self._preview_claims(document, session_id))
-        await self._run_timed("survey", self._make_reissuer(document).collect_sessions(document, session_id))
+        reissuer = self._make_reissuer(document)
+        found, _ = await self._run_timed("survey", reissuer.collect_sessions(document, session_id, leave_out=leave_out))
+        if self._outcomes and all(one.problem is None for one in self._outcomes.values()):
+            self._check_left_out(document, found)
         await self._look_for_keys(document, session_id)
         return self._end_run()
 
@@ -775,9 +779,8 @@ class Revoker:
         """Check, before sessions are reissued, that no session stays trusted that the operator wants to leave out."""
         if found.cannot_leave:
             raise ConfigurationError(
-                f"root {self._report.revoked_id} is revoked, but --except has no effect on"
-                f" {', '.join(found.cannot_leave)}: the root has introduced no such session, or an earlier run has"
-                " reissued it. This run has reissued no session",
+                f"--except has no effect on {', '.join(found.cannot_leave)}: root {self._report.revoked_id} has"
+                " introduced no such session, or an earlier run has reissued it. This run has reissued no session",
                 hint="Correct the id, or leave it out, and run the command again. What an earlier run has reissued is"
                 f" trusted until root {document.current.id}, which has reissued it, is revoked with the same --except.",
             )

@@ -389,6 +389,10 @@ async def test_a_session_that_cannot_be_left_out_is_named_before_any_session_is_
         mole = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms())
         await cluster.nodes[0].push(SESSIONS, [session_commit(a, mole.session)], a)
         with pytest.raises(ConfigurationError, match="no effect on mistyped"):
+            await cluster.revoker().plan(a.id, leave_out=["mistyped"])
+        plan = await cluster.revoker().plan(a.id, leave_out=[mole.id])
+        assert (plan.sessions, plan.left_out) == (1, (mole.id,))
+        with pytest.raises(ConfigurationError, match="no effect on mistyped"):
             await cluster.revoker().revoke(a.id, reason="stolen", leave_out=["mistyped", mole.id])
         assert a.id in (await cluster.document()).revoked_ids
         report = await cluster.revoker().revoke(a.id, reason="stolen", leave_out=[mole.id])
