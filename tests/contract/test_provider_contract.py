@@ -199,6 +199,22 @@ def test_the_command_does_not_start_where_no_secret_may_be_removed(monkeypatch: 
     assert f"{left} was created and could not be deleted" in done.output
 
 
+def test_the_command_names_a_secret_of_its_own_that_it_could_not_remove(monkeypatch: pytest.MonkeyPatch):
+    store, calls = MemoryStore(), list[Call]()
+
+    class FailsOnce(MemorySecretProvider):
+        async def _delete(self, call: Call) -> None:
+            calls.append(call)
+            if len(calls) == 1:
+                raise call.error(UnavailableError, "it is away", final=True)
+            await super()._delete(call)
+
+    monkeypatch.setattr(contract_command, "open_provider", lambda _: (FailsOnce(store), "root"))
+    done = CliRunner().invoke(command, ["memory:///root", "--only", "a new secret reads back"])
+    (left,) = store.ledgers
+    assert done.output.splitlines()[-2:] == ["could not remove these secrets, where they exist:", f"  {left}"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_the_command_stops_where_the_store_does_not_answer_any_more(monkeypatch: pytest.MonkeyPatch, comes_back: bool):

@@ -181,7 +181,7 @@ async def _run(settings: Settings, progress: ContractProgress) -> ContractReport
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    prefix = await _check_address(settings.address)
+    prefix = await _check_address(settings.address, progress.left_behind)
     if not settings.as_json:
         click.echo(f"{'result':<8} {'check':<{_WIDTH}} {'time':>8}")
     while True:
@@ -198,13 +198,15 @@ async def _run(settings: Settings, progress: ContractProgress) -> ContractReport
         if len(progress.outcomes) == len(settings.checks):
             return progress.report
         try:
-            await _check_address(settings.address)
+            await _check_address(settings.address, progress.left_behind)
         except NotRunError as error:
             raise NotRunError(f"stopped, because the store does not answer any more: {error}", error.hint) from None
 
 
-async def _check_address(address: str) -> str:
+async def _check_address(address: str, left_behind: list[str]) -> str:
     """Check that the checks can use an address, and return the beginning of the names of the secrets that they create.
+
+    The name of a secret that could not be removed is added to `left_behind`.
 
     Raises:
         NotRunError: The secret of the address exists, is deleted but can be restored, or cannot be read; or the
@@ -218,7 +220,7 @@ async def _check_address(address: str) -> str:
                 await provider.read(secret_id)
             except SecretNotFoundError:
                 prefix = f"{secret_id}-contract-"
-                await _try_rights(provider, f"{prefix}{secrets.token_hex(6)}")
+                await _try_rights(provider, f"{prefix}{secrets.token_hex(6)}", left_behind)
                 return prefix
     except SecretDeletedError:
         raise NotRunError(
@@ -233,7 +235,7 @@ async def _check_address(address: str) -> str:
     )
 
 
-async def _try_rights(provider: SecretProvider, name: str) -> None:
+async def _try_rights(provider: SecretProvider, name: str, left_behind: list[str]) -> None:
     """Create a secret and delete it, to check the permissions. Other errors are ignored, because the checks find them.
 
     Raises:
@@ -242,9 +244,13 @@ async def _try_rights(provider: SecretProvider, name: str) -> None:
         ThrottledError: The store rejected the request because of its rate limit, even after the retries.
         NotRunError: The credentials do not allow deleting the secret.
     """
+    left_behind.append(name)  # at once, so that it is reported where the command is interrupted
     try:
         await provider.create(name, b"goatherd-contract")
-    except (ProviderAccessDeniedError, UnavailableError, ThrottledError):
+    except ProviderAccessDeniedError:
+        left_behind.remove(name)
+        raise
+    except (UnavailableError, ThrottledError):
         raise
     except Exception:  # noqa: BLE001 - a stranger's plugin can raise anything
         return
@@ -256,6 +262,7 @@ async def _try_rights(provider: SecretProvider, name: str) -> None:
         ) from None
     except Exception:  # noqa: BLE001
         return
+    left_behind.remove(name)
 
 
 def _is_unanswered(error: BaseException | None) -> bool:
