@@ -31,7 +31,7 @@ from goatherd.clock import Clock
 from goatherd.errors import GoatherdError, MissingExtraError, RotationBusyError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import working_life
-from goatherd.identity.transitions import ROTATED, SUCCESSES
+from goatherd.identity.transitions import BEGINNINGS, SUCCESSES
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, Durations
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered, RunEnded
 from goatherd.rotation.machine import Outcome, Phase
@@ -370,7 +370,7 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
     If a root signs again after a roll-back or a restore, its first time counts.
     """
     current = document.current.id
-    came = [entry.at for entry in document.history if entry.event == ROTATED and entry.to_id == current]
+    came = [entry.at for entry in document.history if entry.event in BEGINNINGS and entry.to_id == current]
     if came:
         return min(came)
     record = document.rotation

@@ -40,6 +40,7 @@ from goatherd.identity.transitions import (
     finalize_rotation,
     mark_verified,
     prepare_rotation,
+    revoke_root,
     roll_back_rotation,
     with_phase,
 )
@@ -173,6 +174,12 @@ def test_a_cancelled_and_a_rolled_back_rotation_are_failures_and_the_key_keeps_i
     assert value(found, Metric.ROTATION_LAST_FAILURE, event="rolled-back") == NOW / 1000 + 6 * 3600
     assert value(found, Metric.ROTATION_LAST_SUCCESS) == (NOW + HOUR + 4) / 1000
     assert value(found, Metric.ROOT_SIGNING_SINCE) == (NOW + HOUR + 4) / 1000
+
+
+def test_the_successor_of_a_revoked_root_is_as_old_as_the_revocation() -> None:
+    document = rotated(create_document(root(), NOW), "b", NOW + HOUR)
+    revoked = revoke_root(document, "root-b", NOW + 2 * HOUR, reason="stolen", successor=root("c"))
+    assert signing_since_ms(revoked) == NOW + 2 * HOUR
 
 
 def test_a_first_root_is_as_old_as_the_document_remembers() -> None:

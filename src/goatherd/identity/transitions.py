@@ -49,6 +49,9 @@ PROMOTED: Final = "promoted"
 ROTATED = "rotated"
 RESTORED = "restored"
 ROLLED_BACK: Final = "rolled-back"
+ANCHOR_DROPPED: Final = "anchor-dropped"
+BEGINNINGS: Final = frozenset({ROTATED, REVOKED, ANCHOR_DROPPED})
+"""Events of the history by which a new root, if they name one, begins to sign."""
 SUCCESSES = frozenset({ROTATED, RESTORED})
 """Events of the history by which a rotation has come to its end."""
 FAILURES: Final = frozenset({CANCELLED, ROLLED_BACK})
@@ -752,7 +755,7 @@ def drop_lost_anchor(
         raise IllegalStepError("a new root must be given if the anchor signs itself (direct mode), and only then")
     entry = HistoryEntry(
         at=now_ms,
-        event="anchor-dropped",
+        event=ANCHOR_DROPPED,
         from_id=document.anchor.id,
         to_id=None if successor is None else successor.id,
         reason=_shorten_reason(reason),

@@ -23,6 +23,7 @@ from goatherd.cluster.node import NodeView
 from goatherd.crypto import fingerprint
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency
+from goatherd.identity.transitions import BEGINNINGS
 from goatherd.key_inventory import KeyInventory
 from goatherd.metrics import signing_since_ms
 from goatherd.operations.status import ClusterStatus
@@ -574,7 +575,7 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow,
         is_anchor = document.anchor is not None and root.id == document.anchor.id
         other = "revoked" if root.id in revoked else "anchor" if is_anchor else "trusted"
         state = "signs" if is_current else "next" if is_next else other
-        began = [entry.at for entry in document.history if entry.to_id == root.id and entry.event == "rotated"]
+        began = [entry.at for entry in document.history if entry.to_id == root.id and entry.event in BEGINNINGS]
         since_ms = signing_since_ms(document) if is_current else min(began, default=None)
         entry = revoked.get(root.id)
         rows.append(
