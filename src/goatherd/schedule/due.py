@@ -29,7 +29,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, roots_with_keys
 from goatherd.identity.recorded_times import limit_times
-from goatherd.identity.transitions import FAILURES, RESTORED, SUCCESSES
+from goatherd.identity.transitions import BEGINNINGS, FAILURES, RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.policy import check_lifetime
 from goatherd.schedule.windows import Window, first_span
@@ -502,7 +502,7 @@ def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
 
 
 def _is_success(entry: HistoryEntry) -> bool:
-    return entry.event in SUCCESSES or (entry.event == "revoked" and entry.to_id is not None)
+    return entry.event in SUCCESSES or (entry.event in BEGINNINGS and entry.to_id is not None)
 
 
 def _issued_ms(facts: Facts, policy: Policy) -> int:

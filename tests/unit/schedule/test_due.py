@@ -105,6 +105,15 @@ def test_a_greatest_age_makes_it_due_earlier_but_never_later() -> None:
     assert late.at_ms == ms("2026-11-01T00:00") + LIFETIME - 60 * DAY_MS
 
 
+@pytest.mark.parametrize("event", ["revoked", "anchor-dropped"])
+def test_a_root_that_has_replaced_a_revoked_root_or_a_lost_anchor_is_new(event: str) -> None:
+    now_ms = ms("2026-11-24T12:00")
+    replaced = HistoryEntry(at=now_ms, event=event, from_id="root-b", to_id="root-c")
+    new = facts("2026-01-01T00:00", current_id="root-c", expires_ms=now_ms + LIFETIME)
+    verdict = next_due(replace(new, history=(*new.history, replaced)), schedule(max_age=timedelta(days=30)), now_ms)
+    assert verdict.at_ms == now_ms + 30 * DAY_MS
+
+
 def test_the_age_of_a_root_is_reckoned_from_its_expiration_where_the_history_does_not_reach_back() -> None:
     old = failed(facts(history=(), updated_ms=ms("2026-11-20T00:00")), "2026-11-19T00:00")
     verdict = next_due(old, schedule(max_age=timedelta(days=30)), ms("2026-11-21T00:00"))
