@@ -713,8 +713,6 @@ def load_options(
             flag or a variable overrides that value; the name of a variable is a mistyped name of one of Goatherd's
             variables; or another user could have written the goatherd.toml that was found in `directory`.
     """
-    for name in environ:
-        _check_variable(name, environ)
     named = file
     if named is None and environ.get(FILE_VARIABLE):
         try:
@@ -725,6 +723,9 @@ def load_options(
     if named is None:
         _check_owner(path)
     found = _read_file(path, must_exist=named is not None)
+    texts = [*flags.values(), *environ.values(), *({} if found is None else found.values).values()]
+    for name in environ:
+        _check_variable(name, environ, texts)
     given_values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for key in option_keys():
@@ -812,19 +813,22 @@ _SERVICE_ADDRESS: Final = ("tcp://", "udp://", "sctp://")
 _CLOSE: Final = 0.8
 
 
-def _check_variable(name: str, environ: Mapping[str, str]) -> None:
+def _check_variable(name: str, environ: Mapping[str, str], texts: Iterable[object]) -> None:
     """Refuse an environment variable whose name looks like a mistyped one of Goatherd's.
 
     Other variables that begin with GOATHERD_ are accepted, because plugins, images and Kubernetes Services set their
-    own.
+    own; and those that a flag, a variable or the file names as the source of a secret.
+
+    Args:
+        name: The name of the variable.
+        environ: The environment.
+        texts: The values of all flags and variables, and of all keys in the file.
 
     Raises:
         ConfigurationError: The name is similar to one of Goatherd's variables.
     """
     if not name.startswith(ENVIRONMENT_PREFIX) or _SERVICE_LINK.search(name):
         return
-    if any(f"env:{name}" == value for value in environ.values()):
-        return  # `settings.last_known_good_key` names this variable
     known = {key.variable: key for key in option_keys()}
     if name in known and known[name].is_table:
         raise ConfigurationError(
@@ -839,7 +843,7 @@ def _check_variable(name: str, environ: Mapping[str, str]) -> None:
     short = {variable.removeprefix(ENVIRONMENT_PREFIX): variable for variable in (*known, FILE_VARIABLE)}
     close = [short[each] for each in _find_close(suffix, short, cutoff=_CLOSE)]
     close = close or [variable for each, variable in short.items() if each.rpartition("_")[2] == suffix]
-    if close:
+    if close and not any(re.search(rf"\benv:{re.escape(name)}\b", str(text)) for text in texts):
         raise ConfigurationError(
             f"{name} is not a variable that Goatherd reads",
             hint=f"Did you mean {' or '.join(close[:3])}? If the variable belongs to another program, give it"

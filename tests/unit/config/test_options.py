@@ -410,9 +410,16 @@ def test_the_variables_of_a_service_of_kubernetes_are_left_alone(tmp_path: Path,
     assert compared(load(tmp_path, environ=environ)) == compared(Options())
 
 
-def test_a_variable_that_the_seal_key_is_read_from_may_have_any_name(tmp_path: Path) -> None:
+def test_a_variable_that_a_secret_is_read_from_may_have_any_name(tmp_path: Path) -> None:
     environ = {"GOATHERD_SETTINGS_LAST_KNOWN_GOOD_KEY": "env:GOATHERD_LAST_KNOWN_GOOD_KEY"}
     assert load(tmp_path, environ={**environ, "GOATHERD_LAST_KNOWN_GOOD_KEY": "x"}).settings_last_known_good_key
+    assert load(tmp_path, environ={"GOATHERD_TOKEN": "x"}, web_token="env:GOATHERD_TOKEN").web_token
+    with pytest.raises(ConfigurationError, match="GOATHERD_TOKEN is not a variable"):
+        load(tmp_path, environ={"GOATHERD_TOKEN": "x"}, web_token="env:GOATHERD_TOKEN_2")
+    key = "[settings]\nlast_known_good_key = 'env:GOATHERD_KEY'\n"
+    assert load(tmp_path, key, environ={"GOATHERD_KEY": "x"}).settings_last_known_good_key
+    signers = "[serve]\nroot_signers = ['local:/key?seal-key=env:GOATHERD_ORGS']"
+    assert load(tmp_path, signers, environ={"GOATHERD_ORGS": "x"}).serve_root_signers
 
 
 def test_a_service_of_kubernetes_named_like_an_option_is_explained(tmp_path: Path) -> None:
