@@ -174,7 +174,9 @@ def find_trusted_roots(directory: Path, now_ms: int) -> TrustedRoots | None:
                 return TrustedRoots.from_checkpoint(seen, str(path))
             document, _, _ = from_settings(raw, now_ms)
         except IdentityError as error:
-            raise type(error)(f"{path}: {error}", hint="Give --provider URI, or --offline to verify nothing.") from None
+            raise type(error)(
+                f"{path}: {error}", hint="Give --provider URI: the identity in that store names the trusted roots."
+            ) from None
         return TrustedRoots.from_document(document, str(path))
     return None
 

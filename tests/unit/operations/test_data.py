@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from goatherd.errors import (
     AgentBusyError,
     ConfigurationError,
+    IdentityError,
     NodeUnreachableError,
     StorageError,
     UnknownSignerError,
@@ -544,6 +546,14 @@ def test_the_roots_are_found_in_what_a_server_remembers_or_in_its_settings(direc
     assert found is not None
     assert (found.source, found.current) == (str(directory / ".goatherd.seen.json"), None)
     assert check(directory, found).findings == ()
+
+
+def test_a_file_that_names_no_roots_is_an_error_that_only_a_store_helps_against(directory: Path) -> None:
+    for name in ("settings.json", ".goatherd.seen.json"):
+        (directory / name).write_bytes(b'{"currentSession": 5}')
+        with pytest.raises(IdentityError, match=re.escape(name)) as caught:
+            find_trusted_roots(directory, NOW)
+        assert "--offline" not in caught.value.hint, "it reads the same file"
 
 
 def test_a_data_directory_and_the_directory_of_one_organization_are_both_found(directory: Path, tmp_path: Path) -> None:
