@@ -383,7 +383,9 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
 
 def rotation_codes() -> tuple[str, ...]:
     """Return the error codes of all kinds of `RotationError`, sorted; codes of store errors are not among them."""
-    kinds: list[type[GoatherdError]] = [RotationError, *RotationError.__subclasses__()]
+    kinds: list[type[GoatherdError]] = [RotationError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
     return tuple(sorted({kind.code for kind in kinds}))
 
 

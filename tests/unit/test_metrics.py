@@ -27,8 +27,11 @@ from goatherd.errors import (
     MissingExtraError,
     NotAdoptedError,
     RotationBusyError,
+    RotationError,
     SecretNotFoundError,
+    StoreWentBackError,
     UnavailableError,
+    WrongClockError,
 )
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase, encode_document
@@ -308,6 +311,11 @@ async def test_a_rotation_that_is_abandoned_counts_once_and_as_no_success() -> N
     assert sum(n for (name, _), n in found.items() if name == Metric.RUNS) == 1
     assert value(found, Metric.RUN_SUCCEEDED) == 0
     assert value(found, Metric.NODES, state="unreachable") == 1
+
+
+@pytest.mark.parametrize("kind", [NotAdoptedError, WrongClockError, StoreWentBackError])
+def test_the_first_run_with_an_error_is_an_increase(kind: type[RotationError]) -> None:
+    assert value(read(format_samples(RotationMetrics().all_samples())), Metric.RUNS, outcome=kind.code) == 0
 
 
 def test_a_run_that_the_store_stops_counts_by_the_error_and_one_that_is_interrupted_as_such() -> None:
