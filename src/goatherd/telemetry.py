@@ -310,6 +310,19 @@ def make_visible(text: str) -> str:
 _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{64,}")
 
 
+_PLAIN_WORD = re.compile(r"[\w./~+-]+")
+
+
+def find_program(line: str) -> str:
+    """Return the program that a command line runs: its first word. Return "" if that is no plain word.
+
+    SECURITY: the other words may contain secrets, and so may a first word that is an assignment, such as
+    ``PGPASSWORD=… psql`` (tests/unit/rotation/test_health_checks.py, tests/unit/config/test_options.py).
+    """
+    word = (line.split() or [""])[0]
+    return word if _PLAIN_WORD.fullmatch(word) else ""
+
+
 def hide_key_material(text: str) -> str:
     """Replace every part of `text` that is long enough to be a key or a signature by ``<hidden>``.
 

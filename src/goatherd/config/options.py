@@ -27,6 +27,7 @@ from typing import Any, Final
 from goatherd.config import values
 from goatherd.config.values import parse_duration
 from goatherd.errors import ConfigurationError
+from goatherd.telemetry import find_program
 from goatherd.times import format_duration
 from goatherd.wire.paths import DEFAULT_ORG
 
@@ -1025,10 +1026,11 @@ def _value_text(key: Key, value: Any) -> str | None:
     if isinstance(value, values.StoreEntry):
         return _url_text(str(value))
     if key.form == "table":
-        return ", ".join(f"{name}={HIDDEN if _SECRET_NAME.search(name) else value[name]}" for name in sorted(value))
+        texts = {name: HIDDEN if _SECRET_NAME.search(name) else _url_text(value[name]) for name in sorted(value)}
+        return ", ".join(f"{name}={text}" for name, text in texts.items())
     if key.form == "command":
-        first, blank, _ = str(value).partition(" ")
-        return f"{first} {HIDDEN}" if blank else first
+        program = find_program(value)
+        return program if program == value.strip() else f"{program} {HIDDEN}".lstrip()
     if isinstance(value, tuple):
         return ", ".join(_url_text(str(each)) for each in value)
     text = key.text_of(value)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, p
 from goatherd.serving.signals import run_unless_set
 from goatherd.signers.verified import VerifiedSigner, open_signer
 from goatherd.telemetry import Event as LogEvent
-from goatherd.telemetry import event_text
+from goatherd.telemetry import event_text, find_program
 
 PREVIEW: Final = 5
 """How many future rotations an explanation lists."""
@@ -66,7 +65,6 @@ _GAP_HINT: Final = (
     "Rename the file, so that a new one begins. If controllers were not stopped during several rotations, find out who"
     " wrote the identity."
 )
-_PLAIN_WORD: Final = re.compile(r"[\w./~+-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,8 +341,8 @@ async def find_missing_program(line: str) -> str | None:
 
     A command line that begins with something other than a plain word (an assignment, a subshell) is not checked.
     """
-    word = (line.split() or [""])[0]
-    if not _PLAIN_WORD.fullmatch(word):
+    word = find_program(line)
+    if not word:
         return None
     nothing = asyncio.subprocess.DEVNULL
     try:

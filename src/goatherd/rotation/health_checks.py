@@ -22,6 +22,7 @@ from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
 from goatherd.serving.http_client import make_http_client
 from goatherd.serving.process_group import kill_group
+from goatherd.telemetry import find_program
 
 if TYPE_CHECKING:
     import httpx2
@@ -108,9 +109,7 @@ class HealthCommand:
         self.command = command
         self._is_run = is_run
         self._timeout = timeout.total_seconds()
-        # SECURITY: the name is logged, so it contains only the first word of the command; arguments may contain a token
-        # (tests/unit/rotation/test_health_checks.py).
-        self.name = f"command {(command.split() or [''])[0]}"
+        self.name = f"command {find_program(command)}".rstrip()
 
     def without_running(self) -> HealthCommand:
         """Return a copy of the health check that does not run its command, and always passes."""

@@ -450,19 +450,23 @@ def test_the_effective_settings_hide_whatever_may_be_a_secret(tmp_path: Path) ->
     provider = "mystore"
     secretId = "goatdb/root"
     token = "hunter2"
+    endpoint = "https://me:hunter2@10.0.0.9"
     [agent]
     command = "reload --token hunter2"
     [rotation]
     health_url = "http://probe:hunter2@10.0.0.9/healthy?key=hunter2"
     health_command = "curl -u me:hunter2 http://x"
     [controller]
-    alert_command = "page --with hunter2"
+    alert_command = "TOKEN=hunter2 page"
     """
     provider = "mystore://user:hunter2@host/root?access_token=hunter2&region=eu"
     options = load(tmp_path, text, {"GOATHERD_PROVIDER": provider})
     found = {each.key: each.value for each in effective_settings(options)}
     assert "hunter2" not in repr(found)
     assert found["provider"] == "mystore://<hidden>@host/root?access_token=<hidden>&region=eu"
-    assert found["cloudConfig"] == "provider=mystore, secretId=goatdb/root, token=<hidden>"
+    assert found["cloudConfig"] == (
+        "endpoint=https://<hidden>@10.0.0.9, provider=mystore, secretId=goatdb/root, token=<hidden>"
+    )
     assert found["rotation.health_url"] == "http://<hidden>@10.0.0.9/healthy?<hidden>"
     assert found["agent.command"] == "reload <hidden>"
+    assert found["controller.alert_command"] == "<hidden>"

@@ -141,6 +141,7 @@ async def test_an_operator_who_goes_back_is_not_asked_how_the_cluster_is(make_he
         ("sh -c 'echo s3cr3t; echo s3cr3t >&2; exit 7'", "command sh: ended with 7"),
         ("kill -9 $$", "command kill: ended with -9"),
         ("/nowhere/check --token s3cr3t", "command /nowhere/check: ended with 127"),
+        ("TOKEN=s3cr3t false", "command: ended with 1"),
     ],
 )
 async def test_well_is_a_command_that_ends_with_0_and_nothing_of_it_is_shown(
