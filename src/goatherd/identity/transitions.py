@@ -640,7 +640,8 @@ def revoke_root(
     Raises:
         IllegalStepError: The root is unknown or revoked already, the current root has no successor given, another root
             has one, or the successor is not a root session, is revoked, has expired, or is known with another key. Or
-            the root is the anchor, or the anchor's signatures are missing.
+            the root is the anchor, the anchor's signatures are missing, or the anchor has not endorsed a listed
+            successor.
     """
     if document.find_root(session_id) is None or session_id in document.revoked_ids:
         raise IllegalStepError(f"{session_id} is not a root of this identity, or is revoked already")
@@ -874,6 +875,14 @@ def _check_successor(document: IdentityDocument, heir: OwnedSession, session_id:
         raise IllegalStepError(f"the identity lists root {heir.id}, the successor, with another key or expiration")
     if heir.session.is_expired(now_ms):
         raise IllegalStepError(f"the successor {heir.id} has expired")
+    anchor = document.anchor
+    if anchor is None or heir.id == anchor.id or document.find_root(heir.id) is None:
+        return
+    if not document.is_endorsed_to_sign(heir.id, anchor):
+        raise IllegalStepError(
+            f"the anchor {anchor.id} has not endorsed the successor {heir.id} as a root that signs",
+            hint="Revoke with a new root as the successor, which is the default: the anchor endorses it.",
+        )
 
 
 def _renew_endorsements(

@@ -305,6 +305,14 @@ async def test_a_stolen_working_root_is_revoked_with_one_signature_and_no_word_o
         revoke_root(document, A.id, NOW, reason="stolen", successor=B)
 
 
+async def test_a_root_from_before_the_anchor_is_no_successor_of_a_revoked_one(world: World) -> None:
+    document = (await world.rotate(first(), B, signer=KMS))[-1]
+    assert document.anchor is not None
+    word = AnchorWord(anchor=document.anchor, session=document.anchor_session)
+    with pytest.raises(IllegalStepError, match="has not endorsed the successor"):
+        revoke_root(document, B.id, NOW, reason="stolen", successor=A, word=word)
+
+
 @pytest.mark.slow
 async def test_an_anchor_is_added_replaced_and_removed_and_each_can_be_undone_until_its_end(world: World) -> None:
     document = first()
