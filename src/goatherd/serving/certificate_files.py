@@ -23,9 +23,17 @@ def load_pair(context: ssl.SSLContext, certificate: str | Path, key: str | Path 
         OSError: A file cannot be read, or is not PEM, or the two do not match (`ssl.SSLError`).
         ValueError: The key is encrypted.
     """
-    # A key that does not match the certificate leaves a context without a key, so another context tries them first.
-    for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
-        each.load_cert_chain(certificate, key, password=_no_password)
+    for is_last in (False, False, True):
+        # A key that does not match the certificate leaves a context without a key, so another context tries them first.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_password)
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+        except ssl.SSLError:
+            if is_last:
+                raise
+        else:
+            return
+        # The files were replaced just now: they matched a moment ago, and the context needs the new pair at once.
 
 
 def _no_password() -> str:

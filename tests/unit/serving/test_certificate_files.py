@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
-from goatherd.serving.certificate_files import CertificateFiles
+from goatherd.serving.certificate_files import CertificateFiles, load_pair
 from tests.fakes.certificates import certificate, replace_file
 from tests.fakes.kubelet import Kubelet
 
@@ -62,6 +63,28 @@ async def test_files_that_the_kubelet_swaps_are_loaded_again(tmp_path: Path):
         assert shown_by(files.context) == name
     assert not await files.load_if_replaced()
     assert files.generation == 2
+
+
+def test_a_pair_that_is_replaced_while_it_is_loaded_leaves_no_context_without_a_key(tmp_path: Path):
+    class Overtaken(ssl.SSLContext):
+        """Reads the certificate before a renewal, and the key after it."""
+
+        def load_cert_chain(self, certfile: Any, keyfile: Any = None, password: Any = None) -> None:
+            if renewals:
+                put(tmp_path, None, renewals[0][1])
+                try:
+                    super().load_cert_chain(certfile, keyfile, password)
+                finally:
+                    put(tmp_path, *renewals.pop())
+            super().load_cert_chain(certfile, keyfile, password)
+
+    renewals = list[tuple[bytes, bytes]]()
+    context = Overtaken(ssl.PROTOCOL_TLS_SERVER)
+    put(tmp_path, *certificate("first"))
+    load_pair(context, tmp_path / "tls.crt", tmp_path / "tls.key")
+    renewals.append(certificate("second"))
+    load_pair(context, tmp_path / "tls.crt", tmp_path / "tls.key")
+    assert shown_by(context) == "second"
 
 
 async def test_a_pair_that_does_not_match_keeps_the_earlier_one_and_is_tried_again(tmp_path: Path):
