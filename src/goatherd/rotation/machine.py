@@ -963,6 +963,15 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     )
 
 
+def find_lack_of_room(observation: Observation, policy: Policy, now_ms: int) -> tuple[Obstacle, ...]:
+    """Return an obstacle if the identity document has no room for a rotation that begins now; else an empty tuple."""
+    intent = Intent(goal=Goal.ROTATE, began_ms=now_ms, from_id=observation.store.current_id)
+    action = _make_room(observation, policy, intent, now_ms)
+    if not isinstance(action, Illegal):
+        return ()
+    return (Obstacle(kind=ObstacleKind.NO_ROOM, text=action.why, hint=action.hint),)
+
+
 def _since_ms(store: StoreView, intent: Intent) -> int:
     return max(store.phase_since_ms, intent.began_ms)
 

@@ -70,6 +70,7 @@ class ObstacleKind(StrEnum):
     FOLLOWER_DIFFERS = "store of a region cannot follow"
     ANCHOR = "anchor"
     CANNOT_SIGN = "cannot sign in direct mode"
+    NO_ROOM = "no room in the identity document"
 
 
 WENT_BACK: Final = frozenset({ObstacleKind.STORE_BEHIND, ObstacleKind.FORKED})

@@ -21,6 +21,7 @@ from goatherd.rotation.machine import (
     Policy,
     Step,
     after,
+    find_lack_of_room,
     find_obstacles_to_begin,
 )
 
@@ -209,6 +210,7 @@ def _describe_obstacles(observation: Observation, policy: Policy, now_ms: int) -
         f"{one.text}. {one.hint}" if one.kind is ObstacleKind.EXPIRED else one.text
         for one in find_obstacles_to_begin(observation, policy, now_ms)
     ]
+    found += [one.text for one in find_lack_of_room(observation, policy, now_ms)]
     if not observation.nodes and observation.nodes_unknown is None:
         found.append("no server is listed: the rotation would wait for no server")
     return found

@@ -123,6 +123,7 @@ from goatherd.rotation.machine import (
     Wait,
     decide,
     describe_wait,
+    find_lack_of_room,
     find_obstacles_to_begin,
     refusal_error,
 )
@@ -441,8 +442,12 @@ class Rotator:
         observation, document = await self._survey(document, version, is_probing=is_probing, is_reader=is_reader)
         if is_probing:
             observation = await self._add_anchor_problem(observation)
+        policy, now_ms = self._policy_for(document), self._steady.now_ms()
         return Survey(
-            obstacles=find_obstacles_to_begin(observation, self._policy_for(document), self._steady.now_ms()),
+            obstacles=(
+                *find_obstacles_to_begin(observation, policy, now_ms),
+                *find_lack_of_room(observation, policy, now_ms),
+            ),
             remarks=await self._find_remarks(observation, document) if has_remarks else (),
             is_in_progress=document.rotation is not None,
             progress=describe_wait(observation, self.policy),

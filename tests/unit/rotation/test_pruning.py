@@ -208,6 +208,9 @@ async def test_with_a_server_down_permanently_rotations_end_before_any_store_is_
         await rotate_until_refused()
     assert "node-2 (did not answer)" in str(caught.value)
     assert "servers that no longer exist from the list" in caught.value.hint
+    rotator = rotator_for(herd, policy=tolerant)
+    assert str(caught.value) in [one.text for one in (await rotator.survey()).obstacles]
+    assert str(caught.value) in (await rotator.plan()).obstacles
     assert len(sizes) >= 8
     assert max(sizes) < MOST_BYTES - 8 * 1024
     herd.nodes[2].faults.cut_off = False
