@@ -37,7 +37,7 @@ from goatherd.operations.rotate import (
     rotate,
 )
 from goatherd.operations.runs import AuditLog
-from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
@@ -45,6 +45,7 @@ from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.rotation.policy import Policy
+from goatherd.stores import ReplicatedStore, Replication, StoreMember
 from tests.fakes.anchors import MemorySigners
 from tests.unit.rotation.conftest import OWN_CLOCK
 
@@ -207,6 +208,36 @@ async def test_a_lost_anchor_that_is_dropped_is_recorded_with_its_signer_and_the
         "generation": after.generation,
         "reason": "the token is broken",
     }
+
+
+async def test_a_key_is_created_although_the_store_of_another_region_is_only_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    primary, follower = MemoryStore(), MemoryStore()
+
+    def open_stores() -> Store:
+        members = [
+            StoreMember(region="eu", provider=MemorySecretProvider(primary), template="root"),
+            StoreMember(
+                region="us",
+                provider=MemorySecretProvider(follower),
+                template="root",
+                replication=Replication.GOATHERD,
+            ),
+        ]
+        return Store(provider=ReplicatedStore(tuple(members)), secret_id="root", org="localhost", name="both")
+
+    stores = open_stores()
+    async with stores.provider:
+        await init_identity(stores, Policy())
+    async with MemorySecretProvider(primary) as provider:
+        await rotate(replace(stores, provider=provider), (), unsafe_without_nodes=True)
+    stores = open_stores()
+    async with stores.provider:
+        anchor = AnchorChoice(signer=f"local:{tmp_path}/anchor.json")
+        await rotate(stores, (), anchor=anchor, create_key=True, unsafe_without_nodes=True)
+        assert (await stores.read())[1].anchor is not None
 
 
 async def test_a_lost_anchor_is_not_dropped_from_an_identity_that_was_altered_without_the_key(
