@@ -138,11 +138,21 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
     return tuple(await asyncio.gather(*(_add_lag(one, newest, member, inner) for one in compared)))
 
 
-async def _read_region(member: StoreMember, stores: ReplicatedStore, secret_id: str) -> RegionState:
+async def _read_region(
+    member: StoreMember, stores: ReplicatedStore, secret_id: str, *, must_ask: bool = False
+) -> RegionState:
+    """Return what the store of one region holds.
+
+    Args:
+        member: The store.
+        stores: All stores.
+        secret_id: The secret's id in the primary store.
+        must_ask: Whether to ask the store although its last call failed a moment ago.
+    """
     state = RegionState(region=member.region, scheme=member.provider.scheme, replication=member.replication, labels={})
     inner = find_secret_id(member, stores.primary, secret_id)
     try:
-        failure = stores.recent_failure(member, secret_id)
+        failure = None if must_ask else stores.recent_failure(member, secret_id)
         if failure is not None:
             raise failure.with_traceback(None)
         async with asyncio.timeout(TIMEOUT.total_seconds()):
@@ -413,7 +423,8 @@ async def _gather_evidence(
 ) -> tuple[dict[str, DocumentMark], dict[str, str]]:
     """Return the identities that the other stores and the servers hold, by name; and for others why not, by name."""
     others = [one for one in stores.members if one.region != region]
-    states = await asyncio.gather(*(_read_region(one, stores, secret_id) for one in others))
+    # SECURITY: a store that failed before may be back with a later identity (tests/unit/operations/test_stores.py).
+    states = await asyncio.gather(*(_read_region(one, stores, secret_id, must_ask=True) for one in others))
     seen: dict[str, DocumentMark] = {}
     unseen: dict[str, str] = {}
     for state in states:

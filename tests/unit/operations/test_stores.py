@@ -177,6 +177,21 @@ async def test_a_promotion_says_why_the_generation_of_a_store_or_server_is_not_k
     assert found["reasons"]["http://down"] == "connection refused"
 
 
+@pytest.mark.parametrize("is_reader", [True, False])
+async def test_a_store_that_failed_a_moment_ago_is_asked_again_before_another_is_promoted(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch, is_reader: bool
+) -> None:
+    monkeypatch.setattr("goatherd.providers.breaker._RANDOM.random", lambda: 1.0)
+    provider = regions.reader() if is_reader else regions.writer()
+    gone = regions.stores["eu" if is_reader else "ap"]
+    gone.is_cut_off = True
+    await (provider.read(SECRET) if is_reader else provider.observe(SECRET))  # type: ignore[union-attr]
+    gone.is_cut_off, regions.us.is_stalled = False, True
+    await write(regions, "eu" if is_reader else "ap", SECOND)
+    with pytest.raises(PromotionRefusedError, match="generation 2"):
+        await promote_store(Store(provider=provider, secret_id=SECRET, org="localhost", name="stores"), "us")
+
+
 async def test_a_promotion_that_cannot_read_the_stable_version_writes_nothing(
     regions: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
