@@ -659,14 +659,16 @@ class TrustPool:
 
     def prepare_pending(self, limit: int) -> Verification:
         """Return a `Verification` of up to `limit` pending sessions, to run in a thread, then to conclude."""
-        taken: list[list[_SessionCommitCheck]] = []
+        taken: dict[str, list[_SessionCommitCheck]] = {}
         while self._queue and len(taken) < limit:
             session_id = self._queue.pop()
+            if session_id in taken:
+                continue
             if found := self._checks_for(session_id):
-                taken.append(found)
+                taken[session_id] = found
             elif session_id in self._pending:
                 self._waiting.add(session_id)
-        return Verification((), (), list(chain.from_iterable(taken)))
+        return Verification((), (), list(chain.from_iterable(taken.values())))
 
     def requeue(self, verification: Verification) -> None:
         """Put the sessions of a verification that could not run back at the end of the queue of pending sessions."""

@@ -481,6 +481,17 @@ def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatc
     assert looks <= 3 * len(links)
 
 
+def test_each_of_several_commits_of_one_session_is_verified_once() -> None:
+    pool = pool_of(A, A)
+    commits = [introduction(USER, A, commit_id=f"commit-{number}") for number in range(4)]
+    pool.offer_session_commits([*commits, introduction(ANON, A)])
+    verification = pool.prepare_pending(100)
+    assert verification.signature_count == len(commits) + 1
+    verification.run()
+    pool.conclude_verification(verification)
+    assert (pool.pending_count, pool.queued_count) == (0, 0)
+
+
 def test_commits_by_session_are_those_of_a_plain_dictionary_and_take_no_more_memory_than_what_is_left() -> None:
     held, plain = trust._SessionCommits(), {}
     commit = introduction(USER, A)
