@@ -218,15 +218,15 @@ class Supervisor:
         late: asyncio.Future[None] | None = None
         try:
             await asyncio.wait({ending, timeout, hurried}, return_when=asyncio.FIRST_COMPLETED)
-            must_wait = hurried.done() and not timeout.done()
+            ends = {ending, timeout} if hurried.done() and not timeout.done() else set()
             # After Ctrl-C, a shell continues to wait for its server, which was not asked to stop yet.
             if grace is None and self.is_running and await asyncio.to_thread(_signal_descendants, self._process.pid):
-                must_wait = True
+                ends = {ending}
                 if signal.SIGTERM in self.asked:  # a script may have passed it on: this was the second one
                     self._note_kill()
-            if must_wait:
+            if ends:
                 late = asyncio.ensure_future(self._clock.sleep(LEFT_BEHIND))
-                await asyncio.wait({ending, late}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({*ends, late}, return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
                 self._note_kill()
                 _signal_group(self._process.pid, signal.SIGKILL)

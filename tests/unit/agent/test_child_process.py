@@ -248,6 +248,20 @@ async def test_a_server_behind_a_script_that_ignores_signals_is_killed(tmp_path:
 
 
 @pytest.mark.slow
+async def test_a_child_in_a_hurry_is_killed_no_later_than_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goatherd.agent.child_process.LEFT_BEHIND", LATE)
+    monkeypatch.setattr("goatherd.agent.child_process._signal_descendants", lambda _: False)
+    ready = tmp_path / "ready"
+    one = supervisor(["sh", "-c", f"trap '' TERM; touch {ready}; while :; do sleep 0.05; done"], grace=SOON)
+    await one.start()
+    await exists(ready)
+    one.hurry()
+    async with asyncio.timeout(HANG):
+        assert await one.stop() == 137
+
+
 async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
     ready, said = tmp_path / "ready", tmp_path / "said"
     script = f"trap 'echo got >> {said}' TERM; touch {ready}; until [ -e {said} ]; do sleep 0.05; done"
