@@ -197,18 +197,21 @@ class ReplicatedStore(StoreGroup):
         self._in_step: set[str] = set()
         self._is_gated = True
         self._guarantees = combine_guarantees(members)
-        if self.allowed:
-            self._tolerate(self.allowed)
+        self._tolerate(self.allowed)
 
     @classmethod
     def from_reader(cls, reader: RegionalReader) -> Self:
         """Return an object for the stores of a reader that is open. It shares the reader's circuit breakers.
 
         So a process that makes such an object for each view of a cluster does not wait each time for a store that does
-        not answer.
+        not answer. What the rotation of this process tolerates stays.
         """
+        provider = reader.primary.provider
+        tolerated = provider.tolerated_replicas if isinstance(provider, ReplicatingSecretProvider) else frozenset()
         stores = cls(reader.listed, clock=reader.clock)
         stores._reader = reader
+        if isinstance(provider, ReplicatingSecretProvider):
+            provider.tolerated_replicas = tolerated
         return stores
 
     def open_reader(self, interval: timedelta) -> RegionalReader:

@@ -163,6 +163,8 @@ async def test_the_page_of_a_controller_leaves_replicas_tolerated_that_its_rotat
     store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")
     await make_collector(load_options({}, {}, directory=tmp_path), store, None, may_write=True).collect()
     assert eu.tolerated_replicas == {"place"}
+    ReplicatedStore(members, clock=clock)
+    assert eu.tolerated_replicas == frozenset(), "a writer that was given no --allow-lagging tolerates nothing"
 
 
 async def test_a_forged_identity_in_another_region_is_not_shown() -> None:
