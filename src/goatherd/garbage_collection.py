@@ -63,9 +63,10 @@ def share_arena() -> None:
     holes between the commits: with 50 000 sessions, a tenth of the server's memory. Python's threads hold the GIL while
     they allocate, so they do not wait for each other. Other C libraries stay as they are.
     """
-    import ctypes  # commands load this module too, and need no ctypes
+    # A Python that was built without libffi has no ctypes; where no memory may be executable, its import can fail.
+    with suppress(ImportError, MemoryError, OSError, AttributeError):
+        import ctypes  # commands load this module too, and need no ctypes
 
-    with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from goatherd.garbage_collection import share_arena
+
 COUNT_ARENAS = """
 import ctypes, sys, threading
 from goatherd.garbage_collection import share_arena
@@ -37,3 +39,9 @@ def count_arenas(kind: str) -> int:
 def test_threads_of_a_server_share_one_arena() -> None:
     assert count_arenas("shared") == 1
     assert count_arenas("default") > 1
+
+
+def test_a_server_starts_with_a_python_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was built on a machine without the headers of libffi."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    share_arena()
