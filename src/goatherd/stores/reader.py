@@ -102,6 +102,7 @@ class _Secret:
         self.compare_at = now + COMPARE_AFTER * interval.total_seconds()
         self.last: StoreRead | None = None
         self.breakers = [new_breaker(interval) for _ in members]
+        self.view_breakers = [new_breaker(interval) for _ in members]
         self.states = [StoreState(region=one.region, is_primary=one.is_primary) for one in members]
         self.marks: dict[bytes, DocumentMark] = {}
         self.rejected: tuple[bytes, float] | None = None
@@ -406,13 +407,17 @@ class RegionalReader(StoreGroup):
         last = self._secret(secret_id).last
         return self.members[0].region if last is None else last.region
 
-    def find_breaker(self, member: StoreMember, secret_id: str) -> Breaker:
-        """Return the circuit breaker of a secret in one region's store."""
-        return self._secret(secret_id).breakers[self.members.index(member)]
+    def find_view_breaker(self, member: StoreMember, secret_id: str) -> Breaker:
+        """Return the circuit breaker for views of a secret in one region's store.
+
+        A view reads more than the identity, and waits for less time: if it fails, the store is still read.
+        """
+        return self._secret(secret_id).view_breakers[self.members.index(member)]
 
     def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
-        breaker = self.find_breaker(member, secret_id)
-        return breaker.error if breaker.time_to_probe(self.clock.monotonic()) else None
+        known, index, now = self._secret(secret_id), self.members.index(member), self.clock.monotonic()
+        pausing = [one for one in (known.breakers[index], known.view_breakers[index]) if one.time_to_probe(now)]
+        return pausing[0].error if pausing else None
 
     # --- no changes -----------------------------------------------------------------------------------------------
 

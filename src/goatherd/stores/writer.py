@@ -201,7 +201,7 @@ class ReplicatedStore(StoreGroup):
 
     @classmethod
     def from_reader(cls, reader: RegionalReader) -> Self:
-        """Return an object for the stores of a reader that is open. It shares the reader's circuit breakers.
+        """Return an object for the stores of a reader that is open. It asks no store whose last call failed.
 
         So a process that makes such an object for each view of a cluster does not wait each time for a store that does
         not answer. What the rotation of this process tolerates stays.
@@ -489,7 +489,7 @@ class ReplicatedStore(StoreGroup):
 
     def _find_breaker(self, member: StoreMember, secret_id: str) -> Breaker:
         if self._reader is not None:
-            return self._reader.find_breaker(member, secret_id)
+            return self._reader.find_view_breaker(member, secret_id)
         return self._breakers.setdefault((member.region, secret_id), new_breaker(timedelta(seconds=5)))
 
     def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:

@@ -8,13 +8,14 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import ProviderConfigurationError, StoreLagError, UnavailableError
+from goatherd.errors import ProviderAccessDeniedError, ProviderConfigurationError, StoreLagError, UnavailableError
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import correct_times, create_document
-from goatherd.providers.values import CURRENT, SecretValue, VersionId
+from goatherd.providers.base import Call
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, VersionId
 from goatherd.settings import CloudSecretSettings
-from goatherd.stores import DocumentMark, RegionalReader, Standing, compare_documents
+from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore, Standing, compare_documents
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
 from tests.unit.identity.make import owned
@@ -278,3 +279,23 @@ async def test_a_start_beside_a_replica_that_lags_reads_the_region_that_has_the_
     async with CloudSecretSettings(SECRET, regions.reader("ap"), seen=seen, clock=regions.clock) as again:
         assert (await again.load()).document.generation == 2
     assert (await regions.ap.read(SECRET, CURRENT)).version.id == "1"
+
+
+async def test_a_view_that_fails_keeps_no_store_from_being_read(
+    regions: Regions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view reads the label `stable`, too, which a server's credentials may not read, and waits for less time."""
+    monkeypatch.setattr("goatherd.providers.breaker._RANDOM.random", lambda: 1.0)
+    real = regions.ap._read
+
+    async def refuse_stable(call: Call, at: Label | VersionId) -> SecretValue:
+        if at == STABLE:
+            raise call.error(ProviderAccessDeniedError, "the label must not be read")
+        return await real(call, at)
+
+    monkeypatch.setattr(regions.ap, "_read", refuse_stable)
+    reader = regions.reader("ap")
+    for _ in range(2):
+        views = await ReplicatedStore.from_reader(reader).observe(SECRET)
+        assert [view.region for view in views if not view.is_reachable] == ["ap"]
+    assert await read(reader) == (1, "ap")
