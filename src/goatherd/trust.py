@@ -122,8 +122,8 @@ class _SessionCommitCheck:
     outcome: Session | DecodeError | VerificationError | None = None
 
     def verify(self) -> None:
-        commit = self.commit.to_decoded()
         try:
+            commit = self.commit.to_decoded()
             session = session_from_commit(commit)
             verify_commit_by(self.root, commit)
         except (DecodeError, VerificationError) as error:

@@ -23,6 +23,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import Session, sign_data
 from goatherd.trust import TrustPool
+from goatherd.wire.commit import compact_commit
 
 from .goats import (
     DAY,
@@ -479,6 +480,16 @@ def test_a_chain_of_roots_in_the_worst_order_costs_one_signature_each(monkeypatc
     assert len(pool.root_ids) == len(links)
     assert counted == len(chain)
     assert looks <= 3 * len(links)
+
+
+def test_a_commit_that_cannot_be_decoded_keeps_no_other_session_out() -> None:
+    pool = pool_of(A, A)
+    damaged = compact_commit(b"{", "id", "damaged", A.id, 1, ORG, (), "sessions/1", None)
+    pool.offer_session_commits([damaged, introduction(USER, A)])
+    assert pool.verify_pending(10) == 0
+    assert pool.get_session(USER.id) == USER.session
+    with pytest.raises(UnknownSignerError):
+        pool.get_session("damaged")
 
 
 def test_each_of_several_commits_of_one_session_is_verified_once() -> None:
