@@ -177,7 +177,7 @@ class Proxy:
             hurry: Event that ends this time.
         """
         if self._deliveries:
-            await run_unless_set(hurry, asyncio.wait(self._deliveries, timeout=grace))
+            await run_unless_set(hurry, asyncio.wait(set(self._deliveries), timeout=grace))
         for task in list(self._deliveries):
             task.cancel()
         if self._deliveries:

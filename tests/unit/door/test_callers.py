@@ -256,6 +256,19 @@ async def test_a_door_that_is_hurried_waits_for_no_delivery(monkeypatch: pytest.
             await closing
 
 
+async def test_a_door_closes_although_its_last_delivery_ends_at_the_same_moment() -> None:
+    async with world() as w:
+        proxy = w.door._proxy
+        assert proxy is not None
+        last = asyncio.create_task(asyncio.sleep(0))
+        proxy._deliveries.add(last)
+        last.add_done_callback(proxy._deliveries.discard)
+        while not last.done():
+            await asyncio.sleep(0)
+        assert proxy._deliveries, "it is forgotten in the next turn of the event loop"
+        await proxy.aclose(PATIENCE, asyncio.Event())
+
+
 async def test_a_door_that_closes_in_the_middle_of_a_push_logs_no_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
