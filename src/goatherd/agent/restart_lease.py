@@ -146,6 +146,7 @@ class Lease:
             if self._is_taking:  # the write may take effect all the same
                 await asyncio.shield(asyncio.ensure_future(self._give_back()))
             raise
+        self._is_taking = False
         renewing = asyncio.create_task(self._renew_lease(), name="renew the lease")
         try:
             yield

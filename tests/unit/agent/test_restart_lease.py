@@ -257,6 +257,24 @@ async def test_giving_up_the_wait_leaves_no_trace(provider: CountingProvider, cl
     await first.end()
 
 
+async def test_giving_up_the_wait_reads_no_store_although_the_lease_was_held_before(
+    provider: CountingProvider, clock: HandClock
+) -> None:
+    mine = lease(provider, clock, "one")
+    async with mine.hold():
+        pass
+    other = Turn(lease(provider, clock, "two"))
+    await until(clock, other, 10 * SECOND)
+    again = Turn(mine)
+    await clock.turn(SECOND)
+    provider.hold = asyncio.Event()  # the store does not answer any more
+    reads = provider.reads
+    await again.crash()
+    assert provider.reads == reads
+    provider.hold = None
+    await other.end()
+
+
 class SilentProvider(CountingProvider):
     """Makes every change, and never answers a caller that takes the lease."""
 
