@@ -11,7 +11,7 @@ ARGS ?=
 # After the checkout was moved, .venv is made anew.
 $(shell scripts/bootstrap check)
 
-.PHONY: help demo test test-fast test-deep tools lint types vectors bench model screenshots docs reference man dist image sbom onefile format clean
+.PHONY: help demo test test-fast test-deep tools lint types lowest vectors bench model screenshots docs reference man dist image sbom onefile format clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: .venv/.dev ## ruff (rules and format) and the import contracts
 
 types: .venv/.dev ## mypy --strict over src, and over the fakes, the simulation and the vectors' checker
 	$(BIN)/mypy
+
+lowest: .venv/.dev ## the help, the demo and tests of each library, with the lowest versions that pyproject.toml allows
+	$(BIN)/python scripts/check-lowest $(ARGS)
 
 vectors: .venv/.dev ## GoatDB's own vectors, file by file
 	$(BIN)/python -m tests.vectors
