@@ -128,6 +128,7 @@ async def test_a_child_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     assert one.was_killed
 
 
+@pytest.mark.slow
 async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     one = supervisor(["sh", "-c", f"sleep 600 & echo $! > {file}.new; mv {file}.new {file}; wait"])
@@ -212,6 +213,7 @@ async def test_a_server_that_gets_the_signal_a_second_time_counts_as_killed(tmp_
     assert one.was_killed
 
 
+@pytest.mark.slow
 async def test_a_server_behind_a_script_that_ends_by_itself_is_asked_to_stop(tmp_path: Path) -> None:
     said = tmp_path / "said"
     one = supervisor(behind_script(tmp_path, f"echo bye > {said}; exit", "exit 3"))

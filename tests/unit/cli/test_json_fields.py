@@ -276,6 +276,7 @@ DEEP: dict[Scenario, list[str]] = {demo: ["demo"]}
 """By scenario, the documents and objects of which every declared field occurs in it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "names"),
     [

@@ -39,6 +39,7 @@ def test_many_connections_without_a_request_take_few_threads_and_keep_no_scrape_
         assert scrape(port) == b"metrics"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_begun", [True, False])
 def test_a_request_that_does_not_come_in_time_is_cut_off(monkeypatch: pytest.MonkeyPatch, is_begun: bool) -> None:
     monkeypatch.setattr(scrape_server, "SECONDS", 0.05)

@@ -341,6 +341,7 @@ async def test_a_plugin_that_does_not_end_is_killed(tmp_path: Path, plugin: Plug
     assert "log in first" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 async def test_a_plugin_whose_child_keeps_its_output_open_holds_nothing_up(
     tmp_path: Path, plugin: Plugin, monkeypatch: pytest.MonkeyPatch
 ):
