@@ -237,11 +237,8 @@ class _SessionCommits:
         return found if isinstance(found, tuple) else (found,)
 
     def add_commit(self, session_id: str, commit: Commit) -> None:
-        known = self._commits.get(session_id)
-        if known is None:
-            self._commits[session_id] = commit
-        else:
-            self._commits[session_id] = (*(known if isinstance(known, tuple) else (known,)), commit)
+        known = self.get_commits(session_id)
+        self._commits[session_id] = (*known, commit) if known else commit
 
     def replace_commits(self, session_id: str, commits: Sequence[Commit]) -> None:
         """Replace the commits that introduce a session; without any, remove the session."""

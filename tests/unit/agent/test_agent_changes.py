@@ -28,6 +28,7 @@ from goatherd.identity.document import Revocation
 from goatherd.identity.settings_json import to_settings
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated, first, owned, published
+from tests.unit.serving.unkillable import make_unkillable, wait_for_file
 from tests.unit.settings.make import CountingProvider
 
 from .world import SECOND, SOON, A, B, LiveClient, World, left, quick
@@ -302,19 +303,8 @@ async def test_a_command_that_must_not_be_killed_holds_nothing_up(
 ) -> None:
     """As one that runs as root, through sudo."""
     may_end = tmp_path / "may end"
-
-    def refuse(*_: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    async def start(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
-        started.append(await begin(*arguments, **options))
-        return started[0]
-
-    started, begin = list[asyncio.subprocess.Process](), asyncio.create_subprocess_exec
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr("goatherd.serving.process_group.PATIENCE", SOON)
-    command = ["sh", "-c", f'until [ -e "{may_end}" ]; do sleep 0.05; done']
+    started = make_unkillable(monkeypatch, SOON)
+    command = ["sh", "-c", wait_for_file(may_end)]
     with pytest.raises(AgentError):
         async with asyncio.timeout(HANG):
             await run_command(command, SOON, SystemClock(), dict(os.environ))

@@ -160,7 +160,7 @@ async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path
     provider, secret_id = goatherd.open_provider(store)
     async with provider:
         signed = await provider.get_secret(secret_id)
-        altered = signed.reveal().replace(b"asked for by the operator", b"asked for by somebody")
+        altered = signed.reveal().replace(b"asked for by the operator", b"asked for by an attacker")
         assert altered != signed.reveal()
         await provider.update_secret(secret_id, altered)
         with pytest.raises(UnsignedIdentityError):

@@ -11,8 +11,8 @@ import pytest
 def make_homeless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing tell where the home directory is: neither ``HOME`` nor the database of users."""
 
-    def find_nobody(_: object) -> NoReturn:
+    def find_no_user(_: object) -> NoReturn:
         raise KeyError("uid not found")
 
     monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
+    monkeypatch.setattr(pwd, "getpwuid", find_no_user)

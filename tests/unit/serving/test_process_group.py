@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from goatherd.rotation.health_checks import HealthCommand
 from goatherd.schedule.alerts import Alarm
-from goatherd.serving import process_group
 from tests.deadlines import HANG
+from tests.unit.serving.unkillable import make_unkillable, wait_for_file
 
 SOON = timedelta(milliseconds=50)
 
@@ -32,21 +29,11 @@ async def raise_alert(command: str) -> str | None:
 async def test_a_command_that_must_not_be_killed_holds_nothing_up(
     run: Callable[[str], Awaitable[str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: int) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    async def start(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
-        started.append(await begin(*arguments, **options))
-        return started[0]
-
-    started, begin = list[asyncio.subprocess.Process](), asyncio.create_subprocess_exec
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
-    monkeypatch.setattr(os, "killpg", refuse)
-    monkeypatch.setattr(process_group, "PATIENCE", SOON, raising=False)
+    started = make_unkillable(monkeypatch, SOON)
     may_end = tmp_path / "may end"
     try:
         async with asyncio.timeout(HANG):
-            answer = await run(f'until [ -e "{may_end}" ]; do sleep 0.05; done')
+            answer = await run(wait_for_file(may_end))
         assert answer is not None
         assert "did not end within" in answer
         assert started[0].returncode is None
