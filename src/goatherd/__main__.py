@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -25,6 +26,8 @@ def _run() -> None:
             return
         except OSError:
             pass  # no reader, or a full disk: `run` writes it once more and reports that
+    # What a command imports and reads stays in use until it ends: there is no garbage to look for.
+    gc.set_threshold(50_000, 20, 50)
     _leave_no_core()
     if sys.argv[1:] == ["page-process"]:
         # How `goatherd.web.publisher` starts it: no command for people, and the same with the executable of one file.
@@ -36,6 +39,7 @@ def _run() -> None:
 
     code = run(sys.argv[1:], owns_process=True)
     settle()
+    gc.freeze()  # otherwise Python looks for garbage once more before the process ends
     sys.exit(code)
 
 
