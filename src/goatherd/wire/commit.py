@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
+from operator import attrgetter
 from sys import intern
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
 
@@ -52,7 +53,22 @@ ABSENT: Final = _AbsentText()
 """What stands for an absent id, key or session: empty, and left out when the commit is encoded."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
+class _Decoded:
+    """The members of a commit that a compact commit does not keep; see `Commit`."""
+
+    version: int | None
+    connection: str
+    contents: Mapping[str, Any]
+    ancestors_filter: BloomFilter | None
+    ancestors_count: int
+    merge_base: str | None
+    merge_leader: str | None
+    revert: bool
+    signature: str | None
+
+
+@dataclass(frozen=True, init=False)
 class Commit:
     """One signed change of one item in a GoatDB repository.
 
@@ -80,10 +96,6 @@ class Commit:
         signature: The signature string; None for an unsigned commit.
     """
 
-    is_compact: bool = field(init=False, repr=False, compare=False, default=False)
-    _encoded: bytes | None = field(init=False, repr=False, compare=False, default=None)
-    _schema: str | None = field(init=False, repr=False, compare=False)
-    _base: str | None = field(init=False, repr=False, compare=False)
     id: str
     key: str
     session: str
@@ -92,26 +104,79 @@ class Commit:
     org: str
     connection: str
     contents: Mapping[str, Any]
-    parents: tuple[str, ...] = ()
-    ancestors_filter: BloomFilter | None = None
-    ancestors_count: int = 0
-    merge_base: str | None = None
-    merge_leader: str | None = None
-    revert: bool = False
-    signature: str | None = None
+    parents: tuple[str, ...]
+    ancestors_filter: BloomFilter | None
+    ancestors_count: int
+    merge_base: str | None
+    merge_leader: str | None
+    revert: bool
+    signature: str | None
 
-    def __post_init__(self) -> None:
-        contents = self.contents
+    # The members of `_Decoded` are properties, which are added to the class below.
+    __slots__ = ("_base", "_decoded", "_encoded", "_schema", "id", "key", "org", "parents", "session", "ts")
+    if TYPE_CHECKING:
+        # As class variables, so that type checkers do not take them for fields of the dataclass.
+        _encoded: ClassVar[bytes | None]
+        _schema: ClassVar[str | None]
+        _base: ClassVar[str | None]
+        _decoded: ClassVar[_Decoded | None]
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the member's name
+        key: str,
+        session: str,
+        ts: float,
+        version: int | None,
+        org: str,
+        connection: str,
+        contents: Mapping[str, Any],
+        parents: tuple[str, ...] = (),
+        ancestors_filter: BloomFilter | None = None,
+        ancestors_count: int = 0,
+        merge_base: str | None = None,
+        merge_leader: str | None = None,
+        revert: bool = False,
+        signature: str | None = None,
+    ) -> None:
+        _set_id(self, id)
+        _set_key(self, key)
+        _set_session(self, session)
+        _set_ts(self, ts)
+        _set_org(self, org)
+        _set_parents(self, parents)
+        _set_encoded(self, None)
         _set_schema(self, None if "r" not in contents else contents["r"]["s"])
         _set_base(self, contents.get("b"))
+        decoded = _Decoded(
+            version,
+            connection,
+            contents,
+            ancestors_filter,
+            ancestors_count,
+            merge_base,
+            merge_leader,
+            revert,
+            signature,
+        )
+        _set_decoded(self, decoded)
+
+    def __reduce__(self) -> tuple[Callable[[], Commit], tuple[()]]:
+        return partial(Commit, **{each.name: getattr(self, each.name) for each in fields(self)}), ()
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
             """Return a member that a compact commit does not keep: decode it from the JSON."""
-            if name in type(self).__slots__ and self.is_compact:
+            if name in _Decoded.__slots__ and self.is_compact:
                 return getattr(self.to_decoded(), name)
             raise AttributeError(name)
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether the commit keeps its encoded bytes instead of all its members."""
+        return self._decoded is None
 
     # --- contents ---
 
@@ -269,9 +334,7 @@ class Commit:
         if self._encoded is not None:
             if self._schema is not None:
                 _set_schema(self, intern(self._schema))
-            _set_compact(self, True)
-            for clear in _CLEAR:
-                clear(self)
+            _set_decoded(self, None)
 
     def mentions(self, text: bytes) -> bool:
         """Return whether the commit's JSON may contain some ASCII text, without decoding the commit.
@@ -387,26 +450,27 @@ class Commit:
         return self._members(None)
 
     def _members(self, signature: str | None) -> dict[str, Any]:
-        if self.is_compact:
+        decoded = self._decoded
+        if decoded is None:
             return self.to_decoded()._members(signature)
-        encoded: dict[str, Any] = {} if self.version is None else {"ver": self.version}
+        encoded: dict[str, Any] = {} if decoded.version is None else {"ver": decoded.version}
         encoded |= {"id": self.id, "k": self.key, "s": self.session, "ts": self.ts, "org": self.org}
         if self.parents:
             encoded["p"] = list(self.parents)
-        if self.ancestors_filter is not None:
-            encoded["af"] = self.ancestors_filter.to_json()
-        if self.ancestors_count:
-            encoded["ac"] = self.ancestors_count
-        encoded["c"] = self.contents
+        if decoded.ancestors_filter is not None:
+            encoded["af"] = decoded.ancestors_filter.to_json()
+        if decoded.ancestors_count:
+            encoded["ac"] = decoded.ancestors_count
+        encoded["c"] = decoded.contents
         if signature is not None:
             encoded["sig"] = signature
-        if self.merge_base:
-            encoded["mb"] = self.merge_base
-        if self.merge_leader:
-            encoded["ml"] = self.merge_leader
-        if self.revert and self.merge_leader is not None:
-            encoded["revert"] = self.merge_leader
-        encoded["cid"] = self.connection
+        if decoded.merge_base:
+            encoded["mb"] = decoded.merge_base
+        if decoded.merge_leader:
+            encoded["ml"] = decoded.merge_leader
+        if decoded.revert and decoded.merge_leader is not None:
+            encoded["revert"] = decoded.merge_leader
+        encoded["cid"] = decoded.connection
         if ABSENT in (self.id, self.key, self.session):
             encoded = {name: value for name, value in encoded.items() if value is not ABSENT}
         return encoded
@@ -422,19 +486,20 @@ class Commit:
         Raises:
             EncodeError: The commit's contents have a null.
         """
-        if self.is_compact:
+        decoded = self._decoded
+        if decoded is None:
             return self.to_decoded().signed_text(signer_id)
-        if self.version is None or ABSENT in (self.id, self.key, self.session):
+        if decoded.version is None or ABSENT in (self.id, self.key, self.session):
             return stable_stringify({"extData": self.signed_object(), "sessionId": signer_id})
         # Ids as GoatDB makes them need no escaping; one test for all of them.
-        ids = f"{self.id}{self.key}{self.session}{self.org}{self.connection}{signer_id}{''.join(self.parents)}"
+        ids = f"{self.id}{self.key}{self.session}{self.org}{decoded.connection}{signer_id}{''.join(self.parents)}"
         q = _quote_text if ids.isalnum() and ids.isascii() else json_string
         before = after = ""
-        if self.ancestors_count:
-            before = f'"ac":{self.ancestors_count},'
-        if self.ancestors_filter is not None:
-            before += f'"af":{self.ancestors_filter.stable_text()},'
-        if self.merge_base or self.merge_leader is not None:
+        if decoded.ancestors_count:
+            before = f'"ac":{decoded.ancestors_count},'
+        if decoded.ancestors_filter is not None:
+            before += f'"af":{decoded.ancestors_filter.stable_text()},'
+        if decoded.merge_base or decoded.merge_leader is not None:
             before_org, after = self._merge_texts()
         else:
             before_org = ""
@@ -445,9 +510,9 @@ class Commit:
             )
         ts = self.ts if type(self.ts) is int else json_number(self.ts)
         return (
-            f'{{"extData":{{{before}"c":{_contents_text(self.contents)},"cid":{q(self.connection)},"id":{q(self.id)},'
+            f'{{"extData":{{{before}"c":{_contents_text(decoded.contents)},"cid":{q(decoded.connection)},"id":{q(self.id)},'
             f'"k":{q(self.key)},{before_org}"org":{q(self.org)},{after}"s":{q(self.session)},'
-            f'"ts":{ts},"ver":{self.version}}},"sessionId":{q(signer_id)}}}'
+            f'"ts":{ts},"ver":{decoded.version}}},"sessionId":{q(signer_id)}}}'
         )
 
     def _merge_texts(self) -> tuple[str, str]:
@@ -484,24 +549,13 @@ class Commit:
         )
 
 
-_set_id, _set_key, _set_session, _set_ts, _set_org, _set_parents, _set_encoded, _set_schema, _set_base, _set_compact = [
+_set_id, _set_key, _set_session, _set_ts, _set_org, _set_parents, _set_encoded, _set_schema, _set_base, _set_decoded = [
     Commit.__dict__[name].__set__
-    for name in ("id", "key", "session", "ts", "org", "parents", "_encoded", "_schema", "_base", "is_compact")
+    for name in ("id", "key", "session", "ts", "org", "parents", "_encoded", "_schema", "_base", "_decoded")
 ]
-_CLEAR: Final = [
-    Commit.__dict__[name].__delete__
-    for name in (
-        "version",
-        "connection",
-        "contents",
-        "ancestors_filter",
-        "ancestors_count",
-        "merge_base",
-        "merge_leader",
-        "revert",
-        "signature",
-    )
-]
+for _name in _Decoded.__slots__:
+    # Of a compact commit, `_decoded` is None, so `__getattr__` is called.
+    setattr(Commit, _name, property(attrgetter(f"_decoded.{_name}")))
 
 
 def compact_commit(
@@ -529,7 +583,7 @@ def compact_commit(
         base: Id of the commit on which a delta builds; None for a full commit.
     """
     commit = _new_object(Commit)
-    _set_compact(commit, True)
+    _set_decoded(commit, None)
     _set_encoded(commit, encoded)
     _set_id(commit, commit_id)
     _set_key(commit, key)
