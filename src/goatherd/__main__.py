@@ -30,10 +30,15 @@ def _run() -> None:
     gc.set_threshold(50_000, 20, 50)
     _leave_no_core()
     if sys.argv[1:] == ["page-process"]:
-        # How `goatherd.web.publisher` starts it: no command for people, and the same with the executable of one file.
+        # How `goatherd.own_processes` starts it: no command for people, and the same with the executable of one file.
         from goatherd.web.page_process import main as serve_page
 
         sys.exit(serve_page())
+    if sys.argv[1:] == ["verifier-process"]:
+        from goatherd.verifier_process import main as verify_signatures
+
+        verify_signatures()
+        return
     from goatherd.cli.main import run
     from goatherd.cli.output import settle
 

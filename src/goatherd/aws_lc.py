@@ -5,12 +5,38 @@ AWS-LC comes with the library `awscrt`. Signing stays with OpenSSL, since AWS-LC
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import math
 import os
+import select
+import subprocess
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from queue import LifoQueue
+from typing import Final
 
-from goatherd.crypto.keys import OtherLibrary, verify_with
+from goatherd.crypto.keys import OtherLibrary, SignatureCheck, der_from_raw, verify_with
+from goatherd.own_processes import own_command, own_environment
+from goatherd.telemetry import Event, event_text
+from goatherd.times import milliseconds
+from goatherd.verifier_process import DER, UNREADABLE, VALID
 
-_FEW_CORES = 2
+_FEW_CORES: Final = 2
+_MOST_PROCESSES: Final = 4
+"""With four, the rest of the work for each commit takes longer, which one thread at a time does."""
+_MOST_FAILURES: Final = 3
+CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+ANSWER_TIMEOUT: Final = timedelta(seconds=30)
+"""How long a verifier process may take to answer, which it usually does in milliseconds."""
+
+_log = logging.getLogger("goatherd.crypto")
+_lock = threading.Lock()
+_processes: VerifierProcesses | None = None
+_users = 0
 
 
 def use_aws_lc() -> bool:
@@ -18,7 +44,8 @@ def use_aws_lc() -> bool:
 
     `awscrt` holds the GIL while it verifies. So AWS-LC verifies in the main thread, where requests wait for the result.
     In other threads it verifies only on a machine with one or two cores, where one thread verifies many signatures
-    faster than several, which would wait for each other. On more cores, several threads with OpenSSL are faster.
+    faster than several, which would wait for each other. On more cores, several threads with OpenSSL are faster. Within
+    `verifier_processes`, large batches are verified in other processes.
     """
     try:
         from awscrt.crypto import EC
@@ -31,13 +58,141 @@ def use_aws_lc() -> bool:
             EC.new_key_from_der_data,
             is_preferred=lambda: has_few_cores or threading.get_ident() == main,
             is_serial=has_few_cores,
+            verify_many=None if _processes is None else _processes.verify,
         )
     )
     return True
 
 
-def _core_count() -> int:
+@contextmanager
+def verifier_processes() -> Iterator[None]:
+    """Within the block, verify with AWS-LC, and large batches of signatures in other processes, one for each core.
+
+    A process starts when it is first needed. Blocks may overlap: they use the same processes, which end with the last
+    block. Use it in a process of Goatherd's own: a program that embeds a server may not want processes beside its own.
+    """
+    global _processes, _users
+    with _lock:
+        if _processes is None and _core_count() > 1:
+            _processes = VerifierProcesses(min(_core_count(), _MOST_PROCESSES))
+        _users += 1
+        use_aws_lc()
     try:
-        return len(os.sched_getaffinity(0))
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            ended = None
+            if not _users:
+                ended, _processes = _processes, None
+                use_aws_lc()
+        if ended is not None:
+            ended.close()
+
+
+class VerifierProcesses:
+    """Processes that verify signatures with AWS-LC (`goatherd.verifier_process`). Its methods are thread-safe.
+
+    Args:
+        count: The greatest number of processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free: LifoQueue[_VerifierProcess] = LifoQueue()
+        self._all = [_VerifierProcess() for _ in range(count)]
+        for each in self._all:
+            self._free.put(each)
+
+    def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
+        """Verify up to 255 signatures in one of the processes, once one is free; return a verdict for each.
+
+        A verdict is None if AWS-LC cannot read the key. The result is None if the process fails.
+        """
+        process = self._free.get()
+        try:
+            return process.verify(checks)
+        finally:
+            self._free.put(process)
+
+    def close(self) -> None:
+        """End the processes. Call it when no thread verifies any more."""
+        for each in self._all:
+            each.stop()
+
+
+class _VerifierProcess:
+    """One process, which is started when it is first needed. One thread uses it at a time."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures = 0
+
+    def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
+        if self._failures >= _MOST_FAILURES:
+            return None
+        try:
+            answer = self._request(b"".join([bytes([len(checks)]), *map(_encode, checks)]), len(checks))
+        except OSError as error:
+            self._failures += 1
+            self.stop()
+            _log.warning(event_text(Event.VERIFIER_FAILED, message=error))
+            return None
+        self._failures = 0
+        return [None if verdict == UNREADABLE else verdict == VALID for verdict in answer]
+
+    def _request(self, request: bytes, size: int) -> bytes:
+        """Return the answer of the process.
+
+        Raises:
+            OSError: The process cannot be started, has ended, or does not answer.
+        """
+        if self._process is None:
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command, without a shell
+                own_command("verifier-process"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=own_environment(),
+                process_group=0,
+            )
+        given, received = self._process.stdin, self._process.stdout
+        assert given is not None
+        assert received is not None
+        given.write(request)
+        given.flush()
+        answered = select.poll()
+        answered.register(received, select.POLLIN)
+        if not answered.poll(milliseconds(ANSWER_TIMEOUT)):
+            raise TimeoutError("a process that verifies signatures does not answer")
+        answer = received.read(size)
+        if len(answer) < size:
+            raise OSError("a process that verifies signatures has ended")
+        return answer
+
+    def stop(self) -> None:
+        """End the process, if it runs."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(OSError):  # what could not be written any more
+                    stream.close()
+
+
+def _encode(check: SignatureCheck) -> bytes:
+    digest = hashlib.sha384(check.data).digest()
+    return check.key.raw + digest + der_from_raw(check.signature).ljust(DER, b"\0")
+
+
+def _core_count() -> int:
+    """Return how many cores this process may use; in a container, at most the limit of its processor time."""
+    try:
+        count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows
-        return os.cpu_count() or 1
+        count = os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no control groups of version 2, or no limit: "max 100000"
+        quota, period = CPU_LIMIT.read_text().split()
+        count = min(count, max(1, math.ceil(int(quota) / int(period))))
+    return count

@@ -45,12 +45,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from goatherd.crypto.keys import is_verification_serial
+from goatherd.crypto.keys import SignatureCheck, is_verification_serial, verify_signatures
 from goatherd.errors import (
     DecodeError,
+    GoatherdError,
     InvalidSignatureError,
     RevokedSessionError,
     UnknownSignerError,
@@ -74,6 +76,7 @@ from goatherd.identity.session_commits import (
     find_rejected_anchors,
     introduction_id,
     preferred_session,
+    read_signature_by,
     session_from_commit,
     verify_commit_by,
 )
@@ -85,11 +88,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+E = TypeVar("E", bound=GoatherdError)
 
 MAX_DECODED = 10_000
 """How many sessions a pool keeps in decoded form. To decode one again takes a tenth of the time to verify a request."""
 
 _CHUNK = 16
+_MANY = 64
+"""How many commits are worth the start of other processes, which verify them (`verify_signatures`)."""
+_CHUNK_OF_MANY = 32
 _SHRINK = 3
 _FEW = 1_000
 
@@ -119,17 +126,23 @@ class _SessionCommitCheck:
     session_id: str
     commit: Commit
     root: Session
-    outcome: Session | DecodeError | VerificationError | None = None
+    outcome: Session | GoatherdError | None = None
+    _unverified: Session | None = None
 
     def verify(self) -> None:
+        (verdict,) = _judge_all(_SessionCommitCheck.read_signature, [self], elsewhere=False)
+        self.conclude(verdict)
+
+    def read_signature(self) -> SignatureCheck | DecodeError | VerificationError:
         try:
             commit = self.commit.to_decoded()
-            session = session_from_commit(commit)
-            verify_commit_by(self.root, commit)
+            self._unverified = session_from_commit(commit)
+            return read_signature_by(self.root, commit)
         except (DecodeError, VerificationError) as error:
-            self.outcome = error
-        else:
-            self.outcome = session
+            return error
+
+    def conclude(self, verdict: GoatherdError | None) -> None:
+        self.outcome = verdict or self._unverified
 
 
 class Verification:
@@ -179,14 +192,17 @@ class Verification:
         Args:
             executor: As for `run`.
         """
-        list(_start_verification(_SessionCommitCheck.verify, self._jobs, executor))
+        verdicts = verify_in_threads(_SessionCommitCheck.read_signature, self._jobs, executor)
+        for job, verdict in zip(self._jobs, verdicts, strict=True):
+            job.conclude(verdict)
         found: dict[str, Session] = {}
         for job in self._jobs:
             if isinstance(job.outcome, Session):
                 found[job.session_id] = preferred_session(found.get(job.session_id), job.outcome)
-        pairs = list(zip(self._commits, self._signers, strict=True))
 
-        def judge(pair: tuple[Commit, Session | VerificationError | None]) -> VerificationError | None:
+        def read_signature(
+            pair: tuple[Commit, Session | VerificationError | None],
+        ) -> SignatureCheck | VerificationError:
             commit, signer = pair
             if isinstance(signer, VerificationError):
                 return signer
@@ -194,12 +210,12 @@ class Verification:
             if session is None:
                 return UnknownSignerError(f"commit {commit.id!r}: session {commit.session!r} is not known")
             try:
-                verify_commit_by(session, commit)
+                return read_signature_by(session, commit)
             except VerificationError as error:
                 return error
-            return None
 
-        self._running = _start_verification(judge, pairs, executor)
+        pairs = list(zip(self._commits, self._signers, strict=True))
+        self._running = _start_verification(read_signature, pairs, executor)
 
     def finish(self, _: object = None) -> None:
         """Wait for the verification that `start` began, and set `verdicts`.
@@ -865,35 +881,54 @@ class TrustPool:
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
     """Call `function` for all items, in the executor's threads if one is given; return the results in order."""
-    return list(chain.from_iterable(_start_in_threads(function, items, executor)))
+    parts = _start_parts(lambda part: [function(item) for item in part], items, executor, size=_CHUNK)
+    return list(chain.from_iterable(parts))
 
 
-def verify_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
-    """Call `function`, which verifies a signature, for all items, maybe in threads; return the results in order."""
-    return list(chain.from_iterable(_start_verification(function, items, executor)))
+def verify_in_threads(
+    read: Callable[[T], SignatureCheck | E], items: Sequence[T], executor: Executor | None
+) -> list[E | InvalidSignatureError | None]:
+    """Verify the signatures of many items, maybe in threads or other processes; return a verdict for each, in order.
+
+    Args:
+        read: Returns the signature of an item, or an error that is its verdict.
+        items: The items.
+        executor: Its threads verify in parallel, if that is faster. Without it, the calling thread verifies.
+    """
+    return list(chain.from_iterable(_start_verification(read, items, executor)))
 
 
 def _start_verification(
-    function: Callable[[T], R], items: Sequence[T], executor: Executor | None
-) -> Iterator[Sequence[R]]:
-    """Begin to call `function`, which verifies a signature, for all items, as `_start_in_threads` does.
+    read: Callable[[T], SignatureCheck | E], items: Sequence[T], executor: Executor | None
+) -> Iterator[Sequence[E | InvalidSignatureError | None]]:
+    """Begin to verify signatures as `verify_in_threads` does; return the verdicts part by part.
 
     If several threads verify no faster than one, one thread does the work, and only when the iterator is used: before
     that, it would compete with the caller for the GIL.
     """
-    if executor is None or len(items) <= _CHUNK or not is_verification_serial():
-        return _start_in_threads(function, items, executor)
-    return (executor.submit(lambda: [function(item) for item in items]).result() for _ in range(1))
+    is_many = executor is not None and len(items) >= _MANY
+    judge = partial(_judge_all, read, elsewhere=is_many)
+    if executor is not None and len(items) > _CHUNK and is_verification_serial(of_many=is_many):
+        return (executor.submit(judge, items).result() for _ in range(1))
+    return _start_parts(judge, items, executor, size=_CHUNK_OF_MANY if is_many else _CHUNK)
 
 
-def _start_in_threads(
-    function: Callable[[T], R], items: Sequence[T], executor: Executor | None
+def _judge_all(
+    read: Callable[[T], SignatureCheck | E], items: Sequence[T], *, elsewhere: bool
+) -> list[E | InvalidSignatureError | None]:
+    found = [read(item) for item in items]
+    checks = [each for each in found if isinstance(each, SignatureCheck)]
+    verdicts = iter(verify_signatures(checks, elsewhere=elsewhere))
+    return [next(verdicts) if isinstance(each, SignatureCheck) else each for each in found]
+
+
+def _start_parts(
+    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], executor: Executor | None, *, size: int
 ) -> Iterator[Sequence[R]]:
-    """Begin to call `function` for all items; return the results in order, part by part.
+    """Begin to call `function` for all items in parts of `size`; return the results in order, part by part.
 
     Without an executor, or with few items, they are processed before this function returns.
     """
-    if executor is None or len(items) <= _CHUNK:
-        return (each for each in ([function(item) for item in items],))
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    return executor.map(lambda chunk: [function(item) for item in chunk], chunks)
+    if executor is None or len(items) <= size:
+        return iter([function(items)])
+    return executor.map(function, [items[start : start + size] for start in range(0, len(items), size)])

@@ -18,6 +18,7 @@ import httpx2
 import pytest
 
 import goatherd.trust
+from goatherd.crypto.keys import SignatureCheck
 from goatherd.door import DoorLimits, DoorRule, door, proxy
 from goatherd.door.delivery import smallest_portion
 from goatherd.door.received_commits import ReceivedCommit
@@ -42,13 +43,13 @@ def notes(count: int) -> list[Commit]:
 def checked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the door has checked the signature of each commit."""
     counts: Counter[str] = Counter()
-    verify = goatherd.trust.verify_commit_by
+    read = goatherd.trust.read_signature_by
 
-    def counted(session: Session, commit: Commit) -> None:
+    def counted(session: Session, commit: Commit) -> SignatureCheck:
         counts[commit.id] += 1
-        verify(session, commit)
+        return read(session, commit)
 
-    monkeypatch.setattr(goatherd.trust, "verify_commit_by", counted)
+    monkeypatch.setattr(goatherd.trust, "read_signature_by", counted)
     return counts
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from goatherd.aws_lc import use_aws_lc
+from goatherd.aws_lc import verifier_processes
 from goatherd.data_directory import decode_commits
 from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
@@ -92,8 +92,10 @@ class SessionLogReader:
                 self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
             self._pool.offer_session_commits(fresh)
             verification = self._pool.prepare_pending(_EVERYTHING)
-            use_aws_lc()
-            with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor:
+            with (
+                verifier_processes(),
+                ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor,
+            ):
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude_verification(verification)
             return self._judge_sessions(self._pool, found, document)

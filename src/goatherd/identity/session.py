@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
+from goatherd.crypto.keys import SignatureCheck
 from goatherd.errors import (
     ClockSkewError,
     DecodeError,
@@ -357,6 +358,8 @@ def sign_commit(owned: OwnedSession, commit: Commit, *, now_ms: int) -> Commit:
 def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope | None = None) -> None:
     """Check that `session` signed the commit. Whether the session has permission to write the commit is not checked.
 
+    `read_commit_signature` makes the same checks, but does not verify the signature.
+
     Args:
         envelope: The commit's parsed signature, if the caller already has it.
 
@@ -364,6 +367,17 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         InvalidSignatureError: The commit is unsigned, or its signature is malformed or covers other data.
         UnknownSignerError: The signature names another session.
         ExpiredSessionError: The signature's timestamp is later than the session's expiration.
+    """
+    read_commit_signature(session, commit, envelope).verify()
+
+
+def read_commit_signature(
+    session: Session, commit: Commit, envelope: SignatureEnvelope | None = None
+) -> SignatureCheck:
+    """Return a commit's signature, so that it can be verified with others, after all other checks of `verify_commit`.
+
+    Raises:
+        InvalidSignatureError, UnknownSignerError, ExpiredSessionError: As `verify_commit`.
     """
     if commit.signature is None:
         raise InvalidSignatureError(f"commit {commit.id!r:.100} is not signed")
@@ -385,7 +399,7 @@ def verify_commit(session: Session, commit: Commit, envelope: SignatureEnvelope 
         # COMPAT: GoatDB signs an infinite number as null, and sends null in its place, so readers get another value
         # than the signer had.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot represent")
-    session.public_key.verify(envelope.signature, text.encode())
+    return SignatureCheck(session.public_key, envelope.signature, text.encode())
 
 
 def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:

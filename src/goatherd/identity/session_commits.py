@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from goatherd.crypto.keys import SignatureCheck
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     AuthorMismatchError,
@@ -18,7 +19,7 @@ from goatherd.errors import (
     ExpiredSessionError,
     InvalidSignatureError,
 )
-from goatherd.identity.session import Session, parse_signature, verify_commit
+from goatherd.identity.session import Session, parse_signature, read_commit_signature
 from goatherd.wire.javascript_values import seconds_from_ms
 from goatherd.wire.json import to_json
 
@@ -134,6 +135,15 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
     Raises:
         InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
     """
+    read_signature_by(session, commit).verify()
+
+
+def read_signature_by(session: Session, commit: Commit) -> SignatureCheck:
+    """Return a commit's signature, to be verified with others, after all other checks of `verify_commit_by`.
+
+    Raises:
+        InvalidSignatureError, AuthorMismatchError, UnknownSignerError, ExpiredSessionError: The commit breaks a rule.
+    """
     commit = commit.to_decoded()
     if not commit.signature:
         raise InvalidSignatureError(f"commit {commit.id!r} is not signed")
@@ -152,7 +162,7 @@ def verify_commit_by(session: Session, commit: Commit) -> None:
     if not commit.ts <= session.expiration_ms:  # NaN included
         raise ExpiredSessionError(f"session {session.id!r} had expired when commit {commit.id!r} was written")
     try:
-        verify_commit(session, commit, envelope)
+        return read_commit_signature(session, commit, envelope)
     except RecursionError:
         raise InvalidSignatureError(f"commit {commit.id!r} is nested too deeply") from None
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
-from goatherd.aws_lc import use_aws_lc
+from goatherd.aws_lc import verifier_processes
 from goatherd.clock import SystemClock
 from goatherd.data_directory import (
     SEEN_NAME,
@@ -189,6 +189,10 @@ async def _read_trusted_roots(org: str, directory: Path, open_store: OpenStore |
     return TrustedRoots.from_document(document, store.name)
 
 
-def _verification_threads() -> ThreadPoolExecutor:
-    use_aws_lc()
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-data")
+@contextmanager
+def _verification_threads() -> Iterator[ThreadPoolExecutor]:
+    with (
+        verifier_processes(),
+        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-data") as executor,
+    ):
+        yield executor

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from goatherd.agent.agent import Front
+from goatherd.aws_lc import verifier_processes
 from goatherd.door import Door, DoorLimits, TrustedSessions
 from goatherd.door.report import DoorAPI
 from goatherd.garbage_collection import (
@@ -103,7 +104,7 @@ async def run_door(
     shorten_switch_interval()
     collect_rarely()
     share_arena()
-    with watch_stop_signals() as signals:
+    with verifier_processes(), watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
             loaded = await run_unless_set(signals.stop, followed.load())
             if loaded is None:
@@ -135,7 +136,8 @@ def door_of_agent(setup: DoorSetup) -> Front:
         door = setup.make_door(trusts, own=own.answer_request, guard=own.guard, is_restarting=lambda: own.is_down)
         own.figures = lambda: door.status
         shorten_switch_interval()
-        async with door:
-            yield door
+        with verifier_processes():
+            async with door:
+                yield door
 
     return open_door

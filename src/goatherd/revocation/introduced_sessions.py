@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from goatherd.crypto.keys import SignatureCheck
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import preferred_session, session_from_commit, verify_commit_by
+from goatherd.identity.session_commits import preferred_session, read_signature_by, session_from_commit
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.trust import map_in_threads, verify_in_threads
 from goatherd.wire.commit import Commit
@@ -94,8 +95,18 @@ def survey(
     found: dict[str, tuple[Session, bool]] = {}
     rogue: dict[str, None] = {}
     forged = 0
-    verdicts = verify_in_threads(lambda commit: _introduced_by(revoked, commit), claimed, executor)
-    for commit, session in zip(claimed, verdicts, strict=True):
+    claimed_sessions: dict[int, Session] = {}
+
+    def read_signature(index: int) -> SignatureCheck | DecodeError | VerificationError:
+        try:
+            claimed_sessions[index] = session_from_commit(claimed[index])
+            return read_signature_by(revoked, claimed[index])
+        except (DecodeError, VerificationError) as error:
+            return error
+
+    verdicts = verify_in_threads(read_signature, range(len(claimed)), executor)
+    for index, (commit, verdict) in enumerate(zip(claimed, verdicts, strict=True)):
+        session = claimed_sessions[index] if verdict is None else None
         if session is None:
             forged += 1
         elif session.is_root:
@@ -164,12 +175,3 @@ def decode_commits(raw: Iterable[Any], org: str) -> list[Commit]:
         except DecodeError:
             continue
     return commits
-
-
-def _introduced_by(root: Session, commit: Commit) -> Session | None:
-    try:
-        session = session_from_commit(commit)
-        verify_commit_by(root, commit)
-    except (DecodeError, VerificationError):
-        return None
-    return session

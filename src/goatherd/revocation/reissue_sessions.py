@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Protocol
 
-from goatherd.aws_lc import use_aws_lc
+from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
 from goatherd.errors import DecodeError, GoatherdError, RotationError
@@ -139,11 +139,10 @@ class SessionReissuer:
         assert revoked is not None
 
         def look() -> IntroducedSessions:
-            use_aws_lc()
             commits = decode_commits(raw.values(), self._org)
             # A root that is no longer in the document but is trusted without the revoked one is not the thief's.
             others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
-            with ThreadPoolExecutor(_THREADS) as executor:
+            with verifier_processes(), ThreadPoolExecutor(_THREADS) as executor:
                 return survey(
                     commits,
                     revoked,

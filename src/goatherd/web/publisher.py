@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.errors import ConfigurationError, GoatherdError, NodeError
+from goatherd.own_processes import own_command, own_environment
 from goatherd.serving.signals import run_unless_set
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
@@ -29,10 +28,6 @@ from goatherd.web.view import View, clean_text
 START_TIMEOUT: Final = timedelta(seconds=60)
 STOP_TIMEOUT: Final = timedelta(seconds=5)
 RETRY_PAUSE: Final = timedelta(seconds=5)
-_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
-"""The environment variables that the process gets; those of the store's credentials are not among them."""
-_LOADER: Final = "_PYI_"
-"""The executable of one file sets such variables, so that a process of it finds the files that are already unpacked."""
 
 _log = logging.getLogger("goatherd.web")
 
@@ -100,17 +95,12 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
         GoatherdError: The process cannot be started, the address cannot be bound, or the certificate cannot be used.
     """
     Renderer()  # says what to install
-    environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "goatherd",
-            "page-process",
+            *own_command("page-process"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=environment,
+            env=own_environment(),
             process_group=0,  # Ctrl-C reaches this process only, which decides when the page stops
         )
     except OSError as error:

@@ -12,6 +12,7 @@ import pytest
 
 import goatherd.trust
 from goatherd.clock import SystemClock
+from goatherd.crypto.keys import SignatureCheck
 from goatherd.door import TrustedSessions
 from goatherd.door import trusted_sessions as door_trust
 from goatherd.door.received_commits import ReceivedCommit
@@ -113,13 +114,13 @@ async def test_a_commit_that_is_sent_again_is_verified_once(monkeypatch: pytest.
     commits = [commit_by(X, f"k{number}", {"text": "x"}) for number in range(5)]
     assert await trust.verify_commits("/data/x", received(*commits), None) == [None] * 5
     checked: list[str] = []
-    verify = goatherd.trust.verify_commit_by
+    read = goatherd.trust.read_signature_by
 
-    def counted(session: Session, commit: Commit) -> None:
+    def counted(session: Session, commit: Commit) -> SignatureCheck:
         checked.append(commit.id)
-        verify(session, commit)
+        return read(session, commit)
 
-    monkeypatch.setattr(goatherd.trust, "verify_commit_by", counted)
+    monkeypatch.setattr(goatherd.trust, "read_signature_by", counted)
     more = commit_by(X, "other", {"text": "x"})
     assert await trust.verify_commits("/data/x", received(*commits, more), None) == [None] * 6
     assert checked == [more.id]
@@ -149,14 +150,14 @@ async def test_no_more_verdicts_are_kept_than_there_is_room_for(monkeypatch: pyt
 
 def note_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list to which each verification of a signature adds its thread."""
-    verify = goatherd.trust.verify_commit_by
+    read = goatherd.trust.read_signature_by
     threads: list[int] = []
 
-    def noted(session: Session, commit: Commit) -> None:
+    def noted(session: Session, commit: Commit) -> SignatureCheck:
         threads.append(threading.get_ident())
-        verify(session, commit)
+        return read(session, commit)
 
-    monkeypatch.setattr(goatherd.trust, "verify_commit_by", noted)
+    monkeypatch.setattr(goatherd.trust, "read_signature_by", noted)
     return threads
 
 

@@ -1,0 +1,27 @@
+"""Start further processes of Goatherd itself, such as the one that serves the status page.
+
+They get none of this process's secrets: nothing of its environment but what a program needs to run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT")
+"""The environment variables that the process gets; those of the store's credentials are not among them."""
+_LOADER: Final = "_PYI_"
+"""The executable of one file sets such variables, so that a process of it finds the files that are already unpacked."""
+
+
+def own_command(name: str) -> list[str]:
+    """Return the command line of one of Goatherd's own processes, such as ``page-process``; see `goatherd.__main__`."""
+    return [sys.executable, "-m", "goatherd", name]
+
+
+def own_environment() -> dict[str, str]:
+    """Return the environment variables of such a process."""
+    environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return environment

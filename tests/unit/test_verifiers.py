@@ -1,0 +1,252 @@
+"""Processes that verify signatures decide as OpenSSL does, and what becomes of them changes no verdict."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from goatherd import aws_lc
+from goatherd.aws_lc import VerifierProcesses, verifier_processes
+from goatherd.crypto import PublicKey, keys
+from goatherd.crypto.keys import SignatureCheck, verify_signatures, verify_with
+from goatherd.errors import InvalidSignatureError, UnknownSignerError
+from goatherd.trust import TrustPool
+from goatherd.verifier_process import MOST
+from goatherd.wire.commit import Commit
+
+from .goats import ORG, commit_by, introduction, key_of, owned, root
+
+KEY, OTHER = key_of("x"), key_of("other")
+ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+CANARY = "a-credential-of-the-store"
+GOOD = SignatureCheck(KEY.public_key, KEY.sign(b"data"), b"data")
+OFF_CURVE = SignatureCheck(PublicKey(bytes(95) + b"\1"), GOOD.signature, b"data")
+
+
+@pytest.fixture
+def processes() -> Iterator[VerifierProcesses]:
+    made = VerifierProcesses(1)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def library_of_before() -> Iterator[None]:
+    before = keys._other
+    yield
+    verify_with(before)
+
+
+def pid_of(processes: VerifierProcesses) -> int:
+    process = processes._all[0]._process
+    assert process is not None
+    return process.pid
+
+
+def changed(check: SignatureCheck, byte: int) -> SignatureCheck:
+    """Return the check with one bit of its signature changed."""
+    signature = bytearray(check.signature)
+    signature[byte] ^= 1 << (byte % 8)
+    return check._replace(signature=bytes(signature))
+
+
+def number(signature: bytes, half: int) -> int:
+    return int.from_bytes(signature[48 * half : 48 * half + 48])
+
+
+def openssl(check: SignatureCheck) -> bool:
+    verify_with(None)
+    try:
+        check.verify()
+    except InvalidSignatureError:
+        return False
+    return True
+
+
+def test_the_verdicts_are_those_of_openssl(processes: VerifierProcesses) -> None:
+    r, s = number(GOOD.signature, 0), number(GOOD.signature, 1)
+    edges = [(r, ORDER - s), (0, s), (r, 0), (ORDER, s), (r, ORDER), (1, 1), (2**384 - 1, 2**384 - 1)]
+    checks = [
+        GOOD,
+        GOOD._replace(data=b"other data"),
+        GOOD._replace(key=OTHER.public_key),
+        *(GOOD._replace(signature=r.to_bytes(48) + s.to_bytes(48)) for r, s in edges),
+        *(changed(GOOD, byte) for byte in range(96)),
+        *(SignatureCheck(KEY.public_key, KEY.sign(bytes(size)), bytes(size)) for size in (0, 1, 127, 128, 100_000)),
+    ]
+    assert len(checks) <= MOST
+    verdicts = processes.verify(checks)
+    assert verdicts == [openssl(check) for check in checks]
+    assert verdicts[:2] == [True, False]
+
+
+def test_a_key_that_aws_lc_cannot_read_is_left_to_openssl(processes: VerifierProcesses) -> None:
+    assert processes.verify([OFF_CURVE, GOOD, OFF_CURVE]) == [None, True, None]
+
+
+def test_signatures_of_any_length_and_key_get_their_verdict() -> None:
+    short = GOOD._replace(signature=GOOD.signature[:-1])
+    with verifier_processes():
+        verdicts = verify_signatures([GOOD, OFF_CURVE, changed(GOOD, 5)], elsewhere=True)
+        assert verdicts[0] is None
+        assert all(isinstance(verdict, InvalidSignatureError) for verdict in verdicts[1:])
+        assert "not a point" in str(verdicts[1])
+        assert [type(verdict) for verdict in verify_signatures([GOOD, short], elsewhere=True)] == [
+            type(None),
+            InvalidSignatureError,
+        ]
+
+
+def test_a_process_that_was_killed_is_replaced(processes: VerifierProcesses, caplog: pytest.LogCaptureFixture) -> None:
+    assert processes.verify([GOOD]) == [True]
+    before = pid_of(processes)
+    os.kill(before, signal.SIGKILL)
+    with caplog.at_level(logging.WARNING):
+        assert processes.verify([GOOD]) is None
+    assert [record.message.split()[0] for record in caplog.records] == ["verifier.failed"]
+    assert processes.verify([GOOD]) == [True]
+    assert pid_of(processes) != before
+
+
+def test_a_process_that_does_not_answer_is_killed(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert processes.verify([GOOD]) == [True]
+    before = pid_of(processes)
+    os.kill(before, signal.SIGSTOP)
+    monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(milliseconds=50))
+    assert processes.verify([GOOD]) is None
+    assert not Path(f"/proc/{before}").exists()
+
+
+@pytest.mark.parametrize("command", [["false"], ["/no/such/program"]])
+def test_a_process_that_cannot_be_started_is_given_up(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    started: list[str] = []
+
+    def own_command(name: str) -> list[str]:
+        started.append(name)
+        return command
+
+    monkeypatch.setattr(aws_lc, "own_command", own_command)
+    assert [processes.verify([GOOD]) for _ in range(6)] == [None] * 6
+    assert started == ["verifier-process"] * 3
+
+
+def test_signals_to_the_server_do_not_end_its_processes(processes: VerifierProcesses) -> None:
+    assert processes.verify([GOOD]) == [True]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pid_of(processes), number)
+        assert processes.verify([GOOD]) == [True]
+
+
+def test_a_process_has_no_credentials_and_no_open_file_of_the_server(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
+    with (tmp_path / "log").open("w"):
+        assert processes.verify([GOOD]) == [True]
+        folder = Path(f"/proc/{pid_of(processes)}")
+        assert CANARY.encode() not in (folder / "environ").read_bytes()
+        assert not [one for one in (folder / "fd").iterdir() if str(tmp_path) in str(one.readlink())]
+
+
+def commits_of_many() -> list[Commit]:
+    """Return commits of two sessions, of which every seventh is forged and every eleventh by an unknown session."""
+    authors = [owned("x"), owned("y"), owned("stranger")]
+    commits = []
+    for index in range(150):
+        commit = commit_by(authors[2 if index % 11 == 10 else index % 2], f"k{index}", {"text": str(index)})
+        commits.append(commit.with_signature(commits[index % 2].signature or "") if index % 7 == 6 else commit)
+    return commits
+
+
+def pool() -> TrustPool:
+    a = root("a")
+    made = TrustPool(org=ORG, current=a, roots=[a.session])
+    made.offer_session_commits([introduction(owned("x"), a), introduction(owned("y"), a)])
+    return made
+
+
+def test_a_large_batch_has_the_same_verdicts_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = commits_of_many()
+    sizes: list[int] = []
+    verify = VerifierProcesses.verify
+
+    def counted(self: VerifierProcesses, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
+        sizes.append(len(checks))
+        return verify(self, checks)
+
+    monkeypatch.setattr(VerifierProcesses, "verify", counted)
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: 2)
+    here = pool().verify_commits(commits)
+    assert sizes == []
+    with verifier_processes(), ThreadPoolExecutor(2) as executor:
+        pool().verify_commits(commits[:63], executor)
+        assert sizes == []
+        there = pool().verify_commits(commits, executor)
+    assert sum(sizes) == sum(not isinstance(verdict, UnknownSignerError) for verdict in here)
+    assert [type(verdict) for verdict in there] == [type(verdict) for verdict in here]
+    assert {type(verdict) for verdict in here} == {type(None), UnknownSignerError, InvalidSignatureError}
+
+
+def test_sessions_whose_signature_is_wrong_are_not_trusted() -> None:
+    a = root("a")
+    users = [owned(f"user{index}") for index in range(80)]
+    commits = [introduction(user, a) for user in users]
+    commits[30] = commits[30].with_signature(commits[31].signature or "")
+    made = TrustPool(org=ORG, current=a, roots=[a.session])
+    made.offer_session_commits(commits)
+    with verifier_processes(), ThreadPoolExecutor(2) as executor:
+        verification = made.prepare_pending(len(commits))
+        verification.run(executor)
+        made.conclude_verification(verification)
+    known = [made.knows_session(user.id) for user in users]
+    assert known == [index != 30 for index in range(80)]
+
+
+def test_processes_end_with_the_last_block_that_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: 2)
+    with verifier_processes():
+        outer = aws_lc._processes
+        assert outer is not None
+        with verifier_processes():
+            assert aws_lc._processes is outer
+            assert verify_signatures([GOOD], elsewhere=True) == [None]
+        assert not keys.is_verification_serial(of_many=True)
+        pid = pid_of_any(outer)
+    assert not Path(f"/proc/{pid}").exists()
+    assert aws_lc._processes is None
+    assert keys.is_verification_serial(of_many=True)
+
+
+def pid_of_any(processes: VerifierProcesses) -> int:
+    (pid,) = [each._process.pid for each in processes._all if each._process is not None]
+    return pid
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 8), ("50000 100000", 1), ("150000 100000", 2), ("900000 100000", 8), ("", 8)]
+)
+def test_the_limit_of_a_container_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(aws_lc, "CPU_LIMIT", tmp_path / "cpu.max")
+    assert aws_lc._core_count() == cores
+
+
+def test_one_core_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lc, "_core_count", lambda: 1)
+    with verifier_processes():
+        assert aws_lc._processes is None
+        assert verify_signatures([GOOD, changed(GOOD, 3)], elsewhere=True)[0] is None
