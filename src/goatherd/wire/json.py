@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -101,6 +101,8 @@ def stable_member(value: Any) -> str:
     return _stable_object(value)
 
 
+_MOST_CONTAINERS: Final = 100_000
+"""Bounds the search in a value that contains itself."""
 _SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 
 
@@ -158,7 +160,7 @@ def orjson_agrees(value: Any, *, are_names_in_order: bool = False) -> bool:
                     return False
             elif kind is not bool and item is not None:
                 return False
-        if len(pending) > 1000:
+        if len(pending) > _MOST_CONTAINERS:
             return False
     return True
 
