@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -107,6 +108,8 @@ class Door:
     Args:
         upstream: The server's URL, such as ``http://127.0.0.1:8081``. No other caller may reach it there.
         trust: The trusted sessions, one `TrustedSessions` for each organization that the server serves.
+        org_urls: The server's URL for each organization, by whose host name the application recognizes the
+            organization; default: `upstream` for all.
         host: Address to listen on.
         port: Port to listen on; 0 selects a free one.
         limits: Limits on each caller's requests.
@@ -132,6 +135,7 @@ class Door:
         *,
         upstream: str,
         trust: TrustedSessions | Sequence[TrustedSessions],
+        org_urls: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         limits: DoorLimits | None = None,
@@ -158,6 +162,7 @@ class Door:
         self._clock: Clock = clock or SystemClock()
         self._threads = threads or os.cpu_count() or 1
         self._server = ServerConnections(upstream)
+        self._hosts = {org: parse_server_url(url).authority.encode("ascii") for org, url in (org_urls or {}).items()}
         if self._server.is_at(host, port):
             raise ConfigurationError(
                 f"the server and the door cannot both listen on port {port}",
@@ -209,9 +214,10 @@ class Door:
         use_aws_lc()
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
         for trust in self.trusts:
-            trust.set_sender(self._send_to_server)
+            ask = partial(self._send_to_server, self._hosts.get(trust.org))
+            trust.set_sender(ask)
             self._indexes[trust.org] = RepositoryIndexes(
-                ask=self._send_to_server,
+                ask=ask,
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 clock=self._clock,
                 capacity=self._limits.index_commits,
@@ -338,12 +344,16 @@ class Door:
             writer.close()
             return True
         other = ServerConnections(f"http://{host}:{self._server.port}", connect_timeout=EXPOSURE_TIMEOUT)
+        # The application chooses the organization by the host name, and must not create one for this address.
+        named = self._server.authority
         key = PrivateKey.generate().public_key
         body = to_json_bytes({"publicKey": key.to_jwk()})
         headers = [(b"content-type", b"application/json")]
         limit = EXPOSURE_TIMEOUT.total_seconds()
         try:
-            status, answer = await other.fetch("POST", "/auth/session", headers, body, limit=limit, most=ANSWER_BYTES)
+            status, answer = await other.fetch(
+                "POST", "/auth/session", headers, body, limit=limit, most=ANSWER_BYTES, host=named
+            )
             new = parse_json(answer)["session"]["id"] if status == 200 else None
             await trust.refresh()
             session = trust.find_session(new) if isinstance(new, str) else None
@@ -357,10 +367,10 @@ class Door:
         assert self._proxy is not None
         await self._proxy.handle_request(scope, receive, send)  # type: ignore[arg-type]
 
-    async def _send_to_server(self, body: bytes, signature: str) -> tuple[int, bytes]:
+    async def _send_to_server(self, host: bytes | None, body: bytes, signature: str) -> tuple[int, bytes]:
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = self._limits.answer_timeout.total_seconds()
-        return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit)
+        return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit, host=host)
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
         """Read the server's sessions at intervals, so that few pushes by new sessions have to wait for a read."""

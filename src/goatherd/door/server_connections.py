@@ -429,6 +429,7 @@ class ServerConnections:
         *,
         limit: float,
         most: float = math.inf,
+        host: bytes | None = None,
     ) -> tuple[int, bytes]:
         """Send a request of the door's own, and return the answer's status and body.
 
@@ -436,11 +437,14 @@ class ServerConnections:
             method, path, headers, body: The request.
             limit: Seconds to wait for each part of the answer.
             most: Maximum number of bytes in the answer's body.
+            host: Value of the ``Host`` header; None for the server's address.
 
         Raises:
             NodeUnreachableError: The server did not answer completely in time, or its answer is too long.
         """
-        status, _, answer = await self.fetch_with_headers(method, path, headers, body, limit=limit, most=most)
+        status, _, answer = await self.fetch_with_headers(
+            method, path, headers, body, limit=limit, most=most, host=host
+        )
         return status, answer
 
     async def fetch_with_headers(
@@ -452,12 +456,14 @@ class ServerConnections:
         *,
         limit: float,
         most: float = math.inf,
+        host: bytes | None = None,
     ) -> tuple[int, dict[bytes, bytes], bytes]:
         """Send a request of the door's own, and return the answer's status, headers and body.
 
         Arguments and errors are those of `fetch`.
         """
-        lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + self.authority, b"content-length: %d" % len(body)]
+        host = host or self.authority
+        lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + host, b"content-length: %d" % len(body)]
         lines += [name + b": " + value for name, value in headers]
         try:
             connection = await self.send_request(b"\r\n".join(lines) + b"\r\n\r\n", body, limit=limit)

@@ -6,7 +6,7 @@ identity.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,6 +58,7 @@ class DoorSetup:
         trust: TrustedSessions | Sequence[TrustedSessions],
         *,
         own: Answerer,
+        org_urls: Mapping[str, str] | None = None,
         guard: RequestGuard | None = None,
         is_restarting: Callable[[], bool] | None = None,
     ) -> Door:
@@ -66,12 +67,14 @@ class DoorSetup:
         Args:
             trust: The trusted sessions of each organization.
             own: Answers requests below ``/goatherd/v1/``.
+            org_urls: URL of the server for each organization; None for `upstream`.
             guard: Decides whether a request was meant for the server behind the door; None to let the door decide.
             is_restarting: Returns whether an agent restarts the server; None without an agent.
         """
         return Door(
             upstream=self.upstream,
             trust=trust,
+            org_urls=org_urls,
             host=self.host,
             port=self.port,
             public_url=self.public_url,
@@ -133,7 +136,13 @@ def door_of_agent(setup: DoorSetup) -> Front:
             trust = TrustedSessions(org=organization.org, identity=organization.document)
             organization.subscribe(trust.adopt_identity)
             trusts.append(trust)
-        door = setup.make_door(trusts, own=own.answer_request, guard=own.guard, is_restarting=lambda: own.is_down)
+        door = setup.make_door(
+            trusts,
+            own=own.answer_request,
+            org_urls={organization.org: organization.url for organization in organizations},
+            guard=own.guard,
+            is_restarting=lambda: own.is_down,
+        )
         own.figures = lambda: door.status
         shorten_switch_interval()
         with verifier_processes():

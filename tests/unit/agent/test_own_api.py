@@ -265,6 +265,8 @@ async def test_another_program_at_the_servers_port_gets_nothing_that_a_root_has_
                 opened._server._port = other.sockets[0].getsockname()[1]
                 assert not await opened._is_server_at("127.0.0.1", trust)
     assert heard.startswith(b"POST ")
+    named = child.url.removeprefix("http://").encode()
+    assert b"host: " + named in heard, "by its name the application finds the organization"
     assert b"x-goat-sig" not in heard
 
 
