@@ -54,7 +54,6 @@ _LOOK_COST: Final = 20
 """After each check of the file, the next one waits this many times as long as the check took."""
 _PATIENCE: Final = 3
 _LONGEST_PAUSE: Final = 30.0
-_PLACE_HINT: Final = "Import the file into the store with `goatherd migrate`, or move it away."
 
 _log = logging.getLogger("goatherd.agent")
 
@@ -219,20 +218,23 @@ class ManagedOrganization:
             return
         if is_left_over:
             if (stranger := self._find_unknown_root(raw)) is not None:
-                raise self._other_identity(stranger, "The server created that root while its agent was not running.")
+                raise self._other_identity(stranger, is_ours=True)
             return
         try:
             found, _, _ = from_settings(raw, self._clock.now_ms())
         except IdentityError as error:
             text = f"{self.file.link} already exists and cannot be read: {error}"
-            raise IdentityExistsError(text, hint=_PLACE_HINT) from error
+            raise IdentityExistsError(text, hint="Move the file away, and start again.") from error
         mine = found.current.session
         known = self.document.find_root(mine.id) or self._recall_root(mine.id)
         if known is None or known.public_key != mine.public_key:
-            more = "If the server was started without the agent, it created that root."
-            raise self._other_identity(mine.id, more)
+            raise self._other_identity(mine.id, is_ours=bool(getattr(self._settings, "recalled", ())))
 
-    def _other_identity(self, root_id: str, more: str) -> IdentityExistsError:
+    def _other_identity(self, root_id: str, *, is_ours: bool) -> IdentityExistsError:
+        """Return the error for a file with a root that the store has never had.
+
+        `is_ours` is true if an agent has already run this server with the identity in the store.
+        """
         migrated = remains_of(self.file.link.parent)
         if migrated is not None:
             store, migrated_id = migrated
@@ -245,7 +247,12 @@ class ManagedOrganization:
         return IdentityExistsError(
             f"{self.file.link} already exists and holds another identity (root {root_id}) than the store"
             f" (root {self.document.current.id})",
-            hint=f"{_PLACE_HINT} {more}",
+            hint=f"A server that was started without its agent created that root; do not migrate it. Move"
+            f" {self.file.link} away, and start again."
+            if is_ours
+            else "If the server belongs to another cluster, import the file into a secret of its own with"
+            " `goatherd migrate`, and name that secret here. If it was started without the agent, it created that root:"
+            " move the file away.",
         )
 
     def _recall_root(self, root_id: str) -> Session | None:

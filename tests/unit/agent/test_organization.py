@@ -205,8 +205,17 @@ async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_opera
     with pytest.raises(IdentityExistsError) as caught:
         await kit.organization.check_place(is_left_over=False)
     assert owned("z").id in str(caught.value)
-    assert "migrate" in caught.value.hint
+    assert "into a secret of its own with `goatherd migrate`" in caught.value.hint
     assert "it created that root" in caught.value.hint
+
+
+async def test_a_root_beside_the_identity_that_an_agent_has_used_is_not_to_be_migrated(kit: Kit) -> None:
+    """The store holds the server's identity already, so `goatherd migrate` would reject the file."""
+    kit.file.link.write_bytes(to_settings(first()).replace(A.id.encode(), owned("z").id.encode()))
+    kit.settings.recalled = (A.session,)
+    with pytest.raises(IdentityExistsError) as caught:
+        await kit.organization.check_place(is_left_over=False)
+    assert "do not migrate it" in caught.value.hint
 
 
 async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its_agent_was_killed(kit: Kit) -> None:
@@ -216,7 +225,7 @@ async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its
     kit.rewrite_records(currentSession=owned("z").to_secret_json())
     with pytest.raises(IdentityExistsError, match=owned("z").id) as caught:
         await kit.organization.check_place(is_left_over=True)
-    assert "migrate" in caught.value.hint
+    assert "do not migrate it" in caught.value.hint
     assert kit.tree["currentSession"]["id"] == owned("z").id
 
 
