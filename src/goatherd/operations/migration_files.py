@@ -192,8 +192,9 @@ def read_settings(source: MigrationSource, now_ms: int) -> tuple[IdentityDocumen
         check_exportable(document)  # a key in an HSM or a KMS is not in the file
         if publishes_private_key(raw):
             notes.append(
-                "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. Treat"
-                " the key as exposed: run `goatherd rotate` as soon as every server starts from the store"
+                "a GoatDB server that runs with this settings.json gives its private key to any caller that asks. If"
+                f" others could reach the server, run `goatherd revoke {document.current.id}` as soon as every server"
+                " starts from the store; a rotation is not enough"
             )
         return document, users, notes
     except IdentityError as error:
