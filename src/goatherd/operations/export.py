@@ -69,7 +69,7 @@ async def export_settings(
         file=file,
         version_id=version.id,
         current_id=document.current.id,
-        roots=len(document.roots),
+        roots=sum(root.id not in document.revoked_ids for root in document.roots),
         sessions=len(sessions),
     )
 

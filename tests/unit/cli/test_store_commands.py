@@ -120,6 +120,17 @@ def test_export_writes_what_goatdb_reads_for_its_owner_only(goatherd: Goatherd, 
     assert document.current.id == made["current"]["id"]
 
 
+def test_export_counts_the_roots_of_the_file_without_a_revoked_one(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    goatherd("revoke", first, "--provider", store, "--unsafe-without-nodes", "--reason", "a drill", "--yes")
+    done = goatherd("export", str(tmp_path / "settings.json"), "--provider", store, "--json").json
+    roots = json.loads((tmp_path / "settings.json").read_text())["roots"]
+    assert first not in [root["id"] for root in roots]
+    assert done["roots"] == len(roots) == 1
+
+
 def test_export_never_writes_the_next_key(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--to", "prepared")
