@@ -78,6 +78,8 @@ def test_a_second_run_after_a_rotation_is_no_error_either(goatherd: Goatherd, da
     again = goatherd("migrate", str(data), "--provider", store, "--json")
     assert again.code == 0
     assert again.json["organizations"][0]["alreadyThere"] is True
+    told = goatherd("migrate", str(data), "--provider", store).out
+    assert f"it contains the root of {data}/localhost/settings.json" in told, "another root is the current one there"
 
 
 def settle(data: Path) -> None:

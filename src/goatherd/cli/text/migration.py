@@ -50,7 +50,7 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
         else f"{outcome.org}: already migrated: root {outcome.current_id} is in {outcome.store}"
     ]
     if outcome.is_read_back:
-        found.append(f"  read back from {outcome.store}: it is the identity of {outcome.settings}")
+        found.append(f"  read back from {outcome.store}: it contains the root of {outcome.settings}")
     found += [f"  {note}" for note in outcome.notes]
     if outcome.in_log:
         sessions = describe_count(outcome.in_log, "trusted user session", "is", "are")
