@@ -320,7 +320,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
         if metrics_file is not None:
             await stack.enter_async_context(read_identity_at_end(store, seen))
         nodes = await stack.enter_async_context(open_nodes(options))
-        progress = stack.enter_context(RotationProgress(app.out))
+        progress = stack.enter_context(RotationProgress(app.out, bare=options.rotation_bare))
         try:
             report = await work(
                 store,

@@ -13,7 +13,7 @@ import pytest
 
 from goatherd.cli.output import Output
 from goatherd.cli.text.progress import RotationProgress
-from goatherd.rotation.events import Decided, HealthSeen, NodesSeen, NodesUnknown
+from goatherd.rotation.events import Decided, HealthSeen, NodeNotified, NodesSeen, NodesUnknown
 from goatherd.rotation.machine import HealthView, NodeView, Wait
 
 from .conftest import Goatherd
@@ -82,6 +82,26 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
         "not healthy, 1 in a row: command check: ended with 1",
         "healthy",
         "waiting until 2026-09-21T14:13:20.000Z: stays healthy",
+    ]
+
+
+def test_only_a_server_that_reads_the_store_is_said_to_read_it_next() -> None:
+    """A manual-restart server does not, and its operator would wait in vain."""
+    stderr = io.StringIO()
+    progress = RotationProgress(Output(as_json=False, stderr=stderr), bare=["http://bare"])
+    wait = Wait(nodes=("http://agent", "http://bare"), reason="has it", until_ms=1_790_000_000_000)
+    for event in (
+        NodeNotified(url="http://agent", is_reached=False),
+        NodeNotified(url="http://bare", is_reached=False),
+        NodeNotified(url="http://bare", is_reached=False, problem="no answer within 5 s"),
+        Decided(action=wait),
+    ):
+        progress.show(event)
+    poll = "waiting for its next poll of the store, at most 30 s unless it is set otherwise"
+    assert stderr.getvalue().splitlines() == [
+        f"http://agent has no refresh endpoint: {poll}",
+        "http://bare was not notified: no answer within 5 s",
+        f"waiting until 2026-09-21T14:13:20.000Z for http://agent, http://bare: has it; http://agent: {poll}",
     ]
 
 

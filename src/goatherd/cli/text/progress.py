@@ -6,7 +6,7 @@ changes, or the servers that it waits for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -37,10 +37,16 @@ _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
 class RotationProgress:
-    """Show the events of one rotation. A context manager; pass its method `show` to the rotation as `on_event`."""
+    """Show the events of one rotation. A context manager; pass its method `show` to the rotation as `on_event`.
 
-    def __init__(self, out: Output) -> None:
+    Args:
+        out: Where to show them.
+        bare: URLs of manual-restart servers, which do not read the store.
+    """
+
+    def __init__(self, out: Output, *, bare: Iterable[str] = ()) -> None:
         self._out = out
+        self._bare = frozenset(bare)
         self._live: Live | None = None
         self._nodes: tuple[NodeView, ...] = ()
         self._phase: PhaseEntered | None = None
@@ -99,7 +105,8 @@ class RotationProgress:
                     }
                     self._line("wait", data, wait)
         elif isinstance(event, NodeNotified):
-            if not event.is_reached and (event.url, event.problem) not in self._told:
+            is_expected = event.problem is None and event.url in self._bare
+            if not event.is_reached and not is_expected and (event.url, event.problem) not in self._told:
                 self._told.add((event.url, event.problem))
                 data = {"node": event.url, "problem": event.problem}
                 if event.problem is None:
