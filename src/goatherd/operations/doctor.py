@@ -35,7 +35,7 @@ from goatherd.operations.stores import RegionState, read_regions
 from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
-from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey
+from goatherd.rotation.obstacles import ORGANIZATION_HINT, WENT_BACK, ObstacleKind, Survey
 from goatherd.rotation.policy import Policy
 from goatherd.settings.base import Origin
 from goatherd.stores import RegionalReader, ReplicatedStore, Standing
@@ -440,7 +440,9 @@ def _check_data(url: str, data: LogsReport) -> Check:
 def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -> Check:
     name, url, report, agent = "node", node.url, node.report, node.report.agent
     current = document.current.id
-    if (problem := node.find_problem()) is not None:
+    # An agent reports about its server although the server rejects the root, which is then all that is wrong.
+    is_rejected = agent is not None and node.trusts_current is False and node.problem is not None
+    if not is_rejected and (problem := node.find_problem()) is not None:
         return Check(name=name, level=FAILED, text=f"{url} {problem}")
     if node.is_of_another_identity({root.id for root in document.roots}):
         text = (
@@ -457,6 +459,7 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
         )
     if not node.trusts_current:
         hint = "Check that it starts from this store, and that its clock is right."
+        hint += "" if agent is None else f" {ORGANIZATION_HINT}"
         return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
     if node.is_unmodified and agent is None:
         return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")

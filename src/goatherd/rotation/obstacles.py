@@ -37,6 +37,9 @@ PEER_HINT: Final = (
     "Start each server with `--peer URL` for every other one (`goatherd serve`), or `peers` for an unmodified GoatDB "
     "server, and see that they reach each other."
 )
+ORGANIZATION_HINT: Final = (
+    "If the application serves several organizations, give --node the host name of this organization."
+)
 
 
 _SHOWN: Final = 5
@@ -501,12 +504,16 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             nodes=urls,
         )
     if node.trusts_current is False and node.roots is not None:
+        signs = (
+            "with which root it signs is not known" if node.signs_with is None else f"it signs with {node.signs_with}"
+        )
+        more = "" if node.report.agent is None else f" {ORGANIZATION_HINT}"
         return Obstacle(
             kind=ObstacleKind.UNTRUSTED,
-            text=f"{url} rejects a request signed by the current root {root}: it signs with {node.signs_with}, at "
-            f"generation {node.generation} of {store.generation}, or its clock is wrong",
+            text=f"{url} rejects a request signed by the current root {root}: {signs}, at generation {node.generation}"
+            f" of {store.generation}, or its clock is wrong",
             hint="Check whether the server can read the store, and whether its clock is right (`goatherd doctor`"
-            " compares the clocks).",
+            f" compares the clocks).{more}",
             nodes=urls,
         )
     if node.trusts_current is False:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from email.utils import formatdate
@@ -245,6 +245,8 @@ class Leaky(BaseHTTPRequestHandler):
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
     leaks = True
     date_offset = timedelta(0)
+    report: Mapping[str, object] | None = None
+    """What the agent in front of it reports; None without an agent."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
@@ -257,6 +259,9 @@ class Leaky(BaseHTTPRequestHandler):
         self._answer(200, json.dumps({"session": user, "roots": [root]}).encode())
 
     def do_GET(self) -> None:
+        if self.report is not None and self.path.startswith("/goatherd/v1/identity"):
+            self._answer(200, json.dumps(self.report).encode())
+            return
         self._answer(200 if self.path == "/healthy" else 404, b"OK")
 
     def date_time_string(self, timestamp: float | None = None) -> str:
@@ -300,6 +305,25 @@ def test_doctor_rings_the_bell_where_a_server_gives_its_private_key_away(
     assert f"{url} returned the private key of root {'r' * 24} to an unauthenticated request" in result.out
     assert "The key is exposed." in result.out
     assert handler.root.to_secret_json()["privateKey"]["d"] not in result.out + result.err
+
+
+def test_an_agent_whose_server_rejects_the_root_may_have_been_asked_for_another_organization(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
+) -> None:
+    """The application chooses the organization by the host name in --node."""
+    url, handler = goatdb
+    handler.leaks = False
+    root = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    check = {"atMs": NOW_MS, "commit": "c" * 24}
+    agent = {"state": "serving", "restarts": 0, "pending": [], "started": root, "leakCheck": check}
+    handler.report = {"signer": root, "roots": [root], "generation": 1, "instance": "i" * 24, "agent": agent}
+    advice = "If the application serves several organizations, give --node the host name of this organization."
+    doctor = goatherd("doctor", "--provider", store, "--node", url)
+    assert f"{url} does not trust root {root}" in doctor.out
+    rotate = goatherd("rotate", "--provider", store, "--node", url)
+    assert f"rejects a request signed by the current root {root}: with which root it signs is not known" in rotate.err
+    assert advice in rotate.err
+    assert advice in doctor.out
 
 
 def test_doctor_tells_a_server_that_keeps_its_key_and_does_not_trust_this_store(
