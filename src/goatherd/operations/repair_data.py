@@ -162,7 +162,10 @@ async def repair_organization(
         fetched = restorer.add_sent([record for records in sent.values() for record in records])
         if moved or restored or fetched:
             judged = check_organization(logs, org, trusted, executor, held)
-    is_incomplete = sessions.set_aside_file.exists() or any(one.repository == SESSIONS_PATH for one in judged.findings)
+    # A line whose signer stays unknown introduces no session, unlike a damaged one, which could be repaired.
+    is_incomplete = sessions.set_aside_file.exists() or any(
+        one.repository == SESSIONS_PATH and one.code != UnknownSignerError.code for one in judged.findings
+    )
     have_peers_answered = bool(peers) and all(held.get(peer.base_url) for peer in peers)
     moved += _set_aside(logs, judged.findings, is_final=have_peers_answered and not is_incomplete)
     present: set[str] = set()

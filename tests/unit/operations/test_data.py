@@ -342,6 +342,23 @@ async def test_records_of_unknown_sessions_are_not_moved_before_every_peer_has_s
     assert [finding.commit_id for finding in done.set_aside] == [commit.id for commit in NOTES]
 
 
+async def test_the_sessions_of_a_root_that_no_peer_introduces_are_moved_with_their_records(directory: Path) -> None:
+    """GoatDB makes such a root if it is started without its settings.json; a record of it introduces nothing."""
+    before = notes(directory).read_bytes()
+    for file, commit in (
+        (directory / "sys" / "sessions.jsonl", introduction(STRANGER, THIEF, commit_id="s9")),
+        (notes(directory), commit_by(STRANGER, "k9", {}, commit_id="n9")),
+    ):
+        with file.open("ab") as log:
+            log.write(frame_records([commit.to_json()]))
+    left = await repair(directory)
+    assert [finding.commit_id for finding in left.after.findings] == ["s9", "n9"], "a peer may know the root"
+    done = await repair(directory, FakePeer(PEER))
+    assert [finding.commit_id for finding in done.set_aside] == ["s9", "n9"]
+    assert done.after.findings == ()
+    assert notes(directory).read_bytes() == before
+
+
 @LOSSES
 async def test_records_that_were_moved_when_their_session_was_lost_are_taken_back_once_a_peer_has_sent_it(
     directory: Path, how: str
