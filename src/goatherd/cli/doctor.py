@@ -125,7 +125,8 @@ async def _data(app: App, action: str, directory: Path, *, offline: bool) -> int
             app.out.result({"organizations": [one.to_json() for one in reports]}, data_check_lines(reports, directory))
             return 0 if all(one.is_clean for one in reports) else EXIT_FINDINGS
         repairs = await repair_data(directory, org=org, open_store=opening, peers=peers)
-        app.out.result({"organizations": [one.to_json() for one in repairs]}, data_repair_lines(repairs))
+        lines = data_repair_lines(repairs, has_peers=bool(peers))
+        app.out.result({"organizations": [one.to_json() for one in repairs]}, lines)
         return 0 if all(one.is_complete for one in repairs) else EXIT_FINDINGS
 
 

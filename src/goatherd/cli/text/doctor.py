@@ -107,8 +107,8 @@ def _list_findings(findings: Sequence[LogFinding], directory: Path) -> list[str]
     return lines
 
 
-def data_repair_lines(repairs: Sequence[Repair]) -> list[str]:
-    """Return what a repair of a data directory did, as lines."""
+def data_repair_lines(repairs: Sequence[Repair], *, has_peers: bool) -> list[str]:
+    """Return what a repair of a data directory did, as lines. `has_peers` is true if a --peer was given."""
     lines = []
     for one in repairs:
         directory = one.before.directory
@@ -137,7 +137,11 @@ def data_repair_lines(repairs: Sequence[Repair]) -> list[str]:
         if one.unidentified:
             lines.append(f"  lines without a readable commit id: {one.unidentified}")
         if one.lacking or one.unidentified:
-            lines.append("  A server with --peer fetches what its peers hold. `repair --peer URL` does so now.")
+            lines.append(
+                "  No peer that answered holds a valid copy. If other servers may, name them with --peer URL."
+                if has_peers
+                else "  A server with --peer fetches what its peers hold. `repair --peer URL` does so now."
+            )
         lines += [f"  problem: {problem}" for problem in one.problems]
         if one.after.conflicts:
             lines.append(f"  still in conflict: {describe_count(len(one.after.conflicts), 'session')}")
@@ -146,5 +150,10 @@ def data_repair_lines(repairs: Sequence[Repair]) -> list[str]:
             lines.append(f"  not repaired: {len(one.after.findings)}")
             lines += [f"  {line}" for line in _list_findings(one.after.findings, directory)]
             if any(finding.code == UnknownSignerError.code for finding in one.after.findings):
-                lines.append("  Records of unknown sessions stay in their logs. --peer URL fetches missing sessions.")
+                lines.append(
+                    "  Records of unknown sessions stay in their logs until every --peer has sent its sessions, and"
+                    " while sys/sessions.jsonl.damaged exists."
+                    if has_peers
+                    else "  Records of unknown sessions stay in their logs. --peer URL fetches missing sessions."
+                )
     return lines
