@@ -741,7 +741,8 @@ class NotAdoptedError(RotationError):
 
     code = "rotation.not_adopted"
     hint = (
-        "Run `goatherd status`. Start the servers that did not answer, or remove them from --node. Then rotate again."
+        "Run `goatherd status`, and read the logs of the servers that are named here. Start those that did not answer,"
+        " or remove them from --node. Then rotate again."
     )
 
     def __init__(self, message: str, *, report: object = None, hint: str | None = None) -> None:

@@ -162,6 +162,7 @@ class Agent:
         self._up_since: float | None = None
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
+        self._refused_code: str | None = None
         self._is_file_pending = False
         self._passed_on: set[int] = set()
         self._is_cut_off_reported = False
@@ -216,7 +217,12 @@ class Agent:
 
     def describe(self) -> dict[str, Any]:
         """Return what the agent currently does with its server, for the answers of the management endpoints."""
-        return {"instance": self._instance, "state": self._state.value, "restarts": max(0, self._starts - 1)}
+        return {
+            "instance": self._instance,
+            "state": self._state.value,
+            "restarts": max(0, self._starts - 1),
+            "problem": self._refused_code or self._lease.problem,
+        }
 
     def _pass_on(self, number: int) -> None:
         self._passed_on.add(number)
@@ -419,6 +425,7 @@ class Agent:
 
     async def _follow_store(self) -> None:
         """Apply changes of the identity in the store to the server, while this node holds the restart lease."""
+        self._refused_code = None
         reasons = self._reasons_to_restart()
         if not reasons:
             return
@@ -439,6 +446,7 @@ class Agent:
 
     def _report_refused(self, error: GoatherdError) -> None:
         self._again_at = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
+        self._refused_code = error.code
         _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
 
     def _reasons_to_restart(self) -> tuple[str, ...]:

@@ -107,6 +107,9 @@ class Lease:
         skew: Largest difference between the clocks of nodes.
         poll: How often to read the lease while another node holds it.
         clock: Supplies the current time.
+
+    Attributes:
+        problem: Code of the error for which the lease cannot be taken now; None if there is none.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class Lease:
         self._version: str | None = None
         self._is_taking = False
         self._watched: tuple[str, float] | None = None
+        self.problem: str | None = None
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
@@ -158,9 +162,11 @@ class Lease:
 
     async def _acquire_lease(self) -> None:
         pause, last_code, last_holder = self._poll, "", ""
+        self.problem = None
         while True:
             try:
                 holder = await self._try_to_take()
+                self.problem = None
                 if holder is None:
                     _log.info(event_text(Event.AGENT_LEASE_TAKEN, lease=self._secret_id))
                     return
@@ -169,6 +175,7 @@ class Lease:
                     last_holder = holder
                     _log.info(event_text(Event.AGENT_LEASE_AWAITED, lease=self._secret_id, holder=holder))
             except (ProviderError, AgentError) as error:
+                self.problem = error.code
                 if error.code != last_code:
                     last_code = error.code
                     _log.error(event_text(Event.AGENT_LEASE_FAILED, code=error.code, message=error))
@@ -296,6 +303,8 @@ class NoLease:
 
     For a single server, or for servers that an orchestrator restarts one at a time.
     """
+
+    problem: str | None = None
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:

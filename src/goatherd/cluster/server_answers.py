@@ -105,6 +105,7 @@ class AgentReport:
         started: Id of the root with which the server was started.
         restarts: How often the agent has restarted the server.
         pending: The reasons why the server is to be restarted; empty if it is not.
+        problem: Code of the error for which the agent cannot restart the server now; None if there is none.
         checked_ms: When the agent last checked that the server does not expose a private key, in milliseconds since
             1970; None if it has not.
         check_commit: Id of the commit by which the server introduced the session created for that check.
@@ -115,6 +116,7 @@ class AgentReport:
     started: str | None
     restarts: int | None
     pending: tuple[str, ...]
+    problem: str | None
     checked_ms: int | None
     check_commit: str | None
     door: DoorReport | None
@@ -129,6 +131,8 @@ class AgentReport:
         """What the agent is doing with the server, as a human-readable phrase; None if the server simply runs."""
         if self.state in _ACTIVITIES:
             return _ACTIVITIES[self.state or ""]
+        if self.pending and self.problem is not None:
+            return f"cannot be restarted by its agent now: {self.problem} (the agent's log says more)"
         return "waits for its turn to restart" if self.pending else None
 
 
@@ -516,6 +520,7 @@ def _agent(value: object) -> AgentReport:
         started=read.of("started", _id),
         restarts=read.of("restarts", _count),
         pending=tuple([make_printable(_text(one)) for one in pending or ()]),
+        problem=read.of("problem", _id),
         checked_ms=None if found is None else found.of("atMs", _time),
         check_commit=None if found is None else found.of("commit", _id),
         door=read.of("door", _door),

@@ -122,9 +122,11 @@ async def test_a_child_is_not_stopped_for_a_file_for_which_there_is_no_room(
         world.settings.change(activated())
         await world.until(lambda: "agent.change_refused" in told.text)
         assert world.supervisor.pid == pid
+        assert world.agent.describe()["problem"] == SettingsError.code
         is_full = False
         world.clock.passed += AGAIN_AFTER.total_seconds()
         await world.seen(A.id, B.id)
+        assert world.agent.describe()["problem"] is None
         assert [path.name for path in (world.path / "memory").iterdir()] == ["localhost.json"]
 
 

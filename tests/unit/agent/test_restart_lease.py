@@ -203,8 +203,12 @@ async def test_a_store_that_fails_is_asked_on(
     provider: CountingProvider, clock: HandClock, kind: type[UnavailableError]
 ) -> None:
     provider.failures = [kind, kind, kind]
-    turn = Turn(lease(provider, clock, "one"))
+    one = lease(provider, clock, "one")
+    turn = Turn(one)
+    await clock.turn(SECOND)
+    assert one.problem == kind.code
     await until(clock, turn, timedelta(minutes=3))
+    assert one.problem is None
     await turn.end()
 
 

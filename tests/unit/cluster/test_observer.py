@@ -462,6 +462,28 @@ async def test_a_server_that_its_agent_restarts_is_not_in_trouble(make_herd: Mak
 
 
 @pytest.mark.parametrize(
+    ("problem", "activity"),
+    [
+        (None, "waits for its turn to restart"),
+        (
+            "provider.access_denied",
+            "cannot be restarted by its agent now: provider.access_denied (the agent's log says more)",
+        ),
+    ],
+)
+async def test_an_agent_that_cannot_restart_its_server_says_why(
+    make_herd: MakeHerd, problem: str | None, activity: str
+) -> None:
+    """Otherwise a rotation waits for a turn that does not come."""
+    herd = await make_herd(nodes=1, clients=0, unmodified=[0])
+    node = await under_agent(herd)
+    node.claim = {"agent": {"state": "serving", "pending": ["a new root"], "problem": problem}}
+    observer = Observer([node], clock=herd.clock, timeout=timedelta(seconds=HANG))  # type: ignore[list-item]
+    (view,) = await observer.observe(Question(asker=node.document.current))
+    assert view.activity == activity
+
+
+@pytest.mark.parametrize(
     ("answer", "rejects"),
     [
         ({"degraded": True, "refusal": {"code": "identity.broken_succession"}}, "identity.broken_succession"),
