@@ -110,6 +110,8 @@ class Event(StrEnum):
     """The server was not ready in time."""
     AGENT_ENDED = "agent.ended"
     """The server has exited without a request of the agent."""
+    AGENT_STOPPING = "agent.stopping"
+    """The agent has received a signal to stop: it stops the server that it runs, removes its files and exits."""
     AGENT_KILLED = "agent.killed"
     """The server did not stop in time, and the agent killed it."""
     AGENT_CUT_OFF = "agent.cut_off"

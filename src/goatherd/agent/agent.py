@@ -209,6 +209,7 @@ class Agent:
                 self._supervisor.hurry()
             if self._listening is not None:
                 self._listening.hurry()
+        _log.info(event_text(Event.AGENT_STOPPING, signal=signal.Signals(number).name))
         self._stop_number = number if self._stop_number is None else self._stop_number
         self._service.report_stopping()
         if self._supervisor is not None:

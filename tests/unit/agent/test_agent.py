@@ -80,6 +80,7 @@ async def test_a_clean_stop_is_exit_code_0_and_what_the_server_does_badly_is_nam
         world.agent.stop(number)
         assert await task == code
     assert told.text.count("agent.cut_off") == is_cut_off
+    assert f"agent.stopping signal={signal.Signals(number).name}" in told.text
 
 
 async def test_a_second_signal_is_passed_on_and_a_server_that_ignores_it_is_killed_soon(
