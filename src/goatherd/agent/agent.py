@@ -52,6 +52,7 @@ RENOTIFY: Final = 3
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+_COMMAND_HINT: Final = "Check --command: run it by hand as the agent's user."
 
 _log = logging.getLogger("goatherd.agent")
 
@@ -693,15 +694,17 @@ async def run_command(command: Sequence[str], patience: timedelta, clock: Clock,
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=environ, start_new_session=True
         )
     except OSError as error:
-        raise AgentError(f"cannot run {command[0]}: {error.strerror}") from error
+        raise AgentError(f"cannot run {command[0]}: {error.strerror}", hint=_COMMAND_HINT) from error
     ending = asyncio.create_task(process.wait())
     limit = asyncio.create_task(clock.sleep(patience))
     try:
         await asyncio.wait({ending, limit}, return_when=asyncio.FIRST_COMPLETED)
         if not ending.done():
-            raise AgentError(f"the command {command[0]} did not end within {patience.total_seconds():g} s")
+            text = f"the command {command[0]} did not end within {patience.total_seconds():g} s"
+            raise AgentError(text, hint=_COMMAND_HINT)
         if process.returncode:
-            raise AgentError(f"the command {command[0]} ended with exit status {process.returncode}")
+            text = f"the command {command[0]} ended with exit status {process.returncode}"
+            raise AgentError(text, hint=_COMMAND_HINT)
     finally:
         limit.cancel()
         ending.cancel()

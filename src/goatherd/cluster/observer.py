@@ -212,7 +212,8 @@ class Observer:
         if found:
             hints.append(
                 f"{', '.join(found)}: unmodified GoatDB, which signs with another root only after a restart. Run it"
-                " under `goatherd run`; or, if it is restarted by hand only, name it with --bare."
+                " under `goatherd run`; if it is, the agent's log states why it did not follow. If it is restarted by"
+                " hand only, name it with --bare."
             )
         if from_file:
             hints.append(

@@ -325,6 +325,9 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
             if pid > 1:
                 os.kill(pid, number)
         except (OSError, ValueError) as error:
-            raise AgentError(f"cannot signal the server whose process id is in {pid_file}: {error}") from error
+            raise AgentError(
+                f"cannot signal the server whose process id is in {pid_file}: {error}",
+                hint="Check --pid-file: the server must write the file at each start.",
+            ) from error
 
     return notify

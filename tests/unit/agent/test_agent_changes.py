@@ -283,8 +283,9 @@ async def always(*_: object) -> bool:
 async def test_a_command_that_fails_or_does_not_exist_or_hangs_is_an_error_without_consequences() -> None:
     clock, environ = SystemClock(), dict(os.environ)
     for command, patience in ((["false"], PATIENCE), (["no-such-command"], PATIENCE), (["sleep", "60"], SOON)):
-        with pytest.raises(AgentError):
+        with pytest.raises(AgentError) as caught:
             await run_command(command, patience, clock, environ)
+        assert "--command" in caught.value.hint
 
 
 async def test_a_command_that_is_cut_short_leaves_no_process_behind(tmp_path: Path) -> None:

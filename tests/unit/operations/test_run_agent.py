@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.agent import Rules, Supervisor
-from goatherd.errors import ConfigurationError, StorageError
+from goatherd.errors import AgentError, ConfigurationError, StorageError
 from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent, signal_notifier
 
 
@@ -76,3 +76,9 @@ def test_what_opens_the_store_and_the_sealed_copy_is_not_in_the_servers_environm
 def test_a_signal_without_a_process_to_send_it_to_is_rejected_before_anything_starts() -> None:
     with pytest.raises(ConfigurationError, match="process id"):
         signal_notifier(15, supervisor=None, pid_file=None)
+
+
+async def test_a_pid_file_without_a_running_process_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match="pid") as caught:
+        await signal_notifier(15, supervisor=None, pid_file=tmp_path / "pid")()
+    assert "--pid-file" in caught.value.hint

@@ -85,4 +85,5 @@ async def test_without_being_told_so_the_rotation_goes_back_and_the_hint_says_wh
     await check_steady(herd)
     assert herd.nodes[1].base_url in caught.value.hint
     assert "goatherd run" in caught.value.hint
+    assert "the agent's log states why" in caught.value.hint, "under `goatherd run --watch` it looks the same"
     assert "--bare" in caught.value.hint
