@@ -11,6 +11,7 @@ from goatherd.cli.text.rotation import bare_lines
 from goatherd.cluster.observer import Observer
 from goatherd.errors import NotAdoptedError
 from goatherd.rotation.machine import Evidence, NodeView, Observation, Outcome, Phase, Policy, Step, StoreView, missing
+from goatherd.times import iso
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
 STORE = StoreView(
@@ -74,6 +75,9 @@ async def test_a_rotation_goes_through_with_a_bare_server_loses_nothing_and_says
     assert bare in told
     assert "goatherd run --once" in told
     assert document.current.id in told
+    root = document.find_root(report.from_id or "")
+    assert root is not None
+    assert f"at most until its root expires ({root.id}: {iso(root.expiration_ms)})" in told
     assert bare_lines(report, []) == []
 
 

@@ -164,11 +164,15 @@ def bare_lines(report: Report, bare: Iterable[str]) -> list[str]:
     waiting = [url for url in report.behind if url in set(bare)]
     if not waiting:
         return []
+    expires_ms = report.restorable_until_ms
+    stopped = report.to_id if report.outcome is Outcome.ABANDONED else report.from_id
+    end = "" if expires_ms is None else f", at most until its root expires ({stopped}: {iso(expires_ms)})"
     return [
         f"restart these servers by hand, one after the other: {' '.join(waiting)}",
         f"  stop it; `goatherd run --once --data DIR` there writes its settings.json for {report.current_id}; start it",
-        "  what a server signs until then is valid everywhere; but its file holds the previous private key, and with",
-        "  less than 15 days left GoatDB extends that root and exposes its key: restart it before `goatherd retire`",
+        f"  what a server signs until then is valid everywhere{end}",
+        "  its file holds the previous private key, and with less than 15 days left GoatDB extends that root and",
+        "  exposes its key: restart it before `goatherd retire`",
         "  `goatherd run` does all of this automatically",
     ]
 
