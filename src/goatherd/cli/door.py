@@ -71,7 +71,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @door_options
 @region_option()
-@log_level_option("warning")
+@log_level_option("info")
 def door(
     app: App,
     *,
@@ -90,7 +90,7 @@ def door(
     makes it stop at once. `goatherd run --door PORT` starts a server and its door together.
     """
     require_node_extra()
-    log_to_stderr(log_level, others=log_level)
+    log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
 
     from goatherd.operations.run_door import run_door
 

@@ -72,6 +72,7 @@ async def test_it_opens_guards_and_closes(tmp_path: Path) -> None:
         _, errors = await process.communicate()
         assert process.returncode == 0
         assert b"door.key_withheld" in errors
+        assert b"door.opened" in errors, "what ends a warning, such as door.sees, is logged at the same level"
         assert secret.encode() not in errors
 
 
