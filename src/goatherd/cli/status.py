@@ -44,11 +44,11 @@ def status(app: App, html: Path | None) -> int:
 async def _status(app: App, html: Path | None) -> int:
     options = app.options
     grace = options.rotation_grace
+    hidden = sorted(set(options.rotation_bare) - set(options.nodes))
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(options, is_reader=True))
         if listed_nodes(options):
             nodes = await stack.enter_async_context(open_nodes(options))
-            hidden = set(options.rotation_bare) - set(options.nodes)
             found = await read_status(store, nodes, build_policy(options), grace=grace, hidden=hidden)
         else:
             found = await read_status(store, grace=grace)
@@ -63,7 +63,11 @@ async def _status(app: App, html: Path | None) -> int:
                 schedule=build_schedule(options),
                 audit_log=options.audit_log,
             )
-    app.out.result(status_data(found), status_lines(found, app.out))
+    lines = status_lines(found, app.out)
+    if hidden:
+        urls = " ".join(hidden)
+        lines.append(f"not shown, because they are restarted by hand: {urls} (`goatherd doctor` checks them)")
+    app.out.result(status_data(found), lines)
     return 0 if found.is_in_step else EXIT_FINDINGS
 
 

@@ -96,6 +96,11 @@ class CheckScope:
     refresh_interval: timedelta
     health: Sequence[HealthSignal] = ()
 
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses of all servers, manual-restart servers included."""
+        return tuple(dict.fromkeys((*self.addresses, *sorted(self.policy.bare))))
+
 
 async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckScope) -> list[Check]:
     """Make every check of `goatherd doctor` and return the results.
@@ -127,7 +132,7 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
         if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
             checks += await _check_regions(store)
         checks += await _check_servers(document, scope)
-        if not scope.addresses:
+        if not scope.servers:
             checks.append(
                 Check(
                     name=SERVERS,
@@ -144,11 +149,10 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
 
 async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
     """Return the checks of whether a rotation can start or continue; an empty list if no server is listed."""
-    addresses = tuple(dict.fromkeys((*scope.addresses, *sorted(scope.policy.bare))))
-    if not addresses:
+    if not scope.servers:
         return []
     try:
-        async with NodeDirectory(addresses, timeout=scope.timeout, org=scope.org) as nodes:
+        async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as nodes:
             rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
             return check_obstacles(await rotator.survey())
     except GoatherdError as error:
@@ -270,7 +274,7 @@ def check_obstacles(survey: Survey) -> list[Check]:
 
 
 async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
-    async with NodeDirectory(scope.addresses, timeout=scope.timeout, org=scope.org) as directory:
+    async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -281,7 +285,7 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
             checks.append(Check(name=SERVERS, level=OK, text=f"{len(clients)} found: {found}"))
         for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
-    if document is not None and scope.addresses:
+    if document is not None and scope.servers:
         checks += await _check_sessions(document, scope)
     return checks
 
@@ -308,7 +312,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
         else:
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
-    async with NodeDirectory(scope.addresses, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
+    async with NodeDirectory(scope.servers, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:  # it was not, a moment ago
@@ -466,6 +470,9 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
     if agent is not None and node.signs_with is None:
         text = f"{url} trusts root {current}; its agent has not seen yet with which root it signs"
         return Check(name=name, level=WARNING, text=text, hint="Check again in a minute.")
+    if node.signs_with != current and url in scope.policy.bare:
+        text = f"{url} signs with {node.signs_with}, not with {current}, until you restart it"
+        return Check(name=name, level=WARNING, text=text, hint="Write its settings.json, and restart it.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
         hint = "Check whether the server can read the store."

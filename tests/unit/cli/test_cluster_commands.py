@@ -307,6 +307,19 @@ def test_doctor_rings_the_bell_where_a_server_gives_its_private_key_away(
     assert handler.root.to_secret_json()["privateKey"]["d"] not in result.out + result.err
 
 
+def test_manual_restart_servers_in_the_configuration_are_checked_by_doctor_and_named_by_status(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]], tmp_path: Path
+) -> None:
+    """They may expose their keys, too."""
+    url, _ = goatdb
+    goatherd("init", "--provider", store)
+    (tmp_path / "goatherd.toml").write_text(f'[rotation]\nbare = ["{url}"]\n')
+    found = checks(goatherd("doctor", "--provider", store, "--json"))
+    assert [level for level, _ in found["key exposure"]] == ["fail"]
+    assert "servers" not in found, "one is listed"
+    assert f"not shown, because they are restarted by hand: {url} " in goatherd("status", "--provider", store).out
+
+
 def test_an_agent_whose_server_rejects_the_root_may_have_been_asked_for_another_organization(
     goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
 ) -> None:
@@ -429,7 +442,7 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
 
 @pytest.mark.slow
 def test_a_server_with_a_settings_json_does_not_mean_that_the_store_went_back(
-    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no unmodified server, and reports an identity of generation 1 that the store has never held."""
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
@@ -450,6 +463,11 @@ def test_a_server_with_a_settings_json_does_not_mean_that_the_store_went_back(
         assert rotated.json["behind"] == [server.url]
         doctor = goatherd("doctor", *here, "--json")
         assert "is from a settings.json: start it with --provider" in doctor.out
+        monkeypatch.setenv("GOATHERD_ROTATION_BARE", server.url)
+        doctor = goatherd("doctor", *here)
+        assert doctor.code == 0, doctor.out
+        assert "until you restart it" in doctor.out
+        monkeypatch.delenv("GOATHERD_ROTATION_BARE")
         assert server.stop() == 0
         assert goatherd("export", str(file), "--provider", store, "--replace").code == 0
         server = serve("--settings", str(file), "--data", str(tmp_path / "data"))
