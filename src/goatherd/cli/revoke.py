@@ -26,7 +26,7 @@ from goatherd.cli.text.revocation import (
     revocation_plan_lines,
 )
 from goatherd.cli.text.rotation import warn_of_short_life
-from goatherd.config.build import build_policy, open_nodes, open_store
+from goatherd.config.build import build_policy, listed_nodes, open_nodes, open_store
 from goatherd.operations import revoke as operations
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW
@@ -149,7 +149,7 @@ def revoke(
 
 def _confirm(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
     # Without servers, the revocation is refused before the question.
-    operations.check_revocation_servers(app.options.nodes, unsafe_without_nodes=unsafe_without_nodes)
+    operations.check_revocation_servers(listed_nodes(app.options), unsafe_without_nodes=unsafe_without_nodes)
     if not app.out.may_ask:
         raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
     click.confirm(f"Revoke root {root_id}? This cannot be undone.", abort=True, err=True)
@@ -159,7 +159,7 @@ async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> Re
     options = app.options
     async with (
         open_store(options) as store,
-        open_nodes(options, options.nodes, timeout=operations.REQUEST_TIMEOUT) as nodes,
+        open_nodes(options, timeout=operations.REQUEST_TIMEOUT) as nodes,
     ):
         policy = build_policy(options)
         return await work(store, nodes, policy, on_event=lambda event: revocation_event(app.out, event))

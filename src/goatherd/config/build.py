@@ -180,20 +180,17 @@ def listed_nodes(options: Options) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
 
 
-def open_nodes(
-    options: Options, addresses: Sequence[str] | None = None, *, timeout: timedelta | None = None
-) -> NodeDirectory:
+def open_nodes(options: Options, *, timeout: timedelta | None = None) -> NodeDirectory:
     """Return a directory of the cluster's servers, to be entered with ``async with``.
 
     Args:
         options: The organization, the servers and the timeout.
-        addresses: Servers, or addresses that discover them; `listed_nodes` by default.
         timeout: Timeout of one request with a large answer; the longer of this and `options.timeout` is used.
     """
     from goatherd.cluster.discovery import NodeDirectory
 
     return NodeDirectory(
-        listed_nodes(options) if addresses is None else addresses,
+        listed_nodes(options),
         timeout=options.timeout if timeout is None else max(options.timeout, timeout),
         org=options.org,
     )

@@ -109,7 +109,7 @@ def test_in_haste_the_identity_alone_can_be_written(goatherd: Goatherd, store: s
 
 
 def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_afterwards(
-    goatherd: Goatherd, store: str, tmp_path: Path
+    goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_ms = SystemClock().now_ms()
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=now_ms, lifetime=timedelta(days=90))
@@ -134,7 +134,9 @@ def test_over_unmodified_servers_it_ends_and_names_what_they_sign_with_the_root_
             signers = {raw["s"] for raw in child.repositories[SESSIONS].values() if raw["k"] == user.id}
             assert signers == {root.id, successor}
         one.introduce(late)
-        again = goatherd(*words, *nodes)
+        monkeypatch.setenv("GOATHERD_ROTATION_BARE", other.url)
+        again = goatherd(*words, *nodes[:2])
+        assert f"{other.url}: an unmodified GoatDB server\n" in again.out, "a manual-restart server, which must restart"
         assert (again.code, "sessions: 1 to reissue, 0 pushed" in again.out) == (0, True)
         assert f"are not reissued: {late.id}" in again.out
 
