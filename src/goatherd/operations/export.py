@@ -15,6 +15,7 @@ from goatherd.errors import IdentityExistsError
 from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import to_settings
+from goatherd.identity.succession import verify_signed
 from goatherd.operations.identity_store import Store
 
 
@@ -52,11 +53,16 @@ async def export_settings(
 
     Raises:
         IdentityExistsError: The file exists with other contents, and `replace` is False.
+        UnsignedIdentityError: The identity was changed since a root signed it.
         ConfigurationError: `data` has no ``/sys/sessions`` log.
         IdentityError: The root has less than 15 days left, or the identity is malformed.
         ProviderError: The store cannot be read.
     """
     version, document = await store.read()
+    # SECURITY: an unmodified server trusts every root in the file, also one that an attacker has added to the identity
+    # (tests/unit/cli/test_sign.py).
+    if document.signature is not None:
+        verify_signed(document)
     sessions: tuple[Session, ...] = ()
     if data is not None:
         # Imported here, since an export without --data needs no storage of a server.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 
@@ -52,7 +53,9 @@ def test_a_signed_identity_needs_nothing(goatherd: Goatherd, store: str) -> None
     assert "signature   by the current root" in shown.out
 
 
-def test_what_changed_is_shown_and_nothing_is_written_without_an_option(goatherd: Goatherd, store: str) -> None:
+def test_what_changed_is_shown_and_nothing_is_written_without_an_option(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
     goatherd("init", "--provider", store)
     write(store, newer={"a": 1})
     assert "signature   invalid" in goatherd("show", "--provider", store).out
@@ -64,6 +67,9 @@ def test_what_changed_is_shown_and_nothing_is_written_without_an_option(goatherd
         result = goatherd(*refused, "--provider", store)
         assert result.code != 0
     assert "was signed at generation 1 and changed since" in goatherd("retire", "--yes", "--provider", store).err
+    exported = goatherd("export", str(tmp_path / "settings.json"), "--provider", store)
+    assert "was signed at generation 1 and changed since" in exported.err, "a server would trust what was added"
+    assert not (tmp_path / "settings.json").exists()
     result = goatherd("sign", "--provider", store)
     assert result.code == 11
     assert "a tool that does not sign has written" in result.out
