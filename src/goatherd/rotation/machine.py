@@ -954,9 +954,10 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     elif store.leaving and not nodes:
         problem = "no server is listed"
     elif store.leaving:
+        away = [node.url for node in nodes if not node.reachable]
         behind = [node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving)]
-        away = {node.url for node in nodes if not node.reachable}
-        problem = f"expected that {_join_names(behind, away)} {Evidence.HOLDS_EARLIER}"
+        # Without the servers that do not answer, no introduction is sent to the others either.
+        problem = f"expected that {_join_names(away or behind, away)} {Evidence.HOLDS_EARLIER}"
     return Illegal(
         why=f"the identity document is too large for another rotation: {problem}",
         hint="Start the servers that did not answer, or remove servers that no longer exist from the list.",

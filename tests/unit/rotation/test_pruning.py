@@ -103,6 +103,7 @@ def test_a_full_document_begins_no_rotation_before_there_is_room() -> None:
     ("changes", "nodes", "problem"),
     [
         ({}, (node(1, "X", "Y"), SILENT), "http://n3 (did not answer)"),
+        ({}, (node(1), SILENT), "http://n3 (did not answer)"),
         ({}, (), "no server is listed"),
         ({"leaving": ()}, (node(1),), "no earlier root that may be removed"),
     ],
