@@ -12,6 +12,7 @@ gets a conflict and writes its value again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -36,7 +37,6 @@ from goatherd.providers.capabilities import BETWEEN, list_copied_versions
 from goatherd.providers.values import (
     CURRENT,
     STABLE,
-    SecretBytes,
     SecretVersion,
     VersionId,
     VersionState,
@@ -86,6 +86,27 @@ class Holding:
         return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))
 
 
+@dataclass(slots=True)
+class ReadVersions:
+    """What was found in the versions that were read before, so that each is read once: a version's value never changes.
+
+    Holds ids and digests, but no value.
+
+    Attributes:
+        digests: The SHA-256 of each version's value.
+        contents: By this digest, the ids of the roots whose private keys the value holds, and the id of the rotation
+            that is prepared or published in it, or None.
+    """
+
+    digests: dict[VersionId, bytes] = field(default_factory=dict)
+    contents: dict[bytes, tuple[frozenset[str], str | None]] = field(default_factory=dict)
+
+    def forget(self, version: str) -> None:
+        """Let a version and its copies be read again: they are to be destroyed, and a store may list them longer."""
+        digest = self.digests.get(VersionId(version))
+        self.digests = {one: known for one, known in self.digests.items() if known != digest}
+
+
 async def find_holdings(
     provider: StoreReader,
     secret_id: str,
@@ -94,6 +115,7 @@ async def find_holdings(
     without: Collection[str] = (),
     latest_ms: int | None = None,
     has_copies: bool = True,
+    known: ReadVersions | None = None,
 ) -> tuple[Holding, ...]:
     """Read every version that is not destroyed, newest first, and return which private keys each holds.
 
@@ -109,18 +131,21 @@ async def find_holdings(
         latest_ms: The latest possible time. The time of a version that is later was recorded by a wrong clock, and is
             not used. None if no recorded time is known to be wrong.
         has_copies: Whether to search the stores of other regions, too.
+        known: What earlier calls with this provider and secret have read, which is not read again; what this call reads
+            is added. None to read every version.
 
     Raises:
         ProviderError: The store failed. A store of another region that fails is listed as a holding with a problem.
     """
-    values: list[SecretBytes] = []
+    known = ReadVersions() if known is None else known
+    own: set[bytes] = set()
 
     async def look_into_each(versions: Sequence[SecretVersion], *, is_copied: bool) -> list[Holding]:
         found = []
         for version in versions:
             if version.state is VersionState.DESTROYED or version.id in without:
                 continue
-            holding = await _look_into(provider, secret_id, document, version, values, is_copied=is_copied)
+            holding = await _look_into(provider, secret_id, document, version, own, known, is_copied=is_copied)
             if holding is not None:
                 found.append(holding)
         return [_with_retirement_time(one, found, document, latest_ms) for one in found]
@@ -200,7 +225,7 @@ async def find_cancelled_holdings(
     for version in (await provider.versions(secret_id))[:_RECENT]:
         if version.state is not VersionState.ENABLED or version.id in without:
             continue
-        holding = await _look_into(provider, secret_id, document, version, [])
+        holding = await _look_into(provider, secret_id, document, version, set(), ReadVersions())
         if holding is None or holding.rotation_id != rotation_id:
             if found:
                 break
@@ -248,7 +273,8 @@ async def _look_into(
     secret_id: str,
     document: IdentityDocument,
     version: SecretVersion,
-    values: list[SecretBytes],
+    own: set[bytes],
+    known: ReadVersions,
     *,
     is_copied: bool = False,
 ) -> Holding | None:
@@ -257,8 +283,10 @@ async def _look_into(
     Args:
         provider, secret_id, document: As for `find_holdings`.
         version: The version.
-        values: The values of the provider's own versions, to which a value that is not copied is added.
-        is_copied: Whether the version is in the store of another region; with one of `values` it is a mere copy.
+        own: The digests of the values of the provider's own versions, to which that of a value that is not copied is
+            added.
+        known: What was read before, to which what is read now is added.
+        is_copied: Whether the version is in the store of another region; with a digest in `own` it is a mere copy.
     """
     private: frozenset[str] = frozenset()
     rotation_id: str | None = None
@@ -274,15 +302,21 @@ async def _look_into(
     if version.state is VersionState.DISABLED:
         return unknown
     try:
-        found = await provider.read(secret_id, version.id)
-        if is_copied and found.value in values:
+        digest, value = known.digests.get(version.id), None
+        if digest is None or version.is_leftover:
+            value = (await provider.read(secret_id, version.id)).value.reveal()
+            digest = hashlib.sha256(value).digest()
+            if not version.is_leftover:  # another writer may still replace the value that a killed one has left
+                known.digests[version.id] = digest
+        if is_copied and digest in own:
             return None
         if not is_copied:
-            values.append(found.value)
-        held = decode_document(found.value.reveal())
-        signing = [one for one in (held.current, held.next) if one is not None]
-        private = frozenset(one.id for one in signing if not one.is_remote)
-        rotation_id = held.rotation.id if held.rotation is not None and held.next is not None else None
+            own.add(digest)
+        if digest not in known.contents:
+            if value is None:
+                value = (await provider.read(secret_id, version.id)).value.reveal()
+            known.contents[digest] = _read_content(value)
+        private, rotation_id = known.contents[digest]
     except SecretNotFoundError:
         return None  # destroyed since it was listed
     except VersionDisabledError:
@@ -310,6 +344,14 @@ async def _look_into(
         is_of_cancelled=rotation_id is not None and rotation_id in cancelled,
         is_copied=is_copied,
     )
+
+
+def _read_content(value: bytes) -> tuple[frozenset[str], str | None]:
+    """Return what `ReadVersions.contents` holds about a value."""
+    held = decode_document(value)
+    signing = [one for one in (held.current, held.next) if one is not None]
+    private = frozenset(one.id for one in signing if not one.is_remote)
+    return private, held.rotation.id if held.rotation is not None and held.next is not None else None
 
 
 def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goatherd retire`") -> str:

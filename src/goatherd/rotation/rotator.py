@@ -53,7 +53,7 @@ from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_signed
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, find_cancelled_holdings, find_holdings
+from goatherd.key_inventory import Holding, ReadVersions, find_cancelled_holdings, find_holdings
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.remote_keys import call_signing, sign_aside
@@ -219,6 +219,7 @@ class Rotator:
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
+        self._read_versions = ReadVersions()
         self._left_out: tuple[str, ...] = ()
         self._restoring: Session | None = None
         self._flow: FlowProbe | None = None
@@ -493,7 +494,7 @@ class Rotator:
     ) -> Report:
         self._anchor_choice, self._earlier = anchor, {}
         self._phase, self._seen, self._given_up, self._left_out, self._well = None, (), [], (), None
-        self._undestroyed = {}
+        self._undestroyed, self._read_versions = {}, ReadVersions()
         self._observer.begin_run()
         self._flow = self._health_before = None
         self._health.forget()
@@ -638,7 +639,12 @@ class Rotator:
             now_ms = self._steady.now_ms() if self._is_clock_confirmed else None
             versions = self._view_versions(
                 await find_holdings(
-                    self._store, self._secret_id, document, without=self._given_up, latest_ms=self._latest_ms(now_ms)
+                    self._store,
+                    self._secret_id,
+                    document,
+                    without=self._given_up,
+                    latest_ms=self._latest_ms(now_ms),
+                    known=self._read_versions,
                 )
             )
         elif store.phase is Phase.STEADY and intent.rotation_id in store.cancelled:
@@ -847,6 +853,7 @@ class Rotator:
                 with provider.going_back() if isinstance(provider, ReplicatedStore) else nullcontext():
                     await self._write(abandoned, expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
+                self._read_versions.forget(version)
                 try:
                     await self._store.destroy(self._secret_id, version)
                 except ProviderError as error:

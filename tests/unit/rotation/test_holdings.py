@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 
@@ -101,6 +102,30 @@ async def test_nothing_is_destroyed_before_the_grace_period_has_passed(make_herd
     assert (await rotator_for(herd).retire()).destroyed == ()
     herd.clock.turn(timedelta(minutes=2))
     assert (await rotator_for(herd).retire()).destroyed != ()
+
+
+class Counting(MemorySecretProvider):
+    """Counts how often each version was read by its id."""
+
+    reads: Counter[str]
+
+    async def read(self, secret_id, at=CURRENT, *, attempts=None):  # type: ignore[no-untyped-def]
+        self.reads[str(at)] += 1
+        return await super().read(secret_id, at, attempts=attempts)
+
+
+async def test_a_retirement_reads_no_version_once_for_each_version_that_it_destroys(make_herd: MakeHerd) -> None:
+    clock = (await make_herd(clients=0)).clock
+    async with Counting(clock=clock) as provider:
+        provider.reads = Counter()
+        herd = await Herd.start(provider, clock=clock, nodes=1)
+        for _ in range(4):
+            await rotator_for(herd).rotate()
+        clock.turn(POLICY.grace + timedelta(seconds=1))
+        provider.reads.clear()
+        destroyed = (await rotator_for(herd).retire()).destroyed
+        assert len(destroyed) > 12
+        assert all(count == 1 for at, count in provider.reads.items() if at.isdecimal())
 
 
 class WithADarkVersion(MemorySecretProvider):
