@@ -33,7 +33,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import Guarantees, StoreReader
-from goatherd.providers.capabilities import BETWEEN, list_copied_versions
+from goatherd.providers.capabilities import BETWEEN, CopiedSecretProvider, find_guarantees, list_copied_versions
 from goatherd.providers.values import (
     CURRENT,
     STABLE,
@@ -241,8 +241,8 @@ async def find_unlisted_keys(
 
     If rotations follow each other fast, a root is removed from the identity before the grace period of its key ends,
     and the document no longer shows that the key must be destroyed. Every version is read, unless no root was removed
-    from the identity or the store deletes old versions only in its own time. Versions that a label points at are left
-    out, because `goatherd retire` does not destroy them.
+    from the identity or the only store deletes old versions in its own time. Versions in such a store, and those that a
+    label points at, are left out, because `goatherd retire` does not destroy them.
 
     Args:
         provider: The store.
@@ -256,12 +256,13 @@ async def find_unlisted_keys(
     Raises:
         ProviderError: The store failed.
     """
-    if document.pruned == 0 or provider.guarantees.deprecates:
+    is_single = not isinstance(provider, CopiedSecretProvider)
+    if document.pruned == 0 or (is_single and provider.guarantees.deprecates):
         return ()
     listed = {root.id for root in document.roots}
     found: dict[str, int] = {}
     for one in await find_holdings(provider, secret_id, document):
-        if one.version.labels:
+        if one.version.labels or find_guarantees(provider, one.version.id).deprecates:
             continue
         for key in one.private_ids - listed:
             found[key] = min(found.get(key, one.retired_ms), one.retired_ms)
@@ -372,6 +373,16 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
     return (
         f"version {version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} again"
     )
+
+
+def is_gone_when_destroyed(provider: StoreReader, version: str) -> bool:
+    """Return whether the value of a version can be read nowhere once `SecretProvider.destroy` has returned.
+
+    A version of the primary store has copies in the stores of other regions, which keep the value if one of them does
+    not destroy it. A version that only the store of another region has, with an id of the form ``REGION:ID``, has none.
+    """
+    is_alone = BETWEEN in version
+    return (find_guarantees(provider, VersionId(version)) if is_alone else provider.guarantees).destroys
 
 
 def retained_copies(guarantees: Guarantees) -> str | None:

@@ -21,8 +21,8 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, Protocol, runtime_checkable
 
-from goatherd.providers.base import SecretProvider
-from goatherd.providers.values import SecretVersion
+from goatherd.providers.base import Guarantees, SecretProvider, StoreReader
+from goatherd.providers.values import SecretVersion, VersionId
 
 
 class Verdict(StrEnum):
@@ -175,6 +175,15 @@ class CopiedSecretProvider(Protocol):
         `SecretProvider.read` and `SecretProvider.destroy` accept their ids.
         """
         ...
+
+    def guarantees_of(self, version: VersionId) -> Guarantees:
+        """Return the guarantees of the store that has this version, without those of stores that have copies of it."""
+        ...
+
+
+def find_guarantees(provider: StoreReader, version: VersionId) -> Guarantees:
+    """Return the guarantees of the store that has a version, which may be one of several stores."""
+    return provider.guarantees_of(version) if isinstance(provider, CopiedSecretProvider) else provider.guarantees
 
 
 async def list_copied_versions(provider: object, secret_id: str) -> Sequence[CopiedVersions]:

@@ -52,7 +52,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, find_holdings
+from goatherd.key_inventory import Holding, find_holdings, is_gone_when_destroyed
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.remote_keys import call_signing, sign_aside
@@ -900,7 +900,7 @@ class Revoker:
                 is_over = False
                 continue
             attempts.count_attempt(evidence)
-            if not self._provider.guarantees.destroys:
+            if not is_gone_when_destroyed(self._provider, at):
                 report.given_up = (*report.given_up, at)
                 continue
             report.destroyed = (*report.destroyed, at)

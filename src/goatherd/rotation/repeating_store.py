@@ -21,7 +21,7 @@ from typing import Final, TypeVar
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
 from goatherd.providers.base import Guarantees, SecretProvider
-from goatherd.providers.capabilities import CopiedVersions, list_copied_versions, reserve_room
+from goatherd.providers.capabilities import CopiedVersions, find_guarantees, list_copied_versions, reserve_room
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
@@ -78,6 +78,10 @@ class RepeatingStore:
     async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
         """List a secret's versions in the stores of other regions, as `list_copied_versions` does."""
         return await list_copied_versions(self._provider, secret_id)
+
+    def guarantees_of(self, version: VersionId) -> Guarantees:
+        """Return the guarantees of the store that has this version, as `find_guarantees` does."""
+        return find_guarantees(self._provider, version)
 
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None

@@ -53,7 +53,13 @@ from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_signed
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, ReadVersions, find_cancelled_holdings, find_holdings
+from goatherd.key_inventory import (
+    Holding,
+    ReadVersions,
+    find_cancelled_holdings,
+    find_holdings,
+    is_gone_when_destroyed,
+)
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.remote_keys import call_signing, sign_aside
@@ -572,7 +578,7 @@ class Rotator:
                     self._left_out = tuple(dict.fromkeys([*self._left_out, *action.left_out]))
                 if isinstance(action, Destroy) and action.version not in self._undestroyed:
                     # A store that destroys with a delay may list the version for an unknown time.
-                    gone = destroyed if self._provider.guarantees.destroys else self._given_up
+                    gone = destroyed if is_gone_when_destroyed(self._provider, action.version) else self._given_up
                     gone.append(action.version)
                 if isinstance(action, Introduce | CrossSign | IntroduceEarlier) and pushed is type(action):
                     # Pushes without effect must not loop without a pause. After the first one, observe at once.

@@ -158,6 +158,10 @@ class StoreGroup(SecretProvider):
         others = [one for one in self.members if one.region != listed and one.replication is not Replication.PLATFORM]
         return await asyncio.gather(*(self._list_copied(one, secret_id) for one in others))
 
+    def guarantees_of(self, version: VersionId) -> Guarantees:
+        """Return the guarantees of the store that has this version, as `CopiedSecretProvider.guarantees_of` does."""
+        return self._locate(version)[0].provider.guarantees
+
     async def _list_copied(self, member: StoreMember, secret_id: str) -> CopiedVersions:
         failure = self.recent_failure(member, secret_id)
         if failure is not None:

@@ -11,10 +11,10 @@ from goatherd.cli.text.key_inventory import retirement_lines
 from goatherd.errors import NotRestorableError
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.transitions import record_promotion
-from goatherd.key_inventory import describe_kept, find_holdings
+from goatherd.key_inventory import describe_kept, find_holdings, find_unlisted_keys
 from goatherd.operations.identity_store import Store
 from goatherd.operations.retire import Retirement, read_key_inventory
-from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.base import Call, Guarantees, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation import Outcome, Rotator
@@ -213,3 +213,47 @@ async def test_a_value_counts_as_destroyed_only_where_every_store_destroys_it() 
     assert report.destroyed == ()
     assert report.given_up == ("eu:3", "eu:2", "eu:1")
     assert drill.document.retired_ids == frozenset()
+
+
+class SlowlyDeleting(RegionStore):
+    """A store that deletes versions in its own time, as AWS does: those that are destroyed can still be read."""
+
+    @property
+    def guarantees(self) -> Guarantees:
+        return replace(super().guarantees, destroys=False, deprecates=True)
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
+        self._arrive(call)
+
+
+async def test_a_region_whose_store_deletes_in_its_own_time_keeps_no_key_in_the_other_stores() -> None:
+    """SECURITY: the keys of roots that have left the document are found in each store that can destroy them."""
+    drill = Drill()
+    drill.us, drill.eu = RegionStore(clock=drill.clock), SlowlyDeleting(clock=drill.clock)
+    await Herd.start(drill.us, clock=drill.clock, nodes=0)
+    writer = drill.writer()
+    await writer.observe(SECRET, catch_up=True)
+    await drill.rotator(writer).rotate()
+    pruned = replace(drill.document, pruned=1, roots=(drill.document.current,))
+    assert {one for one, _ in await find_unlisted_keys(writer, SECRET, pruned)} == {"root-a"}
+    drill.clock.turn(GRACE)
+    await drill.rotator(writer).retire()
+    assert await versions_with(drill.us, "root-a") == []
+    assert await versions_with(drill.eu, "root-a") != []
+    assert await find_unlisted_keys(writer, SECRET, pruned) == (), "only the store that destroys nothing has them"
+    assert drill.document.retired_ids == frozenset()
+
+
+async def test_a_version_of_another_region_is_gone_if_its_store_destroys_although_a_third_does_not() -> None:
+    drill = await Drill.after_promotion()
+    third = SlowlyDeleting(clock=drill.clock)
+    members = [
+        *drill.members("us", "eu"),
+        StoreMember(region="ap", provider=third, template=SECRET, replication=Replication.GOATHERD),
+    ]
+    writer = ReplicatedStore(members, clock=drill.clock)
+    await writer.observe(SECRET, catch_up=True)
+    drill.clock.turn(GRACE)
+    report = await drill.rotator(writer).retire()
+    assert report.destroyed == ("eu:3", "eu:2", "eu:1")
+    assert report.given_up == ()
