@@ -3,8 +3,9 @@
 The check does not change the logs; `goatherd.operations.repair_data` repairs them while the server is stopped. A line
 that is not a commit is never loaded, and is counted. A commit with an invalid signature was changed after the server
 had accepted it: the check removes it from the open repository, and the server fetches it from a peer like any missing
-commit. A commit by an unknown signer is counted and still served. A commit that the log holds and the open repository
-lacks, because the log's index was wrong, is added, and the index is removed.
+commit. A commit by an unknown signer is counted and still served, and reported only if the signer stays unknown: a
+server that was offline for long gets the introductions of newer roots from its peers. A commit that the log holds and
+the open repository lacks, because the log's index was wrong, is added, and the index is removed.
 
 Cost: reading and verifying take 0.6 ms a record. The check runs in the background after the start, in one thread that
 pauses four times as long as it works, so 100 000 records take five minutes and a fifth of a core. While requests keep
@@ -55,6 +56,8 @@ MOST_RESTS: Final = 5
 BUSY: Final = 0.4
 """If the process uses more than this part of a core in a pause, the pause is repeated, `MOST_RESTS` times in all."""
 
+UNKNOWN_FOR: Final = timedelta(minutes=1)
+"""How long after the check a signer must still be unknown to be reported."""
 AGAIN: Final = timedelta(seconds=1)
 AGAIN_AT_MOST: Final = timedelta(minutes=10)
 
@@ -214,20 +217,24 @@ class DataCheck:
         self._records = 0
         self._damaged = 0
         self._unverifiable = 0
-        self._unknown: Counter[str] = Counter()
+        self._unknown: dict[str, Counter[str]] = {}  # by repository, how many records of each signer
+        self._first: dict[str, int] = {}  # by repository, where the first of these records begins
         self._problems: dict[str, str] = {}
 
     @property
     def status(self) -> DataStatus:
         """What the check of the logs has found so far."""
-        pool = self._engine.pool
-        unknown = sum(count for session, count in self._unknown.items() if not pool.knows_session(session))
         return DataStatus(
             is_complete=self._is_complete,
             records=self._records,
             damaged=self._damaged,
-            unverifiable=self._unverifiable + unknown,
+            unverifiable=self._unverifiable + sum(map(self._count_unknown, self._unknown)),
         )
+
+    def _count_unknown(self, path: str) -> int:
+        """Return the number of records in a repository's log whose signers are unknown at present."""
+        knows = self._engine.pool.knows_session
+        return sum(count for signer, count in self._unknown.get(path, {}).items() if not knows(signer))
 
     async def run(self) -> None:
         """Check every log of the organization. A check that fails, as of an unreadable log, is repeated later."""
@@ -240,10 +247,20 @@ class DataCheck:
         found = self.status
         fields = {"records": found.records, "damaged": found.damaged, "unverifiable": found.unverifiable}
         _log.info("%s", event_text(Event.DATA_CHECKED, **fields))
+        if self._first:
+            await self._clock.sleep(UNKNOWN_FOR)
+        for path, first in self._first.items():
+            if self._count_unknown(path):
+                self._report(path, damaged=0, wrong=0, first=first)
+
+    def _report(self, path: str, *, damaged: int, wrong: int, first: int) -> None:
+        counts = {"damaged": damaged, "wrong_signature": wrong, "unknown_signer": self._count_unknown(path)}
+        text = event_text(Event.DATA_DAMAGED, file=self._logs.open_log(path).file, **counts, first_at_byte=first)
+        _log.warning("%s: stop the server and run `goatherd doctor --data check %s`", text, self._logs.path)
 
     async def _is_checked(self, path: str) -> bool:
         """Check one repository's log; return False if the check failed and must be repeated later."""
-        before = self._records, self._damaged, self._unverifiable, self._unknown.copy()
+        before = self._records, self._damaged, self._unverifiable
         try:
             await self._check_log(path)
         except GoatherdError as error:
@@ -254,14 +271,16 @@ class DataCheck:
             _log.exception("cannot check %s; the check is retried later", path)
         else:
             return True
-        self._records, self._damaged, self._unverifiable, self._unknown = before
+        self._records, self._damaged, self._unverifiable = before
+        self._unknown.pop(path, None)
+        self._first.pop(path, None)
         return False
 
     async def _check_log(self, path: str) -> None:
         log = self._logs.open_log(path)
         lines = decode_file(log, self._engine.org)
         first: int | None = None
-        damaged, wrong, unknown = 0, dict[str, list[Commit]](), 0
+        damaged, wrong = 0, dict[str, list[Commit]]()
         good: dict[str, Commit] = {}
         absent: list[Commit] = []
         while True:
@@ -286,11 +305,12 @@ class DataCheck:
                     if commit.id in wrong:
                         good[commit.id] = commit
                     continue
-                first = start if first is None else first
                 if isinstance(verdict, UnknownSignerError) and _is_signed_by_its_session(commit):
-                    unknown += 1
-                    self._unknown[commit.session] += 1
-                elif isinstance(verdict, InvalidSignatureError | AuthorMismatchError | UnknownSignerError):
+                    self._unknown.setdefault(path, Counter())[commit.session] += 1
+                    self._first.setdefault(path, start)
+                    continue
+                first = start if first is None else first
+                if isinstance(verdict, InvalidSignatureError | AuthorMismatchError | UnknownSignerError):
                     wrong.setdefault(commit.id, []).append(commit)
                     self._unverifiable += 1
                 else:
@@ -304,16 +324,8 @@ class DataCheck:
             _log.warning("%s", event_text(Event.DATA_WRONG_INDEX, file=log.index.file, restored=restored))
             await self._in_thread(log.index.remove)
         if first is not None:
-            bad = sum(map(len, wrong.values()))
-            text = event_text(
-                Event.DATA_DAMAGED,
-                file=log.file,
-                damaged=damaged,
-                wrong_signature=bad,
-                unknown_signer=unknown,
-                first_at_byte=first,
-            )
-            _log.warning("%s: stop the server and run `goatherd doctor --data check %s`", text, self._logs.path)
+            self._first.pop(path, None)
+            self._report(path, damaged=damaged, wrong=sum(map(len, wrong.values())), first=first)
 
     async def _verify_commits(self, commits: Sequence[Commit]) -> list[VerificationError | None]:
         pool = self._engine.pool

@@ -21,11 +21,11 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.node import Server, ServerListener, data_check
-from goatherd.node.data_check import BATCH, MOST_RESTS, REST
+from goatherd.node.data_check import BATCH, MOST_RESTS, REST, UNKNOWN_FOR
 from goatherd.node.log_storage import FileLog
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records
-from tests.deadlines import ANSWER
+from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
     cluster,
@@ -272,17 +272,37 @@ async def test_what_is_damaged_is_fetched_again_from_a_peer(tmp_path: Path, sign
     assert text.count(commits[1].id) == 2, "the altered line stays until it is set aside; the good one is behind it"
 
 
-async def test_an_unknown_signer_that_becomes_known_is_no_longer_counted(
-    tmp_path: Path, signer: OwnedSession, user: OwnedSession
+@pytest.mark.parametrize("becomes_known", [True, False])
+async def test_an_unknown_signer_is_counted_while_it_is_unknown_and_reported_only_if_it_stays_so(
+    tmp_path: Path, signer: OwnedSession, user: OwnedSession, becomes_known: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(tmp_path, NOTES, [signed_commit(user)])
-    async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
-        await eventually(lambda: is_complete(server))
+    waiting, waited = asyncio.Event(), asyncio.Event()
+
+    class Waiting(SystemClock):
+        async def sleep(self, duration: timedelta) -> None:
+            if duration == UNKNOWN_FOR:
+                waiting.set()
+                await waited.wait()
+            else:
+                await super().sleep(duration)
+
+    write(tmp_path, "/data/healthy", [signed_commit(signer)])
+    file = write(tmp_path, NOTES, [signed_commit(user)])
+    settings = settings_of(await store_of(document_of(signer)))
+    async with Server(tmp_path, settings, debug=True, clock=Waiting()) as server:
+        await asyncio.wait_for(waiting.wait(), HANG)
         database = server.database()
         assert database.data is not None
-        assert database.data.unverifiable == 1
-        await database.store_commits("/sys/sessions", [session_commit(signer, user.session).to_json()])
-        assert database.data.unverifiable == 0
+        assert (database.data.is_complete, database.data.unverifiable) == (True, 1)
+        if becomes_known:
+            await database.store_commits("/sys/sessions", [session_commit(signer, user.session).to_json()])
+            assert database.data.unverifiable == 0
+        assert "data.damaged" not in caplog.text
+        waited.set()
+        await asyncio.sleep(0.1)
+    reports = [one.getMessage() for one in caplog.records if "data.damaged" in one.getMessage()]
+    told = f"file={file} damaged=0 wrong_signature=0 unknown_signer=1 first_at_byte="
+    assert [told in one for one in reports] == ([] if becomes_known else [True])
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
