@@ -15,13 +15,20 @@ from typing import Final
 from goatherd.clock import SystemClock
 from goatherd.errors import GoatherdError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument
+from goatherd.key_inventory import take_key_inventory
 from goatherd.operations.identity_store import Store
-from goatherd.providers.capabilities import DiagnosableSecretProvider, Verdict, unreported_finding
+from goatherd.providers.capabilities import (
+    CopiedSecretProvider,
+    DiagnosableSecretProvider,
+    Verdict,
+    find_guarantees,
+    unreported_finding,
+)
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
 from goatherd.rotation.policy import Policy
 from goatherd.telemetry import describe_count
-from goatherd.times import format_duration, milliseconds
+from goatherd.times import format_duration
 
 OK: Final = "ok"
 WARNING: Final = "warn"
@@ -101,17 +108,32 @@ async def check_store(store: Store, version: SecretVersion, document: IdentityDo
     checks += _check_other_labels(labels)
     now_ms = SystemClock().now_ms()
     checks.append(_check_clock(versions, now_ms, store.provider.store_clock.ahead_ms(now_ms), policy.clock_tolerance))
-    grace_ms = milliseconds(policy.grace)
-    old = [one for one in versions if not one.labels and one.state is VersionState.ENABLED]
-    overdue = [one.id for one in old if one.created_ms < now_ms - grace_ms]
-    if overdue and document.rotation is None:
-        text = f"{len(overdue)} unlabelled versions are older than {format_duration(policy.grace)}"
-        hint = "They may hold replaced private keys. Destroy them: `goatherd retire`."
-        checks.append(Check(name="old versions", level=WARNING, text=text, hint=hint))
-    else:
-        text = f"{describe_count(len(versions), 'version')}, none overdue"
-        checks.append(Check(name="old versions", level=OK, text=text))
+    checks.append(await _check_old_versions(store, versions, document, policy.grace, now_ms))
     return checks
+
+
+async def _check_old_versions(
+    store: Store, versions: Sequence[SecretVersion], document: IdentityDocument, grace: timedelta, now_ms: int
+) -> Check:
+    """Check whether `goatherd retire` has something to destroy, as `goatherd status` shows it."""
+    name, text = "old versions", f"{describe_count(len(versions), 'version')}, none overdue"
+    provider = store.provider
+    # The number of versions that AWS keeps for longer says nothing.
+    is_single = not isinstance(provider, CopiedSecretProvider)
+    if document.rotation is not None or (is_single and provider.guarantees.deprecates):
+        return Check(name=name, level=OK, text=text)
+    keys = await take_key_inventory(provider, store.secret_id, document, grace)
+    if keys.problem is not None:
+        text = f"the versions cannot be read ({keys.problem}), so it is not known which hold replaced private keys"
+        hint = f"`goatherd policy {provider.scheme} --role rotator` prints the permissions that this check needs."
+        return Check(name=name, level=SKIPPED, text=text, hint=hint)
+    overdue = [
+        one.version.id for one in keys.holdings_due(now_ms) if not find_guarantees(provider, one.version.id).deprecates
+    ]
+    if not overdue:
+        return Check(name=name, level=OK, text=text)
+    text = f"{describe_count(len(overdue), 'version')} with private keys whose grace period has ended"
+    return Check(name=name, level=WARNING, text=text, hint="Destroy them: `goatherd retire`.")
 
 
 async def _check_latency(store: Store) -> Check:

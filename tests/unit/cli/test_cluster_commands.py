@@ -225,7 +225,11 @@ def test_doctor_warns_of_versions_that_should_have_been_retired(goatherd: Goathe
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
     (tmp_path / "goatherd.toml").write_text('[rotation]\ngrace = "0s"\n')
-    assert checks(goatherd("doctor", "--provider", store, "--json"))["old versions"][0][0] == "warn"
+    (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
+    assert found == ("warn", "3 versions with private keys whose grace period has ended")
+    goatherd("retire", "--provider", store, "--yes")
+    (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
+    assert found == ("ok", "7 versions, none overdue"), "what is left holds the current root's key only"
 
 
 def test_status_shows_labels_and_ends_with_11_where_a_node_is_not_in_step(goatherd: Goatherd, store: str) -> None:
