@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from goatherd.rotation.machine import Action, HealthView, Kept, NodeView, Outcome, Phase
+from goatherd.telemetry import describe_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,13 @@ class Report:
     recorded_ms: int | None = None
     keeps_key: bool = True
     restorable_until_ms: int | None = None
+
+    @property
+    def summary(self) -> str:
+        """The outcome, or what a retirement has destroyed, as a phrase."""
+        parts = [(self.destroyed, "destroyed"), (self.given_up, "given up")]
+        done = [f"{describe_count(len(versions), 'version')} {word}" for versions, word in parts if versions]
+        return ", ".join(done) if done and self.outcome is Outcome.NOTHING else self.outcome.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ import pytest
 
 from goatherd.audit.records import Anchors, read_record, verify
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
+from goatherd.cli.text.schedule import turn_lines
 from goatherd.errors import (
     IllegalStepError,
     ObstructedError,
@@ -465,7 +466,10 @@ async def test_its_own_rotation_is_carried_on_without_waiting(make_herd: MakeHer
     await check_steady(herd)
 
 
-async def test_old_private_keys_are_destroyed_after_the_grace_period(make_herd: MakeHerd) -> None:
+async def test_old_private_keys_are_destroyed_after_the_grace_period(
+    make_herd: MakeHerd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "goatherd.rotation")
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     await rotator_for(herd).rotate()
     controller = make(herd)
@@ -475,6 +479,8 @@ async def test_old_private_keys_are_destroyed_after_the_grace_period(make_herd: 
     done = await controller.act_once()
     assert done.report is not None
     assert done.report.destroyed
+    assert turn_lines(done, herd.clock.now_ms())[1] == f"3 versions destroyed: {done.report.current_id} signs"
+    assert "controller.done act=retire outcome='3 versions destroyed'" in caplog.text
     assert (await document_of(herd)).retired_ids == {"root-a"}
     assert not (await controller.act_once()).has_acted
 
@@ -560,7 +566,7 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
 
         async def retire(self) -> Any:
             self.calls += 1
-            return type("Report", (), {"outcome": Act.NOTHING, "current_id": "x", "kept": ()})()
+            return type("Report", (), {"summary": "nothing to do", "current_id": "x", "kept": ()})()
 
         rotate = resume = retire
 

@@ -62,7 +62,7 @@ def turn_lines(turn: Turn, now_ms: int) -> list[str]:
     assert turn.verdict is not None
     if turn.report is not None:
         done = f"{turn.verdict.act.value}: {turn.verdict.why}"
-        return [done, f"{turn.report.outcome.value}: {turn.report.current_id} signs"]
+        return [done, f"{turn.report.summary}: {turn.report.current_id} signs"]
     if turn.has_yielded:
         return [f"another process was first: {turn.error}"]
     return ["nothing is due", next_line(turn.verdict, now_ms)]
