@@ -22,8 +22,8 @@ from goatherd.cluster.node import Node
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
-from goatherd.identity.session import OwnedSession, Session
-from goatherd.ids import new_seeds
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
     Introduced,
     IntroducedSessions,
@@ -175,13 +175,14 @@ class SessionReissuer:
     def _verify_commits(
         self, document: IdentityDocument, commits: Iterable[Commit], revoked: Collection[str]
     ) -> tuple[Session, ...]:
-        listed = [root for root in document.roots if root.id not in revoked]
-        if document.current.id in revoked:
-            return tuple(listed)  # only where nothing is written yet: its successor is not known here
+        current = document.current
+        if current.id in revoked:
+            # Only before anything is written. Its successor, which is not known here, has introduced no root.
+            current = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=self._clock.now_ms())
         pool = TrustPool(
             org=self._org,
-            current=document.current,
-            roots=listed,
+            current=current,
+            roots=[root for root in document.roots if root.id not in revoked],
             revoked=revoked,
             anchored=document.anchored_trust,
         )

@@ -557,9 +557,14 @@ async def test_revoking_the_current_root_takes_no_root_that_has_left_the_documen
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:
         roots = await aged_cluster(cluster)
-        stolen = (await cluster.document()).current.id
+        document = await cluster.document()
+        stolen, thief = document.current.id, root("rogue")
+        (node,) = cluster.nodes
+        await node.push(SESSIONS, [session_commit(document.current, thief.session)], document.current)
+        planned = await cluster.revoker().plan(stolen)
+        assert planned.rogue_roots == (thief.id,), "and not the roots that it introduced before they left the document"
         report = await cluster.revoker().revoke(stolen, reason="stolen")
-        assert report.rogue_roots == ()
+        assert report.rogue_roots == (thief.id,)
         assert set(roots) - {stolen} <= set(cluster.servers[0].database().pool.root_ids)
 
 
