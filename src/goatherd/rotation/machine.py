@@ -949,19 +949,22 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     if pruning is not None:
         return pruning
     problem = "it contains no earlier root that may be removed"
+    hint = (
+        "Revoked roots, and members that Goatherd does not know, stay in the identity permanently. `goatherd revoke`"
+        " can still replace the current root."
+    )
     if store.leaving and observation.nodes_unknown is not None:
         problem = f"the servers are not known: {observation.nodes_unknown}"
+        hint = "Repair the discovery of the servers, or list them with --node URL."
     elif store.leaving and not nodes:
-        problem = "no server is listed"
+        problem, hint = "no server is listed", "List every server with --node URL."
     elif store.leaving:
         away = [node.url for node in nodes if not node.reachable]
         behind = [node.url for node in nodes if not all(_shows_earlier(node, one) for one in store.leaving)]
         # Without the servers that do not answer, no introduction is sent to the others either.
         problem = f"expected that {_join_names(away or behind, away)} {Evidence.HOLDS_EARLIER}"
-    return Illegal(
-        why=f"the identity document is too large for another rotation: {problem}",
-        hint="Start the servers that did not answer, or remove servers that no longer exist from the list.",
-    )
+        hint = "Start the servers that did not answer, or remove servers that no longer exist from the list."
+    return Illegal(why=f"the identity document is too large for another rotation: {problem}", hint=hint)
 
 
 def find_lack_of_room(observation: Observation, policy: Policy, now_ms: int) -> tuple[Obstacle, ...]:

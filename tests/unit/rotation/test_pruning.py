@@ -100,16 +100,16 @@ def test_a_full_document_begins_no_rotation_before_there_is_room() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "nodes", "problem"),
+    ("changes", "nodes", "problem", "advice"),
     [
-        ({}, (node(1, "X", "Y"), SILENT), "http://n3 (did not answer)"),
-        ({}, (node(1), SILENT), "http://n3 (did not answer)"),
-        ({}, (), "no server is listed"),
-        ({"leaving": ()}, (node(1),), "no earlier root that may be removed"),
+        ({}, (node(1, "X", "Y"), SILENT), "http://n3 (did not answer)", "Start the servers"),
+        ({}, (node(1), SILENT), "http://n3 (did not answer)", "Start the servers"),
+        ({}, (), "no server is listed", "--node URL"),
+        ({"leaving": ()}, (node(1),), "no earlier root that may be removed", "`goatherd revoke`"),
     ],
 )
 def test_a_full_document_is_said_to_be_full_and_who_is_in_the_way_is_named(
-    changes: dict[str, object], nodes: tuple[NodeView, ...], problem: str
+    changes: dict[str, object], nodes: tuple[NodeView, ...], problem: str, advice: str
 ) -> None:
     seen = Observation(store=replace(FULL, **changes), nodes=nodes)
     answer = decide(seen, replace(POLICY, quorum=Quorum(count=1)), FRESH, NOW)
@@ -117,6 +117,7 @@ def test_a_full_document_is_said_to_be_full_and_who_is_in_the_way_is_named(
     assert "too large for another rotation" in answer.why
     assert problem in answer.why
     assert "http://n1" not in answer.why
+    assert advice in answer.hint
 
 
 def test_without_its_gate_a_root_would_leave_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
