@@ -27,6 +27,7 @@ from goatherd.providers.values import SecretBytes, SecretVersion
 from goatherd.remote_keys import sign_aside
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
 from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.stores import ReplicatedStore
 
 
 async def init_identity(
@@ -91,6 +92,8 @@ async def init_identity(
     try:
         version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
     except SecretExistsError as error:
+        if isinstance(store.provider, ReplicatedStore):  # in the store of another region, which the hint names
+            raise IdentityExistsError(f"{error}; nothing was changed", hint=error.hint) from error
         raise _exists_error(store) from error
     return version, document
 

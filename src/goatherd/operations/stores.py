@@ -41,7 +41,7 @@ from goatherd.stores import (
     StoreMember,
     compare_documents,
 )
-from goatherd.stores.members import find_secret_id
+from goatherd.stores.members import describe_promotion, find_secret_id
 from goatherd.stores.promotion import Objection, find_objections
 
 TIMEOUT = timedelta(seconds=10)
@@ -65,6 +65,7 @@ class RegionState:
             change is missing, or if the time is not known.
         problem: Why this store cannot be read or cannot follow the primary store; None if there is no problem.
         hint: What to do about the problem.
+        is_missing: Whether this store answers, and has no such secret.
     """
 
     region: str
@@ -76,6 +77,7 @@ class RegionState:
     lag_since_ms: int | None = None
     problem: str | None = None
     hint: str = ""
+    is_missing: bool = False
     document: IdentityDocument | None = None
 
     @property
@@ -162,7 +164,8 @@ async def _read_region(
     except TimeoutError:
         return replace(state, problem=f"no answer within {TIMEOUT.total_seconds():g} s")
     except (ProviderError, IdentityError) as error:
-        return replace(state, problem=str(error), hint=error.hint)
+        is_missing = isinstance(error, SecretNotFoundError)
+        return replace(state, problem=str(error), hint=error.hint, is_missing=is_missing)
     return replace(state, generation=document.generation, document=document, labels=labels)
 
 
@@ -174,6 +177,10 @@ async def _read_labels(provider: SecretProvider, secret_id: str, current: Versio
 
 
 def _compare(state: RegionState, latest: DocumentMark, newest: RegionState, view: FollowerView | None) -> RegionState:
+    if state.is_missing:
+        is_primary = state.replication is None
+        hint = describe_promotion(newest.region, state.region) if is_primary else "`goatherd stores sync` fills it."
+        return replace(state, hint=hint)
     if state.document is None:
         return state
     standing = compare_documents(DocumentMark.from_document(state.document), latest)

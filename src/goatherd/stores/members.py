@@ -86,6 +86,14 @@ def find_secret_id(member: StoreMember, primary: StoreMember, secret_id: str) ->
     return secret_id if found is None else member.template.replace(ORG_FIELD, found[1])
 
 
+def describe_promotion(holder: str, primary: str) -> str:
+    """Return what to do if the store of region `holder` has an identity and the primary store has none, as a hint."""
+    return (
+        f"The store of region {holder} holds an identity. If the store of region {primary} was lost or emptied, run"
+        f" `goatherd stores promote {holder}`; otherwise check the addresses in [stores]."
+    )
+
+
 def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
     """Return the guarantees of several stores together: those of the primary store, with these exceptions.
 

@@ -59,6 +59,7 @@ from goatherd.stores.members import (
     StoreMember,
     check_members,
     combine_guarantees,
+    describe_promotion,
     find_secret_id,
 )
 from goatherd.stores.reader import RegionalReader
@@ -390,9 +391,9 @@ class ReplicatedStore(StoreGroup):
         for label in _LABELS:
             try:
                 held[label] = await member.provider.read(inner, label, attempts=attempts)
-            except SecretNotFoundError:
+            except SecretNotFoundError as error:
                 if member.is_primary and label == CURRENT:
-                    raise
+                    raise await self._explain_missing(error, secret_id) from error.__cause__
         if STABLE in held and CURRENT in held and held[STABLE].version.id == held[CURRENT].version.id:
             held[STABLE] = held[CURRENT]
         return _Contents(held)
@@ -500,10 +501,25 @@ class ReplicatedStore(StoreGroup):
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if not isinstance(at, VersionId):
-            return await self.primary.provider.read(call.secret_id, at)
+            try:
+                return await self.primary.provider.read(call.secret_id, at)
+            except SecretNotFoundError as error:
+                if at != CURRENT:
+                    raise
+                raise await self._explain_missing(error, call.secret_id) from error.__cause__
         member, inner = self._locate(at)
         found = await member.provider.read(self._id_in(member, call), inner)
         return replace(found, version=self._named(member, found.version))
+
+    async def _explain_missing(self, error: SecretNotFoundError, secret_id: str) -> SecretNotFoundError:
+        """Set the hint of the error that the primary store lacks the secret, if a follower has it; return the error."""
+        for member in self.followers:
+            with suppress(ProviderError, TimeoutError):
+                async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
+                    await member.provider.read(find_secret_id(member, self.primary, secret_id), attempts=1)
+                error.hint = describe_promotion(member.region, self.primary.region)
+                break
+        return error
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self.primary.provider.versions(call.secret_id)
@@ -518,9 +534,9 @@ class ReplicatedStore(StoreGroup):
             except SecretNotFoundError:
                 continue
             if found.value != value:
-                raise call.error(
-                    SecretExistsError, f"the store of region {member.region} holds the secret {inner!r} already"
-                )
+                text = f"the store of region {member.region} holds the secret {inner!r} already"
+                hint = describe_promotion(member.region, self.primary.region)
+                raise call.error(SecretExistsError, text, hint=hint)
         version = await self.primary.provider.create(call.secret_id, value, label)
         await self.add_replicas(call.secret_id)
         await self._spread(call)

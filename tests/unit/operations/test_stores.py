@@ -13,11 +13,19 @@ import pytest
 from goatherd.cli.text.stores import promotion_data, promotion_lines
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.config.values import StoreEntry
-from goatherd.errors import ConfigurationError, NodeUnreachableError, PromotionRefusedError, UnavailableError
+from goatherd.errors import (
+    ConfigurationError,
+    IdentityExistsError,
+    NodeUnreachableError,
+    PromotionRefusedError,
+    SecretNotFoundError,
+    UnavailableError,
+)
 from goatherd.identity.document import encode_document, source_digest
 from goatherd.identity.transitions import prepare_rotation
 from goatherd.operations.doctor import CheckScope, run_checks
 from goatherd.operations.identity_store import Store
+from goatherd.operations.init import init_identity
 from goatherd.operations.runs import AuditLog
 from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, _check_rights
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
@@ -114,6 +122,30 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
             remark.advice == "`goatherd policy file --role server` and `goatherd policy memory --role server` print "
             "what it needs."
         )
+
+
+async def test_after_the_primary_store_was_emptied_each_command_names_the_region_to_promote(regions: Regions) -> None:
+    regions.us.is_stalled = True
+    regions.eu._store.ledgers.clear()
+    stores = stores_of(regions)
+    advice = "If the store of region eu was lost or emptied, run `goatherd stores promote {}`"
+    for command in (stores.read(), sync_stores(stores)):
+        with pytest.raises(SecretNotFoundError) as missing:
+            await command
+        assert advice.format("us") in missing.value.hint
+    with pytest.raises(IdentityExistsError, match="the store of region ap holds the secret") as caught:
+        await init_identity(stores, Policy())
+    assert advice.format("ap") in caught.value.hint
+    eu, us, ap = await read_regions(stores)
+    assert (eu.is_missing, us.problem, ap.problem) == (True, None, None)
+    assert advice.format("us") in eu.hint
+    regions.ap._store.ledgers.clear()
+    _, _, ap = await read_regions(stores)
+    assert ap.hint == "`goatherd stores sync` fills it."
+    regions.us.is_cut_off = True
+    with pytest.raises(SecretNotFoundError, match="there is no such secret") as missing:
+        await stores.read()
+    assert missing.value.hint.endswith(SecretNotFoundError.hint), "no region is known to hold it"
 
 
 async def test_sync_brings_forward_what_it_may_and_says_what_it_may_not(regions: Regions) -> None:
