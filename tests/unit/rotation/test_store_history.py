@@ -171,6 +171,7 @@ async def test_no_command_writes_or_moves_a_label_or_destroys_anything(make_herd
         await COMMANDS[name](rotator_for(herd, policy=policy))
     assert store_of(herd).ledgers == before
     assert "--distrust http://node-0" in caught.value.hint
+    assert "`goatherd stores status`" in caught.value.hint, "the store of another region may hold the later state"
     distrusted = replace(policy, distrust=frozenset(node.base_url for node in herd.nodes))
     if name == "retire":
         assert (await rotator_for(herd, policy=distrusted).retire()).destroyed
