@@ -55,8 +55,11 @@ class Store:
     org: str
     name: str
 
-    async def read(self, at: Label | VersionId = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
+    async def read(self, at: Label | VersionId | str = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
         """Read one version of the store's secret; return the version and the identity document in it.
+
+        Args:
+            at: A label such as ``"stable"``, or the id of a version, such as ``VersionId("7")``.
 
         Raises:
             SecretNotFoundError: There is no such secret, label or version.

@@ -196,6 +196,10 @@ def test_a_typed_program_can_decide_at_run_time_whether_to_replace_an_expired_ro
     }
 
 
+def test_a_typed_program_can_name_a_version_by_its_label() -> None:
+    assert "str" in goatherd.Store.read.__annotations__["at"].split(" | ")
+
+
 async def test_an_expired_root_is_replaced(tmp_path: Path):
     store = f"file://{tmp_path}/root"
     root = OwnedSession.generate(session_id="a" * 24, owner="root", now_ms=0)
