@@ -68,7 +68,8 @@ class Store:
         try:
             found = await self.provider.read(self.secret_id, at)
         except SecretNotFoundError as error:
-            if at == CURRENT:
+            # Of an address without {org}, another organization would read the same secret.
+            if at == CURRENT and self.org in self.secret_id:
                 error.hint = f"The organization is taken to be {self.org!r}: is --org right? {error.hint}"
             raise
         return found.version, decode_document(found.value.reveal())

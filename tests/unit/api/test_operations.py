@@ -309,6 +309,15 @@ async def test_each_organization_has_its_own_identity_and_a_mistyped_one_changes
             await goatherd.status(opened, org="south")
 
 
+@pytest.mark.parametrize(("name", "is_asked"), [("root", False), ("{org}/root", True)])
+async def test_whether_the_organization_is_right_is_asked_only_where_another_has_another_secret(
+    tmp_path: Path, name: str, is_asked: bool
+):
+    with pytest.raises(SecretNotFoundError) as missing:
+        await goatherd.status(f"file://{tmp_path}/{name}")
+    assert ("is --org right?" in missing.value.hint) == is_asked
+
+
 async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
     store = f"file://{tmp_path}/keys/root"
     await goatherd.init(store)
