@@ -19,7 +19,7 @@ from goatherd.identity.session import ROOT_OWNER, SESSION_LIFETIME, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.rotation.cross_signing import make_session_commit
-from goatherd.rotation.policy import Policy, check_lifetime
+from goatherd.rotation.policy import Policy, check_duration, check_lifetime
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
 
@@ -32,15 +32,17 @@ def generate_session(owner: str | None = ROOT_OWNER, *, lifetime: timedelta | No
         lifetime: How long the session is valid; by default 180 days for a root, and 30 days for others.
 
     Raises:
+        ConfigurationError: The lifetime is no `timedelta`, or is negative, or longer than a hundred years.
         LifetimeError: The lifetime of a root would be too short to replace it in time.
     """
+    if lifetime is not None:
+        check_duration("lifetime", lifetime)
     if owner == ROOT_OWNER:
         policy = Policy() if lifetime is None else Policy(lifetime=lifetime)
         check_lifetime(policy)
         lifetime = policy.lifetime
-    return OwnedSession.generate(
-        session_id=new_id(), owner=owner, now_ms=SystemClock().now_ms(), lifetime=lifetime or SESSION_LIFETIME
-    )
+    chosen = SESSION_LIFETIME if lifetime is None else lifetime
+    return OwnedSession.generate(session_id=new_id(), owner=owner, now_ms=SystemClock().now_ms(), lifetime=chosen)
 
 
 def create_identity(root: OwnedSession) -> IdentityDocument:

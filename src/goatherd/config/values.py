@@ -16,13 +16,13 @@ from pathlib import Path
 
 from goatherd.errors import ConfigurationError
 from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
+from goatherd.times import LONGEST
 
 # The first character excludes `.` and `..`, which would lead out of the data directory.
 _ORGANIZATION = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 SHORTEST_LIFETIME = timedelta(hours=1)
 """Same as in `goatherd.rotation.policy`, which takes too long to import here."""
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_LONGEST = timedelta(days=36_525)
 _DURATION = re.compile(r"(?:\d{1,30}(?:\.\d{1,30})?(?:ms|[smhdw]))+")
 _DURATION_PART = re.compile(r"(\d{1,30}(?:\.\d{1,30})?)(ms|[smhdw])")
 
@@ -43,7 +43,7 @@ def parse_duration(value: object) -> timedelta:
         longest = timedelta(seconds=sum(float(n) * _UNITS[unit] for n, unit in _DURATION_PART.findall(text)))
     except OverflowError:
         longest = timedelta.max
-    if longest > _LONGEST:
+    if longest > LONGEST:
         raise ConfigurationError(f"{value!r} is too long", hint="The longest duration is 36525d, a hundred years.")
     return longest
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.telemetry import describe_count
-from goatherd.times import milliseconds
+from goatherd.times import LONGEST, milliseconds
 
 _LIST_SERVERS: Final = (
     "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml."
@@ -69,6 +69,19 @@ class Quorum:
 
 
 ALL = Quorum()
+
+
+def check_duration(name: str, value: object) -> None:
+    """Check that the argument `name` is a `timedelta` between 0 and a hundred years.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    hint = f"Give a duration, such as {name}=timedelta(hours=1)."
+    if not isinstance(value, timedelta):
+        raise ConfigurationError(f"{name} must be a timedelta, not a {type(value).__name__}", hint=hint)
+    if not timedelta(0) <= value <= LONGEST:
+        raise ConfigurationError(f"{name} must be between 0 and {LONGEST.days} days, a hundred years", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +146,14 @@ class Policy:
     health_soak: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        """Check that all durations of the policy are `timedelta` values, since a number has no unit.
+        """Check the durations of the policy. A number is rejected, since it has no unit.
 
         Raises:
-            ConfigurationError: A duration is a number or a string.
+            ConfigurationError: A duration is no `timedelta`, or is negative, or longer than a hundred years.
         """
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, timedelta) and not isinstance(value, timedelta):
-                raise ConfigurationError(
-                    f"{field.name} must be a timedelta, not a {type(value).__name__}",
-                    hint=f"Give a duration, such as Policy({field.name}=timedelta(hours=1)).",
-                )
+            if isinstance(field.default, timedelta):
+                check_duration(field.name, getattr(self, field.name))
 
     def for_identity(self, *, has_anchor: bool) -> Policy:
         """Return the policy for the next root of an identity that has an anchor (a key in an HSM or a KMS) or has none.

@@ -33,6 +33,20 @@ def test_a_root_that_could_not_be_replaced_in_time_is_refused():
     goatherd.generate_session("user-1", lifetime=timedelta(minutes=5))
 
 
+@pytest.mark.parametrize("owner", ["root", "user-1"])
+@pytest.mark.parametrize("lifetime", [timedelta.max, timedelta(days=-1), 90])
+def test_a_lifetime_that_no_date_can_hold_is_refused(owner: str, lifetime: timedelta):
+    with pytest.raises(ConfigurationError, match="lifetime must be"):
+        goatherd.generate_session(owner, lifetime=lifetime)
+    with pytest.raises(ConfigurationError, match="lifetime must be"):
+        goatherd.Policy(lifetime=lifetime)
+
+
+def test_a_lifetime_of_nothing_is_not_the_default():
+    ended, hour = (goatherd.generate_session("u", lifetime=timedelta(hours=hours)).session for hours in (0, 1))
+    assert ended.expiration_ms < hour.expiration_ms
+
+
 def test_a_first_identity_is_made_and_stored_with_public_names_only():
     root = goatherd.generate_session("root")
     raw = goatherd.encode_document(goatherd.create_identity(root))
