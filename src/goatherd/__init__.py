@@ -4,8 +4,8 @@ The names below are the public API; everything else may change with any version.
 name with an example. A name is imported when it is first used, so ``import goatherd`` is fast.
 
 - Operations: `init`, `migrate`, `status`, `rotate`, `resume`, `cancel`, `roll_back`, `plan_rotation`, `restore`,
-  `retire`, `revoke`, `drop_lost_anchor`, `read_identity`, `open_store`, `Store`, `Policy`. From synchronous code:
-  ``asyncio.run(goatherd.rotate(…))``.
+  `retire`, `revoke`, `drop_lost_anchor`, `read_identity`, `open_store`, `Store`, `Policy`, `Quorum`. From synchronous
+  code: ``asyncio.run(goatherd.rotate(…))``.
 - A server and its settings: `Server`, `serve`, `SettingsProvider`, `CloudSecretSettings`, `FileSettings`, `DBSettings`,
   `settings_from_options`.
 - Stores: `open_provider`, `CloudSecretProvider`, `AWSSecretProvider`, `GCPSecretProvider`, `AzureSecretProvider`,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from goatherd.providers.gcp import GCPSecretProvider
     from goatherd.providers.memory import MemorySecretProvider
     from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
-    from goatherd.rotation.policy import Policy
+    from goatherd.rotation.policy import Policy, Quorum
     from goatherd.rotation.rotator import Rotator
     from goatherd.settings import (
         CloudSecretSettings,
@@ -94,6 +94,7 @@ __all__ = [
     "NodeClient",
     "OwnedSession",
     "Policy",
+    "Quorum",
     "Rotator",
     "SecretBytes",
     "SecretProvider",
@@ -170,7 +171,7 @@ _HOMES = {
     "providers.gcp": ("GCPSecretProvider",),
     "providers.memory": ("MemorySecretProvider",),
     "providers.values": ("Label", "SecretBytes", "SecretValue", "SecretVersion", "VersionId"),
-    "rotation.policy": ("Policy",),
+    "rotation.policy": ("Policy", "Quorum"),
     "rotation.rotator": ("Rotator",),
     "settings": (
         "CloudSecretSettings",

@@ -21,6 +21,9 @@ _LIST_SERVERS: Final = (
 )
 
 
+_QUORUM_HINT: Final = "Write Quorum(count=4), Quorum(fraction=0.8), or Quorum() for all servers."
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quorum:
     """How many servers must adopt a new identity before the deadline of a phase (default: all of them).
@@ -29,10 +32,25 @@ class Quorum:
         count: The number of servers that must follow; all of them if there are fewer. None if not given as a count.
         fraction: The fraction of the servers that must follow, above 0 and at most 1, rounded up to whole servers; None
             if not given as a fraction. With neither, all servers must follow.
+
+    Raises:
+        ConfigurationError: The quorum means no server, or more than all of them, or both values are given.
     """
 
     count: int | None = None
     fraction: float | None = None
+
+    # SECURITY: a quorum of no server would let the next root sign although no server trusts it
+    # (tests/unit/rotation/test_quorum.py).
+    def __post_init__(self) -> None:
+        if self.count is not None and (self.fraction is not None or self.count < 1):
+            raise ConfigurationError(
+                f"a quorum must be a count of at least 1 or a fraction, not {self.count}", hint=_QUORUM_HINT
+            )
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise ConfigurationError(
+                f"the fraction of a quorum must be above 0 and at most 1, not {self.fraction}", hint=_QUORUM_HINT
+            )
 
     @classmethod
     def from_text(cls, text: str) -> Quorum:
@@ -146,11 +164,14 @@ class Policy:
     health_soak: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        """Check the durations of the policy. A number is rejected, since it has no unit.
+        """Check the durations of the policy and its quorum. A number is no duration, since it has no unit.
 
         Raises:
-            ConfigurationError: A duration is no `timedelta`, or is negative, or longer than a hundred years.
+            ConfigurationError: A duration is no `timedelta`, or is negative, or longer than a hundred years; or the
+                quorum is no `Quorum`.
         """
+        if not isinstance(self.quorum, Quorum):
+            raise ConfigurationError(f"quorum must be a Quorum, not a {type(self.quorum).__name__}", hint=_QUORUM_HINT)
         for field in fields(self):
             if isinstance(field.default, timedelta):
                 check_duration(field.name, getattr(self, field.name))

@@ -15,7 +15,7 @@ from goatherd.errors import (
     ObstructedError,
     SuccessionError,
 )
-from goatherd.rotation import Outcome, Phase, Quorum
+from goatherd.rotation import Outcome, Phase, Policy, Quorum
 from goatherd.rotation.events import Event, PhaseEntered
 from tests.fakes.herd import DATA, Faults, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -44,6 +44,21 @@ def test_a_quorum_is_all_a_count_or_a_part_rounded_up(text: str, total: int, nee
     quorum = Quorum.from_text(text)
     assert quorum.needed(total) == needed
     assert Quorum.from_text(str(quorum)) == quorum
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction"), [(0, None), (-1, None), (None, 0.0), (None, 1.1), (None, float("nan")), (1, 0.5)]
+)
+def test_a_quorum_of_no_server_or_of_more_than_all_cannot_be_made(count: int | None, fraction: float | None) -> None:
+    with pytest.raises(ConfigurationError):
+        Quorum(count=count, fraction=fraction)
+
+
+@pytest.mark.parametrize("given", [-1, 0.8, "80%", None])
+def test_a_policy_takes_no_number_and_no_text_for_a_quorum(given: object) -> None:
+    with pytest.raises(ConfigurationError, match="quorum must be a Quorum") as refused:
+        Policy(quorum=given)  # type: ignore[arg-type]
+    assert "Quorum(count=4)" in refused.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "0%", "101%", "half", "1.5", "%"])
