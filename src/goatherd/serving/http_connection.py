@@ -11,6 +11,7 @@ disconnects.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
@@ -23,6 +24,10 @@ from goatherd.clock import SystemClock
 from goatherd.errors import NodeError
 from goatherd.serving.caller_limiter import CallerLimiter, Receive, Scope, Send
 from goatherd.serving.caller_limits import CallerLimits
+
+_log = logging.getLogger("goatherd.serving")
+# uvicorn warns of every malformed request; their senders must not fill the log.
+_log.setLevel(logging.ERROR)
 
 __all__ = ["CONNECTION", "HTTPConnection", "check_hooks"]
 
@@ -77,6 +82,9 @@ class HTTPConnection(HttpToolsProtocol):
 
     def __init__(self, limiter: CallerLimiter, **given: Any) -> None:
         super().__init__(**given)
+        # uvicorn's own loggers belong to the program, which may run a uvicorn of its own beside this listener.
+        self.logger = _log
+        self.access_log = False
         self._limiter = limiter
         self._address = ""
         self._on_close: Callable[[], None] | None = None
@@ -332,7 +340,7 @@ async def check_hooks() -> None:
     problem = "its HTTP protocol class does not call the methods that Goatherd relies on"
     caller: HTTPConnection | None = None
     try:
-        config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", access_log=False, log_config=None)
+        config = uvicorn.Config(answer, loop="none", lifespan="off", ws="none", log_config=None)
         state = ServerState()
         limiter = CallerLimiter(CallerLimits(header_bytes=256), clock=SystemClock())
         caller = HTTPConnection(limiter, config=config, server_state=state, app_state={})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import ssl
 from contextlib import suppress
@@ -123,14 +122,11 @@ class HTTPListener:
             loop="none",
             lifespan="off",
             ws="none",
-            access_log=False,
             log_config=None,
             proxy_headers=False,
             timeout_keep_alive=self.limiter.limits.idle_timeout.total_seconds(),  # type: ignore[arg-type]
         )
         config.load()
-        # uvicorn warns of every malformed request; their senders must not fill the log.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         self.bind()
         assert self._socket is not None
         sock, self._socket = self._socket, None

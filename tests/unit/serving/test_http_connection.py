@@ -267,10 +267,20 @@ async def test_one_address_holds_so_many_connections_and_a_proxy_that_is_named_h
             assert len(stopped) == 4 - allowed
 
 
-async def test_the_check_of_uvicorn_logs_no_requests(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("uvicorn.access").propagate = True  # as before the first listener of a process
+async def test_a_listener_logs_no_requests_and_leaves_uvicorn_s_loggers_to_the_program(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loggers = [logging.getLogger(f"uvicorn.{name}") for name in ("access", "error")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
+        monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.INFO):
-        await check_hooks()
+        async with listening(CallerLimits()) as listener, line(listener) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 200 OK\r\n"
+            writer.write(b"no request\r\n\r\n")
+            assert b"HTTP/1.1 400 Bad Request" in await reader.read()
+    assert [(logger.level, logger.propagate) for logger in loggers] == [(logging.INFO, True)] * 2
     assert not caplog.records
 
 
