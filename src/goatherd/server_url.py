@@ -10,19 +10,33 @@ SECURITY: a message never repeats a user name, a password or a query (tests/unit
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from goatherd.errors import ConfigurationError
 
-__all__ = ["ServerURL", "check_http_url", "masked", "parse_listen_address", "parse_listen_host", "parse_server_url"]
+__all__ = [
+    "ServerURL",
+    "check_http_url",
+    "masked",
+    "one_or_more",
+    "parse_listen_address",
+    "parse_listen_host",
+    "parse_server_url",
+]
 
 FORM: Final = "Write it as a URL with a scheme, such as http://10.0.0.2:8080."
 
 _URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MOST_NAME_CHARS: Final = 253
+
+
+def one_or_more(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the strings of an argument that takes several; a single string is one, and not its characters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ arguments name, calls one operation, and closes them before it returns. So a syn
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -36,6 +36,7 @@ from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, AnchorSigner,
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.machine import Phase
 from goatherd.rotation.policy import Policy, unlisted_for
+from goatherd.server_url import one_or_more
 from goatherd.settings.store import REFRESH_INTERVAL
 from goatherd.wire.paths import DEFAULT_ORG
 
@@ -580,11 +581,11 @@ async def revoke(
     org: str | None = None,
     policy: Policy | None = None,
     successor: str = "new",
-    leave_out: Collection[str] = (),
+    leave_out: str | Iterable[str] = (),
     destroy: bool = False,
     reopen: bool = False,
-    distrust: Sequence[str] = (),
-    trust_alone: Sequence[str] = (),
+    distrust: str | Iterable[str] = (),
+    trust_alone: str | Iterable[str] = (),
     signer: str | VerifiedSigner | None = None,
     unsafe_without_nodes: bool = False,
     **options: Unpack[RunOptions],
@@ -624,11 +625,11 @@ async def revoke(
             reason=reason,
             confirmed=confirmed,
             successor=successor,
-            leave_out=leave_out,
+            leave_out=one_or_more(leave_out),
             destroy=destroy,
             reopen=reopen,
-            distrust=distrust,
-            trust_alone=trust_alone,
+            distrust=one_or_more(distrust),
+            trust_alone=one_or_more(trust_alone),
             open_signer=_signer_opener(None, signer),
             unsafe_without_nodes=unsafe_without_nodes,
             **options,
@@ -693,9 +694,7 @@ def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSign
 
 
 def _addresses(nodes: Servers) -> tuple[str, ...]:
-    if isinstance(nodes, str):
-        return (nodes,)
-    addresses = tuple(nodes) if isinstance(nodes, Iterable) else (nodes,)
+    addresses = one_or_more(nodes) if isinstance(nodes, Iterable) else (nodes,)
     for one in addresses:
         if not isinstance(one, str):
             raise ConfigurationError(f"a {type(one).__name__} cannot be used as a server", hint=_SERVERS_HINT)

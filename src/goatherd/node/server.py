@@ -55,6 +55,7 @@ from goatherd.node.management import (
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
+from goatherd.server_url import one_or_more
 from goatherd.serving.caller_limiter import (
     SMALL_BODY,
     CallerLimiter,
@@ -154,22 +155,22 @@ class Server:
         org_id: str = DEFAULT_ORG,
         base_url: str | Callable[[str], str] | None = None,
         resolve_domain: Callable[[str], str | None] | None = None,
-        peers: Iterable[str] = (),
+        peers: str | Iterable[str] = (),
         clock: Clock | None = None,
         registry: Registry = BUILTIN,
         rules: Sequence[AccessRule] = (),
         debug: bool = False,
         threads: int | None = None,
         limits: CallerLimits | None = None,
-        forwarded_by: Iterable[str] = (),
+        forwarded_by: str | Iterable[str] = (),
         unused_sessions: int = MAX_UNUSED,
-        root_signers: Iterable[str] = (),
+        root_signers: str | Iterable[str] = (),
         new_id: Callable[[], str] = new_id,
     ) -> None:
         self.path = Path(path)
         self.org_id = org_id
         self.base_url = base_url
-        self.peers: Sequence[str] = tuple(peers)
+        self.peers: Sequence[str] = one_or_more(peers)
         self.stopping = False
         self._resolve_domain = resolve_domain
         self._clock: Clock = clock or SystemClock()
@@ -179,12 +180,15 @@ class Server:
         self._debug = debug
         self._threads = threads or os.cpu_count() or 1
         self.limiter = CallerLimiter(
-            limits or CallerLimits(), clock=self._clock, forwarded_by=forwarded_by, report=self._report_stopped
+            limits or CallerLimits(),
+            clock=self._clock,
+            forwarded_by=one_or_more(forwarded_by),
+            report=self._report_stopped,
         )
         self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
         self._logged: dict[Excess, float] = {}
         self._unused_sessions = unused_sessions
-        self._root_signers = RootSigners(root_signers, clock=self._clock)
+        self._root_signers = RootSigners(one_or_more(root_signers), clock=self._clock)
         self._new_id = new_id
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Task[Database]] = {}

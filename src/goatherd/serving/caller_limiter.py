@@ -348,7 +348,7 @@ def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
         return tuple([parse_network(text) for text in texts])
     except ValueError as error:
         raise ConfigurationError(
-            f"--forwarded-by must be a network: {error}", hint="Write a network such as 10.0.0.0/8 or 127.0.0.1."
+            f"forwarded_by must be a network: {error}", hint="Write a network such as 10.0.0.0/8 or 127.0.0.1."
         ) from None
 
 

@@ -321,6 +321,7 @@ async def test_whether_the_organization_is_right_is_asked_only_where_another_has
 async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
     store = f"file://{tmp_path}/keys/root"
     await goatherd.init(store)
+    revoke = partial(goatherd.revoke, store, "http://127.0.0.1:1", root_id="x", reason="stolen", confirmed=True)
     for call, text in (
         (goatherd.rotate(store), "no server"),
         (goatherd.rotate(store, "localhost"), "localhost"),
@@ -334,6 +335,8 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
         (goatherd.status("/srv/keys/root"), "not the URI of a store"),
         (goatherd.revoke(store, unsafe_without_nodes=True, root_id="x", reason=""), "reason"),
+        (revoke(distrust="127.0.0.1:8101"), "'127.0.0.1:8101' has no scheme"),
+        (revoke(trust_alone="127.0.0.1:8101"), "'127.0.0.1:8101' has no scheme"),
     ):
         with pytest.raises(ConfigurationError, match=text) as caught:
             await call

@@ -83,6 +83,19 @@ def test_what_names_no_settings_is_refused_with_an_example(tmp_path: Path, given
     assert "://" in caught.value.hint or "cloudConfig" in caught.value.hint
 
 
+def test_one_peer_one_proxy_or_one_signer_needs_no_list(tmp_path: Path):
+    server = goatherd.Server(
+        tmp_path,
+        "memory:///one-each/root",
+        peers="http://127.0.0.1:8102",
+        forwarded_by="10.0.0.0/8",
+        root_signers=f"local:{tmp_path}/key.json",
+    )
+    assert list(server.peers) == ["http://127.0.0.1:8102"]
+    with pytest.raises(ConfigurationError, match="forwarded_by must be a network: 'proxy'"):
+        goatherd.Server(tmp_path, "memory:///one-each/root", forwarded_by=["proxy"])
+
+
 async def test_a_server_without_an_identity_does_not_invent_one(tmp_path: Path):
     with pytest.raises(SecretNotFoundError):
         async with goatherd.Server(tmp_path / "data", f"file://{tmp_path}/keys/root").listen():

@@ -271,7 +271,7 @@ class Turned(SystemClock):
 
 
 def test_a_network_that_is_none_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="--forwarded-by"):
+    with pytest.raises(ConfigurationError, match="forwarded_by"):
         CallerLimiter(CallerLimits(), clock=SystemClock(), forwarded_by=["10.0.0.0/99"])
 
 
