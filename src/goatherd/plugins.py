@@ -227,7 +227,8 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
     _check_placeholders(rest)
     plugin = _provider_class(scheme)
     with _address_of(scheme):
-        provider, secret_id = plugin.from_uri(f"{scheme}://{rest}")
+        made: object = plugin.from_uri(f"{scheme}://{rest}")
+    provider, secret_id = _check_made(made, scheme, "from_uri")
     _check_placeholders(secret_id)  # an address may be written with escapes
     return provider, secret_id
 
@@ -299,7 +300,8 @@ def provider_from_config(cloud_config: Mapping[str, object]) -> tuple[SecretProv
         if isinstance(value, str):
             _check_placeholders(value)
     with _address_of(name):
-        return plugin.from_config(cloud_config)
+        made: object = plugin.from_config(cloud_config)
+    return _check_made(made, name, "from_config")
 
 
 def open_service_reader(scheme: str, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
@@ -365,7 +367,13 @@ def policy_text(name: str, role: str, secret: str | Mapping[str, object]) -> str
         )
     policy = _load_plugin(points[0], scheme)
     with _address_of(scheme):
-        return cast("str", policy(role, secret))
+        text = policy(role, secret)
+    if not isinstance(text, str):
+        raise ConfigurationError(
+            f"the policies of the plugin {scheme!r} are broken: a {type(text).__name__} was returned, not a string",
+            hint=f"Report this error to the authors of {_distribution_name(points[0])}.",
+        )
+    return text
 
 
 def _check_placeholders(text: str) -> None:
@@ -376,6 +384,24 @@ def _check_placeholders(text: str) -> None:
             f"{strange[0]} in a store's address is not a known placeholder",
             hint="The only placeholder is {org}, in lower case; it is replaced by the organization's id.",
         )
+
+
+def _check_made(made: object, scheme: str, method: str) -> tuple[SecretProvider, str]:
+    """Return the provider and the secret id that a plugin has made from an address, if they are that.
+
+    Raises:
+        ConfigurationError: They are something else, or the provider's base class was not initialized.
+    """
+    problem = None
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], str) and hasattr(made[0], "from_uri")):
+        problem = f"{method} must return a provider and the id of a secret"
+    elif not hasattr(made[0], "call_counts"):
+        problem = "its __init__ must call super().__init__()"
+    if problem is not None:
+        raise ConfigurationError(
+            f"the {scheme} provider is broken: {problem}", hint="Report this error to the authors of the plugin."
+        )
+    return cast("tuple[SecretProvider, str]", made)
 
 
 @contextmanager
@@ -419,8 +445,14 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
 
 
 def _check_complete(plugin: type, point: _EntryPoint, scheme: str, kind: str = "provider") -> None:
-    """Reject a plugin without a method that it must have; otherwise the error would be about the address."""
-    lacking = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
+    """Reject a plugin without a member that it must have; otherwise the error would be about the address."""
+    members = set(getattr(plugin, "__abstractmethods__", ()))
+    if not isinstance(getattr(plugin, "scheme", None), str):
+        members.add("scheme")
+    facts = "guarantees" if kind == "provider" else "facts"
+    if callable(getattr(plugin, facts, None)):  # a method, where a property is needed
+        members.add(f"the property {facts}")
+    lacking = ", ".join(sorted(members))
     if lacking:
         distribution = _distribution_name(point)
         raise ConfigurationError(

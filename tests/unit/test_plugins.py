@@ -25,7 +25,7 @@ from goatherd.plugins import (
     provider_schemes,
     signer_schemes,
 )
-from goatherd.providers.base import Call, SecretProvider
+from goatherd.providers.base import Call, Guarantees, SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretValue, VersionId
 from goatherd.signers import Signer
@@ -290,6 +290,65 @@ def test_a_plugin_without_a_required_method_is_refused_with_the_methods_that_it_
     assert str(check_providers()[0].problem).startswith("the x provider of stranger lacks")
     with pytest.raises(ConfigurationError, match="the y signer of stranger lacks facts, public_key, sign: "):
         open_signer_plugin("y:key")
+
+
+class Unnamed(MemorySecretProvider):
+    scheme = None  # type: ignore[assignment]
+
+
+class Method(MemorySecretProvider):
+    def guarantees(self) -> Guarantees:  # type: ignore[override]
+        return super().guarantees
+
+
+class Bare(MemorySecretProvider):
+    def __init__(self) -> None:
+        pass
+
+    @classmethod
+    def from_uri(cls, uri: str):
+        return cls(), "root"
+
+
+class Swapped(MemorySecretProvider):
+    @classmethod
+    def from_uri(cls, uri: str):
+        return "root", cls()
+
+
+class Alone(MemorySecretProvider):
+    @classmethod
+    def from_uri(cls, uri: str):
+        return cls()
+
+
+@pytest.mark.parametrize(
+    ("made", "problem"),
+    [
+        ("Unnamed", "the x provider of stranger lacks scheme"),
+        ("Method", "the x provider of stranger lacks the property guarantees"),
+        ("Bare", r"the x provider is broken: its __init__ must call super\(\)\.__init__\(\)"),
+        ("Swapped", "the x provider is broken: from_uri must return a provider and the id of a secret"),
+        ("Alone", "the x provider is broken: from_uri must return a provider and the id of a secret"),
+    ],
+)
+def test_what_the_author_of_a_plugin_has_missed_is_named(installed: list[EntryPoint], made: str, problem: str):
+    installed.append(point("x", f"{__name__}:{made}"))
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        open_provider("x:///a/root")
+    assert "authors" in caught.value.hint
+    with pytest.raises(ConfigurationError):
+        provider_from_config({"provider": "x", "secretId": "a/root"})
+
+
+def silent_policy(role: str, address: str) -> None:
+    pass
+
+
+def test_a_policy_that_is_no_text_is_the_plugin_s_fault(installed: list[EntryPoint]):
+    installed.append(point("x", f"{__name__}:silent_policy"))
+    with pytest.raises(ConfigurationError, match="'x' are broken: a NoneType was returned"):
+        policy_text("x", "server", "x:///a/root")
 
 
 def test_one_broken_plugin_does_not_hide_the_others(installed: list[EntryPoint]):

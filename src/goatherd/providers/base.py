@@ -286,7 +286,7 @@ class SecretProvider(ABC):
         hidden, checked = self._check_value(call, value), self._check_label(call, label)
 
         async def make(now: Call) -> SecretVersion:
-            made = await self._create(now, hidden, checked)
+            made = _check_result(now, await self._create(now, hidden, checked), SecretVersion)
             await self._confirm_label(now, checked, made.id, None)
             return made
 
@@ -315,7 +315,11 @@ class SecretProvider(ABC):
                 hint=f"A string is a label. For the id of a version, write VersionId({str(at)!r}).",
             )
         place = at if isinstance(at, VersionId) else self._check_label(call, at)
-        found = await self._run_call(call, lambda now: self._read(now, place), attempts)
+
+        async def get(now: Call) -> SecretValue:
+            return _check_result(now, await self._read(now, place), SecretValue)
+
+        found = await self._run_call(call, get, attempts)
         if found.value.size > self.guarantees.max_value_bytes:
             raise call.error(SecretTooLargeError, f"version {found.version.id} is {found.value.size} bytes long")
         return found
@@ -342,7 +346,7 @@ class SecretProvider(ABC):
         holder = None if expected is None else _version_id(expected)
 
         async def put(now: Call) -> SecretVersion:
-            written = await self._write(now, hidden, checked, holder)
+            written = _check_result(now, await self._write(now, hidden, checked, holder), SecretVersion)
             await self._confirm_label(now, checked, written.id, holder)
             return written
 
@@ -417,7 +421,8 @@ class SecretProvider(ABC):
             SecretNotFoundError: There is no such secret.
         """
         call = self._start_call("versions", secret_id)
-        return list(await self._run_call(call, self._versions))
+        found = list(await self._run_call(call, self._versions))
+        return [_check_result(call, one, SecretVersion) for one in found]
 
     async def destroy(self, secret_id: str, version: str) -> None:
         """Make a version's value permanently unreadable. Destroying a destroyed version does nothing.
@@ -788,8 +793,19 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
         raise call.error(
             ProviderError,
             f"the plugin failed with {type(error).__name__} at {place}",
-            hint="This is a bug in the plugin: it must raise goatherd.errors only.",
+            hint="This is a bug in the plugin: its methods must be coroutines that raise goatherd.errors only.",
         ) from None
+
+
+def _check_result(call: Call, found: object, kind: type[Result]) -> Result:
+    """Return what a method of a plugin has returned, if it is a `kind`; otherwise the plugin is at fault."""
+    if not isinstance(found, kind):
+        raise call.error(
+            ProviderError,
+            f"the plugin returned a {type(found).__name__}, not a {kind.__name__}",
+            hint=f"This is a bug in the plugin: `_{call.operation}` must return what its base class says.",
+        )
+    return found
 
 
 class PlatformError(Exception):

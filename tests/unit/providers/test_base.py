@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -209,6 +209,45 @@ async def test_a_stranger_exception_at_the_opening_or_closing_is_named_but_not_q
         async with Breaks(where):
             pass
     assert "the-token" not in "".join(traceback.format_exception(caught.value))
+
+
+class Returns(MemorySecretProvider):
+    """A plugin whose methods return `result`."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
+
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        return self.result
+
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
+        return self.result
+
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        return self.result
+
+    async def _versions(self, call: Call) -> list[SecretVersion]:
+        return [self.result]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "wanted"),
+    [
+        (lambda provider: provider.create("root", b"value"), "SecretVersion"),
+        (lambda provider: provider.write("root", b"value", expected=None), "SecretVersion"),
+        (lambda provider: provider.read("root"), "SecretValue"),
+        (lambda provider: provider.versions("root"), "SecretVersion"),
+    ],
+)
+async def test_what_a_plugin_returns_in_place_of_its_result_is_named_but_not_quoted(
+    attempt: Callable[[Returns], Awaitable[object]], wanted: str
+):
+    for result in (None, b"the-value", "7"):
+        with pytest.raises(ProviderError, match=f"returned a {type(result).__name__}, not a {wanted}") as caught:
+            await attempt(Returns(result))
+        assert "the-value" not in "".join(traceback.format_exception(caught.value))
+        assert "bug in the plugin" in caught.value.hint
 
 
 async def test_a_cancellation_passes_through():
