@@ -199,6 +199,9 @@ class DatabaseRepository:
 
     Field values are in GoatDB's encoded form: JSON, with dates as seconds since 1970. A `datetime` must have a time
     zone, and is converted to this form, rounded down to a millisecond.
+
+    A call that has begun is finished even if its caller is cancelled; a server that stops waits for it. After that,
+    each call raises `StorageError`.
     """
 
     def __init__(self, database: Database, path: str) -> None:
@@ -212,6 +215,9 @@ class DatabaseRepository:
         Raises:
             StorageError: The repository cannot be read.
         """
+        return await self._database.run_operation(self._get(key))
+
+    async def _get(self, key: str) -> Item | None:
         engine = await self._open_repository()
         return engine.get_item(self.path, key)
 
@@ -221,6 +227,9 @@ class DatabaseRepository:
         Raises:
             StorageError: The repository cannot be read.
         """
+        return await self._database.run_operation(self._list_keys())
+
+    async def _list_keys(self) -> list[str]:
         engine = await self._open_repository()
         return [
             key for key in engine.get_repository(self.path).item_keys() if engine.get_item(self.path, key) is not None
@@ -240,6 +249,9 @@ class DatabaseRepository:
                 the data are not a session in ``/sys/sessions``, or are a session elsewhere.
             StorageError: The item could not be written.
         """
+        return await self._database.run_operation(self._create(key, schema, data))
+
+    async def _create(self, key: str, schema: str, data: Mapping[str, Any]) -> Item:
         engine = await self._open_repository()
         engine.check_writable(self.path)
         now_ms = self._database.now_ms()
@@ -254,6 +266,9 @@ class DatabaseRepository:
             DecodeError, EncodeError: The data are not allowed; in ``/sys/sessions``, they are not a session.
             StorageError: The item could not be written.
         """
+        return await self._database.run_operation(self._set(key, data))
+
+    async def _set(self, key: str, data: Mapping[str, Any]) -> Item:
         engine = await self._open_repository()
         engine.check_writable(self.path)
         now_ms = self._database.now_ms()
@@ -268,6 +283,9 @@ class DatabaseRepository:
             DecodeError: The item is a session. Clients would continue to trust it, so it cannot be deleted.
             StorageError: The deletion could not be written.
         """
+        await self._database.run_operation(self._delete(key))
+
+    async def _delete(self, key: str) -> None:
         engine = await self._open_repository()
         engine.check_writable(self.path)
         await self._database.drive(engine.delete_item_in_steps(self.path, key, self._database.now_ms()))
@@ -350,6 +368,7 @@ class Database:
         self._lacking: OrderedDict[str, None] = OrderedDict()
         self._peers: list[Peer] = []
         self._running: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
         self._background: set[asyncio.Task[None]] = set()
         self._trust_changed = asyncio.Event()
         self._verifying = False
@@ -484,6 +503,7 @@ class Database:
         Raises:
             StorageError: A log could not be written.
         """
+        self._is_closed = True
         while self._running:
             await asyncio.wait(self._running)
         background = list(self._background)
@@ -562,6 +582,20 @@ class Database:
             PathError: The path is not one that this server allows for a repository.
         """
         return DatabaseRepository(self, path)
+
+    async def run_operation(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run a call of the program that embeds the server to its end. `aclose` waits for it.
+
+        Raises:
+            StorageError: The database is closed.
+        """
+        if self._is_closed:
+            work.close()
+            raise StorageError(
+                f"the database of organization {self.org!r} is closed, because its server was stopped",
+                hint="While the server runs, `server.database().repository(path)` returns a repository that is open.",
+            )
+        return await self._run_to_end(work)
 
     async def open_repository(self, path: str) -> Engine:
         """Open the repository with this path, and return the engine, which then holds the repository.

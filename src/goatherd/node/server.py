@@ -280,7 +280,10 @@ class Server:
         Raises:
             KeyError: The database is not open; `open_database` opens it.
         """
-        return self._databases[self.org_id if org is None else org]
+        wanted = self.org_id if org is None else org
+        if wanted not in self._databases:
+            raise KeyError(f"the database of organization {wanted!r} is not open; `open_database` opens it")
+        return self._databases[wanted]
 
     async def open_database(self, org: str) -> Database:
         """Return the database of an organization, and open it if necessary.

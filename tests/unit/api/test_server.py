@@ -10,7 +10,7 @@ import pytest
 
 import goatherd
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import ConfigurationError, SecretNotFoundError, SuccessionError
+from goatherd.errors import ConfigurationError, SecretNotFoundError, StorageError, SuccessionError
 from goatherd.identity.session import OwnedSession
 from goatherd.node.log_storage import LogDirectory
 from goatherd.providers.base import Call
@@ -112,6 +112,29 @@ async def test_a_server_that_is_in_use_is_not_entered_again_and_goes_on(tmp_path
         assert await client.answers(root)
     async with server.listen() as url, NodeClient(url) as client:
         assert await client.answers(root)
+
+
+async def test_a_server_that_stops_finishes_what_the_program_writes_and_takes_no_more(tmp_path: Path):
+    _, path = await stored(tmp_path)
+    server = goatherd.Server(tmp_path / "data", f"file://{path}")
+    async with server.listen():
+        notes = server.database().repository("/data/notes")
+        writes = [asyncio.create_task(notes.create(f"note-{n}", "note/1", {"text": "x"})) for n in range(20)]
+        await asyncio.sleep(0)
+        writes[0].cancel()
+    assert {item.key for item in await asyncio.gather(*writes[1:])} == {f"note-{n}" for n in range(1, 20)}
+    for call in (notes.keys(), notes.get("note-1"), notes.set("note-1", {}), notes.delete("note-1")):
+        with pytest.raises(StorageError, match="'localhost' is closed"):
+            await call
+    async with server.listen():
+        assert sorted(await server.database().repository("/data/notes").keys()) == sorted(
+            f"note-{n}" for n in range(20)
+        )
+
+
+def test_the_database_of_a_server_that_was_not_entered_is_named(tmp_path: Path):
+    with pytest.raises(KeyError, match="organization 'localhost' is not open"):
+        goatherd.Server(tmp_path, "memory:///not-entered/root").database()
 
 
 class Late(goatherd.MemorySecretProvider):
