@@ -155,7 +155,11 @@ class VerifiedSigner:
 
         Args:
             pinned: The public key that its signatures must match; None for the one that this signer has pinned.
+
+        Raises:
+            SignerMisuseError: This signer is closed.
         """
+        self._check_open("sign")
         lent = VerifiedSigner(
             self.plugin, uri=self.uri, pinned=pinned or self._pinned, policy=self._policy, clock=self._clock
         )

@@ -27,6 +27,7 @@ from goatherd.errors import (
     SecretNotFoundError,
     SignerError,
     SignerKeyNotFoundError,
+    SignerMisuseError,
     SignerWrongKeyError,
     UnconfirmedError,
     UnsignedIdentityError,
@@ -135,6 +136,15 @@ async def test_a_new_identity_has_an_anchor_if_its_signer_is_named(tmp_path: Pat
             await goatherd.rotate(store, anchor=signer, remove_anchor=True, unsafe_without_nodes=True)
         report = await goatherd.rotate(store, unsafe_without_nodes=True)
     assert report.from_id == document.current.id
+
+
+async def test_a_signer_that_the_program_has_closed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    store = f"file://{tmp_path}/root"
+    async with goatherd.open_signer(f"local:{tmp_path}/anchor.json") as signer:
+        await goatherd.init(store, anchor=signer, create_key=True)
+    with pytest.raises(SignerMisuseError, match="the signer is closed"):
+        await goatherd.rotate(store, signer=signer, unsafe_without_nodes=True)
 
 
 async def test_no_key_is_created_for_a_rotation_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
