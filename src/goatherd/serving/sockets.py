@@ -10,7 +10,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final
 
-from goatherd.errors import NodeError
+from goatherd.errors import ConfigurationError, NodeError
 
 _OTHER_FILES: Final = 512
 """Open files other than callers' connections: logs, the store, peers, the server behind a door."""
@@ -28,8 +28,14 @@ def bind(host: str, port: int) -> tuple[socket.socket, int, str]:
         The socket, which the caller must close; the port; and the URL, with the actual port.
 
     Raises:
+        ConfigurationError: The port is not an integer from 0 to 65535.
         NodeError: The address cannot be bound.
     """
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ConfigurationError(
+            f"port must be an integer from 0 to 65535, not {port!r}",
+            hint="Convert a string, such as the value of an environment variable, by int(…). 0 selects a free port.",
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's delay off only for sockets that say that they are TCP; it costs 40 ms an answer.
     taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -96,6 +96,14 @@ def test_one_peer_one_proxy_or_one_signer_needs_no_list(tmp_path: Path):
         goatherd.Server(tmp_path, "memory:///one-each/root", forwarded_by=["proxy"])
 
 
+@pytest.mark.parametrize("port", ["8080", -1, 65536, None])
+async def test_what_is_no_port_is_named(tmp_path: Path, port: int):
+    _, path = await stored(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"port must be an integer from 0 to 65535, not {port!r}"):
+        async with goatherd.Server(tmp_path / "data", f"file://{path}").listen(port=port):
+            pass
+
+
 async def test_a_server_without_an_identity_does_not_invent_one(tmp_path: Path):
     with pytest.raises(SecretNotFoundError):
         async with goatherd.Server(tmp_path / "data", f"file://{tmp_path}/keys/root").listen():
