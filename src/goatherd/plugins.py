@@ -209,6 +209,11 @@ def open_provider(uri: str) -> tuple[SecretProvider, str]:
         PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
+    if not isinstance(uri, str):
+        raise ConfigurationError(
+            f"the address of a store must be a string, not a {type(uri).__name__}",
+            hint="Write SCHEME://…, such as file:///srv/keys/root.",
+        )
     scheme, separator, rest = uri.partition("://")
     scheme = scheme.lower()
     if not separator or not _SCHEME.fullmatch(scheme):
@@ -249,6 +254,11 @@ def open_signer_plugin(uri: str) -> Signer:
         PluginNotFoundError: No plugin has the scheme; the message lists those that exist.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
+    if not isinstance(uri, str):
+        raise ConfigurationError(
+            f"the URI of a signer must be a string, not a {type(uri).__name__}",
+            hint="Write SCHEME:…, such as pkcs11:token=goatdb;object=anchor.",
+        )
     scheme, separator, rest = uri.partition(":")
     scheme = scheme.lower()
     known = ", ".join(signer_schemes())

@@ -148,6 +148,8 @@ def masked(text: str) -> str:
 
 def _split(text: str, hint: str) -> tuple[str, str, str]:
     """Split a URL into its scheme, its authority and the rest."""
+    if not isinstance(text, str):
+        raise ConfigurationError(f"the URL must be a string, not a {type(text).__name__}", hint=hint)
     if not text.strip():
         raise ConfigurationError("the URL is empty", hint=hint)
     match = _URL.fullmatch(text)

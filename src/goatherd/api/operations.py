@@ -218,7 +218,13 @@ async def migrate(
         clock_tolerance=policy.clock_tolerance,
         org=org,
     )
-    paths = [Path(sources)] if isinstance(sources, str | PathLike) else [Path(one) for one in sources]
+    given = (sources,) if isinstance(sources, str | PathLike) or not isinstance(sources, Iterable) else tuple(sources)
+    for one in given:
+        if not isinstance(one, str | PathLike):
+            raise ConfigurationError(
+                f"a {type(one).__name__} cannot be used as a source", hint="Give the path of a settings.json."
+            )
+    paths = [Path(one) for one in given]
     if not paths:
         raise ConfigurationError(
             "no source is given, so there is nothing to migrate",

@@ -69,7 +69,7 @@ def create_session_commit(
         org: The organization; it is part of the signed bytes.
 
     Raises:
-        ConfigurationError: `current_root` is not a root.
+        ConfigurationError: `current_root` is not a root, or `new_root` is not a session.
         ExpiredSessionError: `current_root` has expired.
     """
     _check_root(current_root, "a session commit")
@@ -79,6 +79,8 @@ def create_session_commit(
             f"root {current_root.id} has expired and can introduce no session",
             hint="`goatherd rotate --replace-expired` replaces an expired root.",
         )
+    if not isinstance(new_root, Session | OwnedSession):
+        raise _not_a_session(new_root)
     session = new_root.session if isinstance(new_root, OwnedSession) else new_root
     return Commit.from_json(
         make_session_commit(session, signer=current_root, commit_id=new_id(), ts=now_ms, org=org), org=org
@@ -96,10 +98,7 @@ def encode_session(session: Session | OwnedSession, *, include_private_key: bool
         ConfigurationError: `session` has no private key to include.
     """
     if not isinstance(session, Session | OwnedSession):
-        raise ConfigurationError(
-            f"a {type(session).__name__} is not a session",
-            hint="`generate_session` makes a session, and `decode_session` reads one.",
-        )
+        raise _not_a_session(session)
     if not include_private_key:
         return (session.session if isinstance(session, OwnedSession) else session).to_json()
     if not isinstance(session, OwnedSession):
@@ -124,6 +123,13 @@ def decode_session(encoded: Mapping[str, Any] | str | bytes) -> Session | OwnedS
     if isinstance(encoded, Mapping) and "privateKey" in encoded:
         return OwnedSession.from_json(encoded)
     return Session.from_json(encoded)  # type: ignore[arg-type]
+
+
+def _not_a_session(given: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"a {type(given).__name__} is not a session",
+        hint="`generate_session` makes a session, and `decode_session` reads one.",
+    )
 
 
 def _check_root(root: OwnedSession, what: str) -> None:

@@ -129,17 +129,18 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
             f"cloudConfig: provider {form.scheme!r} has no option {unknown[0]!r}",
             hint=f"Known options: {', '.join(sorted({'secretId', *parts, *names}))}.",
         )
+    example = f'Such as {{"provider": "{form.scheme}", "secretId": "goatdb/root"}}.'
     texts: dict[str, str] = {}
     for name in ("secretId", *parts, *names):
         value = config.get(name)
         if type(value) is int and name in names and form.options[names[name]].is_number:
             value = str(value)
         if value is not None and (not isinstance(value, str) or not value):
-            raise ConfigurationError(f"cloudConfig: {name} must be a string")
+            raise ConfigurationError(f"cloudConfig: {name} must be a string", hint=example)
         if isinstance(value, str):
             texts[name] = value
     if "secretId" not in texts:
-        raise ConfigurationError("cloudConfig: secretId must be a string")
+        raise ConfigurationError("cloudConfig: secretId must be a string", hint=example)
     options = {name: texts[theirs] for theirs, name in names.items() if theirs in texts}
     check_options(form, options)
     return ParsedConfig(

@@ -678,6 +678,10 @@ def settings_from_options(
     """
     if isinstance(options, str):
         provider, secret_id = open_provider(options)
+    elif not isinstance(options, Mapping):
+        raise ConfigurationError(
+            f"settings must be a mapping or the URI of a secret, not a {type(options).__name__}", hint=_OPTIONS_HINT
+        )
     else:
         kind = options.get("type")
         allowed = {"cloud": {"type", "cloudConfig"}, "file": {"type", "path"}}.get(
@@ -691,7 +695,9 @@ def settings_from_options(
         if kind == "file":
             place = options.get("path", path)
             if not isinstance(place, str | Path) or not str(place):
-                raise ConfigurationError('settings: type "file" needs a path')
+                raise ConfigurationError(
+                    'settings: type "file" needs a path', hint='Such as {"type": "file", "path": "/srv/goatdb"}.'
+                )
             return FileSettings(place, clock=clock)
         config = options.get("cloudConfig")
         if not isinstance(config, Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -326,6 +326,27 @@ async def test_whether_the_organization_is_right_is_asked_only_where_another_has
     with pytest.raises(SecretNotFoundError) as missing:
         await goatherd.status(f"file://{tmp_path}/{name}")
     assert ("is --org right?" in missing.value.hint) == is_asked
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda path: goatherd.open_provider(path), "the address of a store must be a string, not a PosixPath"),
+        (lambda path: goatherd.open_signer(path), "the URI of a signer must be a string, not a PosixPath"),
+        (lambda path: goatherd.settings_from_options(path), "settings must be a mapping or the URI of a secret"),
+        (lambda _: goatherd.settings_from_options({"type": "file"}), 'type "file" needs a path'),
+        (lambda _: goatherd.open_store({"provider": "file"}).__aenter__(), "secretId must be a string"),
+        (lambda _: goatherd.NodeClient(8101), "the URL must be a string, not a int"),
+        (lambda path: goatherd.migrate(f"file://{path}/root", None), "a NoneType cannot be used as a source"),
+        (lambda path: goatherd.migrate(f"file://{path}/root", [1]), "a int cannot be used as a source"),
+        (lambda _: goatherd.create_session_commit(goatherd.generate_session(), "root"), "a str is not a session"),
+    ],
+)
+async def test_an_argument_of_another_type_is_named(tmp_path: Path, call: Callable[[Path], Any], text: str):
+    with pytest.raises(ConfigurationError, match=text) as caught:
+        await call(tmp_path)
+    assert caught.value.hint
+    assert "--help" not in caught.value.hint
 
 
 async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
