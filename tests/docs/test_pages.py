@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from goatherd import errors
 from goatherd.errors import ConfigurationError
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.testing.contract import check_provider
+from tests.contract import test_provider_contract
 from tests.docs.reference import DOCS
 
 ROOT = DOCS.parent
@@ -90,10 +92,11 @@ def test_the_change_that_the_contributors_page_shows_works(tmp_path: Path, monke
     assert text.count(before) == 1, "the page shows lines that the file no longer has"
     changed = load_module(text.replace(before, after), tmp_path, monkeypatch)
     (test,) = re.findall(r"```python\ndef (test_\w+).*?:\n(.*?)```", page, re.DOTALL)
+    (imported,) = re.findall(r"add `(\w+)` to its imports from `goatherd\.errors`", page)
     names = {
+        **vars(test_provider_contract),
         "MemorySecretProvider": changed.MemorySecretProvider,
-        "pytest": pytest,
-        "ConfigurationError": ConfigurationError,
+        imported: getattr(errors, imported),
     }
     exec(f"def shown():\n{test[1]}", names)
     names["shown"]()
