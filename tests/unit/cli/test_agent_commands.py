@@ -267,7 +267,7 @@ def test_an_organization_that_is_not_named_keeps_the_server_from_being_started(
 
 
 def test_a_secret_that_is_not_found_names_the_organization(goatherd: Goatherd, tmp_path: Path, data: Path) -> None:
-    nowhere = f"file://{tmp_path}/nothing/root"
+    nowhere = f"file://{tmp_path}/nothing/{{org}}/root"
     for words in (["fetch", "--data", str(data)], ["show"]):
         result = goatherd(*words, "--provider", nowhere)
         assert result.code == EXIT_CODES["provider"]
