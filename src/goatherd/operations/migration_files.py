@@ -91,6 +91,9 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
                 f"{source} holds no data of organization {given!r}; it holds the organizations {names}",
                 hint="Check --org and GOATHERD_ORG.",
             )
+    settings = (source if source.is_dir() else source.parent) / SETTINGS_NAME
+    if settings.with_name(REMAINS).is_file():
+        raise missing_settings_error([MigrationSource(settings=settings, data=None, org=given or DEFAULT_ORG)])
     raise ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()

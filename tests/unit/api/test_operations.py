@@ -254,6 +254,17 @@ async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd:
         assert report.current_id != first
 
 
+async def test_a_settings_json_that_a_migration_has_removed_is_not_missed(tmp_path: Path):
+    store, path = f"file://{tmp_path}/keys/root", tmp_path / "server/settings.json"
+    path.parent.mkdir()
+    await goatherd.FileSettings.create(path, goatherd.create_identity(goatherd.generate_session("root")))
+    await goatherd.migrate(store, path, remove_key=True)
+    for again in (path, path.parent):
+        with pytest.raises(ConfigurationError, match="a migration has removed it") as caught:
+            await goatherd.migrate(store, again)
+        assert "Nothing is left to do" in caught.value.hint
+
+
 async def test_a_settings_json_is_migrated(tmp_path: Path):
     root = goatherd.generate_session("root")
     settings = tmp_path / "data" / "settings.json"
