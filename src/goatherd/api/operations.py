@@ -383,7 +383,8 @@ async def rotate(
             ``create_key`` or ``health``.
         unsafe_without_nodes: Rotate although no server is listed.
         health: Health checks that must pass before the rotation begins, and from when the new root signs until the
-            rotation ends.
+            rotation ends: objects with a ``name`` and a method ``async def ask()``, which returns None or the reason
+            why the cluster is not healthy.
         options: ``audit_log``, ``on_event``, ``clock``; see `goatherd.operations.runs.RunOptions`.
 
     Raises:

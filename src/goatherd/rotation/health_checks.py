@@ -41,7 +41,10 @@ class HealthSignal(Protocol):
     def name(self) -> str: ...
 
     async def ask(self) -> str | None:
-        """Run the health check; return None if the cluster is healthy, else the reason in one line. Never raises."""
+        """Run the health check; return None if the cluster is healthy, else the reason in one line.
+
+        A check that raises an exception has failed.
+        """
         ...
 
 
@@ -135,6 +138,16 @@ class HealthCommand:
         return None if code == 0 else f"{self.name}: ended with {code}"
 
 
+async def _ask_signal(signal: HealthSignal) -> str | None:
+    """Run one health check. One that raises has failed, so that the rotation is rolled back and not left half-way."""
+    try:
+        return await signal.ask()
+    except Exception as error:  # noqa: BLE001 - a program's own check can raise anything
+        # SECURITY: the message may quote a URL with credentials, or an answer
+        # (tests/unit/rotation/test_health_checks.py).
+        return f"{signal.name}: {type(error).__name__}"
+
+
 class HealthWatch:
     """Runs the health checks of a rotation at intervals, and counts consecutive failures.
 
@@ -157,7 +170,7 @@ class HealthWatch:
 
         A failure does not change the count of consecutive failures.
         """
-        answers = await asyncio.gather(*(one.ask() for one in self.signals))
+        answers = await asyncio.gather(*(_ask_signal(one) for one in self.signals))
         return "; ".join(answer for answer in answers if answer is not None) or None
 
     async def read_result(self, *, anew: bool = False) -> HealthView:

@@ -121,6 +121,25 @@ async def test_every_signal_must_be_well(make_herd: MakeHerd) -> None:
         await rotator_for(herd, health=[good, bad]).rotate()
 
 
+class Raising(Said):
+    """A check of a program's own that raises where another one says that the cluster is not healthy."""
+
+    async def ask(self) -> str | None:
+        if await super().ask() is not None:
+            raise ValueError("http://user:password@site")
+        return None
+
+
+async def test_a_check_that_raises_has_failed_and_what_it_raises_is_named_but_not_quoted(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    raising = Raising(herd, lambda phase, _: phase is Phase.ACTIVATED)
+    with pytest.raises(NotAdoptedError, match="the test: ValueError") as caught:
+        await rotator_for(herd, health=[raising]).rotate()
+    assert "password" not in str(caught.value)
+    assert (await document_of(herd)).current.id == "root-a"
+    await check_steady(herd)
+
+
 async def test_an_operator_who_goes_back_is_not_asked_how_the_cluster_is(make_herd: MakeHerd) -> None:
     herd = await make_herd()
     await rotator_for(herd).rotate(to_phase=Phase.ACTIVATED)
