@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 from urllib.parse import quote
 
 import goatherd
@@ -210,7 +210,8 @@ class Server:
             return given
         raise ConfigurationError(
             f"settings_provider has the unsupported type {type(given).__name__}",
-            hint='Give a settings provider, {"type": "cloud", "cloudConfig": {…}}, or the URI of a secret.',
+            hint='Give {"type": "cloud", "cloudConfig": {…}}, the URI of a secret, or a settings provider, such as'
+            ' CloudSecretSettings("goatdb/root", provider).',
         )
 
     async def __aenter__(self) -> Server:
@@ -330,9 +331,18 @@ class Server:
         return database
 
     def _settings_of(self, org: str) -> SettingsProvider:
-        if isinstance(self._settings, SettingsFactory):
-            return self._settings.for_org(org)
-        return self._settings(org)
+        found: object
+        if isinstance(self._settings, SettingsFactory) and not isinstance(self._settings, type):
+            found = self._settings.for_org(org)
+        else:
+            found = cast("Callable[[str], SettingsProvider]", self._settings)(org)
+        if not hasattr(found, "load"):
+            source = type(self._settings).__name__
+            raise ConfigurationError(
+                f"settings_provider ({source}) returned a {type(found).__name__} for organization {org!r}",
+                hint="Its for_org, or the function that was given, must return a settings provider.",
+            )
+        return found
 
     # --- ASGI -------------------------------------------------------------------------------------------------------
 

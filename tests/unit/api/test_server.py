@@ -104,6 +104,28 @@ async def test_what_is_no_port_is_named(tmp_path: Path, port: int):
             pass
 
 
+class Forgetful(goatherd.SettingsProvider):
+    """Lacks most methods: those of the protocol return None."""
+
+
+async def test_what_returns_no_settings_is_named(tmp_path: Path):
+    for given in (Forgetful(), lambda org: None):
+        with pytest.raises(ConfigurationError, match="returned a NoneType for organization 'localhost'"):
+            async with goatherd.Server(tmp_path / "data", given):  # type: ignore[arg-type]
+                pass
+
+
+async def test_a_class_whose_objects_are_settings_is_called_with_the_organization(tmp_path: Path):
+    root, _ = await stored(tmp_path)
+
+    class Chosen(goatherd.CloudSecretSettings):
+        def __init__(self, org: str) -> None:
+            super().__init__("root", goatherd.FileSecretProvider(tmp_path / "keys"))
+
+    async with goatherd.Server(tmp_path / "data", Chosen).listen() as url, NodeClient(url) as client:
+        assert await client.answers(root)
+
+
 async def test_a_server_without_an_identity_does_not_invent_one(tmp_path: Path):
     with pytest.raises(SecretNotFoundError):
         async with goatherd.Server(tmp_path / "data", f"file://{tmp_path}/keys/root").listen():
