@@ -101,7 +101,7 @@ def _lines(file: Path) -> list[str]:
 
 def markdown(rows: Iterable[Row]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
-    yield "| what | size | measured | bare limit | ratio |"
+    yield "| what | size | measured | bare limit, in the same unit | ratio |"
     yield "|---|---|---|---|---|"
     for row in rows:
         bare = "" if row.bare_value is None else f"{format_number(row.bare_value)}: {row.limit}"

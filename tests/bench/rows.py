@@ -23,7 +23,7 @@ class Row:
     Attributes:
         name: ``part/quantity``.
         unit: Of the samples and the bare limit.
-        size: Number of commits, sessions or clients.
+        size: Number of commits, sessions, clients, servers, regions or pages; 1 for a single operation.
         samples: The measured values.
         bare: The bare limit, measured beside each sample; empty if there is none.
         limit: What the bare limit is.

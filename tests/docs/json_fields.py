@@ -595,7 +595,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "integer", "Number of commits of the revoked root that the server holds and that are not frozen."
         ),
         "nodes[].distrusted": Field(
-            "boolean", "Whether the server's list of commits is ignored because of `--distrust`."
+            "boolean",
+            "Whether the server's list of commits and its report on the store's history are ignored because of"
+            " `--distrust`.",
         ),
         "nodes[].sole": Field(
             "boolean", "Whether this is the only server whose list counts, so that no other server confirms the list."
