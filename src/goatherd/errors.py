@@ -292,7 +292,7 @@ class DirectModeError(IdentityError):
     """The cluster is in direct mode, and this program needs the root's private key, which is in an HSM or a KMS."""
 
     code = "identity.direct"
-    hint = "`goatherd rotate --working-root` goes back to a root whose key is in the store."
+    hint = "`goatherd rotate --working-root` returns to a root whose key is in the store."
 
 
 class ForkedIdentityError(SuccessionError):

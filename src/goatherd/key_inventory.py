@@ -40,7 +40,7 @@ from goatherd.providers.values import (
     SecretVersion,
     VersionId,
     VersionState,
-    shown_label,
+    format_label,
 )
 from goatherd.times import milliseconds
 
@@ -240,9 +240,11 @@ async def find_unlisted_keys(
     """Return the roots that are no longer in an identity document, but whose private keys the store still holds.
 
     If rotations follow each other fast, a root is removed from the identity before the grace period of its key ends,
-    and the document no longer shows that the key must be destroyed. Every version is read, unless no root was removed
-    from the identity or the only store deletes old versions in its own time. Versions in such a store, and those that a
-    label points at, are left out, because `goatherd retire` does not destroy them.
+    and the document no longer shows that the key must be destroyed. Versions that a label points at, and those in a store
+    that deletes old versions in its own time, are left out, because `goatherd retire` does not destroy them.
+
+    Returns an empty tuple, and reads nothing, if the identity has never dropped a root (`pruned` is 0), or if `destroy`
+    of the only store only marks a version for later deletion (`Guarantees.deprecates`). Otherwise reads every version.
 
     Args:
         provider: The store.
@@ -363,7 +365,7 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
         labels: The labels on it that Goatherd has not set.
         command: The command to run after the labels were removed.
     """
-    shown = [shown_label(label) for label in labels]
+    shown = [format_label(label) for label in labels]
     names = " and ".join(f"`{label}`" for label in shown)
     points = "labels {} point" if len(labels) > 1 else "label {} points"
     commands = " and ".join(f"`goatherd show --versions unlabel {label}`" for label in shown)

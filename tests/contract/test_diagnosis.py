@@ -17,9 +17,9 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import STABLE
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao
 
-READS = "may read and not write: right for a server, too little to rotate"
-ROTATES = "may read and write, and not destroy: right for a rotator, too little for `goatherd retire`"
-ALL = "may read, write and destroy versions: more than a server needs"
+READS = "the credentials may read, but not write: enough for a server, too little to rotate"
+ROTATES = "the credentials may read and write, but not destroy: enough for a rotator, too little for `goatherd retire`"
+ALL = "the credentials may read, write and destroy versions: more than a server needs"
 
 
 async def found(provider: SecretProvider, secret_id: str) -> dict[str, Finding]:
@@ -194,8 +194,8 @@ async def test_vault_warns_where_too_few_versions_are_kept_and_before_a_write_is
             holder = await root.write("diagnosis/history", b"%d" % number, expected=holder.id)
         full = (await found(root, "diagnosis/history"))["history"]
         assert full.verdict is Verdict.WRONG
-        assert "drop version 1, which has a label" in full.text
-        with pytest.raises(ProviderError, match="would make the server drop version 1"):
+        assert "the server would delete version 1, which has a label" in full.text
+        with pytest.raises(ProviderError, match="the server would delete version 1"):
             await root.write("diagnosis/history", b"more", expected=holder.id)
 
 

@@ -337,7 +337,7 @@ def forged(history: tuple[Pair, ...], new: Document) -> IdentityDocument:
     for one in (new.anchored or Anchoring()).changes:
         if one not in statements:
             own = asyncio.run(key_of(real, one.by))
-            statements[one] = asyncio.run(own.pass_on(roots[NAMES[one.to]], NOW, is_anchor=True))
+            statements[one] = asyncio.run(own.sign_change(roots[NAMES[one.to]], NOW, is_anchor=True))
         changes.append(statements[one])
     pairs = [(NAMES[by], NAMES[of]) for by, of in new.endorsed]
     words = [endorsed.get(pair) or endorse_root(root(pair[0]), roots[pair[1]], NOW) for pair in pairs]

@@ -49,7 +49,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="URL",
     required=True,
     callback=checked(parse_server_url),
-    help="URL of the GoatDB server behind the door. Only this door, and no second one, may reach it.",
+    help="URL of the GoatDB server behind the door. Make sure that clients and other doors cannot reach this URL.",
 )
 @click.option(
     "--host",

@@ -69,7 +69,8 @@ from goatherd.revocation.revoker import NEW
     "--distrust",
     multiple=True,
     metavar="URL",
-    help="URL of a compromised server, whose list of commits is ignored. Can be given more than once.",
+    help="URL of a compromised server. Its list of commits and its report on the store's history are ignored. Can be"
+    " given more than once.",
 )
 @click.option(
     "--trust-alone",

@@ -154,7 +154,7 @@ class ServerConnection(asyncio.Protocol):
         """Wait until the connection's write buffer has room for more data (flow control).
 
         Raises:
-            TimeoutError: It has none for `limit` seconds.
+            TimeoutError: The buffer had no room for `limit` seconds.
         """
         if self._writable is not None:
             _, waiting = await asyncio.wait({self._writable}, timeout=limit)

@@ -26,8 +26,8 @@ from goatherd.wire.javascript_values import UNDEFINED
 
 DOMAIN: Final = "anchor/1"
 KEPT_CHANGES: Final = 1
-"""How many permanent changes of the anchor a document keeps. A server that has missed more of them must be told to
-accept the identity."""
+"""How many permanent changes of the anchor a document keeps. A server that has missed more of them must be
+started with `--accept-identity`."""
 MAX_SIGNER_CHARACTERS: Final = 500
 
 
@@ -141,7 +141,8 @@ def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> Non
     """
     if change.by != by.id or subject.id != (change.to or change.root) or subject.id == by.id:
         raise SuccessionError(
-            f"the change of the anchor must lead from root {by.id} to root {subject.id}, but names other roots"
+            f"the change of the anchor names root {change.by} and its successor {change.to or change.root}; it must"
+            f" name root {by.id} and its successor {subject.id}"
         )
     _verify_change(change.signature, by, subject, change.to is not None, change.until)
 

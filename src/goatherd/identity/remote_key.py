@@ -49,10 +49,12 @@ class RemoteKey:
         sign = self._sign or next(iter(_REGISTERED), None)
         if sign is None:
             raise SignerMisuseError(
-                "this process has not imported goatherd.remote_keys, which makes such signatures",
+                "the root's key is in an HSM or a KMS, and this process has not imported goatherd.remote_keys, which"
+                " signs with such keys",
                 signer=self.uri.partition(":")[0],
                 key=self.uri,
                 operation="sign",
+                hint="Import goatherd.remote_keys before the first signature.",
             )
         return sign(self.uri, self.public_key, data)
 

@@ -103,8 +103,8 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         )
     try:
         envelope = parse_signature(revocation.proof)
-        # SECURITY: data embedded in the signature would be signed together with the proof; none is allowed
-        # (tests/unit/identity/test_revocations.py).
+        # SECURITY: a signature can embed data, which it then covers as well. Reject it: a proof must sign its statement
+        # and nothing else (tests/unit/identity/test_revocations.py).
         valid = envelope.data is UNDEFINED
         if valid:
             verify_data(revoked, envelope, external=_proof_statement(revoked.id, successor, revocation.at))

@@ -108,7 +108,10 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
             expiration or purpose), or it was made after `by` had expired.
     """
     if endorsement.by != by.id or endorsement.of != of.id:
-        raise SuccessionError(f"the endorsement must be by root {by.id} of root {of.id}, but names other roots")
+        raise SuccessionError(
+            f"the endorsement names root {endorsement.by} endorsing {endorsement.of}; it must name root {by.id}"
+            f" endorsing {of.id}"
+        )
     if by.id == of.id:
         raise SuccessionError(f"root {by.id} is endorsed by itself; the endorsement must be by another root")
     _verify_endorsement(endorsement.signature, by, of, endorsement.commit)
@@ -122,8 +125,8 @@ def verify_endorsement(endorsement: Endorsement, *, by: Session, of: Session) ->
 def _verify_endorsement(signature: str, by: Session, of: Session, commit: IntroducedBy | None) -> None:
     try:
         envelope = parse_signature(signature)
-        # SECURITY: data embedded in the signature would be signed together with the endorsement; none is allowed
-        # (tests/unit/identity/test_succession.py).
+        # SECURITY: a signature can embed data, which it then covers as well. Reject it: an endorsement must sign its
+        # statement and nothing else (tests/unit/identity/test_succession.py).
         valid = envelope.data is UNDEFINED
         if valid and commit is None:
             verify_data(by, envelope, external=_endorsement_statement(of))
@@ -202,8 +205,8 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
 def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
     try:
         envelope = parse_signature(signature)
-        # SECURITY: data embedded in the signature would be signed together with the document; none is allowed
-        # (tests/unit/identity/test_root_signatures.py).
+        # SECURITY: a signature can embed data, which it then covers as well. Reject it: the root must sign the document
+        # and nothing else (tests/unit/identity/test_root_signatures.py).
         if envelope.data is not UNDEFINED:
             return False
         verify_data(by, envelope, external=_document_statement(digest))

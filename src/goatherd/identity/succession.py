@@ -126,15 +126,16 @@ def _anchored_roots(
     if document.anchor is not None:
         if document.anchor.id not in anchors:
             raise UnanchoredIdentityError(
-                f"the identity names root {document.anchor.id} as its new anchor, but the anchor so far, {anchor.id},"
-                " has not signed that"
+                f"the identity names root {document.anchor.id} as its new anchor, but the anchor in use"
+                f" until now, {anchor.id}, has not signed this change"
             )
         return frozenset({**known, **_reachable_roots(document, anchors, commits, leaders=anchors)}) - (
             document.revoked_ids
         )
     if not released:
         raise UnanchoredIdentityError(
-            f"the identity no longer has an anchor, but the anchor so far, {anchor.id}, has not signed that"
+            f"the identity no longer has an anchor, but the anchor in use until now, {anchor.id}, has not signed"
+            " the removal"
         )
     by_release = _trusted_roots(document, released, commits)
     if document.current.id not in by_release:
@@ -184,8 +185,8 @@ def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session
     unproven = sorted(new.introducing_anchor_ids - known - passed.keys())
     if unproven:
         raise UnanchoredIdentityError(
-            f"the identity names root {unproven[0]} as an anchor, but the anchor so far, {anchor.id}, has not signed"
-            " that"
+            f"the identity names root {unproven[0]} as an anchor, but the anchor in use until now, {anchor.id}, has"
+            " not signed this change"
         )
     forgotten = sorted({*seen.former_anchors} - new.anchor_ids)
     if forgotten:

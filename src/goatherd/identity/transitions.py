@@ -57,8 +57,8 @@ SUCCESSES = frozenset({ROTATED, RESTORED})
 FAILURES: Final = frozenset({CANCELLED, ROLLED_BACK})
 """Events of the history by which a rotation has ended early."""
 NO_WAY_BACK_HINT: Final = (
-    "The new anchor has signed the way back to the previous one only up to a generation, which other changes of the"
-    " identity have reached. `goatherd rotate --resume` completes the rotation."
+    "The new anchor has permitted a roll-back to the previous anchor only up to a certain generation of the identity,"
+    " which other changes have reached. `goatherd rotate --resume` completes the rotation."
 )
 
 
@@ -471,28 +471,28 @@ def cancel_rotation(document: IdentityDocument, now_ms: int, *, reason: str) -> 
 def _changes_after_end(document: IdentityDocument) -> tuple[AnchorChange, ...]:
     """Return the changes of the anchor that stay when the rotation in progress ends and the present anchor stays."""
     after = document.next_anchor
-    over = () if after is None else _ways_back(document, after.id)
+    expired = () if after is None else _find_roll_back_permissions(document, after.id)
     if document.phase in (Phase.PREPARED, Phase.PUBLISHED):
-        # An earlier rotation to the same anchor was rolled back; its way back stays, for servers that have missed this.
-        over = over[-1:]
-    return _lasting_changes(document, document.anchor, over)
+        # If an earlier rotation to the same anchor was rolled back, its permission stays, for servers that have missed
+        # that roll-back.
+        expired = expired[-1:]
+    return _lasting_changes(document, document.anchor, expired)
 
 
 def _lasting_changes(
-    document: IdentityDocument, anchor: AnchorRecord | None, over: Collection[AnchorChange] = ()
+    document: IdentityDocument, anchor: AnchorRecord | None, expired: Collection[AnchorChange] = ()
 ) -> tuple[AnchorChange, ...]:
     """Return the changes that stay in the document when a rotation has ended with this anchor.
 
-    They are the latest `KEPT_CHANGES` permanent changes, and the ways back of rotations that were rolled back, except
-    those that are `over`, for servers that have missed a roll-back. A permanent change that `anchor` itself has signed
-    does not count, because the rotation to the next anchor was cancelled or rolled back.
+    These are the latest `KEPT_CHANGES` permanent changes that `anchor` itself has not signed, and, for servers that
+    have missed a roll-back, the permissions to roll back that are not in `expired`.
     """
-    # SECURITY: a permanent change that this anchor has signed names the next anchor of an undone rotation, which must
-    # not keep the rights of an anchor (tests/unit/identity/test_anchor.py).
+    # SECURITY: if `anchor` has signed a permanent change, the rotation to the next anchor was cancelled or rolled back.
+    # Drop the change, or that next anchor would keep its rights (tests/unit/identity/test_anchor.py).
     undone_by = None if anchor is None else anchor.id
     lasting = [one for one in document.anchor_changes if one.until is None and one.by != undone_by][-KEPT_CHANGES:]
     return tuple(
-        one for one in document.anchor_changes if one in lasting or (one.until is not None and one not in over)
+        one for one in document.anchor_changes if one in lasting or (one.until is not None and one not in expired)
     )
 
 
@@ -510,7 +510,7 @@ def roll_back_rotation(
 
     Raises:
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
-            is revoked. Or servers would not go back to the previous anchor (`can_go_back`).
+            is revoked. Or servers would not follow a roll-back to the previous anchor (`can_go_back`).
     """
     record = _require_rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
     if not can_go_back(document):
@@ -543,18 +543,21 @@ def roll_back_rotation(
 def can_go_back(document: IdentityDocument) -> bool:
     """Return whether servers would follow a roll-back that is the next change of an identity document.
 
-    A server that knows the new anchor of a rotation goes back only if that anchor has signed so. Its statement counts
-    up to a generation (`AnchorChange.until`), and each write in between takes one: also the promotion of a store, or
-    the end of an earlier revocation. True if no rotation is in progress, or if the rotation sets no anchor.
+    A server that knows the new anchor of a rotation follows a roll-back only if that anchor has signed a permission to
+    roll back. The permission counts up to a generation (`AnchorChange.until`), which other writes raise as well: the
+    promotion of a store, or the end of an earlier revocation. True if no rotation is in progress, or if the rotation
+    sets no anchor.
     """
     record = document.rotation
     if record is None or record.anchor is None:
         return True
-    return any(one.counts_at(document.generation + 1) for one in _ways_back(document, record.anchor.id))
+    return any(
+        one.counts_at(document.generation + 1) for one in _find_roll_back_permissions(document, record.anchor.id)
+    )
 
 
-def _ways_back(document: IdentityDocument, anchor_id: str) -> tuple[AnchorChange, ...]:
-    """Return the statements of an anchor that only allow a roll-back to what was before it."""
+def _find_roll_back_permissions(document: IdentityDocument, anchor_id: str) -> tuple[AnchorChange, ...]:
+    """Return an anchor's permissions to roll back to the anchor, or to the root without an anchor, before it."""
     return tuple(one for one in document.anchor_changes if one.by == anchor_id and one.until is not None)
 
 

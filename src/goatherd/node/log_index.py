@@ -179,7 +179,7 @@ def decode_part(part: IndexedPart, *, org: str, registry: Registry) -> tuple[lis
     """Return the commits of a part of a log, in compact form, and the number of its lines that are not commits.
 
     Raises:
-        DecodeError: The block does not fit the part.
+        DecodeError: The part's index block does not describe these lines.
     """
     block = part.block
     try:

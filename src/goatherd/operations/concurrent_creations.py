@@ -84,7 +84,9 @@ def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
 
 
 def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dict[str, Any]:
-    """Return a signed commit that has all creations of a session as its parents, and joins their contents.
+    """Sign a commit that merges all commits which create one session.
+
+    These commits are its parents. It has the latest expiration, and any owner, among them.
 
     Args:
         conflict: The creations, all verified.
@@ -92,7 +94,7 @@ def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dic
         org: The organization; it is part of the signed bytes.
 
     Raises:
-        DecodeError: A creation is no session commit, or the creations have different keys.
+        DecodeError: One of the commits is not a session commit, or they contain different keys.
     """
     sessions = [session_from_commit(commit) for commit in conflict.creations]
     if any(session.public_key != sessions[0].public_key for session in sessions):

@@ -62,7 +62,7 @@ async def revoke(
         destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
         reopen: Rebuild the list of frozen commits (those of the root that stay valid), with the commits of servers that
             were unreachable before.
-        distrust: URLs of compromised servers, whose lists of commits are ignored.
+        distrust: URLs of compromised servers, whose lists of commits and reports on the store's history are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
         unsafe_without_nodes: Allow a revocation without servers. It only writes the identity: no commits are frozen,
             and no sessions are reissued.

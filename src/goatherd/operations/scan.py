@@ -173,7 +173,10 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
 
 
 def compare_with_identity(report: ScanReport, document: IdentityDocument) -> None:
-    """Write into each finding whether the identity in the store lists the key, as which kind of root, and its id."""
+    """Set in each finding how the identity in the store lists the key, and the root's id.
+
+    The identity lists a key as the current, next, trusted or revoked root, as not trusted, or not at all.
+    """
     listed = _list_roots(document)
     report.findings = [_compare_finding(one, listed, document) for one in report.findings]
 

@@ -24,7 +24,7 @@ from goatherd.providers.capabilities import (
     find_guarantees,
     unreported_finding,
 )
-from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, shown_label
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, format_label
 from goatherd.rotation.clocks import THE_STORE, describe_difference
 from goatherd.rotation.policy import Policy
 from goatherd.telemetry import describe_count
@@ -219,10 +219,10 @@ def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     ]
     return [
         Check(
-            name=f"label {shown_label(label)}",
+            name=f"label {format_label(label)}",
             level=WARNING,
             text=f"version {one.id} is {one.state.value}",
-            hint=f"Goatherd does not need this label: `goatherd show --versions unlabel {shown_label(label)}`"
+            hint=f"Goatherd does not need this label: `goatherd show --versions unlabel {format_label(label)}`"
             " removes the label.",
         )
         for label, one in lost

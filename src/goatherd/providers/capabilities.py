@@ -74,8 +74,8 @@ def unreported_finding(scheme: str) -> Finding:
     return Finding(
         name="rights",
         verdict=Verdict.NOT_CHECKED,
-        text=f"may read; {scheme} cannot report other rights without using them",
-        hint=f"Rights that a rotation needs: `goatherd policy {scheme} --role rotator`.",
+        text=f"the credentials may read; {scheme} cannot report their other permissions without using them",
+        hint=f"Permissions that a rotation needs: `goatherd policy {scheme} --role rotator`.",
     )
 
 
@@ -91,7 +91,7 @@ def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) ->
         return Finding(
             name="rights",
             verdict=Verdict.FINE,
-            text="may read and not write: right for a server, too little to rotate",
+            text="the credentials may read, but not write: enough for a server, too little to rotate",
             hint=f"To rotate from here: `goatherd policy {scheme} --role rotator`.",
             may_write=False,
         )
@@ -99,15 +99,16 @@ def rights_finding(scheme: str, *, may_write: bool, may_destroy: bool | None) ->
         return Finding(
             name="rights",
             verdict=Verdict.FINE,
-            text="may read and write, and not destroy: right for a rotator, too little for `goatherd retire`",
+            text="the credentials may read and write, but not destroy: enough for a rotator, too little for `goatherd"
+            " retire`",
             hint=f"`goatherd policy {scheme} --role admin` prints the permissions that `goatherd retire` needs.",
             may_write=True,
         )
-    more = " and destroy versions" if may_destroy else ""
+    what = "read, write and destroy versions" if may_destroy else "read and write"
     return Finding(
         name="rights",
         verdict=Verdict.FINE,
-        text=f"may read, write{more}: more than a server needs",
+        text=f"the credentials may {what}: more than a server needs",
         hint=f"`goatherd policy {scheme} --role server` prints the permissions of a server.",
         may_write=True,
     )

@@ -97,7 +97,7 @@ def check_label(text: str) -> Label:
     return Label(text)
 
 
-def shown_label(label: str) -> str:
+def format_label(label: str) -> str:
     """Return a label of a secret's version in a form to print: on one line and quoted for a POSIX shell.
 
     Args:
@@ -116,9 +116,9 @@ def shown_label(label: str) -> str:
     return f"$'{escaped}'"
 
 
-def shown_labels(labels: Iterable[str]) -> str:
-    """Return labels of a secret's version in a form to print, sorted and separated by spaces; see `shown_label`."""
-    return " ".join(shown_label(label) for label in sorted(labels))
+def format_labels(labels: Iterable[str]) -> str:
+    """Return labels of a secret's version in a form to print, sorted and separated by spaces; see `format_label`."""
+    return " ".join(format_label(label) for label in sorted(labels))
 
 
 def secret_id_for(template: str, org: str) -> str:

@@ -107,7 +107,7 @@ class AnchorChoice:
             raise IllegalStepError(
                 f"root {document.current.id} signs in an HSM or a KMS (direct mode), and such a key is not renewed",
                 hint="`goatherd rotate --anchor URI --direct` replaces the key by another one; `goatherd rotate"
-                " --working-root` goes back to a working root, whose key is in the store.",
+                " --working-root` returns to a working root, whose key is in the store.",
             )
 
     def __post_init__(self) -> None:
@@ -160,15 +160,15 @@ class AnchorKey:
         text = commit.draft_commit(root, by_id=self.session.id).signed_text(self.session.id)
         return Endorsement(by=self.session.id, of=root.id, signature=await self._sign(text, now_ms), commit=commit)
 
-    async def pass_on(
+    async def sign_change(
         self, subject: Session, now_ms: int, *, is_anchor: bool, until: int | None = None
     ) -> AnchorChange:
-        """Return a signed statement of this anchor about what follows it.
+        """Sign that this anchor's role ends, and that `subject` is the next anchor or signs without an anchor.
 
         Args:
-            subject: With `is_anchor`, the next anchor; otherwise the root that needs no anchor.
+            subject: The next anchor if `is_anchor`, else the root that signs without an anchor.
             now_ms: Milliseconds since 1970.
-            is_anchor: Whether another anchor follows this one.
+            is_anchor: Whether `subject` is the next anchor.
             until: The last generation of the identity for which the statement counts; None for no limit.
         """
         text = change_text(self.session.id, subject, is_anchor=is_anchor, until=until)
@@ -328,7 +328,7 @@ async def collect_word(
         endorsement = await before.introduce(successor, now_ms)
         if not choice.is_removed:
             return AnchorWord(anchor=before.record, session=before.session, endorsements=(endorsement,))
-        release = await before.pass_on(successor, now_ms, is_anchor=False)
+        release = await before.sign_change(successor, now_ms, is_anchor=False)
         return AnchorWord(anchor=None, session=None, endorsements=(endorsement,), changes=(release,))
     after = direct or await keys.open_new(choice.signer, session_id=anchor_id, now_ms=now_ms, document=document)
     # SECURITY: the permission to roll back ends with the last document of this rotation, which has this generation.
@@ -339,15 +339,15 @@ async def collect_word(
     changes: list[AnchorChange] = []
     if before is None:
         endorsements.append(await after.introduce(document.current.session, now_ms, is_earlier=True))
-        changes.append(await after.pass_on(document.current.session, now_ms, is_anchor=False, until=until))
+        changes.append(await after.sign_change(document.current.session, now_ms, is_anchor=False, until=until))
     else:
         endorsements.append(await before.introduce(after.session, now_ms))
         # The next root stays listed after a cancellation or a roll-back, when only the previous anchor's word counts.
         if direct is None:
             endorsements.append(await before.introduce(successor, now_ms))
-        changes.append(await before.pass_on(after.session, now_ms, is_anchor=True))
+        changes.append(await before.sign_change(after.session, now_ms, is_anchor=True))
         endorsements.append(await after.introduce(before.session, now_ms, is_earlier=True))
-        changes.append(await after.pass_on(before.session, now_ms, is_anchor=True, until=until))
+        changes.append(await after.sign_change(before.session, now_ms, is_anchor=True, until=until))
     return AnchorWord(
         anchor=after.record, session=after.session, endorsements=tuple(endorsements), changes=tuple(changes)
     )

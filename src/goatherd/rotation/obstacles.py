@@ -44,10 +44,10 @@ ORGANIZATION_HINT: Final = (
 
 _SHOWN: Final = 5
 _WAYS_OUT: Final = (
-    "The store went back: a backup was restored, an older version was made current, or a replica lags. Either put the"
-    " later state back into the store (if another region's store holds it, `goatherd stores status` states how); or"
-    " accept what the store holds, by starting every server once with --accept-identity (how-to page: The store was"
-    " restored from a backup)."
+    "The store holds an older or a different identity than before: a backup was restored, an older version was made"
+    " current, or a replica lags. Either put the later state back into the store (if another region's store holds it,"
+    " `goatherd stores status` states how); or accept what the store holds, by starting every server once with"
+    " --accept-identity (how-to page: The store was restored from a backup)."
 )
 
 

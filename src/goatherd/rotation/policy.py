@@ -248,7 +248,7 @@ class LifetimeFloor:
         return lifetime < self.shortest or (self.is_exclusive and lifetime == self.shortest)
 
 
-def lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> LifetimeFloor:
+def compute_lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) -> LifetimeFloor:
     """Return the shortest permitted lifetime of a new root under a rotation policy.
 
     A root must outlive several rotations, so that a rotation can fail, be rolled back and be retried before its
@@ -306,12 +306,12 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
 
     Args:
         policy: The policy: the `lifetime` of a root, and how long the parts of a rotation may take.
-        unmodified: URLs of servers that were seen to run unmodified GoatDB, as for `lifetime_floor`.
+        unmodified: URLs of servers that were seen to run unmodified GoatDB, as for `compute_lifetime_floor`.
 
     Raises:
         LifetimeError: The lifetime is too short.
     """
-    floor = lifetime_floor(policy, unmodified=unmodified)
+    floor = compute_lifetime_floor(policy, unmodified=unmodified)
     if floor.is_below(policy.lifetime):
         least = f"{'more than' if floor.is_exclusive else 'at least'} {_format_duration(floor.shortest)}"
         raise LifetimeError(

@@ -28,7 +28,7 @@ from goatherd.providers.base import StoreReader
 from goatherd.providers.capabilities import list_copied_versions
 from goatherd.providers.values import SecretVersion, VersionState
 from goatherd.rotation.cross_signing import find_introduction_ids
-from goatherd.rotation.policy import Policy, lifetime_floor
+from goatherd.rotation.policy import Policy, compute_lifetime_floor
 from goatherd.times import iso
 
 START_MARGIN: Final = timedelta(hours=1)
@@ -96,7 +96,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
     if root.is_expired(now_ms):
         raise NotRestorableError(f"root {root_id} has expired at {iso(root.expiration_ms)}", hint=_NEW_ROOT)
     left = timedelta(milliseconds=root.expiration_ms - now_ms)
-    shortest = lifetime_floor(replace(policy, bare=frozenset())).shortest
+    shortest = compute_lifetime_floor(replace(policy, bare=frozenset())).shortest
     if left <= shortest:
         raise NotRestorableError(
             f"root {root_id} expires at {iso(root.expiration_ms)}: the time left is too little to restore it "

@@ -486,7 +486,7 @@ def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dic
         "viewAgeMs": None if age is None else round(age / timedelta(milliseconds=1)),
         "degraded": status.is_degraded,
         "source": str(status.origin),
-        # A rotation that sees a server refuse the document goes back at once (`goatherd.cluster.observer`).
+        # A rotation that sees a server reject the document rolls back at once (`goatherd.cluster.observer`).
         "refusal": {"code": refusal.code} if status.is_degraded and refusal is not None else None,
         "viewIntervalMs": None if interval is None else round(interval / timedelta(milliseconds=1)),
         "watching": status.is_watching,

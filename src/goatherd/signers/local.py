@@ -56,7 +56,7 @@ class LocalSigner(Signer):
     the default is ``env:GOATHERD_SIGNER_SEAL_KEY``.
     Credentials: the sealing key, 32 random bytes as base64 or hexadecimal.
     Permissions: reading the file and the sealing key.
-    Facts: exportable; a signature takes a millisecond; texts of any length.
+    Facts: exportable; a signature takes a millisecond; signs data of any length.
     """
 
     scheme: ClassVar[str] = "local"

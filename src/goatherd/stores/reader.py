@@ -79,7 +79,11 @@ class StoreState:
 
     @property
     def is_followed(self) -> bool | None:
-        """Whether a server may use what this store holds; None if that is not known."""
+        """Whether the store's last read gave an identity that a server may use; None before the first read.
+
+        A server may use an identity that is not earlier than the one in use, and has the same history. The result is
+        False also if the read failed.
+        """
         if self.is_reachable is None:
             return None
         return self.problem is None

@@ -28,7 +28,7 @@ from goatherd.key_inventory import KeyInventory
 from goatherd.metrics import signing_since_ms
 from goatherd.operations.status import ClusterStatus
 from goatherd.providers.base import Guarantees, ReadConsistency
-from goatherd.providers.values import shown_label
+from goatherd.providers.values import format_label
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind
 from goatherd.schedule.due import Act, DueDecision, Schedule
 from goatherd.settings.base import Origin
@@ -394,7 +394,8 @@ def _summarize(status: ClusterStatus, servers: Sequence[ServerRow], signing: int
     root = f"Root {shorten_id(document.current.id)}"
     went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
     if went_back:
-        return State.BAD, f"The store went back: {clean_text(went_back[0].text)}.", clean_text(went_back[0].hint)
+        sentence = f"The store holds an older or a different identity than before: {clean_text(went_back[0].text)}."
+        return State.BAD, sentence, clean_text(went_back[0].hint)
     if assess_urgency(document, status.at_ms) is Urgency.EXPIRED:
         return State.BAD, f"{root} has expired, and no new client is accepted.", f"Run `{REPLACE_EXPIRED}`."
     if document.rotation is not None:
@@ -601,7 +602,7 @@ def _key_places(keys: KeyInventory, root_id: str) -> tuple[KeyPlace, ...]:
     return tuple(
         KeyPlace(
             version=clean_text(one.version.id),
-            labels=tuple(shown_label(label) for label in sorted(one.version.labels)),
+            labels=tuple(format_label(label) for label in sorted(one.version.labels)),
             due_ms=keys.due_ms(one) if one in retirable else None,
         )
         for one in keys.holdings
@@ -628,7 +629,7 @@ def _store_row(status: ClusterStatus, guarantees: Guarantees, calls: CallsView |
     return StoreRow(
         name=clean_text(status.store),
         written_ms=status.written_ms,
-        labels=tuple((shown_label(label), clean_text(status.labels[label])) for label in sorted(status.labels)),
+        labels=tuple((format_label(label), clean_text(status.labels[label])) for label in sorted(status.labels)),
         versions=len(keys.holdings) if keys.problem is None else None,
         promises=_describe_guarantees(guarantees),
         clock_ahead_ms=status.store_ahead_ms,
@@ -647,7 +648,7 @@ def _region_rows(status: ClusterStatus, calls: CallsView | None) -> tuple[StoreR
         StoreRow(
             name=clean_text(one.scheme),
             written_ms=None,
-            labels=tuple((shown_label(label), clean_text(one.labels[label])) for label in sorted(one.labels)),
+            labels=tuple((format_label(label), clean_text(one.labels[label])) for label in sorted(one.labels)),
             versions=None,
             promises=(),
             clock_ahead_ms=None,

@@ -600,8 +600,8 @@ _new_object: Final = object.__new__
 
 # --- stored commits ---------------------------------------------------------------------------------------------------
 # Almost every record of a log has exactly the members that Goatherd and GoatDB write. The pattern checks all but the
-# contents, which `_read_canonical` reads. Whatever differs, if only in an escaped character, is decoded like a commit
-# from a client.
+# contents, which `_read_canonical` reads. A record that differs in any way, even by one escaped character, is decoded
+# like a commit from a client.
 
 _PLAIN: Final = r"[ !#-\[\]-~]+"
 _INTEGER: Final = "[1-9][0-9]{0,14}"

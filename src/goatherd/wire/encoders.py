@@ -29,8 +29,11 @@ def is_plain_object(value: Any) -> bool:
     return type(value) is dict
 
 
-def rich_text_filter(element: Any) -> bool:
-    """Return whether GoatDB encodes an element of rich text: only a plain object that is not marked as local."""
+def keeps_rich_text_element(element: Any) -> bool:
+    """Return whether GoatDB stores this element of rich text.
+
+    GoatDB leaves out elements that are not plain objects, and those with ``isLocal: true``.
+    """
     return type(element) is dict and element.get("isLocal") is not True
 
 

@@ -18,8 +18,8 @@ from goatherd.wire.encoders import (
     encode_cyclical,
     encode_plain,
     is_native,
+    keeps_rich_text_element,
     refuse_encoded,
-    rich_text_filter,
 )
 from goatherd.wire.equality import MAX_PATCH_WORK, Work, decoded_equal, set_add, set_remove
 from goatherd.wire.hashing import item_checksum, value_text
@@ -132,7 +132,7 @@ def encode_field(value: Any, kind: str) -> Any:
     if kind == "date":
         return _date_seconds(value)
     if kind == "richtext":
-        return encode_cyclical(value, rich_text_filter)
+        return encode_cyclical(value, keeps_rich_text_element)
     return encode_cyclical(value)
 
 

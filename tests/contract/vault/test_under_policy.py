@@ -174,7 +174,7 @@ async def test_a_write_that_would_push_out_a_labelled_version_is_refused(
     await rotator.label(secret, STABLE, first.id, expected=None)
     for number in range(1, 64):
         holder = await rotator.write(secret, b"%d" % number, expected=holder.id)
-    with pytest.raises(ProviderConfigurationError, match="drop version 1, which is stable") as caught:
+    with pytest.raises(ProviderConfigurationError, match="delete version 1, which has the label stable") as caught:
         await rotator.write(secret, b"64", expected=holder.id)
     assert "max-versions=65" in caught.value.hint
     assert (await rotator.read(secret, STABLE)).value.reveal() == b"0"

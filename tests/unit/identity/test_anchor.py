@@ -221,7 +221,7 @@ async def test_the_thief_of_a_working_root_cannot_make_it_count_as_an_anchor(wor
     assert record is not None
     thief = AnchorKey(B.session, replace(record, id=B.id), OwnKey(B), "localhost")
     for subject, is_anchor in ((anchor, True), (A.session, False)):
-        change = await thief.pass_on(subject, NOW, is_anchor=is_anchor)
+        change = await thief.sign_change(subject, NOW, is_anchor=is_anchor)
         forged = forge(document, B, anchor_changes=(change,))
         with pytest.raises(UnanchoredIdentityError, match=f"names root {B.id} as an anchor"):
             follow(document, forged)
@@ -480,7 +480,7 @@ async def test_a_working_root_can_be_revoked_by_the_new_anchor_before_every_serv
 async def test_a_change_of_the_anchor_covers_everything_that_it_says(world: World) -> None:
     document = await world.anchored()
     key: AnchorKey = world.keys.open_current(document)
-    change = await key.pass_on(B.session, NOW, is_anchor=True, until=7)
+    change = await key.sign_change(B.session, NOW, is_anchor=True, until=7)
     verify_change(change, by=key.session, subject=B.session)
     for other in (
         replace(change, until=8),

@@ -325,7 +325,7 @@ async def test_a_lost_key_is_replaced_by_a_new_root_that_servers_reject_until_th
     assert dropped.is_signed
     assert (dropped.anchor, dropped.current.id) == (None, B.id)
     assert dropped.find_root("kms") is not None
-    with pytest.raises(Exception, match="has not signed that"):
+    with pytest.raises(Exception, match="has not signed the removal"):
         follow(document, dropped)
 
 

@@ -114,9 +114,15 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
         async with provider:
             eu, us, ap = (one for one in await _check_rights(store) if one.name == "rights")
             (remark,) = await find_excess_rights(store)
-        assert (eu.level, eu.text) == (OK, "region eu: may read, write and destroy versions: more than a server needs")
+        assert (eu.level, eu.text) == (
+            OK,
+            "region eu: the credentials may read, write and destroy versions: more than a server needs",
+        )
         assert (us.level, us.text.startswith("region us: the store did not report its rights: ")) == (SKIPPED, True)
-        assert (ap.level, ap.text.startswith("region ap: may read; memory cannot report")) == (SKIPPED, True)
+        assert (ap.level, ap.text.startswith("region ap: the credentials may read; memory cannot report")) == (
+            SKIPPED,
+            True,
+        )
         assert "`goatherd policy memory --role rotator`" in ap.hint
         assert (
             remark.advice == "`goatherd policy file --role server` and `goatherd policy memory --role server` print "

@@ -13,7 +13,7 @@ import pytest
 from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import describe_kept
-from goatherd.providers.values import CURRENT, Label, shown_label
+from goatherd.providers.values import CURRENT, Label, format_label
 from goatherd.rotation.machine import Kept
 from goatherd.schedule.alerts import AlertKind
 from goatherd.schedule.due import Act
@@ -144,7 +144,7 @@ async def test_revoke_with_destroy_keeps_a_labelled_version_and_is_not_finished(
     "label", ["audit", "1st", "Q4 2024", "it's", "$HOME `x`", "a\\b", "a\nb", "\x1b[31mred", "\u202eabc", "'\t\\'"]
 )
 def test_a_label_is_shown_on_one_line_and_as_a_shell_takes_it(label: str) -> None:
-    shown = shown_label(label)
+    shown = format_label(label)
     assert shown.isprintable()
     if "bash" in (bash := shutil.which("bash") or ""):
         done = subprocess.run([bash, "-c", f"printf %s {shown}"], capture_output=True, check=True)

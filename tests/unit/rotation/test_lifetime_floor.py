@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.rotation import Outcome, Phase, Policy
-from goatherd.rotation.policy import Quorum, check_lifetime, check_quorum, lifetime_floor
+from goatherd.rotation.policy import Quorum, check_lifetime, check_quorum, compute_lifetime_floor
 from goatherd.schedule.due import Schedule, make_schedule
 from tests.unit.node.nodes import document_of as document_for
 from tests.unit.node.nodes import root
@@ -30,7 +30,7 @@ def test_the_floor_is_an_hour_four_rotations_or_thirty_days_whichever_is_longest
     policy = Policy(adoption=adoption, unlisted=unlisted, health_soak=soak, settle=settle)
     unmodified = ["http://a"] if is_unmodified else []
     wanted = max(HOUR, 4 * (3 * adoption + unlisted + soak + settle), 30 * DAY if is_unmodified else HOUR)
-    assert lifetime_floor(policy, unmodified=unmodified).shortest == wanted
+    assert compute_lifetime_floor(policy, unmodified=unmodified).shortest == wanted
     check_lifetime(replace(policy, lifetime=wanted + timedelta(milliseconds=1)), unmodified=unmodified)
     with pytest.raises(LifetimeError):
         check_lifetime(replace(policy, lifetime=wanted - timedelta(milliseconds=1)), unmodified=unmodified)
@@ -39,7 +39,7 @@ def test_the_floor_is_an_hour_four_rotations_or_thirty_days_whichever_is_longest
 def test_exactly_thirty_days_are_too_short_for_an_unmodified_server_and_the_floor_itself_is_enough_elsewhere() -> None:
     with pytest.raises(LifetimeError, match="more than 30d, because http://a runs unmodified GoatDB"):
         check_lifetime(Policy(lifetime=30 * DAY), unmodified=["http://a"])
-    check_lifetime(Policy(lifetime=lifetime_floor(Policy()).shortest))
+    check_lifetime(Policy(lifetime=compute_lifetime_floor(Policy()).shortest))
 
 
 def test_the_error_says_which_number_and_from_what() -> None:

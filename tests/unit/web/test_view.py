@@ -107,7 +107,9 @@ def test_a_store_that_went_back_comes_before_everything_else() -> None:
     back = Obstacle(kind=ObstacleKind.STORE_BEHIND, text="a server has used generation 9", hint="Put it back.")
     view = view_of(status(now, [away(now, 0)], obstacles=[back]))
     assert (view.state, view.advice) == (State.BAD, "Put it back.")
-    assert view.sentence == "The store went back: a server has used generation 9."
+    assert view.sentence == (
+        "The store holds an older or a different identity than before: a server has used generation 9."
+    )
 
 
 def test_each_phase_says_what_happens_at_its_deadline() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire import richtext
-from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, rich_text_filter
+from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, keeps_rich_text_element
 from goatherd.wire.equality import core_equal, loose_equal
 from goatherd.wire.hashing import value_text
 from goatherd.wire.items import data_checksum, encode_data, normalize_data, patch_data, upgrade_data
@@ -141,7 +141,7 @@ def test_maps_are_converted_one_level_later() -> None:
 def test_local_rich_text_is_not_written() -> None:
     tree = {"root": {"children": [{"text": "a"}, {"text": "b", "isLocal": True}, "stray"]}}
     assert encode_data({"rt": tree}, ALL)["rt"] == {"root": {"children": [{"text": "a"}]}}
-    assert not rich_text_filter("text")
+    assert not keeps_rich_text_element("text")
     only = {"root": {"children": [{"text": "a"}]}}
     assert rich_text_checksum(tree) != rich_text_checksum({"root": {"children": []}})
     assert rich_text_checksum({"root": {"children": [*tree["root"]["children"][:2]]}}) == rich_text_checksum(only)

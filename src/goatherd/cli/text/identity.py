@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from goatherd.cli.output import Output
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.redaction import redact_document
-from goatherd.providers.values import SecretVersion, shown_label, shown_labels
+from goatherd.providers.values import SecretVersion, format_label, format_labels
 from goatherd.telemetry import describe_count
 from goatherd.times import iso
 
@@ -62,7 +62,7 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
 
 def label_line(change: LabelChange) -> str:
     """Return how a label was changed, as a line."""
-    label = shown_label(change.label)
+    label = format_label(change.label)
     if not change.is_change:
         where = "no version holds it" if change.after is None else f"version {change.after} holds it already"
         return f"label {label}: {where}; nothing was changed"
@@ -90,7 +90,7 @@ def versions_json(found: Sequence[SecretVersion]) -> list[dict[str, Any]]:
 def versions_lines(found: Sequence[SecretVersion], out: Output) -> list[str]:
     """Return stored versions of a secret as lines."""
     rows = [
-        (version.id, iso(version.created_ms), version.state.value, shown_labels(version.labels)) for version in found
+        (version.id, iso(version.created_ms), version.state.value, format_labels(version.labels)) for version in found
     ]
     lines = out.table(("VERSION", "CREATED", "STATE", "LABELS"), rows)
     if left := [version.id for version in found if version.is_leftover]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from goatherd.cli.output import Output
 from goatherd.key_inventory import Holding, KeyInventory, describe_kept
 from goatherd.providers.capabilities import BETWEEN
-from goatherd.providers.values import shown_labels
+from goatherd.providers.values import format_labels
 from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, iso
 
@@ -63,7 +63,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
     rows = [
         (
             one.version.id,
-            "(left over)" if one.version.is_leftover else shown_labels(one.version.labels),
+            "(left over)" if one.version.is_leftover else format_labels(one.version.labels),
             one.problem or " ".join(sorted(one.private_ids)),
             _describe_due(keys, one),
         )

@@ -9,7 +9,7 @@ from typing import Any
 from goatherd.cli.output import Output
 from goatherd.operations.copy import CopyReport
 from goatherd.operations.migrate import MigratedServer, Migration, RootAcceptance
-from goatherd.providers.values import shown_label, shown_labels
+from goatherd.providers.values import format_label, format_labels
 from goatherd.telemetry import describe_count
 
 
@@ -101,11 +101,11 @@ def copy_json(done: CopyReport) -> dict[str, Any]:
 
 def copy_lines(done: CopyReport, out: Output) -> list[str]:
     """Return the report on a copy of a secret between two stores, as lines."""
-    rows = [(item.source, item.target or "-", shown_labels(done.labels_of(item))) for item in done.plan.items]
+    rows = [(item.source, item.target or "-", format_labels(done.labels_of(item))) for item in done.plan.items]
     lines = out.table(("FROM VERSION", "TO VERSION", "LABELS"), rows)
     lines += [f"skipped version {each.id}: {each.reason}" for each in done.plan.skipped]
     lines += [
-        f"skipped label {shown_label(label)} of version {holder}: the destination does not take it"
+        f"skipped label {format_label(label)} of version {holder}: the destination does not take it"
         for label, holder in done.plan.left_labels.items()
     ]
     count = len(rows)

@@ -14,7 +14,7 @@ from goatherd.cli.text.key_inventory import inventory_data, inventory_lines
 from goatherd.identity.document import HistoryEntry
 from goatherd.identity.redaction import redact_document
 from goatherd.operations.status import ClusterStatus
-from goatherd.providers.values import shown_label
+from goatherd.providers.values import format_label
 from goatherd.times import iso
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
 def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     """Return the status of a cluster as lines."""
     lines = identity_lines(out, status.store, status.version, status.document)
-    labels = ", ".join(f"{shown_label(label)} -> {status.labels[label]}" for label in sorted(status.labels))
+    labels = ", ".join(f"{format_label(label)} -> {status.labels[label]}" for label in sorted(status.labels))
     rest = "" if status.versions else "; others are unknown, since the credentials may not list the versions"
     lines.insert(1, f"labels      {labels}{rest}")
     if status.last_rotation is not None:
@@ -86,7 +86,9 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
         lines += ["", *out.table(heads, rows)] if rows else []
         went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
         for one in status.obstacles:
-            prefix = "THE STORE WENT BACK" if one in went_back else "obstacle to a rotation"
+            prefix = (
+                "THE STORE HOLDS AN OLDER OR A DIFFERENT IDENTITY" if one in went_back else "obstacle to a rotation"
+            )
             lines.append(f"{prefix}: {one.text}")
         lines += dict.fromkeys(one.hint for one in went_back)
     return [*lines, *(f"note: {remark}" for remark in status.notes)]

@@ -9,7 +9,7 @@ from goatherd.cli.output import Output
 from goatherd.config.values import StoreEntry
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.operations.stores import PromotionReport, RegionState, SyncReport
-from goatherd.providers.values import shown_label
+from goatherd.providers.values import format_label
 from goatherd.times import iso
 
 
@@ -46,7 +46,7 @@ def regions_lines(found: Sequence[RegionState], out: Output) -> list[str]:
             "primary" if one.replication is None else f"follower ({one.replication})",
             "yes" if one.is_reachable else "NO",
             "?" if one.generation is None else str(one.generation),
-            ", ".join(f"{shown_label(label)} -> {one.labels[label]}" for label in sorted(one.labels)) or "?",
+            ", ".join(f"{format_label(label)} -> {one.labels[label]}" for label in sorted(one.labels)) or "?",
             iso(one.lag_since_ms) if one.lag_since_ms is not None else "-" if one.is_in_step else "?",
         )
         for one in found

@@ -1,11 +1,11 @@
-"""Get tokens from Azure's default chain of credentials, and tell a token service that fails from a missing login.
+"""Get tokens from Azure's default chain of credentials, and distinguish a failed token service from a missing login.
 
 The SDK raises the same error whether no credential is configured, or one is and its token service could not be reached.
 `DefaultCredential` watches the requests that the chain sends: if the chain gives no token and a token service did not
 answer or reported an error, it raises `TokenServiceError`. The store and the signer use it.
 
-The chain asks the metadata service of Azure's virtual machines wherever it runs, and outside Azure it never answers. So
-a failure of this service counts only after the credential has given a token.
+On every machine the chain also asks the metadata service of Azure's virtual machines, which never answers outside
+Azure. So a failure of that service counts only after the credential has given a token.
 
 SECURITY: the SDK's errors may quote an answer of a token service, so none is chained to a `TokenServiceError`
 (tests/contract/azure/test_credential.py::test_a_token_service_that_reports_an_error_is_unavailable).

@@ -476,8 +476,8 @@ class AzureSecretProvider(SecretProvider):
         return await self._run_call(call, self._diagnose_secret)
 
     async def _diagnose_secret(self, call: Call) -> list[Finding]:
-        text = "may read; Key Vault does not say what else the credentials may do"
-        hint = f"Rights that a rotation needs: `goatherd policy {self.scheme} --role rotator`."
+        text = "the credentials may read; Key Vault does not report what else they may do"
+        hint = f"Permissions that a rotation needs: `goatherd policy {self.scheme} --role rotator`."
         first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
         vault, view = self._open_vault(call), call.secret_id
         _, last = await self._read_decided(call, vault)

@@ -397,7 +397,9 @@ class KubernetesClient:
                 retry_after=_retry_after(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
-            raise PlatformError(SecretTooLargeError, f"the object is too large for the server: {what}")
+            raise PlatformError(
+                SecretTooLargeError, f"the Kubernetes API server rejected {what}: the object is too large"
+            )
         if code >= 500 or code == 408:
             raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason_of(answer or {}, ': ')}")
         if code in (401, 403):

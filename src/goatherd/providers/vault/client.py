@@ -436,7 +436,7 @@ class VaultClient:
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
-            raise PlatformError(SecretTooLargeError, f"the request is too large for the server: {what}")
+            raise PlatformError(SecretTooLargeError, f"the server rejected {what}: the request is too large")
         if status >= 500 or status in (408, 412, 472, 473):
             told = _errors_text(parse_object(raw) or {})
             if "sealed" in told:

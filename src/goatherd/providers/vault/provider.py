@@ -109,7 +109,7 @@ class VaultSecretProvider(SecretProvider):
     Permissions: ``goatherd policy vault --role server`` (or rotator, admin) prints them.
     Guarantees: compare-and-swap. Reads are strong with ``reads=active``, which says that all requests are answered by
         the active node; otherwise eventual, because standbys may answer reads. At least 50 versions are kept, never
-        fewer than the labels need: a write that would make the server drop a labelled version is refused.
+        fewer than the labels need: a write after which the server would delete a labelled version is refused.
     """
 
     scheme = "vault"
@@ -246,7 +246,7 @@ class VaultSecretProvider(SecretProvider):
         by_hand = f"vault kv metadata put -mount={self.address.mount} -max-versions={MAX_VERSIONS} {path}"
         keeps, span = known.max_versions, known.current + 1 - oldest + 1
         if span > MAX_VERSIONS:
-            text = f"the next write would make the server drop version {oldest}, which has a label, and is refused"
+            text = f"the next write is refused, because the server would delete version {oldest}, which has a label"
             hint = "Move that label to a newer version."
             return [first, Finding(name="history", verdict=Verdict.WRONG, text=text, hint=hint)]
         text = f"the server keeps {keeps or 'ten'} versions, the labels need {span}"
@@ -467,8 +467,9 @@ class VaultSecretProvider(SecretProvider):
                 client, path
             )
             gone = ledger if is_copy else ledger.without_value(call, version)
-            # The version leaves the pointer (the list of versions and labels) before it is destroyed, so that no label
-            # can move to it in between. So the permission for the later steps is checked before the first.
+            # The version leaves the pointer (the list of versions and labels) before it is destroyed: otherwise a label
+            # could move to it in between. The permission to destroy is checked before both, so that a missing
+            # permission changes nothing.
             if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
                 raise call.error(
                     ProviderAccessDeniedError,
@@ -629,11 +630,12 @@ class VaultSecretProvider(SecretProvider):
             return
         by_hand = f"vault kv metadata put -mount={self.address.mount} -max-versions={max(needed, MAX_VERSIONS)} {path}"
         if needed > MAX_VERSIONS:
-            labels = ", ".join(sorted(label for label, holder in ledger.labels.items() if holder == oldest))
+            labels = sorted(label for label, holder in ledger.labels.items() if holder == oldest)
+            them = f"label{'s' if len(labels) > 1 else ''} {', '.join(labels)}"
             raise PlatformError(
                 ProviderConfigurationError,
-                f"writing version {number} would make the server drop version {oldest}, which is {labels}",
-                hint=f"Move that label to a newer version, or: {by_hand}",
+                f"when version {number} is written, the server would delete version {oldest}, which has the {them}",
+                hint=f"Move the {them} to a newer version, or let the server keep more versions: {by_hand}",
             )
         try:
             await client.set_max_versions(path, MAX_VERSIONS)

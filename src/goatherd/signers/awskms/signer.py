@@ -55,7 +55,7 @@ class AWSKMSSigner(Signer):
     ``endpoint``, ``role_arn``.
     Credentials: the standard chain of the SDK, as for ``aws://``.
     Permissions: `kms:Sign` and `kms:GetPublicKey` on the key.
-    Facts: not exportable; a request takes some ten milliseconds; texts of any length; 1000 signatures per second,
+    Facts: not exportable; a request takes some ten milliseconds; signs data of any length; 1000 signatures per second,
     shared by an account and region.
     """
 

@@ -58,7 +58,7 @@ class AzureKMSSigner(Signer):
     such as ``suffix=managedhsm.azure.net`` and ``identity``.
     Credentials: the default chain of the SDK, as for ``azure://``.
     Permissions: the data actions `keys/read` and `keys/sign/action` on the key.
-    Facts: not exportable; a request takes some ten milliseconds; texts of any length; 400 signatures per second.
+    Facts: not exportable; a request takes some ten milliseconds; signs data of any length; 400 signatures per second.
     """
 
     scheme: ClassVar[str] = "azurekms"

@@ -51,7 +51,7 @@ class GCPKMSSigner(Signer):
     default, or ``software``) for a key that is created.
     Credentials: application default credentials, as for ``gcp://``.
     Permissions: `roles/cloudkms.signer` and `roles/cloudkms.publicKeyViewer` on the key.
-    Facts: not exportable; a request takes some ten milliseconds; texts of any length.
+    Facts: not exportable; a request takes some ten milliseconds; signs data of any length.
     """
 
     scheme: ClassVar[str] = "gcpkms"

@@ -53,7 +53,7 @@ class PKCS11Signer(Signer):
     `GOATHERD_PKCS11_MODULE` names the library; without ``pin-source``, `GOATHERD_PKCS11_PIN` holds the PIN.
     Credentials: the user's PIN.
     Permissions: those of the token's user.
-    Facts: not exportable; a signature takes some milliseconds; texts of any length.
+    Facts: not exportable; a signature takes some milliseconds; signs data of any length.
     """
 
     scheme: ClassVar[str] = "pkcs11"

@@ -1,6 +1,6 @@
-"""Sign with a key of the transit engine of Vault or OpenBao.
+"""Sign with a key of the transit engine of Vault or OpenBao. The private key stays in Vault.
 
-Each request contains the digest of the text, never the text, and names the version of the key, which each answer must
+Each request contains the digest of the data, never the data, and names the version of the key, which each answer must
 confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key, list keys); tested with
 OpenBao 2.7.2.
 """
@@ -47,7 +47,7 @@ class TransitSigner(Signer):
     (default: 1), and those of ``vault://``: ``auth``, ``namespace``, ``ca``, ``token-file`` and others.
     Credentials: those of the provider ``vault``: a token, AppRole or Kubernetes.
     Permissions: ``update`` on ``mount/sign/key`` and ``read`` on ``mount/keys/key``.
-    Facts: not exportable; a request takes some milliseconds; texts of any length.
+    Facts: not exportable; a request takes some milliseconds; signs data of any length.
     """
 
     scheme: ClassVar[str] = "transit"
