@@ -746,8 +746,8 @@ class TrustPool:
     def _is_working_root(self, session_id: str) -> bool:
         """Return whether an anchor has introduced a root as a working root, not as one from before the anchor.
 
-        An anchor that was rejected counts here. The present anchor introduces such a root, too, before it is removed
-        from the identity document, as it does with a root from before the anchor.
+        The introduction by a rejected anchor counts as well. Before the identity document drops a working root of a
+        rejected anchor, the present anchor introduces that root in the same form as a root from before the anchor.
         """
         anchored = self._anchored
         if anchored is None or session_id in anchored.anchors:
@@ -757,9 +757,9 @@ class TrustPool:
         earlier = {earlier_introduction_id(session_id, anchor) for anchor in anchored.anchors}
         if not earlier & by_anchor:
             return session_id in anchored.working or first in by_anchor
-        # SECURITY: an anchor has introduced this root as one from before the anchor, whose key was in the store and
-        # maybe on servers. So it counts as a working root only if a rejected anchor has introduced it as one
-        # (tests/unit/rotation/test_anchor.py).
+        # SECURITY: an anchor has introduced this root as a root from before the anchor. The key of such a root was in
+        # the store, and maybe on servers. So the root counts as a working root only if a rejected anchor has introduced
+        # it as a working root (tests/unit/rotation/test_anchor.py).
         of_anchors = chain.from_iterable(map(self._introductions_of, anchored.anchors))
         rejected = find_rejected_anchors(of_anchors, anchored.anchors)
         return any(one.id == first and one.session in rejected for one in introductions)

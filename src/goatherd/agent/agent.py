@@ -373,8 +373,8 @@ class Agent:
         elif up is _Readiness.UNKNOWN_ROOT and not self._has_come_up:
             files = ", ".join(str(organization.file.link) for organization in self._organizations)
             raise AgentError(
-                f"the server answers, but does not know the root that the agent wrote to {files}: it does not read"
-                " this file",
+                f"the server answers, but does not know the root that the agent wrote to {files}: the server"
+                " does not read this file",
                 hint="Check --data, --org and --url against the server's own path, organization and port.",
             )
 

@@ -179,8 +179,8 @@ def read_file_view(raw: bytes) -> FileView | None:
 def verify_safe(raw: bytes) -> None:
     """Check the settings.json of a GoatDB server for private keys that it would expose, before the file is written.
 
-    SECURITY: this is the last check. The public half of the current session must be among the roots with the same
-    expiration, and there must be no other private key; otherwise the server would expose its key
+    SECURITY: no other check follows. The list of roots must hold the public half of the current session, with the same
+    expiration, and the file must hold no other private key. Otherwise the server would expose its key
     (tests/unit/agent/test_restart_rules.py).
 
     Raises:

@@ -57,8 +57,8 @@ async def check_key_exposure(client: NodeClient, document: IdentityDocument, clo
         except NodeError:
             continue
         if new.leaked:
-            # SECURITY: earlier clients may have received the key; the server must be stopped before it returns it again
-            # (tests/cluster/test_agent.py).
+            # SECURITY: earlier clients may have received the key. The caller must stop the server, before the server
+            # returns the key again (tests/cluster/test_agent.py).
             raise KeyLeakedError(
                 f"{client.base_url} returned the private key of root {' '.join(new.leaked)}"
                 " to an unauthenticated request"

@@ -365,7 +365,7 @@ def watch(
     log_to_stderr(log_level)
     options, named = app.options, chosen_organizations(app.options, orgs)
     if "agent.on_change" not in options.origin or options.agent_on_change == "restart":
-        raise click.UsageError("--on-change is missing; it says how to notify the server: signal, command or ignore")
+        raise click.UsageError("--on-change is missing. It names how to notify the server: signal, command or ignore")
     if options.agent_on_change == "signal" and pid_file is None:
         raise click.UsageError("--on-change signal needs --pid-file FILE")
     if options.agent_on_change != "signal" and pid_file is not None:

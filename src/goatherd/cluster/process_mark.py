@@ -6,9 +6,9 @@ the server accepts the mark later, but rejects a new signature with the same tim
 
 A missing mark does not prove a restart: a process that has checked a thousand other signatures has lost the mark, too.
 
-SECURITY: a mark is a request signature. Once it has expired, only the process that has cached it accepts it. Goatherd
-keeps it in memory only. The signature names no server, so no Goatherd server and no door (the verifying proxy in front
-of an unmodified server) accepts it (tests/unit/node/test_bound_requests.py).
+SECURITY: a mark is a request signature. Once the mark has expired, only the process that has cached it accepts it.
+Goatherd keeps marks in memory only. A mark names no server, so no Goatherd server and no door (the verifying proxy in
+front of an unmodified server) accepts it (tests/unit/node/test_bound_requests.py).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def parse_page_interval(value: object) -> timedelta:
     interval = parse_duration(value)
     if interval < timedelta(seconds=1):
         raise ConfigurationError(
-            f"{value!r} is too short an interval: the page reads the store and each server once in it",
+            f"{value!r} is too short: in each interval the page reads the store and each server once",
             hint="Give at least 1s; the default, 10s, suits most clusters.",
         )
     return interval

@@ -329,9 +329,9 @@ class Door:
     async def _is_server_at(self, address: str, trust: TrustedSessions) -> bool:
         """Return whether the server itself answers at this address, on its port.
 
-        A new anonymous session is requested there; it is the server if it then lists this session. SECURITY: another
-        user's program may listen there, so nothing that a root has signed is sent
-        (tests/unit/agent/test_own_api.py).
+        This method requests a new anonymous session from the address. If the server then lists this session, the server
+        answers there. SECURITY: another user's program may listen at the address, so nothing that a root has signed is
+        sent (tests/unit/agent/test_own_api.py).
         """
         host = f"[{address}]" if ":" in address else address
         if self._server.is_encrypted:

@@ -293,8 +293,8 @@ class Proxy:
     async def _answer_script(self, exchange: Exchange, connection: ServerConnection) -> None:
         """Answer with the application's script (``app.js``), with the door's address in place of the server's.
 
-        SECURITY: any caller may request the script, and read it slowly, so the door does not hold it in memory
-        (tests/unit/door/test_public_address.py).
+        SECURITY: callers without a session may request the script, and read the answer slowly. So the door streams the
+        script, and does not hold it in memory (tests/unit/door/test_public_address.py).
         """
 
         def rewrite(lines: bytes) -> bytes:
@@ -498,8 +498,9 @@ class Proxy:
     def _check_request(self, header: str) -> SignatureEnvelope:
         """Check the form, purpose and timestamp of a request's signature. The server verifies the signature itself.
 
-        SECURITY: the server caches results and accepts a signature again after its three minutes, accepts a login
-        token as a request signature, and answers 500 to a malformed one (tests/cluster/test_door_requests.py).
+        SECURITY: the server caches the results of its checks, so it accepts a signature again after the three minutes
+        in which the signature is valid. It also accepts a login token as a request signature, and answers 500 to a
+        malformed signature (tests/cluster/test_door_requests.py).
         """
         try:
             envelope = parse_signature(header)
@@ -651,8 +652,8 @@ class Proxy:
     ) -> None:
         """Verify the signature of a request with many commits, before the costly check of the commits' signatures.
 
-        SECURITY: the signature is verified, too, if the request has commits for a repository that is new to the door.
-        To check them, the door reads that repository as a root, and the server then creates it
+        SECURITY: the signature is also verified if the request has commits for a repository that is new to the door. To
+        check these commits, the door reads the repository as a root, and the server then creates the repository
         (tests/cluster/test_door_limits.py).
         """
         count = sum(len(element.commits) for element in elements)
@@ -867,8 +868,8 @@ class Proxy:
     async def _clean_session_answer(self, exchange: Exchange, answer: bytes) -> bytes:
         """Remove private keys and untrusted roots from an answer with a new session.
 
-        SECURITY: under some conditions a GoatDB server publishes its private key in this answer
-        (tests/cluster/test_door_writers.py).
+        SECURITY: a GoatDB server publishes its private key in this answer if its list of roots does not hold its root
+        with the same expiration (tests/cluster/test_door_writers.py).
 
         Raises:
             RefusedError: No root is left. COMPAT: a client does not start without one, and the server trusts another
@@ -905,7 +906,8 @@ class Proxy:
     async def _login_mail(self, exchange: Exchange) -> None:
         """Check the signature of a request for a login mail, and pass it on.
 
-        SECURITY: GoatDB checks this signature but ignores the result (tests/cluster/test_door_requests.py).
+        SECURITY: GoatDB verifies this signature, but also accepts the request if the signature is invalid
+        (tests/cluster/test_door_requests.py).
         """
         check_encoding(exchange.found)
         share = self._limiter.open_share(exchange.address)

@@ -65,7 +65,7 @@ def _refuse_to_sign(uri: str, _: PublicKey, __: bytes) -> bytes:
         signer=uri.partition(":")[0],
         key=uri,
         operation="sign",
-        hint="`goatherd restore --signature` shows the changes, and accepts them or takes them back.",
+        hint="`goatherd restore --signature` shows the changes, and accepts or undoes them.",
     )
 
 

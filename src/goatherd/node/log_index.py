@@ -211,7 +211,7 @@ def decode_part(part: IndexedPart, *, org: str, registry: Registry) -> tuple[lis
             )
         return commits, block["undecodable"]
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DecodeError("a block of the index does not fit its log") from error
+        raise DecodeError("a block of the index does not describe the lines of its log") from error
 
 
 class _Match(Enum):

@@ -550,7 +550,8 @@ class Body:
     def charge_answer(self, size: int) -> None:
         """Charge the answer to the caller's share of the memory for answers, until it is sent.
 
-        SECURITY: a caller can request many large answers, and read them slowly (tests/unit/node/test_server.py).
+        SECURITY: without this limit, a caller could fill the memory by requesting many large answers and reading them
+        slowly (tests/unit/node/test_server.py).
 
         Raises:
             RefusedError: Too many answers wait for their callers.

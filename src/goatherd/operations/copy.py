@@ -286,7 +286,7 @@ async def _match_versions(
     if reason is not None:
         raise IdentityExistsError(
             f"{destination.name} is not an interrupted copy of this source: {reason}; nothing was changed",
-            hint="Choose a secret that does not exist yet, or delete that one with the store's own tool.",
+            hint="Choose a secret that does not exist yet, or delete this one with the store's own tool.",
         )
     return replace(plan, items=tuple(items)), holders
 

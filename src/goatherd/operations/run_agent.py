@@ -263,7 +263,7 @@ def _prepare_memory(files: ServerFiles, lock: DataDirectoryLock) -> None:
 def _move_settings(files: ServerFiles, organizations: Iterable[ManagedOrganization]) -> None:
     """Move settings.json files to the present tmpfs directory from one that an earlier run was given with --memory.
 
-    SECURITY: no agent would look for the key in the earlier directory, and so would never remove it
+    SECURITY: no later agent looks into the earlier directory, so a private key there would never be removed
     (tests/unit/cli/test_agent_commands.py).
     """
     for organization in organizations:
@@ -280,8 +280,8 @@ def hide_credentials(
     The server gets neither the credentials of the stores, nor the key of the last known good identity (an encrypted
     copy on the disk), nor what systemd has given the agent: its notification socket and its credentials' directory.
 
-    SECURITY: an attacker who compromises the server must not get the keys of future roots
-    (tests/unit/operations/test_run_agent.py).
+    SECURITY: with these credentials, an attacker who compromises the server could read the keys of future roots in the
+    store (tests/unit/operations/test_run_agent.py).
 
     Args:
         environ: The agent's own environment.

@@ -200,4 +200,4 @@ def check_role(role: str) -> None:
         ConfigurationError: The role is unknown.
     """
     if role not in get_args(Role):
-        raise ConfigurationError(f"no such role: {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")
+        raise ConfigurationError(f"there is no role {role!r}", hint=f"Roles: {', '.join(get_args(Role))}.")

@@ -32,7 +32,8 @@ class SeenIdentity:
                 verify_successor(document, seen, may_fork=True, is_pruning_believed=True)
         except IdentityError as error:
             raise SuccessionError(
-                f"{error}; its signer was not called. If you made this change, start this process again"
+                f"{error}; the signer that the identity names was not called. If you made this change, start this"
+                " process again"
             ) from error
         self._seen = TrustCheckpoint.from_document(document)
 

@@ -272,8 +272,8 @@ class Budget:
     Args:
         size: Maximum number of bytes for all addresses together.
         per_address: Maximum number of bytes for one address.
-        spare: By how many bytes small bodies may exceed both. SECURITY: otherwise a few large bodies that arrive slowly
-            would keep out all others (tests/unit/serving/test_caller_limiter.py).
+        spare: By how many bytes small bodies may exceed `size` and `per_address`. SECURITY: without spare bytes, a few
+            large bodies that arrive slowly would keep out all other bodies (tests/unit/serving/test_caller_limiter.py).
     """
 
     def __init__(self, size: int, per_address: int, spare: int = 0) -> None:

@@ -55,8 +55,8 @@ class _HeadTooLargeError(Exception):
 class _ReadControl(FlowControl):
     """Pauses and resumes reading from a caller; never resumes while requests of the caller wait for an earlier one.
 
-    SECURITY: uvicorn resumes reading with each answer, and when the application reads a body. So the queue of a
-    caller's requests would grow without end (tests/unit/serving/test_http_connection.py).
+    SECURITY: uvicorn itself resumes reading with each answer, and when the application reads a body. The queue of a
+    caller's requests could then grow without limit (tests/unit/serving/test_http_connection.py).
 
     Args:
         transport: The caller's connection.

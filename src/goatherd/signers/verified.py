@@ -290,7 +290,7 @@ class VerifiedSigner:
             raise self.plugin.error(
                 SignerInvalidSignatureError,
                 "sign",
-                "the signature that came back does not match the text and the public key; it was not used",
+                "the signer returned a signature that does not match the data and the public key; it was not used",
             ) from None
         return signature
 

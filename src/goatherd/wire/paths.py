@@ -83,7 +83,8 @@ def repository_id(path: str) -> str:
 def log_file(repository: str) -> str:
     """Return the path of GoatDB's log file for a repository id, relative to the data directory.
 
-    SECURITY: dots in the id may lead outside of the data directory, so check the id first.
+    SECURITY: with ``..`` in the repository id, the path leads out of the data directory. So check the id first
+    (`check_repository_path`).
 
     Raises:
         PathError: The id does not have exactly two components.

@@ -156,7 +156,7 @@ def test_one_secret_is_two_scopes_and_a_template_is_the_whole_vault(role: str, t
 
 
 def test_an_unknown_role_and_an_address_that_would_change_the_commands_are_refused():
-    with pytest.raises(ConfigurationError, match="no such role"):
+    with pytest.raises(ConfigurationError, match="there is no role"):
         policy("owner", URI)
     for uri in ("azure://my-vault/a$(id)", "azure://my-vault;id/root", "azure://my-vault/a'b", "azure://my-vault/a b"):
         with pytest.raises(ConfigurationError):

@@ -383,7 +383,7 @@ async def test_an_unknown_token_is_denied_and_the_hint_says_where_it_comes_from(
 async def test_a_namespace_that_is_missing_is_said_to_be_so_on_creation(provider: KubernetesSecretProvider):
     with pytest.raises(ProviderConfigurationError, match="no namespace 'nowhere'") as caught:
         await provider.create("nowhere/root", b"x")
-    assert caught.value.hint == "Make it: kubectl create namespace nowhere"
+    assert caught.value.hint == "Create the namespace: kubectl create namespace nowhere"
     with pytest.raises(SecretNotFoundError):
         await provider.read("nowhere/root")
 

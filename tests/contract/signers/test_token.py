@@ -168,7 +168,7 @@ async def test_other_kinds_of_keys_are_refused_and_two_keys_of_one_label_are_a_m
     for label, kind, message in (
         ("p256", UnsupportedKeyError, "the key's curve must be P-384"),
         ("rsa", UnsupportedKeyError, "the key's type must be EC; it is RSA"),
-        ("twice", SignerConfigurationError, "the token has 2 such objects"),
+        ("twice", SignerConfigurationError, "the token has 2 private keys with the label or id in the URI"),
     ):
         async with VerifiedSigner(opened(label, token="other")) as signer:
             with pytest.raises(kind, match=message):
@@ -191,8 +191,13 @@ async def test_a_missing_pin_library_or_token_is_named() -> None:
     for environment, uri, kind, message in (
         ({}, "pkcs11:object=anchor", SignerConfigurationError, "no PKCS#11 library is named"),
         ({"GOATHERD_PKCS11_MODULE": MODULE or ""}, "pkcs11:object=a", SignerConfigurationError, "is not set"),
-        (ENVIRONMENT, "pkcs11:token=none;object=anchor", SignerKeyNotFoundError, "the library has no such token"),
-        (ENVIRONMENT, "pkcs11:object=anchor", SignerKeyNotFoundError, "more than one such token"),
+        (
+            ENVIRONMENT,
+            "pkcs11:token=none;object=anchor",
+            SignerKeyNotFoundError,
+            "the library has no token that the URI names",
+        ),
+        (ENVIRONMENT, "pkcs11:object=anchor", SignerKeyNotFoundError, "more than one token that the URI names"),
         (ENVIRONMENT, "pkcs11:object=a?module-path=/no/such.so", SignerConfigurationError, "cannot be loaded"),
     ):
         signer = VerifiedSigner(PKCS11Signer(parse_uri(uri, environment=environment), environment=environment))

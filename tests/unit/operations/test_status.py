@@ -96,7 +96,7 @@ async def test_the_page_calls_no_signer_that_an_attacker_has_written_into_the_st
         )
         await page.collect()
         await put(herd, evil)
-        with pytest.raises(SuccessionError, match="its signer was not called"):
+        with pytest.raises(SuccessionError, match="the signer that the identity names was not called"):
             await page.collect()
     assert called == []
 

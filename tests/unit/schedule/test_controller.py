@@ -875,7 +875,7 @@ async def test_the_signer_that_an_attacker_has_written_into_the_store_is_not_cal
         told = await watch.check_if_due(evil)
     assert told is not None
     assert "is not checked: " in told
-    assert "its signer was not called" in told
+    assert "the signer that the identity names was not called" in told
     assert watch.is_reachable is None
     assert list(signers.by_uri) == (["memory:kms"] if has_anchor else [])
     herd.clock.turn(timedelta(hours=2))
@@ -899,7 +899,7 @@ async def test_an_identity_in_direct_mode_that_an_attacker_has_written_is_not_us
     assert called == []
     assert isinstance(turn.error, SuccessionError)
     assert alarm.kinds == [AlertKind.STORE_AWAY]
-    assert "its signer was not called" in alarm.alerts[0].reason
+    assert "the signer that the identity names was not called" in alarm.alerts[0].reason
     assert called == []
     await put(herd, document)
     assert (await controller.act_once()).error is None

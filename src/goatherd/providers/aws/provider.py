@@ -255,12 +255,12 @@ class AWSSecretProvider(SecretProvider):
             if following in (None, ""):
                 break
             if not isinstance(following, str) or request.get("NextToken") == following:
-                raise damaged_error(call, "its next page is this one again")
+                raise damaged_error(call, "its link to the next page leads to the same page")
             request["NextToken"] = following
         else:
             raise damaged_error(call, f"its list has more than {_MOST_PAGES} pages")
         if not found and (await self._read_stages(call)).by_version:  # which says so if the secret is deleted
-            raise damaged_error(call, "its list of versions is empty, but labels lead to some")
+            raise damaged_error(call, "its list of versions is empty, but labels point at versions")
         # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
         newest_first = list(found.values())[::-1]
         newest_first.sort(key=lambda version: version.created_ms, reverse=True)

@@ -639,12 +639,15 @@ class AzureSecretProvider(SecretProvider):
         while True:
             listing = await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)
             if newest.version not in listing.items:
-                raise call.error(UnavailableError, "the vault's list of pointers lacks the newest one")
+                raise call.error(UnavailableError, "the vault's list of pointers lacks the newest pointer")
             if start is None:
                 start = self._first_decided(call, newest, listing)
             elif start.id and start.id not in listing.items:
                 if known is None:
-                    raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
+                    raise call.error(
+                        UnavailableError,
+                        "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor",
+                    )
                 known, start = None, self._first_decided(call, newest, listing)  # it was purged, and made again
             decision = await self._decide_listed(call, vault, start, listing)
             start = decision.last
@@ -667,12 +670,15 @@ class AzureSecretProvider(SecretProvider):
             raise call.error(
                 ProviderConfigurationError,
                 f"the secret {call.secret_id}{POINTER_SUFFIX} is not Goatherd's: {error}",
-                hint="Set it to the value of the version before, or choose another name.",
+                hint="Set this secret to the value of its previous version, or choose another name.",
             ) from None
         if not pointer.parent:
             return BEGINNING
         if pointer.parent not in listing.items:
-            raise call.error(UnavailableError, "the vault's list of pointers lacks one that others follow")
+            raise call.error(
+                UnavailableError,
+                "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor",
+            )
         unread = Proposal.unread_proposal(pointer.parent, listing.items[pointer.parent].created, pointer.epoch - 1)
         return self._proposals.get(pointer.parent, unread)
 
@@ -690,8 +696,8 @@ class AzureSecretProvider(SecretProvider):
         if decision.pending is None and any(p.pointer.epoch > decision.last.pointer.epoch + 1 for p in proposals):
             raise call.error(
                 UnavailableError,
-                f"a version of {call.secret_id}{POINTER_SUFFIX} that others follow is missing from the vault's list, "
-                "or its tags were changed",
+                f"a version of {call.secret_id}{POINTER_SUFFIX} that a later version names as its predecessor is"
+                " missing from the vault's list, or its tags were changed",
             )
         return decision
 
@@ -724,7 +730,10 @@ class AzureSecretProvider(SecretProvider):
         except VersionDisabledError:
             raise call.error(UnavailableError, f"the pointer {version} was disabled a moment ago") from None
         if stored is None:
-            raise call.error(UnavailableError, "a pointer that another one follows is missing")
+            raise call.error(
+                UnavailableError,
+                "the vault has no version {version} of the pointer, which a later pointer names as its predecessor",
+            )
         return self._cache_proposal(self._decode_proposal(call, stored))
 
     def _cache_proposal(self, proposal: Proposal) -> Proposal:
@@ -813,7 +822,9 @@ class AzureSecretProvider(SecretProvider):
             await self._wait_until_decidable(pending, vault.service_time(call))
             listing = await vault.list_versions(call, name)
             if put.version not in listing.items:
-                raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
+                raise call.error(
+                    UnavailableError, "the vault's list of pointers lacks the pointer that was just written"
+                )
             decision = await self._decide_listed(call, vault, last, listing)
             # The epoch after `last` is all that matters; what others may have built on it is looked at later.
             following = decision.chain[1] if len(decision.chain) > 1 else None
@@ -825,7 +836,9 @@ class AzureSecretProvider(SecretProvider):
                 self._known[call.secret_id] = _Known(newest=newest, decided=following)
                 return (following, began) if following.pointer.request == call.request else None
             if decision.pending is None:
-                raise call.error(UnavailableError, "the vault's list of pointers lacks the one that was just written")
+                raise call.error(
+                    UnavailableError, "the vault's list of pointers lacks the pointer that was just written"
+                )
             pending = decision.pending
 
     # --- the view ---------------------------------------------------------------------------------------------------

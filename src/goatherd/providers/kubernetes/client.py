@@ -160,7 +160,7 @@ class KubernetesClient:
             raise PlatformError(
                 ProviderConfigurationError,
                 f"there is no namespace {namespace!r}",
-                hint=f"Make it: kubectl create namespace {namespace}",
+                hint=f"Create the namespace: kubectl create namespace {namespace}",
             )
         if status == 409:
             # The same status means two things; only the reason tells them apart.

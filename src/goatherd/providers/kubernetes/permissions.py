@@ -45,7 +45,7 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
         ConfigurationError: The role is unknown, or no Role can be written for the address.
     """
     check_role(role)
-    # SECURITY: both names in the YAML have only the characters a-z, 0-9, "-" and ".", so they cannot grant more
+    # SECURITY: both names in the YAML have only the characters a-z, 0-9, "-" and ".", so no name can grant more rights
     # (tests/unit/providers/kubernetes/test_permissions.py::test_a_name_that_would_change_the_policy_is_refused).
     if isinstance(uri, str):
         _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
@@ -96,7 +96,8 @@ def volume_policy(role: str, uri: str | Mapping[str, object]) -> str:
             hint=f"`goatherd policy k8s --role {role} k8s://NAMESPACE/NAME` prints the policy for the Secret itself.",
         )
     path = (uri if isinstance(uri, str) else uri_of_config("k8s-volume", uri)).removeprefix("k8s-volume://")
-    # SECURITY: the path in the YAML is plain, so it cannot change the policy (tests/unit/cli/test_policy.py).
+    # SECURITY: a path with special characters could change the policy's YAML, so it is rejected
+    # (tests/unit/cli/test_policy.py).
     if not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
         raise ConfigurationError(
             f"{uri!r} is not the address of a mounted Secret",

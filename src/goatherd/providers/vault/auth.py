@@ -245,7 +245,7 @@ class Credentials:
             raise PlatformError(
                 ProviderAccessDeniedError,
                 f"logging in at auth/{method.mount} was refused: {told}",
-                hint="Check the role, its secret id or service account, and that the method is enabled there.",
+                hint="Check the role, its secret id or service account, and that the login method is enabled.",
             )
         return self._lease_from(answer)
 

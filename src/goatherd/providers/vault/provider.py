@@ -330,13 +330,14 @@ class VaultSecretProvider(SecretProvider):
         if found is None:
             newest = await client.read_secret(call.secret_id)
             if newest is not None and newest.version - number >= LEAST_VERSIONS:
-                # Pushed out by later ones: of writers, or of losers, who write a value but no list.
+                # Later versions have displaced it. A writer that loses against another one also writes a version.
                 raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
             # Between a deletion's two steps, on a standby that lags, or after a change by hand: not "no such secret".
             raise call.error(
                 UnavailableError,
                 f"version {number} is listed, but the server has no value for it",
-                hint="If it stays, the entry was deleted by hand: delete the secret and create it from a backup.",
+                hint="If the error persists, the entry was deleted by hand: delete the secret, and create it from a"
+                " backup.",
             )
         stored = _decode_value(call, number, found)
         if stored.digest != ledger.versions[number].digest:
@@ -503,8 +504,9 @@ class VaultSecretProvider(SecretProvider):
     async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
         known = await client.read_metadata(path)
         if known.current < newest:
-            # SECURITY: the server claims to have written a version that it does not have, so the older versions may
-            # hold the only list; they are not destroyed (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
+            # SECURITY: the server claims to have written a version that it does not have. So an older version may hold
+            # the only list of versions and labels, and none is destroyed
+            # (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
             raise PlatformError(
                 UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
             )

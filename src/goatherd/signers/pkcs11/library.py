@@ -226,7 +226,9 @@ class Library:
         if address.place == "the only token":
             found = [token for token in found if token.flags & pkcs11.TokenFlag.TOKEN_INITIALIZED]
         if len(found) != 1:
-            raise TokenNotFoundError("no such token" if not found else "more than one such token")
+            raise TokenNotFoundError(
+                "no token that the URI names" if not found else "more than one token that the URI names"
+            )
         return found[0]
 
 

@@ -153,12 +153,16 @@ class PKCS11Signer(Signer):
             wanted[Attribute.ID] = self.address.id
         found = list(session.get_objects(wanted))
         if not found:
-            raise self.error(SignerKeyNotFoundError, operation, f"the token has no such {_words(kind)}")
+            raise self.error(
+                SignerKeyNotFoundError,
+                operation,
+                f"the token has no {_words(kind)} with the label or id in the URI",
+            )
         if len(found) > 1:
             raise self.error(
                 SignerConfigurationError,
                 operation,
-                f"the token has {len(found)} such objects",
+                f"the token has {len(found)} {_words(kind)}s with the label or id in the URI",
                 hint="Name the key's id in the URI, such as id=%01, besides its label.",
             )
         return found[0]
@@ -220,8 +224,8 @@ class PKCS11Signer(Signer):
         except SignerKeyNotFoundError:
             pass  # an interrupted call has destroyed it
         else:
-            # SECURITY: label and id do not bind the two objects to each other, so the private key must prove that it is
-            # the expected one; one that may not sign cannot (tests/contract/signers/test_token.py).
+            # SECURITY: a label and an id do not prove that the private and the public key belong together. So the
+            # private key must make a valid signature before it is destroyed (tests/contract/signers/test_token.py).
             self._check_pair(session, private, expected)
             private.destroy()
         public.destroy()

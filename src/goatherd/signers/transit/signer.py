@@ -224,7 +224,7 @@ class TransitSigner(Signer):
             raise self.error(
                 SignerConfigurationError,
                 operation,
-                "the key can be exported" if data.get("exportable") else "the key is a derived one",
+                "the key can be exported" if data.get("exportable") else "the key is derived (`derived` is true)",
                 hint="Create a key with exportable=false, and name it in the URI.",
             )
         version = self._object(data, "keys", operation).get(str(self.address.version))
