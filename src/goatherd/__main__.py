@@ -40,10 +40,10 @@ def _run() -> None:
         verify_signatures()
         return
     from goatherd.cli.main import run
-    from goatherd.cli.output import settle
+    from goatherd.cli.output import flush_streams
 
     code = run(sys.argv[1:], owns_process=True)
-    settle()
+    flush_streams()
     gc.freeze()  # otherwise Python looks for garbage once more before the process ends
     sys.exit(code)
 

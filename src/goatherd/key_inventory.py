@@ -145,7 +145,7 @@ async def find_holdings(
         for version in versions:
             if version.state is VersionState.DESTROYED or version.id in without:
                 continue
-            holding = await _look_into(provider, secret_id, document, version, own, known, is_copied=is_copied)
+            holding = await _read_holding(provider, secret_id, document, version, own, known, is_copied=is_copied)
             if holding is not None:
                 found.append(holding)
         return [_with_retirement_time(one, found, document, latest_ms) for one in found]
@@ -225,7 +225,7 @@ async def find_cancelled_holdings(
     for version in (await provider.versions(secret_id))[:_RECENT]:
         if version.state is not VersionState.ENABLED or version.id in without:
             continue
-        holding = await _look_into(provider, secret_id, document, version, set(), ReadVersions())
+        holding = await _read_holding(provider, secret_id, document, version, set(), ReadVersions())
         if holding is None or holding.rotation_id != rotation_id:
             if found:
                 break
@@ -271,7 +271,7 @@ async def find_unlisted_keys(
     return tuple(found.items())
 
 
-async def _look_into(
+async def _read_holding(
     provider: StoreReader,
     secret_id: str,
     document: IdentityDocument,

@@ -26,7 +26,7 @@ from goatherd.identity.revocations import Revocation
 from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import Session
 from goatherd.identity.succession import verify_successor
-from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_anchor_signatures
 from goatherd.rotation.cross_signing import expected_introductions, make_introductions
 from goatherd.rotation.machine import STEPS, Step
 from goatherd.rotation.restorable import choose_root
@@ -68,7 +68,7 @@ async def word_for(document: IdentityDocument, successor: Session, choice: Choic
     """Let the real code collect the signatures for a rotation."""
     asked = AnchorChoice(signer=uri(anchor) if choice is Choice.SET else None, is_removed=choice is Choice.REMOVE)
     async with AnchorKeys(ORG, SIGNERS.open) as keys:
-        return await collect_word(keys, document, successor, asked, anchor_id=NAMES[anchor], now_ms=NOW)
+        return await collect_anchor_signatures(keys, document, successor, asked, anchor_id=NAMES[anchor], now_ms=NOW)
 
 
 async def key_of(document: IdentityDocument, anchor: int) -> AnchorKey:

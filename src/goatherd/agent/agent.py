@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol
 
 from goatherd.agent.child_process import Supervisor, end_leftover
 from goatherd.agent.data_directory_lock import DataDirectoryLock
-from goatherd.agent.organization import ManagedOrganization, problem_of
+from goatherd.agent.organization import ManagedOrganization, format_problem
 from goatherd.agent.own_api import OwnAPI
 from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
@@ -251,9 +251,9 @@ class Agent:
         for organization in self._organizations:
             await stack.enter_async_context(organization)
             await organization.load_identity(self._changed)
-        await self._take_place()
+        await self._claim_settings_files()
 
-    async def _take_place(self) -> None:
+    async def _claim_settings_files(self) -> None:
         """Check that writing settings.json overwrites no other identity, and record which files will be written."""
         before = self._lock.before
         for organization in self._organizations:
@@ -319,7 +319,7 @@ class Agent:
                 await organization.write_file()
             self._state = ServerState.STARTING
             await self._start_server()
-            up = await self._await_up(sees_signer=False)
+            up = await self._wait_until_ready(sees_signer=False)
             if up is not _Readiness.READY and up is not _Readiness.ENDED:
                 await self._not_up(up)
             code = await self._follow_until_end()
@@ -327,7 +327,7 @@ class Agent:
             if self._up_since is not None and self._clock.monotonic() - self._up_since > STABLE_AFTER.total_seconds():
                 crashes = 0
             if self._up_since is None and self._note_failed_start():
-                self._tell_stepped_back()
+                self._log_return()
             crashes += 1
             if code == 0 or self._is_by_our_signal(code) or crashes > self._rules.crashes:
                 return code
@@ -369,7 +369,7 @@ class Agent:
             AgentError: The first server answers, but does not read the settings.json that the agent wrote.
         """
         if self._note_failed_start():
-            await self._step_back()
+            await self._return_to_previous_root()
         elif up is _Readiness.UNKNOWN_ROOT and not self._has_come_up:
             files = ", ".join(str(organization.file.link) for organization in self._organizations)
             raise AgentError(
@@ -449,7 +449,7 @@ class Agent:
     def _report_refused(self, error: GoatherdError) -> None:
         self._again_at = self._clock.monotonic() + AGAIN_AFTER.total_seconds()
         self._refused_code = error.code
-        _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=problem_of(error)))
+        _log.error(event_text(Event.AGENT_CHANGE_REFUSED, message=format_problem(error)))
 
     def _reasons_to_restart(self) -> tuple[str, ...]:
         reasons = [reason for organization in self._organizations for reason in organization.reasons_to_restart()]
@@ -487,27 +487,27 @@ class Agent:
             yield True
 
     async def _switch_identity(self) -> None:
-        up = await self._hand_over()
+        up = await self._deliver_identity()
         if up in (_Readiness.READY, _Readiness.ENDED, _Readiness.UNCHANGED):
             return
         if self._note_failed_start():
-            await self._step_back()
+            await self._return_to_previous_root()
 
     def _note_failed_start(self) -> bool:
         """Record that the server did not become ready; return whether it can be started with a previous root."""
-        return True in [organization.step_back() for organization in self._organizations]
+        return True in [organization.record_failed_start() for organization in self._organizations]
 
-    async def _step_back(self) -> None:
-        self._tell_stepped_back()
-        await self._hand_over()
+    async def _return_to_previous_root(self) -> None:
+        self._log_return()
+        await self._deliver_identity()
 
-    def _tell_stepped_back(self) -> None:
+    def _log_return(self) -> None:
         for organization in self._organizations:
             if organization.wanted is not organization.document:
                 fields = {"org": organization.org, "refused": organization.document.current.id}
                 _log.error(event_text(Event.AGENT_STEPPED_BACK, **fields, signs=organization.wanted.current.id))
 
-    async def _hand_over(self) -> _Readiness:
+    async def _deliver_identity(self) -> _Readiness:
         """Give the server the wanted identity (by restart, signal or command), and wait until it is ready."""
         if self._supervisor is not None and self._rules.on_change in (OnChange.RESTART, OnChange.IGNORE):
             if self._ended is not None and self._ended.done():
@@ -518,11 +518,11 @@ class Agent:
             # If this fails, what the server ran with is still there, and is better than nothing: the server is down.
             await self._write_files()
             await self._start_server()
-            return await self._await_up(sees_signer=False)
+            return await self._wait_until_ready(sees_signer=False)
         if not await self._write_files():
             return _Readiness.UNCHANGED
         await self._tell_server()
-        return await self._await_up(sees_signer=True)
+        return await self._wait_until_ready(sees_signer=True)
 
     async def _write_files(self) -> bool:
         """Write the settings.json files; return False if one of them could not be written, which is retried later.
@@ -545,7 +545,7 @@ class Agent:
         try:
             await self._notify()
         except GoatherdError as error:
-            _log.error(event_text(Event.AGENT_NOT_UP, message=problem_of(error)))
+            _log.error(event_text(Event.AGENT_NOT_UP, message=format_problem(error)))
 
     async def _start_server(self) -> None:
         assert self._supervisor is not None
@@ -564,7 +564,7 @@ class Agent:
         self._ended = asyncio.create_task(self._supervisor.wait(), name="child")
         _log.info(event_text(Event.AGENT_STARTED, pid=self._supervisor.pid))
 
-    def _refuse_invented(self) -> None:
+    def _refuse_unnamed_roots(self) -> None:
         """Check that the server has not created a root for an organization that is not named with ``--org``.
 
         Raises:
@@ -587,7 +587,7 @@ class Agent:
                         f" again with --org {directory.name}.",
                     )
 
-    async def _await_up(self, *, sees_signer: bool) -> _Readiness:
+    async def _wait_until_ready(self, *, sees_signer: bool) -> _Readiness:
         """Wait until the server answers requests that its root signed, then check whether it exposes its key.
 
         Args:
@@ -602,7 +602,7 @@ class Agent:
         while self._clock.monotonic() < until:
             if self._ended is not None and self._ended.done():
                 return _Readiness.ENDED
-            await asyncio.to_thread(self._refuse_invented)
+            await asyncio.to_thread(self._refuse_unnamed_roots)
             trusted = [await organization.is_root_trusted() for organization in self._organizations]
             up = _Readiness.UNKNOWN_ROOT if False in trusted else _Readiness.NOT_READY
             if all(trusted):

@@ -193,7 +193,7 @@ class ManagedOrganization:
         """Record that the server is ready with the settings.json that the agent wrote."""
         self._good = self._running
 
-    def step_back(self) -> bool:
+    def record_failed_start(self) -> bool:
         """Record that the server did not become ready; return whether it can be started with the previous root."""
         if self._running is None or self._good is None or not reasons_to_restart(self._good, self._running):
             return False
@@ -235,7 +235,7 @@ class ManagedOrganization:
 
         `is_ours` is true if an agent has already run this server with the identity in the store.
         """
-        migrated = remains_of(self.file.link.parent)
+        migrated = read_migration_note(self.file.link.parent)
         if migrated is not None:
             store, migrated_id = migrated
             return IdentityExistsError(
@@ -370,7 +370,7 @@ class ManagedOrganization:
             return False
         must_ask, problem = False, ""
         try:
-            place = await asyncio.to_thread(self.file.check_state)
+            place = await asyncio.to_thread(self.file.read_state)
             if place is not FileState.OURS:
                 await self._repair_file(place)
             stamp = await asyncio.to_thread(self.file.stamp)
@@ -526,7 +526,7 @@ class ManagedOrganization:
         }
 
 
-def remains_of(directory: Path) -> tuple[str, str] | None:
+def read_migration_note(directory: Path) -> tuple[str, str] | None:
     """Return the secret and root that the note of `goatherd migrate` in this directory names; None without one."""
     try:
         note = orjson.loads((directory / REMAINS).read_bytes())
@@ -535,6 +535,6 @@ def remains_of(directory: Path) -> tuple[str, str] | None:
         return None
 
 
-def problem_of(error: GoatherdError) -> str:
+def format_problem(error: GoatherdError) -> str:
     """Return an error as one line for the log: the message and the hint."""
     return f"{error} ({error.hint})" if error.hint else str(error)

@@ -5,7 +5,7 @@ plain file is written at that path instead. The module does not interpret the co
 reader sees the complete old file or the complete new one; every call blocks, so call it in a thread.
 
 COMPAT: GoatDB rewrites its file in place, so it writes through the link to memory. A server that replaces the file by
-rename (Goatherd's own does) replaces the link by a plain file: `check_state` detects this, and `repair_link` moves the
+rename (Goatherd's own does) replaces the link by a plain file: `read_state` detects this, and `repair_link` moves the
 file back into memory.
 """
 
@@ -109,7 +109,7 @@ class SettingsFile:
             return None
         return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
-    def check_state(self) -> FileState:
+    def read_state(self) -> FileState:
         """Return what is stored at the path that GoatDB reads."""
         try:
             status = self.link.lstat()

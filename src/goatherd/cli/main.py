@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from goatherd.cli.menu import ALIASES, COMMANDS, FIRST_STEPS, FORMS, GROUPS, help_text
-from goatherd.cli.output import Output, abandon
+from goatherd.cli.output import Output, discard_output
 from goatherd.config.options import Options, load_options, option_keys
 from goatherd.config.values import parse_port
 from goatherd.errors import ConfigurationError, GoatherdError
@@ -269,7 +269,7 @@ def command(
             context = click.get_current_context()
             as_json = as_json or bool(context.find_root().params.get("as_json"))
             names = {item.name: item.opts[-1] for item in context.command.params if item.name and item.name in flags}
-            options = load_options(flags, os.environ, directory=_here(), file=file, flag_names=names)
+            options = load_options(flags, os.environ, directory=_find_current_directory(), file=file, flag_names=names)
             try:
                 out, owns_process = Output(as_json=as_json), context.find_object(bool) is True
                 app = App(options=options, out=out, debug=debug, owns_process=owns_process)
@@ -521,7 +521,7 @@ def help_with_example(example: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.strip().splitlines())
 
 
-def _here() -> Path:
+def _find_current_directory() -> Path:
     """Return the current directory, which may hold a goatherd.toml; `Path()` if that directory was removed."""
     try:
         return Path.cwd()
@@ -561,7 +561,7 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
     except (click.Abort, KeyboardInterrupt) as error:
         return _report(out, error, debug=debug)
     except SystemExit:  # click raises it if the pipe is closed while it writes: `goatherd --help | head -1`
-        abandon(sys.stdout)
+        discard_output(sys.stdout)
         return 0
     except BaseExceptionGroup as group:
         return _report(out, _first(group), debug=debug)

@@ -130,13 +130,13 @@ class Output:
                 stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
             stream.flush()
         except BrokenPipeError:
-            abandon(stream)
+            discard_output(stream)
         except OSError:
             if stream is self.stdout:
                 raise
 
 
-def abandon(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Redirect a stream to /dev/null, after its reader has closed it, so that writes no longer fail."""
     with contextlib.suppress(OSError):  # a stream without a file descriptor, in a test
         number = stream.fileno()
@@ -145,7 +145,7 @@ def abandon(stream: TextIO) -> None:
         os.close(null)
 
 
-def settle() -> None:
+def flush_streams() -> None:
     """Flush standard output and standard error, and discard what cannot be written.
 
     Otherwise Python would try to write it at exit, fail, and change the exit code.
@@ -154,7 +154,7 @@ def settle() -> None:
         try:
             stream.flush()
         except OSError:
-            abandon(stream)
+            discard_output(stream)
 
 
 def _json(stream: TextIO, data: Mapping[str, object], *, indent: int | None = None) -> str:

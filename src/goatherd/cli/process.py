@@ -57,7 +57,7 @@ def run_fast(serving: Coroutine[Any, Any, None]) -> None:
         uvloop.run(serving)
 
 
-def give_way(app: App) -> None:
+def lower_priority(app: App) -> None:
     """Lower the priority of this process, so that servers and clients on the same machine are not slowed down.
 
     Do nothing if a program or a test runs the command in its own process.

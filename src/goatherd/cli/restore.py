@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, audit_log, audit_option, command, distrust_option
-from goatherd.cli.process import give_way, run_interruptible
+from goatherd.cli.process import lower_priority, run_interruptible
 from goatherd.cli.rotate import HOW_TO_RESUME, rotate, run_rotation
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.identity.document import IdentityDocument
@@ -77,7 +77,7 @@ def restore(
     `goatherd revoke`.
     """
     if app.options.rotation_health_command is None:
-        give_way(app)
+        lower_priority(app)
     stop_at = Phase(to_phase) if to_phase else None
     work = partial(operation, root_id=root, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes)
     return run_interruptible(app, run_rotation(app, work, metrics_file), note=HOW_TO_RESUME)

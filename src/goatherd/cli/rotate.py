@@ -28,7 +28,7 @@ from goatherd.cli.main import (
     without_nodes_option,
     working_lifetime_option,
 )
-from goatherd.cli.process import give_way, run_interruptible
+from goatherd.cli.process import lower_priority, run_interruptible
 from goatherd.cli.text.progress import RotationProgress
 from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
@@ -250,7 +250,7 @@ def rotate(
     }
     if what in ("", "resume") and app.options.rotation_health_command is None:
         # A health command would inherit the low priority and answer late.
-        give_way(app)
+        lower_priority(app)
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 

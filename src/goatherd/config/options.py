@@ -35,11 +35,11 @@ __all__ = [
     "Key",
     "Options",
     "Setting",
-    "describe_nearest",
     "effective_settings",
     "load_options",
     "option_keys",
     "parse_duration",
+    "suggest_keys",
 ]
 
 FILE_NAME = "goatherd.toml"
@@ -922,9 +922,7 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
             )
     for name in found.values:
         if name not in known:
-            raise ConfigurationError(
-                f"{found.place_of(name)}: unknown key {name!r}", hint=describe_nearest(name, known)
-            )
+            raise ConfigurationError(f"{found.place_of(name)}: unknown key {name!r}", hint=suggest_keys(name, known))
     return found
 
 
@@ -967,7 +965,7 @@ def _find_lines(text: str, sections: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def describe_nearest(name: str, known: Iterable[str]) -> str:
+def suggest_keys(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown key: the most similar key of its section, keys with the same last part, or all."""
     known = list(known)
     section, dot, tail = name.rpartition(".")

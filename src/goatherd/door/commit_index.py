@@ -78,7 +78,7 @@ class FirstSeen:
         if self._path_of.setdefault(commit_id, path) is path and len(self._path_of) > self._capacity:
             del self._path_of[next(iter(self._path_of))]
 
-    def is_elsewhere(self, commit_id: str, path: str) -> bool:
+    def is_in_other_repository(self, commit_id: str, path: str) -> bool:
         """Return whether the server holds a commit with this id in another repository."""
         return self._path_of.get(commit_id, path) != path or self._is_session(commit_id)
 
@@ -232,7 +232,7 @@ class RepositoryIndex:
             self._schemas[key] = namespace
 
     @property
-    def _is_other(self) -> bool:
+    def _may_have_restarted(self) -> bool:
         """Whether the server may have been restarted since the last read of the repository."""
         return self._read_in != self._server_generation()
 
@@ -242,7 +242,7 @@ class RepositoryIndex:
         Raises:
             NodeUnreachableError, NodeRefusedError: The server cannot be read.
         """
-        if self._is_other:
+        if self._may_have_restarted:
             await self.refresh()
 
     def without_held(self, commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
@@ -260,7 +260,7 @@ class RepositoryIndex:
         Raises:
             NodeUnreachableError, NodeRefusedError: The index is too old, and the server cannot be read.
         """
-        if self._is_other or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
+        if self._may_have_restarted or (self.age > OLD_SECONDS and any(self._is_birth(commit) for commit in commits)):
             await self.refresh()
         problems = self._judge_commits(commits)
         if any(problems) and self.age > STALE_SECONDS:
@@ -470,7 +470,7 @@ class RepositoryIndex:
         key = commit.key
         if commit.id in batch.ids or self._pending.get(commit.id, commit) != commit:
             return DroppedError(DoorRule.COMMIT, f"the id of commit {commit.id!r} occurs more than once")
-        if self._first_seen.is_elsewhere(commit.id, self.path):
+        if self._first_seen.is_in_other_repository(commit.id, self.path):
             # SECURITY: GoatDB caches commits by id over all repositories, so the server would use one of the two
             # commits in place of the other (tests/cluster/test_door_commits.py).
             return DroppedError(

@@ -237,7 +237,7 @@ class Door:
             private=self._private,
             header_rewriter=self._header_rewriter(),
             report=self._report_stopped,
-            report_away=self._report_away,
+            report_away=self._log_unanswered,
             own=self._own,
             guard=self._guard,
         )
@@ -398,7 +398,7 @@ class Door:
         """Return whether the server's agent starts or restarts it, so that it is not expected to answer."""
         return self._is_restarting is not None and self._is_restarting()
 
-    def _report_away(self, why: str) -> None:
+    def _log_unanswered(self, why: str) -> None:
         """Log that the server did not answer a request: as a warning, unless its agent is restarting it."""
         is_restarting = self._is_being_restarted()
         if self._count_stopped(DoorRule.CHILD):

@@ -158,7 +158,7 @@ class Proxy:
         self._limiter = limiter
         self._header_rewriter = header_rewriter
         self._report = report
-        self._report_away = report_away
+        self._log_unanswered = report_away
         self._timeout = limits.answer_timeout.total_seconds()
         self._session_requests = TokenBuckets(limits.session_requests)
         self._mails = TokenBuckets(limits.mails)
@@ -209,7 +209,7 @@ class Proxy:
             status = 504 if isinstance(error, TimeoutError) else 502
             await exchange.answer_refusal(RefusedError(DoorRule.CHILD, status, str(error), retry_after=1))
         except NodeUnreachableError as error:
-            self._report_away(str(error))
+            self._log_unanswered(str(error))
             await exchange.answer_refusal(RefusedError(DoorRule.CHILD, 503, str(error), retry_after=1))
         except NodeRefusedError as error:
             # The server does not trust the door's signer, so that nothing can be judged.
@@ -365,7 +365,7 @@ class Proxy:
                 )
             fresh = {element.path for element in elements} - self._repositories.keys()
             if session is not None and len(body) <= BIG_BODY:  # otherwise it is verified already
-                self._check_weight(session, envelope, elements, fresh)
+                self._verify_large_request(session, envelope, elements, fresh)
             if is_root:
                 fresh = set()  # any number is allowed
             self._charge_repositories(exchange.address, fresh)
@@ -647,7 +647,7 @@ class Proxy:
         while len(self._repositories) > self.limits.repositories:
             self._repositories.popitem(last=False)
 
-    def _check_weight(
+    def _verify_large_request(
         self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element], fresh: Collection[str]
     ) -> None:
         """Verify the signature of a request with many commits, before the costly check of the commits' signatures.

@@ -337,7 +337,7 @@ def _is_base64(text: str) -> bool:
     return True
 
 
-def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
+def _has_usual_form(raw: Any, limits: DoorLimits) -> bool:
     """Return whether an element has exactly the form that GoatDB's clients write and so needs no further check.
 
     Most requests are polls with such elements, so this shortcut saves most of the door's work.
@@ -369,7 +369,7 @@ def _is_as_always(raw: Any, limits: DoorLimits) -> bool:
 
 
 def _read_element(raw: Any, limits: DoorLimits) -> Element:
-    if _is_as_always(raw, limits):
+    if _has_usual_form(raw, limits):
         path = _read_path(raw["path"])
         _check_size(raw["msg"].get("s"), limits)
         return Element(raw, path, [ReceivedCommit(each) for each in raw["msg"]["c"]])

@@ -860,7 +860,7 @@ class Database:
         for path in response.changed_paths:
             self._notify_peers(path)
         for path in response.lacking:
-            self._look_for(path)
+            self._request_from_peers(path)
         if response.wait_for_peers and not self._debug:
             # COMPAT: GoatDB waits a second before it answers, so that its peers know the session before the client
             # sends them requests.
@@ -1030,7 +1030,7 @@ class Database:
         for peer in self._peers:
             peer.resync_path(path)
 
-    def _look_for(self, path: str) -> None:
+    def _request_from_peers(self, path: str) -> None:
         """Request a repository from the peers, because a client has asked for it and this server has no commit of it.
 
         SECURITY: clients may ask for any path, so only the `MAX_LACKING` paths that were asked for last are requested

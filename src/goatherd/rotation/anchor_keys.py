@@ -288,7 +288,7 @@ class AnchorKeys:
         return signer
 
 
-async def collect_word(
+async def collect_anchor_signatures(
     keys: AnchorKeys,
     document: IdentityDocument,
     successor: Session,

@@ -66,8 +66,8 @@ class Attempts:
         """Return whether an action of the rotation may be tried now; if not, the caller first reads the store again.
 
         Args:
-            evidence: The action with the state on which it was decided (from `evidence_of`); None for an action that
-                is not limited here.
+            evidence: The action with the state on which it was decided (from `identify_attempt`); None for an action
+                that is not limited here.
             action: The action, or a phrase that names it in the error message.
 
         Raises:
@@ -78,14 +78,14 @@ class Attempts:
             return True
         if self._clock.monotonic() - known.last_at < self._patience.total_seconds():
             return False
-        name = action if isinstance(action, str) else name_of(action)
+        name = action if isinstance(action, str) else describe_action(action)
         raise StuckError(f"cannot {name}: tried {known.count} times, but the store has not changed ({known.answer})")
 
     def count_attempt(self, evidence: Hashable, conflict: GoatherdError | None = None) -> None:
         """Count one attempt of an action that the store has answered.
 
         Args:
-            evidence: The value from `evidence_of`; None for an action that is not limited, which is not counted.
+            evidence: The value from `identify_attempt`; None for an action that is not limited, which is not counted.
             conflict: The error if the store answered with a conflict; None if it reported success.
         """
         if evidence is None:
@@ -96,8 +96,8 @@ class Attempts:
         known.answer = "it reported success each time" if conflict is None else f"it answered: {conflict}"
 
 
-def evidence_of(action: Action, observation: Observation) -> Hashable:
-    """Return an action together with the state on which it was decided; equal values count as the same attempt.
+def identify_attempt(action: Action, observation: Observation) -> Hashable:
+    """Return a value that is equal for attempts of the same action on the same state; None if attempts are not limited.
 
     Returns:
         For a write, the action and the state of the store. The servers' answers, and texts with counts, are left out:
@@ -117,7 +117,7 @@ def evidence_of(action: Action, observation: Observation) -> Hashable:
     return None
 
 
-def name_of(action: Action) -> str:
+def describe_action(action: Action) -> str:
     """Return what an action does, as a phrase that follows "cannot" in an error message."""
     match action:
         case Destroy(version=version):

@@ -39,7 +39,13 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
-from goatherd.rotation.anchor_keys import UNCHANGED, AnchorKeys, SignerOpener, collect_word, open_pinned_signer
+from goatherd.rotation.anchor_keys import (
+    UNCHANGED,
+    AnchorKeys,
+    SignerOpener,
+    collect_anchor_signatures,
+    open_pinned_signer,
+)
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     expected_earlier_introduction,
@@ -249,7 +255,7 @@ class Replacer:
                             now_ms=now_ms,
                             lifetime=self._policy_for(document).lifetime,
                         )
-                        word = await collect_word(
+                        word = await collect_anchor_signatures(
                             self._anchor_keys, document, fresh.session, UNCHANGED, anchor_id="", now_ms=now_ms
                         )
                     successor = fresh

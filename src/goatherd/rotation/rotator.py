@@ -69,10 +69,10 @@ from goatherd.rotation.anchor_keys import (
     AnchorKey,
     AnchorKeys,
     SignerOpener,
-    collect_word,
+    collect_anchor_signatures,
     open_pinned_signer,
 )
-from goatherd.rotation.attempts import Attempts, evidence_of
+from goatherd.rotation.attempts import Attempts, identify_attempt
 from goatherd.rotation.clocks import Clocks
 from goatherd.rotation.cross_signing import (
     expected_cross_signature,
@@ -567,7 +567,7 @@ class Rotator:
                     await self._notify(document, action.nodes)
                     poll = await self._wait(poll, action.until_ms)
                     continue
-                attempted = evidence_of(action, observation)
+                attempted = identify_attempt(action, observation)
                 if not attempts.may_try(attempted, action):
                     poll = await self._wait(poll, None)
                     continue
@@ -592,11 +592,11 @@ class Rotator:
                 self._emit_event(ConflictMet())
                 poll = await self._wait(poll, None)
             except (ProviderError, GenerationError, SignerError) as error:
-                if isinstance(error, SignerError) and not self._is_half_way():
+                if isinstance(error, SignerError) and not self._is_rotation_in_progress():
                     raise  # nothing was written
                 is_waited_for = error.retryable or isinstance(error, GenerationError)
                 if not is_waited_for and not (
-                    self._is_half_way() and isinstance(error, _retried_read_errors(attempted))
+                    self._is_rotation_in_progress() and isinstance(error, _retried_read_errors(attempted))
                 ):
                     raise
                 now, failing_since = self._clock.monotonic(), self._store.failing_since
@@ -607,13 +607,13 @@ class Rotator:
                     if isinstance(action, Destroy) and action.is_best_effort:
                         self._undestroyed[action.version] = error.code
                         continue
-                    if self._is_half_way():
+                    if self._is_rotation_in_progress():
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise
                 self._emit_event(StoreTroubled(error=str(error)))
                 poll = await self._wait(poll, None)
 
-    def _is_half_way(self) -> bool:
+    def _is_rotation_in_progress(self) -> bool:
         """Return whether a rotation was in progress in the identity when this run last read it from the store."""
         return self._stored_phase is not None
 
@@ -801,7 +801,7 @@ class Rotator:
                     successor = OwnedSession.generate(
                         session_id=successor_id, owner=ROOT_OWNER, now_ms=now_ms, lifetime=lifetime
                     )
-                word = await collect_word(
+                word = await collect_anchor_signatures(
                     self._anchor_keys,
                     document,
                     successor.session,
@@ -856,7 +856,7 @@ class Rotator:
             case Abandon(step=step, expected=expected, reason=reason):
                 abandoned = await self._abandon_document(document, step, reason)
                 provider = self._provider
-                with provider.going_back() if isinstance(provider, ReplicatedStore) else nullcontext():
+                with provider.ignoring_lag() if isinstance(provider, ReplicatedStore) else nullcontext():
                     await self._write(abandoned, expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
                 self._read_versions.forget(version)
@@ -1006,9 +1006,9 @@ class Rotator:
         in between has measured too little.
         """
         times = (self._clock.now_ms(), self._steady.now_ms())
-        return next((now_ms for now_ms in times if not self._is_wrong(now_ms)), times[0])
+        return next((now_ms for now_ms in times if not self._is_wrong_time(now_ms)), times[0])
 
-    def _is_wrong(self, now_ms: int) -> bool:
+    def _is_wrong_time(self, now_ms: int) -> bool:
         """Return whether `now_ms` is not the present time, judged by the last answers of the store and the servers."""
         seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
         return Clocks(

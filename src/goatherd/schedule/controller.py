@@ -190,11 +190,11 @@ class Controller:
         try:
             document, written_ms = await self._read_identity()
         except GoatherdError as error:
-            await self._report_miss(error)
+            await self._report_unreadable_store(error)
             return Turn(error=error)
         away = self._reader.primary_error(self._secret_id) if isinstance(self._reader, RegionalReader) else None
         if away is not None:
-            await self._report_miss(away)
+            await self._report_unreadable_store(away)
         else:
             self._missed = 0
             self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
@@ -247,7 +247,7 @@ class Controller:
         is_due = verdict.is_due(self._clock.now_ms())
         return is_due and not self._is_stopping and not self._is_resting(_failure_of(verdict.act))
 
-    def _rest(self, kind: AlertKind, pause: timedelta) -> None:
+    def _pause_actions(self, kind: AlertKind, pause: timedelta) -> None:
         """Try no action again whose failures are of this kind, until `pause` has passed."""
         self._not_before[kind] = self._clock.monotonic() + pause.total_seconds()
 
@@ -268,12 +268,12 @@ class Controller:
             lost = isinstance(error, RotationBusyError)
             if lost or (verdict.act is Act.RETIRE and isinstance(error, IllegalStepError)):
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
-                self._rest(kind, self._choose_interval())
+                self._pause_actions(kind, self._choose_interval())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._record_failure(kind, error, root_id=root_id)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
-            self._rest(kind, RETIRE_PAUSE)
+            self._pause_actions(kind, RETIRE_PAUSE)
             self._unlisted_keys = ()
         self._failures.pop(kind, None)
         if verdict.act is Act.RETIRE:
@@ -396,7 +396,7 @@ class Controller:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    async def _report_miss(self, error: GoatherdError) -> None:
+    async def _report_unreadable_store(self, error: GoatherdError) -> None:
         """Log that the identity could not be read from the store, or alert the operator to it.
 
         The alert is sent at once if a retry would not help, and otherwise only after several failures in a row.
@@ -416,7 +416,7 @@ class Controller:
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(schedule.backoff * 2 ** min(failures - 1, 20), schedule.backoff_max)
-        self._rest(kind, pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
+        self._pause_actions(kind, pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
         reason, code = str(error), error.code
         await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
 

@@ -10,7 +10,7 @@
 - A follower with ``replication = "platform"`` is only read; the platform's report on the replication counts, too.
 - If a process is killed after it wrote the primary store and before it wrote a follower, the next command updates this
   follower.
-- A cancel and a rollback do not wait for followers (`going_back`), and a revocation waits only once for each
+- A cancel and a rollback do not wait for followers (`ignoring_lag`), and a revocation waits only once for each
   (`leaving_behind`).
 """
 
@@ -230,7 +230,7 @@ class ReplicatedStore(StoreGroup):
     # --- the followers --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def going_back(self) -> Iterator[None]:
+    def ignoring_lag(self) -> Iterator[None]:
         """Let the ``with`` block change the primary store although followers lag.
 
         For cancelling a rotation or rolling it back, which must always be possible.
@@ -247,7 +247,7 @@ class ReplicatedStore(StoreGroup):
     def leaving_behind(self, on_left: Callable[[FollowerView], None]) -> Iterator[None]:
         """Let the ``with`` block go on without a follower that lags for longer than `patience`.
 
-        For a revocation, which one region must not prevent. Unlike `going_back`, a change still waits for followers
+        For a revocation, which one region must not prevent. Unlike `ignoring_lag`, a change still waits for followers
         that lag for a moment: on AWS, the replication to a region can end if a label moves too early. A follower that
         holds a later identity, or one with another history, still stops the change.
 

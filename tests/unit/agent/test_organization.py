@@ -145,19 +145,19 @@ async def test_a_server_that_does_not_come_up_gets_the_root_before_and_not_the_n
     assert kit.organization.reasons_to_restart()
     await kit.organization.write_file()
     assert kit.tree["currentSession"]["id"] == B.id
-    assert kit.organization.step_back()
+    assert kit.organization.record_failed_start()
     await kit.organization.write_file()
     assert kit.tree["currentSession"]["id"] == A.id
     assert {root["id"] for root in kit.tree["roots"]} == {A.id, B.id}, "B may have signed something elsewhere"
     assert kit.organization.reasons_to_restart() == (), "B is not tried again for this document"
-    assert not kit.organization.step_back(), "there is nowhere else to go"
+    assert not kit.organization.record_failed_start(), "there is nowhere else to go"
     kit.settings.document = rotated()
     assert kit.organization.reasons_to_restart(), "but for the next one"
 
 
 async def test_a_server_that_never_came_up_has_nothing_to_go_back_to(kit: Kit) -> None:
     await kit.organization.write_file()
-    assert not kit.organization.step_back()
+    assert not kit.organization.record_failed_start()
 
 
 async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_what_is_wanted(kit: Kit) -> None:
@@ -352,9 +352,9 @@ async def test_a_plain_file_in_the_links_place_is_brought_back_into_memory_and_t
     new = kit.directory / "new"
     new.write_bytes(kit.file.link.read_bytes())
     new.replace(kit.file.link)
-    assert kit.file.check_state() is FileState.REPLACED
+    assert kit.file.read_state() is FileState.REPLACED
     await kit.organization.check_file()
-    assert kit.file.check_state() is FileState.OURS
+    assert kit.file.read_state() is FileState.OURS
     assert "on the disk" in told.text
 
 

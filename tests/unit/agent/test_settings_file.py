@@ -39,7 +39,7 @@ def test_the_bytes_are_in_memory_readable_by_their_owner_only_and_a_link_is_wher
     assert file.link.read_bytes() == b"one"
     assert file.target is not None
     assert file.target.stat().st_mode & 0o777 == 0o600
-    assert file.check_state() is FileState.OURS
+    assert file.read_state() is FileState.OURS
     assert [path.name for path in file.link.parent.iterdir()] == ["settings.json"]
     assert [path.name for path in file.target.parent.iterdir()] == ["localhost.json"]
 
@@ -55,7 +55,7 @@ def test_a_reader_sees_the_old_bytes_or_the_new_ones(file: SettingsFile) -> None
 def test_what_goatdb_writes_in_place_stays_in_memory_and_is_noticed(file: SettingsFile) -> None:
     before = file.write(b"one")
     in_place(file.link, b"by goatdb")
-    assert file.check_state() is FileState.OURS
+    assert file.read_state() is FileState.OURS
     assert file.stamp() != before
     assert file.target is not None
     assert file.target.read_bytes() == b"by goatdb"
@@ -68,9 +68,9 @@ def test_a_file_that_was_renamed_into_the_links_place_is_noticed_and_brought_bac
     new = file.link.with_name("new")
     new.write_bytes(b"by rename")
     new.replace(file.link)
-    assert file.check_state() is FileState.REPLACED
+    assert file.read_state() is FileState.REPLACED
     file.repair_link()
-    assert file.check_state() is FileState.OURS
+    assert file.read_state() is FileState.OURS
     assert file.read() == b"by rename"
     assert file.link.is_symlink()
 
@@ -79,7 +79,7 @@ def test_a_link_to_somewhere_else_is_not_ours(file: SettingsFile, tmp_path: Path
     file.write(b"one")
     file.link.unlink()
     file.link.symlink_to(tmp_path / "elsewhere")
-    assert file.check_state() is FileState.REPLACED
+    assert file.read_state() is FileState.REPLACED
 
 
 @pytest.mark.parametrize("what", ["link", "bytes"])
@@ -87,9 +87,9 @@ def test_that_it_is_gone_is_noticed(file: SettingsFile, what: str) -> None:
     file.write(b"one")
     assert file.target is not None
     (file.link if what == "link" else file.target).unlink()
-    assert file.check_state() is FileState.MISSING
+    assert file.read_state() is FileState.MISSING
     file.write(b"two")
-    assert file.check_state() is FileState.OURS
+    assert file.read_state() is FileState.OURS
 
 
 def test_removing_leaves_neither_link_nor_bytes_and_again_is_no_error(file: SettingsFile) -> None:
@@ -134,7 +134,7 @@ def test_a_plain_file_is_one_and_takes_the_place_of_a_link(plain: SettingsFile, 
     plain.write(b"two")
     assert not plain.link.is_symlink()
     assert plain.link.stat().st_mode & 0o777 == 0o600
-    assert plain.check_state() is FileState.OURS
+    assert plain.read_state() is FileState.OURS
     assert file.target is not None
     assert file.target.read_bytes() == b"one"
 

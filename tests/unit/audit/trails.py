@@ -11,7 +11,7 @@ from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.session import OwnedSession
-from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, AnchorKeys, collect_word
+from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, AnchorKeys, collect_anchor_signatures
 from tests.fakes.anchors import MemorySigners
 
 NOW_MS = 1_790_000_000_000
@@ -60,7 +60,7 @@ class Anchored:
 
     async def rotate(self, document: IdentityDocument, name: str, choice: AnchorChoice = UNCHANGED) -> IdentityDocument:
         """Return the same once the root `name` has taken over."""
-        word = await collect_word(
+        word = await collect_anchor_signatures(
             self._keys, document, root(name).session, choice, anchor_id=f"anchor-with-{name}", now_ms=NOW_MS
         )
         return rotated(document, name, word)

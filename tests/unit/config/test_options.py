@@ -15,11 +15,11 @@ from goatherd.config import options as options_module
 from goatherd.config import values
 from goatherd.config.options import (
     Options,
-    describe_nearest,
     effective_settings,
     load_options,
     option_keys,
     parse_duration,
+    suggest_keys,
 )
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import Policy
@@ -304,7 +304,7 @@ def test_variables_are_the_keys_in_capitals() -> None:
 
 
 def test_the_nearest_key_is_found_by_its_last_part_too() -> None:
-    assert describe_nearest("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
+    assert suggest_keys("interval.grace", ["provider", "rotation.grace"]) == "Did you mean 'rotation.grace'?"
 
 
 @pytest.mark.parametrize(

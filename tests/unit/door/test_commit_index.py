@@ -310,7 +310,7 @@ def test_no_more_ids_are_remembered_than_there_is_room_for() -> None:
     first_seen = FirstSeen(2)
     for commit_id in ("a", "b", "c"):
         first_seen.record_commit(commit_id, "/d/x")
-    assert [first_seen.is_elsewhere(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
+    assert [first_seen.is_in_other_repository(each, "/d/y") for each in ("a", "b", "c")] == [False, True, True]
 
 
 async def test_a_repository_that_cannot_be_read_is_not_an_empty_one() -> None:

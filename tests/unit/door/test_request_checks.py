@@ -182,13 +182,13 @@ def test_the_short_way_for_polls_lets_nothing_through_that_the_long_way_refuses(
     message = {**MESSAGE, "f": {"__t": "E", "__v": {"d": "AA==", "s": [1, 2], **inner}}, **changes}
     # Python writes what no JSON has; a number this large is what JavaScript reads as infinite.
     raw = parse_json(json.dumps({"path": "/a/b", "msg": message}).replace("Infinity", "1e999"))
-    if request_checks._is_as_always(raw, LIMITS):
+    if request_checks._has_usual_form(raw, LIMITS):
         decode_request_element(raw)
         assert not is_nested_deeper({name: value for name, value in raw["msg"].items() if name != "c"}, LIMITS.depth)
 
 
 def test_what_clients_send_goes_the_short_way() -> None:
-    assert request_checks._is_as_always(element("/data/x"), LIMITS)
+    assert request_checks._has_usual_form(element("/data/x"), LIMITS)
 
 
 EVIL = {"ver": 1, "f": {"d": "AA==", "s": [1] * 5000}, "s": 10**9, "c": [{"id": "evil"}]}

@@ -53,7 +53,7 @@ from goatherd.identity.transitions import (
     roll_back_rotation,
     with_phase,
 )
-from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_anchor_signatures
 from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit, new_commit
@@ -80,7 +80,7 @@ class World:
         )
 
     async def word(self, document: IdentityDocument, to: OwnedSession, **choice: Any) -> AnchorWord | None:
-        return await collect_word(
+        return await collect_anchor_signatures(
             self.keys, document, to.session, AnchorChoice(**choice), anchor_id=f"anchor-{to.id[:1]}", now_ms=NOW
         )
 

@@ -44,7 +44,7 @@ from goatherd.identity.transitions import (
 from goatherd.operations.sign import examine_signature, sign_current
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, SecretBytes
-from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_word
+from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_anchor_signatures
 from goatherd.rotation.cross_signing import expected_introductions, make_cross_signature, make_introductions
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Act, Schedule, next_due, preview, read_facts
@@ -86,7 +86,7 @@ class World:
         if isinstance(to, str):
             direct = await self.open(to, document)
             choice, to = AnchorChoice(signer=to, is_direct=True), direct.owned
-        word = await collect_word(
+        word = await collect_anchor_signatures(
             self.keys,
             document,
             to.session,

@@ -17,7 +17,7 @@ from goatherd.providers.base import Call, Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionId
 from goatherd.rotation import Phase, Rotator
-from goatherd.rotation.attempts import evidence_of
+from goatherd.rotation.attempts import identify_attempt
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
 from tests.fakes.herd import FakeClock, Herd
@@ -117,7 +117,7 @@ def test_every_action_that_writes_is_counted_and_the_others_have_a_deadline_or_e
     for kind in get_args(Action):
         given = {field.name: "x" for field in fields(kind)}
         given |= {"step": Step.PUBLISH} if "step" in given else {}
-        is_counted = evidence_of(kind(**given), seen) is not None
+        is_counted = identify_attempt(kind(**given), seen) is not None
         assert is_counted != (kind.__name__ in by_deadline | ends), kind.__name__
 
 

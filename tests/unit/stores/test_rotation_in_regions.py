@@ -79,14 +79,14 @@ async def test_a_region_that_is_cut_off_in_a_phase_holds_the_rotation_which_then
     def cut() -> None:
         store.is_cut_off = True
 
-    going_back = ReplicatedStore.going_back
+    ignoring_lag = ReplicatedStore.ignoring_lag
     with pytest.MonkeyPatch.context() as patch:
 
         def noted(self: ReplicatedStore) -> object:
             world.is_going_back = True
-            return going_back(self)
+            return ignoring_lag(self)
 
-        patch.setattr(ReplicatedStore, "going_back", noted)
+        patch.setattr(ReplicatedStore, "ignoring_lag", noted)
         with pytest.raises(NotAdoptedError, match=f"{region}:") as caught:
             await world.rotator(at_phase(phase, cut)).rotate()
     world.is_going_back = False

@@ -279,6 +279,6 @@ class SecretManagerAPI:
         )
 
 
-def not_there(call: Call, version: str) -> SecretNotFoundError:
+def missing_version_error(call: Call, version: str) -> SecretNotFoundError:
     """Return the "not found" error for `version`, a string that cannot be a version id of Google Secret Manager."""
     return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")

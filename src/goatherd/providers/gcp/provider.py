@@ -42,7 +42,7 @@ from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.gcp import journal
 from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_number, parse_uri
-from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, not_there
+from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, missing_version_error
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
@@ -169,7 +169,7 @@ class GCPSecretProvider(SecretProvider):
         else:
             wanted = parse_number(at)
             if wanted is None:
-                raise not_there(call, at)
+                raise missing_version_error(call, at)
             number, value = await self._api.access_version(call, wanted)
             labels, is_left = await self._read_labels(call, number)
         version = SecretVersion(
@@ -246,7 +246,7 @@ class GCPSecretProvider(SecretProvider):
         except (SecretExistsError, ProviderAccessDeniedError) as error:
             made = None
             try:
-                await self._must_be_empty(call)
+                await self._refuse_existing_secret(call)
             except SecretNotFoundError:
                 raise error from None  # not to be made by us, and not there
         except asyncio.CancelledError:
@@ -260,7 +260,7 @@ class GCPSecretProvider(SecretProvider):
             call, value, label, lambda secret: _check_expected(call, secret, label, expected), _Work()
         )
 
-    async def _must_be_empty(self, call: Call) -> None:
+    async def _refuse_existing_secret(self, call: Call) -> None:
         """Raise `SecretExistsError` if a secret has a version, unless a write to it is in progress.
 
         A secret without a version is accepted: an operator may have created it to grant permissions on it.
@@ -398,7 +398,7 @@ class GCPSecretProvider(SecretProvider):
         while True:
             secret = await self._api.get_secret(call)
             if number is None:
-                raise not_there(call, version)
+                raise missing_version_error(call, version)
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.purpose == "destroy":
                 if other.nonce != watched:
@@ -446,7 +446,7 @@ class GCPSecretProvider(SecretProvider):
 
         number, work = parse_number(version), _Work()
         if number is None:
-            raise not_there(call, version)
+            raise missing_version_error(call, version)
         if (await self._api.get_version(call, number)).doomed:
             if call.attempt > 1:
                 await self._withdraw_announcement(call)

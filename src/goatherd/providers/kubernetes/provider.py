@@ -256,7 +256,7 @@ class KubernetesSecretProvider(SecretProvider):
         ledger = VersionedRecord().with_first_version(call, entry, label)
         content = await client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
         if content is not None:
-            self._must_be(call, content, ledger)
+            self._check_stored_record(call, content, ledger)
             return ledger.describe_version(1)
         # An earlier attempt may have made it before its answer got lost. Who may create only, may not look.
         if call.attempt > 1:
@@ -373,7 +373,7 @@ class KubernetesSecretProvider(SecretProvider):
                 raise _damaged_error(call, error) from None
             content = await client.replace_secret(namespace, name, wanted.content)
             if content is not None:
-                self._must_be(call, content, wanted.ledger)
+                self._check_stored_record(call, content, wanted.ledger)
                 return wanted
             await self._pause_before_retry(call)
 
@@ -393,7 +393,7 @@ class KubernetesSecretProvider(SecretProvider):
         except DamagedRecordError as error:
             raise _damaged_error(call, error) from None
 
-    def _must_be(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
+    def _check_stored_record(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
         """Raise `UnavailableError` unless the API server's answer shows that it stored these versions and labels."""
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:
