@@ -17,7 +17,8 @@ def main() -> None:
 
 def _run() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        # Python has None for what was closed (`>&-`), and the next file opened, a key's, would get that number.
+        # Python sets a stream to None if it was closed (`>&-`). The next file that is opened, such as a key file, would
+        # then get the stream's file descriptor.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
     if sys.argv[1:] in (["--help"], ["-h"]):
@@ -25,12 +26,13 @@ def _run() -> None:
             _help()
             return
         except OSError:
-            pass  # no reader, or a full disk: `run` writes it once more and reports that
-    # What a command imports and reads stays in use until it ends: there is no garbage to look for.
+            pass  # no reader, or a full disk: the command line writes the help again, and reports the error
+    # A command uses what it imports and reads until it ends, so there is hardly any garbage to collect.
     gc.set_threshold(50_000, 20, 50)
     _leave_no_core()
     if sys.argv[1:] == ["page-process"]:
-        # How `goatherd.own_processes` starts it: no command for people, and the same with the executable of one file.
+        # `goatherd.own_processes` starts this process and the next. They are no commands for operators. The executable
+        # of one file starts them in the same way.
         from goatherd.web.page_process import main as serve_page
 
         sys.exit(serve_page())

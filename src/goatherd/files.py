@@ -174,7 +174,7 @@ def make_directory(path: Path) -> None:
     Raises:
         OSError: The directory cannot be created.
     """
-    # Another thread must not write into it before it belongs to its owner: its files would stay root's.
+    # Another thread must not write into the directory before its owner is set: the files would belong to the superuser.
     with _MAKING:
         _make_missing(path)
 
@@ -284,7 +284,7 @@ def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
         with contextlib.ExitStack() as stack:
             try:
                 stack.callback(os.close, lock_file(one, create=False))
-            except OSError:  # a writer is at work, or there are no locks here
+            except OSError:  # a writer holds the lock, or the file system has no locks
                 try:
                     if one.lstat().st_mtime >= before:
                         continue

@@ -186,7 +186,8 @@ def _with_retirement_time(
     if holding.is_unknown_leftover:
         return holding
     made_ms = holding.version.created_ms
-    # Its keys' own times say it then: the document's are limited (`goatherd.identity.recorded_times`).
+    # If the version's time is too late, only the times at which its keys last signed count. Those of the document are
+    # limited (`goatherd.identity.recorded_times`).
     times = [0 if holding.private_ids and latest_ms is not None and made_ms > latest_ms else made_ms]
     for key in holding.private_ids - {document.current.id}:
         silent_ms = last_signed_ms(document, key)
@@ -240,8 +241,9 @@ async def find_unlisted_keys(
     """Return the roots that are no longer in an identity document, but whose private keys the store still holds.
 
     If rotations follow each other fast, a root is removed from the identity before the grace period of its key ends,
-    and the document no longer shows that the key must be destroyed. Versions that a label points at, and those in a store
-    that deletes old versions in its own time, are left out, because `goatherd retire` does not destroy them.
+    and the document no longer shows that the key must be destroyed. Versions that a label points at are left out,
+    because `goatherd retire` does not destroy them, and so are those in a store that deletes old versions in its own
+    time.
 
     Returns an empty tuple, and reads nothing, if the identity has never dropped a root (`pruned` is 0), or if `destroy`
     of the only store only marks a version for later deletion (`Guarantees.deprecates`). Otherwise reads every version.
@@ -335,7 +337,7 @@ async def _read_holding(
     except ProviderConfigurationError as error:
         if not version.is_leftover:
             raise
-        # What is not Goatherd's is not Goatherd's to destroy.
+        # Goatherd destroys no version that another tool has written.
         return replace(unknown, problem=f"not written by Goatherd ({error.code})", is_unknown_leftover=False)
     retired_ms = max([version.created_ms, *(last_signed_ms(document, key) for key in private - {document.current.id})])
     cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}

@@ -454,7 +454,7 @@ class TrustPool:
         revoked_ids = frozenset(revoked)
         if current.id in revoked_ids:
             raise RevokedSessionError(f"session {current.id!r} is revoked and cannot be the current root")
-        # What a former root signed and we hold may still be verified; new things of it may not.
+        # Commits of a former root that this server holds may still be verified; new commits of it are rejected.
         self._vouchers.update(self._document)
         self._document = {root.id: root for root in roots}
         self._document[current.id] = current.session

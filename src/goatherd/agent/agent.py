@@ -303,7 +303,7 @@ class Agent:
     def _handle_signals(self) -> contextlib.AbstractContextManager[None]:
         handlers: dict[int, Callable[[], object]] = {number: partial(self.stop, number) for number in STOPPING}
         if self._supervisor is not None:
-            # What nohup has set to be ignored stays ignored, here and there.
+            # Signals that nohup has set to be ignored stay ignored, in the agent and in the server.
             passed_on = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
             handlers |= {number: partial(self._pass_on, number) for number in passed_on}
         return handle_signals(handlers)
@@ -515,7 +515,7 @@ class Agent:
             self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
             self._log_forced_stop()
-            # If this fails, what the server ran with is still there, and is better than nothing: the server is down.
+            # If this fails, the previous file is still there. The server is started with it, rather than not at all.
             await self._write_files()
             await self._start_server()
             return await self._wait_until_ready(sees_signer=False)

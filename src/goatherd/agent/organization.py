@@ -410,7 +410,7 @@ class ManagedOrganization:
         raw = await asyncio.to_thread(self.file.read)
         view = None if raw is None else await asyncio.to_thread(read_file_view, raw)
         if view is None:
-            # GoatDB writes in place: it may be in the middle of it, again and again while clients come.
+            # GoatDB writes the file in place, once for each new client, so this may be an unfinished write.
             is_still = stamp == self._seen.unreadable_stamp
             self._seen.unreadable = self._seen.unreadable + 1 if is_still else 1
             self._seen.unreadable_stamp = stamp

@@ -105,7 +105,7 @@ class SessionLogReader:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or not self._continues(file):
-                    # Another file, or cut off: from the start. What is known already is told by its id.
+                    # The log was replaced or cut off, so it is read from the start. Known commits are skipped by id.
                     self._inode, self._read_to, self._tail = status.st_ino, 0, b""
                 file.seek(self._read_to)
                 data = file.read()

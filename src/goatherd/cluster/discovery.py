@@ -321,7 +321,7 @@ class ServiceEndpoints:
             slices = await self._reader.endpoint_slices(self._namespace, self._name)
         except PlatformError as problem:
             if issubclass(problem.kind, ProviderAccessDeniedError):
-                # In the message: what reports an obstacle of a rotation has a hint of its own.
+                # The advice is in the message, because an obstacle of a rotation shows its own hint.
                 raise DiscoveryError(f"{where}: {problem}. {_RIGHTS}", hint=_ROLE) from problem
             raise DiscoveryError(f"{where}: {problem}") from problem
         except MissingExtraError as error:

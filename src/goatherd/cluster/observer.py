@@ -366,7 +366,8 @@ class Observer:
             draft.problems.append(f"no answer within {self._timeout:g} s")
             draft.is_unreachable = True
         cross, report, agent = question.cross_signature, draft.report, draft.report.agent
-        # Only before a rotation does it decide by these parts: they change, and each changed view is an event.
+        # Only the check before a rotation needs these parts of the report. They change often, and each change of a view
+        # is an event.
         told = report if question.answers else _NO_REPORT
         if draft.is_unreachable:
             self._memory.setdefault(url, _NodeMemory()).was_unreachable = True
@@ -611,7 +612,7 @@ class Observer:
             known = await read_sessions_filter(node, asker, self._clock.now_ms())
         except NodeRefusedError:
             known = None  # a server that does not trust the asker yet sends everything
-        # First the mark: a process that loses it in between gets another session.
+        # Leave the mark before the session is created: if the process restarts in between, another session is created.
         mark = None
         is_same = state is MarkState.FOUND
         if not is_same and not memory.forgets:
@@ -626,7 +627,7 @@ class Observer:
             del seen[_UNNAMED]
             if not is_same and signer in memory.cannot_sign_with:
                 seen[f"{_UNNAMED} before {process}"] = None
-            # Otherwise it is, or may be, this process, which has lost its mark.
+            # Otherwise the unnamed process is, or may be, this process, which has lost its mark.
         if not is_same:
             memory.forgets |= state is MarkState.LOST and process == memory.process
             memory.start_over(None if memory.forgets else mark, now)

@@ -191,7 +191,7 @@ class RepositoryIndex:
         self._read_at, self._read_in = self._clock.monotonic(), server_generation
 
     def _drop_commits(self) -> None:
-        # Until all is read, nothing is judged by it: what seems to be a birth has to wait for the next reading.
+        # Until the repository is read again, the index is not used: a commit without parents waits for the next read.
         self._read_at = None
         self._reader.drop_all()
         self._key_of.clear()
@@ -458,7 +458,7 @@ class RepositoryIndex:
             if problems[index] is None:
                 continue
             if commit.id in self._key_of:
-                problems[index] = None  # the server has it and will not look
+                problems[index] = None  # the server has this commit, and ignores a second copy
                 continue
             problem = problems[index] = self._find_problem(commit, batch)
             if problem is None:

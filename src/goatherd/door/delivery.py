@@ -330,7 +330,7 @@ class _Ahead:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._task = asyncio.create_task(self._verify_all(work), name="verify a push")
-        # It is looked at when what was verified before has been taken.
+        # Retrieve the task's exception here, so that asyncio does not log it. The delivery reports it later.
         self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._task.add_done_callback(lambda _: self._changed.set())
 
@@ -398,7 +398,7 @@ def parents_first(commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:
             if not waiting[child]:
                 ready.append(child)
     in_order = set(order)
-    # What is left builds on itself; the index takes it out.
+    # The remaining commits are their own ancestors; the index rejects them.
     return [commits[position] for position in [*order, *(each for each in range(len(commits)) if each not in in_order)]]
 
 

@@ -335,7 +335,7 @@ class Door:
         """
         host = f"[{address}]" if ":" in address else address
         if self._server.is_encrypted:
-            # Its certificate is not for this address; that something takes connections there has to be enough.
+            # The server's certificate is not valid for this address, so it suffices that the port accepts connections.
             try:
                 async with asyncio.timeout(EXPOSURE_TIMEOUT.total_seconds()):
                     _, writer = await asyncio.open_connection(address, self._server.port)

@@ -385,7 +385,7 @@ class Proxy:
             share.give_back()
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
         if session is not None and is_counted and connection.status != 403:
-            # Only what the server took for genuine counts, so that no caller uses up another's share.
+            # Only requests whose signature the server accepted count, so that no caller uses up another's share.
             self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
         if connection.status == 200 and not is_root and asks_for_sessions:
@@ -482,7 +482,7 @@ class Proxy:
                     await self._refresh_sessions()
             untrusted = root_ids - self._trusted_roots()
         for root_id in untrusted - self._left_out.keys():
-            # The server sends it again with each answer: what it is was found out, and reported, once.
+            # The server sends the untrusted root with each answer, but the door reports it only once.
             self._left_out[root_id] = None
             if len(self._left_out) > LEFT_OUT:
                 del self._left_out[next(iter(self._left_out))]
@@ -579,7 +579,7 @@ class Proxy:
             NodeUnreachableError, NodeRefusedError: The sessions cannot be read, or not in time.
             RefusedError: There is no more memory for the request's body, which was given back meanwhile.
         """
-        # What waits is small here, and must not keep others out.
+        # While this request waits, its body must not use memory that other callers need.
         size = share.give_back()
         async with self._in_time(exchange):
             await self._refresh_sessions()
@@ -723,7 +723,7 @@ class Proxy:
             if is_changed:
                 parts = [(each, each.raw, [one.received for one in last if one.element is each]) for each in elements]
                 body = await encode_batch(parts)
-            # A client that waited ten seconds goes and sends everything again; what it has sent is delivered.
+            # A client gives up after ten seconds and sends the commits again. The first copy is delivered all the same.
             connection = await exchange.hand_on(self._server, body, self._timeout, is_kept=True)
             if is_over:
                 delivery.settle_held(is_stored=connection.status == 200)

@@ -152,7 +152,7 @@ class TrustedSessions:
         try:
             raws = await self._reader.read_new()
         except (NodeUnreachableError, NodeRefusedError) as error:
-            # A reading that failed says nothing of how much there is to read.
+            # A failed read does not show how many sessions the server has.
             self.failure = error
             self._read_at = self.clock.monotonic()
             raise
@@ -220,7 +220,7 @@ class TrustedSessions:
         try:
             return not claims_root(Commit.from_json(raw, org=self.org))
         except DecodeError:
-            return True  # the server may hold it, but no reading of its sessions brings a commit
+            return True  # a record that is no commit: no read of the server's sessions returns it
 
     def introductions_for(self, session: Session | None, raws: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the introductions of roots to send to a client (`goatherd.identity.introductions_for_clients`).

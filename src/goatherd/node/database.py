@@ -824,7 +824,7 @@ class Database:
             "pending": pool.pending_count,
             "data": None if (data := self.data) is None else data.to_json(),
             "instance": self.instance,
-            # Without URLs: who may see that there is a cluster need not learn where its servers are.
+            # URLs are left out: callers of this public endpoint need not learn where the other servers are.
             "peers": [
                 {"online": peer.online if peer.was_tried else None, "instances": list(peer.instances)}
                 for peer in self.peers
@@ -845,7 +845,7 @@ class Database:
         """
         for commit_id, error in response.refused:
             _log.debug("commit %s was rejected: %s: %s", commit_id, error.code, error)
-        # Not only what this request wrote: its answer may show what another one has only just stored.
+        # Wait for the writes of other requests, too: this answer may contain commits that they have just stored.
         try:
             is_whole = await self._disk.wait_until_durable(response.flush)
         except StorageError:

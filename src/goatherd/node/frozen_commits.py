@@ -143,7 +143,7 @@ class FrozenCommitStore:
         try:
             replace_file(folder / digest, raw)
         except SettingsError as error:
-            # The list stays in memory, and peers have it: no reason to stop serving.
+            # The server keeps serving, because the list stays in memory, and peers hold it as well.
             _log.error(event_text(Event.FREEZE_NOT_KEPT, digest=digest, message=error))
 
     def _read_list(self, digest: str) -> None:
@@ -152,7 +152,7 @@ class FrozenCommitStore:
         try:
             frozen = FrozenList.from_bytes(read_file(self._folder / digest))
         except (DecodeError, SettingsError):
-            return  # as if it were not there: it is asked for again
+            return  # treated like a missing list: the server fetches it from its peers again
         if frozen.digest == digest:
             self._lists[digest] = frozen
 

@@ -309,7 +309,7 @@ class Peer:
         requests: list[tuple[str, dict[str, Any]]] = []
         try:
             for state in due:
-                # Those who ask from here on want the next request, not this one.
+                # Callers that start to wait from now on wait for the next request, not for this one.
                 watchers, state.watchers = state.watchers, []
                 sent.append((state, False, watchers))
                 try:
@@ -504,7 +504,7 @@ class Peer:
         due = [state for state in self._repositories.values() if state.due <= now]
         due.sort(key=_sync_order)
         if due and due[0].path not in FIRST_PATHS:
-            # Whatever these commits were signed by goes along, if the peer may lack it.
+            # The request also sends the sessions that signed these commits, if the peer may lack them.
             first = [self._repositories[path] for path in FIRST_PATHS if path in self._repositories]
             due[:0] = [state for state in first if any(one.doubt >= 1.0 for one in state.waiting.values())]
         return due[:MAX_PATHS]
@@ -563,7 +563,7 @@ class Peer:
         self._limit = max(MIN_COMMITS, self._limit // 2)
         self._retry_at = now + min(DOWN_MAX.total_seconds(), 0.1 * 2.0 ** min(self._failures, 10))
         for state in due:
-            # Whether what was sent has arrived is unknown: the next filter will tell.
+            # The peer may have received the commits. Its next filter shows whether it has.
             for one in state.waiting.values():
                 one.not_before, one.offers = 0.0, 0
             state.due = max(state.due, now)

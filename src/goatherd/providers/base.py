@@ -608,7 +608,7 @@ class SecretProvider(ABC):
         try:
             holder = (await self._labels_held(call)).get(label)
         except ProviderAccessDeniedError:
-            return  # who may only create cannot look
+            return  # credentials that may only create secrets cannot read labels
         except SecretNotFoundError:
             holder = None
             before = None
@@ -744,7 +744,7 @@ class SecretProvider(ABC):
         except ThrottledError as error:
             if unsure is None:
                 raise
-            # An attempt before may have done it: that is what the caller has to know.
+            # An earlier attempt may have made the change, so the caller gets that attempt's error.
             raise unsure from error
         except TimeoutError:
             waited = f"no answer within {limit:g} s"

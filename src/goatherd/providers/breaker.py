@@ -58,7 +58,7 @@ class Breaker:
         """Return how long until the pause after the last failure ends, so that a probe is due; zero while closed."""
         if not self.is_open:
             return timedelta(0)
-        # Up to the next microsecond: rounded down to nothing, it would have its caller ask again and again in vain.
+        # Round up to a microsecond: if the result were rounded down to zero, the caller would retry without a pause.
         return timedelta(microseconds=max(0, math.ceil((self._due_at - now) * 1e6)))
 
     def record_call(self, now: float) -> None:

@@ -313,9 +313,8 @@ class Revoker:
             if not self._has_waited:
                 self._has_waited = True
                 await self._run_timed("spread", self._wait_until_spread(document, session_id))
-                await (
-                    self._read_identity()
-                )  # that took its time: what is in hand may be what a restored store no longer holds
+                # The wait may have been long, so read again: the store may have been restored from a backup meanwhile.
+                await self._read_identity()
             new_root, word = decision.new_root, decision.word
             revoke = partial(
                 transitions.revoke_root,
@@ -948,7 +947,7 @@ class Revoker:
             found = await self._call_store(self._store.read(self._secret_id, CURRENT))
             document = decode_document(found.value.reveal())
             if document.generation >= self._highest:
-                if document.is_signed:  # whatever else may have altered it is for the signature's check to name
+                if document.is_signed:  # the check of the signature reports an altered document
                     self._continuity.check(document, found.version)
                 self._highest = document.generation
                 return document, found.version

@@ -562,7 +562,7 @@ def _hold_for_followers(
             return Wait(nodes=(), reason=reason, until_ms=until_ms)
         return _abandon(store, f"not in time: expected that {reason}")
     if intent.rotation_id is not None:
-        # The rotation has ended. What is left (label stable, clearing up) is done by the next run, if not in time.
+        # The rotation has ended. If this run has no time for the rest (label `stable`, cleanup), the next run does it.
         until_ms = since_ms + milliseconds(policy.settle)
         if now_ms < until_ms:
             return Wait(nodes=(), reason=reason, until_ms=until_ms)

@@ -442,7 +442,7 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
     if contradiction is not None:
         yield contradiction
     if is_silent and contradiction is not None:
-        return  # that it rejects what the store's root has signed follows from it
+        return  # the contradiction explains why the server rejects requests of the store's root
     if is_silent:
         yield _why_silent(node, store)
         return

@@ -109,7 +109,7 @@ class HTTPConnection(HttpToolsProtocol):
         self._stop_answer_timer()
         self._limiter.uncount_connection(self._address)
         super().connection_lost(exc)
-        # uvicorn tells the newest request only; where requests came at once, an older one is being answered.
+        # uvicorn notifies only the newest request. If several requests are queued, an older one is being answered.
         for cycle in self._cycles:
             cycle.disconnected = True
             cycle.message_event.set()

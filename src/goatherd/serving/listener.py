@@ -35,7 +35,7 @@ async def close_server(server: asyncio.Server) -> None:
     loop = asyncio.get_running_loop()
     try:
         for each in server.sockets:
-            with suppress(NotImplementedError):  # an event loop without readers makes the transport as it accepts
+            with suppress(NotImplementedError):  # an event loop without readers, such as Windows' proactor
                 loop.remove_reader(each)
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)

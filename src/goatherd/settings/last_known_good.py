@@ -191,7 +191,7 @@ class LastKnownGood:
             ) from None
         except IdentityError as error:
             raise self._unusable_error(f"contains no valid identity: {error}") from None
-        # From here on, the head is known to be ours too: it is under the seal.
+        # From here on, the head is authentic as well, because the seal covers it.
         age = timedelta(milliseconds=now_ms - head.confirmed_ms)
         if age > self.max_age:
             raise self._unusable_error(f"is {_format_hours(age)} old; the maximum age is {_format_hours(self.max_age)}")

@@ -155,7 +155,7 @@ class StoreRefresher:
     async def _keep_watching(
         self, watch: Callable[[], AsyncIterator[None]], poll: Callable[[], Awaitable[object]]
     ) -> None:
-        # A watch that breaks at once, again and again, must not become a storm either.
+        # A watch that breaks immediately each time must not flood the store with requests.
         backoff = new_breaker(self._interval)
         while True:
             began = self._clock.monotonic()

@@ -317,7 +317,7 @@ class CloudSecretSettings(SettingsSource):
         while True:
             before = self._version
             found = await self._keeper.read_store(is_requested=is_requested)
-            # A write of ours that ended meanwhile: what was read may be older than what is in use.
+            # This server has written a version meanwhile, so the one that was read may be older than the one in use.
             if self._version != before:
                 continue
             # SECURITY: the version id alone does not prove that the value is unchanged: a restored store can use ids

@@ -202,7 +202,7 @@ class Signer(ABC):
         """
         kind = signer_error_kind(type(error))
         told = message or str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
-        # A hint of the class names commands for stores; one of the error itself is about what happened.
+        # The default hint of a store's error names commands for stores, so only a hint of this very error is used.
         hint = error.hint if "hint" in vars(error) and "policy" not in error.hint else None
         return self.error(
             kind,

@@ -91,7 +91,7 @@ class WrongAnswers:
             case WrongAnswer.NOT_DONE:
                 restore()
             case WrongAnswer.DONE_TWICE:
-                # The store may reject the second time; its client does not hear of it.
+                # The store may reject the second request; the client does not get that answer.
                 with contextlib.suppress(Exception):
                     do()
             case WrongAnswer.EMPTY:

@@ -57,7 +57,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 _CODE = re.compile(r"[A-Za-z0-9.]{1,64}")
 _PLAIN = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-# Lengths of the API's SecretVersionIdType; what a version id consists of is not said, so only what is sure is refused.
+# The lengths of the API's SecretVersionIdType. AWS does not document the characters: all printable ASCII is accepted.
 _VERSION_ID = re.compile(r"[\x21-\x7e]{32,64}")
 
 # Error codes, by what they mean. Those of the service itself:

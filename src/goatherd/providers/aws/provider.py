@@ -196,7 +196,7 @@ class AWSSecretProvider(SecretProvider):
         stage, token = _stage_for(call, label), version_id_for(call.request, value)
         stages = await self._read_changeable(call)
         holder = stages.holder_of(call, stage)
-        # An earlier attempt may have done it all, and another writer may have gone on from there since.
+        # An earlier attempt may have made the change, and another writer may have written a newer version since.
         superseded = stage == _CURRENT_STAGE and _PREVIOUS_STAGE in stages.by_version.get(token, frozenset())
         if holder == token or superseded:
             stored = await self._read_back(call, token, value)
@@ -206,7 +206,7 @@ class AWSSecretProvider(SecretProvider):
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.call_service(call, "put_secret_value", request, value)
         self._check_written(call, answer, token)
-        # No reader is led to a version that cannot be read yet, or not as it was written.
+        # The label moves only after the version was read back, so that readers find the value that was written.
         stored = await self._read_back(call, token, value)
         if stages.replicas:
             await self._await_replicas(call, await self._read_stages(call))
@@ -261,7 +261,8 @@ class AWSSecretProvider(SecretProvider):
             raise damaged_error(call, f"its list has more than {_MOST_PAGES} pages")
         if not found and (await self._read_stages(call)).by_version:  # which says so if the secret is deleted
             raise damaged_error(call, "its list of versions is empty, but labels point at versions")
-        # Ids have no order, and that of the list is not told: of the same millisecond, what is told later is put first.
+        # Ids have no order, and AWS does not document the order of the list. Of versions with the same timestamp, the
+        # last in AWS's list is put first.
         newest_first = list(found.values())[::-1]
         newest_first.sort(key=lambda version: version.created_ms, reverse=True)
         return newest_first
@@ -299,7 +300,7 @@ class AWSSecretProvider(SecretProvider):
     async def _delete(self, call: Call) -> None:
         days = self.address.recovery_days
         try:
-            # Deleting by force is no error where there is nothing (API reference, DeleteSecret), so it is looked first.
+            # A forced deletion also succeeds if there is no such secret (API reference, DeleteSecret), so check first.
             stages = await self._read_changeable(call)
         except SecretDeletedError:
             if call.attempt == 1:
@@ -436,7 +437,7 @@ class AWSSecretProvider(SecretProvider):
         check_named(call, answer)
         if answer.get("DeletedDate") is not None:
             raise deleted_error(call)
-        # AWS leaves the field out where no version has a label, which no secret of ours comes to.
+        # AWS leaves the field out if no version has a label. Goatherd's secrets always have a labelled version.
         told = answer.get("VersionIdsToStages", {})
         if not isinstance(told, dict):
             raise damaged_error(call, "its labels are not a map")

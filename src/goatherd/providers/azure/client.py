@@ -281,7 +281,7 @@ class KeyVault:
             elif error_codes(error)[0] == "SecretNotFound":
                 return missing
             else:
-                # One of something else on the way (a proxy, a wrong address) is not taken for an absent secret.
+                # A 404 of another server (a proxy, a wrong address) does not mean that the secret is missing.
                 text = f"{self._address.url} answers 404, but not as a key vault does"
                 ours = call.error(UnavailableError, text, final=True)
         raise ours  # out here, where the SDK's error is not its context either

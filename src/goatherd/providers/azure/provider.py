@@ -328,9 +328,9 @@ class AzureSecretProvider(SecretProvider):
 
         async def change(pointer: Pointer) -> Pointer:
             if call.attempt > 1 and pointer.labels.get(label) == version:
-                return pointer  # an earlier attempt moved it, and may not have come as far as the view
+                return pointer  # an earlier attempt moved the label, but may not have updated the view
             moved = pointer.with_label(call, label, version, expected)
-            # What is switched off or damaged gets no label.
+            # A disabled or damaged version gets no label.
             values[:] = [await self._read_back(call, vault, pointer, version)]
             return moved if moved.labels != pointer.labels else pointer
 
@@ -352,7 +352,7 @@ class AzureSecretProvider(SecretProvider):
         numbered = [(pointer.versions[known.id].number, known) for known in pointer.newest_first()]
         for item in items.values():
             if item.version not in pointer.versions:
-                # Left by a writer that lost or died, or older than what the pointer remembers.
+                # A writer that lost or died has left this version, or it is older than the versions in the pointer.
                 number = item.tags.get(NUMBER_TAG, "")
                 known = SecretVersion(id=VersionId(item.version), created_ms=item.created * 1000, is_leftover=True)
                 numbered.append((int(number) if number.isdecimal() and len(number) < 10 else 0, known))
@@ -396,7 +396,7 @@ class AzureSecretProvider(SecretProvider):
             off = known.without_value(call, version)
             may_update = await self._disable_copies(call, vault, off, version)
             if off is not pointer and not may_update:
-                # Who may not do the last step is told before the pointer changes, by a change that changes nothing.
+                # An update without effect checks the permission for the last step before the pointer changes.
                 entry = known.versions[version]
                 kind = entry.home.content_type(text=entry.text)
                 await vault.update_version(call, _secret_name(call, entry.home), version, content_type=kind)
@@ -444,7 +444,7 @@ class AzureSecretProvider(SecretProvider):
                 done = True
         if pointer.after_earlier:
             name = call.secret_id + EARLIER_VIEW_SUFFIX
-            with contextlib.suppress(ProviderAccessDeniedError):  # of builds that had none, nor a role for it
+            with contextlib.suppress(ProviderAccessDeniedError):  # the role of an earlier build does not permit it
                 for item in (await vault.list_versions(call, name)).items.values():
                     if item.enabled:
                         await vault.update_version(call, name, item.version, enabled=False)
@@ -516,7 +516,7 @@ class AzureSecretProvider(SecretProvider):
         if call.attempt > 1 and draft.version is None:
             await self._find_earlier_attempt(call, vault, pointer, draft)
         if draft.version in pointer.versions:
-            draft.version = None  # it was switched off meanwhile, as a value that no pointer named
+            draft.version = None  # another writer has disabled it meanwhile, because no pointer listed it
         if draft.version is None:
             draft.entry = replace(draft.entry, created=0, home=Home.POINTER)
             grown = pointer.with_version(label, ITSELF, draft.entry)
@@ -776,7 +776,7 @@ class AzureSecretProvider(SecretProvider):
         remembered = known.decided if known is not None and known.newest and call.attempt == 1 else None
         while True:
             last = remembered or (await self._read_decided(call, vault))[1]
-            with contextlib.suppress(VersionDisabledError):  # switched off by hand: this change may be what helps
+            with contextlib.suppress(VersionDisabledError):  # disabled by hand: this change may repair it
                 await self._update_view(call, vault, last)
             try:
                 changed = await change(last.pointer)
@@ -818,7 +818,7 @@ class AzureSecretProvider(SecretProvider):
         proposed = proposed.with_version_id(VersionId(put.version), put.created)
         pending = self._cache_proposal(Proposal(id=put.version, created=put.created, pointer=proposed))
         while True:
-            # Nothing can be decided before that, so there is no listing that could be of use.
+            # The proposals cannot be decided before that time, so an earlier listing would be useless.
             await self._wait_until_decidable(pending, vault.service_time(call))
             listing = await vault.list_versions(call, name)
             if put.version not in listing.items:
@@ -826,11 +826,11 @@ class AzureSecretProvider(SecretProvider):
                     UnavailableError, "the vault's list of pointers lacks the pointer that was just written"
                 )
             decision = await self._decide_listed(call, vault, last, listing)
-            # The epoch after `last` is all that matters; what others may have built on it is looked at later.
+            # Only the proposal after `last` matters here. Later calls look at the proposals that follow it.
             following = decision.chain[1] if len(decision.chain) > 1 else None
             if following is not None:
                 following = await self._complete_proposal(call, vault, following, listing)
-                # If it is asked for as the newest one later and still is, nothing can have come between.
+                # If a later call finds this version to be still the newest, no other version was written in between.
                 is_last = following is decision.last and decision.pending is None
                 newest = put.version if is_last and following.id == put.version else ""
                 self._known[call.secret_id] = _Known(newest=newest, decided=following)

@@ -236,7 +236,7 @@ class SecretDirectory:
             # A writer that waits for this lock sees that its name is gone, and starts again.
             self._system.unlink_file(LOCK, here.descriptor)
             with contextlib.suppress(OSError):
-                # Not empty: a new secret is being made here already, or it holds files that are not ours.
+                # The directory is not empty: another writer creates the secret again, or another tool has files in it.
                 self._system.remove_directory(here.name, here.parent)
             self._system.sync_file(here.parent)
 
@@ -375,7 +375,7 @@ class SecretDirectory:
         except OSError as error:
             if error.errno not in _CANNOT_SYNC:
                 raise
-            # Where a directory cannot be synced, or only read, there is no writer; if there is, it is told so.
+            # A file system that cannot sync a directory is usually read-only, without writers; a writer gets an error.
         self._durable[self._path] = seen
 
     def _read_content(self, here: _Opened, name: str, limit: int) -> bytes:
@@ -476,7 +476,7 @@ class SecretDirectory:
                 try:
                     parent = self._system.open_directory(component, parent)
                 except FileNotFoundError:
-                    raise LockHeldError from None  # A deleter took it away again.
+                    raise LockHeldError from None  # another process has just deleted the secret
                 except NotADirectoryError:
                     raise self._not_a_directory() from None
                 stack.callback(self._system.close_file, parent)

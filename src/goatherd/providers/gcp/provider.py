@@ -248,7 +248,7 @@ class GCPSecretProvider(SecretProvider):
             try:
                 await self._refuse_existing_secret(call)
             except SecretNotFoundError:
-                raise error from None  # not to be made by us, and not there
+                raise error from None  # the secret does not exist, and the credentials may not create it
         except asyncio.CancelledError:
             await self._await_briefly(self._withdraw_announcement(call))
             raise
@@ -370,7 +370,7 @@ class GCPSecretProvider(SecretProvider):
             check(secret)
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.request != journal.short_request(call.request):
-                # We were too slow and count as gone. The writer that took over disables our version: it wins.
+                # This writer was too slow. The writer that has taken over disables this writer's version.
                 raise call.error(ConflictError, "this writer took too long, so another writer has replaced it")
             # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
             if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
@@ -407,7 +407,7 @@ class GCPSecretProvider(SecretProvider):
                     call.waits[:] = ["a version of the secret is being destroyed"]
                     await pause()
                     continue
-            # After the secret: a writer that destroys it from here on changes the etag first.
+            # Read the version after the secret: a writer that destroys the version from now on changes the etag first.
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")

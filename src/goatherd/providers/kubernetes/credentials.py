@@ -198,7 +198,7 @@ class CredentialPlugin:
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run_plugin(clock))
             self._running.add_done_callback(retrieve_outcome)
-        # A request that gives up waits no longer; the plugin goes on, and the next request gets what it prints.
+        # If this request is cancelled, the plugin continues, and the next request uses its credential.
         return await asyncio.shield(self._running)
 
     async def close(self) -> None:
@@ -220,7 +220,8 @@ class CredentialPlugin:
             self._pair = pair
             renewed = replace(renewed, certificate=known.certificate + 1)
         now = clock.now_ms()
-        # A little early, so that it does not expire on the way; without a date it holds until it is rejected.
+        # Renew the credential a little early, so that it does not expire during a request. A credential without an
+        # expiration is used until the API server rejects it.
         early = 0 if expires_ms is None else min(_EARLY_MS, max(0, round((expires_ms - now) * _EARLY)))
         self._renew_at_ms = None if expires_ms is None else expires_ms - early
         self._credential = renewed

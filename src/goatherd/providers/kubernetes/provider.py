@@ -258,7 +258,8 @@ class KubernetesSecretProvider(SecretProvider):
         if content is not None:
             self._check_stored_record(call, content, ledger)
             return ledger.describe_version(1)
-        # An earlier attempt may have made it before its answer got lost. Who may create only, may not look.
+        # An earlier attempt, whose answer was lost, may have created the Secret. A role that may only create cannot
+        # read it, so the first attempt does not try.
         if call.attempt > 1:
             found = await client.get_secret(namespace, name)
             existing = None if found is None else _record_or_none(found)
@@ -317,7 +318,7 @@ class KubernetesSecretProvider(SecretProvider):
         def step(record: SecretObject) -> VersionedRecord | None:
             ledger = record.ledger
             if parse_number(version) in record.leftover_numbers():
-                return ledger  # every change removes what the pointer does not name
+                return ledger  # every change removes the values that the record of versions does not list
             gone = ledger.without_value(call, version)
             return None if gone is ledger else gone
 
@@ -329,7 +330,7 @@ class KubernetesSecretProvider(SecretProvider):
     async def _delete_object(self, client: KubernetesClient, call: Call) -> None:
         namespace, name = split_secret_id(call.secret_id)
         while True:
-            record = await self._read_record(client, call)  # what is not ours is not deleted either
+            record = await self._read_record(client, call)  # fails if Goatherd has not written the Secret
             if await client.delete_secret(namespace, name, record.content):
                 return
             await self._pause_before_retry(call)
@@ -359,7 +360,7 @@ class KubernetesSecretProvider(SecretProvider):
             ledger = step(record)
             if ledger is None:
                 return record
-            # Who holds a label now shall not lose it and be dropped in one go.
+            # One change must not take a version's label and also drop the version.
             pinned = set(record.ledger.labels.values())
             try:
                 wanted = encode_changes(record, ledger, new, pinned)

@@ -199,7 +199,7 @@ class Credentials:
     async def close(self) -> None:
         """Cancel the Vault logins that are in progress, and wait for their end."""
         for login in self._logins:
-            if not login.cancelling():  # a second time, it would interrupt how the first one closes the connection
+            if not login.cancelling():  # a second cancellation would interrupt the closing of the connection
                 login.cancel()
         if self._logins:
             await asyncio.wait(list(self._logins))
@@ -224,7 +224,8 @@ class Credentials:
                     self._work = None
 
     async def _replace_lease(self, work: Coroutine[Any, Any, _Lease]) -> _Lease:
-        # Set here and not by the callers, which go on a moment later: until then, another would log in once more.
+        # Set the lease here and not in the callers, which run a moment later: until then, another caller would log in
+        # once more.
         self._lease = lease = await work
         return lease
 
@@ -234,7 +235,9 @@ class Credentials:
             token = await asyncio.to_thread(method.read_token, self._environment)
             status, answer = await self._send("GET", "auth/token/lookup-self", token=token)
             data = answer.get("data")
-            if status != 200 or not isinstance(data, Mapping):  # it may lack the right to look, or be dead: use tells
+            if status != 200 or not isinstance(
+                data, Mapping
+            ):  # the token has expired, or may not read this: the first use shows which
                 return _Lease(token=token, renewable=False, renew_at=None, expires_at=None)
             return self._lease_of(token, data.get("ttl"), data.get("renewable"))
         body = await asyncio.to_thread(method.login_body, self._environment)

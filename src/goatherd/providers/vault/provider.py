@@ -357,7 +357,7 @@ class VaultSecretProvider(SecretProvider):
                 call, _new_entry(call, value, 0), label, expected
             )  # for its checks, before anything is written
             if written is not None and written[0] in ledger.versions:
-                written = None  # it was destroyed meanwhile, as a value that no list named
+                written = None  # another writer has destroyed it meanwhile, because no list named it
             if written is None:
                 written = await self._write_value(call, client, value, ledger)
             if written is not None:
@@ -402,7 +402,7 @@ class VaultSecretProvider(SecretProvider):
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
-            return listed  # a server may not see what was done by hand; reading such a version tells
+            return listed  # a server's token may not read the metadata, so changes made by hand stay unnoticed here
         seen = []
         for version in listed:
             number = int(version.id)
@@ -410,7 +410,7 @@ class VaultSecretProvider(SecretProvider):
             if state is None and known.current - number >= LEAST_VERSIONS:
                 continue  # pushed out by later ones
             if version.state is not state:
-                # The server's own word counts: a value whose destruction was interrupted is still there.
+                # The state that the server reports counts: a value whose destruction was interrupted still exists.
                 is_leftover = ledger.versions[number].destroyed
                 version = replace(version, state=state or VersionState.DESTROYED, is_leftover=is_leftover)
             seen.append(version)
@@ -442,7 +442,7 @@ class VaultSecretProvider(SecretProvider):
         except PlatformError as problem:
             if problem.kind is not ProviderAccessDeniedError:
                 raise
-            return {}  # who may not see that may not destroy it either
+            return {}  # a token that may not read this metadata may not destroy these versions either
         older = (n for n, state in pointers.states.items() if n < pointers.current and state is VersionState.ENABLED)
         for version in sorted(older)[:_OLD_POINTERS]:
             found = await client.read_secret(path + POINTER_SUFFIX, version)
