@@ -524,7 +524,7 @@ class SignerUnavailableError(SignerError):
 
 
 class SignerInvalidSignatureError(SignerError):
-    """The signer returned a signature that does not match the text and the pinned public key. It was not used."""
+    """The signer returned a signature that does not match the data and the pinned public key. It was not used."""
 
     code = "signer.invalid_signature"
     hint = (
@@ -554,7 +554,7 @@ class SignerConfigurationError(SignerError):
 
 
 class SignerMisuseError(SignerError):
-    """A program calls a signer that it has closed."""
+    """A program calls a signer that it has closed, or calls for something that the signer cannot do."""
 
     code = "signer.misuse"
     hint = "Make the call before `aclose`, or inside the signer's `async with` block."

@@ -26,7 +26,7 @@ class Event(StrEnum):
     VERIFIER_FAILED = "verifier.failed"
     """A process that verifies signatures for the server or the door has failed; they are verified without it."""
     ROOT_SIGNER_FAILED = "signer.failed"
-    """The HSM or the KMS that holds a root's key did not sign (direct mode). It is asked again."""
+    """The HSM or the KMS that holds a root's key did not sign (direct mode). The server retries."""
     ROOT_SIGNER_RECOVERED = "signer.recovered"
     """The HSM or the KMS that holds a root's key signs again."""
     SETTINGS_RECOVERED = "settings.recovered"

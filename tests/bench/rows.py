@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
         name: ``part/quantity``.
-        unit: Of the samples and the bare limit.
+        unit: Unit of the samples and of the bare limit.
         size: Number of commits, sessions, clients, servers, regions or pages; 1 for a single operation.
         samples: The measured values.
         bare: The bare limit, measured beside each sample; empty if there is none.

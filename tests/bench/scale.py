@@ -12,14 +12,14 @@ class Scale:
     """Sizes of a run.
 
     Attributes:
-        commits: In the large repository.
-        few: In a repository of usual size, and in a body that is sent again.
+        commits: Commits in the large repository.
+        few: Commits in a repository of usual size, and in a body that is sent again.
         pushed: Commits in one push, and in a repository that a new client pulls.
-        sessions: In ``/sys/sessions`` at a start.
+        sessions: Sessions in ``/sys/sessions`` when a server starts.
         reissued: Sessions that a revocation reissues.
         managed: Sessions that an agent reads.
-        clients: That poll at the same time.
-        seconds: How long they do.
+        clients: Clients that poll at the same time.
+        seconds: How long the clients poll.
         nodes: Servers in a rotation.
         rounds: Samples of what takes long; what is short is sampled more often.
     """

@@ -65,7 +65,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "anchor.id": Field("string", "Id of its session."),
         "anchor.fingerprint": Field("string", "As for `roots[].fingerprint`."),
         "anchor.owner": Field("string", "Owner of the session: `root`."),
-        "anchor.expiration": Field("string", "Timestamp at which it expires."),
+        "anchor.expiration": Field("string", "Timestamp at which the anchor expires."),
         "anchor.signer": Field("string", "URI of the signer that holds its private key."),
         "roots": Field("array of object", "The trusted roots."),
         "roots[].id": Field("string", "Id of the root session."),
@@ -89,7 +89,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "rotation.stableVersion": Field(
             "string", "Stored version that `stable` points at; absent before there is one."
         ),
-        "rotation.restores": Field("boolean", "Always true; present only when the rotation restores an earlier root."),
+        "rotation.restores": Field("boolean", "Always true; present only when the rotation restores a previous root."),
         "rotation.anchor": Field("object", "The new anchor; present only if the rotation adds or replaces the anchor."),
         "rotation.anchor.id": Field("string", "Id of its session."),
         "rotation.anchor.signer": Field("string", "URI of the signer that holds its private key."),
@@ -101,7 +101,9 @@ OBJECTS: Final[dict[str, Fields]] = {
         "revoked[].id": Field("string", "Id of the revoked root."),
         "revoked[].at": Field("string", "Timestamp of the revocation."),
         "revoked[].reason": Field("string", "Reason that the operator gave."),
-        "revoked[].successor": Field("string", "Id of the root that took its place; absent when it did not sign."),
+        "revoked[].successor": Field(
+            "string", "Id of the root that took the revoked root's place; absent when the revoked root did not sign."
+        ),
         "revoked[].freeze": Field("object", "The frozen commits; absent until they are collected from every server."),
         "revoked[].freeze.at": Field("string", "Timestamp at which the list of frozen commits was closed."),
         "revoked[].freeze.commits": Field("integer", "Number of frozen commits."),
@@ -112,14 +114,14 @@ OBJECTS: Final[dict[str, Fields]] = {
         "history[].event": Field("string", "What happened, such as `rotated`."),
         "history[].from": Field("string", "Id of the root that signed before; absent where the event has none."),
         "history[].to": Field("string", "Id of the next root; absent where the event has none."),
-        "history[].reason": Field("string", "Why it happened; absent where no reason was given."),
+        "history[].reason": Field("string", "Why the event happened; absent where no reason was given."),
         "history[].rotation": Field("string", "Id of the rotation; absent where the event belongs to none."),
-        "prunedRoots": Field("integer", "Number of earlier roots that the document no longer lists."),
+        "prunedRoots": Field("integer", "Number of previous roots that the document no longer lists."),
         "unknownMembers": Field("array of string", "Names of members that this release does not know."),
     },
     "kept version": {
         "version": Field("string", "Id of a version that was due, and that a label keeps from being destroyed."),
-        "labels": Field("array of string", "The labels that keep it."),
+        "labels": Field("array of string", "The labels that keep the version from being destroyed."),
     },
     "rotation report": {
         "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached` or `nothing to do`."),
@@ -186,17 +188,20 @@ OBJECTS: Final[dict[str, Fields]] = {
             "string or null", "Who copies the secret there: `platform` or `goatherd`; null for the primary store."
         ),
         "reachable": Field("boolean", "Whether its identity could be read."),
-        "generation": Field("integer or null", "Generation of its identity document; null if it is not known."),
-        "labels": Field("map of string", "For each label, the id of the version that it points at."),
+        "generation": Field(
+            "integer or null", "Generation of the store's identity document; null if the generation is not known."
+        ),
+        "labels": Field("map of string", "For each label, the id of the version that the label points at."),
         "standing": Field(
             "string or null", "`same`, `behind` or `another history`, compared with the latest identity in any store."
         ),
-        "inStep": Field("boolean", "Whether it holds the latest identity, with the right labels."),
+        "inStep": Field("boolean", "Whether the store holds the latest identity, with the right labels."),
         "lagSince": Field(
-            "string or null", "Timestamp of the change that it lacks; null if it lacks none, or more than one."
+            "string or null",
+            "Timestamp of the change that the store lacks; null if the store lacks none, or more than one.",
         ),
-        "problem": Field("string or null", "Why it does not answer or does not follow."),
-        "hint": Field("string or null", "What to do about it."),
+        "problem": Field("string or null", "Why the store does not answer or does not follow."),
+        "hint": Field("string or null", "What to do about the problem."),
     },
     "finding": {
         "repository": Field("string", "Path of the repository."),
@@ -206,7 +211,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "kind": Field("string", "`torn`, `damaged`, `not-a-commit`, `unverifiable` or `set-aside`."),
         "reason": Field("string", "Why the record cannot be used."),
         "code": Field("string or null", "Error code of a failed verification."),
-        "commit": Field("string or null", "Id of the commit, where it can be read."),
+        "commit": Field("string or null", "Id of the commit, if the record can be read as a commit."),
     },
     "conflict": {
         "session": Field("string", "Id of the session."),
@@ -302,7 +307,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "store": _STORE,
         "label": Field("string", "The label."),
         "from": Field("string or null", "Id of the version that held the label before."),
-        "to": Field("string or null", "Id of the version that holds it now; null after `unlabel`."),
+        "to": Field("string or null", "Id of the version that holds the label now; null after `unlabel`."),
         "changed": Field("boolean", "Whether anything was changed."),
     },
     "copy": {
@@ -318,7 +323,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "versions[].labels": Field("array of string", "Labels of the version."),
         "skipped": Field("array of object", "Versions that are not copied."),
         "skipped[].id": Field("string", "Id of the version in the source."),
-        "skipped[].reason": Field("string", "Why it is not copied."),
+        "skipped[].reason": Field("string", "Why the version is not copied."),
         "leftLabels": Field("array of object", "Labels of other tools that the destination does not take."),
         "leftLabels[].label": Field("string", "The label."),
         "leftLabels[].version": Field("string", "Id of the version in the source."),
@@ -371,10 +376,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "stores": Field("array of object", "The store of each region; empty with a single store.", "region"),
         "nodes": Field("array of object", "One for each server. Unknown values are null."),
         "nodes[].region": Field("string or null", "Region in which the server stands."),
-        "nodes[].storeRegion": Field("string or null", "Region of the store that it read last."),
-        "nodes[].storeVersion": Field("string or null", "The store's id of the version that it read last."),
+        "nodes[].storeRegion": Field("string or null", "Region of the store that the server read last."),
+        "nodes[].storeVersion": Field("string or null", "The store's id of the version that the server read last."),
         "nodes[].storesNotFollowed": Field(
-            "array of string", "Regions whose store does not answer it, or holds an earlier identity than it uses."
+            "array of string",
+            "Regions whose store does not answer the server, or holds an earlier identity than the server uses.",
         ),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
@@ -391,7 +397,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "boolean or null",
             "Whether the server holds the cross-signature: the previous root's introduction, signed by the new root.",
         ),
-        "nodes[].signsWith": Field("string or null", "Id of the root that it signs with."),
+        "nodes[].signsWith": Field("string or null", "Id of the root that the server signs with."),
         "nodes[].generation": Field(
             "integer or null", "Generation of the identity document that the server has read from the store."
         ),
@@ -402,7 +408,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "nodes[].version": Field(
             "string or null",
-            "Version of Goatherd, of the server or of its agent; null if it does not report it.",
+            "Version of Goatherd, of the server or of its agent; null if neither reports a version.",
         ),
         "nodes[].viewAge": Field("string or null", "Time since the server last read the store."),
         "nodes[].degraded": Field(
@@ -446,10 +452,12 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "events[].event": Field("string", "What happened, such as `rotated`."),
         "events[].from": Field("string or null", "Id of the root that signed before."),
         "events[].to": Field("string or null", "Id of the next root."),
-        "events[].reason": Field("string or null", "Why it happened."),
+        "events[].reason": Field("string or null", "Why the event happened."),
         "events[].rotation": Field("string or null", "Id of the rotation."),
         "events[].startedAt": Field("string or null", "Timestamp at which the rotation started, by the audit trail."),
-        "events[].startedBy": Field("string or null", "User or controller that started it, by the audit trail."),
+        "events[].startedBy": Field(
+            "string or null", "User or controller that started the rotation, according to the audit trail."
+        ),
     },
     "doctor": {
         "healthy": Field("boolean", "Whether no check has failed."),
@@ -480,9 +488,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "current": _CURRENT,
         "resumes": Field("string or null", "Id of the rotation that would be resumed."),
         "startedBy": Field("string or null", "Who started that rotation."),
-        "startedAt": Field("string or null", "Timestamp at which it started."),
+        "startedAt": Field("string or null", "Timestamp at which the rotation started."),
         "nodes": Field("array of string", "URLs of the servers."),
-        "regions": Field("map of array of string", "The servers of each region, as far as they report it."),
+        "regions": Field("map of array of string", "The servers of each region, as far as they report their region."),
         "followers": Field(
             "array of string", "Regions whose store must show each change of the primary store before the next one."
         ),
@@ -525,7 +533,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].trustsCurrent": Field(
             "boolean or null", "Whether the server accepts a request signed by the current root."
         ),
-        "nodes[].signsWith": Field("string or null", "Id of the root that it signs with; null when not known."),
+        "nodes[].signsWith": Field("string or null", "Id of the root that the server signs with; null when not known."),
         "nodes[].introduction": Field(
             "boolean or null", "Whether the server holds the introduction of the current root by the expired one."
         ),
@@ -642,7 +650,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "store": _STORE,
         "done": Field("string", "What the controller did, such as `rotate`; `nothing` if nothing was due."),
         "yielded": Field("boolean", "Whether another process had acted first."),
-        "why": Field("string", "Why it was done."),
+        "why": Field("string", "Why this action was due, or is due next."),
         "next": Field("object", "What was due, or is due next.", "due"),
         "report": Field("object or null", "How the rotation ended; null when nothing was done.", "rotation report"),
     },
@@ -716,14 +724,16 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "findings": Field("array of object", "The private keys that were found, one for each place."),
         "findings[].path": Field("string", "Path of the file. An archive and a file in it are joined by `!`."),
         "findings[].line": Field("integer", "Line of the file, from 1."),
-        "findings[].repository": Field("string or null", "Git repository whose history has it; null for a file."),
-        "findings[].commit": Field("string or null", "Id of the oldest commit that has it."),
+        "findings[].repository": Field(
+            "string or null", "Git repository whose history contains the key; null for a file."
+        ),
+        "findings[].commit": Field("string or null", "Id of the oldest commit that contains the key."),
         "findings[].object": Field("string or null", "Id of the git object."),
-        "findings[].root": Field("string or null", "Id of the session, if it stands beside the key."),
+        "findings[].root": Field("string or null", "Id of the session, if the id stands beside the key."),
         "findings[].fingerprint": Field(
             "string", "First 16 hexadecimal digits of the SHA-256 of the key's public key."
         ),
-        "findings[].isRoot": Field("boolean", "Whether it is a root's key."),
+        "findings[].isRoot": Field("boolean", "Whether the key is a root's key."),
         "findings[].isSettings": Field("boolean", "Whether the file is a settings file of GoatDB."),
         "findings[].inStore": Field(
             "string or null",
@@ -731,7 +741,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             " identity cannot tell; null without a store.",
         ),
         "findings[].live": Field(
-            "boolean or null", "Whether servers accept what it signs; null without a store, and for `not listed`."
+            "boolean or null", "Whether servers accept what the key signs; null without a store, and for `not listed`."
         ),
         "unsearched": Field("array of string", "What could not be searched, and why."),
         "notes": Field("array of string", "What limits the result, such as a shallow clone."),
@@ -751,31 +761,33 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "followers": Field("array of object", "One for each follower."),
         "followers[].region": Field("string", "Region of the follower."),
         "followers[].replication": Field("string", "`platform` or `goatherd`."),
-        "followers[].inStep": Field("boolean", "Whether it shows what the primary store holds."),
-        "followers[].before": Field("integer or null", "Generation that it held before; null if it held none."),
-        "followers[].generation": Field("integer or null", "Generation that it holds now."),
-        "followers[].problem": Field("string or null", "Why it is not in step."),
-        "followers[].hint": Field("string or null", "What to do about it."),
+        "followers[].inStep": Field("boolean", "Whether the follower shows what the primary store holds."),
+        "followers[].before": Field(
+            "integer or null", "Generation that the follower held before; null if it held none."
+        ),
+        "followers[].generation": Field("integer or null", "Generation that the follower holds now."),
+        "followers[].problem": Field("string or null", "Why the follower is not in step."),
+        "followers[].hint": Field("string or null", "What to do about the problem."),
     },
     "stores promote": {
         "region": Field("string", "Region whose store is the primary store now."),
-        "before": Field("integer", "Generation that it held before."),
-        "generation": Field("integer", "Generation that it holds now."),
+        "before": Field("integer", "Generation that the store held before."),
+        "generation": Field("integer", "Generation that the store holds now."),
         "written": Field("boolean", "Whether the command wrote; false if the store had been promoted before."),
         "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
         "unseen": Field("array of string", "Stores and servers whose generation is not known."),
-        "reasons": Field("object", "For each of these, why it is not known."),
+        "reasons": Field("object", "For each store and server in `unseen`, why its generation is not known."),
         "canRollBack": Field(
             "boolean",
-            "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose signature for"
-            " the way back no longer counts.",
+            "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose permission to"
+            " roll back has expired.",
         ),
     },
     "serve": {
         "ready": _READY,
         "url": Field("string", "URL of the server."),
         "org": _ORG,
-        "signer": Field("string", "Id of the root that it signs with."),
+        "signer": Field("string", "Id of the root that the server signs with."),
     },
     "web": {
         "ready": _READY,
@@ -785,7 +797,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "door": {
         "ready": _READY,
         "url": Field("string", "URL of the door."),
-        "upstream": Field("string", "URL of the GoatDB server behind it."),
+        "upstream": Field("string", "URL of the GoatDB server behind the door."),
         "org": _ORG,
     },
     "fetch": {
@@ -796,8 +808,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "lease": {
         "lease": Field("string", "Id of the secret that is the lease, in its store."),
-        "made": Field("boolean", "Whether the command has created it."),
-        "holder": Field("string or null", "Server that holds the lease; null when it is free."),
+        "made": Field("boolean", "Whether the command has created the lease."),
+        "holder": Field("string or null", "Server that holds the lease; null when the lease is free."),
         "until": Field("string or null", "Timestamp until which the lease is held."),
     },
     "demo": {

@@ -30,7 +30,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--private",
             is_flag=True,
-            help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and the user ID.",
+            help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and that user.",
         ),
         forwarded_by_option(),
         idle_timeout_option(),

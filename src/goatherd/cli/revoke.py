@@ -76,8 +76,8 @@ from goatherd.revocation.revoker import NEW
     "--trust-alone",
     multiple=True,
     metavar="URL",
-    help="URL of a server that is surely not compromised: the root's commits that it holds stay valid even if no other"
-    " server holds them. Can be given more than once.",
+    help="URL of a server that is certainly not compromised: the root's commits that it holds stay valid even if no"
+    " other server holds them. Can be given more than once.",
 )
 @lifetime_option()
 @adoption_option()

@@ -173,7 +173,7 @@ class Proxy:
         """Let deliveries whose clients have their answer already continue for a while, then cancel them.
 
         Args:
-            grace: For how many seconds they may continue.
+            grace: For how many seconds the deliveries may continue.
             hurry: Event that ends this time.
         """
         if self._deliveries:

@@ -31,9 +31,9 @@ SESSIONS_SCHEMA = "sessions/1"
 
 
 def earlier_introduction_id(session_id: str, signer_id: str) -> str:
-    """Return the id of the commit by which root `signer_id` introduces an earlier root (`session_id`).
+    """Return the id of the commit by which root `signer_id` introduces a previous root (`session_id`).
 
-    Once every server holds this commit, the earlier root can be removed from the identity document.
+    Once every server holds this commit, the previous root can be removed from the identity document.
     """
     return derived_id("earlier root/2", f"{session_id}/{signer_id}")
 
@@ -196,7 +196,7 @@ def claims_root(commit: Commit) -> bool:
 def find_rejected_anchors(introductions: Iterable[Commit], anchors: Collection[str]) -> frozenset[str]:
     """Return the ids of the next anchors of rotations that were cancelled or rolled back.
 
-    Each has introduced the anchor before it as an earlier root, but did not become the anchor.
+    Each has introduced the anchor before it as a previous root, but did not become the anchor.
 
     Args:
         introductions: Session commits that introduce roots; verified.

@@ -203,7 +203,7 @@ def check_revocations(
     """Check that the anchor has signed each revocation that is new in an identity document.
 
     A revocation needs no signature of its own if this server does not know the document's current root yet: then the
-    anchor has just endorsed that root, and the thief of an earlier root does not have its key.
+    anchor has just endorsed that root, and the thief of a previous root does not have its key.
 
     Args:
         new: The new identity document; `verify_succession` has passed.
@@ -481,7 +481,7 @@ def find_lost_roots(
     """Return the roots of the earlier identity `seen` that the document `new` no longer lists without a valid reason.
 
     A root may be missing if it was only prepared in `seen` (its rotation was cancelled), if it is revoked or recorded
-    as retired, or if it was pruned: then a later root has introduced it as an earlier root, in ``/sys/sessions``. An
+    as retired, or if it was pruned: then a later root has introduced it as a previous root, in ``/sys/sessions``. An
     introduction by an older root is no valid reason.
 
     Args:

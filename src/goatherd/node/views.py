@@ -234,7 +234,7 @@ class Views:
             session_id: Id of the session for whose clients the result is remembered. None for a root: servers and tools
                 sign with it, and they may also request commits that they already hold.
             asked: The client's sync message.
-            room: What the whole answer may still use.
+            room: How many bytes and filter lookups the whole answer may still use.
         """
         if not _may_lack(asked):
             return Look()
@@ -273,7 +273,7 @@ class Views:
             born_under: Ids of the roots that introduced the requesting client's session, and when (ms since 1970); None
                 if a root signed the request, since then the sender is a server. They decide which commits that
                 introduce roots the client needs.
-            room: What the whole answer may still use.
+            room: How many bytes and filter lookups the whole answer may still use.
         """
         count = len(view.commits)
         size, cycles = self._filter_key(view, asked, look, brought)

@@ -33,7 +33,7 @@ from goatherd.operations.git_history import GitUnreadableError, is_shallow, loca
 CURRENT, NEXT, TRUSTED, REVOKED, UNKNOWN = "current root", "next root", "trusted root", "revoked root", "not trusted"
 """What a store can say of a key that was found. The first three are live: servers accept what is signed with them."""
 UNLISTED: Final = "not listed"
-"""The identity does not say whether servers trust the key: it lists no user sessions, and not every earlier root."""
+"""The identity does not say whether servers trust the key: it lists no user sessions, and not every previous root."""
 LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
 
 _WINDOW: Final = 1 << 22

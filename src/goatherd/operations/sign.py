@@ -262,7 +262,7 @@ async def sign_earlier(
             f"root {document.current.id} became the current root after the last signed version, with a valid"
             " endorsement, and may have signed commits; they would no longer be trusted if that version were restored",
             hint="`goatherd restore --signature --accept` signs what the store holds; `goatherd restore` lets the"
-            " earlier root sign.",
+            " previous root sign.",
         )
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     changed = await call_signing(sign_again, signed, clock.now_ms(), after=_last_generation(document, signed))

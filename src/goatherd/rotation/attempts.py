@@ -131,7 +131,7 @@ def describe_action(action: Action) -> str:
         case CorrectTimes():
             return "correct the timestamps in the identity"
         case Prune():
-            return "remove earlier roots from the identity document"
+            return "remove previous roots from the identity document"
         case Prepare():
             return "write the identity of step 'prepare'"
         case PrepareRestore(root_id=root_id):

@@ -135,7 +135,7 @@ class Evidence(StrEnum):
     HOLDS_INTRODUCTION = "holds the introduction of the next root"
     TRUSTS_NEXT = "answers a request signed by the next root"
     SIGNS_WITH_NEXT = "signs with the next root"
-    HOLDS_CROSS_SIGNATURE = "holds the introduction of the earlier root, signed by the next one"
+    HOLDS_CROSS_SIGNATURE = "holds the introduction of the previous root, signed by the next one"
     HOLDS_EARLIER = "holds the introduction of a root to be removed from the identity, signed by the current root"
 
 
@@ -822,7 +822,7 @@ def _leave(store: StoreView, intent: Intent) -> Action:
     if intent.required_step is Step.CANCEL:
         return Illegal(
             why=f"the rotation is {store.phase}: the next root signs already, so it can no longer be cancelled",
-            hint="`goatherd rotate --rollback` makes the earlier root sign again and keeps trusting both.",
+            hint="`goatherd rotate --rollback` makes the previous root sign again and keeps trusting both.",
         )
     return Illegal(
         why=f"the rotation is {store.phase}: the next root has signed nothing, so there is nothing to roll back",
@@ -949,7 +949,7 @@ def _make_room(observation: Observation, policy: Policy, intent: Intent, now_ms:
     pruning = _decide_prune(observation, policy.adoption, intent, now_ms)
     if pruning is not None:
         return pruning
-    problem = "it contains no earlier root that may be removed"
+    problem = "it contains no previous root that may be removed"
     hint = (
         "Revoked roots, and members that Goatherd does not know, stay in the identity permanently. `goatherd revoke`"
         " can still replace the current root."

@@ -155,7 +155,7 @@ async def find_left_root(
         known = ", ".join(one.id for one in document.roots if one.id != document.current.id) or "none"
         raise NotRestorableError(
             f"root {root_id} is unknown: the identity document does not list it, and no stored version holds its "
-            f"private key; earlier roots: {known}" + (f"; not read: {', '.join(unread)}" if unread else ""),
+            f"private key; previous roots: {known}" + (f"; not read: {', '.join(unread)}" if unread else ""),
             hint="`goatherd status` shows which version holds whose key. A key is kept for the grace period after a "
             f"rotation and cannot be recovered later. {_NEW_ROOT}",
         )

@@ -105,7 +105,7 @@ def test_a_full_document_begins_no_rotation_before_there_is_room() -> None:
         ({}, (node(1, "X", "Y"), SILENT), "http://n3 (did not answer)", "Start the servers"),
         ({}, (node(1), SILENT), "http://n3 (did not answer)", "Start the servers"),
         ({}, (), "no server is listed", "--node URL"),
-        ({"leaving": ()}, (node(1),), "no earlier root that may be removed", "`goatherd revoke`"),
+        ({"leaving": ()}, (node(1),), "no previous root that may be removed", "`goatherd revoke`"),
     ],
 )
 def test_a_full_document_is_said_to_be_full_and_who_is_in_the_way_is_named(

@@ -254,7 +254,7 @@ async def test_what_cannot_be_restored_says_why(make_herd: MakeHerd) -> None:
     assert "root-a signs already" in await refused(herd, "root-a")
     assert "root nosuch is unknown: the identity document does not list it" in await refused(herd, "nosuch")
     document = await rotated(herd)
-    assert "; earlier roots: root-a" in await refused(herd, "nosuch")
+    assert "; previous roots: root-a" in await refused(herd, "nosuch")
     assert f"{document.current.id} signs already" in await refused(herd, document.current.id)
 
 

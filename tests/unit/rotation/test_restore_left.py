@@ -94,7 +94,7 @@ async def test_once_its_key_is_destroyed_the_error_says_so_and_until_when_it_cou
         await rotator_for(herd).restore("root-a")
     assert str(caught.value) == (
         "root root-a is unknown: the identity document does not list it, and no stored version holds its private key; "
-        f"earlier roots: {', '.join(one.id for one in before.roots if one.id != before.current.id)}"
+        f"previous roots: {', '.join(one.id for one in before.roots if one.id != before.current.id)}"
     )
     assert "for the grace period" in caught.value.hint
     assert await document_of(herd) == before

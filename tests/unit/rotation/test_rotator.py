@@ -105,7 +105,7 @@ TROUBLES: list[tuple[str, Phase, Callable[[Herd], None], str, str]] = [
     ("a node will not take the new document", Phase.STEADY, refuses, "cancelled", "rejects the identity document"),
     ("a node will not take B as the signer", Phase.PUBLISHED, refuses, "rolled-back", "rejects the identity document"),
     ("a node keeps no introduction of B", Phase.STEADY, forgets, "cancelled", "holds the introduction"),
-    ("a node keeps no introduction of A by B", Phase.ACTIVATED, forgets, "rolled-back", "earlier root"),
+    ("a node keeps no introduction of A by B", Phase.ACTIVATED, forgets, "rolled-back", "previous root"),
 ]
 
 

@@ -211,7 +211,12 @@ class PKCS11Signer(Signer):
         if key[Attribute.SIGN]:
             key[Attribute.SIGN] = False
         if key[Attribute.SIGN]:
-            raise self.error(SignerMisuseError, "disable_key", "the token ignored the change of CKA_SIGN")
+            raise self.error(
+                SignerMisuseError,
+                "disable_key",
+                "the token ignored the change of CKA_SIGN",
+                hint="Disable or delete the key with the token's own tool.",
+            )
         self._key = None
 
     def _destroy(self, session: Any, expected: PublicKey) -> None:
@@ -307,7 +312,12 @@ class PKCS11Signer(Signer):
                 SignerAccessDeniedError, operation, told, hint="Use the token's own tool, as its security officer."
             )
         if isinstance(error, sdk.AttributeReadOnly):
-            return self.error(SignerMisuseError, operation, f"the token does not allow it: {name}")
+            return self.error(
+                SignerMisuseError,
+                operation,
+                f"the token does not allow this change of the key: {name}",
+                hint="Change the key with the token's own tool.",
+            )
         if isinstance(error, sdk.AttributeTypeInvalid | sdk.MechanismInvalid | sdk.KeyTypeInconsistent):
             return self.error(SignerConfigurationError, operation, f"the token cannot sign with ECDSA: {name}")
         if isinstance(error, LOST):
