@@ -643,6 +643,8 @@ def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], by
         written = orjson.dumps(contents)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, DecodeError):
         return None
+    if orjson_agrees(contents):
+        return contents, written
     # JavaScript may write these otherwise: large or small numbers, whole floats, and in another order names of digits.
     zeros = text.translate(_DIGITS)
     is_sure = (
@@ -652,7 +654,7 @@ def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], by
         and b'0":' not in zeros
         and b"0000000000000000" not in zeros
     )
-    return (contents, written) if is_sure or orjson_agrees(contents) else None
+    return (contents, written) if is_sure else None
 
 
 def new_commit(
