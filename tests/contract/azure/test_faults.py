@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("azure.keyvault.secrets", reason="needs the extra azure")
 
+from azure.keyvault.secrets._shared import http_challenge_cache
+
 from goatherd.errors import (
     ConflictError,
     ProviderAccessDeniedError,
@@ -236,6 +238,7 @@ async def test_azures_own_credentials_chain_finds_the_managed_identity(
         monkeypatch.delenv(name, raising=False)
     for name, value in vault.environment.items():
         monkeypatch.setenv(name, value)
+    http_challenge_cache.clear()  # another test may have used the same port
     provider, secret_id = open_provider(vault.uri("herd"))
     provider.clock = FastClock(SPEED)
     async with provider:
