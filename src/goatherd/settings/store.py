@@ -58,9 +58,10 @@ CHAIN_RETRY: Final = timedelta(minutes=1)
 """Pause before the peers are asked again for a chain to an identity, if none was found."""
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
-    "If this server missed many rotations, give it a peer that it can reach (--peer): peers have the commits that"
-    " lead from the root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and"
-    " start once with --accept-identity."
+    "If this server missed many rotations, name another server that it can reach (with `goatherd serve` by --peer, with"
+    " `goatherd run` by GOATHERD_NODES or `nodes` in goatherd.toml): other servers have the commits that lead from the"
+    " root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and start once"
+    " with --accept-identity."
 )
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""

@@ -93,6 +93,7 @@ async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: Coun
     assert "http://b:8101: has no matching introductions" in str(caught.value)
     assert "http://c:8101: did not answer" in str(caught.value)
     assert "--peer" in caught.value.hint
+    assert "GOATHERD_NODES" in caught.value.hint, "`goatherd run` has no --peer"
     assert "--accept-identity" in caught.value.hint
 
 
