@@ -226,10 +226,16 @@ def verified_sessions(data: Path, document: IdentityDocument, org: str) -> tuple
     """Return the user sessions in a server's log that a root of the identity introduced.
 
     Raises:
-        ConfigurationError: `data` has no ``/sys/sessions`` log.
+        ConfigurationError: `data` has no ``/sys/sessions`` log, or that of another identity.
     """
     if not (data / SESSIONS_LOG).is_file():
         raise ConfigurationError(f"{data} has no {SESSIONS_LOG}", hint="Name the data directory of one organization.")
+    if not _is_signed_for(org, data, [document]) and (commits := read_commits(data / SESSIONS_LOG, org)):
+        raise ConfigurationError(
+            f"none of the {describe_count(len(commits), 'commit')} in {data / SESSIONS_LOG} verifies with the identity"
+            f" (root {document.current.id}) as organization {org!r}; nothing was written",
+            hint="Check --data, --org and --provider: a server that starts with another identity rejects its own data.",
+        )
     log = read_session_log(data, document, org)
     found = []
     for session_id in log.introductions:

@@ -358,6 +358,19 @@ def test_what_was_migrated_can_be_exported_with_the_sessions_of_the_log(
     }
 
 
+def test_no_file_is_exported_for_the_data_of_another_identity(
+    goatherd: Goatherd, data: Path, tmp_path: Path, store: str
+) -> None:
+    """A server that starts with it would reject its own sessions and what they have signed."""
+    goatherd("init", "--provider", store)
+    file = data / "localhost/settings.json"
+    before = file.read_bytes()
+    refused = goatherd("export", str(file), "--replace", "--provider", store, "--data", str(data / "localhost"))
+    assert refused.code == EXIT_CODES["configuration"]
+    assert "sys/sessions.jsonl verifies with the identity" in refused.err
+    assert file.read_bytes() == before
+
+
 def test_a_link_whose_file_in_memory_is_gone_is_told_and_can_be_replaced(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
