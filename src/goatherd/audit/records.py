@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from goatherd.errors import AuditBrokenError, DecodeError, MalformedIdentityError, SuccessionError, VerificationError
 from goatherd.identity.document import IdentityDocument, read_endorsements
+from goatherd.identity.revocations import Revocation, verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import is_current_introduced
@@ -39,6 +40,7 @@ SIGNER: Final = "signer"
 MAX_LINE: Final = 1 << 20
 MAX_TORN: Final = 16
 _VERSION: Final = 1
+_PROOF_MEMBERS: Final = ("id", "at", "successor", "proof")
 # SECURITY: the same key signs GoatDB's data, which always begins with "{". A signed audit record begins with this
 # domain instead, so neither signature is valid for the other (tests/unit/audit/test_records.py).
 _DOMAIN: Final = b"goatherd audit/1\n"
@@ -218,12 +220,21 @@ def _read_object(value: Any) -> Mapping[str, Any]:
 
 
 def signer_data(document: IdentityDocument) -> dict[str, Any]:
-    """Return the data of a ``signer`` record for the current root: its public key, the endorsements and their roots."""
+    """Return the data of a ``signer`` record for the current root: its public key, the endorsements and their roots.
+
+    After a revocation it also has the proof by which the revoked root names its successor, which no root endorses.
+    """
     named = {end for item in document.endorsements for end in (item.by, item.of)}
+    proofs = [
+        {"id": one.id, "at": iso(one.at), "successor": one.successor, "proof": one.proof}
+        for one in document.revoked
+        if one.proof is not None
+    ]
     return {
         "session": document.current.session.to_json(),
         "roots": [root.to_json() for root in document.roots if root.id in named and root.id != document.current.id],
         "endorsements": [item.to_json() for item in document.endorsements],
+        **({"revocations": proofs} if proofs else {}),
     }
 
 
@@ -294,7 +305,8 @@ class Chain:
     Args:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
             endorses, directly or through others, a root that the identity lists; or if, after a revocation, such a root
-            endorses it. Without anchors the first signer is trusted, and every root that a trusted one endorses.
+            endorses it. Without anchors the first signer is trusted, and every root that a trusted one endorses, or
+            names as its successor in the proof of its revocation.
         checkpoint: An earlier head of this trail, stored outside the file; records up to it must not be missing.
     """
 
@@ -494,8 +506,16 @@ class Chain:
         named = {**_read_sessions(data.get("roots")), session.id: session}
         believed = {**self._signers_anchors, **self._signers}
         endorsements = _read_endorsements(data.get("endorsements"))
+        # A root that can endorse another one can also name it as its successor, so such a proof is worth the same.
+        proofs = _read_proofs(data.get("revocations")) if self._anchors is None else []
         while True:
             found = {}
+            for proof in proofs:
+                heir = named.get(proof.successor or "")
+                if proof.id in believed and heir is not None and heir.id not in believed:
+                    with suppress(SuccessionError):
+                        verify_proof(proof, revoked=believed[proof.id], successor=heir)
+                        found[heir.id] = heir
             for item in endorsements:
                 if item.by in believed and item.of in named and item.of not in believed:
                     try:
@@ -529,6 +549,18 @@ def _read_endorsements(value: Any) -> list[Endorsement]:
             found += read_endorsements([item], "endorsements")
         except MalformedIdentityError:
             continue
+    return found
+
+
+def _read_proofs(value: Any) -> list[Revocation]:
+    found = []
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, dict) and all(isinstance(item.get(name), str) for name in _PROOF_MEMBERS):
+            with suppress(ValueError):
+                at = read_iso(item["at"])
+                found.append(
+                    Revocation(id=item["id"], at=at, reason="", successor=item["successor"], proof=item["proof"])
+                )
     return found
 
 

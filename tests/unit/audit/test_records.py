@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from goatherd.audit import records
 from goatherd.audit.records import GENESIS, MAX_TORN, Anchors, Chain, Head, Torn, read_record, verify, write_record
 from goatherd.errors import AuditBrokenError, DecodeError
 from goatherd.identity import transitions
@@ -368,6 +369,22 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     late = revoked_in(rotated(before(), "stolen"), "heir")
     other = rotated(rotated(before(), "stolen"), "alone")
     assert broken(written(before(), other, late), anchors=Anchors.of(late)).line == 3
+
+
+def test_without_the_identity_a_revoked_root_leads_to_the_successor_that_its_proof_names() -> None:
+    """An old file is verified so once its last signer has left the identity."""
+    stolen = rotated(after(), "stolen")
+    documents = [before(), after(), stolen, revoked_in(stolen, "heir")]
+    documents.append(rotated(documents[-1], "after"))
+    assert verify(written(*documents)).signers == ("root-a", "root-b", "stolen", "heir", "after")
+    other = revoked_in(transitions.create_document(root("other"), NOW_MS), "heir")
+    assert broken(written(before(), after(), stolen, other)).line == 7
+    (entry,) = documents[3].revoked
+    for changes in ({"at": entry.at + 1}, {"proof": "x"}, {"id": "root-b"}):
+        forged = replace(documents[3], revoked=(replace(entry, **changes),))
+        assert broken(written(before(), after(), stolen, forged)).line == 7
+    for value in (None, [None], [{"id": "stolen"}], [{"id": "stolen", "at": "?", "successor": "heir", "proof": "x"}]):
+        assert records._read_proofs(value) == []
 
 
 # --- an identity with an anchor ---------------------------------------------------------------------------------------
