@@ -49,7 +49,6 @@ from goatherd.identity.strict_json import all_strings, holds_private_key, parse_
 from goatherd.times import iso, read_iso
 
 VERSION: Final = 2
-SIZE_WARNING_BYTES: Final = 10 * 1024
 SIZE_LIMIT_BYTES: Final = 64 * 1024
 # 63, since a private key's text has 64 characters: it can never be taken for an id and then be shown.
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,63}")

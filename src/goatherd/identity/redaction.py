@@ -11,7 +11,6 @@ from typing import Any
 from goatherd.crypto import fingerprint
 from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import (
-    SIZE_WARNING_BYTES,
     IdentityDocument,
     RotationRecord,
     encode_document,
@@ -21,6 +20,7 @@ from goatherd.identity.document import (
 from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE, Urgency, assess_urgency
 from goatherd.identity.revocations import BESIDE, Revocation, revocation_json
 from goatherd.identity.session import Session
+from goatherd.identity.transitions import LITTLE_ROOM_BYTES, room_left
 from goatherd.times import iso
 
 
@@ -53,8 +53,13 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
         if (one.proof is not None or (document.anchor is not None and not one.reason.startswith(BESIDE)))
         and one.settled_at is None
     ]
-    if size >= SIZE_WARNING_BYTES:
-        found.append(f"the document has {size} bytes; stores and nodes are made for less than {SIZE_WARNING_BYTES}")
+    room = room_left(document, is_renewal=document.anchor is not None)
+    if document.rotation is None and room < LITTLE_ROOM_BYTES:
+        state = "is" if room < 0 else "will soon be"
+        found.append(
+            f"the document has {size} bytes, and {state} too large for another rotation; previous roots leave it at the"
+            " end of a rotation if every listed server answers"
+        )
     return found
 
 

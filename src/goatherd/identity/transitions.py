@@ -1002,6 +1002,8 @@ ROTATION_BYTES: Final = 3 * 1024
 """Bytes that a rotation in progress adds: the next root twice, an endorsement, the record."""
 REVOCATION_BYTES: Final = 3 * 1024
 """Bytes that a revocation during a rotation adds: a root, two entries with reasons, a proof."""
+LITTLE_ROOM_BYTES: Final = 2 * 1024
+"""With less room than this (`room_left`), about one more rotation can begin if no root leaves the document."""
 ENDORSEMENT_BYTES: Final = 512
 """Bytes that a revocation adds for each root that the successor endorses."""
 
@@ -1057,9 +1059,14 @@ def is_full(document: IdentityDocument, *, is_renewal: bool = False) -> bool:
         is_renewal: Whether the rotation keeps the anchor of an identity that has one. A revocation then adds no
             endorsements of the listed roots, since only the anchor's count.
     """
+    return room_left(document, is_renewal=is_renewal) < 0
+
+
+def room_left(document: IdentityDocument, *, is_renewal: bool = False) -> int:
+    """Return by how many bytes a document may grow before it is full; negative if it is; arguments as of `is_full`."""
     endorsed = 0 if is_renewal else len(document.roots) + 1 - len(document.revoked)
     worst = len(encode_document(document)) + ROTATION_BYTES + REVOCATION_BYTES + endorsed * ENDORSEMENT_BYTES
-    return worst > MOST_BYTES
+    return MOST_BYTES - worst
 
 
 def _cancelled_roots(document: IdentityDocument) -> frozenset[str]:

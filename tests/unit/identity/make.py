@@ -27,6 +27,8 @@ from goatherd.identity.session import ROOT_OWNER
 NOW = 1_795_000_000_000
 DAY = 86_400_000
 PIECE = 12
+USUAL_BYTES = 10 * 1024
+"""What an identity document takes at most in normal use (docs/explanation/scope.md)."""
 
 
 @cache

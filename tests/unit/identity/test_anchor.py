@@ -17,7 +17,6 @@ from goatherd.errors import (
 )
 from goatherd.identity.anchor import AnchorChange, AnchorWord, verify_change
 from goatherd.identity.document import (
-    SIZE_WARNING_BYTES,
     IdentityDocument,
     Phase,
     decode_document,
@@ -58,6 +57,7 @@ from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit, new_commit
 from tests.fakes.anchors import MemorySigners, OwnKey
+from tests.unit.identity.make import USUAL_BYTES
 
 from .make import DAY, NOW, first, owned, shows_key
 
@@ -558,7 +558,7 @@ async def test_the_document_stays_below_10_kb_with_three_previous_roots_and_a_fo
     (*_, document) = await world.rotate(await world.anchored(), B)
     (*_, document) = await world.rotate(document, C, signer=OTHER)
     (*_, document) = await world.rotate(document, owned("d"))
-    assert len(encode_document(document)) < SIZE_WARNING_BYTES
+    assert len(encode_document(document)) < USUAL_BYTES
 
 
 async def test_even_a_revocation_in_the_middle_of_the_last_renewal_that_fits_stays_below_the_limit_of_every_store(

@@ -26,6 +26,7 @@ from goatherd.identity import (
 )
 from goatherd.identity.document import SIZE_LIMIT_BYTES
 from goatherd.identity.strict_json import to_pretty_json
+from goatherd.identity.transitions import LITTLE_ROOM_BYTES, room_left
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, published, rotated, secret_of, shows_key
 
@@ -272,7 +273,12 @@ def test_notes_tell_of_a_large_document_and_of_a_short_life() -> None:
     assert find_warnings(first(), NOW) == []
     assert "expires in 14.0 days" in find_warnings(first(), NOW + 16 * DAY)[0]
     assert "expired 1.0 days ago" in find_warnings(first(), NOW + 31 * DAY)[0]
-    assert "bytes" in find_warnings(replace(first(), extra={"notes": "x" * 10_240}), NOW)[0]
+    large = replace(first(), extra={"notes": "x" * (room_left(first()) - LITTLE_ROOM_BYTES - 100)})
+    assert find_warnings(large, NOW) == [], "there is room for more than one rotation"
+    (warning,) = find_warnings(replace(large, extra={"notes": large.extra["notes"] + "x" * 100}), NOW)
+    assert "will soon be too large for another rotation" in warning
+    (warning,) = find_warnings(replace(first(), extra={"notes": "x" * room_left(first())}), NOW)
+    assert "is too large for another rotation" in warning
     assert days_left(first(), NOW) == pytest.approx(30, abs=0.01)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from goatherd.errors import SuccessionError
-from goatherd.identity.document import SIZE_WARNING_BYTES, IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import claims_root
 from goatherd.identity.succession import TrustCheckpoint
@@ -30,6 +30,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.messages import SyncMessage
 from tests.depth import STRIDE
 from tests.fakes.herd import DATA, SESSIONS, FakeClock, Herd, HerdNode, find_missing, new_message
+from tests.unit.identity.make import USUAL_BYTES
 from tests.unit.rotation.conftest import POLICY, document_of, rotator_for
 
 LATEST = 30
@@ -136,7 +137,7 @@ async def age(
                 await write_note(herd, number)
             await one(herd, number)
             size = len(encode_document(await document_of(herd)))
-            assert size < SIZE_WARNING_BYTES, f"after rotation {number + 1}"
+            assert size < USUAL_BYTES, f"after rotation {number + 1}"
             herd.clock.turn(timedelta(days=20))
             if retires:
                 await rotator_for(herd, policy=STEADY_POLICY).retire()

@@ -22,7 +22,7 @@ from goatherd.errors import (
     UnsignedIdentityError,
     UntrustedRootError,
 )
-from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
+from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
@@ -41,6 +41,7 @@ from goatherd.wire.commit import Commit
 from tests.fakes.anchors import MemorySigners, make_own_identity
 from tests.fakes.herd import ORG, SESSIONS, Herd
 from tests.unit.following import Client
+from tests.unit.identity.make import USUAL_BYTES
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.test_signed_store import changed, put
 
@@ -79,7 +80,7 @@ async def test_an_anchor_is_added_renews_is_replaced_and_removed_while_the_clust
         await rotator(herd, signers, policy=policy).rotate(anchor=choice)
         document = await check_steady(herd)
         spent.append(signers.signed - before)
-        assert len(encode_document(document)) < SIZE_WARNING_BYTES
+        assert len(encode_document(document)) < USUAL_BYTES
     assert spent == [0, 3, 2, 1, 1, 6, 1], "the third also introduces the first root, which leaves the document"
     assert document.pruned >= 3
     known = set(herd.nodes[0].pool.root_ids)

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError
-from goatherd.identity.document import SIZE_WARNING_BYTES, Phase, encode_document
+from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.transitions import MOST_BYTES
 from goatherd.rotation import Outcome, Quorum
 from goatherd.rotation.events import Decided, Event
@@ -29,6 +29,7 @@ from goatherd.rotation.machine import (
     decide,
 )
 from tests.fakes.herd import DATA, SESSIONS, Herd
+from tests.unit.identity.make import USUAL_BYTES
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 from tests.unit.rotation.views import NOW, store
 
@@ -157,7 +158,7 @@ async def test_after_some_rotations_only_the_latest_roots_are_left_and_all_are_t
         one.restart()
         assert {*signers, document.current.id} <= set(one.pool.root_ids), "from /sys/sessions, after a restart too"
     assert herd.unverifiable() == []
-    assert len(encode_document(document)) < SIZE_WARNING_BYTES
+    assert len(encode_document(document)) < USUAL_BYTES
 
 
 @pytest.mark.slow
@@ -232,7 +233,7 @@ async def test_fifty_cancelled_rotations_leave_a_small_document_that_a_server_fo
     for _ in range(50):
         await rotator_for(herd, policy=QUICK, nodes=herd.nodes[:2]).rotate(to_phase=phase)
         await rotator_for(herd, policy=QUICK, nodes=herd.nodes[:2]).abandon("changed my mind")
-        assert len(encode_document(await document_of(herd))) < SIZE_WARNING_BYTES
+        assert len(encode_document(await document_of(herd))) < USUAL_BYTES
     document = await document_of(herd)
     assert document.roots == before.roots
     herd.nodes[2].faults.store_lost = False
@@ -250,7 +251,7 @@ async def test_rolled_back_roots_leave_too_and_what_they_signed_still_verifies(m
         else:
             await rotator_for(herd, policy=QUICK).abandon("not well")
         await retire(herd)
-        assert len(encode_document(await document_of(herd))) < SIZE_WARNING_BYTES
+        assert len(encode_document(await document_of(herd))) < USUAL_BYTES
     document = await check_steady(herd)
     assert document.pruned >= 9
     for one in herd.nodes:
