@@ -66,8 +66,8 @@ _CHAIN_HINT: Final = (
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
 _WENT_BACK_HINT: Final = (
-    "If the store was restored from a backup, restore the later state, or start every server once with"
-    " --accept-identity. `goatherd doctor` shows details."
+    "If the store was restored from a backup, restore the later state (how-to page: The store was restored from a"
+    " backup; `goatherd doctor` shows details), or start every server once with --accept-identity."
 )
 
 _log = logging.getLogger("goatherd.settings")
@@ -490,10 +490,12 @@ class CloudSecretSettings(SettingsSource):
         self, document: IdentityDocument, before: TrustCheckpoint, error: GenerationError | SuccessionError
     ) -> SuccessionError:
         earlier = before.roots[-1].id if before.roots else "unknown"
+        # No peer has commits that lead back to an earlier identity, such as that of an old backup.
+        hint = _WENT_BACK_HINT if isinstance(error, GenerationError) else _CHAIN_HINT
         return SuccessionError(
             f"the store holds another identity (root {document.current.id}) than this server used last (root {earlier},"
             f" according to {self._seen}): check --provider and --data. {error}",
-            hint=f"{_CHAIN_HINT} Do the same if the cluster's identity was replaced on purpose.",
+            hint=f"{hint} Do the same if the cluster's identity was replaced on purpose.",
         )
 
     def _record_success(self) -> None:

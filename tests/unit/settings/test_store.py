@@ -151,11 +151,14 @@ async def test_what_was_seen_before_a_restart_is_not_gone_back_behind(
     await provider.put(FIRST)
     with pytest.raises(GenerationError, match="went back from 2 to 1"):
         await restarted().load()
+    for stranger, advice in ((STRANGER, "--peer"), (replace(STRANGER, generation=1), "restored from a backup")):
+        await provider.put(stranger)
+        with pytest.raises(
+            SuccessionError, match=r"another identity \(root c+\) than this server used last \(root b+, according to"
+        ) as caught:
+            await restarted().load()
+        assert advice in caught.value.hint
     await provider.put(STRANGER)
-    with pytest.raises(
-        SuccessionError, match=r"another identity \(root c+\) than this server used last \(root b+, according to"
-    ):
-        await restarted().load()
     async with restarted(accept_identity=True) as settings:
         assert (await settings.load()).current == C
     async with restarted() as settings:
