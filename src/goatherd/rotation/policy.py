@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.errors import ConfigurationError, LifetimeError
+from goatherd.server_url import one_or_more, parse_server_url
 from goatherd.telemetry import describe_count
 from goatherd.times import LONGEST, milliseconds
 
@@ -164,17 +165,20 @@ class Policy:
     health_soak: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        """Check the durations of the policy and its quorum. A number is no duration, since it has no unit.
+        """Check the policy. A number is no duration, since it has no unit.
 
         Raises:
-            ConfigurationError: A duration is no `timedelta`, or is negative, or longer than a hundred years; or the
-                quorum is no `Quorum`.
+            ConfigurationError: A duration is no `timedelta`, or is negative, or longer than a hundred years; the quorum
+                is no `Quorum`; or the URL of a server has a wrong form.
         """
         if not isinstance(self.quorum, Quorum):
             raise ConfigurationError(f"quorum must be a Quorum, not a {type(self.quorum).__name__}", hint=_QUORUM_HINT)
         for field in fields(self):
             if isinstance(field.default, timedelta):
                 check_duration(field.name, getattr(self, field.name))
+        for name in ("bare", "distrust"):  # a single URL, or another collection, of a Python program
+            urls = frozenset(str(parse_server_url(url)) for url in one_or_more(getattr(self, name)))
+            object.__setattr__(self, name, urls)
 
     def for_identity(self, *, has_anchor: bool) -> Policy:
         """Return the policy for the next root of an identity that has an anchor (a key in an HSM or a KMS) or has none.

@@ -55,7 +55,9 @@ def test_everything_else_is_asked_of_a_bare_server_as_of_all_others(
 
 
 def test_who_is_bare_is_told_by_address_with_or_without_a_slash_at_the_end() -> None:
-    assert Policy(bare=frozenset({"http://x/"})).bare
+    for given in (frozenset({"http://x/"}), ["http://x"], "http://x/"):
+        policy = Policy(bare=given, distrust=given)  # type: ignore[arg-type]
+        assert policy.bare == policy.distrust == frozenset({"http://x"})
     observer = Observer([], clock=None, timeout=timedelta(seconds=1), bare=["http://x/"])  # type: ignore[arg-type]
     assert observer._bare == {"http://x"}
 
