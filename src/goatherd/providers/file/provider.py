@@ -86,6 +86,12 @@ class FileSecretProvider(SecretProvider):
         max_value_bytes: int = MAX_VALUE_BYTES,
         system: System | None = None,
     ) -> None:
+        # A URI as a path would put the secret under the working directory.
+        if not isinstance(base, str | PurePosixPath) or not str(base) or "://" in str(base):
+            raise ConfigurationError(
+                f"the directory of a file store must be a path, not {base!r}",
+                hint='Write FileSecretProvider("/srv/keys"). `open_provider` takes a URI such as file:///srv/keys/root.',
+            )
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.base = str(base)
         self._system = system or System()

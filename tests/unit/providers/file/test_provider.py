@@ -149,6 +149,13 @@ def test_a_configuration_without_a_place_or_with_a_strange_option_is_refused(con
         provider_from_config({"provider": "file", **config})
 
 
+@pytest.mark.parametrize("base", ["file:///srv/keys/root", "", None, 7])
+def test_what_is_no_path_is_refused_and_puts_nothing_under_the_working_directory(base: str):
+    with pytest.raises(ConfigurationError, match="must be a path") as caught:
+        FileSecretProvider(base)
+    assert "open_provider" in caught.value.hint
+
+
 @pytest.mark.parametrize("secret_id", ["lock", "manifest.json", "manifest.new", "7.value", "a/lock", "../keys", "."])
 async def test_names_that_the_layout_needs_are_not_secrets(keys: Path, secret_id: str):
     with pytest.raises(ProviderConfigurationError):
