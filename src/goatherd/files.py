@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from goatherd.errors import IdentityExistsError, SettingsError
+from goatherd.errors import ConfigurationError, IdentityExistsError, SettingsError
 
 if sys.platform != "win32":
     import fcntl
@@ -34,6 +34,21 @@ OWNER_HINT: Final = "Run as the owner of the file, or change its owner with chow
 _MAKING: Final = threading.Lock()
 _ABANDONED: Final = 600.0
 """Seconds after which a temporary file is taken for one of a killed writer, in a file system without locks."""
+
+
+def check_path(given: object, subject: str, *, hint: str = "Write a path such as /srv/goatdb.") -> None:
+    """Check that an argument is a path. A URI would be taken for a path below the working directory.
+
+    Args:
+        given: The argument.
+        subject: What the path is of; the error message begins with it.
+        hint: The hint of the error.
+
+    Raises:
+        ConfigurationError: The argument is a URI, empty, or no path.
+    """
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given) or "://" in str(given):
+        raise ConfigurationError(f"{subject} must be a path, not {given!r}", hint=hint)
 
 
 def read_file(path: Path) -> bytes:

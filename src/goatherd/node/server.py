@@ -37,6 +37,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, SignerError, VerificationError
+from goatherd.files import check_path
 from goatherd.garbage_collection import shorten_switch_interval
 from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature
@@ -143,7 +144,8 @@ class Server:
         limiter: Counts the requests, connections and bytes of each caller, and enforces `limits`.
 
     Raises:
-        ConfigurationError: A network of `forwarded_by` is invalid, or the options in `settings_provider` are invalid.
+        ConfigurationError: `path` is a URI, a network of `forwarded_by` is invalid, or the options in
+            `settings_provider` are invalid.
         PluginNotFoundError, MissingExtraError: The plugin of the store cannot be loaded.
     """
 
@@ -167,6 +169,7 @@ class Server:
         root_signers: str | Iterable[str] = (),
         new_id: Callable[[], str] = new_id,
     ) -> None:
+        check_path(path, "the data directory")
         self.path = Path(path)
         self.org_id = org_id
         self.base_url = base_url

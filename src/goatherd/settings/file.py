@@ -17,7 +17,7 @@ from typing import Final
 
 from goatherd.clock import Clock
 from goatherd.errors import GoatherdError
-from goatherd.files import create_file, read_file, replace_file
+from goatherd.files import check_path, create_file, read_file, replace_file
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import SETTINGS_NAME, from_settings, to_settings, to_settings_keeping
@@ -44,11 +44,15 @@ class FileSettings(SettingsSource):
             without ``{org}`` is taken for a server's data directory, with one subdirectory for each organization.
         write_delay: How long to wait for more new sessions before the file is written.
         clock: Supplies the current time.
+
+    Raises:
+        ConfigurationError: `path` is a URI, empty, or no path.
     """
 
     origin = Origin.FILE
 
     def __init__(self, path: Path | str, *, write_delay: timedelta = WRITE_DELAY, clock: Clock | None = None) -> None:
+        check_path(path, "the place of the settings")
         given = Path(path)
         self.path = given if given.suffix == ".json" else given / SETTINGS_NAME
         super().__init__(source=f"file {self.path}", clock=clock)

@@ -96,6 +96,14 @@ def test_one_peer_one_proxy_or_one_signer_needs_no_list(tmp_path: Path):
         goatherd.Server(tmp_path, "memory:///one-each/root", forwarded_by=["proxy"])
 
 
+@pytest.mark.parametrize("given", ["file:///srv/goatdb", "", None])
+async def test_what_is_no_path_is_named_and_nothing_is_put_under_the_working_directory(given: str):
+    with pytest.raises(ConfigurationError, match="the data directory must be a path"):
+        goatherd.Server(given, "memory:///no-path/root")
+    with pytest.raises(ConfigurationError, match="the place of the settings must be a path"):
+        await goatherd.FileSettings.create(given, goatherd.create_identity(goatherd.generate_session("root")))
+
+
 @pytest.mark.parametrize("port", ["8080", -1, 65536, None])
 async def test_what_is_no_port_is_named(tmp_path: Path, port: int):
     _, path = await stored(tmp_path)

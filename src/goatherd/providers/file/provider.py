@@ -25,7 +25,7 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.event_loop import find_running_loop
-from goatherd.files import SUPPORTED, System
+from goatherd.files import SUPPORTED, System, check_path
 from goatherd.providers.addresses import parse_config, path_of_uri, split_path
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
@@ -86,12 +86,8 @@ class FileSecretProvider(SecretProvider):
         max_value_bytes: int = MAX_VALUE_BYTES,
         system: System | None = None,
     ) -> None:
-        # A URI as a path would put the secret under the working directory.
-        if not isinstance(base, str | PurePosixPath) or not str(base) or "://" in str(base):
-            raise ConfigurationError(
-                f"the directory of a file store must be a path, not {base!r}",
-                hint='Write FileSecretProvider("/srv/keys"). `open_provider` takes a URI such as file:///srv/keys/root.',
-            )
+        hint = 'Write FileSecretProvider("/srv/keys"). `open_provider` takes a URI such as file:///srv/keys/root.'
+        check_path(base, "the directory of a file store", hint=hint)
         super().__init__(timeout=timeout, retry=retry, clock=clock)
         self.base = str(base)
         self._system = system or System()
