@@ -41,7 +41,7 @@ def merge_server_identities(
     current = {document.current.id: document.current for _, document in found}
     held = "; ".join(f"{path} has {document.current.id}" for path, document in found)
     if root_id is not None and root_id not in current:
-        raise SettingsError(f"no server of {org} has root {root_id}: {held}")
+        raise SettingsError(f"no server of {org} has root {root_id}: {held}", hint="Give --root one of these roots.")
     if len(current) > 1 and root_id is None:
         raise SettingsError(
             f"the servers of {org} have different roots: {held}",

@@ -189,6 +189,7 @@ def test_a_root_that_no_server_has_cannot_be_chosen(
     refused = goatherd("migrate", str(data), str(second), "--provider", store, "--root", "z" * 24)
     assert refused.code == EXIT_CODES["settings"]
     assert "no server of localhost has root" in refused.err
+    assert "Give --root one of these roots." in refused.err
     blind = goatherd("migrate", str(data), "--provider", store, "--root", NAMED["root"], "--no-write-sessions")
     assert "cannot be combined with --no-write-sessions" in blind.err
 
