@@ -40,6 +40,7 @@ SIGNER: Final = "signer"
 MAX_LINE: Final = 1 << 20
 MAX_TORN: Final = 16
 _VERSION: Final = 1
+_TAMPERED_HINT: Final = "Otherwise keep a copy of the file, and find out which users could write to it."
 _PROOF_MEMBERS: Final = ("id", "at", "successor", "proof")
 # SECURITY: the same key signs GoatDB's data, which always begins with "{". A signed audit record begins with this
 # domain instead, so neither signature is valid for the other (tests/unit/audit/test_records.py).
@@ -368,7 +369,7 @@ class Chain:
             raise self._broken_error("is missing: the file holds no record")
         if self._unlisted is not None:
             line, signer = self._unlisted
-            raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+            raise self._unlisted_error(signer, line)
         if self._unsealed is not None:
             line, signer = self._unsealed
             raise self._broken_error(
@@ -390,9 +391,17 @@ class Chain:
             after_revocation=tuple(self._after_revocation),
         )
 
-    def _broken_error(self, what: str, line: int | None = None) -> AuditBrokenError:
+    def _broken_error(self, what: str, line: int | None = None, *, hint: str | None = None) -> AuditBrokenError:
         number = self._line if line is None else line
-        return AuditBrokenError(f"line {number} {what}", line=number)
+        return AuditBrokenError(f"line {number} {what}", line=number, hint=hint)
+
+    def _unlisted_error(self, signer: str, line: int | None = None) -> AuditBrokenError:
+        return self._broken_error(
+            f"is signed by {signer!r:.70}, which is no root of this identity",
+            line,
+            hint="If that root has left the identity, because more than three rotations followed without a record in"
+            f" this file, verify the file with --offline and a checkpoint, and begin a new file. {_TAMPERED_HINT}",
+        )
 
     def _refuse_pending(self) -> None:
         if self._pending:
@@ -475,17 +484,19 @@ class Chain:
             # (tests/unit/audit/test_records.py).
             if root is None:
                 if not is_vouched:
-                    raise self._broken_error(f"is signed by {session.id!r:.70}, which is no root of this identity")
+                    raise self._unlisted_error(session.id)
                 self._unlisted = self._unlisted or (self._line, session.id)
             elif self._unlisted is not None:
                 if not (is_vouched or self._is_vouching_for_last(session, record.data)):
                     line, signer = self._unlisted
-                    raise self._broken_error(f"is signed by {signer!r:.70}, which is no root of this identity", line)
+                    raise self._unlisted_error(signer, line)
                 if session.id not in self._anchors.revoked:
                     self._unlisted = None
         elif self._signers and known is None and not self._is_vouched_for(session, record.data):
             raise self._broken_error(
                 f"is signed by {session.id!r:.70}, which no earlier signer introduces",
+                hint="If that root is one of the cluster's, more than three rotations before that line have no record"
+                f" in this file: begin a new file. {_TAMPERED_HINT}",
             )
         return session
 

@@ -162,6 +162,7 @@ def test_a_signer_for_whom_none_before_it_vouches_is_found_without_the_identity(
     error = broken(stranger().lines)
     assert error.line == 3
     assert "no earlier signer introduces" in str(error)
+    assert "begin a new file" in error.hint
 
 
 def test_a_whole_file_by_a_stranger_is_found_with_the_identity_and_named_without() -> None:
@@ -335,6 +336,7 @@ def test_a_trail_that_ends_with_a_root_that_has_left_the_identity_is_not_sealed(
     error = broken(Writer().add(before()).lines, anchors=aged())
     assert error.line == 1
     assert "no root of this identity" in str(error)
+    assert "verify the file with --offline and a checkpoint" in error.hint
 
 
 def test_lines_of_a_stranger_are_not_sealed_by_the_record_after_them() -> None:
