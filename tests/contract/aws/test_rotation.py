@@ -101,6 +101,7 @@ async def test_a_staging_label_that_is_no_label_of_ours_keeps_its_version_and_is
     code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--yes")
     assert code == 0
     assert f"gave up version {first}" in out
+    assert "due: `goatherd retire` gives up 3 versions: " in out
     assert fake.stages(Herd.secret_id)[first] == []
 
 

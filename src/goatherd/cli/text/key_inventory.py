@@ -79,7 +79,9 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
         lines.append(f"due: `goatherd retire` records that no version holds the private key of {named}")
     if due:
         count = describe_count(len(due), "version")
-        lines.append(f"due: `goatherd retire` destroys {count}: {' '.join(one.version.id for one in due)}")
+        # In a store that does not destroy, they stay due until it has deleted them.
+        verb = "destroys" if keys.copies is None else "gives up"
+        lines.append(f"due: `goatherd retire` {verb} {count}: {' '.join(one.version.id for one in due)}")
     elif following is not None:
         lines.append(f"`goatherd retire` has nothing to destroy before {iso(following)}")
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
