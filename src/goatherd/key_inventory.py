@@ -33,7 +33,7 @@ from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import Guarantees, StoreReader
-from goatherd.providers.capabilities import BETWEEN, CopiedSecretProvider, find_guarantees, list_copied_versions
+from goatherd.providers.capabilities import BETWEEN, find_guarantees, list_copied_versions, list_guarantees
 from goatherd.providers.values import (
     CURRENT,
     STABLE,
@@ -245,8 +245,8 @@ async def find_unlisted_keys(
     because `goatherd retire` does not destroy them, and so are those in a store that deletes old versions in its own
     time.
 
-    Returns an empty tuple, and reads nothing, if the identity has never dropped a root (`pruned` is 0), or if `destroy`
-    of the only store only marks a version for later deletion (`Guarantees.deprecates`). Otherwise reads every version.
+    Returns an empty tuple, and reads nothing, if the identity has never dropped a root (`pruned` is 0), or if every
+    store only marks a destroyed version for later deletion (`Guarantees.deprecates`). Otherwise reads every version.
 
     Args:
         provider: The store.
@@ -260,8 +260,7 @@ async def find_unlisted_keys(
     Raises:
         ProviderError: The store failed.
     """
-    is_single = not isinstance(provider, CopiedSecretProvider)
-    if document.pruned == 0 or (is_single and provider.guarantees.deprecates):
+    if document.pruned == 0 or all(one.deprecates for one in list_guarantees(provider)):
         return ()
     listed = {root.id for root in document.roots}
     found: dict[str, int] = {}

@@ -18,10 +18,10 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.providers.capabilities import (
-    CopiedSecretProvider,
     DiagnosableSecretProvider,
     Verdict,
     find_guarantees,
+    list_guarantees,
     unreported_finding,
 )
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, VersionState, format_label
@@ -119,8 +119,7 @@ async def _check_old_versions(
     name, text = "old versions", f"{describe_count(len(versions), 'version')}, none overdue"
     provider = store.provider
     # The number of versions that AWS keeps for longer says nothing.
-    is_single = not isinstance(provider, CopiedSecretProvider)
-    if document.rotation is not None or (is_single and provider.guarantees.deprecates):
+    if document.rotation is not None or all(one.deprecates for one in list_guarantees(provider)):
         return Check(name=name, level=OK, text=text)
     keys = await take_key_inventory(provider, store.secret_id, document, grace)
     if keys.problem is not None:

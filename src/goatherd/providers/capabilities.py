@@ -181,6 +181,15 @@ class CopiedSecretProvider(Protocol):
         """Return the guarantees of the store that has this version, without those of stores that have copies of it."""
         ...
 
+    def own_guarantees(self) -> Sequence[Guarantees]:
+        """Return the guarantees of each store that has versions of its own."""
+        ...
+
+
+def list_guarantees(provider: StoreReader) -> Sequence[Guarantees]:
+    """Return the guarantees of a store, or of each of several stores that has versions of its own."""
+    return provider.own_guarantees() if isinstance(provider, CopiedSecretProvider) else [provider.guarantees]
+
 
 def find_guarantees(provider: StoreReader, version: VersionId) -> Guarantees:
     """Return the guarantees of the store that has a version, which may be one of several stores."""

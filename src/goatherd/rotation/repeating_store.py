@@ -21,7 +21,13 @@ from typing import Final, TypeVar
 from goatherd.clock import Clock
 from goatherd.errors import ProviderError
 from goatherd.providers.base import Guarantees, SecretProvider
-from goatherd.providers.capabilities import CopiedVersions, find_guarantees, list_copied_versions, reserve_room
+from goatherd.providers.capabilities import (
+    CopiedVersions,
+    find_guarantees,
+    list_copied_versions,
+    list_guarantees,
+    reserve_room,
+)
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.rotation.policy import Policy
 
@@ -82,6 +88,10 @@ class RepeatingStore:
     def guarantees_of(self, version: VersionId) -> Guarantees:
         """Return the guarantees of the store that has this version, as `find_guarantees` does."""
         return find_guarantees(self._provider, version)
+
+    def own_guarantees(self) -> Sequence[Guarantees]:
+        """Return the guarantees of each store that has versions of its own, as `list_guarantees` does."""
+        return list_guarantees(self._provider)
 
     async def write(
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None

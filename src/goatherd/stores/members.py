@@ -101,8 +101,7 @@ def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
     destroys it; otherwise the value can still be read there.
     """
     promised = [one.provider.guarantees for one in members]
-    own = [one.provider.guarantees for one in members if one.replication is not Replication.PLATFORM]
-    keeping = next((one for one in own if not one.destroys), promised[0])
+    keeping = next((one for one in _own_guarantees(members) if not one.destroys), promised[0])
     return replace(
         promised[0],
         max_value_bytes=min(one.max_value_bytes for one in promised),
@@ -111,6 +110,10 @@ def combine_guarantees(members: Sequence[StoreMember]) -> Guarantees:
         disables=keeping.disables,
         push=False,
     )
+
+
+def _own_guarantees(members: Sequence[StoreMember]) -> list[Guarantees]:
+    return [one.provider.guarantees for one in members if one.replication is not Replication.PLATFORM]
 
 
 class StoreGroup(SecretProvider):
@@ -169,6 +172,10 @@ class StoreGroup(SecretProvider):
     def guarantees_of(self, version: VersionId) -> Guarantees:
         """Return the guarantees of the store that has this version, as `CopiedSecretProvider.guarantees_of` does."""
         return self._locate(version)[0].provider.guarantees
+
+    def own_guarantees(self) -> Sequence[Guarantees]:
+        """Return the guarantees of each store that has versions of its own, which a replica of the platform has not."""
+        return _own_guarantees(self.members)
 
     async def _list_copied(self, member: StoreMember, secret_id: str) -> CopiedVersions:
         failure = self.recent_failure(member, secret_id)

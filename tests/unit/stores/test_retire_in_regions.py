@@ -242,6 +242,8 @@ async def test_a_region_whose_store_deletes_in_its_own_time_keeps_no_key_in_the_
     assert await versions_with(drill.eu, "root-a") != []
     assert await find_unlisted_keys(writer, SECRET, pruned) == (), "only the store that destroys nothing has them"
     assert drill.document.retired_ids == frozenset()
+    drill.us = SlowlyDeleting(clock=drill.clock)
+    assert await find_unlisted_keys(drill.writer(), SECRET, pruned) == (), "no store is read if none destroys"
 
 
 async def test_a_version_of_another_region_is_gone_if_its_store_destroys_although_a_third_does_not() -> None:
