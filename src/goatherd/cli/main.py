@@ -116,11 +116,13 @@ PORT = PortType()
 
 
 class PathType(click.Path):
-    """Parameter type of a path. It rejects an empty string, which would mean the current directory."""
+    """Parameter type of a path. It rejects an empty string, which would mean the current directory, and a URI."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
             self.fail("the path must not be empty", param, ctx)
+        if "://" in str(value):  # it would be taken for a path below the current directory
+            self.fail("this is a URI, and a path is needed, such as /srv/goatdb", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -119,6 +119,8 @@ def parse_strings(value: object) -> tuple[str, ...]:
 
 
 def parse_path(value: object) -> Path:
+    if isinstance(value, str) and "://" in value:  # it would be taken for a path below the current directory
+        raise ConfigurationError("is a URI, and must be a path", hint="Write a path such as /srv/goatdb.")
     path = value if isinstance(value, Path) else Path(parse_string(value))
     try:
         return path.expanduser()  # also of a flag: in `--data=~/goatdb`, the shell has not done it

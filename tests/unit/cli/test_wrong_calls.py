@@ -41,6 +41,9 @@ CALLS: list[tuple[str, int, str]] = [
     ("migrate {D} --node https:/h --provider {P}", USAGE, "needs two slashes after the scheme"),
     ("export EMPTY --provider {P}", USAGE, "the path must not be empty"),
     ("serve --data EMPTY --provider {P}", USAGE, "the path must not be empty"),
+    ("export file://{D}/settings.json --provider {P}", USAGE, "this is a URI, and a path"),
+    ("fetch --create --data file://{D} --provider {P}", USAGE, "this is a URI, and a path"),
+    ("rotate --audit-log file://{D}/trail --node http://h --provider {P}", USAGE, "this is a URI, and a path"),
     # times and numbers
     ("init --provider {P2} --lifetime 180", USAGE, "--lifetime: '180' is not a duration with a unit"),
     ("init --provider {P2} --lifetime -5d", USAGE, "--lifetime: '-5d' is not a duration with a unit"),

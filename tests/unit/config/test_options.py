@@ -176,6 +176,11 @@ def test_a_named_file_in_a_home_directory_that_is_not_known_is_an_error_of_the_c
         load(tmp_path, environ={"GOATHERD_CONFIG": "~no-such-user/goatherd.toml"})
 
 
+def test_a_uri_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="GOATHERD_SERVE_DATA: is a URI, and must be a path"):
+        load(tmp_path, environ={"GOATHERD_SERVE_DATA": f"file://{tmp_path}/data"})
+
+
 def test_a_named_file_is_read_in_place_of_the_one_here(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text('org = "there"')
     (tmp_path / "goatherd.toml").write_text('org = "here"')
