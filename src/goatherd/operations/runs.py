@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import ConfigurationError, GoatherdError
+from goatherd.files import check_path
 from goatherd.operations.identity_store import Store
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ async def record_run(
         audit_log: The file of the audit trail; None to write only the log.
 
     Raises:
+        ConfigurationError: `audit_log` is no path.
         AuditError: The trail cannot be written. The operation was not begun.
         ProviderError, IdentityError: The identity, whose root signs the trail, cannot be read.
     """
@@ -111,7 +113,8 @@ async def record_run(
     from goatherd.audit.trail import AuditTrail, Journal
     from goatherd.stores.writer import ReplicatedStore
 
-    if isinstance(audit_log, str | PathLike):
+    if audit_log is not None and not isinstance(audit_log, AuditLog):
+        check_path(audit_log, "audit_log", hint="Write a path such as /var/log/goatherd/audit.jsonl.")
         audit_log = AuditLog(Path(audit_log))
     revokes = command == "revoke"
     # The signature of a revoked or an expired root is not valid.

@@ -377,6 +377,8 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
         (goatherd.status("/srv/keys/root"), "not the URI of a store"),
         (goatherd.revoke(store, unsafe_without_nodes=True, root_id="x", reason=""), "reason"),
+        (goatherd.rotate(store, unsafe_without_nodes=True, audit_log=7), "audit_log must be a path, not 7"),  # type: ignore[call-overload]
+        (goatherd.rotate(store, unsafe_without_nodes=True, audit_log=f"{store}.jsonl"), "audit_log must be a path"),
         (revoke(distrust="127.0.0.1:8101"), "'127.0.0.1:8101' has no scheme"),
         (revoke(trust_alone="127.0.0.1:8101"), "'127.0.0.1:8101' has no scheme"),
     ):
