@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -30,20 +31,28 @@ if TYPE_CHECKING:
     from goatherd.metrics import RotationMetrics
     from goatherd.rotation.events import Event
 
+_log = logging.getLogger("goatherd.rotation")
+
 SUFFIX: Final = ".prom"
 """How the name of a metrics file must end; node_exporter ignores other files."""
 
 EventListener = Callable[["Event"], None]
-"""A function that is called with each event of a run as it happens. It must not block and must not raise."""
+"""A function that is called with each event of a run as it happens. It must not block; what it raises is logged."""
 
 
 def notify_each(*listeners: EventListener | None) -> EventListener:
-    """Return a listener that hands each event to all of `listeners`."""
+    """Return a listener that hands each event to all of `listeners`.
+
+    An exception of one of them is logged: it must not leave a rotation half-way.
+    """
 
     def listener(event: Event) -> None:
         for one in listeners:
-            if one is not None:
-                one(event)
+            try:
+                if one is not None:
+                    one(event)
+            except Exception:  # noqa: BLE001 - a program's own listener can raise anything
+                _log.exception("a listener failed with the event %s", type(event).__name__)
 
     return listener
 
@@ -71,7 +80,7 @@ class RunOptions(TypedDict, total=False):
 
     Attributes:
         audit_log: The file that the audit trail is appended to.
-        on_event: Called with each event as it happens. It must not block and must not raise.
+        on_event: Called with each event as it happens. It must not block; what it raises is logged.
         clock: Tells the time and waits.
     """
 

@@ -339,6 +339,20 @@ async def test_whether_the_organization_is_right_is_asked_only_where_another_has
     assert ("is --org right?" in missing.value.hint) == is_asked
 
 
+async def test_a_listener_that_raises_does_not_leave_the_rotation_half_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    store = f"file://{tmp_path}/keys/root"
+    await goatherd.init(store)
+
+    def listen(event: object) -> None:
+        raise AttributeError(type(event).__name__)
+
+    report = await goatherd.rotate(store, unsafe_without_nodes=True, on_event=listen)
+    assert report.phase == "steady"
+    assert "a listener failed with the event PhaseEntered" in caplog.messages
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
