@@ -270,7 +270,8 @@ FAMILIES: Final[dict[Metric, MetricFamily]] = {
     Metric.RUNS: MetricFamily(
         MetricKind.COUNTER,
         Exporter.ROTATOR,
-        "Number of runs by outcome: rotated, restored, abandoned, reached, nothing, interrupted, or an error code.",
+        "Number of runs by outcome: rotated, restored, abandoned, reached, retired, nothing, interrupted, or an error "
+        "code.",
         ("outcome",),
     ),
     Metric.RUN_ENDED: MetricFamily(

@@ -124,7 +124,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "labels": Field("array of string", "The labels that keep the version from being destroyed."),
     },
     "rotation report": {
-        "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached` or `nothing to do`."),
+        "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached`, `retired` or `nothing to do`."),
         "rotation": Field("string or null", "Id of the rotation."),
         "from": Field("string", "Id of the root that signed at the start."),
         "to": Field("string or null", "Id of the next root."),

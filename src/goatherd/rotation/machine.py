@@ -393,6 +393,7 @@ class Outcome(StrEnum):
     RESTORED = "restored"
     ABANDONED = "abandoned"
     REACHED = "reached"
+    RETIRED = "retired"
     NOTHING = "nothing to do"
 
 

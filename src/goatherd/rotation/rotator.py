@@ -1262,11 +1262,12 @@ class Rotator:
         )
         last = next(own, None)
         abandoned = action.outcome is Outcome.ABANDONED
+        has_retired = intent.goal is Goal.RETIRE and (destroyed or self._given_up)
         why = _describe_other_end(document, intent.from_id) if last is None else last.reason
         stopped = intent.to_id if abandoned else intent.from_id
         stopped_root = None if stopped is None else document.find_root(stopped)
         report = Report(
-            outcome=action.outcome,
+            outcome=Outcome.RETIRED if has_retired else action.outcome,
             rotation_id=intent.rotation_id,
             from_id=intent.from_id,
             to_id=intent.to_id,

@@ -36,4 +36,7 @@ async def test_the_inventory_names_what_is_destroyed_afterwards(make_herd: MakeH
     assert set(keys.versions_with(first)) >= set(due) != set()
     done = await retire(store, herd.nodes, NO_GRACE, confirmed=True, clock=herd.clock)
     assert sorted(done.report.destroyed) == sorted(due)
+    assert done.report.outcome == "retired"
     assert done.keys.versions_with(first) == ()
+    again = await retire(store, herd.nodes, NO_GRACE, confirmed=True, clock=herd.clock)
+    assert (again.report.outcome, again.report.destroyed) == ("nothing to do", ())
