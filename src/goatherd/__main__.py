@@ -30,13 +30,14 @@ def _run() -> None:
     # A command uses what it imports and reads until it ends, so there is hardly any garbage to collect.
     gc.set_threshold(50_000, 20, 50)
     _leave_no_core()
-    if sys.argv[1:] == ["page-process"]:
-        # `goatherd.own_processes` starts this process and the next. They are no commands for operators. The executable
-        # of one file starts them in the same way.
+    # `goatherd.own_processes` starts the next two, also with the executable of one file. They are no commands for
+    # operators: at a terminal, they would wait for input and ignore Ctrl-C.
+    own = [] if sys.stdin.isatty() else sys.argv[1:]
+    if own == ["page-process"]:
         from goatherd.web.page_process import main as serve_page
 
         sys.exit(serve_page())
-    if sys.argv[1:] == ["verifier-process"]:
+    if own == ["verifier-process"]:
         from goatherd.verifier_process import main as verify_signatures
 
         verify_signatures()

@@ -58,6 +58,13 @@ def test_errors_are_coloured_on_a_terminal_unless_no_color_is_set() -> None:
     assert "\x1b" not in on_a_terminal("shwo", NO_COLOR="1")
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of forkpty:DeprecationWarning")
+@pytest.mark.parametrize("name", ["page-process", "verifier-process"])
+def test_processes_that_goatherd_starts_itself_are_no_commands(name: str) -> None:
+    assert f"No such command '{name}'" in on_a_terminal(name)
+
+
 def view(url: str) -> NodeView:
     return NodeView(url=url, reachable=True)
 
