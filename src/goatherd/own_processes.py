@@ -17,11 +17,15 @@ _LOADER: Final = "_PYI_"
 
 def own_command(name: str) -> list[str]:
     """Return the command line of one of Goatherd's own processes, such as ``page-process``; see `goatherd.__main__`."""
-    return [sys.executable, "-m", "goatherd", name]
+    # An embedded Python may not know its executable. Then the name is empty, and starting it raises an OSError.
+    return [sys.executable or "", "-m", "goatherd", name]
 
 
 def own_environment() -> dict[str, str]:
     """Return the environment variables of such a process."""
     environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
+    # SECURITY: otherwise `-m` would import modules from the working directory, to which others may be able to write
+    # (tests/unit/test_verifiers.py).
+    environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     return environment

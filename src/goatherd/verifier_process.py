@@ -4,9 +4,10 @@
 processes verify several. `goatherd.aws_lc` starts them. The process reads requests from its standard input and answers
 each on its standard output; it ends when its standard input ends.
 
-A request is the number of signatures (one byte), then for each one `SIGNATURE` bytes: the public key (x and y, 96
-bytes), the SHA-384 digest of the signed data (48 bytes) and the signature in DER, filled up with zeros to 104 bytes. An
-answer has one byte for each signature: `VALID`, `INVALID`, or `UNREADABLE` if AWS-LC cannot read the key.
+A request is a random tag (16 bytes), the number of signatures (one byte), then for each one `SIGNATURE` bytes: the
+public key (x and y, 96 bytes), the SHA-384 digest of the signed data (48 bytes) and the signature in DER, filled up
+with zeros to 104 bytes. An answer is the same tag, then one byte for each signature: `VALID`, `INVALID`, or
+`UNREADABLE` if AWS-LC cannot read the key.
 
 SECURITY: the process gets only public data, and no credentials in its environment (tests/unit/test_verifiers.py).
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from awscrt.crypto import EC
 
+TAG = 16
 MOST = 255
 KEY, DIGEST, DER = 96, 48, 104
 SIGNATURE = KEY + DIGEST + DER
@@ -36,13 +38,14 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     read, write, flush = sys.stdin.buffer.read, sys.stdout.buffer.write, sys.stdout.buffer.flush
     keys: dict[bytes, EC | None] = {}
-    while size := read(1):
-        request = read(size[0] * SIGNATURE)
-        if len(request) < size[0] * SIGNATURE:
+    while len(head := read(TAG + 1)) > TAG:
+        tag, size = head[:TAG], head[TAG] * SIGNATURE
+        request = read(size)
+        if len(request) < size:
             return
         if len(keys) > _MOST_KEYS:
             keys.clear()
-        write(bytes([_verify(request[at : at + SIGNATURE], keys) for at in range(0, len(request), SIGNATURE)]))
+        write(tag + bytes([_verify(request[at : at + SIGNATURE], keys) for at in range(0, size, SIGNATURE)]))
         flush()
 
 

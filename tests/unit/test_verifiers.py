@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -17,8 +19,9 @@ from goatherd.aws_lc import VerifierProcesses, verifier_processes
 from goatherd.crypto import PublicKey, keys
 from goatherd.crypto.keys import SignatureCheck, verify_signatures, verify_with
 from goatherd.errors import InvalidSignatureError, UnknownSignerError
+from goatherd.own_processes import own_command
 from goatherd.trust import TrustPool
-from goatherd.verifier_process import MOST
+from goatherd.verifier_process import MOST, TAG
 from goatherd.wire.commit import Commit
 
 from .goats import ORG, commit_by, introduction, key_of, owned, root
@@ -126,17 +129,77 @@ def test_a_process_that_does_not_answer_is_killed(
     assert not Path(f"/proc/{before}").exists()
 
 
+def test_a_process_that_does_not_read_is_killed(processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(milliseconds=50))
+    monkeypatch.setattr(aws_lc, "own_command", lambda _: ["sleep", "600"])
+    monkeypatch.setattr(aws_lc, "_encode", lambda _: bytes(1_000_000))
+    assert processes.verify([GOOD]) is None
+    assert processes._all[0]._process is None
+
+
+@pytest.mark.parametrize("noise", [r"\n", r"\001", "a line that is longer than an answer"])
+def test_what_a_module_prints_is_no_verdict(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch, noise: str
+) -> None:
+    command = shlex.join(own_command("verifier-process"))
+    monkeypatch.setattr(aws_lc, "own_command", lambda _: ["sh", "-c", f"printf '{noise}'; exec {command}"])
+    # The second and third would get the verdicts on those before them.
+    assert [processes.verify([each]) for each in (GOOD, changed(GOOD, 5), GOOD)] == [None] * 3
+
+
+def test_an_answer_that_was_not_read_is_no_verdict(processes: VerifierProcesses) -> None:
+    assert processes.verify([GOOD]) == [True]
+    connection = processes._all[0]._connection
+    assert connection is not None
+    connection.sendall(bytes(TAG) + bytes([1]) + aws_lc._encode(GOOD))
+    assert processes.verify([changed(GOOD, 5)]) is None
+    assert processes.verify([changed(GOOD, 5)]) == [False]
+
+
+def test_an_unknown_verdict_is_none(processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = f"import os; os.write(1, os.read(0, 1 << 20)[:{TAG}] + bytes([7]))"
+    monkeypatch.setattr(aws_lc, "own_command", lambda _: [sys.executable, "-c", program])
+    assert processes.verify([GOOD]) is None
+
+
+@pytest.mark.parametrize("count", [0, MOST + 1])
+def test_a_process_is_not_asked_for_no_signature_or_too_many(processes: VerifierProcesses, count: int) -> None:
+    assert processes.verify([GOOD] * count) is None
+    assert processes._all[0]._process is None
+
+
+def test_modules_in_the_working_directory_are_not_imported(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "awscrt").mkdir()
+    (tmp_path / "awscrt/__init__.py").touch()
+    (tmp_path / "awscrt/crypto.py").write_text(
+        "class EC:\n"
+        "    new_key_from_der_data = classmethod(lambda cls, der: cls())\n"
+        "    verify = lambda self, digest, der: True\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert processes.verify([changed(GOOD, 5)]) == [False]
+
+
+def test_a_python_without_an_executable_verifies_here(
+    processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", None)
+    assert processes.verify([GOOD]) is None
+
+
 @pytest.mark.parametrize("command", [["false"], ["/no/such/program"]])
 def test_a_process_that_cannot_be_started_is_given_up(
     processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     started: list[str] = []
 
-    def own_command(name: str) -> list[str]:
+    def counted(name: str) -> list[str]:
         started.append(name)
         return command
 
-    monkeypatch.setattr(aws_lc, "own_command", own_command)
+    monkeypatch.setattr(aws_lc, "own_command", counted)
     assert [processes.verify([GOOD]) for _ in range(6)] == [None] * 6
     assert started == ["verifier-process"] * 3
 
@@ -196,6 +259,14 @@ def test_a_large_batch_has_the_same_verdicts_in_the_same_order(monkeypatch: pyte
     assert sum(sizes) == sum(not isinstance(verdict, UnknownSignerError) for verdict in here)
     assert [type(verdict) for verdict in there] == [type(verdict) for verdict in here]
     assert {type(verdict) for verdict in here} == {type(None), UnknownSignerError, InvalidSignatureError}
+
+
+def test_commits_of_unknown_sessions_alone_wait_for_no_process(caplog: pytest.LogCaptureFixture) -> None:
+    commits = [commit_by(owned("stranger"), f"k{index}", {"text": "x"}) for index in range(64)]
+    with verifier_processes(), ThreadPoolExecutor(2) as executor:
+        verdicts = pool().verify_commits(commits, executor)
+    assert {type(verdict) for verdict in verdicts} == {UnknownSignerError}
+    assert not caplog.records
 
 
 def test_sessions_whose_signature_is_wrong_are_not_trusted() -> None:
