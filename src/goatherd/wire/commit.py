@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import attrgetter
 from sys import intern
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -162,8 +162,9 @@ class Commit:
         )
         _set_decoded(self, decoded)
 
-    def __reduce__(self) -> tuple[Callable[[], Commit], tuple[()]]:
-        return partial(Commit, **{each.name: getattr(self, each.name) for each in fields(self)}), ()
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], Commit], tuple[dict[str, Any]]]:
+        commit = self.to_decoded()
+        return _commit_of, ({each.name: getattr(commit, each.name) for each in fields(self)},)
 
     if not TYPE_CHECKING:
 
@@ -547,6 +548,10 @@ class Commit:
             revert=self.revert,
             signature=signature,
         )
+
+
+def _commit_of(members: dict[str, Any]) -> Commit:
+    return Commit(**members)
 
 
 _set_id, _set_key, _set_session, _set_ts, _set_org, _set_parents, _set_encoded, _set_schema, _set_base, _set_decoded = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -234,3 +236,20 @@ def test_a_commit_whose_bytes_read_back_otherwise_stays_decoded() -> None:
     commit.compact()
     assert not commit.is_compact
     assert (commit.data or {})["x"] == float("inf")
+
+
+@pytest.mark.parametrize("is_compact", [False, True])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda commit: pickle.loads(pickle.dumps(commit))])
+def test_a_duplicate_is_equal_and_only_a_shallow_one_shares_the_contents(
+    duplicate: Callable[[Commit], Commit], is_compact: bool
+) -> None:
+    commit = new_commit(
+        commit_id="i", key="k", session_id="s", ts=1, org="o", data={"n": 1}, schema_marker="note/1", connection="c"
+    )
+    if is_compact:
+        commit.compact()
+    assert commit.is_compact is is_compact
+    other = duplicate(commit)
+    assert other == commit
+    assert other.encoded == commit.encoded
+    assert (other.contents is commit.contents) is (duplicate is copy.copy and not is_compact)
