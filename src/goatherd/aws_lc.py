@@ -139,7 +139,7 @@ class _VerifierProcess:
         except OSError as error:
             self._failures += 1
             self.stop()
-            _log.warning(event_text(Event.VERIFIER_FAILED, message=error))
+            _log.warning(event_text(Event.VERIFIER_FAILED, message=f"a process that verifies signatures: {error}"))
             return None
         self._failures = 0
         return [None if verdict == UNREADABLE else verdict == VALID for verdict in verdicts]
@@ -157,13 +157,13 @@ class _VerifierProcess:
         while missing := TAG + len(checks) - len(answer):
             part = connection.recv(missing)
             if not part:
-                raise OSError("a process that verifies signatures has ended")
+                raise OSError("it has ended")
             answer += part
         verdicts = answer[TAG:]
         # SECURITY: without the tag, bytes of an earlier answer, or a line that some module prints, would be taken for
         # the verdicts on these signatures (tests/unit/test_verifiers.py).
         if answer[:TAG] != tag or not set(verdicts) <= {VALID, INVALID, UNREADABLE}:
-            raise OSError("a process that verifies signatures wrote something other than its answer")
+            raise OSError("it wrote something other than its answer")
         return verdicts
 
     def _start(self) -> socket.socket:
