@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 from typing import Final
 
 from goatherd.crypto.keys import OtherLibrary, SignatureCheck, der_from_raw, verify_with
@@ -73,8 +73,9 @@ def verifier_processes() -> Iterator[None]:
     """
     global _processes, _users
     with _lock:
-        if _processes is None and _core_count() > 1:
-            _processes = VerifierProcesses(min(_core_count(), _MOST_PROCESSES))
+        cores = _core_count()
+        if _processes is None and cores > 1:
+            _processes = VerifierProcesses(min(cores, _MOST_PROCESSES), has_more_cores=cores > _MOST_PROCESSES)
         _users += 1
         use_aws_lc()
     try:
@@ -95,9 +96,11 @@ class VerifierProcesses:
 
     Args:
         count: The greatest number of processes.
+        has_more_cores: Whether there are cores for more than these processes.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, has_more_cores: bool = False) -> None:
+        self._has_more_cores = has_more_cores
         self._free: LifoQueue[_VerifierProcess] = LifoQueue()
         self._all = [_VerifierProcess() for _ in range(count)]
         for each in self._all:
@@ -106,12 +109,15 @@ class VerifierProcesses:
     def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
         """Verify up to 255 signatures in one of the processes, once one is free; return a verdict for each.
 
-        A verdict is None if AWS-LC cannot read the key. The result is None if the process fails, and if there is no
-        signature or more than 255.
+        A verdict is None if AWS-LC cannot read the key. The result is None if the caller must verify: the process
+        fails, there is no signature or more than 255, or no process is free and there is a core for the caller.
         """
         if not 0 < len(checks) <= MOST:
             return None
-        process = self._free.get()
+        try:
+            process = self._free.get(block=not self._has_more_cores)
+        except Empty:
+            return None
         try:
             return process.verify(checks)
         finally:

@@ -204,6 +204,11 @@ def test_a_process_that_cannot_be_started_is_given_up(
     assert started == ["verifier-process"] * 3
 
 
+def test_a_thread_for_which_no_process_is_free_verifies_itself_if_there_is_a_core_for_it() -> None:
+    made = VerifierProcesses(0, has_more_cores=True)
+    assert made.verify([GOOD]) is None
+
+
 def test_signals_to_the_server_do_not_end_its_processes(processes: VerifierProcesses) -> None:
     assert processes.verify([GOOD]) == [True]
     for number in (signal.SIGINT, signal.SIGTERM):
