@@ -499,8 +499,10 @@ class TrustPool:
         """Learn a session from a commit that has just arrived, if a trusted root signed the commit.
 
         Returns:
-            Whether a trusted root signed the commit. If not, nothing changes.
+            Whether a trusted root signed the commit, for the pool's organization. If not, nothing changes.
         """
+        if commit.org != self.org:
+            return False
         try:
             verify_commit_by(self.get_root(commit.session), commit)
         except VerificationError:
@@ -600,6 +602,13 @@ class TrustPool:
         jobs: dict[str, list[_SessionCommitCheck]] = {}
         for commit in commits:
             signer: Session | VerificationError | None
+            # SECURITY: the signature of a commit that was read for another organization is valid there only
+            # (tests/unit/api/test_sessions.py).
+            if commit.org != self.org:
+                signers.append(
+                    VerificationError(f"commit {commit.id!r} is of organization {commit.org!r}, not {self.org!r}")
+                )
+                continue
             try:
                 signer = self._find_session(commit.session)
             except RevokedSessionError as error:

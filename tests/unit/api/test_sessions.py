@@ -14,6 +14,7 @@ from goatherd.errors import (
     ExpiredSessionError,
     KeyMismatchError,
     LifetimeError,
+    VerificationError,
 )
 from goatherd.identity.session import OwnedSession
 
@@ -64,6 +65,16 @@ def test_who_trusts_the_current_root_trusts_the_one_that_it_introduces():
     assert set(pool.root_ids) == {current.id, new.id}
     stranger = goatherd.create_session_commit(goatherd.generate_session("root"), goatherd.generate_session("root"))
     assert not pool.add_session_commit(stranger)
+
+
+def test_a_commit_for_another_organization_introduces_nothing_here():
+    root, following = goatherd.generate_session("root"), goatherd.generate_session("root")
+    pool = goatherd.TrustPool(org="localhost", current=root, roots=[root.session])
+    commit = goatherd.create_session_commit(root, following, org="acme")
+    assert not pool.add_session_commit(commit)
+    assert following.id not in pool.root_ids
+    with pytest.raises(VerificationError, match="is of organization 'acme', not 'localhost'"):
+        pool.verify_commit(commit)
 
 
 def test_a_root_that_cannot_introduce_is_refused():
