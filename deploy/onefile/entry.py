@@ -1,8 +1,8 @@
 """What the executable of one file runs: the command line, or a form of Python that the command line starts itself.
 
 Goatherd starts processes of its own by ``sys.executable``, which is this executable: ``-m goatherd …`` (the servers of
-``goatherd demo``, and the process that serves the page), and ``-I -S -c SCRIPT …`` (the agent's launcher of a server).
-PyInstaller gives such a process the files that were unpacked for the first one.
+``goatherd demo``, the process that serves the page, and those that verify signatures), and ``-I -S -c SCRIPT …`` (the
+agent's launcher of a server). PyInstaller gives such a process the files that were unpacked for the first one.
 """
 
 import os
