@@ -157,6 +157,7 @@ class _VerifierProcess:
             OSError: The process cannot be started, has ended, does not answer in time, or writes something else.
         """
         connection = self._connection or self._start()
+        connection.settimeout(ANSWER_TIMEOUT.total_seconds())
         tag = os.urandom(TAG)
         connection.sendall(b"".join([tag, bytes([len(checks)]), *map(_encode, checks)]))
         answer = b""
@@ -184,7 +185,6 @@ class _VerifierProcess:
                 env=own_environment(),
                 process_group=0,
             )
-        ours.settimeout(ANSWER_TIMEOUT.total_seconds())
         return ours
 
     def stop(self) -> None:

@@ -23,6 +23,7 @@ from goatherd.own_processes import own_command
 from goatherd.trust import TrustPool
 from goatherd.verifier_process import MOST, TAG
 from goatherd.wire.commit import Commit
+from tests.deadlines import HANG
 
 from .goats import ORG, commit_by, introduction, key_of, owned, root
 
@@ -41,7 +42,8 @@ def processes() -> Iterator[VerifierProcesses]:
 
 
 @pytest.fixture(autouse=True)
-def library_of_before() -> Iterator[None]:
+def library_of_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(seconds=HANG))
     before = keys._other
     yield
     verify_with(before)
