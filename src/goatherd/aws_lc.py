@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from queue import Empty, LifoQueue
+from queue import Empty, PriorityQueue
 from typing import Final
 
 from goatherd.crypto.keys import OtherLibrary, SignatureCheck, der_from_raw, verify_with
@@ -101,10 +101,11 @@ class VerifierProcesses:
 
     def __init__(self, count: int, *, has_more_cores: bool = False) -> None:
         self._has_more_cores = has_more_cores
-        self._free: LifoQueue[_VerifierProcess] = LifoQueue()
+        # By failures, so that one that was given up is used last; then by number, so that few are started.
+        self._free: PriorityQueue[tuple[int, int]] = PriorityQueue()
         self._all = [_VerifierProcess() for _ in range(count)]
-        for each in self._all:
-            self._free.put(each)
+        for number in range(count):
+            self._free.put((0, number))
 
     def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
         """Verify up to 255 signatures in one of the processes, once one is free; return a verdict for each.
@@ -115,13 +116,14 @@ class VerifierProcesses:
         if not 0 < len(checks) <= MOST:
             return None
         try:
-            process = self._free.get(block=not self._has_more_cores)
+            _, number = self._free.get(block=not self._has_more_cores)
         except Empty:
             return None
+        process = self._all[number]
         try:
             return process.verify(checks)
         finally:
-            self._free.put(process)
+            self._free.put((process.failures, number))
 
     def close(self) -> None:
         """End the processes. Call it when no thread verifies any more."""
@@ -135,19 +137,19 @@ class _VerifierProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
-        self._failures = 0
+        self.failures = 0
 
     def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
-        if self._failures >= _MOST_FAILURES:
+        if self.failures >= _MOST_FAILURES:
             return None
         try:
             verdicts = self._request(checks)
         except OSError as error:
-            self._failures += 1
+            self.failures += 1
             self.stop()
             _log.warning(event_text(Event.VERIFIER_FAILED, message=f"a process that verifies signatures: {error}"))
             return None
-        self._failures = 0
+        self.failures = 0
         return [None if verdict == UNREADABLE else verdict == VALID for verdict in verdicts]
 
     def _request(self, checks: Sequence[SignatureCheck]) -> bytes:

@@ -211,6 +211,18 @@ def test_a_thread_for_which_no_process_is_free_verifies_itself_if_there_is_a_cor
     assert made.verify([GOOD]) is None
 
 
+def test_a_process_that_was_given_up_gets_no_work_while_another_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = VerifierProcesses(2)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(aws_lc, "own_command", lambda _: ["false"])
+            assert [two.verify([GOOD]) for _ in range(3)] == [None] * 3
+        assert two.verify([GOOD]) == [True]
+        assert two.verify([GOOD]) == [True]
+    finally:
+        two.close()
+
+
 def test_signals_to_the_server_do_not_end_its_processes(processes: VerifierProcesses) -> None:
     assert processes.verify([GOOD]) == [True]
     for number in (signal.SIGINT, signal.SIGTERM):
