@@ -166,7 +166,7 @@ class Report:
         """The outcome, or what a retirement has destroyed, as a phrase."""
         parts = [(self.destroyed, "destroyed"), (self.given_up, "given up")]
         done = [f"{describe_count(len(versions), 'version')} {word}" for versions, word in parts if versions]
-        return ", ".join(done) if done and self.outcome is Outcome.NOTHING else self.outcome.value
+        return ", ".join(done) if self.outcome is Outcome.RETIRED else self.outcome.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
