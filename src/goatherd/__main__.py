@@ -27,8 +27,9 @@ def _run() -> None:
             return
         except OSError:
             pass  # no reader, or a full disk: the command line writes the help again, and reports the error
-    # A command uses what it imports and reads until it ends, so there is hardly any garbage to collect.
-    gc.set_threshold(50_000, 20, 50)
+    from goatherd.garbage_collection import collect_rarely
+
+    collect_rarely()
     _leave_no_core()
     # `goatherd.own_processes` starts the next two, also with the executable of one file. They are no commands for
     # operators: at a terminal, they would wait for input and ignore Ctrl-C.

@@ -39,7 +39,10 @@ def pause_collection() -> Iterator[None]:
 
 
 def collect_rarely() -> None:
-    """Let Python's garbage collector run only after many new objects. For a process that does nothing but serve."""
+    """Let Python's garbage collector run only after many new objects. For a process that runs only Goatherd.
+
+    A command uses what it imports and reads until it ends, and a server what it holds: there is hardly any garbage.
+    """
     gc.set_threshold(50_000, 20, 50)
 
 
