@@ -13,6 +13,7 @@ real; those of requests are only looked up (the key must be the known one), whic
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.agent.restart_rules import reasons_to_restart
+from goatherd.cluster.node import Sendable
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     DecodeError,
@@ -174,9 +176,14 @@ class HerdNode:
         return [self._answer(path, SyncMessage.from_json(message)) for path, message in requests]
 
     async def push(
-        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+        self,
+        path: str,
+        commits: Iterable[Sendable | Mapping[str, Any]],
+        signer: OwnedSession,
+        now_ms: int | None = None,
     ) -> dict[str, Any] | None:
-        message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=[dict(c) for c in commits])
+        sent = [dict(one) if isinstance(one, Mapping) else json.loads(one.encoded) for one in commits]
+        message = SyncMessage(version=VERSION, filter=BloomFilter(b"", ()), size=0, commits=sent)
         (reply,) = await self.batch_sync([(path, message.to_json())], signer, now_ms)
         return reply
 

@@ -17,12 +17,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import orjson
 
 from goatherd.clock import Clock, RemoteClock, SystemClock, read_http_date
+from goatherd.cluster.node import Sendable
 from goatherd.cluster.server_answers import (
     HeldCommit,
     ServerIdentity,
@@ -48,7 +49,7 @@ from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
-from goatherd.wire.messages import VERSION
+from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,8 +67,8 @@ _DATA: Final = ("/batch-sync", "/goatherd/v1/held", "/goatherd/v1/lacking", "/go
 
 Message = dict[str, Any]
 
-_EMPTY_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
-_FULL_FILTER: Final = {"__t": "E", "__v": {"d": "AA==", "s": []}}
+_EMPTY_FILTER: Final = encode_filter(BloomFilter(b"\0", (1, 2)))
+_FULL_FILTER: Final = encode_filter(BloomFilter(b"\0", ()))
 _PULL_ERROR_RATE: Final = 1e-6
 
 _UNUSED: Final = "/goatherd/v1/unused"
@@ -81,15 +82,6 @@ _HINTS: Final = {
     403: "The server does not trust the session that signed, or its clock differs.",
     MISDIRECTED: "Several servers may answer at this URL. List each of them by a URL of its own.",
 }
-
-
-class Sendable(Protocol):
-    """The interface of an object that can be pushed to a server: `to_json` returns a commit in GoatDB's JSON form.
-
-    `goatherd.wire.commit.Commit` implements it.
-    """
-
-    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +224,15 @@ class NodeClient:
     # --- sync -------------------------------------------------------------------------------------------------------
 
     async def batch_sync(
-        self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
+        self,
+        requests: Sequence[tuple[str, EncodedMessage | Mapping[str, Any]]],
+        signer: OwnedSession,
+        now_ms: int | None = None,
     ) -> list[Message]:
         """Synchronize repositories by one ``POST /batch-sync``; return a sync message for each request, in their order.
 
         Args:
-            requests: Repository paths, sent as given, each with the JSON of a sync message.
+            requests: Repository paths, sent as given, each with a sync message: encoded, or as a JSON object.
             signer: The session that signs the request.
             now_ms: The time to sign with; the client's clock by default.
 
@@ -246,7 +241,7 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 403: the server does not
                 trust `signer`.
         """
-        body = to_json_bytes([{"path": path, "msg": message} for path, message in requests])
+        body = encode_request(requests)
         response = await self._send_signed("/batch-sync", body, signer, now_ms)
         self._check("POST", "/batch-sync", response)
         answer = self._parse("POST", "/batch-sync", response)
@@ -313,11 +308,11 @@ class NodeClient:
             NodeUnreachableError: No connection to the server, or no answer in time.
             NodeRefusedError: The server refused the request, or its answer is invalid.
         """
-        encoded = [dict(commit) if isinstance(commit, Mapping) else commit.to_json() for commit in commits]
+        encoded = [to_json_bytes(dict(one)) if isinstance(one, Mapping) else one.encoded for one in commits]
         reply: Message | None = None
         for start in range(0, len(encoded), PUSH_CHUNK):
             chunk = encoded[start : start + PUSH_CHUNK]
-            message = {"ver": VERSION, "f": _FULL_FILTER, "s": len(chunk), "c": chunk, "ad": []}
+            message = EncodedMessage(filter=_FULL_FILTER, size=len(chunk), commits=chunk)
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
         return reply
 
@@ -342,7 +337,7 @@ class NodeClient:
         commits: dict[str, dict[str, Any]] = {}
         for _ in range(PULL_ROUNDS):
             held = {*known, *commits}
-            message = {"ver": VERSION, "f": _filter_of(held), "s": len(held), "c": [], "ad": []}
+            message = EncodedMessage(filter=_filter_of(held), size=len(held))
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
             fresh = {c["id"]: c for c in reply.get("c") or () if isinstance(c.get("id"), str)}
             before = len(commits)
@@ -780,11 +775,10 @@ def _connection_problem(error: Exception) -> str:
     return text
 
 
-def _filter_of(commits: Collection[str]) -> Any:
+def _filter_of(commits: Collection[str]) -> bytes:
     if not commits:
         return _EMPTY_FILTER
     size = len(commits)
     bloom = BloomFilter.for_size(size, _PULL_ERROR_RATE, new_seeds(seed_count(size, _PULL_ERROR_RATE)))
-    for commit_id in commits:
-        bloom.add(commit_id)
-    return {"__t": "E", "__v": bloom.to_json()}
+    bloom.update(commits)
+    return encode_filter(bloom)

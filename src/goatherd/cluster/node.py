@@ -11,6 +11,16 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity.session import OwnedSession, Session
 
 
+class Sendable(Protocol):
+    """The interface of a commit that can be pushed to a server: `encoded` is its JSON in GoatDB's form.
+
+    `goatherd.wire.commit.Commit` implements it.
+    """
+
+    @property
+    def encoded(self) -> bytes: ...
+
+
 class Node(Protocol):
     """The interface of a client of one server, for the requests that Goatherd makes, such as `goatherd.NodeClient`."""
 
@@ -22,7 +32,11 @@ class Node(Protocol):
     ) -> list[dict[str, Any]]: ...
 
     async def push(
-        self, path: str, commits: Iterable[Mapping[str, Any]], signer: OwnedSession, now_ms: int | None = None
+        self,
+        path: str,
+        commits: Iterable[Sendable | Mapping[str, Any]],
+        signer: OwnedSession,
+        now_ms: int | None = None,
     ) -> dict[str, Any] | None: ...
 
     async def identity(self) -> ServerIdentity | None: ...

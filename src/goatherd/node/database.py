@@ -185,11 +185,11 @@ class _RepositoryView:
     def ids(self) -> Sequence[str]:
         return self.repository.shown_ids
 
-    def commit_json(self, commit_id: str) -> Mapping[str, Any]:
+    def encoded_commit(self, commit_id: str) -> bytes:
         commit = self.repository.get(commit_id)
         if commit is None:
             raise KeyError(commit_id)
-        return commit.to_json()
+        return commit.encoded
 
 
 class DatabaseRepository:

@@ -38,8 +38,7 @@ from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedEr
 from goatherd.ids import new_seeds
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
-from goatherd.wire.json import to_json_bytes
-from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
+from goatherd.wire.messages import EncodedMessage, SyncMessage, encode_filter, filter_parameters
 from goatherd.wire.paths import SESSIONS_PATH, USERS_PATH
 
 if TYPE_CHECKING:
@@ -90,8 +89,12 @@ class PeerView(Protocol):
         """The ids of all stored commits of the repository in order of arrival. Ids are only added, at the end."""
         ...
 
-    def commit_json(self, commit_id: str) -> Mapping[str, Any]:
-        """Return the stored commit with this id as JSON, in the form in which it is sent."""
+    def encoded_commit(self, commit_id: str) -> bytes:
+        """Return the JSON of the stored commit with this id.
+
+        Raises:
+            KeyError: The repository no longer has the commit.
+        """
         ...
 
 
@@ -306,7 +309,7 @@ class Peer:
     async def _run_round(self, due: Sequence[_Repository]) -> None:
         budget = _RequestBudget(self._limit)
         sent: list[tuple[_Repository, bool, list[asyncio.Future[bool]]]] = []
-        requests: list[tuple[str, dict[str, Any]]] = []
+        requests: list[tuple[str, EncodedMessage]] = []
         try:
             for state in due:
                 # Callers that start to wait from now on wait for the next request, not for this one.
@@ -344,7 +347,7 @@ class Peer:
                 _resolve_watchers(watchers, answer=False)
             raise
 
-    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[dict[str, Any], bool]:
+    async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[EncodedMessage, bool]:
         view = await self._replica.open_view(state.path)
         now = self._clock.monotonic()
         if state.is_outdated:
@@ -365,8 +368,7 @@ class Peer:
         elif is_pull:
             state.light = 0
         bloom = await _run_aside(count > MANY, self._own_filter, state, view.ids) if is_pull else _HAVE_ALL
-        message = SyncMessage(version=VERSION, filter=bloom, size=count, commits=commits).to_json()
-        return message, is_pull
+        return EncodedMessage(filter=encode_filter(bloom), size=count, commits=commits), is_pull
 
     def _add_new_commits(self, state: _Repository, ids: Sequence[str], now: float) -> None:
         """Record in `state.waiting` that the peer may lack the commits that were stored since the last call.
@@ -390,9 +392,7 @@ class Peer:
                 state.waiting[commit_id] = _Waiting()
         state.has_filter = False
 
-    def _choose_commits(
-        self, state: _Repository, view: PeerView, budget: _RequestBudget, now: float
-    ) -> list[Mapping[str, Any]]:
+    def _choose_commits(self, state: _Repository, view: PeerView, budget: _RequestBudget, now: float) -> list[bytes]:
         """Choose commits to send to the peer, the least often sent first.
 
         None are chosen before the peer has sent its first Bloom filter, which shows the commits that it holds.
@@ -407,14 +407,14 @@ class Peer:
         ]
         if len(ready) > budget.commits or any(offers for offers, _ in ready):
             ready.sort(key=lambda pair: pair[0])
-        chosen: list[Mapping[str, Any]] = []
+        chosen: list[bytes] = []
         for _, commit_id in ready:
             try:
-                commit = view.commit_json(commit_id)
+                commit = view.encoded_commit(commit_id)
             except KeyError:  # taken out since
                 del state.waiting[commit_id]
                 continue
-            if not budget.take_commit(commit):
+            if not budget.take_commit(len(commit)):
                 break
             one = state.waiting[commit_id]
             one.offers += 1
@@ -590,12 +590,11 @@ class _RequestBudget:
         self.commits = commits
         self.bytes = MAX_BYTES
 
-    def take_commit(self, commit: Mapping[str, Any]) -> bool:
-        """Reserve room for a commit in the request; return False if there is not enough.
+    def take_commit(self, size: int) -> bool:
+        """Reserve room for a commit of `size` bytes in the request; return False if there is not enough.
 
         The first commit fits even if it is larger than the whole limit of bytes.
         """
-        size = len(to_json_bytes(commit))
         if self.commits <= 0 or (size > self.bytes and self.bytes < MAX_BYTES):
             return False
         self.commits -= 1

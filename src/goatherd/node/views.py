@@ -24,7 +24,7 @@ from goatherd.node.repository import Repository, Seeds
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
-from goatherd.wire.messages import VERSION, EncodedReply, SyncMessage, encode_filter, filter_parameters
+from goatherd.wire.messages import VERSION, EncodedMessage, SyncMessage, encode_filter, filter_parameters
 from goatherd.wire.paths import SESSIONS_PATH
 
 BIG_VIEW = 200
@@ -261,7 +261,7 @@ class Views:
         *,
         born_under: Mapping[str, float] | None,
         room: ReplyBudget,
-    ) -> EncodedReply:
+    ) -> EncodedMessage:
         """Build the answer to one sync message.
 
         Args:
@@ -290,7 +290,7 @@ class Views:
         if not room.take_bytes(len(shown) * 3 // 4):
             # "I have nothing" costs the asker bandwidth; a filter that lacks something would cost it commits.
             shown = self._encode_empty_filter(1, cycles)
-        return EncodedReply(filter=shown, size=count, commits=commits)
+        return EncodedMessage(filter=shown, size=count, commits=commits)
 
     def _filter_key(self, view: SessionView, asked: SyncMessage, look: Look | None, brought: bool) -> tuple[int, int]:
         """Return the properties of an answer's filter: its number of commits, and the rounds until GoatDB converges.

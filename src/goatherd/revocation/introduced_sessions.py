@@ -17,9 +17,13 @@ from goatherd.crypto.keys import SignatureCheck
 from goatherd.derived_ids import derived_id
 from goatherd.errors import DecodeError, VerificationError
 from goatherd.identity.revocations import FrozenList, commit_digest
-from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
-from goatherd.identity.session_commits import preferred_session, read_signature_by, session_from_commit
-from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session, sign_commit
+from goatherd.identity.session_commits import (
+    draft_session_commit,
+    preferred_session,
+    read_signature_by,
+    session_from_commit,
+)
 from goatherd.trust import map_in_threads, verify_in_threads
 from goatherd.wire.commit import Commit
 
@@ -146,7 +150,7 @@ def survey(
 
 def introduce_again(
     introduced: Sequence[Introduced], *, signer: OwnedSession, at: int, org: str, executor: Executor | None = None
-) -> list[dict[str, Any]]:
+) -> list[Commit]:
     """Return the signed commits that reissue sessions.
 
     Args:
@@ -158,10 +162,13 @@ def introduce_again(
         executor: Makes signatures in parallel.
     """
 
-    def make(one: Introduced) -> dict[str, Any]:
-        return make_session_commit(
-            one.session, signer=signer, commit_id=one.commit_id, ts=at, org=org, parents=one.parents
+    def make(one: Introduced) -> Commit:
+        draft = draft_session_commit(
+            one.session, signer_id=signer.id, commit_id=one.commit_id, ts=at, org=org, parents=one.parents
         )
+        commit = sign_commit(signer, draft, now_ms=at)
+        commit.keep_encoded()  # each server gets the same bytes
+        return commit
 
     return map_in_threads(make, introduced, executor)
 

@@ -262,7 +262,7 @@ class SessionReissuer:
         """Push new commits to all Goatherd servers, or to one unmodified server; add servers that fail to `failed`."""
         ours = [one for one in ready if not one.is_unmodified]
 
-        async def push_batch(commits: Sequence[Mapping[str, Any]]) -> None:
+        async def push_batch(commits: Sequence[Commit]) -> None:
             async def push(outcome: NodeOutcome) -> bool:
                 work = partial(self._push_to, outcome, commits, document.current)
                 if (error := await self._try_node(outcome, work)) is not None:
@@ -313,14 +313,14 @@ class SessionReissuer:
         return errors[0] if errors else None
 
     async def _push_to(
-        self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession, _: SessionNode
+        self, outcome: NodeOutcome, commits: Sequence[Commit], signer: OwnedSession, _: SessionNode
     ) -> None:
         await self._push_commits(outcome, commits, signer)
 
     async def _sign_commits(
         self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
-    ) -> list[dict[str, Any]]:
-        def make() -> list[dict[str, Any]]:
+    ) -> list[Commit]:
+        def make() -> list[Commit]:
             with ThreadPoolExecutor(_THREADS) as executor:
                 return introduce_again(
                     introduced, signer=document.current, at=entry.at, org=self._org, executor=executor
@@ -328,11 +328,9 @@ class SessionReissuer:
 
         return await asyncio.to_thread(make)
 
-    async def _push_commits(
-        self, outcome: NodeOutcome, commits: Sequence[Mapping[str, Any]], signer: OwnedSession
-    ) -> None:
+    async def _push_commits(self, outcome: NodeOutcome, commits: Sequence[Commit], signer: OwnedSession) -> None:
         await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
-        lacking = await self._find_lacking(outcome, [commit["id"] for commit in commits], signer)
+        lacking = await self._find_lacking(outcome, [commit.id for commit in commits], signer)
         self._report.node_calls += 2
         poll = self._policy.poll_min
         for _ in range(RETRIES):
@@ -340,7 +338,7 @@ class SessionReissuer:
                 return
             await self._clock.sleep(poll)
             poll = min(poll * 2, self._policy.poll_max)
-            missing = [commit for commit in commits if commit["id"] in set(lacking)]
+            missing = [commit for commit in commits if commit.id in set(lacking)]
             await self._nodes[outcome.url].push(SESSIONS_PATH, missing, signer, self._clock.now_ms())
             lacking = await self._find_lacking(outcome, lacking, signer)
             self._report.node_calls += 2

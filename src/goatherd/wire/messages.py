@@ -114,11 +114,6 @@ def cycles_for(measured_ms: float) -> int:
     return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 
-def encode_request(requests: Iterable[tuple[str, SyncMessage | Mapping[str, Any]]]) -> bytes:
-    """Encode the body of a ``POST /batch-sync`` request, from each repository path and its sync message."""
-    return to_json_bytes([{"path": path, "msg": _message_json(message)} for path, message in requests])
-
-
 def decode_request(body: bytes | str) -> list[Any]:
     """Return the undecoded elements in the body of a ``/batch-sync`` request. Check each with `decode_request_element`.
 
@@ -146,13 +141,13 @@ def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedReply:
-    """The reply to a sync message, with its large parts already as JSON.
+class EncodedMessage:
+    """A sync message with its large parts already as JSON.
 
     Attributes:
         filter: A filter over the commits that the sender holds, from `encode_filter`.
         size: The number of these commits.
-        commits: The commits that the receiver lacks, as JSON.
+        commits: Commits for the receiver, as JSON.
     """
 
     filter: bytes
@@ -166,12 +161,29 @@ def encode_filter(bloom: BloomFilter) -> bytes:
     return b'{"__t":"E","__v":{"d":"%b","s":[%b]}}' % (pybase64.b64encode(bloom.bits), seeds)
 
 
-def encode_reply(replies: Iterable[tuple[str, EncodedReply]]) -> bytes:
+def encode_request(requests: Iterable[tuple[str, EncodedMessage | Mapping[str, Any]]]) -> bytes:
+    """Encode the body of a ``POST /batch-sync`` request.
+
+    Args:
+        requests: Repository paths, each with its sync message: encoded, or as a JSON object.
+    """
+    return _encode_batch(b"msg", requests)
+
+
+def encode_reply(replies: Iterable[tuple[str, EncodedMessage]]) -> bytes:
     """Encode the body of the answer to ``POST /batch-sync``, from each requested path and its reply."""
+    return _encode_batch(b"res", replies)
+
+
+def _encode_batch(name: bytes, messages: Iterable[tuple[str, EncodedMessage | Mapping[str, Any]]]) -> bytes:
     parts: list[bytes] = []
-    for path, reply in replies:
-        head = b'%b{"path":%b,"res":{"ver":%d,"f":' % (b"," if parts else b"[", to_json_bytes(path), VERSION)
-        parts += [head, reply.filter, b',"s":%d,"c":[' % reply.size, b",".join(reply.commits), b'],"ad":[]}}']
+    for path, message in messages:
+        parts.append(b'%b{"path":%b,"%b":' % (b"," if parts else b"[", to_json_bytes(path), name))
+        if isinstance(message, EncodedMessage):
+            parts += [b'{"ver":%d,"f":' % VERSION, message.filter, b',"s":%d,"c":[' % message.size]
+            parts += [b",".join(message.commits), b'],"ad":[]}}']
+        else:
+            parts += [to_json_bytes(message), b"}"]
     return b"".join([*parts, b"]"]) if parts else b"[]"
 
 
@@ -209,7 +221,3 @@ def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[s
     if not isinstance(session, dict) or not isinstance(roots, list) or not all(isinstance(r, dict) for r in roots):
         raise DecodeError("the answer of /auth/session must be an object with a session and roots")
     return session, roots
-
-
-def _message_json(message: SyncMessage | Mapping[str, Any]) -> Mapping[str, Any]:
-    return message.to_json() if isinstance(message, SyncMessage) else message

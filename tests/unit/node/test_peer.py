@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -18,7 +19,8 @@ from goatherd.node.database import MAX_LACKING
 from goatherd.node.peer import MANY, MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
-from goatherd.wire.messages import filter_parameters
+from goatherd.wire.json import to_json_bytes
+from goatherd.wire.messages import EncodedMessage, encode_request, filter_parameters
 from tests.unit.node.nodes import (
     Node,
     cluster,
@@ -279,8 +281,8 @@ class Shelf:
             self.commits[commit["id"]] = commit
         return len(fresh)
 
-    def commit_json(self, commit_id: str) -> Mapping[str, Any]:
-        return self.commits[commit_id]
+    def encoded_commit(self, commit_id: str) -> bytes:
+        return to_json_bytes(self.commits[commit_id])
 
 
 class Here:
@@ -328,14 +330,15 @@ class There:
         self.offers: dict[str, int] = {}
 
     async def batch_sync(
-        self, requests: Sequence[tuple[str, Mapping[str, Any]]], signer: OwnedSession, now_ms: int | None = None
+        self, requests: Sequence[tuple[str, EncodedMessage]], signer: OwnedSession, now_ms: int | None = None
     ) -> list[dict[str, Any]]:
         self.signers.append(signer.id)
         await asyncio.sleep(0)
         if self.down is not None:
             raise self.down
-        self.batches.append(list(requests))
-        return [self.reply(path, message) for path, message in requests]
+        batch = [(each["path"], each["msg"]) for each in json.loads(encode_request(requests))]
+        self.batches.append(batch)
+        return [self.reply(path, message) for path, message in batch]
 
     def reply(self, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
         shelf = self.shelves.setdefault(path, Shelf())
@@ -728,6 +731,6 @@ async def test_settled_tells_when_the_peer_has_been_offered_everything() -> None
 
 
 def test_a_commit_keeps_its_form_on_the_way(tmp_path: Path) -> None:
-    """What `commit_json` gives is what `Commit.from_json` reads back, signature and all."""
+    """What `encoded_commit` gives is what `Commit.from_json` reads back, signature and all."""
     commit = signed_commit(user())
-    assert Commit.from_json(commit.to_json(), org="localhost") == commit
+    assert Commit.from_json(json.loads(commit.encoded), org="localhost") == commit

@@ -10,7 +10,7 @@ from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.messages import (
     VERSION,
-    EncodedReply,
+    EncodedMessage,
     SyncMessage,
     cycles_for,
     decode_reply,
@@ -25,18 +25,19 @@ from goatherd.wire.messages import (
 )
 
 MESSAGE = SyncMessage(version=VERSION, filter=BloomFilter(b"\1", (5, 6)), size=3, commits=[{"id": "a"}])
-ENCODED = EncodedReply(filter=encode_filter(MESSAGE.filter), size=3, commits=[b'{"id":"a"}'])
+ENCODED = EncodedMessage(filter=encode_filter(MESSAGE.filter), size=3, commits=[b'{"id":"a"}'])
 
 
 def test_a_message_is_written_in_goatdbs_order() -> None:
-    assert encode_request([("/data/x", MESSAGE)]) == (
+    assert encode_request([("/data/x", ENCODED)]) == encode_request([("/data/x", MESSAGE.to_json())])
+    assert encode_request([("/data/x", ENCODED)]) == (
         b'[{"path":"/data/x","msg":{"ver":50595584,"f":{"__t":"E","__v":{"d":"AQ==","s":[5,6]}},'
         b'"s":3,"c":[{"id":"a"}],"ad":[]}}]'
     )
 
 
 def test_requests_and_replies_read_back() -> None:
-    ((path, message),) = [decode_request_element(each) for each in decode_request(encode_request([("/d/x", MESSAGE)]))]
+    ((path, message),) = [decode_request_element(each) for each in decode_request(encode_request([("/d/x", ENCODED)]))]
     assert (path, message.to_json()) == ("/d/x", MESSAGE.to_json())
     ((path, message),) = decode_reply(encode_reply([("/d/x", ENCODED)]))
     assert (path, message.to_json()) == ("/d/x", MESSAGE.to_json())
