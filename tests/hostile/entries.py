@@ -45,10 +45,10 @@ from goatherd.providers.vault.records import decode_value as decode_vault_value
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord, entry_for
 from goatherd.schedule.due import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
+from goatherd.wire.batch import read_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records, read_lines, scan_log
 from goatherd.wire.json import parse_json, stable_stringify, to_json_bytes
-from goatherd.wire.messages import decode_reply, decode_request, decode_request_element, decode_session_reply
 from tests.unit.goats import NOW, ORG, commit_by, element, introduction, owned, root, signed_header
 
 ARGUMENT = 8192
@@ -182,10 +182,6 @@ def _filtered(data: bytes) -> object:
     return stream.close()
 
 
-def _batch(data: bytes) -> object:
-    return [decode_request_element(one) for one in decode_request(data)]
-
-
 def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
     def from_file(data: bytes) -> object:
         with tempfile.TemporaryDirectory() as top:
@@ -227,7 +223,7 @@ def entries() -> Sequence[Entry]:
         Entry("session header", lambda data: parse_signature(text(data)), (signed_header(X).encode(),), 16384),
         Entry("JSON", parse_json, (BATCH, DOCUMENT)),
         Entry("stable text", _stable_text, (BATCH, DOCUMENT)),
-        Entry("batch", _batch, (BATCH,)),
+        Entry("batch", lambda data: read_batch(data, 1000), (BATCH,)),
         Entry("commit", _commit, (json.dumps(NOTE.to_json()).encode(),)),
         Entry("signed text of a commit", _signed_text, (json.dumps(NOTE.to_json()).encode(),)),
         Entry("session's commit", _session_commit, (json.dumps(BIRTH.to_json()).encode(),)),
@@ -248,8 +244,6 @@ def entries() -> Sequence[Entry]:
             (b'{"serverURL":"x"}',),
         ),
         # what servers answer to the tools
-        Entry("sync reply", decode_reply, (REPLY,)),
-        Entry("session reply", decode_session_reply, (ANSWER,)),
         Entry("frozen list", FrozenList.from_bytes, (bytes(32),)),
         # what is stored
         Entry("identity document", decode_document, (DOCUMENT,)),

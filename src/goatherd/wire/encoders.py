@@ -24,11 +24,6 @@ class Encoded:
     value: dict[str, Any]
 
 
-def is_plain_object(value: Any) -> bool:
-    """Return whether JavaScript considers the value a plain object: a dict that is not a Map."""
-    return type(value) is dict
-
-
 def keeps_rich_text_element(element: Any) -> bool:
     """Return whether GoatDB stores this element of rich text.
 

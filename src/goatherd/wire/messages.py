@@ -1,4 +1,4 @@
-"""Decode and encode sync messages and the bodies of ``/batch-sync`` and ``/auth/session``.
+"""Decode and encode the sync messages of ``/batch-sync``.
 
 Pure. The members are listed in docs/reference/goatdb-protocol.md#sync-messages. Commits inside a message stay raw JSON,
 so that a receiver can skip a commit that it cannot decode and still use the rest of the message.
@@ -15,7 +15,7 @@ import pybase64
 
 from goatherd.errors import DecodeError
 from goatherd.wire.bloom import BloomFilter
-from goatherd.wire.json import parse_json, to_json_bytes
+from goatherd.wire.json import to_json_bytes
 
 VERSION = 50595584
 """3.4.7.0, what GoatDB 0.5.1 announces; a server withholds commits from anything lower."""
@@ -114,18 +114,6 @@ def cycles_for(measured_ms: float) -> int:
     return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 
-def decode_request(body: bytes | str) -> list[Any]:
-    """Return the undecoded elements in the body of a ``/batch-sync`` request. Check each with `decode_request_element`.
-
-    Raises:
-        DecodeError: The body is not JSON, or not an array.
-    """
-    elements = parse_json(body)
-    if not isinstance(elements, list):
-        raise DecodeError("a batch must be a JSON array")
-    return elements
-
-
 def decode_request_element(element: Any) -> tuple[str, SyncMessage]:
     """Return the repository path and the sync message of one element of a request; the path is not checked.
 
@@ -185,39 +173,3 @@ def _encode_batch(name: bytes, messages: Iterable[tuple[str, EncodedMessage | Ma
         else:
             parts += [to_json_bytes(message), b"}"]
     return b"".join([*parts, b"]"]) if parts else b"[]"
-
-
-def decode_reply(body: bytes | str) -> list[tuple[str, SyncMessage]]:
-    """Decode the answer to ``POST /batch-sync``: the repository path and sync message of each element.
-
-    Raises:
-        DecodeError: The answer is not an array of ``{path, res}`` with well-formed messages.
-    """
-    replies = parse_json(body)
-    if not isinstance(replies, list):
-        raise DecodeError("the answer to a batch must be a JSON array")
-    decoded: list[tuple[str, SyncMessage]] = []
-    for reply in replies:
-        if not isinstance(reply, Mapping) or not isinstance(reply.get("path"), str):
-            raise DecodeError("an element of the answer must be an object with a path")
-        decoded.append((reply["path"], SyncMessage.from_json(reply.get("res") or {})))
-    return decoded
-
-
-def encode_session_request(public_jwk: Mapping[str, Any]) -> bytes:
-    """Encode the body of ``POST /auth/session``, which requests a session for a public key."""
-    return to_json_bytes({"publicKey": dict(public_jwk)})
-
-
-def decode_session_reply(body: bytes | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decode the answer to ``POST /auth/session``: the encoded session and the encoded roots.
-
-    Raises:
-        DecodeError: The answer has another form. The sessions in it are not checked.
-    """
-    reply = parse_json(body)
-    session = reply.get("session") if isinstance(reply, dict) else None
-    roots = reply.get("roots") if isinstance(reply, dict) else None
-    if not isinstance(session, dict) or not isinstance(roots, list) or not all(isinstance(r, dict) for r in roots):
-        raise DecodeError("the answer of /auth/session must be an object with a session and roots")
-    return session, roots
