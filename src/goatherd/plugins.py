@@ -1,9 +1,9 @@
 """Find providers and signers by URI scheme, and import only the one that is needed.
 
-The module reads the entry points of installed packages, reports which of them cannot be used and why, and selects one.
-The built-in providers and signers are found in the same way. Rules: the entry point's name is the scheme. The order
-does not depend on the file system. If two packages register the same scheme, the error names both. Error messages quote
-the scheme of a URI, never the whole URI, which may hold a password.
+The module reads the entry points of installed packages, selects one, and says why it cannot be used. The built-in
+providers and signers are found in the same way. Rules: the entry point's name is the scheme. The order does not depend
+on the file system. If two packages register the same scheme, the error names both. Error messages quote the scheme of a
+URI, never the whole URI, which may hold a password.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, reduce
 from importlib import import_module
@@ -159,42 +158,9 @@ def _read_distribution(directory: str) -> _Distribution | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PluginStatus:
-    """One entry point, and whether it can be used.
-
-    Attributes:
-        scheme: The URI scheme.
-        distribution: The installed distribution that contains the plugin, such as ``goatherd``.
-        version: The distribution's version.
-        problem: Why the plugin cannot be used, or None.
-    """
-
-    scheme: str
-    distribution: str
-    version: str
-    problem: GoatherdError | None
-
-
 def provider_schemes() -> tuple[str, ...]:
     """Return the URI schemes of the installed providers, sorted. Imports none of them."""
     return tuple(sorted({point.name for point in _entry_points(PROVIDERS)}))
-
-
-def check_providers() -> tuple[PluginStatus, ...]:
-    """Import every registered provider and report which can be used. A broken plugin does not affect the others."""
-    found = []
-    for point in _entry_points(PROVIDERS):
-        problem: GoatherdError | None = None
-        try:
-            _provider_class(point.name)
-        except GoatherdError as error:
-            problem = error
-        version = point.dist.version if point.dist else "?"
-        found.append(
-            PluginStatus(scheme=point.name, distribution=_distribution_name(point), version=version, problem=problem)
-        )
-    return tuple(found)
 
 
 def open_provider(uri: str) -> tuple[SecretProvider, str]:
