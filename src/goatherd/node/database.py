@@ -483,7 +483,7 @@ class Database:
             clock=self._clock,
             durable=lambda: self._disk.wait_until_durable([UNUSED_LOG]),
             publish=lambda: self.publish_changes(SESSIONS_PATH),
-            drive=self._drive_steps,
+            drive=self.drive,
             is_wanted=self._unused_capacity > 0,
         )
         if self._unused_capacity or len(unused):
@@ -573,7 +573,7 @@ class Database:
 
         Threads run the steps that the generator yields, so that the event loop does not wait.
         """
-        return await self._drive_steps(steps)
+        return await drive_steps(steps, self._run_step)
 
     def repository(self, path: str) -> DatabaseRepository:
         """Return an object that reads and writes the items of the repository with this path.
@@ -602,7 +602,7 @@ class Database:
 
         A thread reads the repository's log, so that the event loop does not wait.
         """
-        await self._drive_steps(self.engine.open_in_steps(path))
+        await self.drive(self.engine.open_in_steps(path))
         return self.engine
 
     async def publish_changes(self, path: str) -> None:
@@ -710,7 +710,7 @@ class Database:
         The server calls this before it reads a large body, so that only trusted sessions can send one.
         """
         try:
-            return await self._drive_steps(self.engine.authenticate_request(header or "", self.now_ms()))
+            return await self.drive(self.engine.authenticate_request(header or "", self.now_ms()))
         except VerificationError:
             return None
 
@@ -727,7 +727,7 @@ class Database:
         response = await self._finish_response(made, self._disk.failure_count)
         if response.unused is None or exchange is None or await exchange.share_session(response.unused):
             return response
-        await self._drive_steps(self.engine.introduce_in_steps(response.unused, self.now_ms()))
+        await self.drive(self.engine.introduce_in_steps(response.unused, self.now_ms()))
         changed = frozenset({SESSIONS_PATH})
         return await self._finish_response(
             replace(response, flush=changed, changed_paths=changed, wait_for_peers=True, unused=None),
@@ -745,7 +745,7 @@ class Database:
         self._sessions_waiting += 1
         try:
             async with self._session_turns:
-                return await self._drive_steps(self.engine.create_session_in_steps(body, self.now_ms()))
+                return await self.drive(self.engine.create_session_in_steps(body, self.now_ms()))
         finally:
             self._sessions_waiting -= 1
 
@@ -852,7 +852,7 @@ class Database:
             return CANNOT_WRITE
         if response.again is not None and not (is_whole and self._disk.failure_count == failures):
             failures = self._disk.failure_count
-            anew = await self._run_to_end(self._drive_steps(response.again()))
+            anew = await self._run_to_end(self.drive(response.again()))
             anew = replace(anew, flush=response.flush, changed_paths=response.changed_paths, refused=response.refused)
             return await self._finish_response(anew, failures)
         if SESSIONS_PATH in response.changed_paths:
@@ -873,9 +873,6 @@ class Database:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
-
-    async def _drive_steps(self, steps: EngineSteps[R]) -> R:
-        return await drive_steps(steps, self._run_step)
 
     async def _run_step(self, step: EngineStep) -> Any:
         if step.is_remote:
@@ -913,7 +910,7 @@ class Database:
             self._is_withholding.clear()
             while self.engine.withheld_count:
                 try:
-                    path = await self._drive_steps(self.engine.merge_withheld())
+                    path = await self.drive(self.engine.merge_withheld())
                     if path is not None:
                         await self.publish_changes(path)
                 except GoatherdError as error:
@@ -994,7 +991,7 @@ class Database:
         SECURITY: clients may request any path, so a repository that no server holds must not stay in memory
         (tests/unit/node/test_peer.py).
         """
-        return _RepositoryView(await self._drive_steps(self.engine.peek_in_steps(path)))
+        return _RepositoryView(await self.drive(self.engine.peek_in_steps(path)))
 
     async def store_commits(self, path: str, commits: Sequence[Any]) -> int:
         """Verify and store the commits that a peer sent; return how many were new.
@@ -1011,7 +1008,7 @@ class Database:
         fresh = {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
         if not fresh:
             return 0
-        done = await self._drive_steps(self.engine.ingest_commits(path, list(fresh.values()), self.now_ms()))
+        done = await self.drive(self.engine.ingest_commits(path, list(fresh.values()), self.now_ms()))
         early = {commit_id for commit_id, error in done.refused if isinstance(error, _MAY_CHANGE)}
         if early:
             for fingerprint, raw in fresh.items():
