@@ -12,6 +12,7 @@ from typing import Any
 from goatherd import ids
 from goatherd.derived_ids import ALPHABET, LENGTH
 from goatherd.errors import DecodeError
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.wire import bloom, paths
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
@@ -19,7 +20,7 @@ from goatherd.wire.commit_log import scan_log
 from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refuse_encoded
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
-from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json, to_pretty_json
+from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json
 from goatherd.wire.messages import VERSION, SyncMessage, cycles_for, filter_parameters
 from tests.vectors.notation import dense, value_of
 from tests.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
@@ -144,7 +145,8 @@ def misc(document: Document, sheet: Sheet) -> None:
         for item in versions.items():
             sheet.case(f"versions.{item[0]}", partial(version, item))
     sheet.each("tuples", document.get("tuples"), tuple_)
-    sheet.each("pretty", document.get("pretty"), lambda c: same_text("text", c["text"], to_pretty_json(c["value"])))
+    pretty = document.get("pretty")
+    sheet.each("pretty", pretty, lambda c: same_text("text", c["text"], to_pretty_json(c["value"]).decode()))
 
 
 def bloom_filter(document: Document, sheet: Sheet) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from goatherd.errors import DecodeError
 from goatherd.identity.session import OwnedSession, Session, parse_signature, verify_commit
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records, scan_log
 from goatherd.wire.items import apply_edit
 from goatherd.wire.javascript_values import unit_key
-from goatherd.wire.json import parse_json, to_json_bytes, to_pretty_json
+from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.paths import log_file, repository_id
 from goatherd.wire.schema import Registry
 from tests.vectors.items import RICH_TEXT
@@ -50,7 +51,7 @@ def log_path(repository: dict[str, Any], description: Path) -> Path:
 
 def _settings(text: str, sessions: dict[str, Session]) -> None:
     settings = parse_json(text)
-    equal("settings text", text, to_pretty_json(settings))
+    equal("settings text", text, to_pretty_json(settings).decode())
     current = OwnedSession.from_json(settings["currentSession"])
     equal("current session is known", True, current.id in sessions)
     equal("current session's key", sessions[current.id].public_key.raw.hex(), current.session.public_key.raw.hex())

@@ -20,12 +20,13 @@ from goatherd.identity.session import (
     verify_commit,
     verify_data,
 )
+from goatherd.identity.strict_json import to_pretty_json
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoders import Decoder
 from goatherd.wire.items import apply_edit, canonical_record, decode_data, encode_data, normalize_data
 from goatherd.wire.javascript_values import date_from_json, is_truthy
-from goatherd.wire.json import parse_json, to_json, to_pretty_json
+from goatherd.wire.json import parse_json, to_json
 from goatherd.wire.schema import SESSIONS, Registry
 from tests.vectors.notation import registry_of, session_of, value_of
 from tests.vectors.sheet import (
@@ -181,7 +182,7 @@ def _settings(c: Case) -> None:
     for name in ("roots", "trustedSessions"):
         if name in settings:
             again[name] = [_reencoded(each) for each in settings[name]]
-    same_text("text", c["text"], to_pretty_json(again))
+    same_text("text", c["text"], to_pretty_json(again).decode())
 
 
 def _load(c: Case) -> None:

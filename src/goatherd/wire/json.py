@@ -189,23 +189,12 @@ def to_json(value: Any) -> str:
         except orjson.JSONEncodeError:
             pass
     try:
-        return _json_value(value, "", "")
+        return _json_value(value)
     except RecursionError:
         raise EncodeError("the value is nested too deeply to be written") from None
 
 
-def to_pretty_json(value: Any) -> str:
-    """Return a value as indented JSON, as ``JSON.stringify(value, null, 2)`` writes it.
-
-    GoatDB writes settings.json in this form.
-    """
-    try:
-        return _json_value(value, "  ", "\n")
-    except RecursionError:
-        raise EncodeError("the value is nested too deeply to be written") from None
-
-
-def _json_value(value: Any, indent: str, margin: str) -> str:
+def _json_value(value: Any) -> str:
     kind = type(value)
     if kind is str:
         return json_string(value)
@@ -217,20 +206,16 @@ def _json_value(value: Any, indent: str, margin: str) -> str:
         return json_number(value)
     if value is UNDEFINED:
         return "undefined"
-    inner = margin + indent
     if isinstance(value, JSMap | JSSet):
         return "{}"
     if isinstance(value, dict):
-        colon = ": " if indent else ":"
-        parts = [
-            f"{json_string(key)}{colon}{_json_value(value[key], indent, inner)}"
-            for key in own_keys(value)
-            if value[key] is not UNDEFINED
+        members = [
+            f"{json_string(key)}:{_json_value(value[key])}" for key in own_keys(value) if value[key] is not UNDEFINED
         ]
-        return f"{{{inner}{f',{inner}'.join(parts)}{margin}}}" if parts else "{}"
+        return f"{{{','.join(members)}}}"
     if isinstance(value, list | tuple):
-        parts = ["null" if item is UNDEFINED else _json_value(item, indent, inner) for item in value]
-        return f"[{inner}{f',{inner}'.join(parts)}{margin}]" if parts else "[]"
+        items = ["null" if item is UNDEFINED else _json_value(item) for item in value]
+        return f"[{','.join(items)}]"
     if isinstance(value, JSDate):
         return "null" if value.ms is None else f'"{iso(value.ms)}"'
     raise EncodeError(f"a value of type {type(value).__name__} cannot be written as JSON")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import struct
 import sys
@@ -17,7 +16,7 @@ from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire import javascript_values
 from goatherd.wire import json as wire_json
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet, number_text, own_keys, unit_key
-from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json, to_json_bytes, to_pretty_json
+from goatherd.wire.json import json_string, parse_json, stable_stringify, to_json, to_json_bytes
 
 # Text as JavaScript may hold it: lone surrogates are single units and never neighbours that would be a pair.
 TEXT = st.text(st.characters(exclude_categories=[]), max_size=12).map(javascript_values.join_surrogates)
@@ -102,13 +101,9 @@ class TestJSON:
     @pytest.mark.slow
     @given(JSON_VALUES)
     def test_the_fast_path_writes_the_bytes_of_the_slow_one(self, value: object) -> None:
-        slow = wire_json._json_value(value, "", "")
+        slow = wire_json._json_value(value)
         assert to_json(value) == slow
         assert to_json_bytes(value) == slow.encode()
-
-    @given(JSON_VALUES)
-    def test_pretty_text_is_the_same_json(self, value: object) -> None:
-        assert json.loads(to_pretty_json(value)) == json.loads(to_json(value))
 
     def test_writes_array_indices_first_and_ascending(self) -> None:
         value = {"b": 1, "10": 2, "9": 3, "01": 4, "-1": 5, "4294967295": 6, "4294967294": 7, "a": 8}
