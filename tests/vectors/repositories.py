@@ -13,8 +13,8 @@ from goatherd.wire.commit_log import frame_records, scan_log
 from goatherd.wire.items import apply_edit
 from goatherd.wire.javascript_values import unit_key
 from goatherd.wire.json import parse_json, to_json_bytes
-from goatherd.wire.paths import log_file, repository_id
 from goatherd.wire.schema import Registry
+from tests.fakes.goatdb_paths import log_file, repository_id
 from tests.vectors.items import RICH_TEXT
 from tests.vectors.notation import registry_of, session_of
 from tests.vectors.sheet import Case, NotJudgedError, Sheet, accepts, equal, mismatch

