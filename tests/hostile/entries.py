@@ -27,7 +27,7 @@ from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create_document
 from goatherd.node.commit_checks import read_commit
 from goatherd.node.data_check import decode_lines
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.plugins import open_provider

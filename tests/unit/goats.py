@@ -14,7 +14,7 @@ from goatherd.crypto import PrivateKey
 from goatherd.identity.session import OwnedSession, Session, sign_commit, sign_request
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import Engine, Response, drive_inline
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Log, Repository
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter

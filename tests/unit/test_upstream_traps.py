@@ -25,7 +25,8 @@ from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.node import concurrent_creation
 from goatherd.node.commit_checks import read_commit
 from goatherd.node.concurrent_creation import PORTION, unmerged_creations
-from goatherd.node.log_storage import LogDirectory, MemoryLog
+from goatherd.node.log_storage import LogDirectory
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
 from goatherd.node.views import SyncLimits

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3

@@ -18,7 +18,7 @@ from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.trust import Verification

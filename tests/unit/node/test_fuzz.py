@@ -14,7 +14,7 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import BUILTIN, Registry, Schema, SchemaField

@@ -12,7 +12,7 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError, PathError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
-from goatherd.node.log_storage import MemoryLog
+from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
