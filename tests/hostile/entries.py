@@ -27,7 +27,6 @@ from goatherd.identity.settings_json import from_settings
 from goatherd.identity.transitions import create_document
 from goatherd.node.commit_checks import read_commit
 from goatherd.node.data_check import decode_lines
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.plugins import open_provider
@@ -49,6 +48,7 @@ from goatherd.wire.batch import read_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records, read_lines, scan_log
 from goatherd.wire.json import parse_json, stable_stringify, to_json_bytes
+from tests.fakes.memory_log import MemoryLog
 from tests.unit.goats import NOW, ORG, commit_by, element, introduction, owned, root, signed_header
 
 ARGUMENT = 8192

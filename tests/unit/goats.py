@@ -14,13 +14,13 @@ from goatherd.crypto import PrivateKey
 from goatherd.identity.session import OwnedSession, Session, sign_commit, sign_request
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import Engine, Response, drive_inline
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Log, Repository
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from goatherd.wire.messages import VERSION
 from goatherd.wire.schema import BUILTIN, Registry
+from tests.fakes.memory_log import MemoryLog
 
 ORG = "localhost"
 NOW = 1_795_000_000_000

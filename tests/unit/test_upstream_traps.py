@@ -26,7 +26,6 @@ from goatherd.node import concurrent_creation
 from goatherd.node.commit_checks import read_commit
 from goatherd.node.concurrent_creation import PORTION, unmerged_creations
 from goatherd.node.log_storage import LogDirectory
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.server import Server
 from goatherd.node.views import SyncLimits
@@ -35,6 +34,7 @@ from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.schema import Registry, Schema, SchemaField
+from tests.fakes.memory_log import MemoryLog
 
 from .goats import (
     DAY,

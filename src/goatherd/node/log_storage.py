@@ -50,7 +50,6 @@ from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit_log import LogLine, frame_records, read_lines
-from goatherd.wire.json import parse_json
 from goatherd.wire.paths import NAME_LENGTH, check_repository_path
 
 LOCK_NAME = ".goatherd.lock"

@@ -18,13 +18,13 @@ from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.identity.session_commits import session_fields
 from goatherd.node.engine import EngineStep, EngineSteps, Response, drive_inline, drive_steps
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.node.views import SyncLimits
 from goatherd.trust import Verification
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
+from tests.fakes.memory_log import MemoryLog
 from tests.unit.goats import (
     DAY,
     NOW,

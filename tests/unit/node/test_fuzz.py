@@ -14,10 +14,10 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import BUILTIN, Registry, Schema, SchemaField
+from tests.fakes.memory_log import MemoryLog
 from tests.unit.goats import NOW, ORG, Node, commit_by, element, introduction, new_id, owned, root, signed_header
 
 A, X = root("root-a"), owned("anon-x")

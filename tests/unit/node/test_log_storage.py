@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from goatherd.errors import PathError, StorageError
 from goatherd.node.log_storage import LOCK_NAME, LogDirectory, _scan_log
-from tests.fakes.memory_log import MemoryLog
 from goatherd.wire.commit_log import frame_records, read_lines
+from tests.fakes.memory_log import MemoryLog
 
 
 def ids(records: object) -> list[str]:

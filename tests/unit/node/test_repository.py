@@ -12,10 +12,10 @@ import pytest
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError, PathError
 from goatherd.identity.session import sign_commit
 from goatherd.node.concurrent_creation import merge_creations, unmerged_creations
-from tests.fakes.memory_log import MemoryLog
 from goatherd.node.repository import MAX_CHAIN, Authorship, Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
+from tests.fakes.memory_log import MemoryLog
 from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id, new_seeds, owned, root
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors/orders.json").read_text())
