@@ -124,8 +124,7 @@ class OwnAddress:
                 exchange.release_caller()
 
     async def _answer_or_pass_on(self, exchange: Exchange, query: bytes) -> None:
-        share = self._limiter.open_share(exchange.address)
-        try:
+        with self._limiter.open_share(exchange.address) as share:
             is_passed_on = (exchange.method, exchange.path) in _PASSED_ON
             body = await (exchange.read_body(share) if is_passed_on else read_own_body(exchange, share))
             if exchange.path.startswith(OWN_PREFIX):
@@ -146,8 +145,6 @@ class OwnAddress:
                 return
             timeout = self._limiter.limits.answer_timeout.total_seconds()
             connection = await exchange.hand_on(self._server, body, timeout)
-        finally:
-            share.give_back()
         try:
             await exchange.stream_answer(connection, None, timeout)
         finally:

@@ -265,11 +265,8 @@ class Proxy:
         SECURITY: the server behind the door must not answer in the name of Goatherd's agent
         (tests/cluster/test_agent_status.py).
         """
-        share = self._limiter.open_share(exchange.address)
-        try:
+        with self._limiter.open_share(exchange.address) as share:
             body = await read_own_body(exchange, share)  # left unread, it would be the next request
-        finally:
-            share.give_back()
         status, answer = 404, b""
         if self._own is not None:
             query = exchange.target.partition(b"?")[2].decode("latin-1")
@@ -332,8 +329,7 @@ class Proxy:
         if not header:
             raise RefusedError(DoorRule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
         check_encoding(exchange.found)
-        share = self._limiter.open_share(exchange.address)
-        try:
+        with self._limiter.open_share(exchange.address) as share:
             await self._authenticate_large_request(exchange, header)
             body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
@@ -381,8 +377,6 @@ class Proxy:
             except NodeUnreachableError:
                 self._count_repositories(exchange.address, elements, fresh, is_accepted=False)
                 raise
-        finally:
-            share.give_back()
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
         if session is not None and is_counted and connection.status != 403:
             # Only requests whose signature the server accepted count, so that no caller uses up another's share.
@@ -414,8 +408,7 @@ class Proxy:
         """
         status, headers = connection.status, exchange.handed_back(connection.headers)
         keys = KeyFilter(only=self._root_coordinates())
-        share = self._limiter.open_answer_share(exchange.address)
-        try:
+        with self._limiter.open_answer_share(exchange.address) as share:
             try:
                 _refuse_compressed(connection)
                 body = await exchange.read_answer(connection, self.limits.buffered_bytes, self._timeout, share)
@@ -433,8 +426,6 @@ class Proxy:
             fields = [(name, value) for name, value in headers if name != b"content-length"]
             await exchange.start_answer(status, [*fields, (b"content-length", b"%d" % len(body))])
             await exchange.finish_answer(body)
-        finally:
-            share.give_back()
         self.handed_on += 1
 
     async def _choose_introductions(self, exchange: Exchange, session_id: str, body: bytes, keys: KeyFilter) -> bytes:
@@ -838,14 +829,11 @@ class Proxy:
     async def _new_session(self, exchange: Exchange) -> None:
         exchange.answer_by = asyncio.get_running_loop().time() + SESSION_SECONDS
         check_encoding(exchange.found)
-        share = self._limiter.open_share(exchange.address)
-        try:
+        with self._limiter.open_share(exchange.address) as share:
             body = await exchange.read_body(share)
             check_session_request(body)
             self._limiter.take_session(exchange.address)
             connection = await exchange.hand_on(self._server, body, self._timeout)
-        finally:
-            share.give_back()
         if connection.status != 200:
             await self._stream_answer(exchange, connection, KeyFilter())
             return
@@ -910,8 +898,7 @@ class Proxy:
         (tests/cluster/test_door_requests.py).
         """
         check_encoding(exchange.found)
-        share = self._limiter.open_share(exchange.address)
-        try:
+        with self._limiter.open_share(exchange.address) as share:
             body = await exchange.read_body(share)
             email, signature = read_mail_request(body)
             self._limiter.take_token(self._mails, exchange.address, "login mails")
@@ -921,8 +908,6 @@ class Proxy:
             except (VerificationError, RecursionError) as error:
                 raise RefusedError(DoorRule.LOGIN_MAIL, 403, str(error), body=b'{"error":"AccessDenied"}') from None
             connection = await exchange.hand_on(self._server, body, self._timeout)
-        finally:
-            share.give_back()
         await self._stream_answer(exchange, connection, KeyFilter())
 
     async def _check_mail(self, email: str, envelope: SignatureEnvelope) -> None:

@@ -544,11 +544,8 @@ class Body:
             RefusedError: The body is too large or too slow, or there is no more memory for it.
             GoneError: The caller disconnected.
         """
-        share = self._limiter.open_share(self.address)
-        try:
+        with self._limiter.open_share(self.address) as share:
             yield await self._limiter.read_body(self._receive, self._headers, share, self._limit)
-        finally:
-            share.give_back()
 
     def charge_answer(self, size: int) -> None:
         """Charge the answer to the caller's share of the memory for answers, until it is sent.
@@ -559,8 +556,7 @@ class Body:
         Raises:
             RefusedError: Too many answers wait for their callers.
         """
-        share = self._limiter.open_answer_share(self.address)
-        self._held.callback(share.give_back)
+        share = self._held.enter_context(self._limiter.open_answer_share(self.address))
         share.take(min(size, self._limiter.limits.buffered_bytes // 2))
 
 

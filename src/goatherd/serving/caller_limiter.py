@@ -303,12 +303,21 @@ class Budget:
 
 
 class Share:
-    """The bytes of the memory budget that one request has taken and not given back yet."""
+    """The bytes of the memory budget that one request has taken and not given back yet.
+
+    The end of a ``with`` block gives them back.
+    """
 
     def __init__(self, budget: Budget, address: str) -> None:
         self._budget = budget
         self._address = address
         self._count = 0
+
+    def __enter__(self) -> Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
 
     def take(self, count: int) -> None:
         """Take more bytes from the memory budget for this request's body, or its answer.
