@@ -686,11 +686,18 @@ class Proxy:
                 self._report(
                     DoorRule.COMMIT, f"{element.path}: {element.left_out} items are not commits, or are too large"
                 )
-        verdicts = _Verdicts(self, trust)
+        may_look_up = True  # the server's sessions are read for an unknown signer only once
+
+        async def judge(element: Element, received: Sequence[ReceivedCommit]) -> list[Verified]:
+            nonlocal may_look_up
+            good, is_unknown = await self._verify_commits(trust, element, received, may_look_up=may_look_up)
+            may_look_up = may_look_up and not is_unknown
+            return good
+
         delivery = Delivery(
             elements,
             index_of=self._indexes[trust.org].open_index,
-            judge=verdicts.judge_commits,
+            judge=judge,
             admit=self._hold_accepted,
             send=lambda portion: exchange.deliver_body(self._server, portion, self._timeout),
         )
@@ -983,25 +990,3 @@ def _read_counts(answer: bytes) -> list[float]:
     except (DecodeError, LookupError, TypeError):
         return []
     return [each if isinstance(each, int | float) else 0 for each in counts]
-
-
-class _Verdicts:
-    """Verifies the commits of one push, some at a time. The server's sessions are read for an unknown signer only once.
-
-    Args:
-        proxy: Verifies the commits.
-        trust: The trusted sessions.
-    """
-
-    def __init__(self, proxy: Proxy, trust: TrustedSessions) -> None:
-        self._proxy = proxy
-        self._trust = trust
-        self._may_look_up = True
-
-    async def judge_commits(self, element: Element, received: Sequence[ReceivedCommit]) -> list[Verified]:
-        """Return the commits that are well-formed and have a valid signature."""
-        good, is_unknown = await self._proxy._verify_commits(
-            self._trust, element, received, may_look_up=self._may_look_up
-        )
-        self._may_look_up = self._may_look_up and not is_unknown
-        return good
