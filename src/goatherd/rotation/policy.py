@@ -15,7 +15,7 @@ from typing import Final
 from goatherd.errors import ConfigurationError, LifetimeError
 from goatherd.server_url import one_or_more, parse_server_url
 from goatherd.telemetry import describe_count
-from goatherd.times import LONGEST, milliseconds
+from goatherd.times import LONGEST, format_duration, milliseconds
 
 _LIST_SERVERS: Final = (
     "Give --node URL for each server, set GOATHERD_NODES, or write `nodes = [...]` into goatherd.toml."
@@ -280,12 +280,12 @@ def compute_lifetime_floor(policy: Policy, *, unmodified: Collection[str] = ()) 
         return LifetimeFloor(
             shortest=SHORTEST_LIFETIME, is_exclusive=False, reason="no root may live shorter, whatever the policy"
         )
-    parts = f"3 x adoption {_format_duration(policy.adoption)} + unlisted {_format_duration(policy.unlisted)}"
-    parts += f" + health soak {_format_duration(policy.health_soak)} + settle {_format_duration(policy.settle)}"
+    parts = f"3 x adoption {format_duration(policy.adoption)} + unlisted {format_duration(policy.unlisted)}"
+    parts += f" + health soak {format_duration(policy.health_soak)} + settle {format_duration(policy.settle)}"
     return LifetimeFloor(
         shortest=4 * longest,
         is_exclusive=False,
-        reason=f"it must outlive four rotations of {_format_duration(longest)} ({parts})",
+        reason=f"it must outlive four rotations of {format_duration(longest)} ({parts})",
     )
 
 
@@ -317,9 +317,9 @@ def check_lifetime(policy: Policy, *, unmodified: Collection[str] = ()) -> None:
     """
     floor = compute_lifetime_floor(policy, unmodified=unmodified)
     if floor.is_below(policy.lifetime):
-        least = f"{'more than' if floor.is_exclusive else 'at least'} {_format_duration(floor.shortest)}"
+        least = f"{'more than' if floor.is_exclusive else 'at least'} {format_duration(floor.shortest)}"
         raise LifetimeError(
-            f"a lifetime of {_format_duration(policy.lifetime)} is too short for a root: it must be {least}, because "
+            f"a lifetime of {format_duration(policy.lifetime)} is too short for a root: it must be {least}, because "
             f"{floor.reason}",
             hint=_WORKING_HINT if policy.is_for_working_root else None,
         )
@@ -343,15 +343,6 @@ def check_quorum(policy: Policy, listed: int) -> None:
             f"the quorum is {count}, but {servers} listed",
             hint="List every server with --node URL, or lower the quorum (--quorum, rotation.quorum).",
         )
-
-
-def _format_duration(duration: timedelta) -> str:
-    left = round(duration / timedelta(milliseconds=1))
-    parts = []
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
-        count, left = divmod(left, size)
-        parts += [f"{count}{unit}"] if count else []
-    return "".join(parts) or "0s"
 
 
 def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:
