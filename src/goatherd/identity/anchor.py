@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
-from goatherd.errors import SuccessionError, VerificationError
+from goatherd.errors import SuccessionError
 from goatherd.identity.root_signatures import Endorsement
-from goatherd.identity.session import Session, parse_signature, signed_text, verify_data
-from goatherd.wire.javascript_values import UNDEFINED
+from goatherd.identity.session import Session, is_statement_signed, signed_text
 
 DOMAIN: Final = "anchor/1"
 KEPT_CHANGES: Final = 1
@@ -150,14 +149,8 @@ def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> Non
 # SECURITY: the cache key contains everything that is verified, and only successes are cached.
 @lru_cache(maxsize=64)
 def _verify_change(signature: str, by: Session, subject: Session, is_anchor: bool, until: int | None) -> None:
-    try:
-        envelope = parse_signature(signature)
-        valid = envelope.data is UNDEFINED
-        if valid:
-            verify_data(by, envelope, external=_change_statement(subject, is_anchor=is_anchor, until=until))
-    except VerificationError:
-        valid = False
-    if not valid:
+    statement = _change_statement(subject, is_anchor=is_anchor, until=until)
+    if not is_statement_signed(signature, by=by, statement=statement):
         raise SuccessionError(f"the change of the anchor from {by.id} to {subject.id} has an invalid signature")
 
 
@@ -175,11 +168,4 @@ def _revocation_statement(revoked_id: str, at: int) -> dict[str, Any]:
 
 def is_revocation_signed(signature: str, *, anchor: Session, revoked_id: str, at: int) -> bool:
     """Return whether the anchor has signed in `signature` that root `revoked_id` is revoked at `at` (ms since 1970)."""
-    try:
-        envelope = parse_signature(signature)
-        if envelope.data is not UNDEFINED:
-            return False
-        verify_data(anchor, envelope, external=_revocation_statement(revoked_id, at))
-    except VerificationError:
-        return False
-    return True
+    return is_statement_signed(signature, by=anchor, statement=_revocation_statement(revoked_id, at))

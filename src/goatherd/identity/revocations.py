@@ -20,10 +20,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.errors import DecodeError, EncodeError, SuccessionError, VerificationError
-from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
+from goatherd.errors import DecodeError, EncodeError, SuccessionError
+from goatherd.identity.session import OwnedSession, Session, is_statement_signed, sign_data
 from goatherd.times import iso
-from goatherd.wire.javascript_values import UNDEFINED
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit
@@ -101,16 +100,8 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
         raise SuccessionError(
             f"the proof of the revocation of {revocation.id} is missing, or names another revoked root or successor"
         )
-    try:
-        envelope = parse_signature(revocation.proof)
-        # SECURITY: a signature can embed data, which it then covers as well. Reject it: a proof must sign its statement
-        # and nothing else (tests/unit/identity/test_revocations.py).
-        valid = envelope.data is UNDEFINED
-        if valid:
-            verify_data(revoked, envelope, external=_proof_statement(revoked.id, successor, revocation.at))
-    except VerificationError:
-        valid = False
-    if not valid:
+    statement = _proof_statement(revoked.id, successor, revocation.at)
+    if not is_statement_signed(revocation.proof, by=revoked, statement=statement):
         raise SuccessionError(f"the proof of the revocation of {revocation.id} has an invalid signature")
 
 

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import SuccessionError, VerificationError
 from goatherd.identity.key_age import last_valid_ms
-from goatherd.identity.session import OwnedSession, Session, parse_signature, sign_data, verify_data
+from goatherd.identity.session import (
+    OwnedSession,
+    Session,
+    is_statement_signed,
+    parse_signature,
+    sign_data,
+    verify_data,
+)
 from goatherd.identity.session_commits import (
     draft_session_commit,
     earlier_introduction_id,
@@ -203,16 +210,7 @@ def tree_digest(tree: Mapping[str, Any]) -> str:
 # public key and the digest of the whole document (tests/unit/identity/test_root_signatures.py).
 @lru_cache(maxsize=256)
 def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
-    try:
-        envelope = parse_signature(signature)
-        # SECURITY: a signature can embed data, which it then covers as well. Reject it: the root must sign the document
-        # and nothing else (tests/unit/identity/test_root_signatures.py).
-        if envelope.data is not UNDEFINED:
-            return False
-        verify_data(by, envelope, external=_document_statement(digest))
-    except VerificationError:
-        return False
-    return True
+    return is_statement_signed(signature, by=by, statement=_document_statement(digest))
 
 
 def _document_statement(digest: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from goatherd.errors import (
     InvalidSignatureError,
     KeyMismatchError,
     UnknownSignerError,
+    VerificationError,
 )
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.times import milliseconds
@@ -327,6 +328,20 @@ def verify_data(session: Session, signature: str | SignatureEnvelope, *, externa
     except EncodeError as error:
         raise InvalidSignatureError(f"the data cannot be signed: {error}") from error
     session.public_key.verify(envelope.signature, text.encode())
+
+
+def is_statement_signed(signature: str, *, by: Session, statement: Mapping[str, Any]) -> bool:
+    """Return whether session `by` has signed exactly `statement`, before it had expired."""
+    try:
+        envelope = parse_signature(signature)
+        # SECURITY: a signature can embed data, which it then covers as well. Reject it: the signature must cover the
+        # statement and nothing else (tests/unit/identity/test_session.py).
+        if envelope.data is not UNDEFINED:
+            return False
+        verify_data(by, envelope, external=statement)
+    except VerificationError:
+        return False
+    return True
 
 
 def _check_envelope(session: Session, envelope: SignatureEnvelope) -> None:

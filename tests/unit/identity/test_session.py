@@ -30,6 +30,7 @@ from goatherd.identity.session import (
     OwnedSession,
     Session,
     check_request_time,
+    is_statement_signed,
     parse_signature,
     sign_commit,
     sign_data,
@@ -289,6 +290,16 @@ class TestParsing:
         signature = sign_data(OWNED, now_ms=NOW, external=1)
         for same in (signature.upper(), signature.replace("_", "="), repacked(signature, zzz=1)):
             verify_data(OWNED.session, same, external=1)
+
+
+def test_a_signature_of_a_statement_covers_nothing_else() -> None:
+    statement = {"goatherd": "endorsement/1"}
+    signature = sign_data(OWNED, now_ms=NOW, external=statement)
+    assert is_statement_signed(signature, by=OWNED.session, statement=statement)
+    assert not is_statement_signed(signature, by=OWNED.session, statement={**statement, "more": 1})
+    with_more = sign_data(OWNED, now_ms=NOW, external=statement, embedded={"more": 1})
+    verify_data(OWNED.session, with_more, external=statement)
+    assert not is_statement_signed(with_more, by=OWNED.session, statement=statement)
 
 
 class TestNumbersInSignatures:
