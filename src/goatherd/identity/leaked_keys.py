@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from goatherd.crypto import PrivateKey
@@ -73,14 +73,7 @@ def find_private_keys(content: bytes) -> list[LeakedKey]:
     found = {(key.offset, key.fingerprint): key for key in _find_in_text(content)}
     for start, decoded in _decode_base64(content):
         for key in _find_in_text(decoded):
-            at = (start, key.fingerprint)
-            found[at] = LeakedKey(
-                offset=start,
-                fingerprint=key.fingerprint,
-                session_id=key.session_id,
-                is_root=key.is_root,
-                is_settings=key.is_settings,
-            )
+            found[start, key.fingerprint] = replace(key, offset=start)
     return [found[at] for at in sorted(found)]
 
 

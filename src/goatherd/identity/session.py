@@ -403,25 +403,18 @@ def read_commit_signature(
         # COMPAT: when GoatDB verifies such a commit, it fills in its own time and connection id, so the signature does
         # not match.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} lacks a timestamp (ts) or a connection id")
-    if is_truthy(envelope.data):
-        text = _text_with_embedded(session.id, commit, envelope.data)
-    else:
-        try:
+    try:
+        if is_truthy(envelope.data):
+            text = signed_text(session.id, commit.signed_object(), envelope.data)
+        else:
             text = commit.signed_text(session.id)
-        except EncodeError as error:
-            raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
+    except EncodeError as error:
+        raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
     if ":null" in text and not commit.is_finite:
         # COMPAT: GoatDB signs an infinite number as null, and sends null in its place, so readers get another value
         # than the signer had.
         raise InvalidSignatureError(f"commit {commit.id!r:.100} holds a number that JSON cannot represent")
     return SignatureCheck(session.public_key, envelope.signature, text.encode())
-
-
-def _text_with_embedded(session_id: str, commit: Commit, embedded: Any) -> str:
-    try:
-        return signed_text(session_id, commit.signed_object(), embedded)
-    except EncodeError as error:
-        raise InvalidSignatureError(f"the commit's contents cannot be signed: {error}") from error
 
 
 def sign_request(owned: OwnedSession, *, now_ms: int, nonce: str) -> str:

@@ -8,6 +8,7 @@ reader reports each value that it changes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from goatherd.errors import DirectModeError, IdentityError, MalformedIdentityError
@@ -190,9 +191,7 @@ def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
     if not session.extra:
         return session
     notes.append(f"{len(session.extra)} unknown members of {where} were left out")
-    return Session(
-        id=session.id, public_key=session.public_key, owner=session.owner, expiration_ms=session.expiration_ms
-    )
+    return replace(session, extra={})
 
 
 def to_settings(
