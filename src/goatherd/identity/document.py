@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -486,10 +486,11 @@ def _read_time(value: Any, where: str) -> int:
     raise MalformedIdentityError(f"{where} must be a timestamp such as 2026-01-31T12:00:00.000Z")
 
 
-def _read_list(value: Any, where: str) -> list[tuple[Any, str]]:
+def read_list(value: Any, where: str) -> Iterator[tuple[Any, str]]:
+    """Yield each item of a JSON list, with the name by which an error names the item."""
     if not isinstance(value, list):
         raise MalformedIdentityError(f"{where} must be a list")
-    return [(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    yield from ((item, f"{where}[{index}]") for index, item in enumerate(value))
 
 
 def _read_object(value: Any, where: str) -> Mapping[str, Any]:
@@ -498,8 +499,8 @@ def _read_object(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-def _read_roots(value: Any, where: str) -> tuple[Session, ...]:
-    return tuple(read_session(item, position) for item, position in _read_list(value, where))
+def read_roots(value: Any, where: str) -> tuple[Session, ...]:
+    return tuple(read_session(item, position) for item, position in read_list(value, where))
 
 
 def _read_rotation(value: Any, where: str) -> RotationRecord:
@@ -531,7 +532,7 @@ def _read_rotation(value: Any, where: str) -> RotationRecord:
 
 def read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
     result = []
-    for item, position in _read_list(value, where):
+    for item, position in read_list(value, where):
         member = _read_object(item, position)
         by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
         signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
@@ -567,7 +568,7 @@ def _read_anchor(value: Any, where: str) -> AnchorRecord:
 
 def _read_anchor_changes(value: Any, where: str) -> tuple[AnchorChange, ...]:
     result = []
-    for item, position in _read_list(value, where):
+    for item, position in read_list(value, where):
         member = _read_object(item, position)
         to, root, until = member.get("to"), member.get("root"), member.get("until")
         if (to is None) == (root is None):
@@ -602,7 +603,7 @@ def _read_signature(value: Any, where: str) -> DocumentSignature:
 
 def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
     result = []
-    for item, position in _read_list(value, where):
+    for item, position in read_list(value, where):
         member = _read_object(item, position)
         successor, proof, freeze = (member.get(name) for name in ("successor", "proof", "freeze"))
         by_anchor = member.get("anchorProof")
@@ -632,13 +633,13 @@ def _read_freeze(value: Any, where: str) -> Freeze:
     return Freeze(at=at, commits=commits, digest=digest, extra=extra)
 
 
-def _read_ids(value: Any, where: str) -> tuple[str, ...]:
-    return tuple(read_id(item, position) for item, position in _read_list(value, where))
+def read_ids(value: Any, where: str) -> tuple[str, ...]:
+    return tuple(read_id(item, position) for item, position in read_list(value, where))
 
 
 def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
     result = []
-    for item, position in _read_list(value, where):
+    for item, position in read_list(value, where):
         member = _read_object(item, position)
         result.append(
             HistoryEntry(
@@ -677,10 +678,10 @@ _REVOCATION_MEMBERS = frozenset({"id", "at", "reason", "successor", "proof", "an
 _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
     "generation": ("generation", _read_generation),
     "currentSession": ("current", _read_signing_root),
-    "roots": ("roots", _read_roots),
+    "roots": ("roots", read_roots),
     "anchor": ("anchor", _read_anchor),
     "anchorChanges": ("anchor_changes", _read_anchor_changes),
-    "formerAnchors": ("former_anchors", _read_ids),
+    "formerAnchors": ("former_anchors", read_ids),
     "lastUpdated": ("last_updated", _read_time),
     "rotatedFrom": ("rotated_from", read_id),
     "rotatedAt": ("rotated_at", _read_time),

@@ -17,6 +17,7 @@ from goatherd.identity.document import (
     document_from_tree,
     document_tree,
     normalize_document,
+    read_list,
     read_owned,
     read_session,
 )
@@ -145,13 +146,8 @@ def _add_root(roots: dict[str, Session], root: Session, notes: list[str]) -> Non
 
 def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     value = tree.get("roots")
-    if value is None:
-        value = []
-    if not isinstance(value, list):
-        raise MalformedIdentityError("roots must be a list")
     roots = []
-    for index, item in enumerate(value):
-        where = f"roots[{index}]"
+    for item, where in read_list([] if value is None else value, "roots"):
         root = _without_unknown(read_session(item, where), where, notes)
         if root.owner != ROOT_OWNER:
             raise MalformedIdentityError(f"the owner of {where} must be `root`")
@@ -163,27 +159,17 @@ def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
 
 def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
     value = tree.get("trustedSessions")
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise MalformedIdentityError("trustedSessions must be a list")
     sessions: dict[str, Session] = {}
-    for index, item in enumerate(value):
-        where = f"trustedSessions[{index}]"
-        session = _without_unknown(_read_user_session(item, where), where, notes)
+    for item, where in read_list([] if value is None else value, "trustedSessions"):
+        # Of users' sessions, there may be thousands: OpenSSL parses each key when it is first used.
+        is_root = isinstance(item, Mapping) and item.get("owner") == ROOT_OWNER
+        session = _without_unknown(read_session(item, where, is_key_checked=is_root), where, notes)
         if session.id in sessions and sessions[session.id].public_key != session.public_key:
             raise MalformedIdentityError(f"{where} and another session have the same id and different keys")
         if "privateKey" in item:
             notes.append(f"the private key of session {session.id} was taken out of {where}")
         sessions[session.id] = preferred_session(sessions.get(session.id), session)
     return list(sessions.values())
-
-
-def _read_user_session(value: Any, where: str) -> Session:
-    if isinstance(value, Mapping) and value.get("owner") == ROOT_OWNER:
-        return read_session(value, where)
-    # There may be thousands: OpenSSL parses each key when it is first used.
-    return read_session(value, where, is_key_checked=False)
 
 
 def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
@@ -221,7 +207,11 @@ def to_settings(
             f" a GoatDB server needs more than {SHORT_LIFE.days}, or it exposes its private key",
             hint=EXPIRED_HINT if left < 0 else "Rotate first: `goatherd rotate`.",
         )
-    members = _settings_members(document, trusted)
+    members = {
+        "currentSession": document.current.to_secret_json(),
+        "roots": [root.to_json() for root in document.roots if root.id not in document.revoked_ids],
+        "trustedSessions": _trusted_members(document, trusted),
+    }
     return to_json_bytes(members) if is_compact else to_pretty_json(members)
 
 
@@ -245,14 +235,6 @@ def to_settings_keeping(document: IdentityDocument, trusted: Iterable[Session]) 
     """
     tree = document_tree(document)
     return to_pretty_json({**tree, "trustedSessions": _trusted_members(document, trusted)})
-
-
-def _settings_members(document: IdentityDocument, trusted: Iterable[Session]) -> dict[str, Any]:
-    return {
-        "currentSession": document.current.to_secret_json(),
-        "roots": [root.to_json() for root in document.roots if root.id not in document.revoked_ids],
-        "trustedSessions": _trusted_members(document, trusted),
-    }
 
 
 def _trusted_members(document: IdentityDocument, trusted: Iterable[Session]) -> list[dict[str, Any]]:

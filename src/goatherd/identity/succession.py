@@ -37,7 +37,8 @@ from goatherd.identity.document import (
     Phase,
     document_digest,
     read_id,
-    read_session,
+    read_ids,
+    read_roots,
 )
 from goatherd.identity.revocations import verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
@@ -589,12 +590,11 @@ class TrustCheckpoint:
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
             raise MalformedIdentityError("the record's checksum does not match its contents")
         generation, digest = tree.get("generation"), tree.get("digest")
-        roots, revoked = tree.get("roots"), tree.get("revoked")
         prepared, pruned, anchor = tree.get("prepared"), tree.get("prunedRoots", 0), tree.get("anchor")
         if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
             raise MalformedIdentityError("generation must be a non-negative integer")
-        if not isinstance(digest, str) or not isinstance(roots, list) or not isinstance(revoked, list):
-            raise MalformedIdentityError("digest must be a string, and roots and revoked must be lists")
+        if not isinstance(digest, str):
+            raise MalformedIdentityError("digest must be a string")
         if not isinstance(tree.get("signed", False), bool):
             raise MalformedIdentityError("signed must be true or false")
         if isinstance(pruned, bool) or not isinstance(pruned, int):
@@ -602,14 +602,14 @@ class TrustCheckpoint:
         found = cls(
             generation=generation,
             digest=digest,
-            roots=tuple(read_session(item, f"roots[{index}]") for index, item in enumerate(roots)),
-            revoked_ids=frozenset(read_id(item, f"revoked[{index}]") for index, item in enumerate(revoked)),
+            roots=read_roots(tree.get("roots"), "roots"),
+            revoked_ids=frozenset(read_ids(tree.get("revoked"), "revoked")),
             is_signed=tree.get("signed", False),
             prepared_id=None if prepared is None else read_id(prepared, "prepared"),
             pruned=pruned,
             anchor_id=None if anchor is None else read_id(anchor, "anchor"),
             anchored_trust=_read_anchored_trust(tree),
-            former_anchors=_read_former_anchors(tree),
+            former_anchors=read_ids(tree.get("formerAnchors", []), "formerAnchors"),
         )
         # SECURITY: a checkpoint whose anchor cannot be read is rejected. Without the anchor, the server would follow
         # roots that the anchor has not endorsed (tests/unit/identity/test_anchor.py).
@@ -647,20 +647,8 @@ def _read_anchored_trust(tree: Mapping[str, Any]) -> AnchoredTrust | None:
     anchors = tree.get("anchors", [tree["anchor"]] if "anchor" in tree else None)
     if anchors is None:
         return None
-    working = tree.get("workingRoots", [])
-    if not isinstance(anchors, list) or not isinstance(working, list):
-        raise MalformedIdentityError("anchors and workingRoots must be lists")
-    return AnchoredTrust(
-        frozenset(read_id(item, f"anchors[{index}]") for index, item in enumerate(anchors)),
-        frozenset(read_id(item, f"workingRoots[{index}]") for index, item in enumerate(working)),
-    )
-
-
-def _read_former_anchors(tree: Mapping[str, Any]) -> tuple[str, ...]:
-    former = tree.get("formerAnchors", [])
-    if not isinstance(former, list):
-        raise MalformedIdentityError("formerAnchors must be a list")
-    return tuple(read_id(item, f"formerAnchors[{index}]") for index, item in enumerate(former))
+    working = read_ids(tree.get("workingRoots", []), "workingRoots")
+    return AnchoredTrust(frozenset(read_ids(anchors, "anchors")), frozenset(working))
 
 
 def _checkpoint_digest(tree: Mapping[str, Any]) -> str:
