@@ -34,7 +34,7 @@ from goatherd.identity.anchor import (
 )
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.remote_key import RemoteKey
-from goatherd.identity.revocations import Freeze, Revocation, revocation_json, verify_proof
+from goatherd.identity.revocations import Freeze, Revocation, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
     DocumentSignature,
@@ -102,6 +102,26 @@ class RotationRecord:
     removes_anchor: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    def to_json(self) -> dict[str, Any]:
+        encoded: dict[str, Any] = {
+            "id": self.id,
+            "phase": self.phase.value,
+            "from": self.from_id,
+            "to": self.to_id,
+            "startedAt": iso(self.started_at),
+            "startedBy": self.started_by,
+            "phaseAt": iso(self.phase_at),
+        }
+        if self.stable_version is not None:
+            encoded["stableVersion"] = self.stable_version
+        if self.is_restore:
+            encoded["restores"] = True
+        if self.anchor is not None:
+            encoded["anchor"] = self.anchor.to_json()
+        if self.removes_anchor:
+            encoded["removesAnchor"] = True
+        return {**encoded, **self.extra}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryEntry:
@@ -118,6 +138,17 @@ class HistoryEntry:
     reason: str | None = None
     rotation_id: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    def to_json(self) -> dict[str, Any]:
+        members = {
+            "event": self.event,
+            "from": self.from_id,
+            "to": self.to_id,
+            "reason": self.reason,
+            "rotation": self.rotation_id,
+        }
+        present = {name: value for name, value in members.items() if value is not None}
+        return {"at": iso(self.at), **present, **self.extra}
 
 
 class _DecodedFrom:
@@ -906,49 +937,7 @@ def _encode_member(value: Any, sessions: _OriginalSessions) -> Any:
         return sessions.encode_public(value)
     if isinstance(value, tuple):
         return [_encode_member(item, sessions) for item in value]
-    if isinstance(value, Endorsement | DocumentSignature | AnchorRecord | AnchorChange):
-        return value.to_json()
-    if isinstance(value, RotationRecord):
-        return rotation_json(value)
-    if isinstance(value, Revocation):
-        return revocation_json(value)
-    if isinstance(value, HistoryEntry):
-        return history_json(value)
-    if isinstance(value, Lineage):
-        return value.to_json()
-    return value
-
-
-def history_json(entry: HistoryEntry) -> dict[str, Any]:
-    members = {
-        "event": entry.event,
-        "from": entry.from_id,
-        "to": entry.to_id,
-        "reason": entry.reason,
-        "rotation": entry.rotation_id,
-    }
-    return {"at": iso(entry.at), **{name: value for name, value in members.items() if value is not None}, **entry.extra}
-
-
-def rotation_json(record: RotationRecord) -> dict[str, Any]:
-    encoded: dict[str, Any] = {
-        "id": record.id,
-        "phase": record.phase.value,
-        "from": record.from_id,
-        "to": record.to_id,
-        "startedAt": iso(record.started_at),
-        "startedBy": record.started_by,
-        "phaseAt": iso(record.phase_at),
-    }
-    if record.stable_version is not None:
-        encoded["stableVersion"] = record.stable_version
-    if record.is_restore:
-        encoded["restores"] = True
-    if record.anchor is not None:
-        encoded["anchor"] = record.anchor.to_json()
-    if record.removes_anchor:
-        encoded["removesAnchor"] = True
-    return {**encoded, **record.extra}
+    return value if isinstance(value, str | int) else value.to_json()
 
 
 def sign_document(document: IdentityDocument, now_ms: int) -> IdentityDocument:

@@ -14,11 +14,9 @@ from goatherd.identity.document import (
     IdentityDocument,
     RotationRecord,
     encode_document,
-    history_json,
-    rotation_json,
 )
 from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE, Urgency, assess_urgency
-from goatherd.identity.revocations import BESIDE, Revocation, revocation_json
+from goatherd.identity.revocations import BESIDE, Revocation
 from goatherd.identity.session import Session
 from goatherd.identity.transitions import LITTLE_ROOM_BYTES, room_left
 from goatherd.times import iso
@@ -84,7 +82,7 @@ def redact_document(document: IdentityDocument) -> dict[str, Any]:
         "rotation": _redacted_rotation(rotation) if rotation else None,
         "endorsements": [{"by": item.by, "of": item.of} for item in document.endorsements],
         "revoked": [_redacted_revocation(item) for item in document.revoked],
-        "history": [history_json(replace(item, extra={})) for item in document.history],
+        "history": [replace(item, extra={}).to_json() for item in document.history],
         "prunedRoots": document.pruned,
         "unknownMembers": sorted(document.extra),
     }
@@ -92,7 +90,7 @@ def redact_document(document: IdentityDocument) -> dict[str, Any]:
 
 def _redacted_rotation(rotation: RotationRecord) -> dict[str, Any]:
     anchor = None if rotation.anchor is None else replace(rotation.anchor, extra={})
-    return rotation_json(replace(rotation, extra={}, anchor=anchor))
+    return replace(rotation, extra={}, anchor=anchor).to_json()
 
 
 def _redacted_session(session: Session) -> dict[str, Any]:
@@ -112,7 +110,7 @@ def _redacted_anchor(document: IdentityDocument, anchor: AnchorRecord) -> dict[s
 
 def _redacted_revocation(revocation: Revocation) -> dict[str, Any]:
     freeze = None if revocation.freeze is None else replace(revocation.freeze, extra={})
-    shown = revocation_json(replace(revocation, extra={}, freeze=freeze))
+    shown = replace(revocation, extra={}, freeze=freeze).to_json()
     return {name: value for name, value in shown.items() if name not in ("proof", "anchorProof")}
 
 

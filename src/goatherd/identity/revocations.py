@@ -81,6 +81,24 @@ class Revocation:
     settled_at: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
+    def to_json(self) -> dict[str, Any]:
+        encoded: dict[str, Any] = {"id": self.id, "at": iso(self.at), "reason": self.reason}
+        if self.successor is not None:
+            encoded.update(successor=self.successor, proof=self.proof)
+        if self.anchor_proof is not None:
+            encoded["anchorProof"] = self.anchor_proof
+        if self.freeze is not None:
+            freeze = self.freeze
+            encoded["freeze"] = {
+                "at": iso(freeze.at),
+                "commits": freeze.commits,
+                "digest": freeze.digest,
+                **freeze.extra,
+            }
+        if self.settled_at is not None:
+            encoded["settledAt"] = iso(self.settled_at)
+        return {**encoded, **self.extra}
+
 
 def sign_proof(revoked: OwnedSession, successor: Session, at: int) -> str:
     """Sign, with a revoked root's own key, that it was revoked at `at` (ms since 1970) and replaced by `successor`."""
@@ -103,20 +121,6 @@ def verify_proof(revocation: Revocation, *, revoked: Session, successor: Session
     statement = _proof_statement(revoked.id, successor, revocation.at)
     if not is_statement_signed(revocation.proof, by=revoked, statement=statement):
         raise SuccessionError(f"the proof of the revocation of {revocation.id} has an invalid signature")
-
-
-def revocation_json(revocation: Revocation) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"id": revocation.id, "at": iso(revocation.at), "reason": revocation.reason}
-    if revocation.successor is not None:
-        encoded.update(successor=revocation.successor, proof=revocation.proof)
-    if revocation.anchor_proof is not None:
-        encoded["anchorProof"] = revocation.anchor_proof
-    if revocation.freeze is not None:
-        freeze = revocation.freeze
-        encoded["freeze"] = {"at": iso(freeze.at), "commits": freeze.commits, "digest": freeze.digest, **freeze.extra}
-    if revocation.settled_at is not None:
-        encoded["settledAt"] = iso(revocation.settled_at)
-    return {**encoded, **revocation.extra}
 
 
 def _proof_statement(revoked_id: str, successor: Session, at: int) -> dict[str, Any]:

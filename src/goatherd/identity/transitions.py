@@ -26,7 +26,6 @@ from goatherd.identity.document import (
     Phase,
     RotationRecord,
     encode_document,
-    history_json,
     normalize_document,
     sign_document,
     source_digest,
@@ -991,7 +990,7 @@ def _trim_history(history: tuple[HistoryEntry, ...], roots: frozenset[str]) -> t
 
 
 def _history_bytes(entry: HistoryEntry) -> int:
-    return len(to_pretty_json(history_json(entry)))
+    return len(to_pretty_json(entry.to_json()))
 
 
 KEPT_ROOTS: Final = 3

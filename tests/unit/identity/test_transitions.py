@@ -29,7 +29,6 @@ from goatherd.identity import (
     verify_successor,
     with_phase,
 )
-from goatherd.identity.document import history_json
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.transitions import (
     MAX_HISTORY,
@@ -241,7 +240,7 @@ def test_history_stays_bounded_over_many_rotations() -> None:
     for number in range(MAX_HISTORY + 2):
         document = prune_all(rotated(document, f"r{number}"))
     assert 8 <= len(document.history) <= MAX_HISTORY
-    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+    assert sum(len(to_pretty_json(entry.to_json())) for entry in document.history) <= MAX_HISTORY_BYTES
     assert document.history[-1].to_id == document.current.id
 
 
@@ -249,7 +248,7 @@ def test_long_reasons_do_not_make_the_history_long() -> None:
     document = first()
     for number in range(MAX_HISTORY):
         document = cancel_rotation(prepared(document, f"r{number}"), NOW, reason="\N{GOAT}" * 200)
-    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+    assert sum(len(to_pretty_json(entry.to_json())) for entry in document.history) <= MAX_HISTORY_BYTES
     assert document.history
 
 
@@ -262,7 +261,7 @@ def test_failures_in_a_row_are_counted_and_the_last_success_stays_though_their_r
     told = [entry.reason for entry in document.history[1:]]
     assert told[-1] == f"6: {reason}"
     assert (None in told) == (len(reason) > 100)
-    assert sum(len(to_pretty_json(history_json(entry))) for entry in document.history) <= MAX_HISTORY_BYTES
+    assert sum(len(to_pretty_json(entry.to_json())) for entry in document.history) <= MAX_HISTORY_BYTES
 
 
 def test_an_endorsement_stays_as_long_as_its_roots() -> None:
