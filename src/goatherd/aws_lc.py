@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from queue import Empty, PriorityQueue
 from typing import Final
 
 from goatherd.crypto.keys import OtherLibrary, SignatureCheck, der_from_raw, verify_with
 from goatherd.own_processes import own_command, own_environment
+from goatherd.processor_cores import count_cores
 from goatherd.telemetry import Event, event_text
 from goatherd.verifier_process import DER, INVALID, MOST, TAG, UNREADABLE, VALID
 
@@ -28,7 +27,6 @@ _FEW_CORES: Final = 2
 _MOST_PROCESSES: Final = 4
 """With four, the rest of the work for each commit takes longer, which one thread at a time does."""
 _MOST_FAILURES: Final = 3
-CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 ANSWER_TIMEOUT: Final = timedelta(seconds=5)
 """How long a verifier process may take to answer, which it usually does in milliseconds. A server that stops waits for
 it, too, so this is shorter than `serve.shutdown_timeout`."""
@@ -51,7 +49,7 @@ def use_aws_lc() -> bool:
         from awscrt.crypto import EC
     except ImportError:
         return False
-    has_few_cores = _core_count() <= _FEW_CORES
+    has_few_cores = count_cores() <= _FEW_CORES
     main = threading.main_thread().ident
     verify_with(
         OtherLibrary(
@@ -73,7 +71,7 @@ def verifier_processes() -> Iterator[None]:
     """
     global _processes, _users
     with _lock:
-        cores = _core_count()
+        cores = count_cores()
         if _processes is None and cores > 1:
             _processes = VerifierProcesses(min(cores, _MOST_PROCESSES), has_more_cores=cores > _MOST_PROCESSES)
         _users += 1
@@ -203,15 +201,3 @@ class _VerifierProcess:
 def _encode(check: SignatureCheck) -> bytes:
     digest = hashlib.sha384(check.data).digest()
     return check.key.raw + digest + der_from_raw(check.signature).ljust(DER, b"\0")
-
-
-def _core_count() -> int:
-    """Return how many cores this process may use; in a container, at most the limit of its processor time."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
-        count = os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # no control groups of version 2, or no limit: "max 100000"
-        quota, period = CPU_LIMIT.read_text().split()
-        count = min(count, max(1, math.ceil(int(quota) / int(period))))
-    return count

@@ -130,7 +130,7 @@ def test_a_key_that_is_no_point_verifies_nothing(raw: bytes) -> None:
 def test_worker_threads_leave_it_to_openssl_where_there_are_cores_for_several(
     monkeypatch: pytest.MonkeyPatch, cores: int, in_main_thread: bool, in_worker: bool
 ) -> None:
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: cores)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: cores)
     assert use_aws_lc()
     uses = count_uses(keys._other)
     signature = KEY.sign(DATA)
@@ -149,7 +149,7 @@ def test_worker_threads_leave_it_to_openssl_where_there_are_cores_for_several(
 def test_on_few_cores_one_thread_verifies_and_only_when_the_verdicts_are_needed(
     monkeypatch: pytest.MonkeyPatch, cores: int
 ) -> None:
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: cores)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: cores)
     assert use_aws_lc()
     threads: list[int] = []
     with ThreadPoolExecutor(4) as pool:
@@ -162,7 +162,7 @@ def test_on_few_cores_one_thread_verifies_and_only_when_the_verdicts_are_needed(
 
 
 def test_on_more_cores_several_threads_verify(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: 3)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: 3)
     assert use_aws_lc()
     both = threading.Barrier(2)
 

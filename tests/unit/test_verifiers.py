@@ -268,7 +268,7 @@ def test_a_large_batch_has_the_same_verdicts_in_the_same_order(monkeypatch: pyte
         return verify(self, checks)
 
     monkeypatch.setattr(VerifierProcesses, "verify", counted)
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: 2)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: 2)
     here = pool().verify_commits(commits)
     assert sizes == []
     with verifier_processes(), ThreadPoolExecutor(2) as executor:
@@ -304,7 +304,7 @@ def test_sessions_whose_signature_is_wrong_are_not_trusted() -> None:
 
 
 def test_processes_end_with_the_last_block_that_uses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: 2)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: 2)
     with verifier_processes():
         outer = aws_lc._processes
         assert outer is not None
@@ -323,20 +323,8 @@ def pid_of_any(processes: VerifierProcesses) -> int:
     return pid
 
 
-@pytest.mark.parametrize(
-    ("limit", "cores"), [("max 100000", 8), ("50000 100000", 1), ("150000 100000", 2), ("900000 100000", 8), ("", 8)]
-)
-def test_the_limit_of_a_container_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cores: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "cpu.max").write_text(limit)
-    monkeypatch.setattr(aws_lc, "CPU_LIMIT", tmp_path / "cpu.max")
-    assert aws_lc._core_count() == cores
-
-
 def test_one_core_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws_lc, "_core_count", lambda: 1)
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: 1)
     with verifier_processes():
         assert aws_lc._processes is None
         assert verify_signatures([GOOD, changed(GOOD, 3)], elsewhere=True)[0] is None

@@ -28,6 +28,7 @@ from goatherd.data_directory import decode_commits
 from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
+from goatherd.processor_cores import count_cores
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import Scan, read_lines, scan_log
@@ -94,7 +95,7 @@ class SessionLogReader:
             verification = self._pool.prepare_pending(_EVERYTHING)
             with (
                 verifier_processes(),
-                ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-sessions") as executor,
+                ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-sessions") as executor,
             ):
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude_verification(verification)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.request_binding import RequestGuard
 from goatherd.ids import new_id
+from goatherd.processor_cores import count_cores
 from goatherd.server_url import parse_server_url
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.listener import HTTPListener
@@ -160,7 +160,7 @@ class Door:
         self._private = private
         self._public_url = public_url
         self._clock: Clock = clock or SystemClock()
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or count_cores()
         self._server = ServerConnections(upstream)
         self._hosts = {org: parse_server_url(url).authority.encode("ascii") for org, url in (org_urls or {}).items()}
         if self._server.is_at(host, port):

@@ -54,6 +54,7 @@ from goatherd.node.management import (
     unused_samples,
 )
 from goatherd.node.unused_sessions import MAX_UNUSED
+from goatherd.processor_cores import count_cores
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
 from goatherd.server_url import one_or_more
@@ -181,7 +182,7 @@ class Server:
         self._registry = registry
         self._rules = tuple(rules)
         self._debug = debug
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or count_cores()
         self.limiter = CallerLimiter(
             limits or CallerLimits(),
             clock=self._clock,

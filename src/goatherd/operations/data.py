@@ -33,6 +33,7 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.check_data import DataReport, TrustedRoots, check_organization
 from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, RepairPeer, read_peers, repair_organization
+from goatherd.processor_cores import count_cores
 
 OpenStore = Callable[[str], AbstractAsyncContextManager[Store]]
 """Opens the store of one organization."""
@@ -193,6 +194,6 @@ async def _read_trusted_roots(org: str, directory: Path, open_store: OpenStore |
 def _verification_threads() -> Iterator[ThreadPoolExecutor]:
     with (
         verifier_processes(),
-        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="goatherd-data") as executor,
+        ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-data") as executor,
     ):
         yield executor
