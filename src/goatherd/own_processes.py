@@ -1,4 +1,4 @@
-"""Start further processes of Goatherd itself, such as the one that serves the status page.
+"""Start further processes of Goatherd itself, such as the one that serves the status page, and the demo's servers.
 
 They get none of this process's secrets: nothing of its environment but what a program needs to run.
 """
@@ -15,10 +15,10 @@ _LOADER: Final = "_PYI_"
 """The executable of one file sets such variables, so that a process of it finds the files that are already unpacked."""
 
 
-def own_command(name: str) -> list[str]:
+def own_command(*arguments: str) -> list[str]:
     """Return the command line of one of Goatherd's own processes, such as ``page-process``; see `goatherd.__main__`."""
     # An embedded Python may not know its executable. Then the name is empty, and starting it raises an OSError.
-    return [sys.executable or "", "-m", "goatherd", name]
+    return [sys.executable or "", "-m", "goatherd", *arguments]
 
 
 def own_environment() -> dict[str, str]:

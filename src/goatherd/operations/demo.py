@@ -30,6 +30,7 @@ from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, sync_stores
 from goatherd.operations.workload import LoadAudit, LoadWindow, Workload
+from goatherd.own_processes import own_command, own_environment
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
@@ -331,22 +332,15 @@ async def _run_servers(top: Path, places: Sequence[Sequence[str]]) -> AsyncItera
         stack.push_async_callback(_stop_servers, servers)
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         for number, (port, url) in enumerate(zip(ports, urls, strict=True), 1):
-            command = [
-                sys.executable,
-                "-m",
-                "goatherd",
-                "serve",
-                "--create",
-                "--json",
-                "--log-level",
-                "error",
-                *places[number - 1],
-            ]
+            command = own_command("serve", "--create", "--json", "--log-level", "error", *places[number - 1])
             command += ["--data", str(top / f"server-{number}"), "--host", "127.0.0.1", "--port", str(port)]
             for peer in urls:
                 if peer != url:
                     command += ["--peer", peer]
-            process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+            # Otherwise the operator's variables and goatherd.toml would configure these servers, too.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdout=asyncio.subprocess.DEVNULL, cwd=top, env=own_environment()
+            )
             servers.append(_Server(process, url))
         await asyncio.gather(*(_wait_until_ready(server) for server in servers))
         yield servers
