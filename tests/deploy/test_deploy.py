@@ -209,6 +209,7 @@ def test_a_server_that_gives_its_key_away_is_not_started_over_and_over() -> None
         (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", path.read_text(), re.MULTILINE)
         assert str(EXIT_CODES["agent"]) in never.split()
         assert str(EXIT_CODES["provider"]) not in never.split(), "a store that is down comes back"
+        assert str(EXIT_CODES["identity"]) not in never.split(), "after a power cut, peers with the proof come back"
 
 
 @pytest.mark.parametrize("line", list(command_lines()))
