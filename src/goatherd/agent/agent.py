@@ -36,7 +36,7 @@ from goatherd.agent.restart_lease import Lease, NoLease
 from goatherd.agent.restart_rules import OnChange, restart_delay
 from goatherd.clock import Clock, SystemClock
 from goatherd.data_directory import organization_directories
-from goatherd.errors import AgentError, GoatherdError, KeyLeakedError, SettingsError
+from goatherd.errors import AgentError, ConfigurationError, GoatherdError, KeyLeakedError, SettingsError
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
 from goatherd.serving.process_group import kill_group
@@ -49,6 +49,8 @@ LEAK_GRACE: Final = timedelta(seconds=5)
 AGAIN_AFTER: Final = timedelta(minutes=1)
 PROBE: Final = timedelta(milliseconds=200)
 RENOTIFY: Final = 3
+CANNOT_START: Final = 126
+"""Exit code of a server that the system cannot start, as in a shell."""
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 PASSED_ON: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
@@ -159,7 +161,7 @@ class Agent:
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._stop_number: int | None = None
-        self._ended: asyncio.Task[int] | None = None
+        self._ended: asyncio.Future[int] | None = None
         self._up_since: float | None = None
         self._ignored: set[tuple[str, int]] = set()
         self._again_at: float | None = None
@@ -182,7 +184,8 @@ class Agent:
         Raises:
             IdentityError, ProviderError, SettingsError: The identity cannot be loaded; no server was started.
             KeyLeakedError: The server exposed its key; it was stopped.
-            AgentError: The server does not read its file, or cannot be started.
+            AgentError: The server does not read its file.
+            ConfigurationError: There is no such program.
         """
         with self._handle_signals():
             async with self._service.feed_watchdog(self._clock):
@@ -387,7 +390,7 @@ class Agent:
     async def _follow_once(self) -> int | None:
         """Wait for a change or a pause, and act on it; return the server's exit code if it has ended by itself."""
         changed = asyncio.create_task(self._changed.wait())
-        waits: set[asyncio.Task[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
+        waits: set[asyncio.Future[Any]] = {changed, *([self._ended] if self._ended is not None else [])}
         try:
             await asyncio.wait(
                 waits, timeout=self._rules.look_every.total_seconds(), return_when=asyncio.FIRST_COMPLETED
@@ -469,7 +472,7 @@ class Agent:
         """Wait for the restart lease; yield False if no restart is needed any more or the server has ended."""
         async with contextlib.AsyncExitStack() as stack:
             entering = asyncio.create_task(stack.enter_async_context(self._lease.hold()))
-            waits: set[asyncio.Task[Any]] = {entering, *([self._ended] if self._ended is not None else [])}
+            waits: set[asyncio.Future[Any]] = {entering, *([self._ended] if self._ended is not None else [])}
             every = self._rules.look_every.total_seconds()
             try:
                 while not (await asyncio.wait(waits, timeout=every, return_when=asyncio.FIRST_COMPLETED))[0]:
@@ -553,7 +556,16 @@ class Agent:
         self._is_file_pending = False
         self._passed_on.clear()
         self._instance, self._starts = new_id(), self._starts + 1
-        await self._supervisor.start()
+        try:
+            await self._supervisor.start()
+        except (AgentError, ConfigurationError) as error:
+            if self._starts == 1 and isinstance(error, ConfigurationError):
+                raise
+            # The system has no process to spare, or the program is being replaced: that passes, as a crash does.
+            _log.error(event_text(Event.AGENT_NOT_UP, message=format_problem(error)))
+            self._ended = asyncio.get_running_loop().create_future()
+            self._ended.set_result(CANNOT_START)
+            return
         child = self._supervisor.child
         try:
             await asyncio.to_thread(lambda: self._lock.save(child=child))

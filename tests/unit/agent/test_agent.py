@@ -15,7 +15,7 @@ import pytest
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.restart_lease import Lease, lease_id_for
-from goatherd.errors import AgentError, GoatherdError, IdentityError, KeyLeakedError
+from goatherd.errors import AgentError, ConfigurationError, GoatherdError, IdentityError, KeyLeakedError
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated
 from tests.unit.settings.make import CountingProvider
@@ -226,6 +226,37 @@ async def test_a_child_that_crashes_again_and_again_is_started_ever_later_and_th
         assert await task == 9
     assert world.starts == ["exit"] * 4
     assert waits == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [AgentError("cannot start deno: no process left"), ConfigurationError("not found")])
+async def test_a_server_that_cannot_be_started_again_now_is_started_later(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: GoatherdError
+) -> None:
+    quick(monkeypatch)
+    start, failures = world.supervisor.start, [error, error]
+
+    async def start_later() -> None:
+        if world.starts and failures:
+            raise failures.pop()
+        await start()
+
+    monkeypatch.setattr(world.supervisor, "start", start_later)
+    async with world.running():
+        await world.until(lambda: world.asked > 0)
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.seen(A.id, A.id)
+        await world.until(lambda: world.asked > 1)
+    assert str(error) in told.text
+    assert left(world) == []
+
+
+async def test_a_program_that_does_not_exist_ends_the_agent(world: World) -> None:
+    world.supervisor = Supervisor(["/no/such/server"], environ={})
+    async with world.running() as task:
+        with pytest.raises(ConfigurationError, match="was not found"):
+            await task
+    assert left(world) == []
 
 
 async def test_crashes_cause_no_call_to_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
