@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import Empty, PriorityQueue
 from typing import Final
@@ -121,7 +121,22 @@ class VerifierProcesses:
         try:
             return process.verify(checks)
         finally:
+            if process.has_hung:
+                self._stop_free()
             self._free.put((process.failures, number))
+
+    def _stop_free(self) -> None:
+        """End the processes that wait, which whatever keeps one from answering has probably stopped, too.
+
+        Otherwise the next signatures would wait for each of them in turn. Each is started again when it is needed.
+        """
+        waiting = []
+        with suppress(Empty):
+            while True:
+                waiting.append(self._free.get_nowait())
+        for failures, number in waiting:
+            self._all[number].stop()
+            self._free.put((failures, number))
 
     def close(self) -> None:
         """End the processes. Call it when no thread verifies any more."""
@@ -136,14 +151,17 @@ class _VerifierProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self.failures = 0
+        self.has_hung = False
 
     def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
+        self.has_hung = False
         if self.failures >= _MOST_FAILURES:
             return None
         try:
             verdicts = self._request(checks)
         except OSError as error:
             self.failures += 1
+            self.has_hung = isinstance(error, TimeoutError)
             self.stop()
             _log.warning(event_text(Event.VERIFIER_FAILED, message=f"a process that verifies signatures: {error}"))
             return None

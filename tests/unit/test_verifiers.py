@@ -131,6 +131,22 @@ def test_a_process_that_does_not_answer_is_killed(
     assert not Path(f"/proc/{before}").exists()
 
 
+def test_one_timeout_is_waited_for_if_all_processes_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    three = VerifierProcesses(3)
+    try:
+        for process in three._all:
+            assert process.verify([GOOD]) == [True]
+            assert process._process is not None
+            os.kill(process._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(milliseconds=50))
+        assert three.verify([GOOD]) is None
+        monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(seconds=HANG))
+        assert [three.verify([GOOD]) for _ in range(4)] == [[True]] * 4
+        assert [process.failures for process in three._all] == [1, 0, 0]
+    finally:
+        three.close()
+
+
 def test_a_process_that_does_not_read_is_killed(processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(milliseconds=50))
     monkeypatch.setattr(aws_lc, "own_command", lambda _: ["sleep", "600"])
