@@ -22,7 +22,7 @@ from goatherd.cluster.observer import observe_servers
 from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.key_age import EXPIRED_HINT, GOATDB_LIFE, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
+from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, find_warnings
 from goatherd.identity.succession import verify_signed
@@ -60,12 +60,6 @@ _EXPIRY_HINTS: Final = {
     Urgency.SOON: "A new root is overdue: run `goatherd rotate` this week.",
     Urgency.URGENT: "Run `goatherd rotate` now.",
 }
-
-_SHORT_FROM_THE_START: Final = (
-    "Run `goatherd rotate` as soon as every server starts from the store: GoatDB's roots live "
-    f"{GOATDB_LIFE.days} days, and"
-    f" an unmodified server is not started with {SHORT_LIFE.days} or less left. The new root lives longer."
-)
 
 SKEW_LIMIT: Final = timedelta(minutes=3)
 """COMPAT: GoatDB rejects a request whose signing time differs from its own clock by more than this."""
@@ -226,7 +220,11 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
         stage = assess_urgency(document, now_ms)
         level, hint = (OK, "") if stage is Urgency.FINE else (WARNING, _EXPIRY_HINTS[stage])
         if stage is Urgency.DUE and is_fresh_and_short(document):
-            hint = _SHORT_FROM_THE_START
+            hint = (
+                "Run `goatherd rotate` as soon as every server starts from the store: an unmodified server is not"
+                f" started with {SHORT_LIFE.days} days or less left. A root that a rotation makes is valid for"
+                f" {format_duration(scope.policy.lifetime)} (rotation.lifetime)."
+            )
         checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
     ahead_ms = recorded_ahead_ms(document, now_ms)
     if timedelta(milliseconds=ahead_ms) > scope.policy.clock_tolerance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_doctor_warns_in_time(goatherd: Goatherd, store: str, lifetime: str, lev
     assert check["level"] == level
     assert hint in check["hint"]
     assert done.code == 0
+
+
+def test_doctor_promises_no_longer_life_than_a_rotation_gives(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    (tmp_path / "goatherd.toml").write_text(f'provider = "{store}"\n[rotation]\nlifetime = "25d"\n')
+    assert goatherd("init").code == 0
+    (check,) = [one for one in goatherd("doctor", "--json").json["checks"] if one["name"] == "expiration"]
+    assert check["hint"].endswith("A root that a rotation makes is valid for 25d (rotation.lifetime).")
 
 
 def test_doctor_says_that_a_rotation_is_overdue(goatherd: Goatherd, store: str) -> None:

@@ -436,7 +436,7 @@ def test_on_the_first_day_the_doctor_notes_the_short_life_of_goatdbs_roots_witho
     checks = goatherd("doctor", "--provider", store, "--json").json["checks"]
     (check,) = (one for one in checks if one["name"] == "expiration")
     assert check["text"] == "29 days left"
-    assert "GoatDB's roots live 30 days" in check["hint"]
+    assert "A root that a rotation makes is valid for 180d" in check["hint"]
     assert "overdue" not in check["hint"]
 
 
