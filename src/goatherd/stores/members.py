@@ -157,7 +157,8 @@ class StoreGroup(SecretProvider):
         except (ProviderError, TimeoutError) as error:
             why = str(error) or f"no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s"
             text = f"the store did not report its rights: {why}"
-            hint = error.hint if isinstance(error, ProviderError) else ""
+            # What to do about a missing secret depends on the other stores, and is stated with their comparison.
+            hint = error.hint if isinstance(error, ProviderError) and not isinstance(error, SecretNotFoundError) else ""
             return [Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)]
 
     async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:

@@ -43,7 +43,14 @@ from goatherd.providers.breaker import Breaker, new_breaker
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.stores.comparison import DocumentMark, Standing, compare_documents
-from goatherd.stores.members import StoreGroup, StoreMember, check_members, combine_guarantees, find_secret_id
+from goatherd.stores.members import (
+    StoreGroup,
+    StoreMember,
+    check_members,
+    combine_guarantees,
+    describe_promotion,
+    find_secret_id,
+)
 from goatherd.telemetry import Event, event_text
 
 _log = logging.getLogger("goatherd.stores")
@@ -192,6 +199,9 @@ class RegionalReader(StoreGroup):
         index = next(at for at, one in enumerate(self.members) if one.is_primary)
         known = self._secret(secret_id)
         state, error = known.states[index], known.breakers[index].error
+        if isinstance(error, SecretNotFoundError) and known.last is not None:
+            # Its own hint is `goatherd init`, whose identity no server would trust.
+            error.hint = describe_promotion(known.last.region, state.region)
         if error is not None or state.problem is None:
             return error
         text = f"region {state.region}: {state.problem}"

@@ -130,6 +130,20 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
         )
 
 
+async def test_the_rights_in_a_region_without_the_secret_do_not_advise_to_create_another_identity(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "eu").mkdir()
+    members = [
+        StoreMember(region="eu", provider=FileSecretProvider(f"{tmp_path}/eu"), template="root"),
+        StoreMember(region="us", provider=MemorySecretProvider(), template="root", replication=Replication.GOATHERD),
+    ]
+    async with RegionalReader(members) as reader:
+        (eu,) = [one for one in await reader.diagnose("root") if one.text.startswith("region eu: ")]
+    assert "there is no such secret" in eu.text
+    assert eu.hint == ""
+
+
 async def test_after_the_primary_store_was_emptied_each_command_names_the_region_to_promote(regions: Regions) -> None:
     regions.us.is_stalled = True
     regions.eu._store.ledgers.clear()
@@ -139,6 +153,11 @@ async def test_after_the_primary_store_was_emptied_each_command_names_the_region
         with pytest.raises(SecretNotFoundError) as missing:
             await command
         assert advice.format("us") in missing.value.hint
+    reader = regions.reader()
+    assert (await reader.read(SECRET)).version.id == "us:1"
+    problem = reader.primary_error(SECRET)
+    assert problem is not None
+    assert advice.format("us") in problem.hint
     with pytest.raises(IdentityExistsError, match="the store of region ap holds the secret") as caught:
         await init_identity(stores, Policy())
     assert advice.format("ap") in caught.value.hint
