@@ -131,15 +131,12 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
 
 
 async def test_the_rights_in_a_region_without_the_secret_do_not_advise_to_create_another_identity(
-    tmp_path: Path,
+    regions: Regions,
 ) -> None:
-    (tmp_path / "eu").mkdir()
-    members = [
-        StoreMember(region="eu", provider=FileSecretProvider(f"{tmp_path}/eu"), template="root"),
-        StoreMember(region="us", provider=MemorySecretProvider(), template="root", replication=Replication.GOATHERD),
-    ]
-    async with RegionalReader(members) as reader:
-        (eu,) = [one for one in await reader.diagnose("root") if one.text.startswith("region eu: ")]
+    regions.eu._store.ledgers.clear()
+    reader = regions.reader()
+    await reader.read(SECRET)
+    (eu,) = [one for one in await reader.diagnose(SECRET) if one.text.startswith("region eu: ")]
     assert "there is no such secret" in eu.text
     assert eu.hint == ""
 
