@@ -6,7 +6,8 @@ its introduction in ``/sys/sessions`` has them. If a root cannot be restored, th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -20,7 +21,7 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document
-from goatherd.identity.key_age import SHORT_LIFE
+from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.identity.transitions import CANCELLED, ROLLED_BACK, may_sign_again
@@ -78,6 +79,15 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
             hint=f"A key is kept for the grace period after a rotation and cannot be recovered later. {_NEW_ROOT}",
         )
     return chosen
+
+
+def _list_restorable(document: IdentityDocument, stored: Collection[str], now_ms: int) -> str:
+    """Return the ids of the listed roots that `choose_root` accepts and whose private keys are `stored`, or "none"."""
+    found = []
+    for root in document.roots:
+        with suppress(NotRestorableError):
+            found += [choose_root(document, root.id, now_ms)] if root.id in stored else []
+    return ", ".join(found) or "none"
 
 
 def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodified: tuple[str, ...]) -> None:
@@ -142,20 +152,21 @@ async def find_left_root(
             current root has expired.
         ProviderError: The store failed.
     """
-    stored, rotations, roots = False, dict[str, None](), {root.id: None for root in document.roots}
+    stored, rotations, roots = set[str](), dict[str, None](), {root.id: None for root in document.roots}
     unread: list[str] = []
     async for held in _read_versions(provider, secret_id, unread):
         owned = [one for one in (held.current, held.next) if one is not None and not one.is_remote]
-        stored = stored or root_id in {one.id for one in owned}
+        stored.update(one.id for one in owned)
         roots.update(dict.fromkeys([*(one.id for one in owned), *(one.id for one in held.roots)]))
         rotations.update(dict.fromkeys(one.rotation_id for one in held.history if one.rotation_id))
         if held.rotation is not None:
             rotations[held.rotation.id] = None
-    if not stored:
-        known = ", ".join(one.id for one in document.roots if one.id != document.current.id) or "none"
+    restorable = _list_restorable(document, stored, now_ms)
+    if root_id not in stored:
         raise NotRestorableError(
             f"root {root_id} is unknown: the identity document does not list it, and no stored version holds its "
-            f"private key; previous roots: {known}" + (f"; not read: {', '.join(unread)}" if unread else ""),
+            f"private key; listed roots that can be restored: {restorable}"
+            + (f"; not read: {', '.join(unread)}" if unread else ""),
             hint="`goatherd status` shows which version holds whose key. A key is kept for the grace period after a "
             f"rotation and cannot be recovered later. {_NEW_ROOT}",
         )
@@ -163,8 +174,7 @@ async def find_left_root(
         raise NotRestorableError(
             f"the identity document no longer lists root {root_id}, and the current root, which would have to "
             f"introduce it again, has expired at {iso(document.current.session.expiration_ms)}",
-            hint="A root that the document lists can be restored: `goatherd restore` without a name, or one of "
-            f"{', '.join(one.id for one in document.roots if one.id != document.current.id)}.",
+            hint=f"Listed roots that can be restored: {restorable}. {EXPIRED_HINT}",
         )
     ids = find_introduction_ids(rotations, roots, [root.id for root in document.roots])
     async for commits in observer.read_commits(ids, document.current):

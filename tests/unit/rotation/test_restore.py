@@ -254,7 +254,7 @@ async def test_what_cannot_be_restored_says_why(make_herd: MakeHerd) -> None:
     assert "root-a signs already" in await refused(herd, "root-a")
     assert "root nosuch is unknown: the identity document does not list it" in await refused(herd, "nosuch")
     document = await rotated(herd)
-    assert "; previous roots: root-a" in await refused(herd, "nosuch")
+    assert "; listed roots that can be restored: root-a" in await refused(herd, "nosuch")
     assert f"{document.current.id} signs already" in await refused(herd, document.current.id)
 
 
@@ -308,6 +308,7 @@ async def test_a_revoked_root_is_never_restored(make_herd: MakeHerd) -> None:
     said = await refused(herd)
     assert "root root-a was revoked at 20" in said
     assert "stolen" in said
+    assert "; listed roots that can be restored: none" in await refused(herd, "nosuch")
 
 
 async def test_a_root_that_was_just_rolled_back_is_restored_only_by_its_name(make_herd: MakeHerd) -> None:
