@@ -60,7 +60,8 @@ def migrate(
     session in the server's /sys/sessions log. It then reads the identity back from the store, and checks whether each
     --node accepts a request signed by the current root in the store, or else by the root of the file. You can run it
     again: an identity that the store already holds stays unchanged, except for a later expiration that a GoatDB server
-    has given the root. If the store holds another identity, the command fails.
+    has given the root. If an earlier run has removed settings.json, the command only checks that the store holds its
+    root. If the store holds another identity, the command fails.
 
     A session that is only in settings.json is written into the logs of all servers as the same commit. If you migrate
     servers one at a time, name those that you migrated before, by --node or as SOURCE, so that the command can copy the
@@ -95,7 +96,9 @@ def migrate(
         remove_key = click.confirm(f"Remove {files} from the disk now? The key is in the store.", err=True)
     if remove_key and not dry_run:
         removed = asyncio.run(remove_keys(target, done, confirmed=True))
-        lines += removed or ["no file was removed, since a server rejects the root"]
+        if servers_rejecting_root(done.proofs):
+            lines.append("no file was removed, since a server rejects the root")
+        lines += removed
     kept = done.find_kept_settings()
     app.out.result(migration_json(done, removed, kept), [*lines, *kept_lines(kept)])
     return EXIT_FINDINGS if servers_rejecting_root(done.proofs) else None

@@ -59,7 +59,8 @@ from goatherd.operations.migration_files import (
     check_signed_for,
     describe_key_copies,
     find_sources,
-    missing_settings_error,
+    make_note,
+    read_note,
     read_settings,
 )
 from goatherd.operations.migration_sessions import (
@@ -182,7 +183,8 @@ async def migrate_all(
     Args:
         target: The store, and running servers that may hold sessions.
         paths: Data directories and settings.json files; one that is found twice counts once. From a server that was
-            migrated earlier, and has no settings.json any more, only the log is read.
+            migrated earlier, and has no settings.json any more, only the log is read. If there is no other server, the
+            store and the running servers are checked, and nothing is written.
         dry_run: Write nothing.
         write_sessions: Write the sessions that only settings.json holds into the log.
         is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
@@ -210,9 +212,7 @@ async def migrate_all(
         found.setdefault(source.place, source)
     sources = [source for source in found.values() if not source.is_migrated]
     migrated = [source for source in found.values() if source.is_migrated]
-    if migrated and not sources:
-        raise missing_settings_error(migrated)
-    orgs = sorted({source.org for source in sources})
+    orgs = sorted({source.org for source in sources or migrated})
     secret_id = target.secret_for(orgs[:1] if len(orgs) == 1 else ())
     if len(orgs) > 1 and ORG_FIELD not in secret_id:
         raise ConfigurationError(
@@ -220,6 +220,8 @@ async def migrate_all(
             hint="Each organization has an identity of its own. Put {org} into the secret's name, such as"
             " file:///srv/keys/{org}/root.",
         )
+    if not sources:
+        return await _confirm_migrated(target, migrated, dry_run=dry_run)
     read = [(source, *read_settings(source, now_ms)) for source in sources]
     of_each = {
         org: [(source.settings, document) for source, document, _, _ in read if source.org == org] for org in orgs
@@ -251,7 +253,7 @@ async def migrate_all(
                 stored[org],
                 of_org,
                 held[org],
-                names_migrated=any(source.org == org for source in migrated),
+                names_migrated=any(source.org == org and source.data is not None for source in migrated),
                 is_only_server=is_only_server,
             )
     outcomes = [
@@ -280,6 +282,57 @@ async def migrate_all(
         is_dry=dry_run,
         introductions={org: stored[org].introductions for org in orgs},
     )
+
+
+async def _confirm_migrated(target: MigrationTarget, sources: Sequence[MigrationSource], *, dry_run: bool) -> Migration:
+    """Check that the store holds the identities of servers whose settings.json earlier runs have removed.
+
+    Raises:
+        ConfigurationError: No earlier run has removed a settings.json there, or the store does not hold its root.
+        DiscoveryError: The running servers could not be discovered.
+    """
+    outcomes, signers = [], dict[str, list[tuple[OwnedSession, bool]]]()
+    for source in sources:
+        note = read_note(source)
+        async with target.open_store(source.org) as store:
+            try:
+                _, document = await store.read()
+            except SecretNotFoundError:
+                document = None
+            name = store.name
+        held = document
+        if held is not None and held.pruned and held.find_root(note.root.id) is None:
+            commits = await find_root_introductions(target, source.org, held, held, [source])
+            held = with_pruned_root(held, note.root.id, source.org, commits)
+        kept = None if held is None else held.find_root(note.root.id)
+        if document is None or kept is None or kept.public_key != note.root.public_key:
+            raise ConfigurationError(
+                f"{source.settings} was removed by a migration at {note.removed_at}, but {name} does not hold its root"
+                f" {note.root.id}, or a later root that has introduced it",
+                hint=f"The file {REMAINS} beside it states that {note.store} held the identity. Give that store, and"
+                " --node URL of a running server.",
+            )
+        signers[source.org] = _find_signers(document, document.current)
+        outcomes.append(
+            MigratedServer(
+                org=source.org,
+                settings=source.settings,
+                store=name,
+                current_id=document.current.id,
+                is_new=False,
+                in_log=0,
+                written=(),
+                missing=(),
+                notes=(
+                    f"{source.settings} was removed at {note.removed_at}",
+                    *describe_key_copies(source.settings),
+                ),
+                dry_run=dry_run,
+                is_read_back=True,
+            )
+        )
+    proofs = await ask_servers(target.addresses, list(signers.items()), timeout=target.timeout)
+    return Migration(outcomes=tuple(outcomes), proofs=tuple(proofs), removable=(), is_dry=dry_run)
 
 
 async def remove_keys(target: MigrationTarget, migration: Migration, *, confirmed: bool) -> list[str]:
@@ -331,7 +384,7 @@ async def _read_stored(
         introductions: tuple[Commit, ...] = ()
         if present.pruned and present.find_root(document.current.id) is None:
             introductions = await find_root_introductions(target, org, document, present, sources)
-            present = with_pruned_root(present, document.current, org, introductions)
+            present = with_pruned_root(present, document.current.id, org, introductions)
         _check_same_identity(present, document, store.name)
         extended = _extend_stored_root(present, document.current, store.name)
         return StoredIdentity(name=store.name, document=extended or present, introductions=introductions)
@@ -365,7 +418,7 @@ async def _migrate_server(
             store.check_clock(target.clock_tolerance)
         extended = None
         if present is not None:
-            present = with_pruned_root(present, document.current, source.org, introductions)
+            present = with_pruned_root(present, document.current.id, source.org, introductions)
             _check_same_identity(present, document, store.name)
             extended = _extend_stored_root(present, document.current, store.name)
         identity = extended or present or document
@@ -543,7 +596,7 @@ async def read_back(store: Store, wanted: OwnedSession, introductions: Iterable[
         ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
-    document = with_pruned_root(document, wanted, store.org, introductions)
+    document = with_pruned_root(document, wanted.id, store.org, introductions)
     if not contains_root(document, wanted):
         raise SettingsError(
             f"{store.name} did not return root {wanted.id} when it was read back",
@@ -621,13 +674,7 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
             " is your own, remove both by hand, once every server starts from the store.",
         )
     remains = settings.with_name(REMAINS)
-    note = {
-        "store": store,
-        "removedAt": iso(SystemClock().now_ms()),
-        "current": document.current.session.to_json(),
-        "roots": [root.to_json() for root in document.roots],
-        "undo": "goatherd export settings.json --provider … --data <this directory>",
-    }
+    note = make_note(store, SystemClock().now_ms(), document)
     replace_file(remains, orjson.dumps(note, option=orjson.OPT_INDENT_2) + b"\n")
     remove_file(settings)
     # COMPAT: GoatDB treats a missing settings.json as a first start, and generates a new root.

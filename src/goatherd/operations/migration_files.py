@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import orjson
+
 from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_understood, read_commits
 from goatherd.errors import (
     ConfigurationError,
+    DecodeError,
     IdentityError,
     SettingsError,
     VerificationError,
@@ -21,6 +24,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
 from goatherd.telemetry import describe_count
+from goatherd.times import iso
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import DEFAULT_ORG
@@ -34,7 +38,7 @@ SHOWN: Final = 10
 class MigrationSource:
     """The files of one organization. `data` is None for a settings.json outside of a data directory.
 
-    If `is_migrated` is true, there is a log and no settings.json: a migration or an agent has removed the file.
+    If `is_migrated` is true, there is no settings.json: a migration or an agent has removed the file.
     """
 
     settings: Path
@@ -91,9 +95,12 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
                 f"{source} holds no data of organization {given!r}; it holds the organizations {names}",
                 hint="Check --org and GOATHERD_ORG.",
             )
-    settings = (source if source.is_dir() else source.parent) / SETTINGS_NAME
-    if settings.with_name(REMAINS).is_file():
-        raise missing_settings_error([MigrationSource(settings=settings, data=None, org=given or DEFAULT_ORG)])
+        if (source / REMAINS).is_file():
+            return [
+                MigrationSource(settings=source / SETTINGS_NAME, data=None, org=given or DEFAULT_ORG, is_migrated=True)
+            ]
+    elif source.name == SETTINGS_NAME and source.with_name(REMAINS).is_file():
+        return find_sources(source.parent, given)
     raise ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()
@@ -108,20 +115,56 @@ def _describe_directory(directory: Path, org: str) -> MigrationSource:
     return MigrationSource(settings=settings, data=directory, org=org, is_migrated=not settings.is_file())
 
 
-def missing_settings_error(sources: Sequence[MigrationSource]) -> ConfigurationError:
-    """Return the error for servers of which none has a settings.json any more."""
-    directories = ", ".join(str(source.settings.parent) for source in sources)
-    noted = [source.settings.with_name(REMAINS) for source in sources if source.settings.with_name(REMAINS).is_file()]
-    if noted:
-        return ConfigurationError(
-            f"there is no {SETTINGS_NAME} in {directories}: a migration has removed it, as {noted[0]} states",
-            hint=f"Nothing is left to do. {noted[0].name} names the store from which to start the server.",
-        )
+def missing_settings_error(source: MigrationSource) -> ConfigurationError:
+    """Return the error for a server that has no settings.json, and no note of the migration that removed it."""
     return ConfigurationError(
-        f"there is no {SETTINGS_NAME} in {directories}, only logs",
+        f"there is no {SETTINGS_NAME} in {source.settings.parent}, only logs",
         hint="If `goatherd run` ran there, it has removed the file when it ended, and the identity is in the store."
         " Otherwise restore the file from a backup.",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationNote:
+    """What the note states that a migration has left in place of a settings.json.
+
+    Attributes:
+        store: The name of the store.
+        removed_at: When the file was removed, as an ISO timestamp.
+        root: The current root of the file.
+    """
+
+    store: str
+    removed_at: str
+    root: Session
+
+
+def make_note(store: str, removed_at_ms: int, document: IdentityDocument) -> dict[str, object]:
+    """Return the note that a migration leaves in place of a settings.json with this identity, as JSON data."""
+    return {
+        "store": store,
+        "removedAt": iso(removed_at_ms),
+        "current": document.current.session.to_json(),
+        "roots": [root.to_json() for root in document.roots],
+        "undo": "goatherd export settings.json --provider … --data <this directory>",
+    }
+
+
+def read_note(source: MigrationSource) -> MigrationNote:
+    """Read the note that a migration has left in place of a server's settings.json.
+
+    Raises:
+        ConfigurationError: There is no note, or it cannot be read.
+    """
+    note = source.settings.with_name(REMAINS)
+    try:
+        found = orjson.loads(note.read_bytes())
+        root = Session.from_json(found["current"])
+        return MigrationNote(store=str(found["store"]), removed_at=str(found["removedAt"]), root=root)
+    except FileNotFoundError:
+        raise missing_settings_error(source) from None
+    except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:
+        raise ConfigurationError(f"{note} cannot be read: {type(error).__name__}") from None
 
 
 def _describe_source(settings: Path, given: str | None) -> MigrationSource:

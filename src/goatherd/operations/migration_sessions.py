@@ -191,7 +191,7 @@ async def find_root_introductions(
 
 
 def with_pruned_root(
-    identity: IdentityDocument, root: OwnedSession, org: str, introductions: Iterable[Commit]
+    identity: IdentityDocument, root_id: str, org: str, introductions: Iterable[Commit]
 ) -> IdentityDocument:
     """Return an identity that lists a root again that it no longer lists, if a root of it has introduced that root.
 
@@ -200,16 +200,16 @@ def with_pruned_root(
 
     Args:
         identity: The identity in the store.
-        root: The root of a settings.json.
+        root_id: Id of the root of a settings.json.
         org: The organization; it is part of the signed bytes.
-        introductions: Unverified commits that introduce roots; a chain of them may lead to `root`.
+        introductions: Unverified commits that introduce roots; a chain of them may lead to that root.
     """
-    if not identity.pruned or identity.find_root(root.id) is not None:
+    if not identity.pruned or identity.find_root(root_id) is not None:
         return identity
     pool = TrustPool.from_identity(identity, org=org)
     pool.offer_session_commits(introductions)
     try:
-        found = pool.get_root(root.id)
+        found = pool.get_root(root_id)
     except VerificationError:
         return identity
     return replace(identity, roots=(*identity.roots, found))

@@ -260,9 +260,15 @@ async def test_a_settings_json_that_a_migration_has_removed_is_not_missed(tmp_pa
     await goatherd.FileSettings.create(path, goatherd.create_identity(goatherd.generate_session("root")))
     await goatherd.migrate(store, path, remove_key=True)
     for again in (path, path.parent):
-        with pytest.raises(ConfigurationError, match="a migration has removed it") as caught:
-            await goatherd.migrate(store, again)
-        assert "Nothing is left to do" in caught.value.hint
+        (outcome,) = (await goatherd.migrate(store, again, remove_key=True)).outcomes
+        assert (outcome.is_new, outcome.is_read_back, outcome.settings) == (False, True, path)
+    other = f"file://{tmp_path}/other/root"
+    with pytest.raises(ConfigurationError, match="does not hold its root") as caught:
+        await goatherd.migrate(other, path)
+    assert f"{tmp_path}/keys/root held the identity" in caught.value.hint
+    await goatherd.init(other)
+    with pytest.raises(ConfigurationError, match="does not hold its root"):
+        await goatherd.migrate(other, path)
 
 
 async def test_a_settings_json_is_migrated(tmp_path: Path):
