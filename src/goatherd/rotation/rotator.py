@@ -61,6 +61,7 @@ from goatherd.key_inventory import (
     is_gone_when_destroyed,
 )
 from goatherd.providers.base import ReadConsistency, SecretProvider
+from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
@@ -387,7 +388,7 @@ class Rotator:
             async with self._anchor_keys:
                 observation = replace(observation, direct_key=await self._read_direct_key(document))
         names = tuple(one.name for one in self._health.signals)
-        remarks = await self._find_remarks(observation, document)
+        remarks = (*await self._find_remarks(observation, document), *await self._find_little_space())
         return make_plan(
             observation,
             self._policy_for(document),
@@ -485,6 +486,20 @@ class Rotator:
             foreign_labels={label: one.version.id for one in held for label in one.foreign_labels},
             damaged={one.version.id: one.problem for one in held if one.problem is not None},
         )
+
+    async def _find_little_space(self) -> tuple[str, ...]:
+        """Return a remark if a rotation reserves disk space in the store before it begins, and little of it is left."""
+        provider = self._provider
+        if not isinstance(provider, ReservingSecretProvider) or not isinstance(provider, DiagnosableSecretProvider):
+            return ()
+        with suppress(ProviderError):
+            return tuple(
+                f"disk space of the store: {one.text}. If a rotation cannot reserve space for its writes, it does not"
+                f" begin. {one.hint.rstrip('.')}"
+                for one in await provider.diagnose(self._secret_id)
+                if one.name == "room" and one.verdict is not Verdict.FINE
+            )
+        return ()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
