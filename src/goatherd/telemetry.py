@@ -315,6 +315,7 @@ _KEY_MATERIAL = re.compile(r"(?![0-9a-f]{64}(?![A-Za-z0-9_+=-]))[A-Za-z0-9_+=-]{
 
 
 _PLAIN_WORD = re.compile(r"[\w./~+-]+")
+_REQUEST_ID = re.compile(r", request [A-Za-z0-9-]+(?=\))")
 
 
 def find_program(line: str) -> str:
@@ -325,6 +326,11 @@ def find_program(line: str) -> str:
     """
     word = (line.split() or [""])[0]
     return word if _PLAIN_WORD.fullmatch(word) else ""
+
+
+def omit_request_ids(text: str) -> str:
+    """Return `text` without the ids of AWS's requests, so that texts of one error in several attempts are equal."""
+    return _REQUEST_ID.sub("", text)
 
 
 def hide_key_material(text: str) -> str:

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any, Final
 
 from goatherd.rotation.events import Decided, Event, NodeNotified, PhaseEntered, RunEnded, StoreTroubled
-from goatherd.telemetry import hide_key_material, make_visible
+from goatherd.telemetry import hide_key_material, make_visible, omit_request_ids
 
 _REPEATED: Final = (Decided, NodeNotified, StoreTroubled)
 _RECORDED_AS: Final[dict[str, str | None]] = {
@@ -32,19 +32,22 @@ class EventData:
     """Converts the events of one run into names and data, without repetitions."""
 
     def __init__(self) -> None:
-        self._told: set[Event] = set()
+        self._told: set[str] = set()
 
     def of(self, event: Event) -> tuple[str, dict[str, Any]] | None:
         """Return the name and the data of an event; None if the same was already returned in this phase."""
+        if isinstance(event, Decided):
+            name, data = "decided", {"action": _event_name(event.action), **_list_members(event.action)}
+        else:
+            name, data = _event_name(event), _list_members(event)
         if isinstance(event, PhaseEntered | RunEnded):
             self._told.clear()
         elif isinstance(event, _REPEATED):
-            if event in self._told:
+            told = omit_request_ids(f"{name} {data}")
+            if told in self._told:
                 return None
-            self._told.add(event)
-        if isinstance(event, Decided):
-            return "decided", {"action": _event_name(event.action), **_list_members(event.action)}
-        return _event_name(event), _list_members(event)
+            self._told.add(told)
+        return name, data
 
 
 def to_json_value(value: object) -> Any:

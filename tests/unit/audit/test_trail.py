@@ -25,7 +25,15 @@ from goatherd.identity import remote_key
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
-from goatherd.rotation.events import ConflictMet, Decided, NodeNotified, NodesSeen, PhaseEntered, RunEnded
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    NodeNotified,
+    NodesSeen,
+    PhaseEntered,
+    RunEnded,
+    StoreTroubled,
+)
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
 from tests.deadlines import HANG
 from tests.fakes.anchors import make_own_identity
@@ -305,6 +313,12 @@ def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None
         "decided", "node-told", None, None, "conflict-met", "conflict-met", "phase-entered", "decided",
     ]  # fmt: skip
     assert found[1] == ("node-told", {"url": "http://a", "heard": False, "problem": None}), "a record keeps its names"
+
+
+def test_an_error_of_aws_is_repeated_although_each_request_has_another_id() -> None:
+    evidence = EventData()
+    refused = [StoreTroubled(error=f"aws: create 'x': Denied (HTTP 400, request {number}): no") for number in "12"]
+    assert [evidence.of(event) is None for event in refused] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from goatherd.cli.output import Output
 from goatherd.cli.text.progress import RotationProgress
-from goatherd.rotation.events import Decided, HealthSeen, NodeNotified, NodesSeen, NodesUnknown
+from goatherd.rotation.events import Decided, HealthSeen, NodeNotified, NodesSeen, NodesUnknown, StoreTroubled
 from goatherd.rotation.machine import HealthView, NodeView, Wait
 
 from .conftest import Goatherd
@@ -90,6 +90,16 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
         "healthy",
         "waiting until 2026-09-21T14:13:20.000Z: stays healthy",
     ]
+
+
+def test_an_error_of_aws_is_shown_once_although_each_request_has_another_id() -> None:
+    stderr = io.StringIO()
+    progress = RotationProgress(Output(as_json=False, stderr=stderr))
+    for number in "12":
+        error = f"aws: create 'x': Denied (HTTP 400, request {number}): no"
+        progress.show(Decided(action=Wait(nodes=(), reason=f"stores follow: us: {error}", until_ms=5)))
+        progress.show(StoreTroubled(error=error))
+    assert len(stderr.getvalue().splitlines()) == 2
 
 
 def test_only_a_server_that_reads_the_store_is_said_to_read_it_next() -> None:

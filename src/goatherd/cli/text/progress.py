@@ -24,7 +24,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.machine import NodeView, Phase, Wait
-from goatherd.telemetry import make_visible
+from goatherd.telemetry import make_visible, omit_request_ids
 from goatherd.times import iso
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RotationProgress:
                 whom = f" for {', '.join(event.action.nodes)}" if event.action.nodes else ""
                 wait = f"waiting until {iso(event.action.until_ms)}{whom}: {event.action.reason}"
                 wait += "".join(f"; {text}" for text in self._activities(event.action.nodes))
-                if wait != self._wait:
+                if omit_request_ids(wait) != omit_request_ids(self._wait):
                     self._wait = wait
                     data = {
                         "nodes": list(event.action.nodes),
@@ -118,7 +118,7 @@ class RotationProgress:
         elif isinstance(event, ConflictMet):
             self._line("conflict", {}, "another process wrote to the store first; reading it again")
         elif isinstance(event, StoreTroubled):
-            if event.error != self._trouble:
+            if omit_request_ids(event.error) != omit_request_ids(self._trouble):
                 self._trouble = event.error
                 self._line("store", {"problem": event.error}, f"the store: {event.error}; trying again")
         elif isinstance(event, RunEnded):
