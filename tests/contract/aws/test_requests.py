@@ -240,5 +240,6 @@ async def test_a_rotator_under_its_policy_does_all_that_a_rotation_needs_but_mak
         assert (await store.read(SECRET, first.id)).value.reveal() == b"1"
         await store.destroy(SECRET, first.id)
         for begin in (lambda: store.create("another", b"3"), lambda: store.delete(SECRET)):
-            with pytest.raises(ProviderAccessDeniedError):
+            with pytest.raises(ProviderAccessDeniedError) as caught:
                 await begin()
+            assert "admin" in caught.value.hint, "the rotator's policy is attached already"

@@ -488,7 +488,8 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         return call.error(
             ProviderAccessDeniedError,
             f"{where}: {said}" if said and code != "?" else where,
-            hint="`goatherd policy` prints the permissions that a server and a rotator need.",
+            hint="Attach a policy: `goatherd policy aws --role server` (or rotator, admin) prints it. Only the role admin"
+            " may create a secret.",
         )
     if code in _KEY_TROUBLE:
         return call.error(
