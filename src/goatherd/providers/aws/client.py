@@ -488,8 +488,8 @@ def _error_for(call: Call, code: str, status: int, text: str, where: str, header
         return call.error(
             ProviderAccessDeniedError,
             f"{where}: {said}" if said and code != "?" else where,
-            hint="Attach a policy: `goatherd policy aws --role server` (or rotator, admin) prints it. To create a secret,"
-            " the role admin is needed.",
+            hint="Attach a policy: `goatherd policy aws --role server` (or rotator, admin) prints it. Only the role"
+            " admin may create a secret.",
         )
     if code in _KEY_TROUBLE:
         return call.error(
