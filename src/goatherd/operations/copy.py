@@ -244,7 +244,7 @@ async def _check_unchanged(source: Store, plan: CopyPlan) -> None:
             provider=source.provider.scheme,
             secret_id=source.secret_id,
             operation="copy",
-            hint="Delete the copy, and copy again while no rotation is in progress.",
+            hint="Repeat the command with --resume while no rotation is in progress.",
         )
 
 

@@ -168,6 +168,15 @@ class Call:
             error.retryable = False
         return error
 
+    def missing_label_error(self, label: str) -> SecretNotFoundError:
+        """Create the error that no version of an existing secret has a label."""
+        return self.error(
+            SecretNotFoundError,
+            f"no version holds the label {label!r}",
+            hint="`goatherd show --versions` lists the versions and their labels. If `goatherd copy` to this secret was"
+            " interrupted, repeat it with --resume.",
+        )
+
 
 class SecretProvider(ABC):
     """The interface of a secret store. A plugin for a kind of store derives its provider from this class.

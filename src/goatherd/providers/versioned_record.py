@@ -98,7 +98,7 @@ class LabelledVersions(Generic[Key, Kept]):
         elif at in self.labels:
             key = self.labels[at]
         else:
-            raise call.error(SecretNotFoundError, f"no version holds the label {at!r}")
+            raise call.missing_label_error(at)
         if (how := self.how_withdrawn(key)) is not None:
             raise call.error(VersionDisabledError, f"version {key} was {how}")
         return key

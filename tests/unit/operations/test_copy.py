@@ -205,10 +205,14 @@ async def test_a_source_that_changes_meanwhile_leaves_no_current_version_behind(
                 await meddle()
 
     target = Meddling()
-    with pytest.raises(ConflictError, match="changed while it was copied"):
+    with pytest.raises(ConflictError, match="changed while it was copied") as caught:
         await copy_secret(source, store_of(target))
-    with pytest.raises(SecretNotFoundError):
+    assert "--resume" in caught.value.hint
+    with pytest.raises(SecretNotFoundError) as missing:
         await target.read("root", CURRENT)
+    assert "--resume" in missing.value.hint
+    await copy_secret(source, store_of(target), resume=True)
+    assert (await target.read("root", CURRENT)).value.reveal() == b"five"
 
 
 async def test_a_store_that_keeps_something_else_than_what_was_written_is_noticed() -> None:

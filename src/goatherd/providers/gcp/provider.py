@@ -206,7 +206,7 @@ class GCPSecretProvider(SecretProvider):
             except ProviderAccessDeniedError:
                 number = None
             if number is None:
-                raise call.error(SecretNotFoundError, f"no version holds the label {label!r}") from missing
+                raise call.missing_label_error(label) from missing
         return await self._api.access_version(call, number)
 
     async def _read_labels(self, call: Call, number: int) -> tuple[frozenset[Label], bool]:
