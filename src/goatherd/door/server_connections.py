@@ -14,9 +14,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any, Final, cast
 
 import httptools
@@ -271,6 +274,7 @@ class ServerConnections:
         self._busy: set[ServerConnection] = set()
         self._alive = 0
         self._is_closed = False
+        self._last_address = ""
         self.server_generation = 0
 
     def _count_connection(self, change: int) -> None:
@@ -335,9 +339,7 @@ class ServerConnections:
                     return connection, True
                 old.append(connection)
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(
-                    lambda: ServerConnection(self._count_connection), self._host, self._port, ssl=self._tls
-                )
+                connection = await self._connect()
         except (OSError, TimeoutError) as error:
             raise NodeUnreachableError(f"cannot connect to {self.url}: {self._describe_failure(error)}") from error
         finally:
@@ -349,6 +351,47 @@ class ServerConnections:
             raise NodeUnreachableError(f"the connections to {self.url} are closed")
         self._busy.add(connection)
         return connection, False
+
+    async def _connect(self) -> ServerConnection:
+        """Connect to one of the server's addresses, the one that was reached last first.
+
+        An address that drops all packets, as IPv6 does in some networks, gets only a part of the timeout. (uvloop lacks
+        asyncio's `happy_eyeballs_delay`.)
+
+        Raises:
+            OSError, TimeoutError: There is no address, or the last one cannot be reached.
+        """
+        addresses = sorted(await self._find_addresses(), key=lambda address: address != self._last_address)
+        for number, address in enumerate(addresses, 1):
+            share = self._connect_timeout / len(addresses) if number < len(addresses) else None
+            try:
+                async with asyncio.timeout(share):
+                    connection = await self._connect_to(address)
+            except OSError:  # TimeoutError, too
+                if number == len(addresses):
+                    raise
+            else:
+                self._last_address = address
+                return connection
+        raise OSError("its name has no address")
+
+    async def _connect_to(self, address: str) -> ServerConnection:
+        connection = ServerConnection(self._count_connection)
+        name = self._host if self._tls else None
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, address, self._port, ssl=self._tls, server_hostname=name
+            )
+        except BaseException:  # a timeout or a cancellation that came when the connection was open already
+            connection.close()
+            raise
+        return connection
+
+    async def _find_addresses(self) -> Sequence[str]:
+        with suppress(ValueError):
+            return [str(ip_address(self._host))]
+        found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
     def _describe_failure(self, error: OSError) -> str:
         """Return in a few words why no connection could be opened."""

@@ -1,4 +1,4 @@
-"""Connections to the server behind the door: why one cannot be opened, and their end with their pool."""
+"""Connections to the server behind the door: to which address, why one cannot be opened, and their end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import uvloop
 
-from goatherd.door.server_connections import LostError, ServerConnections
+from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
 from goatherd.errors import NodeUnreachableError
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate
@@ -72,6 +75,69 @@ def test_the_error_says_why_there_is_no_connection(
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(connect())
+
+
+@contextmanager
+def black_hole(port: int) -> Iterator[None]:
+    """Let 127.0.0.1 answer no attempt to connect to a port."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", port))
+        full.listen(0)
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        yield
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_an_address_that_drops_packets_is_tried_once_before_the_one_that_answers(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def connect() -> None:
+        with socket.create_server(("127.0.0.2", 0)) as server:
+            port = server.getsockname()[1]
+            connections = ServerConnections(f"http://server.test:{port}", connect_timeout=timedelta(seconds=HANG))
+            connect_to = connections._connect_to
+
+            async def record(address: str) -> ServerConnection:
+                tried.append(address)
+                async with asyncio.timeout(0.2 if address == "127.0.0.1" else None):
+                    return await connect_to(address)
+
+            async def find_addresses() -> list[str]:
+                return ["127.0.0.1", "127.0.0.2"]
+
+            monkeypatch.setattr(connections, "_connect_to", record)
+            monkeypatch.setattr(connections, "_find_addresses", find_addresses)
+            with black_hole(port):
+                for _ in range(3):
+                    await connections.open_connection()
+            await connections.aclose()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(connect())
+    assert tried == ["127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.2"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
+async def test_an_address_that_drops_packets_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        port = server.getsockname()[1]
+        connections = ServerConnections(f"http://server.test:{port}", connect_timeout=timedelta(seconds=4))
+
+        async def find(*_: object, **__: object) -> list[tuple[object, ...]]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", port)) for last in (1, 2)]
+
+        with black_hole(port), monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "getaddrinfo", find)
+            await connections.open_connection()
+        assert connections.open_count == 1
+        await connections.aclose()
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
