@@ -128,7 +128,8 @@ class Server:
             ``ServerListener`` sets ``http://localhost:<port>`` while it listens.
         resolve_domain: Returns the organization id of a request's full URL; None or an empty id is answered with 404.
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
-            may include this server's own URL.
+            may include this server's own URL. Or a function that returns them for an organization's id, which
+            organizations with host names of their own need.
         clock: Supplies the current time.
         registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.
@@ -158,7 +159,7 @@ class Server:
         org_id: str = DEFAULT_ORG,
         base_url: str | Callable[[str], str] | None = None,
         resolve_domain: Callable[[str], str | None] | None = None,
-        peers: str | Iterable[str] = (),
+        peers: str | Iterable[str] | Callable[[str], str | Iterable[str]] = (),
         clock: Clock | None = None,
         registry: Registry = BUILTIN,
         rules: Sequence[AccessRule] = (),
@@ -174,7 +175,9 @@ class Server:
         self.path = Path(path)
         self.org_id = org_id
         self.base_url = base_url
-        self.peers: Sequence[str] = one_or_more(peers)
+        self.peers: Sequence[str] | Callable[[str], str | Iterable[str]] = (
+            peers if callable(peers) else one_or_more(peers)
+        )
         self.stopping = False
         self._resolve_domain = resolve_domain
         self._clock: Clock = clock or SystemClock()
@@ -315,6 +318,7 @@ class Server:
     async def _open_database(self, org: str) -> Database:
         if self._workers is None:
             raise RuntimeError("the server must be entered with `async with` first")
+        peers = one_or_more(self.peers(org)) if callable(self.peers) else self.peers
         database = Database(
             org=org,
             directory=self.path / org,
@@ -324,7 +328,7 @@ class Server:
             rules=self._rules,
             workers=self._workers,
             verifiers=self._verifiers,
-            peers=tuple(dict.fromkeys(url.rstrip("/") for url in self.peers)),
+            peers=tuple(dict.fromkeys(url.rstrip("/") for url in peers)),
             debug=self._debug,
             new_id=self._new_id,
             unused_sessions=self._unused_sessions,

@@ -213,6 +213,22 @@ async def test_an_organization_is_opened_once_by_the_first_request(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+async def test_each_organization_can_have_peers_of_its_own(tmp_path: Path, signer: OwnedSession) -> None:
+    provider = await store_of(document_of(signer))
+    server = Server(
+        tmp_path,
+        lambda _: settings_of(provider),
+        resolve_domain=by_host,
+        peers=lambda org: [f"http://{org}.peer.test:1/"] if org == "a" else f"http://{org}.other.test:1",
+        debug=True,
+    )
+    async with server, client_of(server) as http:
+        for org in ("a", "b"):
+            await http.get(f"http://{org}.goats.test/healthy")
+        peers = {org: [peer.url for peer in server.database(org).peers] for org in ("a", "b")}
+    assert peers == {"a": ["http://a.peer.test:1"], "b": ["http://b.other.test:1"]}
+
+
 @pytest.mark.parametrize("org", ["../outside", "..", ".", "a/b", "a\\b", "a\0b", ".hidden", "x" * 129, "a b"])
 async def test_an_organization_cannot_name_its_way_out_of_the_data_directory(
     tmp_path: Path, signer: OwnedSession, org: str
