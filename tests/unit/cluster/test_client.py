@@ -248,6 +248,31 @@ async def test_a_pull_asks_on_with_a_truthful_filter_until_a_server_that_caps_it
     assert rounds == [25, 15, 5]
 
 
+@pytest.mark.parametrize("depth", [201, 1_100, 100_000])
+async def test_a_commit_that_is_nested_too_deeply_is_left_out_of_an_answer_with_others(depth: int) -> None:
+    commits = [{"id": f"c{index}", "k": "key", "text": "x" * 100} for index in range(3)]
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        answer = replies(request, message(*commits, size=3), message(commits[0])).content.decode()
+        nested = "[" * depth + "]" * depth
+        return httpx2.Response(200, content=answer.replace('"c1", "k": "key"', f'"c1", "k": {nested}'))
+
+    requests = [("/data/a", message()), ("/data/b", message())]
+    first, second = await client_of(handler).batch_sync(requests, owned())
+    assert ([commit["id"] for commit in first["c"]], first["s"]) == (["c0", "c2"], 3)
+    assert second["c"] == commits[:1]
+
+
+async def test_an_answer_that_is_nested_too_deeply_outside_of_its_commits_is_invalid() -> None:
+    nested = b"[" * 300 + b"]" * 300
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, content=b'[{"path":"/data/a","res":{"x":{"y":' + nested + b"}}}]")
+
+    with pytest.raises(NodeRefusedError, match="nested deeper than 200"):
+        await client_of(handler).batch_sync([("/data/a", message())], owned())
+
+
 async def test_a_pull_ends_although_a_server_promises_more_than_it_sends() -> None:
     client = client_of(lambda request: replies(request, message({"id": "only"}, size=1000)))
     assert await client.pull("/data/a", owned()) == [{"id": "only"}]
