@@ -306,8 +306,9 @@ class Chain:
     Args:
         anchors: The roots whose signatures are valid. A signer that the identity no longer lists is accepted only if it
             endorses, directly or through others, a root that the identity lists; or if, after a revocation, such a root
-            endorses it. Without anchors the first signer is trusted, and every root that a trusted one endorses, or
-            names as its successor in the proof of its revocation.
+            endorses it. The successor of a revoked root counts like a root that the revoked one endorses, if it
+            endorses the last unrevoked signer. Without anchors the first signer is trusted, and every root that a
+            trusted one endorses, or names as its successor in the proof of its revocation.
         checkpoint: An earlier head of this trail, stored outside the file; records up to it must not be missing.
     """
 
@@ -501,7 +502,7 @@ class Chain:
         return session
 
     def _is_vouching_for_last(self, session: Session, data: Mapping[str, Any]) -> bool:
-        """Return whether a root endorses the last unrevoked signer, by the data of the root's ``signer`` record.
+        """Return whether a root endorses the last unrevoked signer, by the data of a ``signer`` record.
 
         The successor of a revoked root is endorsed by none, and endorses the roots before it that were not revoked.
         """
@@ -513,17 +514,31 @@ class Chain:
                     return True
         return False
 
+    def _may_succeed(self, heir: Session, data: Mapping[str, Any]) -> bool:
+        """Return whether the proof of a revoked root, in the data of a ``signer`` record, may lead to a successor.
+
+        SECURITY: the thief of a revoked root can sign such a proof for a root of its own, and add lines of that root.
+        The true successor does not endorse that root, so it must not seal those lines
+        (tests/unit/audit/test_records.py).
+        """
+        return self._anchors is None or self._last_unrevoked is None or self._is_vouching_for_last(heir, data)
+
     def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
         named = {**_read_sessions(data.get("roots")), session.id: session}
         believed = {**self._signers_anchors, **self._signers}
         endorsements = _read_endorsements(data.get("endorsements"))
         # A root that can endorse another one can also name it as its successor, so such a proof is worth the same.
-        proofs = _read_proofs(data.get("revocations")) if self._anchors is None else []
+        proofs = _read_proofs(data.get("revocations"))
         while True:
             found = {}
             for proof in proofs:
                 heir = named.get(proof.successor or "")
-                if proof.id in believed and heir is not None and heir.id not in believed:
+                if (
+                    proof.id in believed
+                    and heir is not None
+                    and heir.id not in believed
+                    and self._may_succeed(heir, data)
+                ):
                     with suppress(SuccessionError):
                         verify_proof(proof, revoked=believed[proof.id], successor=heir)
                         found[heir.id] = heir

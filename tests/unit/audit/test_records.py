@@ -373,6 +373,35 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     assert broken(written(before(), other, late), anchors=Anchors.of(late)).line == 3
 
 
+def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> None:
+    """It leaves after three later revocations, since the proof that names it is then dropped."""
+    documents = [before(), after()]
+    for number in range(4):
+        exposed = rotated(documents[-1], f"stolen-{number}")
+        documents += [exposed, settled_in(revoked_in(exposed, f"heir-{number}"), exposed.current.id)]
+    for number in range(4):
+        documents.append(rotated(documents[-1], f"after-{number}"))
+    identity = Anchors.of(documents[-1])
+    assert "stolen-0" in identity.roots
+    assert "heir-0" not in identity.roots
+    assert len(verify(written(*documents), anchors=identity).signers) == len(documents)
+    # Who has the stolen key can name another successor, or put other roots before the stolen one.
+    rogue = revoked_in(transitions.create_document(root("stolen-0"), NOW_MS), "rogue")
+    assert broken(written(*documents[:3], rogue, *documents[3:]), anchors=identity).line == 7
+    seeming = replace(rogue, endorsements=(endorse_root(root("rogue"), root("root-b").session, NOW_MS),))
+    for follows, anchors in ((documents[3:], identity), ([documents[3]], Anchors.of(documents[3]))):
+        error = broken(written(*documents[:3], seeming, *follows), anchors=anchors)
+        assert error.line in (7, 9), "the true successor does not endorse the other one"
+    alone = transitions.create_document(root("alone"), NOW_MS)
+    assert broken(written(alone, rotated(alone, "stolen-0"), *documents[3:]), anchors=identity).line == 5
+
+
+def settled_in(document: IdentityDocument, name: str) -> IdentityDocument:
+    """The same once the revocation of the root `name` is complete."""
+    frozen = transitions.record_frozen_commits(document, name, REVOKED_MS, commits=0, digest="0" * 64)
+    return transitions.record_reissued_sessions(frozen, name, REVOKED_MS)
+
+
 def test_without_the_identity_a_revoked_root_leads_to_the_successor_that_its_proof_names() -> None:
     """An old file is verified so once its last signer has left the identity."""
     stolen = rotated(after(), "stolen")
