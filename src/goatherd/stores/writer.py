@@ -496,8 +496,11 @@ class ReplicatedStore(StoreGroup):
     def recent_failure(self, member: StoreMember, secret_id: str) -> ProviderError | None:
         if self._reader is not None:
             return self._reader.recent_failure(member, secret_id)
-        breaker = self._find_breaker(member, secret_id)
-        return None if breaker.admits_call(self.clock.monotonic()) else breaker.error
+        breaker, now = self._find_breaker(member, secret_id), self.clock.monotonic()
+        if breaker.error is not None and breaker.error.operation != "read":
+            # A change that fails half-way leaves a version behind, so it is repeated after the whole pause only.
+            return breaker.error if breaker.time_to_probe(now) else None
+        return None if breaker.admits_call(now) else breaker.error
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if not isinstance(at, VersionId):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
-from goatherd.errors import ConflictError, StoreLagError, StoresDifferError
+from goatherd.errors import ConflictError, ProviderAccessDeniedError, StoreLagError, StoresDifferError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.base import Call
-from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, VersionId
+from goatherd.providers.breaker import CAP
+from goatherd.providers.values import CURRENT, STABLE, Label, SecretValue, SecretVersion, VersionId
 from goatherd.stores import FollowerView
 from goatherd.stores.writer import PATIENCE
 from tests.fakes.herd import FakeClock
@@ -204,6 +207,26 @@ async def test_two_writers_at_once_leave_one_winner_and_followers_with_what_it_w
     with pytest.raises(ConflictError):
         await other.write(SECRET, encode_document(OTHER_SECOND), expected=at)
     assert (await regions.ap.read(SECRET)).value.reveal() == encode_document(SECOND)
+
+
+async def test_a_follower_that_refuses_a_change_is_not_filled_with_versions_that_lack_a_label(regions: Regions) -> None:
+    await regions.eu.write(SECRET, encode_document(SECOND), expected=(await regions.eu.read(SECRET)).version.id)
+    left: list[str] = []
+
+    async def write_half_way(call: Call, *_: object) -> SecretVersion:
+        left.append(call.request)
+        raise call.error(ProviderAccessDeniedError, "no label may be moved")
+
+    writer, whole, regions.ap._write = regions.writer(), regions.ap._write, write_half_way  # type: ignore[method-assign]
+    for _ in range(60):
+        (_, ap) = await writer.observe(SECRET, catch_up=True)
+        assert "no label may be moved" in ap.problem
+        await regions.clock.sleep(timedelta(seconds=5))
+    assert 1 < len(left) < 40
+    regions.ap._write = whole  # type: ignore[method-assign]
+    await regions.clock.sleep(CAP)
+    (_, ap) = await writer.observe(SECRET, catch_up=True)
+    assert ap.is_in_step
 
 
 @pytest.mark.parametrize("change", ["_create", "_write", "_label"])
