@@ -388,24 +388,26 @@ def is_gone_when_destroyed(provider: StoreReader, version: str) -> bool:
     return (find_guarantees(provider, VersionId(version)) if is_alone else provider.guarantees).destroys
 
 
-def retained_copies(guarantees: Guarantees) -> str | None:
+def retained_copies(provider: StoreReader) -> str | None:
     """Return where a value can still be read after `destroy`, as a phrase; None if no copy is retained.
 
     Copies that the store's operator makes (a replica, a backup, a snapshot) are not known to any provider.
     """
+    guarantees = provider.guarantees
+    store = "this store" if len(list_guarantees(provider)) == 1 else "the store of at least one region"
     if guarantees.destroys:
         return None
     if guarantees.deprecates:
         return (
-            "this store removes a version in its own time after nothing points at it; until then its value can be "
-            "read by the version's id"
+            f"{store} removes a version in its own time after nothing points at it; until then its value can be read by"
+            " the version's id"
         )
     if guarantees.disables:
         return (
-            "this store only disables a version: the value is kept, and a user who may change the secret can enable "
-            "it again, until the whole secret is deleted and purged"
+            f"{store} only disables a version: the value is kept, and a user who may change the secret can enable it"
+            " again, until the whole secret is deleted and purged"
         )
-    return "this store cannot destroy a single version"
+    return f"{store} cannot destroy a single version"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -521,6 +523,6 @@ async def take_key_inventory(
         recorded=document.retired_ids,
         unretired=roots_with_keys(document) if document.rotation is None else (),
         grace=grace,
-        copies=retained_copies(provider.guarantees),
+        copies=retained_copies(provider),
         problem=problem,
     )

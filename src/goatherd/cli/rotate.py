@@ -335,7 +335,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
                 restarts = {"restarts": restarts_data(error.report)}
                 app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
             raise
-        copies = retained_copies(store.provider.guarantees)
+        copies = retained_copies(store.provider)
     lines = report_lines(report, options.rotation_grace, copies=copies)
     app.out.result(report_data(report), [*lines, *bare_lines(report, options.rotation_bare)])
     return 0

@@ -18,8 +18,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies
-from goatherd.providers.base import Guarantees, ReadConsistency
-from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
 from tests.fakes.herd import Herd
@@ -300,7 +299,9 @@ async def test_where_a_store_cannot_destroy_a_leftover_that_is_switched_off_stay
     ids=["destroys", "deprecates", "disables", "nothing"],
 )
 def test_where_a_store_keeps_a_copy_that_is_said(changes: dict[str, bool], said: str | None) -> None:
-    found = retained_copies(replace(Guarantees(cas=True, read_consistency=ReadConsistency.STRONG), **changes))
+    store = MemorySecretProvider(MemoryStore())
+    store._guarantees = replace(store.guarantees, **changes)
+    found = retained_copies(store)
     assert found is None if said is None else said in str(found)
 
 

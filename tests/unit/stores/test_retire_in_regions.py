@@ -11,7 +11,7 @@ from goatherd.cli.text.key_inventory import retirement_lines
 from goatherd.errors import NotRestorableError
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.transitions import record_promotion
-from goatherd.key_inventory import describe_kept, find_holdings, find_unlisted_keys
+from goatherd.key_inventory import describe_kept, find_holdings, find_unlisted_keys, retained_copies
 from goatherd.operations.identity_store import Store
 from goatherd.operations.retire import Retirement, read_key_inventory
 from goatherd.providers.base import Call, Guarantees, SecretProvider
@@ -213,6 +213,8 @@ async def test_a_value_counts_as_destroyed_only_where_every_store_destroys_it() 
     assert report.destroyed == ()
     assert report.given_up == ("eu:3", "eu:2", "eu:1")
     assert drill.document.retired_ids == frozenset()
+    phrase = retained_copies(drill.writer())
+    assert str(phrase).startswith("the store of at least one region removes a version"), "the primary store destroys it"
 
 
 class SlowlyDeleting(RegionStore):
