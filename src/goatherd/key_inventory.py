@@ -32,7 +32,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
 from goatherd.identity.transitions import CANCELLED
-from goatherd.providers.base import Guarantees, StoreReader
+from goatherd.providers.base import StoreReader
 from goatherd.providers.capabilities import BETWEEN, find_guarantees, list_copied_versions, list_guarantees
 from goatherd.providers.values import (
     CURRENT,

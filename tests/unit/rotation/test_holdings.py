@@ -18,6 +18,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies
+from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.rotation import Phase
