@@ -369,10 +369,11 @@ def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goath
     shown = [format_label(label) for label in labels]
     names = " and ".join(f"`{label}`" for label in shown)
     points = "labels {} point" if len(labels) > 1 else "label {} points"
-    commands = " and ".join(f"`goatherd show --versions unlabel {label}`" for label in shown)
+    region, between, _ = version.partition(BETWEEN)
+    store = " --provider URI" if between else ""
+    commands = " and ".join(f"`goatherd show --versions unlabel {label}{store}`" for label in shown)
+    commands += f" (URI: the store of region {region})" if between else ""
     it = "them" if len(labels) > 1 else "it"
-    if BETWEEN in version:
-        commands = "the tools of that region's store"
     return (
         f"version {version} is kept: {points.format(names)} at it; remove {it} with {commands}, and run {command} again"
     )

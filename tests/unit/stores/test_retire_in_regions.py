@@ -171,8 +171,8 @@ async def test_what_bears_a_label_in_a_former_primary_store_is_kept_there() -> N
     assert report.destroyed == ("eu:3", "eu:1")
     (kept,) = report.kept
     assert describe_kept(kept.version, kept.labels) == (
-        "version eu:2 is kept: label `audit` points at it; remove it with the tools of that region's store, and run"
-        " `goatherd retire` again"
+        "version eu:2 is kept: label `audit` points at it; remove it with `goatherd show --versions unlabel audit"
+        " --provider URI` (URI: the store of region eu), and run `goatherd retire` again"
     )
     assert drill.document.retired_ids == frozenset()
 
