@@ -357,8 +357,9 @@ def find_follower_obstacles(observation: Observation) -> tuple[Obstacle, ...]:
             kind=ObstacleKind.FOLLOWER_DIFFERS if one.is_lasting else ObstacleKind.FOLLOWER_BEHIND,
             text=f"the store of region {one.region} does not show what the primary store holds: {one.problem}",
             hint=one.hint
-            or f"`goatherd stores status` shows each region. If region {one.region} is lost, `--allow-lagging"
-            f" {one.region}` leaves its store out.",
+            if one.is_lasting
+            else f"{one.hint} `goatherd stores status` shows each region. If region {one.region} is lost,"
+            f" `--allow-lagging {one.region}` leaves its store out.".lstrip(),
         )
         for one in observation.holding
     )

@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import NotAdoptedError, ObstructedError, ProviderError
+from goatherd.errors import NotAdoptedError, ObstructedError, ProviderError, UnavailableError
 from goatherd.identity.document import Phase, decode_document
 from goatherd.rotation import Outcome
 from goatherd.rotation.machine import Step
@@ -113,8 +113,10 @@ async def test_the_servers_of_a_region_that_was_allowed_to_lag_follow_the_stores
 async def test_a_region_that_is_away_stops_a_rotation_before_anything_is_written() -> None:
     world = await World.start()
     world.regions.ap.is_cut_off = True
-    with pytest.raises(ObstructedError, match="region ap"):
+    with pytest.raises(ObstructedError, match="region ap") as caught:
         await world.rotator().rotate()
+    assert caught.value.hint.startswith(UnavailableError.hint)
+    assert "`--allow-lagging ap` leaves its store out" in caught.value.hint
     assert current(world).generation == 1
     world.allowed = ("ap",)
     assert (await world.rotator().rotate()).outcome is Outcome.ROTATED
