@@ -19,6 +19,7 @@ from goatherd.cli.main import (
     lifetime_option,
 )
 from goatherd.cli.process import run_interruptible
+from goatherd.cli.text.progress import show_wait
 from goatherd.cli.text.revocation import (
     revocation_data,
     revocation_event,
@@ -28,6 +29,7 @@ from goatherd.cli.text.revocation import (
 from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.config.build import build_policy, listed_nodes, open_nodes, open_store
 from goatherd.operations import revoke as operations
+from goatherd.operations.runs import notify_each
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW
 
@@ -163,4 +165,5 @@ async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> Re
         open_nodes(options, timeout=operations.REQUEST_TIMEOUT) as nodes,
     ):
         policy = build_policy(options)
-        return await work(store, nodes, policy, on_event=lambda event: revocation_event(app.out, event))
+        show = notify_each(partial(show_wait, app.out), partial(revocation_event, app.out))
+        return await work(store, nodes, policy, on_event=show)

@@ -67,14 +67,23 @@ from goatherd.rotation.cross_signing import (
     make_earlier_introduction,
     make_session_commit,
 )
-from goatherd.rotation.events import ConflictMet, Event, NodeNotified, RevocationStep, RevocationStepped, StoreTroubled
-from goatherd.rotation.machine import Kept, Policy
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    Event,
+    NodeNotified,
+    RevocationStep,
+    RevocationStepped,
+    StoreTroubled,
+)
+from goatherd.rotation.machine import Kept, Policy, Wait
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_store_history
 from goatherd.stores import FollowerView, ReplicatedStore
+from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 if TYPE_CHECKING:
@@ -486,7 +495,8 @@ class Revoker:
     async def _wait_for_adoption(self, document: IdentityDocument) -> None:
         """Notify the servers until each has adopted the revocation, or the timeout has passed."""
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
-        poll = self.policy.poll_min
+        until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
+        poll, told = self.policy.poll_min, None
         while True:
             await self._observe_nodes(document)
             behind = [
@@ -496,6 +506,10 @@ class Revoker:
             ]
             if not behind or self._clock.monotonic() >= deadline:
                 return
+            if behind != told:
+                told = behind
+                wait = Wait(nodes=tuple(behind), reason="rejects the revoked root", until_ms=until_ms)
+                self._emit_event(Decided(action=wait))
             await self._notify(document, behind)
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)

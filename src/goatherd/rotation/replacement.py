@@ -53,14 +53,23 @@ from goatherd.rotation.cross_signing import (
     make_earlier_introduction,
     make_late_introduction,
 )
-from goatherd.rotation.events import ConflictMet, Event, ExpiredRootReplaced, NodeNotified, NodesSeen, StoreTroubled
-from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, refusal_error
+from goatherd.rotation.events import (
+    ConflictMet,
+    Decided,
+    Event,
+    ExpiredRootReplaced,
+    NodeNotified,
+    NodesSeen,
+    StoreTroubled,
+)
+from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, Wait, refusal_error
 from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history
+from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
@@ -372,7 +381,8 @@ class Replacer:
             await node.refresh(current, self._clock.now_ms())
 
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
-        poll = self.policy.poll_min
+        until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
+        poll, told = self.policy.poll_min, None
         while True:
             nodes = await self._observer.observe(question)
             if nodes and all(_is_introduced(node, can_introduce=can_introduce) for node in nodes):
@@ -386,6 +396,11 @@ class Replacer:
             ]
             if all(done) or self._clock.monotonic() >= deadline:
                 return nodes
+            waiting = tuple(node.url for node, is_done in zip(nodes, done, strict=True) if not is_done)
+            if waiting != told:
+                told = waiting
+                wait = Wait(nodes=waiting, reason="signs with the new root", until_ms=until_ms)
+                self._emit_event(Decided(action=wait))
             lacking = [
                 node.url for node in nodes if node.trusts_next and not _is_introduced(node, can_introduce=can_introduce)
             ]

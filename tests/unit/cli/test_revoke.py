@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, sto
     assert "NOT FINISHED" in done.out
     assert "NOT CLOSED" in done.out
     assert "http://127.0.0.1:9" in done.out
+    assert re.search(r"^waiting until \S+ for http://127.0.0.1:9: rejects the revoked root$", done.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from goatherd.identity.transitions import create_document, prepare_rotation, wit
 from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.providers.values import STABLE
-from goatherd.rotation.events import Event, ExpiredRootReplaced
-from goatherd.rotation.machine import Policy
+from goatherd.rotation.events import Decided, Event, ExpiredRootReplaced
+from goatherd.rotation.machine import Policy, Wait
 from goatherd.rotation.replacement import Replacer
 from goatherd.settings import CloudSecretSettings
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root
@@ -90,10 +90,12 @@ async def test_a_server_that_is_away_is_named_and_followed_by_the_next_run(tmp_p
     async with servers_of(tmp_path, expired_identity(expired_root())) as cluster:
         there, back = cluster.nodes
         away = client_of(cluster.servers[1], back.base_url, Away)
-        short = Policy(adoption=3 * SECOND)
-        report = await Replacer(cluster.provider, SECRET, [there, away], policy=short).replace()
+        short, events = Policy(adoption=3 * SECOND), list[Event]()
+        report = await Replacer(cluster.provider, SECRET, [there, away], policy=short, on_event=events.append).replace()
         assert [report.has_followed(node) for node in report.nodes] == [True, False]
         assert not report.is_complete
+        waits = [event.action for event in events if isinstance(event, Decided) and isinstance(event.action, Wait)]
+        assert (waits[-1].nodes, waits[-1].reason) == ((back.base_url,), "signs with the new root")
         assert (await replacer(cluster).replace()).is_complete
 
 

@@ -36,6 +36,29 @@ _PATH = (Phase.STEADY, Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.V
 _MARKS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "-"}
 
 
+def describe_wait(wait: Wait, activities: Sequence[str] = ()) -> tuple[dict[str, object], str]:
+    """Return what a run waits for and until when, as JSON data and as a line.
+
+    Args:
+        wait: The wait.
+        activities: What servers do meanwhile, human-readable.
+    """
+    whom = f" for {', '.join(wait.nodes)}" if wait.nodes else ""
+    data: dict[str, object] = {
+        "nodes": list(wait.nodes),
+        "reason": str(wait.reason),
+        "until": iso(wait.until_ms),
+        "activities": list(activities),
+    }
+    return data, "; ".join([f"waiting until {iso(wait.until_ms)}{whom}: {wait.reason}", *activities])
+
+
+def show_wait(out: Output, event: Event) -> None:
+    """Write a line of progress if the event is the beginning of a wait."""
+    if isinstance(event, Decided) and isinstance(event.action, Wait):
+        out.event("wait", *describe_wait(event.action))
+
+
 class RotationProgress:
     """Show the events of one rotation. A context manager; pass its method `show` to the rotation as `on_event`.
 
@@ -92,18 +115,10 @@ class RotationProgress:
             self._line("health", {"failures": health.failures, "problem": health.problem}, text)
         elif isinstance(event, Decided):
             if isinstance(event.action, Wait):
-                whom = f" for {', '.join(event.action.nodes)}" if event.action.nodes else ""
-                wait = f"waiting until {iso(event.action.until_ms)}{whom}: {event.action.reason}"
-                wait += "".join(f"; {text}" for text in self._activities(event.action.nodes))
-                if omit_request_ids(wait) != omit_request_ids(self._wait):
-                    self._wait = wait
-                    data = {
-                        "nodes": list(event.action.nodes),
-                        "reason": str(event.action.reason),
-                        "until": iso(event.action.until_ms),
-                        "activities": self._activities(event.action.nodes),
-                    }
-                    self._line("wait", data, wait)
+                data, text = describe_wait(event.action, self._activities(event.action.nodes))
+                if omit_request_ids(text) != omit_request_ids(self._wait):
+                    self._wait = text
+                    self._line("wait", data, text)
         elif isinstance(event, NodeNotified):
             is_expected = event.problem is None and event.url in self._bare
             if not event.is_reached and not is_expected and (event.url, event.problem) not in self._told:
