@@ -44,8 +44,8 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
     elif left < SHORT_LIFE.days:
         found.append(f"the current root {document.current.id} expires in {left:.1f} days; rotate it")
     found += [
-        f"root {one.id} is revoked, but that is not finished: run `goatherd revoke {one.id}` again, with every server."
-        " If all of them are unmodified GoatDB servers, nothing is left to do"
+        f"root {one.id} is revoked, but that is not finished: run `goatherd revoke {one.id} --reason TEXT` again, with"
+        " every server. If all of them are unmodified GoatDB servers, nothing is left to do"
         for one in document.revoked
         # Without a successor's proof it is a root that lay beside a stolen one and has signed nothing.
         if (one.proof is not None or (document.anchor is not None and not one.reason.startswith(BESIDE)))

@@ -205,6 +205,7 @@ def test_a_revocation_that_is_not_finished_is_told_until_it_is() -> None:
     document = stolen(published())
     (note,) = find_warnings(document, NOW)
     assert f"root {A.id} is revoked, but that is not finished" in note
+    assert f"`goatherd revoke {A.id} --reason TEXT`" in note, "the command does not run without a reason"
     assert "unmodified GoatDB servers, nothing is left to do" in note, "there, `goatherd revoke` ends without it"
     document = record_frozen_commits(document, A.id, NOW, commits=3, digest="ab" * 32)
     assert len(find_warnings(document, NOW)) == 1
