@@ -486,7 +486,7 @@ class Revoker:
 
         async def introduce(node: RevocableNode) -> None:
             await node.push(SESSIONS_PATH, commits, stolen, now_ms)
-            self._emit_step(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url)
+            self._emit_step(RevocationStep.INTRODUCED, document, stolen.id, node=node.base_url, detail=new_root.id)
 
         await self._call_each(tuple(self._nodes), introduce)
 

@@ -180,7 +180,7 @@ class RevocationStep(StrEnum):
     """The steps of a revocation, in the order in which they are completed."""
 
     INTRODUCED = "introduced"
-    """The stolen root has introduced its successor, so that clients and unmodified servers know it."""
+    """The stolen root has introduced its successor `detail`, so that clients and unmodified servers know it."""
     REVOKED = "revoked"
     """The identity lists the root as revoked; servers reject it from their next read of the store on."""
     FROZEN = "frozen"

@@ -105,7 +105,9 @@ async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
         assert again.is_complete
         assert again.pushed == 0
         assert (await cluster.document()).generation == document.generation
-    steps = [event.step for event in events if isinstance(event, RevocationStepped)]
+    taken = [event for event in events if isinstance(event, RevocationStepped)]
+    steps = [event.step for event in taken]
+    assert {event.detail for event in taken if event.step is RevocationStep.INTRODUCED} == {b.id}
     assert list(dict.fromkeys(steps)) == list(RevocationStep)[:-1]
 
 

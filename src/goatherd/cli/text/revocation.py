@@ -36,7 +36,7 @@ def revocation_event(out: Output, event: Event) -> None:
     count = event.count or 0
     sessions = describe_count(count, "session")
     texts = {
-        RevocationStep.INTRODUCED: f"the next root is introduced{at}",
+        RevocationStep.INTRODUCED: f"the next root {event.detail} is introduced{at}",
         RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
         RevocationStep.FROZEN: f"frozen{at}: it holds {_commits(count)} of the root",
         RevocationStep.CLOSED: f"closed: the list has {_commits(count)} of the root; every other one is rejected",
@@ -45,6 +45,8 @@ def revocation_event(out: Output, event: Event) -> None:
         RevocationStep.DESTROYED: f"destroyed version {event.detail}",
     }
     data = {"step": event.step.value, "node": event.node, "count": event.count, "at": iso(event.at_ms)}
+    if event.detail is not None:
+        data["detail"] = event.detail
     out.event("revocation", data, texts[event.step])
 
 
@@ -265,7 +267,8 @@ def _warnings(report: RevocationReport) -> list[str]:
         lines += [f"    {line}" for line in UNMODIFIED]
     lines += [
         f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd servers"
-        " reject it; unmodified servers, and clients that hold it, trust it"
+        " reject it; unmodified servers, and clients that hold it, trust it. It is the attacker's, unless a run of this"
+        " command has reported it as introduced and was interrupted, or a concurrent run was faster"
         for root in report.rogue_roots
     ]
     lines += [
