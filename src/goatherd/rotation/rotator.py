@@ -1325,6 +1325,10 @@ class Rotator:
         if abandoned and intent.goal is not Goal.ABANDON:
             message = f"the rotation was abandoned: {report.reason}"
             hint = UnhealthyError.hint if self._health.is_failing else self._observer.hint
+            if report.event is None:
+                hint = (
+                    "Another command has ended this rotation. `goatherd status` shows whether it left something to do."
+                )
             raise NotAdoptedError(message, report=report, hint=hint)
         if intent.goal is Goal.ABANDON and not abandoned:
             raise IllegalStepError(

@@ -140,6 +140,9 @@ async def test_the_trail_of_a_rotation_that_a_revocation_ends_is_signed_by_the_r
         await rotate(store, herd.nodes, policy, audit_log=path, clock=herd.clock)
     _, document = await store.read()
     assert caught.value.report is not None
+    assert "Another command has ended this rotation" in caught.value.hint, (
+        "it does not send the operator to servers that are well"
+    )
     ended = f"ended by another command: {document.current.id} signs (root root-a was revoked meanwhile)"
     assert report_lines(caught.value.report, timedelta(days=1))[0] == ended
     checked = verify(read_lines(path), anchors=Anchors.of(document))
