@@ -708,7 +708,7 @@ class UnhealthyError(RotationError):
 class ObstructedError(RotationError):
     """Obstacles prevent the start of a rotation; the message names every obstacle, and nothing was written.
 
-    `obstacles` are the `goatherd.rotation.Obstacle` that were found.
+    `obstacles` are the `goatherd.rotation.obstacles.Obstacle` that were found.
     """
 
     code = "rotation.obstructed"
@@ -736,7 +736,7 @@ class StoreWentBackError(ObstructedError):
 class NotAdoptedError(RotationError):
     """Servers did not adopt the next root in time; the rotation was cancelled or rolled back.
 
-    `report` is the run's `goatherd.rotation.Report`.
+    `report` is the run's `goatherd.rotation.events.Report`.
     """
 
     code = "rotation.not_adopted"

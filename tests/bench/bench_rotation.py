@@ -27,13 +27,14 @@ from typing import Final
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
+from goatherd.identity.document import Phase
 from goatherd.operations.workload import RequestSample, Workload
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.rotation.rotator import Rotator
 from goatherd.stores import ReplicatedStore, Replication, StoreMember
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import FakeClock, Herd

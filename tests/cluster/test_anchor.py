@@ -22,9 +22,10 @@ from goatherd.operations.workload import Workload
 from goatherd.plugins import policy_text
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import Replacer
+from goatherd.rotation.rotator import Rotator
 from goatherd.signers.base import KeyCreator, Signer
 from goatherd.signers.local import LocalSigner
 from goatherd.signers.transit import TransitSigner

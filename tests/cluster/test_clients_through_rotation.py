@@ -19,7 +19,8 @@ from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports

@@ -14,7 +14,7 @@ from goatherd.errors import IllegalStepError, NodeError
 from goatherd.identity.key_age import REPLACE_EXPIRED
 from goatherd.node.server import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.rotation import Policy
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER, HANG

@@ -22,8 +22,9 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
-from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import Replacer
+from goatherd.rotation.rotator import Rotator
 from goatherd.settings.base import Refusal
 from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER

@@ -18,16 +18,18 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.node import Node
 from goatherd.errors import NotAdoptedError
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.node.server import Server, ServerListener
 from goatherd.providers.file import FileSecretProvider
 from goatherd.providers.values import CURRENT
-from goatherd.rotation import Event, Outcome, Phase, Policy, Rotator
-from goatherd.rotation.events import PhaseEntered
+from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports

@@ -21,7 +21,8 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionId, VersionState
-from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from tests.contract.interrupted_stores import MOST_CALLS, STORES, Gate, Store
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock

@@ -19,7 +19,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.operations.sign import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
-from goatherd.rotation import Outcome
+from goatherd.rotation.machine import Outcome
 from tests.simulation.dice import Dice
 from tests.simulation.liar import INVALID, Liar
 from tests.simulation.node import SimulatedNode

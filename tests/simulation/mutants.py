@@ -23,14 +23,7 @@ from goatherd.identity.revocations import FrozenList
 from goatherd.identity.session import Session
 from goatherd.node import log_storage
 from goatherd.revocation import revoker
-from goatherd.rotation import (
-    clocks,
-    machine,
-    obstacles,
-    repeating_store,
-    rotator,
-    signed_store,
-)
+from goatherd.rotation import clocks, machine, obstacles, repeating_store, rotator, signed_store
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import store as store_settings

@@ -1,8 +1,8 @@
 """Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon, retire and
 revoke.
 
-What is real: `goatherd.NodeClient`, sessions and signatures, and `goatherd.rotation.Rotator` with its observer
-and `goatherd.revocation.revoker.Revoker`.
+What is real: `goatherd.NodeClient`, sessions and signatures, `goatherd.Rotator` with its observer, and
+`goatherd.revocation.revoker.Revoker`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from goatherd.errors import GoatherdError, NodeError, NodeRefusedError, Unavaila
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id
 from goatherd.revocation.report import RevocationReport
-from goatherd.rotation import Policy, Quorum, Rotator
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -32,6 +31,8 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.machine import Advance, IntroduceEarlier, Prepare, Step
+from goatherd.rotation.policy import Policy, Quorum
+from goatherd.rotation.rotator import Rotator
 from goatherd.wire.commit import Commit, new_commit
 from tests.simulation.dice import Dice
 from tests.simulation.loop import Process

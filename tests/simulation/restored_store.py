@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument, decode_document, document_digest
 from goatherd.providers.values import CURRENT
-from goatherd.rotation import Rotator
 from goatherd.rotation.obstacles import WENT_BACK, Survey
+from goatherd.rotation.rotator import Rotator
 from tests.simulation.loop import current_process
 from tests.simulation.people import Goal
 from tests.simulation.revocations import Order

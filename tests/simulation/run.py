@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from goatherd.errors import NotRestorableError
-from goatherd.rotation import Outcome
+from goatherd.rotation.machine import Outcome
 from tests.simulation import invariants
 from tests.simulation.dice import Dice, loaded
 from tests.simulation.herd import Herd

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from goatherd.cluster.client import NodeClient
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.values import SecretBytes
-from goatherd.rotation import Policy
+from goatherd.rotation.policy import Policy
 from tests.simulation.dice import Dice
 from tests.simulation.liar import MARK
 from tests.simulation.loop import VirtualLoop

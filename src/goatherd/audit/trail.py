@@ -353,7 +353,7 @@ def _lines_backwards(descriptor: int, size: int) -> Iterator[bytes]:
 class Journal:
     """Records the events of runs: in the log, and in an audit trail if there is one.
 
-    Give `record_event` to a `goatherd.rotation.Rotator` as its `on_event`.
+    Give `record_event` to a `goatherd.Rotator` as its `on_event`.
 
     Args:
         trail: The audit trail, or None.

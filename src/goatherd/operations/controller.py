@@ -282,7 +282,7 @@ class StartProblem:
 
 
 class Surveyor(Protocol):
-    """Finds what prevents a rotation from starting; `goatherd.rotation.Rotator` implements it."""
+    """Finds what prevents a rotation from starting; `goatherd.Rotator` implements it."""
 
     async def survey(self, *, is_probing: bool = True) -> Survey: ...
 

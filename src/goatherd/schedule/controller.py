@@ -59,7 +59,7 @@ _SHORTEST_PAUSE: Final = timedelta(milliseconds=20)
 
 
 class Worker(Protocol):
-    """The interface of the object that performs rotations; `goatherd.rotation.Rotator` implements it."""
+    """The interface of the object that performs rotations; `goatherd.Rotator` implements it."""
 
     async def rotate(self) -> Report: ...
 

@@ -22,7 +22,8 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.rotation import Outcome, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.aws_fake import ACCESS_KEY, FakeSecretsManager

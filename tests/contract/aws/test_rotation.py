@@ -12,11 +12,11 @@ from unittest.mock import ANY
 import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS, run
+from goatherd.identity.document import Phase
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider, policy
 from goatherd.providers.aws.provider import CANDIDATE
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.rotation import Outcome, Phase
-from goatherd.rotation.machine import Kept
+from goatherd.rotation.machine import Kept, Outcome
 from tests.fakes.aws_fake import ACCESS_KEY, REGION, FakeSecretsManager
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, check_steady, document_of, rotator_for

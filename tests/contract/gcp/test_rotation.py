@@ -8,11 +8,12 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.secretmanager_v1 import types as wire
 
+from goatherd.identity.document import Phase
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.gcp import GCPAddress, GCPSecretProvider
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.machine import Outcome
 from tests.fakes.gcp_fake import FakeSecretManager
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rotator_for

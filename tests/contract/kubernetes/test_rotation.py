@@ -14,12 +14,12 @@ import yaml
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
 from goatherd.clock import SystemClock
-from goatherd.identity.document import encode_document
+from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.kubernetes import policy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
-from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.machine import Outcome
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock, Herd

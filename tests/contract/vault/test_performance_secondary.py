@@ -18,7 +18,8 @@ from goatherd.identity.document import Phase, decode_document
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, read_regions
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider, policy
-from goatherd.rotation import Outcome, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from tests.deadlines import ANSWER
 from tests.fakes.herd import FakeClock, Herd

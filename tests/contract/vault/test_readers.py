@@ -30,7 +30,8 @@ from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvide
 from goatherd.providers.vault.permissions import MAX_VERSIONS, policy
 from goatherd.providers.vault.records import FIRST_POINTER_FORMAT, POINTER_FORMAT, StoredPointer, encode_pointer
 from goatherd.providers.versioned_record import VersionedRecord
-from goatherd.rotation import Policy, Rotator
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock
 from tests.fakes.openbao import ROOT_TOKEN, WHY_SKIPPED, BaoServer, find_bao

@@ -15,8 +15,8 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.config.build import build_health_signals, build_policy
 from goatherd.config.options import Options
-from goatherd.rotation import Rotator
 from goatherd.rotation.machine import Policy, Quorum
+from goatherd.rotation.rotator import Rotator
 
 from .conftest import Goatherd
 

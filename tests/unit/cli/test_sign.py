@@ -10,8 +10,7 @@ import pytest
 
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.identity import IdentityDocument, decode_document, encode_document
-from goatherd.identity.document import document_tree
+from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.plugins import open_provider
 from goatherd.providers.values import CURRENT

@@ -22,7 +22,7 @@ from goatherd.cluster.node import Node
 from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError, DiscoveryError, MissingExtraError, NodeUnreachableError, ObstructedError
 from goatherd.providers.memory import MemorySecretProvider
-from goatherd.rotation import Outcome
+from goatherd.rotation.machine import Outcome
 from tests.deadlines import HANG
 from tests.fakes.gcp_fake.authority import certified, trust
 from tests.fakes.herd import FakeClock, Herd

@@ -29,13 +29,13 @@ from goatherd.node import Server
 from goatherd.operations.doctor import CheckScope, _check_server
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Policy
 from goatherd.rotation.cross_signing import (
     expected_cross_signature,
     expected_earlier_introduction,
     expected_introductions,
 )
 from goatherd.rotation.events import Event
+from goatherd.rotation.policy import Policy
 from tests.deadlines import ANSWER
 from tests.depth import STRIDE
 from tests.unit.node.nodes import SECRET, document_of, now_ms, root, settings_of, signed_commit, store_of

@@ -10,11 +10,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from goatherd.crypto import PrivateKey
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Phase,
-    Session,
+from goatherd.identity.document import IdentityDocument, Phase
+from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
     finalize_rotation,
@@ -22,7 +20,6 @@ from goatherd.identity import (
     prepare_rotation,
     with_phase,
 )
-from goatherd.identity.session import ROOT_OWNER
 
 NOW = 1_795_000_000_000
 DAY = 86_400_000

@@ -9,18 +9,11 @@ from dataclasses import replace
 import pytest
 
 from goatherd.errors import SuccessionError
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Session,
-    TrustCheckpoint,
-    prune_roots,
-    revoke_root,
-    verify_succession,
-    verify_successor,
-)
+from goatherd.identity.document import IdentityDocument
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.session_commits import earlier_introduction_id, introduction_id
-from goatherd.identity.transitions import prunable_roots
+from goatherd.identity.succession import TrustCheckpoint, verify_succession, verify_successor
+from goatherd.identity.transitions import prunable_roots, prune_roots, revoke_root
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.wire.commit import Commit
 

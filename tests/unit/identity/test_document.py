@@ -12,21 +12,17 @@ import pytest
 
 from goatherd.crypto import fingerprint
 from goatherd.errors import IdentityError, KeyMismatchError, MalformedIdentityError
-from goatherd.identity import (
-    IdentityDocument,
+from goatherd.identity.document import SIZE_LIMIT_BYTES, IdentityDocument, decode_document, encode_document
+from goatherd.identity.redaction import days_left, find_warnings, redact_document
+from goatherd.identity.strict_json import to_pretty_json
+from goatherd.identity.transitions import (
+    LITTLE_ROOM_BYTES,
     cancel_rotation,
     create_document,
-    days_left,
-    decode_document,
-    encode_document,
-    find_warnings,
-    redact_document,
     revoke_root,
     roll_back_rotation,
+    room_left,
 )
-from goatherd.identity.document import SIZE_LIMIT_BYTES
-from goatherd.identity.strict_json import to_pretty_json
-from goatherd.identity.transitions import LITTLE_ROOM_BYTES, room_left
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, published, rotated, secret_of, shows_key
 

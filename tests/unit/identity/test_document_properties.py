@@ -11,34 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goatherd.errors import IdentityError
-from goatherd.identity import (
-    IdentityDocument,
-    activate_rotation,
-    cancel_rotation,
-    check_generation,
-    decode_document,
-    encode_document,
-    finalize_rotation,
-    from_settings,
-    mark_verified,
-    prepare_rotation,
-    record_retirement,
-    redact_document,
-    revoke_root,
-    roll_back_rotation,
-    to_settings,
-    verify_endorsement,
-    verify_successor,
-    with_phase,
-)
 from goatherd.identity.document import _MEMBERS as KNOWN_MEMBERS
-from goatherd.identity.document import Phase
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
+from goatherd.identity.redaction import redact_document
+from goatherd.identity.root_signatures import verify_endorsement
+from goatherd.identity.settings_json import from_settings, to_settings
 from goatherd.identity.strict_json import (
     _canonical_text,
     _indent_value,
     holds_private_key,
     to_canonical_json,
     to_pretty_json,
+)
+from goatherd.identity.succession import check_generation, verify_successor
+from goatherd.identity.transitions import (
+    activate_rotation,
+    cancel_rotation,
+    finalize_rotation,
+    mark_verified,
+    prepare_rotation,
+    record_retirement,
+    revoke_root,
+    roll_back_rotation,
+    with_phase,
 )
 
 from .make import NOW, everything_in, first, owned, secret_of, shows_key

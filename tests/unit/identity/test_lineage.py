@@ -7,20 +7,16 @@ from dataclasses import replace
 import pytest
 
 from goatherd.errors import ForkedIdentityError, MalformedIdentityError, SuccessionError
-from goatherd.identity import (
+from goatherd.identity.document import (
     IdentityDocument,
-    TrustCheckpoint,
-    cancel_rotation,
     decode_document,
+    document_digest,
     encode_document,
-    prune_roots,
-    record_retirement,
-    revoke_root,
-    verify_successor,
+    sign_document,
 )
-from goatherd.identity.document import document_digest, sign_document
 from goatherd.identity.lineage import KEPT, Lineage
-from goatherd.identity.transitions import prunable_roots
+from goatherd.identity.succession import TrustCheckpoint, verify_successor
+from goatherd.identity.transitions import cancel_rotation, prunable_roots, prune_roots, record_retirement, revoke_root
 
 from .make import NOW, first, owned, prepared, published, rotated
 from .test_chains import introduced, outlived

@@ -10,26 +10,13 @@ from typing import Any
 import pytest
 
 from goatherd.errors import IllegalStepError, MalformedIdentityError, SuccessionError
-from goatherd.identity import (
-    Freeze,
-    IdentityDocument,
-    OwnedSession,
-    Revocation,
-    Session,
-    create_document,
-    decode_document,
-    encode_document,
-    endorse_root,
-    find_warnings,
-    record_frozen_commits,
-    record_reissued_sessions,
-    redact_document,
-    revoke_root,
-    verify_endorsement,
-    verify_successor,
-)
-from goatherd.identity.revocations import sign_proof, verify_proof
-from goatherd.identity.session import sign_data
+from goatherd.identity.document import IdentityDocument, decode_document, encode_document
+from goatherd.identity.redaction import find_warnings, redact_document
+from goatherd.identity.revocations import Freeze, Revocation, sign_proof, verify_proof
+from goatherd.identity.root_signatures import endorse_root, verify_endorsement
+from goatherd.identity.session import OwnedSession, Session, sign_data
+from goatherd.identity.succession import verify_successor
+from goatherd.identity.transitions import create_document, record_frozen_commits, record_reissued_sessions, revoke_root
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 

@@ -11,32 +11,35 @@ from typing import Any
 import pytest
 
 from goatherd.errors import IdentityError
-from goatherd.identity import (
+from goatherd.identity.document import (
     IdentityDocument,
     Phase,
-    TrustCheckpoint,
+    decode_document,
+    document_tree,
+    encode_document,
+    sign_document,
+)
+from goatherd.identity.redaction import redact_document
+from goatherd.identity.root_signatures import MEMBER, DocumentSignature, tree_digest
+from goatherd.identity.session import parse_signature, sign_data
+from goatherd.identity.strict_json import to_canonical_json, to_pretty_json
+from goatherd.identity.succession import TrustCheckpoint, verify_successor
+from goatherd.identity.transitions import (
     activate_rotation,
     cancel_rotation,
-    decode_document,
-    encode_document,
     finalize_rotation,
     mark_verified,
+    prepare_restore,
     prepare_rotation,
     prune_roots,
     record_frozen_commits,
     record_reissued_sessions,
     record_retirement,
-    redact_document,
+    replace_expired,
     revoke_root,
     roll_back_rotation,
-    verify_successor,
     with_phase,
 )
-from goatherd.identity.document import document_tree, sign_document
-from goatherd.identity.root_signatures import MEMBER, DocumentSignature, tree_digest
-from goatherd.identity.session import parse_signature, sign_data
-from goatherd.identity.strict_json import to_canonical_json, to_pretty_json
-from goatherd.identity.transitions import prepare_restore, replace_expired
 from goatherd.wire.javascript_values import UNDEFINED
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated

@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 
 from goatherd.errors import IdentityError, KeyMismatchError, MalformedIdentityError
-from goatherd.identity import (
-    decode_document,
-    encode_document,
-    from_settings,
-    prepare_rotation,
-    redact_document,
-    revoke_root,
-    to_settings,
-)
-from goatherd.identity.settings_json import publishes_private_key, to_settings_keeping
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.redaction import redact_document
+from goatherd.identity.settings_json import from_settings, publishes_private_key, to_settings, to_settings_keeping
+from goatherd.identity.transitions import prepare_rotation, revoke_root
 
 from .make import DAY, NOW, activated, everything_in, first, owned, prepared, rotated, shows_key
 

@@ -8,22 +8,11 @@ from dataclasses import replace
 import pytest
 
 from goatherd.errors import GenerationError, SuccessionError
-from goatherd.identity import (
-    Endorsement,
-    Phase,
-    TrustCheckpoint,
-    cancel_rotation,
-    check_generation,
-    create_document,
-    endorse_root,
-    revoke_root,
-    roll_back_rotation,
-    verify_endorsement,
-    verify_succession,
-    verify_successor,
-    with_phase,
-)
+from goatherd.identity.document import Phase
+from goatherd.identity.root_signatures import Endorsement, endorse_root, verify_endorsement
 from goatherd.identity.session import OwnedSession, sign_data
+from goatherd.identity.succession import TrustCheckpoint, check_generation, verify_succession, verify_successor
+from goatherd.identity.transitions import cancel_rotation, create_document, revoke_root, roll_back_rotation, with_phase
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
 

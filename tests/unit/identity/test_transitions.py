@@ -8,37 +8,32 @@ from dataclasses import replace
 import pytest
 
 from goatherd.errors import IllegalStepError
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Phase,
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.strict_json import to_pretty_json
+from goatherd.identity.succession import verify_successor
+from goatherd.identity.transitions import (
+    MAX_HISTORY,
+    MAX_HISTORY_BYTES,
+    MOST_BYTES,
     activate_rotation,
     cancel_rotation,
     create_document,
-    decode_document,
-    encode_document,
+    extend_current_root,
     finalize_rotation,
+    is_full,
     mark_verified,
+    prepare_restore,
     prepare_rotation,
+    prunable_roots,
     prune_roots,
     record_frozen_commits,
     record_reissued_sessions,
     record_retirement,
     revoke_root,
     roll_back_rotation,
-    verify_successor,
-    with_phase,
-)
-from goatherd.identity.strict_json import to_pretty_json
-from goatherd.identity.transitions import (
-    MAX_HISTORY,
-    MAX_HISTORY_BYTES,
-    MOST_BYTES,
-    extend_current_root,
-    is_full,
-    prepare_restore,
-    prunable_roots,
     roots_to_prune,
+    with_phase,
 )
 
 from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key

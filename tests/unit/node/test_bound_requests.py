@@ -36,7 +36,9 @@ from goatherd.identity.session import OwnedSession, parse_signature, sign_data, 
 from goatherd.ids import new_id
 from goatherd.node import Server, ServerListener
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.rotation import Outcome, Policy, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 

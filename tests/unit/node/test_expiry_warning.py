@@ -10,8 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from goatherd.identity import Phase
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.key_age import Urgency, assess_urgency
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import (

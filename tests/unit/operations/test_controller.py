@@ -16,6 +16,7 @@ from goatherd.audit.trail import read_lines
 from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import AuditBrokenError, ConfigurationError, ProviderAccessDeniedError, UnavailableError
+from goatherd.identity.document import Phase
 from goatherd.metrics import Metric, RotationMetrics
 from goatherd.operations.controller import (
     StartProblem,
@@ -31,7 +32,6 @@ from goatherd.operations.rotate import rotate
 from goatherd.providers.capabilities import Finding, Verdict
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
-from goatherd.rotation import Phase
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import rotation_due_ms
 from goatherd.rotation.policy import Policy

@@ -20,8 +20,7 @@ from goatherd.errors import (
     UnavailableError,
     UnsignedIdentityError,
 )
-from goatherd.identity import Phase
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import (
     activate_rotation,

@@ -12,8 +12,9 @@ import pytest
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.rotation import Policy, Rotator
 from goatherd.rotation.events import Event
+from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from tests.fakes.herd import FakeClock, Herd
 
 POLICY = Policy(adoption=timedelta(seconds=25), settle=timedelta(seconds=25), node_timeout=timedelta(seconds=2))

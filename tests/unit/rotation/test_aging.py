@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from goatherd.errors import SuccessionError
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.session_commits import claims_root
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.machine import Outcome
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
 from goatherd.trust import TrustPool

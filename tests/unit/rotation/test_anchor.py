@@ -30,11 +30,13 @@ from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import record_promotion
 from goatherd.providers.values import STABLE
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Outcome, Policy, Rotator
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, SignerOpener
 from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.rotation.machine import Outcome
 from goatherd.rotation.obstacles import ObstacleKind
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import Replacer
+from goatherd.rotation.rotator import Rotator
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit

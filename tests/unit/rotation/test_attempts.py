@@ -12,14 +12,14 @@ from typing import Any, get_args
 import pytest
 
 from goatherd.errors import ConflictError, StuckError
-from goatherd.identity.document import decode_document, encode_document, sign_document
+from goatherd.identity.document import Phase, decode_document, encode_document, sign_document
 from goatherd.providers.base import Call, Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionId
-from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.attempts import identify_attempt
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import Action, Destroy, LabelStable, Observation, Step, StoreView
+from goatherd.rotation.rotator import Rotator
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.node.nodes import SECRET, root
 from tests.unit.node.nodes import document_of as document_for

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import ConflictError, NotAdoptedError, ProviderAccessDeniedError, UnavailableError
-from goatherd.identity.document import decode_document
+from goatherd.identity.document import Phase, decode_document
 from goatherd.key_inventory import find_holdings
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
-from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

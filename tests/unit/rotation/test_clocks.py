@@ -16,9 +16,10 @@ from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import VersionState
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Outcome, Rotator
 from goatherd.rotation.clocks import Clocks
+from goatherd.rotation.machine import Outcome
 from goatherd.rotation.obstacles import check_own_clock, find_clock_obstacle
+from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.due import Act, Schedule, make_schedule, next_due, read_facts
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

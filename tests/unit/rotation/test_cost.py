@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import Phase, decode_document, encode_document
 from goatherd.identity.root_signatures import _verify_endorsement
-from goatherd.rotation import Phase
 from tests.bench import bench_rotation
 from tests.unit.identity.make import first, rotated
 

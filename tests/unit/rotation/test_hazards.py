@@ -13,10 +13,10 @@ import pytest
 
 from goatherd.errors import NotAdoptedError, VerificationError, VersionDisabledError
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, sign_document
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, sign_document
 from goatherd.providers.values import STABLE, VersionState
-from goatherd.rotation import Outcome, Phase, machine
-from goatherd.rotation.machine import GATES, Evidence, Step
+from goatherd.rotation import machine
+from goatherd.rotation.machine import GATES, Evidence, Outcome, Step
 from tests.fakes.herd import DATA, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ConfigurationError, NotAdoptedError, UnhealthyError
-from goatherd.rotation import Outcome, Phase
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Event, HealthSeen, PhaseEntered
 from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
+from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

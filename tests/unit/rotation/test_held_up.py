@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from goatherd.errors import NotAdoptedError, RotationBusyError, StoreWentBackError
+from goatherd.identity.document import Phase
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.values import CURRENT, STABLE
-from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.events import Event, StoreTroubled
+from goatherd.rotation.machine import Outcome
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 

@@ -16,12 +16,11 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.identity.document import decode_document
+from goatherd.identity.document import Phase, decode_document
 from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
-from goatherd.rotation import Phase
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

@@ -18,9 +18,10 @@ from goatherd.errors import (
     SecretNotFoundError,
     UnavailableError,
 )
-from goatherd.identity.document import decode_document
+from goatherd.identity.document import Phase, decode_document
 from goatherd.providers.values import VersionState
-from goatherd.rotation import Outcome, Phase, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.rotator import Rotator
 from tests.fakes.herd import Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

@@ -13,9 +13,9 @@ import pytest
 from goatherd.cluster.node import Node
 from goatherd.cluster.observer import Observer
 from goatherd.errors import NodeUnreachableError, NotAdoptedError, ObstructedError
-from goatherd.rotation import Outcome, Phase
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Decided, Event, NodesUnknown
-from goatherd.rotation.machine import FORWARD, Abandon, Advance, Prepare, Wait
+from goatherd.rotation.machine import FORWARD, Abandon, Advance, Outcome, Prepare, Wait
 from tests.fakes.herd import Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import ConfigurationError, LifetimeError
-from goatherd.rotation import Outcome, Phase, Policy
-from goatherd.rotation.policy import Quorum, check_lifetime, check_quorum, compute_lifetime_floor
+from goatherd.identity.document import Phase
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.policy import Policy, Quorum, check_lifetime, check_quorum, compute_lifetime_floor
 from goatherd.schedule.due import Schedule, make_schedule
 from tests.unit.node.nodes import document_of as document_for
 from tests.unit.node.nodes import root

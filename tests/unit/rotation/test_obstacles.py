@@ -22,14 +22,15 @@ from goatherd.errors import (
     RotationError,
     WrongClockError,
 )
+from goatherd.identity.document import Phase
 from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label
-from goatherd.rotation import Outcome, Phase, Quorum
-from goatherd.rotation.machine import NodeView
+from goatherd.rotation.machine import NodeView, Outcome
 from goatherd.rotation.obstacles import CLOCK_TOLERANCE, find_flow, find_named_twice
+from goatherd.rotation.policy import Quorum
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from goatherd.files import System
+from goatherd.identity.document import Phase
 from goatherd.providers.file import FileSecretProvider
-from goatherd.rotation import Phase
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import FORWARD, GATES, Step, after

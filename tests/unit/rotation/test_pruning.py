@@ -10,7 +10,6 @@ import pytest
 from goatherd.errors import IllegalStepError, NotAdoptedError
 from goatherd.identity.document import Phase, encode_document
 from goatherd.identity.transitions import MOST_BYTES
-from goatherd.rotation import Outcome, Quorum
 from goatherd.rotation.events import Decided, Event
 from goatherd.rotation.machine import (
     GATES,
@@ -23,11 +22,13 @@ from goatherd.rotation.machine import (
     LabelStable,
     NodeView,
     Observation,
+    Outcome,
     Prepare,
     Prune,
     Step,
     decide,
 )
+from goatherd.rotation.policy import Quorum
 from tests.fakes.herd import DATA, SESSIONS, Herd
 from tests.unit.identity.make import USUAL_BYTES
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

@@ -15,8 +15,10 @@ from goatherd.errors import (
     ObstructedError,
     SuccessionError,
 )
-from goatherd.rotation import Outcome, Phase, Policy, Quorum
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.policy import Policy, Quorum
 from tests.fakes.herd import DATA, Faults, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

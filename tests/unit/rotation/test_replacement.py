@@ -11,8 +11,7 @@ import pytest
 
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import IllegalStepError, NodeUnreachableError, ObstructedError, UnavailableError
-from goatherd.identity import Phase
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document, prepare_rotation, with_phase
 from goatherd.ids import new_id

@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import NotAdoptedError
-from goatherd.rotation import Outcome, Phase
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Event, PhaseEntered, Report
+from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import MakeHerd, check_steady, rotator_for
 from tests.unit.rotation.test_interrupted import EFFECTS, KilledError, Trap, kill, trapped

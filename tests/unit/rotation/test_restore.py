@@ -9,14 +9,14 @@ import pytest
 
 from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableError, ObstructedError, RotationBusyError
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, decode_document, encode_document, sign_document
+from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document, sign_document
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT, VersionState
-from goatherd.rotation import Outcome, Phase, Rotator
 from goatherd.rotation.cross_signing import cross_signature_id, expected_introductions, introduction_id, restoration_id
 from goatherd.rotation.events import Event, NodesSeen, PhaseEntered
-from goatherd.rotation.machine import Step
+from goatherd.rotation.machine import Outcome, Step
 from goatherd.rotation.restorable import read_earlier_root
+from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.due import Schedule, next_due, read_facts
 from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

@@ -9,11 +9,11 @@ import pytest
 
 from goatherd.errors import NotRestorableError
 from goatherd.identity import transitions
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import Phase, decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.providers.values import CURRENT
-from goatherd.rotation import Outcome, Phase
 from goatherd.rotation.cross_signing import cross_signature_id
+from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

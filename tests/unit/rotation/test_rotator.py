@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from goatherd.errors import ConfigurationError, IllegalStepError, NotAdoptedError, ObstructedError, RotationBusyError
-from goatherd.rotation import Outcome, Phase
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Event, NodeNotified, NodesSeen, PhaseEntered, RunEnded
-from goatherd.rotation.machine import Step, Wait
+from goatherd.rotation.machine import Outcome, Step, Wait
 from tests.fakes.herd import SESSIONS, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 

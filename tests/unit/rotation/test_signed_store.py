@@ -16,8 +16,14 @@ from goatherd.errors import (
     UnavailableError,
     UnsignedIdentityError,
 )
-from goatherd.identity import IdentityDocument, decode_document, encode_document
-from goatherd.identity.document import document_digest, document_tree
+from goatherd.identity.document import (
+    IdentityDocument,
+    Phase,
+    decode_document,
+    document_digest,
+    document_tree,
+    encode_document,
+)
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import verify_successor
@@ -25,7 +31,7 @@ from goatherd.identity.transitions import sign_again
 from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Phase, Policy
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import SignatureCheck
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for

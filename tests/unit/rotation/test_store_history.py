@@ -10,10 +10,10 @@ import pytest
 
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import ConfigurationError, DecodeError, NodeUnreachableError, StoreWentBackError
-from goatherd.identity.document import IdentityDocument, document_digest, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, document_digest, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import CURRENT
-from goatherd.rotation import Outcome, Phase
+from goatherd.rotation.machine import Outcome
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import find_contradictions

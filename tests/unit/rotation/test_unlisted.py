@@ -7,9 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.rotation import Outcome, Phase
+from goatherd.identity.document import Phase
 from goatherd.rotation.events import Decided, Event, PhaseEntered
-from goatherd.rotation.machine import Wait
+from goatherd.rotation.machine import Outcome, Wait
 from goatherd.rotation.policy import unlisted_for
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for

@@ -9,7 +9,7 @@ import pytest
 
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import DegradedError
-from goatherd.rotation import Outcome
+from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import MakeHerd, document_of, rotator_for
 

@@ -25,7 +25,7 @@ from goatherd.errors import (
     UnavailableError,
     WrongClockError,
 )
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.key_inventory import find_holdings
@@ -34,11 +34,11 @@ from goatherd.operations.init import init_identity
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Phase, Rotator
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Decided, Event, PhaseEntered
 from goatherd.rotation.machine import Wait
 from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn

@@ -6,7 +6,7 @@ import asyncio
 from datetime import timedelta
 
 from goatherd.errors import GoatherdError, UnavailableError
-from goatherd.identity import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.base import Call
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import SuccessionError
-from goatherd.identity import IdentityDocument, TrustCheckpoint, encode_document
+from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.succession import TrustCheckpoint
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
 from goatherd.settings.store import CHAIN_RETRY

@@ -27,17 +27,10 @@ from goatherd.errors import (
     SettingsError,
     SuccessionError,
 )
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Phase,
-    activate_rotation,
-    create_document,
-    encode_document,
-    from_settings,
-    prepare_rotation,
-    with_phase,
-)
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.settings_json import from_settings
+from goatherd.identity.transitions import activate_rotation, create_document, prepare_rotation, with_phase
 from goatherd.settings import CloudSecretSettings, DBSettings, FileSettings, settings_from_options
 from tests.deadlines import HANG
 

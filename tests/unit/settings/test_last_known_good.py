@@ -31,15 +31,9 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Phase,
-    create_document,
-    encode_document,
-    prepare_rotation,
-    with_phase,
-)
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document, prepare_rotation, with_phase
 from goatherd.providers.breaker import CAP, GAP
 from goatherd.settings import CloudSecretSettings, KeySource, LastKnownGood, Origin
 

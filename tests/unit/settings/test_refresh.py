@@ -14,7 +14,9 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.breaker import CAP, GAP, Breaker
 from goatherd.providers.memory import MemorySecretProvider

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import ForkedIdentityError, GenerationError
-from goatherd.identity import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.settings import CloudSecretSettings
 from tests.unit.identity.make import first, owned, prepared, published, rotated

@@ -10,24 +10,27 @@ from pathlib import Path
 import pytest
 
 from goatherd.errors import GenerationJumpError, IdentityError, SettingsError, UnsignedIdentityError
-from goatherd.identity import (
+from goatherd.identity.document import (
     IdentityDocument,
-    OwnedSession,
     Phase,
-    TrustCheckpoint,
+    decode_document,
+    document_tree,
+    encode_document,
+    normalize_document,
+    sign_document,
+)
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.strict_json import to_pretty_json
+from goatherd.identity.succession import MAX_JUMP, TrustCheckpoint
+from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
-    decode_document,
-    encode_document,
     finalize_rotation,
     mark_verified,
     prepare_rotation,
     revoke_root,
     with_phase,
 )
-from goatherd.identity.document import document_tree, normalize_document, sign_document
-from goatherd.identity.strict_json import to_pretty_json
-from goatherd.identity.succession import MAX_JUMP
 from goatherd.settings import CloudSecretSettings, FileSettings
 from goatherd.settings.base import describe_identity
 

@@ -25,20 +25,18 @@ from goatherd.errors import (
     SuccessionError,
     UnavailableError,
 )
-from goatherd.identity import (
-    IdentityDocument,
-    OwnedSession,
-    Phase,
+from goatherd.identity import remote_key
+from goatherd.identity.anchor import AnchorRecord, AnchorWord
+from goatherd.identity.document import IdentityDocument, Phase, encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
-    encode_document,
     prepare_rotation,
-    remote_key,
     revoke_root,
     roll_back_rotation,
     with_phase,
 )
-from goatherd.identity.anchor import AnchorRecord, AnchorWord
 from goatherd.providers.base import Call
 from goatherd.providers.breaker import CAP
 from goatherd.providers.memory import MemorySecretProvider

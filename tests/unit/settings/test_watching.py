@@ -9,7 +9,9 @@ from datetime import timedelta
 import pytest
 
 from goatherd.errors import ProviderAccessDeniedError, ProviderError, UnavailableError
-from goatherd.identity import OwnedSession, create_document, encode_document, prepare_rotation
+from goatherd.identity.document import encode_document
+from goatherd.identity.session import OwnedSession
+from goatherd.identity.transitions import create_document, prepare_rotation
 from goatherd.providers.breaker import CAP
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.settings import CloudSecretSettings

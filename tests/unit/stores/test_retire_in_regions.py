@@ -17,7 +17,8 @@ from goatherd.operations.retire import Retirement, read_key_inventory
 from goatherd.providers.base import Call, Guarantees, SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Outcome, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import OWN_CLOCK

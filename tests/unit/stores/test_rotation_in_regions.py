@@ -12,8 +12,7 @@ import pytest
 
 from goatherd.errors import NotAdoptedError, ObstructedError, ProviderError, UnavailableError
 from goatherd.identity.document import Phase, decode_document
-from goatherd.rotation import Outcome
-from goatherd.rotation.machine import Step
+from goatherd.rotation.machine import Outcome, Step
 from goatherd.stores import DocumentMark, FollowerView, ReplicatedStore, Standing
 from tests.unit.stores.regions import SECRET
 from tests.unit.stores.world import ViolationError, World, at_phase, current

@@ -11,8 +11,8 @@ from goatherd.errors import GoatherdError
 from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import PromotionReport, promote_store
-from goatherd.rotation import Rotator
 from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.rotation.rotator import Rotator
 from goatherd.stores import DocumentMark, RegionalReader, Standing, compare_documents
 from tests.fakes.herd import SESSIONS, FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY

@@ -16,7 +16,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.errors import UnavailableError
 from goatherd.files import System
-from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.document import Phase, decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.providers.base import RetryPolicy
@@ -25,8 +25,10 @@ from goatherd.providers.file.layout import FORM, MANIFEST, RESERVE
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.providers.versioned_record import VersionedRecord, decode_record, encode_record
 from goatherd.revocation.revoker import Revoker
-from goatherd.rotation import Outcome, Phase, Policy, Rotator
+from goatherd.rotation.machine import Outcome
+from goatherd.rotation.policy import Policy
 from goatherd.rotation.replacement import Replacer
+from goatherd.rotation.rotator import Rotator
 from tests.fakes.herd import FakeClock
 
 ONCE = RetryPolicy(attempts=1)
