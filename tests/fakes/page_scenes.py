@@ -22,7 +22,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     revoke_root,
     roll_back_rotation,
@@ -88,7 +87,7 @@ def activated(at_ms: int = NOW - 20_000) -> IdentityDocument:
 
 @cache
 def verified(at_ms: int = NOW - 20_000) -> IdentityDocument:
-    return mark_verified(activated(at_ms), at_ms + 8000)
+    return with_phase(activated(at_ms), Phase.VERIFIED, at_ms + 8000)
 
 
 def rolled_back() -> IdentityDocument:

@@ -102,7 +102,7 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
     after = {
         Step.PUBLISH: lambda: transitions.with_phase(real, Phase.PUBLISHED, NOW),
         Step.ACTIVATE: lambda: transitions.activate_rotation(real, NOW),
-        Step.VERIFY: lambda: transitions.mark_verified(real, NOW),
+        Step.VERIFY: lambda: transitions.with_phase(real, Phase.VERIFIED, NOW),
         Step.FINALIZE: lambda: transitions.finalize_rotation(real, NOW),
         Step.CANCEL: lambda: transitions.cancel_rotation(real, NOW, reason="why"),
         Step.ROLL_BACK: lambda: transitions.roll_back_rotation(real, before[0], NOW, reason="why"),

@@ -88,7 +88,7 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
         case Step.ACTIVATE:
             real = transitions.activate_rotation(real, at)
         case Step.VERIFY:
-            real = transitions.mark_verified(real, at)
+            real = transitions.with_phase(real, Phase.VERIFIED, at)
         case Step.FINALIZE:
             real = transitions.finalize_rotation(real, at)
         case Step.CANCEL:

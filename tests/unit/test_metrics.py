@@ -41,7 +41,6 @@ from goatherd.identity.transitions import (
     cancel_rotation,
     create_document,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     revoke_root,
     roll_back_rotation,
@@ -126,7 +125,7 @@ def prepared(document: IdentityDocument, name: str, at: int) -> IdentityDocument
 
 def rotated(document: IdentityDocument, name: str, at: int) -> IdentityDocument:
     published = with_phase(prepared(document, name, at), Phase.PUBLISHED, at + 1)
-    return finalize_rotation(mark_verified(activate_rotation(published, at + 2), at + 3), at + 4)
+    return finalize_rotation(with_phase(activate_rotation(published, at + 2), Phase.VERIFIED, at + 3), at + 4)
 
 
 # --- identity -----------------------------------------------------------------------------------------------------

@@ -390,14 +390,6 @@ def activate_rotation(document: IdentityDocument, now_ms: int) -> IdentityDocume
     )
 
 
-def mark_verified(document: IdentityDocument, now_ms: int) -> IdentityDocument:
-    """Record that every server signs with the new root and holds its cross-signature of the previous root.
-
-    The rotation goes to phase verified; for the errors see `with_phase`.
-    """
-    return with_phase(document, Phase.VERIFIED, now_ms)
-
-
 def extend_current_root(document: IdentityDocument, expiration_ms: int, now_ms: int) -> IdentityDocument:
     """Record in an identity document the later expiration that an unmodified GoatDB server has given its current root.
 

@@ -24,7 +24,7 @@ def count_restarts(documents: list[IdentityDocument]) -> int:
 def forward(first: IdentityDocument, prepared: IdentityDocument) -> list[IdentityDocument]:
     published = transitions.with_phase(prepared, Phase.PUBLISHED, NOW + 2)
     activated = transitions.activate_rotation(published, NOW + 3)
-    verified = transitions.mark_verified(activated, NOW + 4)
+    verified = transitions.with_phase(activated, Phase.VERIFIED, NOW + 4)
     return [first, prepared, published, activated, verified, transitions.finalize_rotation(verified, NOW + 5)]
 
 

@@ -40,7 +40,7 @@ def rotated(document: IdentityDocument, name: str, word: AnchorWord | None = Non
         document, root(name), now_ms=NOW_MS, rotation_id=f"to-{name}", started_by="bob", stable_version="1", word=word
     )
     document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, NOW_MS), NOW_MS)
-    document = transitions.finalize_rotation(transitions.mark_verified(document, NOW_MS), NOW_MS)
+    document = transitions.finalize_rotation(transitions.with_phase(document, Phase.VERIFIED, NOW_MS), NOW_MS)
     leaving = transitions.roots_to_prune(document)
     return transitions.prune_roots(document, leaving, NOW_MS) if leaving else document
 

@@ -16,7 +16,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     with_phase,
 )
@@ -67,7 +66,7 @@ def activated(document: IdentityDocument | None = None, name: str = "b") -> Iden
 
 
 def rotated(document: IdentityDocument | None = None, name: str = "b") -> IdentityDocument:
-    return finalize_rotation(mark_verified(activated(document, name), NOW), NOW)
+    return finalize_rotation(with_phase(activated(document, name), Phase.VERIFIED, NOW), NOW)
 
 
 def pieces_of(secret: str) -> set[str]:

@@ -38,7 +38,6 @@ from goatherd.identity.transitions import (
     drop_lost_anchor,
     finalize_rotation,
     is_full,
-    mark_verified,
     prepare_restore,
     prepare_rotation,
     prunable_roots,
@@ -99,7 +98,7 @@ class World:
         prepared = await self.prepare(document, to, **choice)
         published = with_phase(prepared, Phase.PUBLISHED, NOW)
         activated = activate_rotation(published, NOW)
-        verified = mark_verified(activated, NOW)
+        verified = with_phase(activated, Phase.VERIFIED, NOW)
         return [prepared, published, activated, verified, finalize_rotation(verified, NOW)]
 
 

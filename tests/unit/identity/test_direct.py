@@ -34,7 +34,6 @@ from goatherd.identity.transitions import (
     create_document,
     drop_lost_anchor,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     prunable_roots,
     revoke_root,
@@ -105,7 +104,7 @@ class World:
         prepared = await self.prepare(document, to, choice)
         published = with_phase(prepared, Phase.PUBLISHED, NOW)
         activated = activate_rotation(published, NOW)
-        verified = mark_verified(activated, NOW)
+        verified = with_phase(activated, Phase.VERIFIED, NOW)
         return [prepared, published, activated, verified, finalize_rotation(verified, NOW)]
 
 

@@ -28,7 +28,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     cancel_rotation,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     record_retirement,
     revoke_root,
@@ -81,7 +80,7 @@ def walk(steps: list[str], extra: dict[str, Any]) -> list[IdentityDocument]:
             elif document.phase is Phase.PUBLISHED:
                 document = activate_rotation(document, NOW)
             elif document.phase is Phase.ACTIVATED:
-                document = mark_verified(document, NOW)
+                document = with_phase(document, Phase.VERIFIED, NOW)
             else:
                 document = finalize_rotation(document, NOW)
         elif step == "undo" and document.phase in (Phase.PREPARED, Phase.PUBLISHED):

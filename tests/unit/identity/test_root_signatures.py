@@ -28,7 +28,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     cancel_rotation,
     finalize_rotation,
-    mark_verified,
     prepare_restore,
     prepare_rotation,
     prune_roots,
@@ -55,7 +54,7 @@ def revoked() -> IdentityDocument:
 
 def pruned() -> IdentityDocument:
     twice = prepare_rotation(rotated(), owned("c"), now_ms=NOW, rotation_id="r2", started_by="me", stable_version="7")
-    twice = finalize_rotation(mark_verified(activate_rotation(published_of(twice), NOW), NOW), NOW)
+    twice = finalize_rotation(with_phase(activate_rotation(published_of(twice), NOW), Phase.VERIFIED, NOW), NOW)
     return prune_roots(twice, [owned("a").id], NOW)
 
 

@@ -22,7 +22,6 @@ from goatherd.identity.transitions import (
     extend_current_root,
     finalize_rotation,
     is_full,
-    mark_verified,
     prepare_restore,
     prepare_rotation,
     prunable_roots,
@@ -46,7 +45,7 @@ STEPS: dict[str, Callable[[IdentityDocument], IdentityDocument]] = {
     "prepare": lambda d: prepare_rotation(d, C, now_ms=LATER, rotation_id="r", started_by="bob", stable_version=None),
     "publish": lambda d: with_phase(d, Phase.PUBLISHED, LATER),
     "activate": lambda d: activate_rotation(d, LATER),
-    "verify": lambda d: mark_verified(d, LATER),
+    "verify": lambda d: with_phase(d, Phase.VERIFIED, LATER),
     "finalize": lambda d: finalize_rotation(d, LATER),
     "cancel": lambda d: cancel_rotation(d, LATER, reason="why"),
     "roll back": lambda d: roll_back_rotation(d, first(), LATER, reason="why"),
@@ -57,7 +56,7 @@ PHASES: dict[str, tuple[Callable[[], IdentityDocument], set[str]]] = {
     "prepared": (prepared, {"publish", "cancel"}),
     "published": (published, {"activate", "cancel"}),
     "activated": (activated, {"verify", "roll back"}),
-    "verified": (lambda: mark_verified(activated(), NOW), {"finalize", "roll back"}),
+    "verified": (lambda: with_phase(activated(), Phase.VERIFIED, NOW), {"finalize", "roll back"}),
     "rotated": (rotated, {"prepare", "retire"}),
 }
 
@@ -182,7 +181,7 @@ def test_during_a_rotation_a_revoked_root_is_retired_and_no_other(phase: Phase) 
     if phase in (Phase.ACTIVATED, Phase.VERIFIED):
         document = activate_rotation(document, LATER)
     if phase is Phase.VERIFIED:
-        document = mark_verified(document, LATER)
+        document = with_phase(document, Phase.VERIFIED, LATER)
     retired = record_retirement(document, B.id, LATER)
     assert (retired.retired_ids, retired.rotation) == ({B.id}, document.rotation)
     is_early = retired.next is not None
@@ -357,7 +356,7 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
         before = document
         document = prepare_rotation(document, owned(f"r{number}"), now_ms=NOW, **steps)
         worst = with_phase(document, Phase.PUBLISHED, NOW)
-        document = finalize_rotation(mark_verified(activate_rotation(worst, NOW), NOW), NOW)
+        document = finalize_rotation(with_phase(activate_rotation(worst, NOW), Phase.VERIFIED, NOW), NOW)
         number += 1
     assert before is not document
     assert number >= 8

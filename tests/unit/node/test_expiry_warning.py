@@ -17,7 +17,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     with_phase,
 )
@@ -43,7 +42,7 @@ def rotated(clock: FakeClock, life: timedelta) -> IdentityDocument:
         first(clock, 30 * DAY), successor, now_ms=now, rotation_id="r", started_by="", stable_version=None
     )
     document = activate_rotation(with_phase(document, Phase.PUBLISHED, now), now)
-    return finalize_rotation(mark_verified(document, now), now)
+    return finalize_rotation(with_phase(document, Phase.VERIFIED, now), now)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_time_in_the_future_becomes_the_latest_that_it_can_be() -> None:
     assert (by_the_store.rotation.phase_at, by_the_store.rotation.started_at) == (NOW + 2000, NOW + 2000)
     by_nobody = limit_times(document, NOW + 5000, written_ms=ahead)
     assert by_nobody.rotated_at == NOW + 5000
-    ended = transitions.finalize_rotation(transitions.mark_verified(document, ahead), ahead)
+    ended = transitions.finalize_rotation(transitions.with_phase(document, Phase.VERIFIED, ahead), ahead)
     assert [one.at for one in limit_times(ended, NOW, written_ms=ahead).history] == [NOW]
     again = decode_document(encode_document(limit_times(ended, NOW, written_ms=ahead)))
     assert recorded_ahead_ms(again, NOW) == 0, "what is written is limited"

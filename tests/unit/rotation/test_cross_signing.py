@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.cross_signing import (
     COPIES,
@@ -44,7 +44,7 @@ def test_a_process_that_resumes_a_rotation_makes_the_same_commits(published: Ide
     activated = transitions.activate_rotation(published, NOW + 3000)
     assert make_introduction(published, org="acme") == make_introduction(published, org="acme")
     assert make_cross_signature(activated, org="acme") == make_cross_signature(activated, org="acme")
-    later = transitions.mark_verified(activated, NOW + 9000)
+    later = transitions.with_phase(activated, Phase.VERIFIED, NOW + 9000)
     assert make_cross_signature(later, org="acme") == make_cross_signature(activated, org="acme")
 
 
@@ -83,7 +83,7 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
 def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: IdentityDocument) -> None:
     """A client that was away looks at a commit only if it holds no child of it; GoatDB merges leaves that differ."""
     first = transitions.finalize_rotation(
-        transitions.mark_verified(transitions.activate_rotation(published, NOW + 3000), NOW), NOW + 5000
+        transitions.with_phase(transitions.activate_rotation(published, NOW + 3000), Phase.VERIFIED, NOW), NOW + 5000
     )
     prepared = transitions.prepare_rotation(
         first, root("root-c"), now_ms=NOW + 6000, rotation_id="rotation-2", started_by="", stable_version="5"
@@ -91,7 +91,7 @@ def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: 
     second = transitions.activate_rotation(
         transitions.with_phase(prepared, transitions.Phase.PUBLISHED, NOW + 7000), NOW + 8000
     )
-    steady = transitions.finalize_rotation(transitions.mark_verified(second, NOW + 8500), NOW + 9000)
+    steady = transitions.finalize_rotation(transitions.with_phase(second, Phase.VERIFIED, NOW + 8500), NOW + 9000)
     commits = [
         make_introduction(published, org="acme"),
         *make_repeated_introductions(published, org="acme"),

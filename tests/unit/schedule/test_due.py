@@ -410,7 +410,7 @@ def test_facts_are_read_from_a_document() -> None:
         id="rotation-1", phase=Phase.PREPARED, started_by="bob", phase_ms=now + 1
     )
     document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, now + 2), now + 3)
-    document = transitions.finalize_rotation(transitions.mark_verified(document, now + 4), now + 5)
+    document = transitions.finalize_rotation(transitions.with_phase(document, Phase.VERIFIED, now + 4), now + 5)
     found = seen(document)
     assert (found.current_id, found.underway, found.unretired) == ("root-b", None, (("root-a", now + 5),))
     assert [entry.event for entry in found.history] == ["rotated"]

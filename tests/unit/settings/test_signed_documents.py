@@ -26,7 +26,6 @@ from goatherd.identity.transitions import (
     activate_rotation,
     create_document,
     finalize_rotation,
-    mark_verified,
     prepare_rotation,
     revoke_root,
     with_phase,
@@ -46,7 +45,9 @@ FIRST = create_document(A, NOW)
 PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="alice", stable_version="1")
 # FIRST is stored with a signature here and without one there: it names neither.
 PREPARED = normalize_document(sign_document(replace(PREPARED, lineage=None), NOW))
-ROTATED = finalize_rotation(mark_verified(activate_rotation(with_phase(PREPARED, Phase.PUBLISHED, NOW), NOW), NOW), NOW)
+ROTATED = finalize_rotation(
+    with_phase(activate_rotation(with_phase(PREPARED, Phase.PUBLISHED, NOW), NOW), Phase.VERIFIED, NOW), NOW
+)
 HIGHEST = 2**53 - 1
 
 
