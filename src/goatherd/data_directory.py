@@ -88,7 +88,7 @@ def read_commits(log: Path, org: str) -> list[Commit]:
 
 
 def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:
-    """Decode the records of a log, and leave out those that are not commits."""
+    """Decode the records of a log, or those that a server has sent; leave out those that are not commits."""
     commits = []
     for record in records:
         try:

@@ -20,6 +20,7 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.observer import observe_servers
 from goatherd.cluster.server_answers import LogsReport
+from goatherd.data_directory import decode_commits
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
@@ -32,7 +33,6 @@ from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
 from goatherd.operations.stores import RegionState, read_regions
-from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import ORGANIZATION_HINT, WENT_BACK, ObstacleKind, Survey

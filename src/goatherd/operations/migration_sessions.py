@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.data_directory import SESSIONS_LOG, read_commits, refuse_running
+from goatherd.data_directory import SESSIONS_LOG, decode_commits, read_commits, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     DecodeError,
@@ -30,7 +30,6 @@ from goatherd.identity.session import SESSION_LIFETIME, OwnedSession, Session
 from goatherd.identity.session_commits import claims_root, preferred_session, session_from_commit, verify_commit_by
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migration_files import SHOWN, MigrationSource, SessionLog, read_session_log
-from goatherd.revocation.introduced_sessions import decode_commits
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds

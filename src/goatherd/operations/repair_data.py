@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from goatherd.data_directory import decode_commits
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -287,7 +287,7 @@ class _CreationJoiner:
     def verify_sent(self, sent: Mapping[str, Iterable[Any]]) -> dict[str, list[Commit]]:
         """Return those commits of peers' ``/sys/sessions``, given by URL, that a root has signed."""
         pool = _make_pool(self._logs, self._org, self._trusted)
-        return {url: self._select_verified(_decode_sent(records, self._org), pool) for url, records in sent.items()}
+        return {url: self._select_verified(decode_commits(records, self._org), pool) for url, records in sent.items()}
 
     def _select_verified(self, commits: Sequence[Commit], pool: TrustPool) -> list[Commit]:
         verdicts = verify_commits(pool, SESSIONS_PATH, commits, self._executor)
@@ -336,15 +336,6 @@ def _make_pool(logs: LogDirectory, org: str, trusted: TrustedRoots) -> TrustPool
     return pool
 
 
-def _decode_sent(records: Iterable[Any], org: str) -> list[Commit]:
-    """Return the commits among the records that a peer sent. They are unverified."""
-    commits = []
-    for record in records:
-        with suppress(DecodeError):
-            commits.append(Commit.from_json(record, org=org))
-    return commits
-
-
 class _CommitRestorer:
     """Adds verified commits to the log of one repository, from its ``*.damaged`` file or from peers."""
 
@@ -374,7 +365,7 @@ class _CommitRestorer:
         SECURITY: a commit of a revoked root is not valid here, as it is not valid from any other peer
         (tests/unit/operations/test_data.py).
         """
-        fresh = self._select_new(_decode_sent(records, self._org))
+        fresh = self._select_new(decode_commits(records, self._org))
         if self._path == SESSIONS_PATH:
             # The commit that introduces a root may come after commits of that root.
             taken: list[Commit] = []

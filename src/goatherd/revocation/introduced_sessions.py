@@ -171,14 +171,3 @@ def introduce_again(
         return commit
 
     return map_in_threads(make, introduced, executor)
-
-
-def decode_commits(raw: Iterable[Any], org: str) -> list[Commit]:
-    """Decode commits, and leave out those that cannot be decoded."""
-    commits = []
-    for one in raw:
-        try:
-            commits.append(Commit.from_json(one, org=org))
-        except DecodeError:
-            continue
-    return commits

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
+from goatherd.data_directory import decode_commits
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
@@ -27,7 +28,6 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
     Introduced,
     IntroducedSessions,
-    decode_commits,
     introduce_again,
     survey,
 )
