@@ -7,7 +7,7 @@ explicitly allows it, because only servers can report which commits of the root 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -84,7 +84,6 @@ async def revoke(
         raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
     if successor == NEW:
         check_lifetime(policy or Policy())
-    make = _maker(store, servers, policy, distrust, trust_alone, clock, open_signer)
     asked: dict[str, Any] = {
         "session": root_id,
         "reason": reason,
@@ -94,7 +93,9 @@ async def revoke(
         "trustAlone": _urls(trust_alone),
     }
     async with record_run(store, "revoke", asked, audit_log) as journal:
-        return await make(notify_each(on_event, journal.record_event)).revoke(
+        listener = notify_each(on_event, journal.record_event)
+        revoker = _make_revoker(store, servers, policy, distrust, trust_alone, listener, clock, open_signer)
+        return await revoker.revoke(
             root_id, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
         )
 
@@ -120,9 +121,8 @@ async def plan_revocation(
     """
     servers = await _listed(nodes)
     check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    return await _maker(store, servers, policy, distrust, trust_alone, clock, open_signer)(on_event).plan(
-        root_id, successor=successor, leave_out=leave_out
-    )
+    revoker = _make_revoker(store, servers, policy, distrust, trust_alone, on_event, clock, open_signer)
+    return await revoker.plan(root_id, successor=successor, leave_out=leave_out)
 
 
 def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
@@ -153,29 +153,25 @@ def _urls(texts: Sequence[str]) -> list[str]:
     return [str(parse_server_url(text)) for text in texts]
 
 
-def _maker(
+def _make_revoker(
     store: Store,
     servers: Sequence[RevocableNode],
     policy: Policy | None,
     distrust: Sequence[str],
     trust_alone: Sequence[str],
+    on_event: EventListener | None,
     clock: Clock | None,
     open_signer: SignerOpener,
-) -> Callable[[EventListener | None], Revoker]:
-    ignored, sole = _urls(distrust), _urls(trust_alone)
-
-    def make(on_event: EventListener | None) -> Revoker:
-        return Revoker(
-            store.provider,
-            store.secret_id,
-            servers,
-            org=store.org,
-            policy=policy,
-            distrust=ignored,
-            trust_alone=sole,
-            clock=clock,
-            on_event=on_event,
-            open_signer=open_signer,
-        )
-
-    return make
+) -> Revoker:
+    return Revoker(
+        store.provider,
+        store.secret_id,
+        servers,
+        org=store.org,
+        policy=policy,
+        distrust=_urls(distrust),
+        trust_alone=_urls(trust_alone),
+        clock=clock,
+        on_event=on_event,
+        open_signer=open_signer,
+    )

@@ -264,7 +264,7 @@ class SessionReissuer:
 
         async def push_batch(commits: Sequence[Commit]) -> None:
             async def push(outcome: NodeOutcome) -> bool:
-                work = partial(self._push_to, outcome, commits, document.current)
+                work = partial(self._push_commits, outcome, commits, document.current)
                 if (error := await self._try_node(outcome, work)) is not None:
                     failed.setdefault(outcome.url, error)
                 return error is None
@@ -296,26 +296,19 @@ class SessionReissuer:
                 task.cancel()
             await asyncio.gather(*pushing, return_exceptions=True)
 
-    async def _try_node(
-        self, outcome: NodeOutcome, call: Callable[[SessionNode], Awaitable[object]]
-    ) -> GoatherdError | None:
+    async def _try_node(self, outcome: NodeOutcome, call: Callable[[], Awaitable[object]]) -> GoatherdError | None:
         """Call one server; return the error if the call failed, and record the error in the server's outcome."""
         errors: list[GoatherdError] = []
 
-        async def attempt(node: SessionNode) -> None:
+        async def attempt(_: SessionNode) -> None:
             try:
-                await call(node)
+                await call()
             except GoatherdError as error:
                 errors.append(error)
                 raise
 
         await self._on_each([outcome.url], attempt, is_long=True)
         return errors[0] if errors else None
-
-    async def _push_to(
-        self, outcome: NodeOutcome, commits: Sequence[Commit], signer: OwnedSession, _: SessionNode
-    ) -> None:
-        await self._push_commits(outcome, commits, signer)
 
     async def _sign_commits(
         self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
@@ -384,7 +377,6 @@ class SessionReissuer:
         by_id: Mapping[str, Introduced],
         document: IdentityDocument,
         entry: Revocation,
-        _: SessionNode,
     ) -> None:
         """Wait for the new commits to reach a server from the other servers; at the deadline, push the missing ones."""
         deadline = self._clock.monotonic() + self._policy.settle.total_seconds()

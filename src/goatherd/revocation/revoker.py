@@ -778,7 +778,7 @@ class Revoker:
         if document.anchor is not None:
             # Any other introduction would need another signature of the anchor, and servers hold one by it.
             good = [one for one in good if is_introduced_by_anchor(document, one)]
-        commits = await call_signing(_make_introductions, document, good, self._org)
+        commits = [await call_signing(make_earlier_introduction, document, one, org=self._org) for one in good]
         todo = [one for one in commits if one["id"] not in known]
         if not todo:
             return
@@ -1175,7 +1175,3 @@ def _list_lost() -> RotationError:
         "no server has the list of frozen commits, and the commits that the servers hold now differ from it",
         hint="Run the command with --reopen: it makes a new list from the commits that the servers hold now.",
     )
-
-
-def _make_introductions(document: IdentityDocument, root_ids: Iterable[str], org: str) -> list[dict[str, Any]]:
-    return [make_earlier_introduction(document, one, org=org) for one in root_ids]
