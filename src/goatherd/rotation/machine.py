@@ -847,32 +847,25 @@ def _decide_steady(observation: Observation, policy: Policy, intent: Intent, now
     store = observation.store
     if intent.rotation_id is not None:
         return _decide_after_end(observation, policy, intent, now_ms)
-    if intent.goal is Goal.ROTATE:
+    if intent.goal in (Goal.ROTATE, Goal.RESTORE):
+        is_restore = intent.goal is Goal.RESTORE
         if store.current_id != intent.from_id:
             return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        found = _without_followers(find_obstacles_to_begin(observation, policy, now_ms))
+        found = find_obstacles_to_begin(observation, policy, now_ms, is_restore=is_restore)
+        # For stores of other regions that are only behind, a run waits.
+        found = tuple(one for one in found if one.kind is not ObstacleKind.FOLLOWER_BEHIND)
         if found:
             return Refuse(obstacles=found)
-        return (
-            _repair_label(store) or _make_room(observation, policy, intent, now_ms) or Prepare(expected=store.version)
-        )
-    if intent.goal is Goal.RESTORE:
-        if store.current_id != intent.from_id:
-            return Busy(rotation_id=None, started_by="", started_at="", phase=Phase.STEADY)
-        found = _without_followers(find_obstacles_to_begin(observation, policy, now_ms, is_restore=True))
-        if found:
-            return Refuse(obstacles=found)
-        return _repair_label(store) or PrepareRestore(expected=store.version, root_id=intent.to_id or "")
+        if (label := _repair_label(store)) is not None:
+            return label
+        if is_restore:
+            return PrepareRestore(expected=store.version, root_id=intent.to_id or "")
+        return _make_room(observation, policy, intent, now_ms) or Prepare(expected=store.version)
     if intent.goal is Goal.RETIRE:
         return _repair_label(store) or _decide_retire(observation, policy, now_ms)
     if intent.goal is Goal.ABANDON:
         return _repair_label(store) or _nothing_to_leave(store, intent)
     return _repair_label(store) or Done(outcome=Outcome.NOTHING)
-
-
-def _without_followers(found: tuple[Obstacle, ...]) -> tuple[Obstacle, ...]:
-    """Return the obstacles except for stores of other regions that are only behind: for these, a run waits."""
-    return tuple(one for one in found if one.kind is not ObstacleKind.FOLLOWER_BEHIND)
 
 
 def _nothing_to_leave(store: StoreView, intent: Intent) -> Illegal:
