@@ -6,8 +6,6 @@ two labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from goatherd.errors import ConfigurationError, ConflictError, SecretNotFoundError
@@ -15,16 +13,6 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretVersion, check_label
-
-__all__ = [
-    "PROTECTED_LABELS",
-    "LabelChange",
-    "change_label",
-    "check_custom_label",
-    "check_removable_label",
-    "move_label",
-    "remove_label",
-]
 
 PROTECTED_LABELS = frozenset({CURRENT, STABLE})
 """Labels that only Goatherd moves."""
@@ -50,79 +38,11 @@ class LabelChange:
         return self.before != self.after
 
 
-def check_custom_label(text: str) -> Label:
-    """Check that an operator may move the label `text`, and return it as a `Label`.
-
-    Raises:
-        ConfigurationError: `text` is not a valid label, or is one of `PROTECTED_LABELS`.
-    """
-    label = check_label(text)
-    check_removable_label(text)
-    return label
-
-
-def check_removable_label(text: str) -> None:
-    """Check that an operator may remove the label `text`, which another tool may have set.
-
-    Raises:
-        ConfigurationError: `text` is one of `PROTECTED_LABELS`.
-    """
-    if text in PROTECTED_LABELS:
-        hint = (
-            "Servers read the version with the label `current`. `goatherd rotate` and its --rollback change it."
-            if text == CURRENT
-            else "A rotation moves `stable` when it is complete, so that it can be rolled back. Use another label."
-        )
-        raise ConfigurationError(f"the label {text!r} is protected: only Goatherd moves it", hint=hint)
-
-
-async def move_label(provider: SecretProvider, secret_id: str, label: str, to: str) -> LabelChange:
-    """Add `label` to a version, or move it there from another version.
-
-    Args:
-        provider: An open provider.
-        secret_id: The secret.
-        label: The label.
-        to: The version's id, or a label that the version holds.
-
-    Raises:
-        ConfigurationError: `label` is protected or not a valid label, or the store supports only Goatherd's own labels.
-        SecretNotFoundError: There is no such secret, or no such version.
-        ConflictError: Another writer moved the label in the meantime. Nothing was changed.
-    """
-    checked = check_custom_label(label)
-    _check_store(provider)
-    known = await provider.versions(secret_id)
-    target = _find_version(provider, secret_id, known, to)
-    before = _find_holder(known, checked)
-    if before != target:
-        with _explain_conflict():
-            await provider.label(secret_id, checked, target, expected=before)
-    return LabelChange(label=checked, before=before, after=target)
-
-
-async def remove_label(provider: SecretProvider, secret_id: str, label: str) -> LabelChange:
-    """Remove `label` from the version that holds it. Do nothing if no version holds it.
-
-    Any label that the store lists can be removed, except Goatherd's own (`PROTECTED_LABELS`). This includes labels of
-    other tools whose names `move_label` rejects.
-
-    Raises:
-        ConfigurationError: `label` is protected, or the store supports only Goatherd's own labels.
-        SecretNotFoundError: There is no such secret.
-        ConflictError: Another writer moved the label in the meantime. Nothing was changed.
-    """
-    check_removable_label(label)
-    _check_store(provider)
-    before = _find_holder(await provider.versions(secret_id), Label(label))
-    if before is not None:
-        with _explain_conflict():
-            await provider.unlabel(secret_id, label, expected=before)
-    return LabelChange(label=Label(label), before=before, after=None)
-
-
 async def change_label(store: Store, label: str, to: str | None, *, audit_log: AuditLog | None = None) -> LabelChange:
     """Move `label` to a version, or remove it if `to` is None, and record the change in the audit trail.
+
+    Any label that the store lists can be removed, except Goatherd's own (`PROTECTED_LABELS`). This includes labels of
+    other tools, whose names may be such that no version can be given the label.
 
     Args:
         store: The open store.
@@ -131,35 +51,23 @@ async def change_label(store: Store, label: str, to: str | None, *, audit_log: A
         audit_log: The file of the audit trail; None to write only the log.
 
     Raises:
-        ConfigurationError, SecretNotFoundError, ConflictError: As `move_label` and `remove_label`.
+        ConfigurationError: `label` is protected or not a valid label, or the store supports only Goatherd's own labels.
+        SecretNotFoundError: There is no such secret, or no such version.
+        ConflictError: Another writer moved the label in the meantime. Nothing was changed.
         AuditError: The trail cannot be written. Nothing was changed.
     """
-    check_removable_label(label) if to is None else check_custom_label(label)
+    _refuse_protected(label)
+    checked = Label(label) if to is None else check_label(label)
     asked = {"action": "unlabel" if to is None else "label", "label": label, "version": to}
     async with record_run(store, "versions", asked, audit_log) as journal:
-        if to is None:
-            change = await remove_label(store.provider, store.secret_id, label)
-        else:
-            change = await move_label(store.provider, store.secret_id, label, to)
+        change = await _change_label(store, checked, to)
         if change.is_change:
             journal.record_decision("label-moved", {"label": change.label, "from": change.before, "to": change.after})
     return change
 
 
-@contextmanager
-def _explain_conflict() -> Iterator[None]:
-    """Give a `ConflictError` that the ``with`` block raises a hint about labels."""
-    try:
-        yield
-    except ConflictError as error:
-        error.hint = (
-            "Another writer moved the label. `goatherd show --versions` shows where it is now; then "
-            "run the command again."
-        )
-        raise
-
-
-def _check_store(provider: SecretProvider) -> None:
+async def _change_label(store: Store, label: Label, to: str | None) -> LabelChange:
+    provider, secret_id = store.provider, store.secret_id
     if not provider.guarantees.custom_labels:
         raise ConfigurationError(
             f"the store ({provider.scheme}) supports only Goatherd's own labels",
@@ -168,10 +76,31 @@ def _check_store(provider: SecretProvider) -> None:
                 "--at ID` reads that version."
             ),
         )
+    known = await provider.versions(secret_id)
+    after = None if to is None else _find_version(provider, secret_id, known, to)
+    before = next((version.id for version in known if label in version.labels), None)
+    try:
+        if after is not None and after != before:
+            await provider.label(secret_id, label, after, expected=before)
+        elif after is None and before is not None:
+            await provider.unlabel(secret_id, label, expected=before)
+    except ConflictError as error:
+        error.hint = (
+            "Another writer moved the label. `goatherd show --versions` shows where it is now; then "
+            "run the command again."
+        )
+        raise
+    return LabelChange(label=label, before=before, after=after)
 
 
-def _find_holder(versions: list[SecretVersion], label: Label) -> str | None:
-    return next((version.id for version in versions if label in version.labels), None)
+def _refuse_protected(text: str) -> None:
+    if text in PROTECTED_LABELS:
+        hint = (
+            "Servers read the version with the label `current`. `goatherd rotate` and its --rollback change it."
+            if text == CURRENT
+            else "A rotation moves `stable` when it is complete, so that it can be rolled back. Use another label."
+        )
+        raise ConfigurationError(f"the label {text!r} is protected: only Goatherd moves it", hint=hint)
 
 
 def _find_version(provider: SecretProvider, secret_id: str, versions: list[SecretVersion], text: str) -> str:

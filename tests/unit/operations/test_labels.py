@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError, ConflictError
-from goatherd.operations.labels import move_label, remove_label
+from goatherd.operations.identity_store import Store
+from goatherd.operations.labels import change_label
 from goatherd.providers.base import Call, Guarantees
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label, SecretBytes, VersionId
+
+
+def store_in(provider: MemorySecretProvider) -> Store:
+    return Store(provider=provider, secret_id="s", org="localhost", name="memory")
 
 
 class Interrupting(MemorySecretProvider):
@@ -29,10 +34,10 @@ async def test_of_two_writers_of_a_label_one_is_told_that_it_lost() -> None:
     await provider.write("s", SecretBytes(b"2"), expected=first.id)
     await provider.write("s", SecretBytes(b"3"), label="mine", expected=None)
     with pytest.raises(ConflictError) as lost:
-        await move_label(provider, "s", "mine", "1")
+        await change_label(store_in(provider), "mine", "1")
     assert "Another writer moved the label" in lost.value.hint
     with pytest.raises(ConflictError) as lost:
-        await remove_label(provider, "s", "mine")
+        await change_label(store_in(provider), "mine", None)
     assert "Another writer moved the label" in lost.value.hint
 
 
@@ -48,6 +53,6 @@ async def test_a_store_without_custom_labels_says_so_before_anything_is_written(
     provider = Bare()
     await provider.create("s", SecretBytes(b"1"))
     with pytest.raises(ConfigurationError, match="supports only Goatherd's own labels"):
-        await move_label(provider, "s", "mine", "1")
+        await change_label(store_in(provider), "mine", "1")
     with pytest.raises(ConfigurationError, match="supports only Goatherd's own labels"):
-        await remove_label(provider, "s", "mine")
+        await change_label(store_in(provider), "mine", None)
