@@ -156,32 +156,12 @@ class Controller:
 
     # --- one look -----------------------------------------------------------------------------------------------------
 
-    async def read_next_action(self) -> tuple[IdentityDocument, DueDecision]:
-        """Read the identity, and return it with the action that is due next by the schedule. Writes nothing.
-
-        Raises:
-            ProviderError, IdentityError: The store does not answer, or does not hold an identity; or the identity is in
-                direct mode, and does not follow from the one read before.
-        """
-        document, written_ms = await self._read_identity()
-        return document, self._order_actions(document, written_ms, self._clock.now_ms())[0]
-
     async def _read_identity(self) -> tuple[IdentityDocument, int]:
         found = await self._reader.read(self._secret_id, CURRENT)
         document = decode_document(found.value.reveal())
         if self._seen.check_if_remote(document) and isinstance(self._reader, RegionalReader):
             self._reader.note_used(self._secret_id, DocumentMark.from_document(document))
         return document, found.version.created_ms
-
-    def _order_actions(self, document: IdentityDocument, written_ms: int, now_ms: int) -> tuple[DueDecision, ...]:
-        facts = read_facts(
-            document,
-            now_ms,
-            written_ms=written_ms,
-            tolerance=self.schedule.policy.clock_tolerance,
-            unlisted_keys=self._unlisted_keys,
-        )
-        return order_actions(facts, self.schedule, now_ms)
 
     async def act_once(self) -> Turn:
         """Read the identity once, and perform the action that is due by the schedule, such as a rotation, if any."""
@@ -204,7 +184,14 @@ class Controller:
         else:
             self._journal.use_identity(document)
         now_ms = self._clock.now_ms()
-        verdicts = self._order_actions(document, written_ms, now_ms)
+        facts = read_facts(
+            document,
+            now_ms,
+            written_ms=written_ms,
+            tolerance=self.schedule.policy.clock_tolerance,
+            unlisted_keys=self._unlisted_keys,
+        )
+        verdicts = order_actions(facts, self.schedule, now_ms)
         if self._on_look is not None:
             self._on_look(document, next_rotation(verdicts))
         await self._check_anchor(document)
@@ -307,7 +294,7 @@ class Controller:
     async def _use_current_root(self) -> None:
         """Sign the trail with the root that is current now, so that its record follows those of the previous one."""
         with contextlib.suppress(GoatherdError):
-            document, _ = await self.read_next_action()
+            document, _ = await self._read_identity()
             self._journal.use_identity(document)
 
     # --- the loop -----------------------------------------------------------------------------------------------------
