@@ -14,18 +14,16 @@ The version ids of a follower (a store that copies the primary store) are shown 
 mistakes them for ids of the primary store.
 """
 
-# ruff: noqa: ARG002 (the methods that refuse a change have the arguments that the interface gives them)
-
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -401,9 +399,6 @@ class RegionalReader(StoreGroup):
         assert failure is not None
         raise failure.with_traceback(None)
 
-    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        return {label: version.id for version in await self._versions(call) for label in version.labels}
-
     # --- names ----------------------------------------------------------------------------------------------------
 
     def _secret(self, secret_id: str) -> _Secret:
@@ -435,23 +430,10 @@ class RegionalReader(StoreGroup):
 
     # --- no changes -----------------------------------------------------------------------------------------------
 
-    def _refuse_change(self, call: Call) -> NoReturn:
+    async def _refuse_change(self, call: Call, *_: Any, **__: Any) -> NoReturn:
         raise call.error(ProviderConfigurationError, "this reader of the stores of several regions cannot change them")
 
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        self._refuse_change(call)
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        self._refuse_change(call)
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        self._refuse_change(call)
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        self._refuse_change(call)
-
-    async def _delete(self, call: Call) -> None:
-        self._refuse_change(call)
+    _create = _write = _label = _destroy = _delete = _refuse_change
 
 
 class WatchingRegionalReader(RegionalReader):

@@ -12,8 +12,6 @@ own. Such a Secret has no pointer, but the key ``identity.json``. The provider p
 labelled ``current``, and derives the version's id from them.
 """
 
-# ruff: noqa: ARG002 - what cannot be done does not look at what it was to be done with
-
 from __future__ import annotations
 
 import asyncio
@@ -21,7 +19,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
 from goatherd.clock import Clock
 from goatherd.errors import (
@@ -108,27 +106,14 @@ class KubernetesVolumeProvider(SecretProvider):
 
         return await self._run_blocking(call, work)
 
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        self._refuse_write(call)
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        self._refuse_write(call)
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        self._refuse_write(call)
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        self._refuse_write(call)
-
-    async def _delete(self, call: Call) -> None:
-        self._refuse_write(call)
-
-    def _refuse_write(self, call: Call) -> NoReturn:
+    async def _refuse_write(self, call: Call, *_: Any, **__: Any) -> NoReturn:
         raise call.error(
             ProviderAccessDeniedError,
             "a mounted Secret can only be read",
             hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
         )
+
+    _create = _write = _label = _destroy = _delete = _refuse_write
 
     def _read_ledger(self, call: Call, snapshot: int) -> VersionedRecord | SecretValue:
         """Return the record of versions in a snapshot, or the copied value of a Secret without a record."""
