@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
 from goatherd.identity.settings_json import SETTINGS_NAME
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.commit_log import read_lines, scan_log
 from goatherd.wire.json import parse_json
 
@@ -85,17 +85,6 @@ def read_commits(log: Path, org: str) -> list[Commit]:
             " records at its next start.",
         )
     return decode_commits(found.records, org)
-
-
-def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:
-    """Decode the records of a log, or those that a server has sent; leave out those that are not commits."""
-    commits = []
-    for record in records:
-        try:
-            commits.append(Commit.from_json(record, org=org))
-        except DecodeError:
-            continue
-    return commits
 
 
 def organization_directories(data: Path) -> list[Path]:

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from goatherd.aws_lc import verifier_processes
-from goatherd.data_directory import decode_commits
 from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.processor_cores import count_cores
 from goatherd.trust import TrustPool
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.commit_log import Scan, read_lines, scan_log
 
 _EVERYTHING: Final = 1 << 60

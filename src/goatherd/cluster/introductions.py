@@ -19,11 +19,11 @@ from typing import Any, Final
 
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import DecodeError, GoatherdError, NodeError
+from goatherd.errors import GoatherdError, NodeError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session_commits import claims_root
 from goatherd.settings.base import Introductions, IntroductionSource
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import SESSIONS_PATH
 
 OWN_LOG: Final = "this server's own log"
@@ -76,12 +76,4 @@ def introduction_source(
 
 
 def _roots(records: Iterable[Any], org: str) -> tuple[Commit, ...]:
-    commits = []
-    for record in records:
-        try:
-            commit = Commit.from_json(record, org=org)
-        except DecodeError:
-            continue
-        if claims_root(commit):
-            commits.append(commit)
-    return tuple(commits)
+    return tuple(commit for commit in decode_commits(records, org) if claims_root(commit))

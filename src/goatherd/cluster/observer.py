@@ -45,7 +45,6 @@ from goatherd.cluster.session_queries import (
 )
 from goatherd.crypto import fingerprint
 from goatherd.errors import (
-    DecodeError,
     GenerationError,
     GoatherdError,
     InvalidAnswerError,
@@ -55,7 +54,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import OwnedSession
 from goatherd.settings.base import Origin
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import DEFAULT_ORG
 
 if TYPE_CHECKING:
@@ -301,11 +300,7 @@ class Observer:
                         found |= await read_held(self.nodes[url], ids, signer, self._clock.now_ms())
             except (NodeError, TimeoutError):
                 continue
-            commits = []
-            for raw in found.values():
-                with contextlib.suppress(DecodeError):
-                    commits.append(Commit.from_json(raw, org=self._org))
-            yield commits
+            yield decode_commits(found.values(), self._org)
 
     @property
     def is_discovered(self) -> bool:

@@ -20,7 +20,6 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.observer import observe_servers
 from goatherd.cluster.server_answers import LogsReport
-from goatherd.data_directory import decode_commits
 from goatherd.errors import DiscoveryError, GoatherdError, NodeError, NodeRefusedError, UnsignedIdentityError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
@@ -41,7 +40,7 @@ from goatherd.settings.base import Origin
 from goatherd.stores import RegionalReader, ReplicatedStore, Standing
 from goatherd.telemetry import describe_count
 from goatherd.times import format_duration, iso
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import SESSIONS_PATH
 
 _CHECKED_ELSEWHERE: Final = frozenset(

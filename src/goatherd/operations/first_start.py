@@ -12,10 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, decode_commits, read_records
+from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
 from goatherd.errors import IdentityExistsError, ThrottledError, UnavailableError
 from goatherd.telemetry import describe_count
 from goatherd.trust import TrustPool
+from goatherd.wire.commit import decode_commits
 
 if TYPE_CHECKING:
     from goatherd.identity.document import IdentityDocument

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
-from goatherd.data_directory import SESSIONS_LOG, decode_commits, read_commits, refuse_running
+from goatherd.data_directory import SESSIONS_LOG, read_commits, refuse_running
 from goatherd.derived_ids import derived_id
 from goatherd.errors import (
     DecodeError,
@@ -34,7 +34,7 @@ from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.telemetry import describe_count
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import SESSIONS_PATH
 
 if TYPE_CHECKING:

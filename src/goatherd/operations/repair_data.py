@@ -17,7 +17,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from goatherd.data_directory import decode_commits
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
@@ -39,7 +38,7 @@ from goatherd.operations.check_data import (
 )
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts, join_creations
 from goatherd.trust import TrustPool
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.commit_log import LogLine
 from goatherd.wire.paths import SESSIONS_PATH
 

@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol
 from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
-from goatherd.data_directory import decode_commits
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
@@ -35,7 +34,7 @@ from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.machine import Policy
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
-from goatherd.wire.commit import Commit
+from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.messages import VERSION
 from goatherd.wire.paths import SESSIONS_PATH
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from operator import attrgetter
@@ -660,6 +660,17 @@ def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], by
         and b"0000000000000000" not in zeros
     )
     return (contents, written) if is_sure else None
+
+
+def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:
+    """Decode the commits of a log or an answer, unverified; records that are not commits are left out."""
+    commits = []
+    for record in records:
+        try:
+            commits.append(Commit.from_json(record, org=org))
+        except DecodeError:
+            continue
+    return commits
 
 
 def new_commit(
