@@ -289,7 +289,7 @@ class Door:
             NodeUnreachableError: The server did not answer.
         """
         limit = REFRESH.total_seconds()
-        _, headers, _ = await self._server.fetch_with_headers("OPTIONS", "/healthy", [], b"", limit=limit)
+        _, headers, _ = await self._server.fetch("OPTIONS", "/healthy", [], b"", limit=limit)
         named = headers.get(b"access-control-allow-origin", b"").decode("latin-1")
         if not named or named == "*":
             return
@@ -351,7 +351,7 @@ class Door:
         headers = [(b"content-type", b"application/json")]
         limit = EXPOSURE_TIMEOUT.total_seconds()
         try:
-            status, answer = await other.fetch(
+            status, _, answer = await other.fetch(
                 "POST", "/auth/session", headers, body, limit=limit, most=ANSWER_BYTES, host=named
             )
             new = parse_json(answer)["session"]["id"] if status == 200 else None
@@ -370,7 +370,8 @@ class Door:
     async def _send_to_server(self, host: bytes | None, body: bytes, signature: str) -> tuple[int, bytes]:
         headers = [(b"x-goat-sig", signature.encode()), (b"content-type", b"application/json")]
         limit = self._limits.answer_timeout.total_seconds()
-        return await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit, host=host)
+        status, _, answer = await self._server.fetch("POST", "/batch-sync", headers, body, limit=limit, host=host)
+        return status, answer
 
     async def _follow_sessions(self, trust: TrustedSessions) -> None:
         """Read the server's sessions at intervals, so that few pushes by new sessions have to wait for a read."""

@@ -473,8 +473,8 @@ class ServerConnections:
         limit: float,
         most: float = math.inf,
         host: bytes | None = None,
-    ) -> tuple[int, bytes]:
-        """Send a request of the door's own, and return the answer's status and body.
+    ) -> tuple[int, dict[bytes, bytes], bytes]:
+        """Send a request of the door's own, and return the answer's status, headers and body.
 
         Args:
             method, path, headers, body: The request.
@@ -484,26 +484,6 @@ class ServerConnections:
 
         Raises:
             NodeUnreachableError: The server did not answer completely in time, or its answer is too long.
-        """
-        status, _, answer = await self.fetch_with_headers(
-            method, path, headers, body, limit=limit, most=most, host=host
-        )
-        return status, answer
-
-    async def fetch_with_headers(
-        self,
-        method: str,
-        path: str,
-        headers: Sequence[tuple[bytes, bytes]],
-        body: bytes,
-        *,
-        limit: float,
-        most: float = math.inf,
-        host: bytes | None = None,
-    ) -> tuple[int, dict[bytes, bytes], bytes]:
-        """Send a request of the door's own, and return the answer's status, headers and body.
-
-        Arguments and errors are those of `fetch`.
         """
         host = host or self.authority
         lines = [f"{method} {path} HTTP/1.1".encode(), b"host: " + host, b"content-length: %d" % len(body)]
