@@ -410,6 +410,15 @@ def settings_samples(status: SettingsStatus) -> Iterator[MetricSample]:
         yield MetricSample(Metric.DOCUMENTS_REFUSED, count, (code,))
 
 
+def common_samples(document: IdentityDocument, status: SettingsStatus) -> Iterator[MetricSample]:
+    """Return the metrics of every server, door and agent: version, identity, settings and calls to the store."""
+    yield from build_samples()
+    yield from identity_samples(document)
+    yield from settings_samples(status)
+    if status.calls is not None:
+        yield from call_samples(status.calls)
+
+
 def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
     """Return the metrics of a provider's calls: counts and durations."""
     for (operation, outcome), count in calls.ended.items():

@@ -54,6 +54,7 @@ from goatherd.metrics import (
     MetricSample,
     RotationMetrics,
     call_samples,
+    common_samples,
     format_samples,
     identity_samples,
     require_library,
@@ -64,7 +65,7 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.data_check import DataStatus
-from goatherd.node.management import caller_samples, format_metrics, paused_samples, root_signer_samples, unused_samples
+from goatherd.node.management import caller_samples, data_samples, root_signer_samples
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, possible_outcomes
 from goatherd.providers.memory import MemorySecretProvider
@@ -479,7 +480,7 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytes
 
 def of_a_node(settings: CloudSecretSettings) -> bytes:
     data = DataStatus(is_complete=True, records=3, damaged=1, unverifiable=0)
-    return format_metrics(settings.settings.document, settings.status, data)
+    return format_samples([*common_samples(settings.settings.document, settings.status), *data_samples(data)])
 
 
 @pytest.fixture
@@ -511,7 +512,7 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
         found = {metric for metric, about in FAMILIES.items() if about.where in where}
         return {metric.value for metric in found - {Metric.WORKING_ROOT_LIFETIME}}  # the next test
 
-    callers = [*caller_samples(1, {Excess.TOO_MANY: 1}), *paused_samples({"requests": 1}), *unused_samples(1, 0)]
+    callers = [*caller_samples(1, {Excess.TOO_MANY: 1}, {"requests": 1}, (1, 0))]
     store = StoreState(region="eu", is_primary=True, is_reachable=True)
     status = SettingsStatus(
         source="",

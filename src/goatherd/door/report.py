@@ -11,15 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.door.request_checks import DoorRule
-from goatherd.metrics import (
-    TEXT_TYPE,
-    MetricSample,
-    build_samples,
-    call_samples,
-    format_samples,
-    identity_samples,
-    settings_samples,
-)
+from goatherd.metrics import TEXT_TYPE, MetricSample, common_samples, format_samples
 from goatherd.telemetry import Event, Metric
 from goatherd.wire.json import to_json_bytes
 
@@ -98,13 +90,11 @@ async def metrics_answer(
     Raises:
         MissingExtraError: The library that writes metrics is not installed.
     """
-    samples = [*build_samples(), *identity_samples(document), *settings_samples(status)]
+    samples = [*common_samples(document, status)]
     if door is not None:
         samples += door_samples(door)
     if agent is not None:
         samples += agent_samples(agent)
-    if status.calls is not None:
-        samples += call_samples(status.calls)
     return await asyncio.to_thread(format_samples, samples)
 
 

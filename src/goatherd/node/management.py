@@ -16,22 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from goatherd.errors import AccessDeniedError, VerificationError
 from goatherd.identity.request_binding import digest_body, read_binding
 from goatherd.identity.session import parse_signature
-from goatherd.metrics import (
-    MetricSample,
-    build_samples,
-    call_samples,
-    format_samples,
-    identity_samples,
-    settings_samples,
-    signer_samples,
-)
+from goatherd.metrics import MetricSample, signer_samples
 from goatherd.node.engine import Engine, Response, refuse_request
 from goatherd.telemetry import Metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from goatherd.identity.document import IdentityDocument
     from goatherd.node.data_check import DataStatus
     from goatherd.remote_keys import RootSigners
     from goatherd.serving.caller_limits import Excess
@@ -74,22 +65,24 @@ def describe_health(
     }
 
 
-def caller_samples(connections: int, stopped: Mapping[Excess, int]) -> Iterator[MetricSample]:
-    """Return the metrics of callers: the open connections, and the requests that exceeded a limit."""
+def caller_samples(
+    connections: int, stopped: Mapping[Excess, int], paused: Mapping[str, int], unused: tuple[int, int]
+) -> Iterator[MetricSample]:
+    """Return the metrics of callers.
+
+    Args:
+        connections: Number of open connections.
+        stopped: Number of requests that exceeded each limit.
+        paused: Number of delayed requests, by the cause of the delay.
+        unused: Number of sessions that have not signed a request yet: stored ones and dropped ones.
+    """
     yield MetricSample(Metric.CONNECTIONS, connections)
     for excess, count in stopped.items():
         yield MetricSample(Metric.STOPPED, count, (excess.value,))
-
-
-def paused_samples(paused: Mapping[str, int]) -> Iterator[MetricSample]:
-    """Return the metric of delayed requests, by the cause of the delay."""
     for cause, count in paused.items():
         yield MetricSample(Metric.PAUSED, count, (cause,))
-
-
-def unused_samples(count: int, dropped: int) -> Iterator[MetricSample]:
-    """Return the metrics of sessions that have not signed a request yet: stored ones and dropped ones."""
-    yield MetricSample(Metric.UNUSED_SESSIONS, count)
+    stored, dropped = unused
+    yield MetricSample(Metric.UNUSED_SESSIONS, stored)
     yield MetricSample(Metric.UNUSED_SESSIONS_DROPPED, dropped)
 
 
@@ -105,31 +98,6 @@ def root_signer_samples(problem: str | None, signers: RootSigners, withheld: int
     yield MetricSample(Metric.WITHHELD_ITEMS, withheld)
     for calls in signers.call_counts:
         yield from signer_samples(calls)
-
-
-def format_metrics(
-    document: IdentityDocument,
-    status: SettingsStatus,
-    data: DataStatus | None = None,
-    callers: Iterable[MetricSample] = (),
-) -> bytes:
-    """Return the answer to ``GET /goatherd/v1/metrics``. This takes milliseconds, so do not call it on an event loop.
-
-    Args:
-        document: The identity document that the server uses.
-        status: The freshness of the identity.
-        data: What the check of the log files has found.
-        callers: The metrics from `caller_samples`, `paused_samples` and `unused_samples`.
-
-    Raises:
-        MissingExtraError: The extra ``node`` is not installed.
-    """
-    samples = [*build_samples(), *identity_samples(document), *settings_samples(status), *callers]
-    if data is not None:
-        samples += data_samples(data)
-    if status.calls is not None:
-        samples += call_samples(status.calls)
-    return format_samples(samples)
 
 
 _BIG_BODY: Final = 64 * 1024

@@ -43,15 +43,14 @@ from goatherd.identity.request_binding import MISDIRECTED
 from goatherd.identity.session import Session, SignatureEnvelope, parse_signature
 from goatherd.ids import new_id
 from goatherd.metrics import TEXT_TYPE as METRICS_TYPE
+from goatherd.metrics import common_samples, format_samples
 from goatherd.node.database import Database
 from goatherd.node.engine import JSON_TYPE, TEXT_TYPE, Response
 from goatherd.node.management import (
     caller_samples,
+    data_samples,
     describe_health,
-    format_metrics,
-    paused_samples,
     root_signer_samples,
-    unused_samples,
 )
 from goatherd.node.unused_sessions import MAX_UNUSED
 from goatherd.processor_cores import count_cores
@@ -471,12 +470,12 @@ class Server:
                 return database.frozen_commits.answer_get(path.removeprefix(FROZEN_PREFIX))
             if path == "/goatherd/v1/metrics":
                 paused = {"requests": self.limiter.paused_count, "work": database.paused_count}
-                samples = [*caller_samples(self.limiter.connection_count, self.stopped), *paused_samples(paused)]
-                samples += unused_samples(*database.unused)
+                samples = [*common_samples(database.document, database.status)]
+                samples += caller_samples(self.limiter.connection_count, self.stopped, paused, database.unused)
                 samples += root_signer_samples(database.signing_problem, self._root_signers, database.withheld_count)
-                text = await asyncio.to_thread(
-                    format_metrics, database.document, database.status, database.data, samples
-                )
+                if database.data is not None:
+                    samples += data_samples(database.data)
+                text = await asyncio.to_thread(format_samples, samples)
                 return Response(status=200, body=text, content_type=METRICS_TYPE)
         elif method == "PATCH" and path == "/auth/session":
             return Response(status=400, body=b"Unknown request", content_type=TEXT_TYPE)
