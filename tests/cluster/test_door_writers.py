@@ -41,7 +41,7 @@ async def test_the_private_key_of_the_root_does_not_come_out() -> None:
         (published,) = answer.json()["roots"]
         assert set(published) == {"id", "publicKey", "owner", "expiration"}
         assert published["publicKey"] == A.session.public_key.to_jwk()
-        assert w.door.status.leaks == 1
+        assert w.stopped(DoorRule.PRIVATE_KEY) == 1
         assert answer.headers["content-type"] == "application/json"
 
 
@@ -49,7 +49,7 @@ async def test_an_answer_without_a_key_passes_byte_for_byte() -> None:
     async with world(leaks=False) as w:
         answer = await ask_for_a_session(w, True)
         assert answer.content == w.child.answers[-1]
-        assert w.door.status.leaks == 0
+        assert w.stopped(DoorRule.PRIVATE_KEY) == 0
 
 
 async def test_a_session_of_a_server_with_another_identity_is_503() -> None:
@@ -58,7 +58,7 @@ async def test_a_session_of_a_server_with_another_identity_is_503() -> None:
         request = {"publicKey": owned("new").session.public_key.to_jwk()}
         answer = await w.http.post(w.door.url + "/auth/session", json=request)
         assert (answer.status_code, answer.content) == (503, b"")
-        assert w.door.status.leaks == 1
+        assert w.stopped(DoorRule.PRIVATE_KEY) == 1
         assert w.stopped(DoorRule.UNTRUSTED_ROOT) == 2, "the root, and the answer without one"
 
 
@@ -81,7 +81,7 @@ async def test_a_root_key_that_lies_in_a_repository_is_made_unreadable_and_the_r
         assert secret["d"] not in answer.text
         assert own["d"] in answer.text, "what users keep is theirs"
         assert len(answer.content) == int(answer.headers["content-length"])
-        assert w.door.status.leaks == 1
+        assert w.stopped(DoorRule.PRIVATE_KEY) == 1
 
 
 # --- who writes -------------------------------------------------------------------------------------------------------

@@ -530,9 +530,7 @@ def test_every_metric_is_exported_by_whom_the_table_says(node_text: bytes) -> No
     )
     assert list(root_signer_samples(None, RootSigners(), 0)) == [], "a server without a signer"
     assert exported(format_samples(seen.all_samples())) == table(Exporter.ROTATOR, Exporter.BOTH)
-    door = DoorStatus(
-        url="", handed_on=0, stopped={}, connections=0, requests=0, upstream_connections=0, sessions=0, is_blind=False
-    )
+    door = DoorStatus(url="", handed_on=0, stopped={}, connections=0, requests=0, sessions=0, is_blind=False)
     assert exported(format_samples(door_samples(door))) == table(Exporter.DOOR, Exporter.FRONT)
     assert exported(format_samples(agent_samples({"restarts": 0, "state": "serving"}))) == table(Exporter.AGENT)
     assert exported(format_samples(signer_samples(signed()))) == table(Exporter.SIGNER)

@@ -66,7 +66,6 @@ class DoorStatus:
         stopped: How often each rule has rejected something.
         connections: Open connections of callers.
         requests: Requests that are being answered.
-        upstream_connections: Open connections to the server.
         sessions: Number of sessions that the door has read from the server.
         is_exposed: Whether the server also answered at another address of its machine, so that callers can bypass the
             door.
@@ -79,15 +78,9 @@ class DoorStatus:
     stopped: Mapping[DoorRule, int]
     connections: int
     requests: int
-    upstream_connections: int
     sessions: int
     is_blind: bool
     is_exposed: bool = False
-
-    @property
-    def leaks(self) -> int:
-        """How often the server tried to send a private key to a caller. Such a key is exposed and must be revoked."""
-        return self.stopped.get(DoorRule.PRIVATE_KEY, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as a JSON object that contains only numbers."""
@@ -204,7 +197,6 @@ class Door:
             stopped=dict(self._stopped),
             connections=self._limiter.connection_count,
             requests=self._listener.request_count,
-            upstream_connections=self._server.open_count,
             sessions=sum(trust.session_count for trust in self.trusts),
             is_blind=any(trust.failure is not None for trust in self.trusts),
             is_exposed=self._is_exposed,

@@ -308,11 +308,6 @@ class ServerConnections:
         mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
         return port == self._port and self._host in mine
 
-    @property
-    def open_count(self) -> int:
-        """Number of open connections, idle ones included."""
-        return len(self._busy) + sum(1 for each in self._idle if each.is_open)
-
     async def aclose(self) -> None:
         """Close every connection to the server, also one that is being opened now."""
         self._is_closed = True

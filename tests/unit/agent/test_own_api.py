@@ -409,7 +409,7 @@ def numbers(text: bytes) -> dict[str, float]:
 
 
 def status_of_door(**changed: Any) -> DoorStatus:
-    given = {"handed_on": 7, "connections": 2, "requests": 1, "upstream_connections": 1, "sessions": 4}
+    given = {"handed_on": 7, "connections": 2, "requests": 1, "sessions": 4}
     return DoorStatus(url="http://d", stopped={DoorRule.TOO_MANY: 3}, **{**given, "is_blind": False, **changed})
 
 
