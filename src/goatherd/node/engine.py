@@ -19,10 +19,10 @@ Steps
     Several requests can be in progress; each checks the state again after every step. A generator must run to its end,
     even if the client has disconnected (COMPAT): shield it from cancellation.
 
-    Before the answer is sent, the logs of `Response.flush` must be durable (``engine.flush_log(path).flush()`` in a
-    thread). Afterwards the peers are notified of `Response.changed_paths`. If `Response.wait_for_peers` is true, the
-    caller waits up to a second for the peers, as GoatDB does after a new session. `ingest_commits` stores commits that
-    were pulled from a peer; the caller then flushes and notifies in the same way.
+    Before the answer is sent, the logs of `Response.flush` must be durable. Afterwards the peers are notified of
+    `Response.changed_paths`. If `Response.wait_for_peers` is true, the caller waits up to a second for the peers, as
+    GoatDB does after a new session. `ingest_commits` stores commits that were pulled from a peer; the caller then
+    flushes and notifies in the same way.
 
 Order within a batch. A batch has one element for each repository. Commits for ``/sys/sessions`` are stored first, then
 those for ``/sys/users``, then the others. Within ``/sys/sessions``, commits by unknown signers are verified again after
@@ -142,17 +142,16 @@ class EngineStep:
 EngineSteps = Generator[EngineStep, Any, R]
 
 
-def drive_inline(steps: EngineSteps[R], executor: Executor | None = None) -> R:
+def drive_inline(steps: EngineSteps[R]) -> R:
     """Run a generator and all the steps that it yields in the calling thread; return the generator's result.
 
-    The threads of `executor`, if given, verify signatures in parallel. An error of a step is raised inside the
-    generator.
+    An error of a step is raised inside the generator.
     """
     try:
         step = next(steps)
         while True:
             try:
-                result = step.run(executor)
+                result = step.run()
             except GoatherdError as error:
                 step = steps.throw(error)
             else:
@@ -425,10 +424,6 @@ class Engine:
         if repository is None or repository.undecodable or path in self._wrong:
             return None
         return [commit.encoded for commit in list(repository)]
-
-    def flush_log(self, path: str) -> Log:
-        """Return the log of an open repository, for a caller that must flush it because of `Response.flush`."""
-        return self._repositories[path].log
 
     def _read_repository(self, path: str) -> Repository:
         repository = Repository(

@@ -192,16 +192,15 @@ class Signer(ABC):
             told = f"the first version of a new key is 1, not {version}"
             raise self.error(SignerConfigurationError, "create_key", told, hint=hint)
 
-    def error_of_provider(self, operation: str, error: ProviderError, message: str | None = None) -> SignerError:
+    def error_of_provider(self, operation: str, error: ProviderError) -> SignerError:
         """Convert an error of the platform's secret store, whose client this signer uses, to the signer's error.
 
         Args:
             operation: The method of the signer that failed.
             error: The error of the secret store.
-            message: What went wrong; None for the message of `error`.
         """
         kind = signer_error_kind(type(error))
-        told = message or str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
+        told = str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
         # The default hint of a store's error names commands for stores, so only a hint of this very error is used.
         hint = error.hint if "hint" in vars(error) and "policy" not in error.hint else None
         return self.error(

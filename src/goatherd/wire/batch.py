@@ -45,9 +45,8 @@ _RUN: Final = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]{1,256}+|\\.){0,4}+")*+', 
 _CHARACTERS: Final = re.compile(rb'(?:[^"\\]++|\\.)++', re.DOTALL)
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SPACE: Final = b" \t\n\r"
-_COMMITS_DEPTH: Final = 4
-"""``[{"path": …, "msg": {"c": [``: the arrays at this depth hold commits, or nothing that is read."""
 _SHAPE: Final = b"[{{["
+"""``[{"path": …, "msg": {"c": [``: the arrays at this depth hold commits, or nothing that is read."""
 _ARRAY_START: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\n\r]*+\[")
 
 

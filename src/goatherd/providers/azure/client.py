@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 from azure.core import exceptions as sdk
@@ -46,8 +46,6 @@ from goatherd.providers.azure.credential import DefaultCredential, TokenServiceE
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.base import Call
 from goatherd.providers.cancellation import finish_request
-
-Result = TypeVar("Result")
 
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
 _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)

@@ -23,7 +23,7 @@ import secrets
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from google.auth.credentials import Credentials
 
@@ -48,7 +48,6 @@ from goatherd.providers.gcp.problem import EtagMovedError
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 
 Check = Callable[[Secret], None]
-Outcome = TypeVar("Outcome")
 
 LEASE: Final = timedelta(seconds=5)
 """How long a note must be unchanged before its writer counts as gone, by the reader's clock."""

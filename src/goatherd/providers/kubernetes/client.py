@@ -16,7 +16,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import httpx2
 
@@ -42,8 +42,6 @@ from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
-
-Result = TypeVar("Result")
 
 _LONGEST_ANSWER: Final = 8 << 20
 _QUOTED: Final = 500
@@ -212,12 +210,12 @@ class KubernetesClient:
             raise damaged_answer_error("an EndpointSlice is not an object")
         return items
 
-    async def may_access(self, verb: str, namespace: str, name: str) -> bool | None:
-        """Return whether the credentials allow a verb on a Secret; None if the API server does not say.
+    async def may_update(self, namespace: str, name: str) -> bool | None:
+        """Return whether the credentials allow to update a Secret; None if the API server does not say.
 
         Every user may ask about itself: reference/access-authn-authz/authorization/#checking-api-access.
         """
-        attributes = {"verb": verb, "resource": "secrets", "namespace": namespace, "name": name}
+        attributes = {"verb": "update", "resource": "secrets", "namespace": namespace, "name": name}
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -210,7 +210,7 @@ class KubernetesSecretProvider(SecretProvider):
 
     async def _diagnose_secret(self, call: Call, client: KubernetesClient) -> list[Finding]:
         namespace, name = split_secret_id(call.secret_id)
-        may_write = await client.may_access("update", namespace, name)
+        may_write = await client.may_update(namespace, name)
         if may_write is None:
             text = "the API server does not say what the credentials may do"
             first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text)

@@ -65,7 +65,7 @@ from goatherd.providers.versioned_record import (
     ForeignRecordError,
     RecordedVersion,
     VersionedRecord,
-    digest_of,
+    entry_for,
     parse_number,
 )
 
@@ -225,7 +225,7 @@ class VaultSecretProvider(SecretProvider):
 
     async def _diagnose_secret(self, call: Call, client: VaultClient) -> list[Finding]:
         path, ledger = call.secret_id, (await self._require_pointer(call, client)).ledger
-        may_write = await client.has_capability("update", "data", path + POINTER_SUFFIX)
+        may_write = await client.may_update("data", path + POINTER_SUFFIX)
         if may_write is None:
             text = "the server does not say what the token may do"
             first = Finding(
@@ -233,7 +233,7 @@ class VaultSecretProvider(SecretProvider):
             )
         else:
             first = rights_finding(
-                self.scheme, may_write=may_write, may_destroy=await client.has_capability("update", "destroy", path)
+                self.scheme, may_write=may_write, may_destroy=await client.may_update("destroy", path)
             )
         try:
             known = await client.read_metadata(path)
@@ -353,9 +353,8 @@ class VaultSecretProvider(SecretProvider):
             ledger = pointer.ledger
             if (made := ledger.made_by(call.request)) is not None:
                 return ledger.describe_version(made)
-            ledger.with_version(
-                call, _new_entry(call, value, 0), label, expected
-            )  # for its checks, before anything is written
+            # For its checks, before anything is written.
+            ledger.with_version(call, entry_for(value, request=call.request, now_ms=0), label, expected)
             if written is not None and written[0] in ledger.versions:
                 written = None  # another writer has destroyed it meanwhile, because no list named it
             if written is None:
@@ -601,7 +600,7 @@ class VaultSecretProvider(SecretProvider):
                         hint="Choose another path, or delete that entry with all its versions.",
                     ) from None
                 if stored.request == call.request:
-                    return number, _new_entry(call, value, found.created_ms)
+                    return number, entry_for(value, request=call.request, now_ms=found.created_ms)
         await self._make_room(client, call.secret_id, known.current + 1, known.max_versions, ledger)
         written = await client.write_secret(call.secret_id, encode_value(value, call.request), cas=known.current)
         if written is None:
@@ -612,7 +611,7 @@ class VaultSecretProvider(SecretProvider):
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} automatically after some time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
             )
-        entry = _new_entry(call, value, written.created_ms)
+        entry = entry_for(value, request=call.request, now_ms=written.created_ms)
         # The list never names a value that the server only said to have written.
         found = await client.read_secret(call.secret_id, written.version)
         if not isinstance(found, Found) or _decode_value(call, written.version, found).digest != entry.digest:
@@ -658,10 +657,6 @@ class OpenBaoSecretProvider(VaultSecretProvider):
     """
 
     scheme = "openbao"
-
-
-def _new_entry(call: Call, value: SecretBytes, created_ms: int) -> RecordedVersion:
-    return RecordedVersion(created_ms=created_ms, request=call.request, digest=digest_of(value), size=value.size)
 
 
 def _undelete_hint(mount: str, path: str, gone: Gone) -> str:
