@@ -19,8 +19,8 @@ Differences from GoatDB's scheduler, with their reasons:
   server that verifies at 1.6 ms a commit within the 5 s that peers wait.
 * The current root signs every request. If the peer answers 403, the loop continues, because the peer may trust the root
   later.
-* A repository that fails, because its log cannot be read or written, is tried again after a growing pause; the others
-  are synchronized meanwhile.
+* A repository that fails, because its log cannot be read or written here or on the peer, is tried again after a growing
+  pause; the others are synchronized meanwhile.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ SPARE_SIZE: Final = 1000
 MANY: Final = 2000
 LIGHT_POLLS: Final = 8
 CYCLES: Final = 3
+
+MAY_BE_ONE: Final = frozenset({400, 413, 500, 507})
+"""Statuses with which a server refuses a whole request because of one repository. COMPAT: GoatDB answers 500 if a
+repository holds a commit without an id, which any client can send."""
+APART_EVERY: Final = 16
 
 _HAVE_ALL: Final = BloomFilter(b"\0", ())
 
@@ -327,10 +332,11 @@ class Peer:
                 requests.append((state.path, message))
             if not requests:
                 return
-            replies = await self._client.batch_sync(requests, self._replica.current_signer())
-            self._record_success()
+            replies = await self._send_requests(requests, is_problem_known=all(state.unstored for state, *_ in sent))
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
                 try:
+                    if isinstance(reply, NodeRefusedError):
+                        raise reply
                     await self._process_reply(state, pulled, reply)
                 except Exception as error:  # noqa: BLE001 - the other replies are good
                     state.unstored += 1
@@ -346,6 +352,39 @@ class Peer:
             for _, _, watchers in sent:
                 _resolve_watchers(watchers, answer=False)
             raise
+
+    async def _send_requests(
+        self, requests: Sequence[tuple[str, EncodedMessage]], *, is_problem_known: bool
+    ) -> Sequence[dict[str, Any] | NodeRefusedError]:
+        """Send one request for all repositories; return for each the peer's reply, or the error with which it refuses.
+
+        If one repository may be the reason for a refusal, each is sent in a request of its own: at once, and then now
+        and then while the peer refuses all of them.
+
+        Args:
+            requests: The repositories' paths and messages.
+            is_problem_known: Whether the peer refused these repositories before, but not others.
+
+        Raises:
+            NodeError: No answer, or the peer refuses everything.
+        """
+        replies: list[dict[str, Any] | NodeRefusedError] = []
+        try:
+            replies += await self._client.batch_sync(requests, self._replica.current_signer())
+        except NodeRefusedError as error:
+            if error.status not in MAY_BE_ONE or self._failures % APART_EVERY:
+                raise
+            if len(requests) == 1 and is_problem_known:
+                return [error]
+            for request in requests if len(requests) > 1 else ():
+                try:
+                    replies += await self._client.batch_sync([request], self._replica.current_signer())
+                except NodeRefusedError as one:
+                    replies.append(one)
+            if all(isinstance(reply, NodeRefusedError) for reply in replies):
+                raise
+        self._record_success()
+        return replies
 
     async def _build_message(self, state: _Repository, budget: _RequestBudget) -> tuple[EncodedMessage, bool]:
         view = await self._replica.open_view(state.path)

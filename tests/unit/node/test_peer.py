@@ -328,6 +328,9 @@ class There:
         self.batches: list[list[tuple[str, Mapping[str, Any]]]] = []
         self.signers: list[str] = []
         self.offers: dict[str, int] = {}
+        self.broken: set[str] = set()
+        self.status = 500
+        self.refused_batches = 0
 
     async def batch_sync(
         self, requests: Sequence[tuple[str, EncodedMessage]], signer: OwnedSession, now_ms: int | None = None
@@ -336,6 +339,9 @@ class There:
         await asyncio.sleep(0)
         if self.down is not None:
             raise self.down
+        for path in self.broken.intersection(path for path, _ in requests):
+            self.refused_batches += 1
+            raise NodeRefusedError(f"refused because of {path}", status=self.status)
         batch = [(each["path"], each["msg"]) for each in json.loads(encode_request(requests))]
         self.batches.append(batch)
         return [self.reply(path, message) for path, message in batch]
@@ -526,6 +532,44 @@ async def test_a_broken_log_delays_no_other_repository(fault: str, caplog: pytes
     assert caplog.text.count(f"cannot sync {bad}") == 1
     broken.clear()
     await link.until(lambda: len(here[bad].ids) == len(there[bad].ids) == 40, seconds=60)
+
+
+@pytest.mark.parametrize("status", [500, 507])
+async def test_a_repository_that_the_peer_refuses_delays_no_other(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = "/data/bad"
+    link = Link(bad, PATH)
+    here, there = link.here.shelves, link.there.shelves
+    for path in (bad, PATH):
+        here[path].put(*fake_commits(20))
+        there[path] = Shelf()
+        there[path].put(*fake_commits(20))
+    link.there.broken, link.there.status = {bad}, status
+    told = {path: link.peer.push_changes(path) for path in (bad, PATH)}
+    await link.until(lambda: len(here[PATH].ids) == len(there[PATH].ids) == 40 and told[PATH].done(), seconds=10)
+    assert {path: one.result() for path, one in told.items()} == {bad: False, PATH: True}
+    refused = link.there.refused_batches
+    await link.let_pass(120)
+    assert link.there.refused_batches - refused <= 20, "it is tried less and less often"
+    assert link.peer.status.online
+    assert link.peer.status.last_error == f"refused because of {bad}"
+    assert caplog.text.count(f"cannot sync {bad}") == 1
+    assert "peer_lost" not in caplog.text
+    link.there.broken = set()
+    await link.until(lambda: len(here[bad].ids) == len(there[bad].ids) == 40, seconds=60)
+    await link.let_pass(5)
+    assert link.peer.status.last_error is None
+
+
+async def test_a_peer_that_refuses_every_repository_is_not_asked_for_each_all_the_time() -> None:
+    link = Link(*(f"/data/{number}" for number in range(30)))
+    link.there.down = NodeRefusedError("broken", status=500)
+    await link.let_pass(600)
+    assert len(link.there.signers) <= 1500, "one request every two seconds, and every half a minute one for each"
+    assert not link.peer.status.online
+    link.there.down = None
+    await link.until(lambda: link.peer.status.online, seconds=5)
 
 
 async def test_a_log_that_breaks_again_is_reported_and_retried_as_the_first_time(
