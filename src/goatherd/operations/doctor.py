@@ -39,7 +39,7 @@ from goatherd.rotation.policy import Policy
 from goatherd.settings.base import Origin
 from goatherd.stores import RegionalReader, ReplicatedStore, Standing
 from goatherd.telemetry import describe_count
-from goatherd.times import format_duration, iso
+from goatherd.times import format_duration, iso, milliseconds
 from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -66,6 +66,8 @@ SKEW_LIMIT: Final = timedelta(minutes=3)
 SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 """Timeout of one request whose answer may hold 50 000 sessions; other requests have --timeout."""
 SHOWN: Final = 5
+_LONG_SINCE: Final = timedelta(seconds=30)
+"""How long a store may show an earlier state, before a server that has read it is suspected of reading another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -496,7 +498,14 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
         return Check(name=name, level=WARNING, text=text, hint="Check whether the server can read the store.")
     if not report.is_from_file and node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
-        return Check(name=name, level=WARNING, text=text, hint="The server reads the store again at its next refresh.")
+        hint = "The server reads the store again at its next refresh."
+        is_behind = node.generation is not None and node.generation < document.generation
+        if is_behind and report.view_age is not None and document.last_updated is not None:
+            read_ms = SystemClock().now_ms() - milliseconds(report.view_age)
+            if read_ms > document.last_updated + milliseconds(_LONG_SINCE):
+                text += ", although the server has read its store since that generation was written"
+                hint = "Check that the server reads this store, and not another one such as the one before a move."
+        return Check(name=name, level=WARNING, text=text, hint=hint)
     others = [root for root in node.roots or () if root != current]
     also = f"; it also trusts {', '.join(others[:5])}" if others else ""
     also += f" and {len(others) - 5} more" if len(others) > 5 else ""
