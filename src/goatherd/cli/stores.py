@@ -76,6 +76,5 @@ async def _promote(app: App, region: str, *, force: bool) -> int:
     async with open_store(options, is_reader=True) as store, open_nodes(options) as nodes:
         listed = nodes if listed_nodes(options) else None
         report = await promote_store(store, region, listed, force=force, audit_log=audit_log(app))
-    entries = [one for one in (options.stores_primary, *options.stores_followers) if one is not None]
-    app.out.result(promotion_data(report), promotion_lines(report, entries))
+    app.out.result(promotion_data(report), promotion_lines(report, options.stores))
     return 0

@@ -56,12 +56,16 @@ def configured_provider(
     if options.provider is not None:
         _check_one_source(options)
         provider, template = open_provider(options.provider)
-    elif options.stores_primary is not None:
+    elif options.stores:
         provider, template = _open_stores(options, is_writer=is_writer)
     elif options.cloud_config is not None and options.type != "file":
         provider, template = provider_from_config(options.cloud_config)
     else:
-        raise _no_store()
+        raise ConfigurationError(
+            "no store is named",
+            hint='Give --provider URI, set GOATHERD_PROVIDER, or write `provider = "URI"` into goatherd.toml. '
+            "To try it out: --provider file:///srv/keys/root.",
+        )
     if not options.any_org:
         for org in (options.org,) if orgs is None else orgs:
             hint = (
@@ -93,8 +97,8 @@ def configured_addresses(options: Options, scheme: str) -> list[str | Mapping[st
     """
     if options.provider is not None:
         return [options.provider]
-    if options.stores_primary is not None:
-        uris = [one.provider for one in (options.stores_primary, *options.stores_followers)]
+    if options.stores:
+        uris = [one.provider for one in options.stores]
         return [*(uri for uri in uris if uri.startswith(f"{scheme}:"))] or [uris[0]]
     return [None if options.type == "file" else options.cloud_config]
 
@@ -108,13 +112,13 @@ def store_members(options: Options) -> tuple[StoreMember, ...]:
     """
     from goatherd.stores.members import Replication, StoreMember, check_members
 
-    if options.provider is not None or options.stores_primary is None:
+    if not options.stores:
         raise ConfigurationError(
             "no stores are named",
             hint="Write [stores] with `primary` and `followers` into goatherd.toml, and give no --provider.",
         )
     members = []
-    for entry in (options.stores_primary, *options.stores_followers):
+    for entry in options.stores:
         provider, template = open_provider(entry.provider)
         replication = None if entry.replication is None else Replication(entry.replication)
         member = StoreMember(region=entry.region, provider=provider, template=template, replication=replication)
@@ -135,21 +139,13 @@ def _open_stores(options: Options, *, is_writer: bool) -> tuple[SecretProvider, 
     return reader, template
 
 
-def _no_store() -> ConfigurationError:
-    return ConfigurationError(
-        "no store is named",
-        hint='Give --provider URI, set GOATHERD_PROVIDER, or write `provider = "URI"` into goatherd.toml. '
-        "To try it out: --provider file:///srv/keys/root.",
-    )
-
-
 def store_name(options: Options, org: str | None = None) -> str:
     """Return the store's name for messages, without a password: the URI, or scheme and name of the secret."""
     chosen = org or options.org
     if options.provider is not None:
         return options.provider.replace(ORG_FIELD, chosen)
-    if options.stores_primary is not None:
-        return options.stores_primary.provider.replace(ORG_FIELD, chosen)
+    if options.stores:
+        return options.stores[0].provider.replace(ORG_FIELD, chosen)
     config = options.cloud_config or {}
     return f"{config.get('provider', '?')}: {config.get('secretId', '?')}".replace(ORG_FIELD, chosen)
 

@@ -158,10 +158,9 @@ def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGoo
             f"settings.last_known_good must contain {ORG_FIELD}, because each organization has its own identity",
             hint=f"Write {ORG_FIELD} into the path.",
         )
-    if options.provider is None and options.stores_primary is not None:
-        entries = (options.stores_primary, *options.stores_followers)
+    if options.stores:
         # Sorted, so that a promotion does not make the copy unusable.
-        store = json.dumps(sorted(entry.provider for entry in entries))
+        store = json.dumps(sorted(entry.provider for entry in options.stores))
     else:
         store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
     max_age = options.settings_last_known_good_max_age
@@ -349,9 +348,9 @@ def _locate_lease(
         return None
     if options.agent_lease is not None:
         return open_provider(options.agent_lease)
-    if options.provider is None and options.stores_primary is not None:
+    if options.stores:
         # One lease for the whole cluster: it is in the primary store only.
-        provider, template = open_provider(options.stores_primary.provider)
+        provider, template = open_provider(options.stores[0].provider)
     else:
         provider, template = identity or configured_provider(options)
     return provider, lease_id_for(secret_id_for(template, org))
@@ -401,7 +400,7 @@ def build_child_environment(options: Options) -> dict[str, str]:
 
 def _store_names(options: Options) -> tuple[str, ...]:
     """Return the URI or scheme of every store that the options name."""
-    if options.provider is None and options.stores_primary is not None:
-        return tuple(entry.provider for entry in (options.stores_primary, *options.stores_followers))
+    if options.stores:
+        return tuple(entry.provider for entry in options.stores)
     named = options.provider or (options.cloud_config or {}).get("provider", "")
     return (named,) if named else ()

@@ -638,6 +638,13 @@ class Options:
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     file: Path | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def stores(self) -> tuple[values.StoreEntry, ...]:
+        """The stores of several regions, the primary store first; empty if `provider` or nothing names the store."""
+        if self.provider is not None or self.stores_primary is None:
+            return ()
+        return (self.stores_primary, *self.stores_followers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:

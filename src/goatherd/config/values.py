@@ -369,12 +369,7 @@ def parse_on_change(value: object) -> str:
 
 
 def parse_restarts(value: object) -> int:
-    number = _parse_whole_number(value)
-    if number is None or not 0 <= number <= 1000:
-        raise ConfigurationError(
-            f"{value!r} is not a whole number from 0 to 1000", hint="Write the number without a unit."
-        )
-    return number
+    return _parse_number(value, 0, 1000)
 
 
 def parse_signal_number(value: object) -> int:
