@@ -45,6 +45,7 @@ from goatherd.schedule.alerts import Alarm
 from goatherd.schedule.anchor_watch import QUIET_FAILURES, AnchorWatch
 from goatherd.schedule.controller import Controller, Turn, Worker
 from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, preview, read_facts
+from goatherd.serving.process_group import SHELL
 from goatherd.serving.signals import run_unless_set
 from goatherd.signers.verified import VerifiedSigner, open_signer
 from goatherd.telemetry import Event as LogEvent
@@ -60,7 +61,6 @@ _PERMANENT: Final = frozenset(
 )
 """Obstacles that are mistakes of the controller's own configuration."""
 
-_SHELL: Final = "/bin/sh"
 _GAP_HINT: Final = (
     "Rename the file, so that a new one begins. If controllers were not stopped during several rotations, find out who"
     " wrote the identity."
@@ -347,7 +347,7 @@ async def find_missing_program(line: str) -> str | None:
     nothing = asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
-            _SHELL, "-c", 'command -v -- "$1"', _SHELL, word, stdin=nothing, stdout=nothing, stderr=nothing
+            SHELL, "-c", 'command -v -- "$1"', SHELL, word, stdin=nothing, stdout=nothing, stderr=nothing
         )
     except OSError:
         return word

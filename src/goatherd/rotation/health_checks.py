@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
@@ -21,13 +21,11 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
 from goatherd.serving.http_client import make_http_client
-from goatherd.serving.process_group import kill_group
+from goatherd.serving.process_group import run_shell_command
 from goatherd.telemetry import find_program
 
 if TYPE_CHECKING:
     import httpx2
-
-_SHELL: Final = "/bin/sh"
 
 
 class HealthSignal(Protocol):
@@ -94,10 +92,7 @@ class HTTPProbe:
 
 
 class HealthCommand:
-    """A health check that passes if a command ends with exit code 0.
-
-    ``/bin/sh -c`` runs the command in a process group of its own, and its output is discarded. If the command exceeds
-    its timeout, the whole process group is killed, and the check has failed.
+    """A health check that passes if a command (`run_shell_command`) ends with exit code 0 before its timeout.
 
     Attributes:
         command: The command line.
@@ -121,21 +116,8 @@ class HealthCommand:
     async def ask(self) -> str | None:
         if not self._is_run:
             return None
-        nothing = asyncio.subprocess.DEVNULL
-        try:
-            process = await asyncio.create_subprocess_exec(
-                _SHELL, "-c", self.command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
-            )
-        except OSError as error:
-            return f"{self.name}: cannot be started: {error.strerror}"
-        try:
-            async with asyncio.timeout(self._timeout):
-                code = await process.wait()
-        except TimeoutError:
-            return f"{self.name}: did not end within {self._timeout:g} s"
-        finally:
-            await kill_group(process)
-        return None if code == 0 else f"{self.name}: ended with {code}"
+        problem = await run_shell_command(self.command, self._timeout)
+        return None if problem is None else f"{self.name}: {problem}"
 
 
 async def _ask_signal(signal: HealthSignal) -> str | None:

@@ -6,7 +6,6 @@ command fails or does not end in time, that is logged, and has no other effect.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
-from goatherd.serving.process_group import kill_group
+from goatherd.serving.process_group import run_shell_command
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text, hide_key_material
 
 _log = logging.getLogger("goatherd.rotation")
 
 COMMAND_TIMEOUT: Final = timedelta(seconds=30)
-_SHELL: Final = "/bin/sh"
 
 
 class AlertKind(StrEnum):
@@ -85,31 +83,6 @@ class Alarm:
         _log.error(event_text(LogEvent.CONTROLLER_ALERT, **data))
         if self._command is None:
             return
-        problem = await self._run_command(json.dumps(data).encode() + b"\n")
+        problem = await run_shell_command(self._command, self._timeout, json.dumps(data).encode() + b"\n")
         if problem is not None:
             _log.error(event_text(LogEvent.CONTROLLER_ALERT_FAILED, reason=problem))
-
-    async def _run_command(self, told: bytes) -> str | None:
-        assert self._command is not None
-        nothing = asyncio.subprocess.DEVNULL
-        try:
-            process = await asyncio.create_subprocess_exec(
-                _SHELL,
-                "-c",
-                self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=nothing,
-                stderr=nothing,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"cannot be started: {error.strerror}"
-        try:
-            async with asyncio.timeout(self._timeout):
-                # A command that does not read its input is no failure.
-                await process.communicate(told)
-        except TimeoutError:
-            return f"did not end within {self._timeout:g} s"
-        finally:
-            await kill_group(process)
-        return None if process.returncode == 0 else f"ended with {process.returncode}"
