@@ -177,6 +177,16 @@ class Call:
             " interrupted, repeat it with --resume.",
         )
 
+    def check_holder(self, label: Label, holder: object, expected: VersionId | None) -> None:
+        """Raise `ConflictError` unless `label` points at the version `expected` (None: at no version).
+
+        `holder` is the id or the number of the version at which it points; None if it points at none.
+        """
+        if (None if holder is None else str(holder)) != expected:
+            found = "no version" if holder is None else f"version {holder}"
+            wanted = "none" if expected is None else f"version {expected[:64]}"
+            raise self.error(ConflictError, f"{found} holds the label {str(label)!r}; expected: {wanted}")
+
 
 class SecretProvider(ABC):
     """The interface of a secret store. A plugin for a kind of store derives its provider from this class.

@@ -103,14 +103,6 @@ class LabelledVersions(Generic[Key, Kept]):
             raise call.error(VersionDisabledError, f"version {key} was {how}")
         return key
 
-    def check_expected(self, call: Call, label: Label, expected: VersionId | None) -> None:
-        """Raise `ConflictError` unless `label` points at the version `expected` of the secret."""
-        holder = self.labels.get(label)
-        if (None if holder is None else str(holder)) != expected:
-            found = "no version" if holder is None else f"version {holder}"
-            wanted = "none" if expected is None else f"version {expected[:40]}"
-            raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")
-
     def with_label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> Self:
         """Return the record of versions and labels with `label` moved to another version.
 
@@ -120,7 +112,7 @@ class LabelledVersions(Generic[Key, Kept]):
             ConflictError: `label` does not point at the version `expected`.
         """
         key = self.find_version(call, version)
-        self.check_expected(call, label, expected)
+        call.check_holder(label, self.labels.get(label), expected)
         return replace(self, labels=MappingProxyType({**self.labels, label: key}))
 
     def without_label(self, call: Call, label: Label, expected: VersionId) -> Self:
@@ -131,7 +123,7 @@ class LabelledVersions(Generic[Key, Kept]):
             ConflictError: `label` does not point at the version `expected`.
         """
         self.must_exist(call)
-        self.check_expected(call, label, expected)
+        call.check_holder(label, self.labels.get(label), expected)
         left = {name: key for name, key in self.labels.items() if name != label}
         return replace(self, labels=MappingProxyType(left))
 
@@ -233,7 +225,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
             ConflictError: `label` does not point at the version `expected`.
         """
         self.must_exist(call)
-        self.check_expected(call, label, expected)
+        call.check_holder(label, self.labels.get(label), expected)
         return self._add_version(entry, label)
 
     def without_value(self, call: Call, version: VersionId) -> VersionedRecord:

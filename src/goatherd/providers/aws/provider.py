@@ -201,7 +201,7 @@ class AWSSecretProvider(SecretProvider):
         if holder == token or superseded:
             stored = await self._read_back(call, token, value)
             return SecretVersion(id=token, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
-        _check_expected(call, label, holder, expected)
+        call.check_holder(label, holder, expected)
         await self._await_replicas(call, stages)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
         answer = await self._api.call_service(call, "put_secret_value", request, value)
@@ -217,7 +217,7 @@ class AWSSecretProvider(SecretProvider):
         stage = _stage_for(call, label)
         stages = await self._read_changeable(call)
         _must_be_possible(call, version)
-        _check_expected(call, label, stages.holder_of(call, stage), expected)
+        call.check_holder(label, stages.holder_of(call, stage), expected)
         if version != expected:
             await self._await_replicas(call, stages)
             await self._move_label(call, label, version, expected)
@@ -231,7 +231,7 @@ class AWSSecretProvider(SecretProvider):
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
             # AWS's and our own are shown as no label, so that no caller can mean them.
             raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
-        _check_expected(call, label, stages.holder_of(call, stage), expected)
+        call.check_holder(label, stages.holder_of(call, stage), expected)
         await self._await_replicas(call, stages)
         await self._remove_stage(call, stage, expected)
 
@@ -479,7 +479,7 @@ class AWSSecretProvider(SecretProvider):
         holder = (await self._read_stages(call)).holder_of(call, stage)
         if call.operation == "write" and holder == version:
             return
-        _check_expected(call, label, holder, expected)
+        call.check_holder(label, holder, expected)
         if version not in {known.id for known in await self._versions(call)}:
             raise call.error(SecretNotFoundError, f"there is no version {version!r}")
         raise call.error(UnavailableError, "AWS refused to move the label, and the reason is not visible yet")
@@ -494,7 +494,7 @@ class AWSSecretProvider(SecretProvider):
         if await self._update_stage(call, request):
             return
         holder = (await self._read_stages(call)).holder_of(call, stage)
-        _check_expected(call, _label_of(stage), holder, version)
+        call.check_holder(_label_of(stage), holder, version)
         raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
 
     async def _update_stage(self, call: Call, request: Mapping[str, object]) -> bool:
@@ -602,10 +602,3 @@ def _held_stage(label: Label) -> str:
 def _must_be_possible(call: Call, version: VersionId) -> None:
     if not is_version_id(version):
         raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
-
-
-def _check_expected(call: Call, label: Label, holder: VersionId | None, expected: VersionId | None) -> None:
-    if holder != expected:
-        found = "no version" if holder is None else f"version {holder}"
-        wanted = "none" if expected is None else f"version {expected[:64]}"
-        raise call.error(ConflictError, f"{found} holds the label {str(label)!r}; expected: {wanted}")

@@ -317,7 +317,7 @@ class AzureSecretProvider(SecretProvider):
         async def change(pointer: Pointer) -> Pointer:
             if pointer.made_by(call.request) is not None:
                 return pointer
-            pointer.check_expected(call, label, expected)
+            call.check_holder(label, pointer.labels.get(label), expected)
             return await self._with_value(call, vault, pointer, label, draft)
 
         pointer = await self._change_pointer(call, vault, change, [value] if label == CURRENT else (), draft)

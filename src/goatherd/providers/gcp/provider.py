@@ -256,7 +256,7 @@ class GCPSecretProvider(SecretProvider):
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         return await self._add_labelled(
-            call, value, label, lambda secret: _check_expected(call, secret, label, expected), _Work()
+            call, value, label, lambda secret: call.check_holder(label, secret.aliases.get(label), expected), _Work()
         )
 
     async def _refuse_existing_secret(self, call: Call) -> None:
@@ -410,7 +410,7 @@ class GCPSecretProvider(SecretProvider):
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
-            _check_expected(call, secret, label, expected)
+            call.check_holder(label, secret.aliases.get(label), expected)
             aliases = {**secret.aliases, label: number}
             try:
                 await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
@@ -423,7 +423,7 @@ class GCPSecretProvider(SecretProvider):
         pause = _Pause()
         while True:
             secret = await self._api.get_secret(call)
-            _check_expected(call, secret, label, expected)
+            call.check_holder(label, secret.aliases.get(label), expected)
             aliases = {name: number for name, number in secret.aliases.items() if name != label}
             try:
                 await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
@@ -563,11 +563,3 @@ class _Pause:
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _check_expected(call: Call, secret: Secret, label: Label, expected: VersionId | None) -> None:
-    holder = secret.aliases.get(label)
-    if (None if holder is None else str(holder)) != expected:
-        found = "no version" if holder is None else f"version {holder}"
-        wanted = "none" if expected is None else f"version {expected[:40]}"
-        raise call.error(ConflictError, f"{found} holds the label {label!r}; expected: {wanted}")
