@@ -317,9 +317,9 @@ class Agent:
         if self._supervisor is None:
             return await self._run_beside()
         crashes = 0
+        for organization in self._organizations:
+            await organization.write_file()
         while True:
-            for organization in self._organizations:
-                await organization.write_file()
             self._state = ServerState.STARTING
             await self._start_server()
             up = await self._wait_until_ready(sees_signer=False)
@@ -338,6 +338,7 @@ class Agent:
             self._state = ServerState.STOPPED
             _log.warning(event_text(Event.AGENT_ENDED, again_in=f"{pause.total_seconds():g}s", crashes=crashes))
             await self._clock.sleep(pause)
+            await self._write_for_start()
 
     async def _run_beside(self) -> int:
         """Keep the settings.json files up to date for a server that another program runs."""
@@ -518,8 +519,7 @@ class Agent:
             self._state = ServerState.RESTARTING
             await self._supervisor.stop(self._rules.stop_signal)
             self._log_forced_stop()
-            # If this fails, the previous file is still there. The server is started with it, rather than not at all.
-            await self._write_files()
+            await self._write_for_start()
             await self._start_server()
             return await self._wait_until_ready(sees_signer=False)
         if not await self._write_files():
@@ -540,6 +540,19 @@ class Agent:
             self._report_refused(error)
             return False
         return True
+
+    async def _write_for_start(self) -> None:
+        """Write the settings.json files for a server that has ended.
+
+        If this fails, as on a full disk, the server is started with the previous ones, rather than not at all.
+
+        Raises:
+            SettingsError: A file cannot be written, and the previous one holds no root.
+            IdentityError: A root is too old to start a server with it.
+        """
+        if not await self._write_files():
+            for organization in self._organizations:
+                await organization.check_present_file()
 
     async def _tell_server(self) -> None:
         self._is_file_pending = False

@@ -303,6 +303,22 @@ class ManagedOrganization:
         self._running = wanted
         self._seen = _Seen(stamp=stamp, view=read_file_view(text))
 
+    async def check_present_file(self) -> None:
+        """Check that a server can be started with the settings.json that is there. A key exposure check is then due.
+
+        Raises:
+            IdentityError: The root is too old.
+            SettingsError: The file is missing, or holds no root.
+        """
+        assert self._running is not None
+        require_life(self._running, self._clock.now_ms())
+        raw = await asyncio.to_thread(self.file.read)
+        view = None if raw is None else read_file_view(raw)
+        if view is None or view.current_id is None:
+            # SECURITY: a GoatDB server would make a new root (tests/unit/agent/test_agent.py).
+            raise SettingsError(f"{self.file.link} holds no root, and cannot be written again")
+        self.check = None
+
     async def adopt_file(self) -> bool:
         """Use the existing settings.json if it holds the wanted identity; return whether it does."""
         raw, stamp = await asyncio.to_thread(self.file.read), await asyncio.to_thread(self.file.stamp)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.agent import settings_file
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.restart_lease import Lease, lease_id_for
-from goatherd.errors import AgentError, ConfigurationError, GoatherdError, IdentityError, KeyLeakedError
+from goatherd.errors import AgentError, ConfigurationError, GoatherdError, IdentityError, KeyLeakedError, SettingsError
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated
 from tests.unit.settings.make import CountingProvider
@@ -249,6 +250,33 @@ async def test_a_server_that_cannot_be_started_again_now_is_started_later(
         await world.until(lambda: world.asked > 1)
     assert str(error) in told.text
     assert left(world) == []
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_on_a_full_disk_a_server_that_crashed_is_started_with_its_file_if_that_is_whole(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, is_whole: bool
+) -> None:
+    quick(monkeypatch)
+    world.rules = replace(world.rules, look_every=timedelta(seconds=HANG))  # the agent does not see the damage before
+
+    def fail(path: Path, _: bytes) -> None:
+        raise SettingsError(f"cannot write {path}: No space left on device")
+
+    async with world.running() as task:
+        await world.until(lambda: world.asked > 0)
+        monkeypatch.setattr(settings_file, "replace_file", fail)
+        if not is_whole:
+            world.file.link.write_bytes(b"")  # GoatDB writes the file in place
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        if is_whole:
+            await world.seen(A.id, A.id)
+            await world.until(lambda: world.asked > 1)
+        else:
+            with pytest.raises(SettingsError, match="holds no root"):
+                await task
+            assert world.starts == [A.id]
+    assert "No space left on device" in told.text
 
 
 async def test_a_program_that_does_not_exist_ends_the_agent(world: World) -> None:
