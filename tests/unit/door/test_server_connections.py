@@ -135,8 +135,8 @@ async def test_an_address_that_drops_packets_leaves_time_for_the_next(monkeypatc
 
         with black_hole(port), monkeypatch.context() as patched:
             patched.setattr(asyncio.get_running_loop(), "getaddrinfo", find)
-            await connections.open_connection()
-        assert connections.open_count == 1
+            connection, _ = await connections.open_connection()
+        assert connection.is_open
         await connections.aclose()
 
 
