@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -83,242 +84,181 @@ class MetricFamily:
     labels: tuple[str, ...] = ()
 
 
+_gauge = partial(MetricFamily, MetricKind.GAUGE)
+_counter = partial(MetricFamily, MetricKind.COUNTER)
+_histogram = partial(MetricFamily, MetricKind.HISTOGRAM)
+
 FAMILIES: Final[dict[Metric, MetricFamily]] = {
-    Metric.BUILD_INFO: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "Always 1; the label is Goatherd's version.", ("version",)
+    Metric.BUILD_INFO: _gauge(Exporter.BOTH, "Always 1; the label is Goatherd's version.", ("version",)),
+    Metric.IDENTITY_GENERATION: _gauge(
+        Exporter.BOTH, "Generation of the identity in use; rises by one with every write."
     ),
-    Metric.IDENTITY_GENERATION: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "Generation of the identity in use; rises by one with every write."
-    ),
-    Metric.IDENTITY_INFO: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "Always 1; the label is the id of the current root.", ("root",)
-    ),
-    Metric.ROOT_SIGNING_SINCE: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.IDENTITY_INFO: _gauge(Exporter.BOTH, "Always 1; the label is the id of the current root.", ("root",)),
+    Metric.ROOT_SIGNING_SINCE: _gauge(
         Exporter.BOTH,
         "When the current root began to sign, in seconds since 1970; if the document no longer states this, the "
         "earliest time in the document. time() minus this value is the age of the key.",
     ),
-    Metric.ROOT_EXPIRES: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ROOT_EXPIRES: _gauge(
         Exporter.BOTH,
         "When the current root expires, in seconds since 1970. This value minus time() is the remaining lifetime.",
     ),
-    Metric.WORKING_ROOT_LIFETIME: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.WORKING_ROOT_LIFETIME: _gauge(
         Exporter.BOTH,
         "Lifetime of the current root from its endorsement to its expiration; only if an anchor has endorsed it. The"
         " root is renewed when a third of its lifetime is left.",
     ),
-    Metric.ROTATION_PHASE: MetricFamily(
-        MetricKind.GAUGE, Exporter.BOTH, "1 for the current phase of the rotation, 0 for the others.", ("phase",)
+    Metric.ROTATION_PHASE: _gauge(
+        Exporter.BOTH, "1 for the current phase of the rotation, 0 for the others.", ("phase",)
     ),
-    Metric.ROTATION_PHASE_ENTERED: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ROTATION_PHASE_ENTERED: _gauge(
         Exporter.BOTH,
         "When the current phase began, in seconds since 1970; in the phase steady, when the identity was last written.",
     ),
-    Metric.ROTATION_LAST_SUCCESS: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ROTATION_LAST_SUCCESS: _gauge(
         Exporter.BOTH,
         "When a rotation last ended successfully, in seconds since 1970; 0 if the identity document records none.",
     ),
-    Metric.ROTATION_LAST_FAILURE: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ROTATION_LAST_FAILURE: _gauge(
         Exporter.BOTH,
         "When a rotation was last cancelled or rolled back, in seconds since 1970; 0 if the identity document records "
         "none.",
         ("event",),
     ),
-    Metric.SETTINGS_AGE_SECONDS: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Seconds since the server last read the store successfully."
+    Metric.SETTINGS_AGE_SECONDS: _gauge(Exporter.NODE, "Seconds since the server last read the store successfully."),
+    Metric.SETTINGS_DEGRADED: _gauge(Exporter.NODE, "1 while the last refresh from the store failed or was rejected."),
+    Metric.SETTINGS_FAILURES: _gauge(
+        Exporter.NODE, "Number of consecutive refreshes from the store that failed or were rejected."
     ),
-    Metric.SETTINGS_DEGRADED: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the last refresh from the store failed or was rejected."
+    Metric.SETTINGS_LAST_KNOWN_GOOD: _gauge(
+        Exporter.NODE, "1 while the server uses the identity of its last known good copy."
     ),
-    Metric.SETTINGS_FAILURES: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Number of consecutive refreshes from the store that failed or were rejected."
+    Metric.SETTINGS_BREAKER_OPEN: _gauge(
+        Exporter.NODE, "1 while the server reads the store at growing intervals because the store fails."
     ),
-    Metric.SETTINGS_LAST_KNOWN_GOOD: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the server uses the identity of its last known good copy."
-    ),
-    Metric.SETTINGS_BREAKER_OPEN: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.NODE,
-        "1 while the server reads the store at growing intervals because the store fails.",
-    ),
-    Metric.SETTINGS_WATCHING: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "1 while the store notifies the server of changes."
-    ),
-    Metric.STORE_FOLLOWED: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.SETTINGS_WATCHING: _gauge(Exporter.NODE, "1 while the store notifies the server of changes."),
+    Metric.STORE_FOLLOWED: _gauge(
         Exporter.NODE,
         "1 if the store of a region answers and holds the identity in use or a later one, else 0, by region.",
         ("region",),
     ),
-    Metric.DOCUMENTS_REFUSED: MetricFamily(
-        MetricKind.COUNTER,
-        Exporter.NODE,
-        "Number of refreshes whose identity document was rejected, by error code.",
-        ("code",),
+    Metric.DOCUMENTS_REFUSED: _counter(
+        Exporter.NODE, "Number of refreshes whose identity document was rejected, by error code.", ("code",)
     ),
-    Metric.DATA_CHECKED: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.NODE,
-        "1 once the server has read all of its logs since its start, and verified every record.",
+    Metric.DATA_CHECKED: _gauge(
+        Exporter.NODE, "1 once the server has read all of its logs since its start, and verified every record."
     ),
-    Metric.DATA_RECORDS: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Number of commits that the check of the logs has read so far."
-    ),
-    Metric.DATA_UNUSABLE: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.DATA_RECORDS: _gauge(Exporter.NODE, "Number of commits that the check of the logs has read so far."),
+    Metric.DATA_UNUSABLE: _gauge(
         Exporter.NODE,
         "Number of unusable records in the logs: damaged (not a commit) or unverifiable (the signature is invalid or "
         "the signer is unknown).",
         ("kind",),
     ),
-    Metric.DATA_UNWRITABLE: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Number of repositories whose log cannot be written now."
-    ),
-    Metric.CONNECTIONS: MetricFamily(
-        MetricKind.GAUGE, Exporter.FRONT, "Number of open connections from clients and peers."
-    ),
-    Metric.STOPPED: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.DATA_UNWRITABLE: _gauge(Exporter.NODE, "Number of repositories whose log cannot be written now."),
+    Metric.CONNECTIONS: _gauge(Exporter.FRONT, "Number of open connections from clients and peers."),
+    Metric.STOPPED: _counter(
         Exporter.FRONT,
         "Number of rejected requests and, at a door, removed commits, by rule. A server has only the rules too-large, "
         "too-slow and too-many.",
         ("rule",),
     ),
-    Metric.PAUSED: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.PAUSED: _counter(
         Exporter.NODE,
         "Number of delayed requests, by cause: the session has sent too many requests (requests) or has used too much "
         "processor time (work).",
         ("cause",),
     ),
-    Metric.UNUSED_SESSIONS: MetricFamily(
-        MetricKind.GAUGE, Exporter.NODE, "Number of sessions that have signed nothing yet and are not in /sys/sessions."
+    Metric.UNUSED_SESSIONS: _gauge(
+        Exporter.NODE, "Number of sessions that have signed nothing yet and are not in /sys/sessions."
     ),
-    Metric.UNUSED_SESSIONS_DROPPED: MetricFamily(
-        MetricKind.COUNTER,
-        Exporter.NODE,
-        "Number of sessions that were dropped before they signed anything, because there were too many.",
+    Metric.UNUSED_SESSIONS_DROPPED: _counter(
+        Exporter.NODE, "Number of sessions that were dropped before they signed anything, because there were too many."
     ),
-    Metric.DOOR_REQUESTS: MetricFamily(
-        MetricKind.COUNTER, Exporter.DOOR, "Number of requests that the server behind the door has answered."
-    ),
-    Metric.DOOR_SESSIONS: MetricFamily(MetricKind.GAUGE, Exporter.DOOR, "Number of sessions that the door knows."),
-    Metric.DOOR_BLIND: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.DOOR_REQUESTS: _counter(Exporter.DOOR, "Number of requests that the server behind the door has answered."),
+    Metric.DOOR_SESSIONS: _gauge(Exporter.DOOR, "Number of sessions that the door knows."),
+    Metric.DOOR_BLIND: _gauge(
         Exporter.DOOR,
         "1 while the door cannot read the server's sessions; it then answers 503 to pushes of unknown sessions.",
     ),
-    Metric.DOOR_EXPOSED: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.DOOR,
-        "1 if the server can be reached without the door, at another address of its machine.",
+    Metric.DOOR_EXPOSED: _gauge(
+        Exporter.DOOR, "1 if the server can be reached without the door, at another address of its machine."
     ),
-    Metric.SERVER_STATE: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.SERVER_STATE: _gauge(
         Exporter.AGENT,
         "1 for the current state of the agent's server, 0 for the others: starting, serving, restarting, stopped.",
         ("state",),
     ),
-    Metric.SERVER_RESTARTS: MetricFamily(
-        MetricKind.COUNTER, Exporter.AGENT, "Number of restarts of the server by its agent."
-    ),
-    Metric.PROVIDER_CALLS: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.SERVER_RESTARTS: _counter(Exporter.AGENT, "Number of restarts of the server by its agent."),
+    Metric.PROVIDER_CALLS: _counter(
         Exporter.BOTH,
         "Number of calls to the store by operation and outcome: ok, cancelled, or an error code. Excludes retries.",
         ("provider", "operation", "outcome"),
     ),
-    Metric.PROVIDER_RETRIES: MetricFamily(
-        MetricKind.COUNTER,
-        Exporter.BOTH,
-        "Number of retries of calls to the store.",
-        ("provider", "operation"),
+    Metric.PROVIDER_RETRIES: _counter(
+        Exporter.BOTH, "Number of retries of calls to the store.", ("provider", "operation")
     ),
-    Metric.PROVIDER_CALL_DURATION: MetricFamily(
-        MetricKind.HISTOGRAM,
+    Metric.PROVIDER_CALL_DURATION: _histogram(
         Exporter.BOTH,
         "Duration of calls to the store in seconds, including retries and pauses.",
         ("provider", "operation"),
     ),
-    Metric.SIGNER_CALLS: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.SIGNER_CALLS: _counter(
         Exporter.SIGNER,
         "Number of calls to the signer by operation and outcome: ok, cancelled, or an error code. Excludes retries.",
         ("signer", "operation", "outcome"),
     ),
-    Metric.SIGNER_RETRIES: MetricFamily(
-        MetricKind.COUNTER, Exporter.SIGNER, "Number of retries of calls to the signer.", ("signer", "operation")
+    Metric.SIGNER_RETRIES: _counter(
+        Exporter.SIGNER, "Number of retries of calls to the signer.", ("signer", "operation")
     ),
-    Metric.SIGNER_CALL_DURATION: MetricFamily(
-        MetricKind.HISTOGRAM,
+    Metric.SIGNER_CALL_DURATION: _histogram(
         Exporter.SIGNER,
         "Duration of calls to the signer in seconds, including retries and pauses.",
         ("signer", "operation"),
     ),
-    Metric.SIGNER_INVALID_SIGNATURES: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.SIGNER_INVALID_SIGNATURES: _counter(
         Exporter.SIGNER,
         "Number of signatures that the signer returned and that do not match its public key; none of them was used.",
         ("signer",),
     ),
-    Metric.RUNS: MetricFamily(
-        MetricKind.COUNTER,
+    Metric.RUNS: _counter(
         Exporter.ROTATOR,
         "Number of runs by outcome: rotated, restored, abandoned, reached, retired, nothing, interrupted, or an error "
         "code.",
         ("outcome",),
     ),
-    Metric.RUN_ENDED: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.RUN_ENDED: _gauge(
         Exporter.ROTATOR,
         "When the last run ended, in seconds since 1970. A run that yields to another process (`rotation.busy`) is left"
         " out.",
     ),
-    Metric.RUN_SUCCEEDED: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.RUN_SUCCEEDED: _gauge(
         Exporter.ROTATOR,
         "1 if the last run that has ended had the requested result, else 0; `rotation.busy` is left out.",
     ),
-    Metric.PHASE_DURATION: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.ROTATOR,
-        "Duration of each phase of the last rotation that this process drove, in seconds.",
-        ("phase",),
+    Metric.PHASE_DURATION: _gauge(
+        Exporter.ROTATOR, "Duration of each phase of the last rotation that this process drove, in seconds.", ("phase",)
     ),
-    Metric.NODES: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.ROTATOR,
-        "Number of servers that were reachable or unreachable at the last check.",
-        ("state",),
+    Metric.NODES: _gauge(
+        Exporter.ROTATOR, "Number of servers that were reachable or unreachable at the last check.", ("state",)
     ),
-    Metric.ANCHOR_REACHABLE: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ANCHOR_REACHABLE: _gauge(
         Exporter.ROTATOR,
         "1 if the signer of the anchor signed a test text at the controller's last check, else 0; absent without an"
         " anchor, and while the identity does not follow from the one before. It is checked every hour, and every five"
         " minutes after a failure.",
     ),
-    Metric.ROOT_SIGNER_UP: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.ROOT_SIGNER_UP: _gauge(
         Exporter.NODE,
         "1 if the server can sign as the current root, by its last request to the signer, else 0; absent on a server"
         " without --root-signer.",
     ),
-    Metric.WITHHELD_ITEMS: MetricFamily(
-        MetricKind.GAUGE,
+    Metric.WITHHELD_ITEMS: _gauge(
         Exporter.NODE,
         "Number of items that are hidden until the signer has signed the merge of their concurrent creations.",
     ),
-    Metric.NEXT_ROTATION: MetricFamily(
-        MetricKind.GAUGE,
-        Exporter.ROTATOR,
-        "When the next rotation is planned, in seconds since 1970; absent where none is.",
+    Metric.NEXT_ROTATION: _gauge(
+        Exporter.ROTATOR, "When the next rotation is planned, in seconds since 1970; absent where none is."
     ),
 }
 """Every metric, in the order of the reference page."""
