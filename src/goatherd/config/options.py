@@ -45,18 +45,24 @@ __all__ = [
 FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
 FILE_VARIABLE = "GOATHERD_CONFIG"
+_SECTIONS: Final = frozenset(
+    {"settings", "serve", "stores", "limits", "agent", "rotation", "controller", "audit", "web"}
+)
+_NAMES_OF_GOATDB: Final = {"cloud_config": "cloudConfig"}
 _MAX_LINE: Final = 10_000
 _MAX_DOTS: Final = 32
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
-def _option(name: str, parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
-    return field(default=default, metadata={"name": name, "parse": parse, "form": form, "help": text})
+def _option(parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "form": form, "help": text})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # both for 80 fields take a quarter of `pass`
 class Options:
-    """Every option with its value. A field's metadata holds its key in goatherd.toml, its type and its description.
+    """Every option with its value. A field's name begins with the section of its key in goatherd.toml, if it has one.
+
+    Its metadata holds the type and the description.
 
     Attributes:
         origin: For each key that was given, the place: ``flag``, the environment variable, or the file and its line.
@@ -64,17 +70,15 @@ class Options:
     """
 
     provider: str | None = _option(
-        "provider", values.parse_string, None, "URI", "URI of the store and the secret that hold the identity."
+        values.parse_string, None, "URI", "URI of the store and the secret that hold the identity."
     )
     type: str | None = _option(
-        "type",
         values.parse_store_type,
         None,
         "text",
         'Type of the settings provider: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
     cloud_config: Mapping[str, str] | None = _option(
-        "cloudConfig",
         values.parse_cloud_config,
         None,
         "table",
@@ -82,36 +86,25 @@ class Options:
         "The option `provider` takes precedence over this table.",
     )
     org: str = _option(
-        "org",
-        values.parse_organization,
-        DEFAULT_ORG,
-        "text",
-        "Organization, which replaces `{org}` in the secret's name.",
+        values.parse_organization, DEFAULT_ORG, "text", "Organization, which replaces `{org}` in the secret's name."
     )
     any_org: bool = _option(
-        "any_org",
         values.parse_flag,
         False,
         "flag",
         "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
     )
     nodes: tuple[str, ...] = _option(
-        "nodes",
         values.parse_nodes,
         (),
         "list of URLs",
         "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
     )
     timeout: timedelta = _option(
-        "timeout",
-        values.parse_positive_duration,
-        timedelta(seconds=5),
-        "time",
-        "Timeout of one request to a server.",
+        values.parse_positive_duration, timedelta(seconds=5), "time", "Timeout of one request to a server."
     )
 
     settings_refresh_interval: timedelta = _option(
-        "settings.refresh_interval",
         values.parse_positive_duration,
         timedelta(seconds=30),
         "time",
@@ -119,7 +112,6 @@ class Options:
     )
 
     settings_last_known_good: Path | None = _option(
-        "settings.last_known_good",
         values.parse_path,
         None,
         "path",
@@ -127,7 +119,6 @@ class Options:
         "replaced by the organization. Without this option, a server cannot start while the store is unreachable.",
     )
     settings_last_known_good_key: str | None = _option(
-        "settings.last_known_good_key",
         values.parse_key_source,
         None,
         "text",
@@ -135,27 +126,19 @@ class Options:
         "The option never holds the key itself.",
     )
     settings_last_known_good_max_age: timedelta = _option(
-        "settings.last_known_good_max_age",
         parse_duration,
         timedelta(hours=24),
         "time",
         "How long after the last successful read of the store a server may start from the copy.",
     )
 
-    serve_data: Path | None = _option(
-        "serve.data", values.parse_path, None, "path", "Data directory of `goatherd serve`."
-    )
+    serve_data: Path | None = _option(values.parse_path, None, "path", "Data directory of `goatherd serve`.")
     serve_settings: Path | None = _option(
-        "serve.settings",
-        values.parse_path,
-        None,
-        "path",
-        "GoatDB settings.json to read the identity from instead of a store.",
+        values.parse_path, None, "path", "GoatDB settings.json to read the identity from instead of a store."
     )
-    serve_host: str = _option("serve.host", values.parse_bind_address, "127.0.0.1", "text", "Address to listen on.")
-    serve_port: int = _option("serve.port", values.parse_port, 8080, "number", "Port to listen on; 0 takes a free one.")
+    serve_host: str = _option(values.parse_bind_address, "127.0.0.1", "text", "Address to listen on.")
+    serve_port: int = _option(values.parse_port, 8080, "number", "Port to listen on; 0 takes a free one.")
     serve_public_url: str | None = _option(
-        "serve.public_url",
         values.parse_public_url,
         None,
         "URL",
@@ -163,14 +146,9 @@ class Options:
         "this option, it is `http://localhost` with the server's port.",
     )
     serve_peers: tuple[str, ...] = _option(
-        "serve.peers",
-        values.parse_urls,
-        (),
-        "list of URLs",
-        "URLs of the other servers of the cluster, to synchronize with.",
+        values.parse_urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
     )
     serve_root_signers: tuple[str, ...] = _option(
-        "serve.root_signers",
         values.parse_strings,
         (),
         "list of URIs",
@@ -178,7 +156,6 @@ class Options:
         "KMS. A signer that only the identity names is never used.",
     )
     serve_unused_sessions: int = _option(
-        "serve.unused_sessions",
         values.parse_limit_or_zero,
         200_000,
         "number",
@@ -186,22 +163,16 @@ class Options:
         "drops the oldest. With 0, it writes each session to `/sys/sessions` when it is created, as GoatDB does.",
     )
     serve_shutdown_timeout: timedelta = _option(
-        "serve.shutdown_timeout",
-        parse_duration,
-        timedelta(seconds=10),
-        "time",
-        "How long a stopping server waits for requests in progress.",
+        parse_duration, timedelta(seconds=10), "time", "How long a stopping server waits for requests in progress."
     )
 
     stores_region: str | None = _option(
-        "stores.region",
         values.parse_region,
         None,
         "text",
         "Region of this machine: a server first reads the store of its own region, then the others in order.",
     )
     stores_primary: values.StoreEntry | None = _option(
-        "stores.primary",
         values.parse_primary_store,
         None,
         "table",
@@ -209,7 +180,6 @@ class Options:
         "`provider`, as a flag or a variable, takes precedence over this section.",
     )
     stores_followers: tuple[values.StoreEntry, ...] = _option(
-        "stores.followers",
         values.parse_follower_stores,
         (),
         "list of tables",
@@ -217,7 +187,6 @@ class Options:
         "the secret (AWS replica regions, Vault performance replication), or `goatherd` if Goatherd writes it.",
     )
     stores_allow_lagging: tuple[str, ...] = _option(
-        "stores.allow_lagging",
         values.parse_regions,
         (),
         "list of texts",
@@ -226,28 +195,24 @@ class Options:
     )
 
     limits_forwarded_by: tuple[str, ...] = _option(
-        "limits.forwarded_by",
         values.parse_networks,
         (),
         "list of networks",
         "Networks of the proxies in front of `goatherd serve` or the door, whose `X-Forwarded-For` header is used.",
     )
     limits_connections: int = _option(
-        "limits.connections",
         values.parse_limit,
         4000,
         "number",
         "How many connections `goatherd serve` or the door keeps open at the same time.",
     )
     limits_connections_per_address: int = _option(
-        "limits.connections_per_address",
         values.parse_limit,
         1000,
         "number",
         "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
     )
     limits_idle_timeout: timedelta = _option(
-        "limits.idle_timeout",
         values.parse_idle_timeout,
         timedelta(seconds=75),
         "time",
@@ -255,21 +220,18 @@ class Options:
         "reverse proxy or load balancer in front does: 60 s for nginx and AWS, 600 s for Google Cloud.",
     )
     limits_requests_per_second: int = _option(
-        "limits.requests_per_second",
         values.parse_limit,
         500,
         "number",
         "How many requests one address may send per second on average, with a burst of five times as many.",
     )
     limits_new_sessions: int = _option(
-        "limits.new_sessions",
         values.parse_limit,
         300,
         "number",
         "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
     )
     limits_session_requests_per_second: int = _option(
-        "limits.session_requests_per_second",
         values.parse_limit,
         30,
         "number",
@@ -279,76 +241,54 @@ class Options:
     )
 
     agent_data: Path | None = _option(
-        "agent.data", values.parse_path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
+        values.parse_path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
     )
     agent_url: str = _option(
-        "agent.url",
         values.parse_agent_url,
         "http://127.0.0.1:8080",
         "URL",
         "URL of the GoatDB server; `{org}` is replaced by the organization.",
     )
     agent_memory: Path | None = _option(
-        "agent.memory",
-        values.parse_path,
-        None,
-        "path",
-        "Directory on a tmpfs for settings.json (default: found automatically).",
+        values.parse_path, None, "path", "Directory on a tmpfs for settings.json (default: found automatically)."
     )
     agent_on_change: str = _option(
-        "agent.on_change",
         values.parse_on_change,
         "restart",
         "text",
         "How the agent notifies the server when the identity changes: restart, signal, command or ignore.",
     )
     agent_signal: int = _option(
-        "agent.signal",
-        values.parse_signal_number,
-        1,
-        "signal",
-        'Signal to send to the server if `on_change` is "signal".',
+        values.parse_signal_number, 1, "signal", 'Signal to send to the server if `on_change` is "signal".'
     )
     agent_command: str | None = _option(
-        "agent.command",
-        values.parse_command,
-        None,
-        "command",
-        'Command to run, without a shell, if `on_change` is "command".',
+        values.parse_command, None, "command", 'Command to run, without a shell, if `on_change` is "command".'
     )
     agent_stop_signal: int = _option(
-        "agent.stop_signal", values.parse_signal_number, 15, "signal", "Signal that stops the server for a restart."
+        values.parse_signal_number, 15, "signal", "Signal that stops the server for a restart."
     )
     agent_grace: timedelta = _option(
-        "agent.grace",
-        parse_duration,
-        timedelta(seconds=30),
-        "time",
-        "How long a server may take to stop before it is killed.",
+        parse_duration, timedelta(seconds=30), "time", "How long a server may take to stop before it is killed."
     )
     agent_ready_timeout: timedelta = _option(
-        "agent.ready_timeout",
         values.parse_positive_duration,
         timedelta(seconds=60),
         "time",
         "How long a started server may take until it accepts a request signed by the current root.",
     )
     agent_crashes: int = _option(
-        "agent.crashes",
         values.parse_restarts,
         5,
         "number",
         "How many times in a row to restart a server that crashed; with 0, the agent ends with the server.",
     )
     agent_pass_env: tuple[str, ...] = _option(
-        "agent.pass_env",
         values.parse_strings,
         (),
         "list of texts",
         "Environment variables with store credentials to pass to the server; the agent removes all others.",
     )
     agent_lease: str | None = _option(
-        "agent.lease",
         values.parse_lease,
         None,
         "URI",
@@ -357,7 +297,6 @@ class Options:
     )
 
     rotation_lifetime: timedelta = _option(
-        "rotation.lifetime",
         values.parse_root_lifetime,
         timedelta(days=180),
         "time",
@@ -366,7 +305,6 @@ class Options:
         "unmodified GoatDB.",
     )
     rotation_working_lifetime: timedelta = _option(
-        "rotation.working_lifetime",
         values.parse_root_lifetime,
         timedelta(days=30),
         "time",
@@ -374,21 +312,18 @@ class Options:
         "the same lower limits as `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _option(
-        "rotation.adoption",
         parse_duration,
         timedelta(minutes=5),
         "time",
         "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
     )
     rotation_settle: timedelta = _option(
-        "rotation.settle",
         parse_duration,
         timedelta(seconds=90),
         "time",
         "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
     )
     rotation_clock_tolerance: timedelta = _option(
-        "rotation.clock_tolerance",
         values.parse_positive_duration,
         timedelta(minutes=5),
         "time",
@@ -396,14 +331,9 @@ class Options:
         "commands write nothing. Also how far in the future a recorded timestamp is accepted.",
     )
     rotation_poll: timedelta = _option(
-        "rotation.poll",
-        values.parse_positive_duration,
-        timedelta(seconds=1),
-        "time",
-        "Longest pause between two checks of the servers.",
+        values.parse_positive_duration, timedelta(seconds=1), "time", "Longest pause between two checks of the servers."
     )
     rotation_grace: timedelta = _option(
-        "rotation.grace",
         parse_duration,
         timedelta(days=30),
         "time",
@@ -411,7 +341,6 @@ class Options:
         "`retire` destroys the key afterwards.",
     )
     rotation_quorum: str = _option(
-        "rotation.quorum",
         values.parse_quorum,
         "all",
         "text",
@@ -419,7 +348,6 @@ class Options:
         "`80%`. After `rotation.adoption`, the rotation continues without servers that do not answer at all.",
     )
     rotation_unlisted: timedelta | None = _option(
-        "rotation.unlisted",
         parse_duration,
         None,
         "time",
@@ -428,7 +356,6 @@ class Options:
         "are discovered. `0s` states that all servers are listed.",
     )
     rotation_bare: tuple[str, ...] = _option(
-        "rotation.bare",
         values.parse_urls,
         (),
         "list of URLs",
@@ -436,7 +363,6 @@ class Options:
         "and sign with the previous root until you restart them.",
     )
     rotation_distrust: tuple[str, ...] = _option(
-        "rotation.distrust",
         values.parse_urls,
         (),
         "list of URLs",
@@ -444,42 +370,30 @@ class Options:
         "identity than the store holds, no command writes.",
     )
     rotation_health_url: str | None = _option(
-        "rotation.health_url",
         values.parse_http_url,
         None,
         "URL",
         "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
     )
     rotation_health_command: str | None = _option(
-        "rotation.health_command",
         values.parse_string,
         None,
         "command",
         "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.",
     )
     rotation_health_failures: int = _option(
-        "rotation.health_failures",
-        values.parse_count,
-        3,
-        "number",
-        "After how many failed health checks in a row the rotation is rolled back.",
+        values.parse_count, 3, "number", "After how many failed health checks in a row the rotation is rolled back."
     )
     rotation_health_interval: timedelta = _option(
-        "rotation.health_interval",
-        values.parse_positive_duration,
-        timedelta(seconds=2),
-        "time",
-        "Shortest interval between two health checks.",
+        values.parse_positive_duration, timedelta(seconds=2), "time", "Shortest interval between two health checks."
     )
     rotation_health_timeout: timedelta = _option(
-        "rotation.health_timeout",
         values.parse_positive_duration,
         timedelta(seconds=5),
         "time",
         "Timeout of one health check; a check that times out has failed.",
     )
     rotation_health_soak: timedelta = _option(
-        "rotation.health_soak",
         parse_duration,
         timedelta(seconds=10),
         "time",
@@ -487,7 +401,6 @@ class Options:
     )
 
     controller_cron: str | None = _option(
-        "controller.cron",
         values.parse_cron,
         None,
         "text",
@@ -495,7 +408,6 @@ class Options:
         "Without this option, the age of the key decides.",
     )
     controller_max_age: timedelta | None = _option(
-        "controller.max_age",
         parse_duration,
         None,
         "time",
@@ -503,14 +415,9 @@ class Options:
         "days at the age of 120 days; a working root when a third of its lifetime is left.",
     )
     controller_timezone: str = _option(
-        "controller.timezone",
-        values.parse_timezone,
-        "UTC",
-        "text",
-        "Time zone of `cron` and `windows`, such as Europe/Berlin.",
+        values.parse_timezone, "UTC", "text", "Time zone of `cron` and `windows`, such as Europe/Berlin."
     )
     controller_windows: tuple[str, ...] = _option(
-        "controller.windows",
         values.parse_windows,
         (),
         "list of texts",
@@ -518,7 +425,6 @@ class Options:
         "option, it starts at any time. In an environment variable, semicolons separate windows.",
     )
     controller_missed: str = _option(
-        "controller.missed",
         values.parse_missed,
         "catch-up",
         "text",
@@ -526,38 +432,30 @@ class Options:
         "next time).",
     )
     controller_tolerance: timedelta = _option(
-        "controller.tolerance",
         parse_duration,
         timedelta(hours=1),
         "time",
         "How late a rotation may start before its time of `cron` counts as missed.",
     )
     controller_jitter: timedelta = _option(
-        "controller.jitter",
         parse_duration,
         timedelta(minutes=10),
         "time",
         "Longest delay after a time of `cron` or the start of a window. Each controller has a fixed delay of its own.",
     )
     controller_interval: timedelta = _option(
-        "controller.interval",
-        values.parse_positive_duration,
-        timedelta(minutes=1),
-        "time",
-        "How often a controller reads the store.",
+        values.parse_positive_duration, timedelta(minutes=1), "time", "How often a controller reads the store."
     )
     controller_backoff: timedelta = _option(
-        "controller.backoff",
         parse_duration,
         timedelta(minutes=5),
         "time",
         "Pause after a failed rotation; it doubles with each further failure.",
     )
     controller_backoff_max: timedelta = _option(
-        "controller.backoff_max", parse_duration, timedelta(hours=6), "time", "Longest pause after failed rotations."
+        parse_duration, timedelta(hours=6), "time", "Longest pause after failed rotations."
     )
     controller_stale: timedelta = _option(
-        "controller.stale",
         parse_duration,
         timedelta(minutes=15),
         "time",
@@ -565,28 +463,21 @@ class Options:
         "it. Must exceed `rotation.adoption` and `rotation.health_soak` together.",
     )
     controller_retire: bool = _option(
-        "controller.retire",
-        values.parse_flag,
-        True,
-        "flag",
-        "Whether a controller destroys old private keys as `retire` does.",
+        values.parse_flag, True, "flag", "Whether a controller destroys old private keys as `retire` does."
     )
     controller_name: str | None = _option(
-        "controller.name",
         values.parse_string,
         None,
         "text",
         "Name of the controller, shown to operators and used for its jitter (default: the host name).",
     )
     controller_alert_command: str | None = _option(
-        "controller.alert_command",
         values.parse_string,
         None,
         "command",
         "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
     )
     controller_stop_timeout: timedelta = _option(
-        "controller.stop_timeout",
         parse_duration,
         timedelta(seconds=20),
         "time",
@@ -594,7 +485,6 @@ class Options:
     )
 
     audit_log: Path | None = _option(
-        "audit.log",
         values.parse_path,
         None,
         "path",
@@ -603,18 +493,16 @@ class Options:
     )
 
     web_host: str = _option(
-        "web.host", values.parse_bind_address, "127.0.0.1", "text", "Address on which `goatherd web` serves the page."
+        values.parse_bind_address, "127.0.0.1", "text", "Address on which `goatherd web` serves the page."
     )
-    web_port: int = _option("web.port", values.parse_port, 8090, "number", "Port of the page; 0 takes a free one.")
+    web_port: int = _option(values.parse_port, 8090, "number", "Port of the page; 0 takes a free one.")
     web_interval: timedelta = _option(
-        "web.interval",
         values.parse_page_interval,
         timedelta(seconds=10),
         "time",
         "How often the page's store and servers are read, however many pages are open.",
     )
     web_token: str | None = _option(
-        "web.token",
         values.parse_page_token,
         None,
         "text",
@@ -622,13 +510,12 @@ class Options:
         "(a systemd credential). The option never holds the token itself.",
     )
     web_certificate: Path | None = _option(
-        "web.certificate", values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."
+        values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."
     )
     web_certificate_key: Path | None = _option(
-        "web.certificate_key", values.parse_path, None, "path", "PEM file with the private key of that certificate."
+        values.parse_path, None, "path", "PEM file with the private key of that certificate."
     )
     web_proxies: tuple[str, ...] = _option(
-        "web.proxies",
         values.parse_networks,
         (),
         "list of networks",
@@ -682,21 +569,23 @@ def option_keys() -> tuple[Key, ...]:
     """Return every option in the order of the reference page."""
     return tuple(
         Key(
-            name=item.metadata["name"],
+            name=_find_key(item.name),
             attribute=item.name,
-            variable=ENVIRONMENT_PREFIX + re.sub(r"\W", "_", _to_snake_case(item.metadata["name"])).upper(),
+            variable=ENVIRONMENT_PREFIX + item.name.upper(),
             form=item.metadata["form"],
             help=item.metadata["help"],
             default=item.default,
             parse=item.metadata["parse"],
         )
         for item in fields(Options)
-        if "name" in item.metadata
+        if item.metadata
     )
 
 
-def _to_snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+def _find_key(attribute: str) -> str:
+    """Return the key in goatherd.toml of an attribute of `Options`: the first word is the section, if it is one."""
+    section, _, rest = attribute.partition("_")
+    return f"{section}.{rest}" if section in _SECTIONS else _NAMES_OF_GOATDB.get(attribute, attribute)
 
 
 def load_options(
