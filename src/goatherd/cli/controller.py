@@ -83,7 +83,7 @@ from goatherd.serving.sockets import cannot_listen
 @audit_option()
 @distrust_option()
 @without_nodes_option()
-@log_level_option("info")
+@log_level_option()
 def controller(
     app: App,
     explain: bool,

@@ -71,7 +71,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @door_options
 @region_option()
-@log_level_option("info")
+@log_level_option()
 def door(
     app: App,
     *,

@@ -36,12 +36,12 @@ def log_to_stderr(level: str, *, others: str | None = None) -> None:
     logging.getLogger("goatherd").setLevel(level.upper())
 
 
-def log_level_option(default: str) -> Callable[[FC], FC]:
+def log_level_option() -> Callable[[FC], FC]:
     """Return the option ``--log-level``."""
     return click.option(
         "--log-level",
         type=click.Choice(["error", "warning", "info", "debug"]),
-        default=default,
+        default="info",
         show_default=True,
         help="Lowest level of events to log on standard error.",
     )

@@ -80,7 +80,7 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
             ),
             accept_identity_option(),
             region_option(),
-            log_level_option("info"),
+            log_level_option(),
         ]
     ):
         function = option(function)

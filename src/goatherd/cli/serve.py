@@ -61,7 +61,7 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @forwarded_by_option()
 @idle_timeout_option()
 @region_option()
-@log_level_option("info")
+@log_level_option()
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 

@@ -298,16 +298,15 @@ def build_policy(options: Options) -> Policy:
     )
 
 
-def build_health_signals(options: Options, *, runs_commands: bool = True) -> list[HealthSignal]:
-    """Return the health checks that the options name. With `runs_commands` false, commands are listed but not run."""
+def build_health_signals(options: Options) -> list[HealthSignal]:
+    """Return the health checks that the options name."""
     from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
 
     signals: list[HealthSignal] = []
     if options.rotation_health_url is not None:
         signals.append(HTTPProbe(options.rotation_health_url, timeout=options.rotation_health_timeout))
     if options.rotation_health_command is not None:
-        timeout = options.rotation_health_timeout
-        signals.append(HealthCommand(options.rotation_health_command, timeout=timeout, is_run=runs_commands))
+        signals.append(HealthCommand(options.rotation_health_command, timeout=options.rotation_health_timeout))
     return signals
 
 

@@ -188,9 +188,9 @@ def merge_frozen_lists(
     lists: Mapping[str, FrozenList],
     *,
     listed: Collection[str],
-    distrusted: Collection[str] = (),
-    trusted_alone: Collection[str] = (),
-    instances: Mapping[str, str] | None = None,
+    distrusted: Collection[str],
+    trusted_alone: Collection[str],
+    instances: Mapping[str, str],
 ) -> FrozenList:
     """Merge servers' lists of the commits of a revoked root that they hold, into the list of those that stay valid.
 
@@ -212,7 +212,7 @@ def merge_frozen_lists(
     # that were signed after the revocation (tests/unit/revocation/test_claims_of_one_server.py).
     by_process: dict[str, set[bytes]] = {}
     for url, one in heard.items():
-        by_process.setdefault((instances or {}).get(url, url), set()).update(one.digests)
+        by_process.setdefault(instances.get(url, url), set()).update(one.digests)
     holders = Counter(digest for digests in by_process.values() for digest in digests)
     both = frozenset(digest for digest, count in holders.items() if count > 1)
     return FrozenList.union([FrozenList(both), *(one for url, one in heard.items() if url in enough)])

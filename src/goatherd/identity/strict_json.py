@@ -47,7 +47,7 @@ def parse_object(raw: bytes | str, *, max_bytes: int) -> dict[str, Any]:
         raise MalformedIdentityError(problem)
     if not isinstance(value, dict):
         raise MalformedIdentityError("the identity must be a JSON object")
-    if _is_deeper_than(value, MAX_DEPTH):
+    if _is_too_deep(value):
         raise MalformedIdentityError(f"the identity is nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -100,9 +100,9 @@ def _refuse_constant(_: str) -> NoReturn:
     raise _NotStrictError("the identity holds a number that is not finite (NaN or Infinity)")
 
 
-def _is_deeper_than(value: Any, levels: int) -> bool:
+def _is_too_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(levels + 1):
+    for _ in range(MAX_DEPTH + 1):
         containers = [member for member in level if isinstance(member, dict | list)]
         if not containers:
             return False

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import SystemClock
 from goatherd.errors import (
     ConflictError,
     IdentityError,
@@ -123,7 +123,6 @@ async def copy_secret(
     resume: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-    clock: Clock | None = None,
 ) -> CopyReport:
     """Copy a secret with its readable versions and its labels from one store to another.
 
@@ -133,7 +132,6 @@ async def copy_secret(
         resume: Complete a copy that was interrupted.
         dry_run: Read both stores and write nothing.
         progress: Called with each version that was copied.
-        clock: Tells the time and waits.
 
     Raises:
         IllegalStepError: A rotation is in progress in the source.
@@ -159,7 +157,7 @@ async def copy_secret(
     plan, holders = await _write_versions(plan, destination, holders, progress)
     await _check_unchanged(source, plan)
     await _move_labels(plan, destination, holders)
-    await _verify_copy(plan, destination, clock or SystemClock())
+    await _verify_copy(plan, destination)
     return replace(done, plan=plan)
 
 
@@ -329,7 +327,7 @@ async def _move_labels(plan: CopyPlan, destination: Store, holders: dict[Label, 
             holders[label] = target
 
 
-async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None:
+async def _verify_copy(plan: CopyPlan, destination: Store) -> None:
     """Read every version and label back from the destination, and compare them with the plan.
 
     Raises:
@@ -337,6 +335,7 @@ async def _verify_copy(plan: CopyPlan, destination: Store, clock: Clock) -> None
     """
     strong = destination.provider.guarantees.read_consistency is ReadConsistency.STRONG
     timeout = timedelta(0) if strong else SETTLE
+    clock = SystemClock()
     end = clock.monotonic() + timeout.total_seconds()
     while True:
         problem = await _describe_difference(plan, destination)

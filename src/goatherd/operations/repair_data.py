@@ -147,7 +147,7 @@ async def repair_organization(
     _check_verifiable(peers, trusted)
     fetcher = _PeerClient(peers, None if trusted is None else trusted.current)
     joiner = None if trusted is None else _CreationJoiner(logs, org, trusted, fetcher, executor)
-    sent = await fetcher.pull_each(SESSIONS_PATH)
+    sent = await fetcher.pull_sessions()
     held = {} if joiner is None else joiner.verify_sent(sent)
     before = judged = check_organization(logs, org, trusted, executor, held)
     moved: list[LogFinding] = []
@@ -275,13 +275,13 @@ class _CreationJoiner:
         given = 0
         for url in held:
             commits = [commit for conflict, commit in joined if url in conflict.holders]
-            if commits and await self._fetcher.push(url, SESSIONS_PATH, commits, signer):
+            if commits and await self._fetcher.push(url, commits, signer):
                 given += len(commits)
         return tuple(conflict.session_id for conflict, _ in joined), given, await self.read_peers()
 
     async def read_peers(self) -> dict[str, list[Commit]]:
         """Return the commits of each peer's ``/sys/sessions`` that a root has signed."""
-        return self.verify_sent(await self._fetcher.pull_each(SESSIONS_PATH))
+        return self.verify_sent(await self._fetcher.pull_sessions())
 
     def verify_sent(self, sent: Mapping[str, Iterable[Any]]) -> dict[str, list[Commit]]:
         """Return those commits of peers' ``/sys/sessions``, given by URL, that a root has signed."""
@@ -408,21 +408,21 @@ class _PeerClient:
                 self.problems.append(str(error))
         return found
 
-    async def pull_each(self, path: str) -> dict[str, list[dict[str, Any]]]:
-        """Return each peer's commits of a repository, unverified, by URL. A peer that fails is left out."""
+    async def pull_sessions(self) -> dict[str, list[dict[str, Any]]]:
+        """Return each peer's commits of ``/sys/sessions``, unverified, by URL. A peer that fails is left out."""
         found = {}
         for peer in self._peers:
             try:
-                found[peer.base_url] = await peer.pull(path, await self._choose_signer(peer))
+                found[peer.base_url] = await peer.pull(SESSIONS_PATH, await self._choose_signer(peer))
             except NodeError as error:
                 self.problems.append(str(error))
         return found
 
-    async def push(self, url: str, path: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
-        """Push commits to the peer at `url`; return whether it accepted them. A failure is added to `problems`."""
+    async def push(self, url: str, commits: Sequence[Mapping[str, Any]], signer: OwnedSession) -> bool:
+        """Push session commits to the peer at `url`; return whether it accepted them. Add a failure to `problems`."""
         (peer,) = [peer for peer in self._peers if peer.base_url == url]
         try:
-            await peer.push(path, commits, signer)
+            await peer.push(SESSIONS_PATH, commits, signer)
         except NodeError as error:
             self.problems.append(str(error))
             return False

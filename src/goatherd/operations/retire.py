@@ -31,7 +31,7 @@ class Retirement:
     keys: KeyInventory
 
 
-async def read_key_inventory(store: Store, policy: Policy | None = None) -> KeyInventory:
+async def read_key_inventory(store: Store, policy: Policy) -> KeyInventory:
     """Return which stored version holds which private keys, and which of them `retire` would destroy.
 
     Args:
@@ -42,7 +42,7 @@ async def read_key_inventory(store: Store, policy: Policy | None = None) -> KeyI
         ProviderError, IdentityError: The identity cannot be read.
     """
     _, document = await store.read()
-    return await take_key_inventory(store.provider, store.secret_id, document, (policy or Policy()).grace)
+    return await take_key_inventory(store.provider, store.secret_id, document, policy.grace)
 
 
 async def retire(

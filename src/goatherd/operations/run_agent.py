@@ -25,7 +25,7 @@ from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_private, remove_directory
 from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
 from goatherd.agent.settings_file import SettingsFile
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import SystemClock
 from goatherd.data_directory import (
     check_data_directory,
     check_logs_whole,
@@ -109,7 +109,6 @@ async def run_agent(
     front: Front | None = None,
     grace: timedelta,
     open_store: OpenStore | None = None,
-    clock: Clock | None = None,
 ) -> int:
     """Keep the settings.json of a GoatDB server up to date until SIGTERM, or until the server ends.
 
@@ -126,7 +125,6 @@ async def run_agent(
         grace: How long a server that an earlier agent left running may take to stop.
         open_store: Opens the store of an organization, with which its data are compared at the first start; None for no
             comparison.
-        clock: Tells the time and waits.
 
     Returns:
         The exit code.
@@ -138,7 +136,7 @@ async def run_agent(
         StorageError: Another server runs on the data directory, or a log in it is damaged.
         AgentError: The server cannot be run, or exposed its private key.
     """
-    clock = clock or SystemClock()
+    clock = SystemClock()
     # SECURITY: a GoatDB server generates a new root for each organization in its data directory that --org does not
     # name, so the agent does not start it (tests/unit/cli/test_agent_commands.py).
     refuse_unnamed_organizations(files.data, files.directory_names)

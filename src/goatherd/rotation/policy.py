@@ -345,14 +345,14 @@ def check_quorum(policy: Policy, listed: int) -> None:
         )
 
 
-def unlisted_for(refresh_interval: timedelta, *, jitter: float = 0.2) -> timedelta:
+def unlisted_for(refresh_interval: timedelta) -> timedelta:
     """Return how long a root must be published (`Policy.unlisted`) until every server has read it from the store.
 
     Args:
-        refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`).
-        jitter: By which fraction of the interval a read may be later.
+        refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`). By default, a read
+            may be later by a fifth of it.
     """
-    return refresh_interval * (1 + jitter) + timedelta(seconds=2)
+    return refresh_interval * 1.2 + timedelta(seconds=2)
 
 
 def check_rotation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:

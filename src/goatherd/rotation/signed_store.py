@@ -84,19 +84,17 @@ class SignatureCheck:
         return any(answer.has_seen_signed for answer in (await self._ask()).values())
 
 
-async def read_earlier(
-    provider: StoreReader, secret_id: str, *, most: int = MOST_VERSIONS
-) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
+async def read_earlier(provider: StoreReader, secret_id: str) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
     """Yield the stored versions other than the current one, newest first, each with its identity document.
 
     Versions that cannot be read are left out, and versions that interrupted writes have left, because these were never
-    current. At most `most` versions are read.
+    current. At most `MOST_VERSIONS` are read.
 
     Raises:
         ProviderError: The store failed in a way that a retry may solve.
     """
     listed = [one for one in await provider.versions(secret_id) if CURRENT not in one.labels and not one.is_leftover]
-    for version in [one for one in listed if one.state is VersionState.ENABLED][:most]:
+    for version in [one for one in listed if one.state is VersionState.ENABLED][:MOST_VERSIONS]:
         try:
             found = await provider.read(secret_id, version.id)
             yield version, decode_document(found.value.reveal())
