@@ -40,6 +40,8 @@ from goatherd.rotation.rotator import Rotator
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from goatherd.wire.paths import DEFAULT_ORG
 
+_ROOT_ID: Final = "root"
+_CLOCK: Final = SystemClock()
 SERVERS: Final = 3
 CLIENTS: Final = 6
 QUIET_TIME: Final = timedelta(seconds=3)
@@ -122,31 +124,32 @@ async def run_demo(tell: Tell, *, has_regions: bool = False) -> DemoReport:
 
 
 async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
-    store = f"file://{top}/keys/root"
-    provider, secret_id = open_provider(store)
-    clock = SystemClock()
-    async with provider:
-        now_ms = clock.now_ms()
-        first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
-        await provider.create(secret_id, encode_document(create_document(first, now_ms)))
-        tell("identity", f"one identity, root {first.id}, in {store}")
-        async with _run_servers(top, [["--provider", store]] * SERVERS) as servers:
-            urls = [server.url for server in servers]
-            tell("servers", f"{len(servers)} servers took it from there: {', '.join(urls)}")
-            return await _run_under_load(
-                servers,
-                first,
-                lambda load: _run_parts(load, provider, secret_id, urls, clock, tell),
-                clock,
-                tell,
-            )
+    name = f"file://{top}/keys/{_ROOT_ID}"
+    store, _ = open_provider(name)
+    async with store:
+        first = await _create_identity(store)
+        tell("identity", f"one identity, root {first.id}, in {name}")
+        async with _run_servers(top, [["--provider", name]] * SERVERS) as servers:
+            tell("servers", f"{len(servers)} servers took it from there: {_join_urls(servers)}")
+            return await _run_under_load(servers, first, lambda parts: _run_parts(store, parts), tell)
+
+
+async def _create_identity(store: SecretProvider) -> OwnedSession:
+    """Create the identity in the store, and return its root."""
+    now_ms = _CLOCK.now_ms()
+    first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
+    await store.create(_ROOT_ID, encode_document(create_document(first, now_ms)))
+    return first
+
+
+def _join_urls(servers: Sequence[_Server]) -> str:
+    return ", ".join(server.url for server in servers)
 
 
 async def _run_under_load(
     servers: Sequence[_Server],
     first: OwnedSession,
-    run_parts: Callable[[Workload], Awaitable[tuple[tuple[DemoPart, ...], IdentityDocument]]],
-    clock: SystemClock,
+    run_parts: Callable[[_Parts], Awaitable[IdentityDocument]],
     tell: Tell,
 ) -> DemoReport:
     """Let clients write and read while the parts of the demo run; then audit every server, and stop it.
@@ -154,14 +157,16 @@ async def _run_under_load(
     Args:
         servers: The running servers.
         first: The first root, which the audit trusts.
-        run_parts: Runs the parts, and returns them and the identity at their end.
-        clock: Tells the time and waits.
+        run_parts: Runs the parts, and returns the identity at their end.
         tell: Called at the start of each step.
     """
-    load = Workload([server.url for server in servers], clients=CLIENTS, pause=PAUSE, clock=clock)
-    async with load:
+    urls = [server.url for server in servers]
+    async with contextlib.AsyncExitStack() as stack:
+        load = await stack.enter_async_context(Workload(urls, clients=CLIENTS, pause=PAUSE, clock=_CLOCK))
         tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
-        passages, document = await run_parts(load)
+        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
+        parts = _Parts(load, nodes, tell)
+        document = await run_parts(parts)
         await load.stop()
         tell("audit", "asking every server for everything, and checking every signature")
         audit = await load.audit([first.session])
@@ -169,7 +174,7 @@ async def _run_under_load(
     return DemoReport(
         servers=SERVERS,
         clients=CLIENTS,
-        passages=passages,
+        passages=tuple(parts.done),
         audit=audit,
         roots={letter: root.id for letter, root in zip("ABCDEF", document.roots, strict=False)},
         signer=document.current.id,
@@ -178,7 +183,6 @@ async def _run_under_load(
 
 
 REGIONS: Final = ("eu", "us", "ap")
-_ROOT_ID: Final = "root"
 
 
 def _open_regions(top: Path, primary: str) -> tuple[StoreMember, ...]:
@@ -201,76 +205,61 @@ def _write_regions_file(top: Path) -> Path:
 
 
 async def _run_regions_in(top: Path, tell: Tell) -> DemoReport:
-    clock = SystemClock()
     file = _write_regions_file(top)
-    now_ms = clock.now_ms()
-    first = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms)
     async with ReplicatedStore(_open_regions(top, "eu")) as writer:
-        await writer.create(_ROOT_ID, encode_document(create_document(first, now_ms)))
+        first = await _create_identity(writer)
     tell("identity", f"one identity, root {first.id}, in the stores of {', '.join(REGIONS)}; eu is the primary store")
     places = [["--config", str(file), "--region", region] for region in REGIONS]
     async with _run_servers(top, places) as servers:
-        urls = [server.url for server in servers]
-        tell("servers", f"a server in each region: {', '.join(urls)}")
-        return await _run_under_load(
-            servers, first, lambda load: _run_region_parts(top, load, urls, clock, tell), clock, tell
-        )
+        tell("servers", f"a server in each region: {_join_urls(servers)}")
+        return await _run_under_load(servers, first, lambda parts: _run_region_parts(top, parts, tell), tell)
 
 
-async def _run_region_parts(
-    top: Path, load: Workload, urls: Sequence[str], clock: SystemClock, tell: Tell
-) -> tuple[tuple[DemoPart, ...], IdentityDocument]:
-    parts = _Parts(load, tell)
+async def _run_region_parts(top: Path, parts: _Parts, tell: Tell) -> IdentityDocument:
     eu, away = top / "keys-eu", top / "keys-eu.away"
-    async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
-        policy = Policy(adoption=timedelta(seconds=20), settle=timedelta(seconds=20))
-
-        def rotator_for(store: ReplicatedStore) -> Rotator:
-            return Rotator(
-                store, _ROOT_ID, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=parts.listen
-            )
-
-        async with ReplicatedStore(_open_regions(top, "eu")) as store:
-            async with parts.run("rotation", "rotating the root: every region shows each change before the next one"):
-                await rotator_for(store).rotate()
-            async with parts.run("cut off", "rotating again; when the next root is published, region eu is lost"):
-                await rotator_for(store).rotate(to_phase=Phase.PUBLISHED)
-                eu.rename(away)
-                eu.touch()
-                await clock.sleep(QUIET_TIME)
-        async with parts.run("promoted", "region us becomes the primary store, and the rotation ends there"):
-            async with RegionalReader(_open_regions(top, "eu")) as reader:
-                stores = Store(provider=reader, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
-                promoted = await promote_store(stores, "us")
-            tell(
-                "",
-                f"us: generation {promoted.before} -> {promoted.generation}; no answer: {next(iter(promoted.unseen))}",
-            )
-            async with ReplicatedStore(_open_regions(top, "us"), allowed=["eu"]) as store:
-                await rotator_for(store).resume()
-        async with parts.run("healed", "region eu returns, is brought forward, and a rotation waits for it again"):
-            eu.unlink()
-            away.rename(eu)
-            async with ReplicatedStore(_open_regions(top, "us")) as store:
-                stores = Store(provider=store, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
-                synced = await sync_stores(stores)
-                tell("", f"eu: generation {synced.before.get('eu')} -> {synced.followers[0].generation}")
-                await rotator_for(store).rotate()
-                document = decode_document((await store.read(_ROOT_ID, CURRENT)).value.reveal())
-    return tuple(parts.done), document
+    async with ReplicatedStore(_open_regions(top, "eu")) as store:
+        async with parts.run("rotation", "rotating the root: every region shows each change before the next one"):
+            await parts.rotator_for(store).rotate()
+        async with parts.run("cut off", "rotating again; when the next root is published, region eu is lost"):
+            await parts.rotator_for(store).rotate(to_phase=Phase.PUBLISHED)
+            eu.rename(away)
+            eu.touch()
+            await _CLOCK.sleep(QUIET_TIME)
+    async with parts.run("promoted", "region us becomes the primary store, and the rotation ends there"):
+        async with RegionalReader(_open_regions(top, "eu")) as reader:
+            stores = Store(provider=reader, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
+            promoted = await promote_store(stores, "us")
+        tell("", f"us: generation {promoted.before} -> {promoted.generation}; no answer: {next(iter(promoted.unseen))}")
+        async with ReplicatedStore(_open_regions(top, "us"), allowed=["eu"]) as store:
+            await parts.rotator_for(store).resume()
+    async with parts.run("healed", "region eu returns, is brought forward, and a rotation waits for it again"):
+        eu.unlink()
+        away.rename(eu)
+        async with ReplicatedStore(_open_regions(top, "us")) as store:
+            stores = Store(provider=store, secret_id=_ROOT_ID, org=DEFAULT_ORG, name="the stores")
+            synced = await sync_stores(stores)
+            tell("", f"eu: generation {synced.before.get('eu')} -> {synced.followers[0].generation}")
+            await parts.rotator_for(store).rotate()
+            return await _read_identity(store)
 
 
 class _Parts:
     """Records the parts of the demo while they run: the load during each part, and the phases of its rotations."""
 
-    def __init__(self, load: Workload, tell: Tell) -> None:
+    def __init__(self, load: Workload, nodes: Sequence[NodeClient], tell: Tell) -> None:
         self.done: list[DemoPart] = []
         self._load = load
+        self._nodes = nodes
         self._tell = tell
         self._entered: list[tuple[str, float]] = []
 
-    def listen(self, event: Event) -> None:
+    def rotator_for(self, store: SecretProvider) -> Rotator:
+        policy = Policy(adoption=timedelta(seconds=20), settle=timedelta(seconds=20))
+        return Rotator(
+            store, _ROOT_ID, self._nodes, policy=policy, clock=_CLOCK, started_by="goatherd demo", on_event=self._listen
+        )
+
+    def _listen(self, event: Event) -> None:
         """Record the time of an event if it reports that a rotation enters a phase."""
         if isinstance(event, PhaseEntered):
             self._entered.append((str(event.phase), self._load.now()))
@@ -286,31 +275,25 @@ class _Parts:
         self.done.append(DemoPart(name=name, window=window, phases=_measure_phases(began, self._entered)))
 
 
-async def _run_parts(
-    load: Workload, provider: SecretProvider, secret_id: str, urls: Sequence[str], clock: SystemClock, tell: Tell
-) -> tuple[tuple[DemoPart, ...], IdentityDocument]:
-    parts = _Parts(load, tell)
-    passage = parts.run
-    async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
-        policy = Policy(adoption=timedelta(seconds=20), settle=timedelta(seconds=20))
-        rotator = Rotator(
-            provider, secret_id, nodes, policy=policy, clock=clock, started_by="goatherd demo", on_event=parts.listen
-        )
-        async with passage("before", "a while of nothing special"):
-            await clock.sleep(QUIET_TIME)
-        async with passage("rotation", "rotating the root: A hands over to B"):
-            await rotator.rotate()
-        async with passage("between", "B signs"):
-            await clock.sleep(QUIET_TIME)
-        async with passage("roll back", "rotating again, as far as C signs, and back to B"):
-            await rotator.rotate(to_phase=Phase.ACTIVATED)
-            await clock.sleep(QUIET_TIME / 2)  # time for C to sign commits that must stay valid after the roll-back
-            await rotator.abandon("the demo rolls one rotation back")
-        async with passage("after", "B signs again, C stays trusted"):
-            await clock.sleep(QUIET_TIME)
-    document = decode_document((await provider.read(secret_id, CURRENT)).value.reveal())
-    return tuple(parts.done), document
+async def _run_parts(store: SecretProvider, parts: _Parts) -> IdentityDocument:
+    rotator = parts.rotator_for(store)
+    async with parts.run("before", "a while of nothing special"):
+        await _CLOCK.sleep(QUIET_TIME)
+    async with parts.run("rotation", "rotating the root: A hands over to B"):
+        await rotator.rotate()
+    async with parts.run("between", "B signs"):
+        await _CLOCK.sleep(QUIET_TIME)
+    async with parts.run("roll back", "rotating again, as far as C signs, and back to B"):
+        await rotator.rotate(to_phase=Phase.ACTIVATED)
+        await _CLOCK.sleep(QUIET_TIME / 2)  # time for C to sign commits that must stay valid after the roll-back
+        await rotator.abandon("the demo rolls one rotation back")
+    async with parts.run("after", "B signs again, C stays trusted"):
+        await _CLOCK.sleep(QUIET_TIME)
+    return await _read_identity(store)
+
+
+async def _read_identity(store: SecretProvider) -> IdentityDocument:
+    return decode_document((await store.read(_ROOT_ID, CURRENT)).value.reveal())
 
 
 def _measure_phases(began: float, entered: Sequence[tuple[str, float]]) -> dict[str, float]:
