@@ -226,7 +226,7 @@ def check_organization(
                 commits.append((line, outcome))
             else:
                 problem = (outcome.kind, outcome.reason, outcome.commit_id)
-                findings.append(_make_finding(repository, log, line, *problem))
+                findings.append(_make_finding(repository, log.file, line, *problem))
         good = [commit for _, commit in commits]
         if pool is not None:
             verdicts = verify_commits(pool, repository, good, executor)
@@ -235,10 +235,8 @@ def check_organization(
             for (line, commit), verdict in zip(commits, verdicts, strict=True):
                 signers.add(commit.session)
                 if verdict is not None:
-                    text = str(verdict)
-                    findings.append(
-                        _make_finding(repository, log, line, LineProblem.UNVERIFIABLE, text, commit.id, verdict.code)
-                    )
+                    problem = (LineProblem.UNVERIFIABLE, str(verdict), commit.id)
+                    findings.append(_make_finding(repository, log.file, line, *problem, code=verdict.code))
         if repository == SESSIONS_PATH:
             sessions = good
         findings.sort(key=lambda finding: finding.offset)
@@ -274,16 +272,9 @@ def _add_set_aside(report: LogReport, log: FileLog, org: str, pool: TrustPool, e
     present = {commit.id for commit in decode_log_commits(log.read_bytes(), org)}
     lines = [(line, one) for line, one in decode_lines(data, org) if isinstance(one, Commit) and one.id not in present]
     verdicts = verify_commits(pool, report.repository, [commit for _, commit in lines], executor)
+    reason = "the commit is valid, and its log lacks it"
     findings = tuple(
-        LogFinding(
-            repository=report.repository,
-            file=log.set_aside_file,
-            offset=line.start,
-            length=line.end - line.start,
-            kind=LineProblem.SET_ASIDE,
-            reason="the commit is valid, and its log lacks it",
-            commit_id=commit.id,
-        )
+        _make_finding(report.repository, log.set_aside_file, line, LineProblem.SET_ASIDE, reason, commit.id)
         for (line, commit), verdict in zip(lines, verdicts, strict=True)
         if verdict is None
     )
@@ -336,7 +327,7 @@ def decode_log_commits(data: bytes, org: str) -> list[Commit]:
 
 def _make_finding(
     repository: str,
-    log: FileLog,
+    file: Path,
     line: LogLine,
     kind: LineProblem,
     reason: str,
@@ -345,7 +336,7 @@ def _make_finding(
 ) -> LogFinding:
     return LogFinding(
         repository=repository,
-        file=log.file,
+        file=file,
         offset=line.start,
         length=line.end - line.start,
         kind=kind,
