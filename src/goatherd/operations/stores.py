@@ -376,16 +376,16 @@ async def promote_store(
         )
     last = document.history[-1] if document.history else None
     is_repeated = last is not None and last.event == PROMOTED and region in (last.reason or "").split()
+    report = PromotionReport(
+        region=region,
+        before=document.generation,
+        generation=document.generation,
+        overruled=objections,
+        unseen=unseen,
+        can_go_back=can_go_back(document),
+    )
     if is_repeated and not objections:
-        return PromotionReport(
-            region=region,
-            before=document.generation,
-            generation=document.generation,
-            overruled=(),
-            unseen=unseen,
-            is_repeated=True,
-            can_go_back=can_go_back(document),
-        )
+        return replace(report, is_repeated=True)
     promoted = Store(provider=member.provider, secret_id=inner, org=store.org, name=store.name)
     asked = {
         "action": "promote",
@@ -404,14 +404,7 @@ async def promote_store(
             record_promotion, document, time.now_ms(), region=region, above=above, stable_version=stable
         )
         await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
-    return PromotionReport(
-        region=region,
-        before=document.generation,
-        generation=changed.generation,
-        overruled=objections,
-        unseen=unseen,
-        can_go_back=can_go_back(changed),
-    )
+    return replace(report, generation=changed.generation, can_go_back=can_go_back(changed))
 
 
 async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | None:
