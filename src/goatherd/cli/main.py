@@ -281,7 +281,6 @@ def command(
                 raise RuntimeError(f"a pipe or a connection was closed: {error}") from error
 
         entry.__doc__ = function.__doc__
-        entry.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
         provider_option = click.option(
             "--provider", metavar="URI", help="URI of the store, such as file:///srv/keys/root."
         )
@@ -319,16 +318,13 @@ def command(
                     help="Timeout of one request to a server (default: 5s).",
                 ),
             ]
-        wrapped: Callable[..., int | None] = entry
+        # The command's own options come before the shared ones: click reverses the list.
         for option in reversed(shared):
-            wrapped = option(wrapped)
-        # click applies decorators from the bottom up: put the command's own options before the shared ones.
-        params: list[click.Parameter] = wrapped.__click_params__  # type: ignore[attr-defined]
-        own = params[: len(params) - len(shared)]
-        params[:] = params[len(params) - len(shared) :] + own
+            option(entry)
+        entry.__click_params__ += getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         name = function.__name__.rstrip("_")
         epilog = forms_of(name) + help_with_example(example)
-        return click.command(name, cls=FormedCommand, short_help=COMMANDS[name], epilog=epilog)(wrapped)
+        return click.command(name, cls=FormedCommand, short_help=COMMANDS[name], epilog=epilog)(entry)
 
     return decorate
 
