@@ -41,7 +41,7 @@ from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
 from goatherd.serving.process_group import kill_group
 from goatherd.serving.service_manager import ServiceManager
-from goatherd.serving.signals import handle_signals
+from goatherd.serving.signals import handle_signals, run_unless_set
 from goatherd.telemetry import Event, event_text
 
 STABLE_AFTER: Final = timedelta(minutes=1)
@@ -196,7 +196,7 @@ class Agent:
 
     async def _run_to_end(self) -> int:
         async with contextlib.AsyncExitStack() as stack:
-            if not await self._load_or_stop(stack):
+            if await run_unless_set(self._stop, self._load_identities(stack)) is None:
                 return 0
             if self._front is not None:
                 own = OwnAPI(self._organizations, describe=self.describe, clock=self._clock)
@@ -236,25 +236,13 @@ class Agent:
 
     # --- begin and end ----------------------------------------------------------------------------------------------
 
-    async def _load_or_stop(self, stack: contextlib.AsyncExitStack) -> bool:
-        """Load the identity of every organization; return False if a stop was requested before all were loaded."""
-        beginning = asyncio.create_task(self._load_identities(stack), name="begin")
-        stopping = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if beginning.done():
-                beginning.result()
-            return beginning.done()
-        finally:
-            for task in (beginning, stopping):
-                task.cancel()
-            await asyncio.wait({beginning, stopping})
-
-    async def _load_identities(self, stack: contextlib.AsyncExitStack) -> None:
+    async def _load_identities(self, stack: contextlib.AsyncExitStack) -> bool:
+        """Load the identity of every organization; return True."""
         for organization in self._organizations:
             await stack.enter_async_context(organization)
             await organization.load_identity(self._changed)
         await self._claim_settings_files()
+        return True
 
     async def _claim_settings_files(self) -> None:
         """Check that writing settings.json overwrites no other identity, and record which files will be written."""

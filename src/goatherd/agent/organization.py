@@ -46,7 +46,7 @@ from goatherd.errors import (
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import from_settings, to_settings
-from goatherd.settings.base import DBSettings, SettingsProvider, SettingsStatus, describe_identity
+from goatherd.settings.base import SettingsProvider, SettingsStatus, describe_identity
 from goatherd.telemetry import Event, event_text
 
 WARN_EVERY: Final = timedelta(hours=12)
@@ -146,11 +146,7 @@ class ManagedOrganization:
         except SecretNotFoundError as error:
             error.hint = f"The server's organization is taken to be {self.org!r}: is --org right? {error.hint}"
             raise
-
-        def on_change(_: DBSettings) -> None:
-            changed.set()
-
-        self._settings.subscribe(on_change)
+        self.subscribe(lambda _: changed.set())
 
     @property
     def url(self) -> str:
@@ -283,7 +279,7 @@ class ManagedOrganization:
             IdentityError: A server cannot be started with the wanted identity.
             SettingsError: The file could not be written.
         """
-        text, _ = await self._make_file(self.wanted)
+        text = await self._make_file(self.wanted)
         await asyncio.to_thread(self.file.check_room, len(text))
 
     async def write_file(self) -> None:
@@ -296,7 +292,7 @@ class ManagedOrganization:
             SettingsError: The file cannot be written.
         """
         wanted = self.wanted
-        text, _ = await self._make_file(wanted)
+        text = await self._make_file(wanted)
         stamp = await asyncio.to_thread(self.file.write, text)
         self.check = None
         self._signer_check_times = _SignerCheckTimes(at=self._clock.monotonic())
@@ -330,13 +326,13 @@ class ManagedOrganization:
         self._seen = _Seen(stamp=stamp, view=view)
         return True
 
-    async def _make_file(self, wanted: IdentityDocument) -> tuple[bytes, SessionLogContents]:
+    async def _make_file(self, wanted: IdentityDocument) -> bytes:
         require_life(wanted, self._clock.now_ms())
         found = await self._book.read_sessions(wanted)
         self._report_log(found)
         text = to_settings(wanted, found.sessions, is_compact=True)
         verify_safe(text)
-        return text, found
+        return text
 
     def _report_log(self, found: SessionLogContents) -> None:
         news: tuple[str | int, ...] = (len(found.sessions), len(found.unvouched), found.damage or "")
