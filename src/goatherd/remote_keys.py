@@ -33,6 +33,7 @@ from goatherd.crypto import PublicKey, fingerprint
 from goatherd.errors import SignerConfigurationError, SignerError
 from goatherd.identity.remote_key import RemoteKey, register_signing
 from goatherd.identity.session import OwnedSession
+from goatherd.serving.signals import cancel_tasks
 from goatherd.telemetry import Event, event_text
 
 if TYPE_CHECKING:
@@ -272,10 +273,8 @@ class RootSigners:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            self._task = None
+        await cancel_tasks(self._task)
+        self._task = None
         for one in self._signers:
             await _threads().run(one.close)
 

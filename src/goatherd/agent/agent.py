@@ -41,7 +41,7 @@ from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id
 from goatherd.serving.process_group import kill_group
 from goatherd.serving.service_manager import ServiceManager
-from goatherd.serving.signals import handle_signals, run_unless_set
+from goatherd.serving.signals import cancel_tasks, handle_signals, run_unless_set
 from goatherd.telemetry import Event, event_text
 
 STABLE_AFTER: Final = timedelta(minutes=1)
@@ -265,9 +265,7 @@ class Agent:
             grace = LEAK_GRACE
             raise
         finally:
-            for task in (life, stopping):
-                task.cancel()
-            await asyncio.wait({life, stopping})
+            await cancel_tasks(life, stopping)
             code = await self._stop_server(grace)
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error

@@ -33,6 +33,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
+from goatherd.serving.signals import cancel_tasks
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 
@@ -155,8 +156,7 @@ class Lease:
         try:
             yield
         finally:
-            renewing.cancel()
-            await asyncio.wait({renewing})
+            await cancel_tasks(renewing)
             # Never cancelled: the other nodes would have to wait for the deadline.
             await asyncio.shield(asyncio.ensure_future(self._release_lease()))
 

@@ -23,6 +23,7 @@ from goatherd.door.commit_index import RepositoryIndex
 from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import DoorRule, Element
 from goatherd.serving.caller_limits import RefusedError
+from goatherd.serving.signals import cancel_tasks
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import SESSIONS_PATH
@@ -278,10 +279,8 @@ async def _wait_for_room(sending: dict[asyncio.Task[None], list[Verified]], size
 
 async def _cancel_sending(sending: dict[asyncio.Task[None], list[Verified]]) -> None:
     for task in sending:
-        task.cancel()
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    if sending:
-        await asyncio.wait(sending)
+    await cancel_tasks(*sending)
 
 
 def _sync_messages(portion: Sequence[Verified]) -> list[tuple[Element, dict[str, Any], list[ReceivedCommit]]]:
@@ -372,9 +371,7 @@ class _Ahead:
 
     async def aclose(self) -> None:
         """Stop the verification."""
-        if not self._task.done():
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await cancel_tasks(self._task)
 
 
 def parents_first(commits: Sequence[ReceivedCommit]) -> list[ReceivedCommit]:

@@ -43,6 +43,7 @@ from goatherd.processor_cores import count_cores
 from goatherd.server_url import parse_server_url
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.listener import HTTPListener
+from goatherd.serving.signals import cancel_tasks
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.json import parse_json, to_json_bytes
@@ -251,10 +252,7 @@ class Door:
         await self._listener.stop(GRACE)
         if self._proxy is not None:
             await self._proxy.aclose(max(0.0, GRACE.total_seconds() - (self._clock.monotonic() - began)), self._hurry)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await cancel_tasks(*self._tasks)
         for trust in self.trusts:
             await trust.aclose()
         for indexes in self._indexes.values():

@@ -29,6 +29,7 @@ from goatherd.serving.caller_limiter import (
 )
 from goatherd.serving.caller_limits import RefusedError
 from goatherd.serving.http_connection import HTTPConnection
+from goatherd.serving.signals import cancel_tasks
 
 T = TypeVar("T")
 
@@ -427,11 +428,7 @@ def _check_status(connection: ServerConnection) -> None:
 
 
 async def _cancelled(*tasks: asyncio.Task[None]) -> None:
-    running = [task for task in tasks if not task.done()]
-    for task in running:
-        task.cancel()
-    if running:
-        await asyncio.wait(running)
+    await cancel_tasks(*tasks)
     for task in tasks:
         if not task.cancelled():
             task.exception()  # told already, or of no more interest

@@ -76,7 +76,7 @@ from goatherd.identity.session import (
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
 from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
-from goatherd.serving.signals import run_unless_set
+from goatherd.serving.signals import cancel_tasks, run_unless_set
 from goatherd.wire.batch import RawCommits, split_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
@@ -178,10 +178,7 @@ class Proxy:
         """
         if self._deliveries:
             await run_unless_set(hurry, asyncio.wait(set(self._deliveries), timeout=grace))
-        for task in list(self._deliveries):
-            task.cancel()
-        if self._deliveries:
-            await asyncio.wait(self._deliveries)
+        await cancel_tasks(*self._deliveries)
 
     async def handle_request(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI request. This is the door's ASGI application."""

@@ -21,6 +21,7 @@ from goatherd.clock import Clock
 from goatherd.errors import DecodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id, new_seeds
+from goatherd.serving.signals import cancel_tasks
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
@@ -248,9 +249,5 @@ class SharedRounds:
 
     async def aclose(self) -> None:
         """Cancel the running and the scheduled round of the shared task."""
-        tasks = [task for task in (self._next, self._active) if task is not None and not task.done()]
-        self._next = None
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        following, self._next = self._next, None
+        await cancel_tasks(following, self._active)

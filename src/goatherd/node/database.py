@@ -63,6 +63,7 @@ from goatherd.node.unused_sessions import MAX_UNUSED, UNUSED_LOG, UnusedSessions
 from goatherd.remote_keys import MOST_AT_ONCE, RootSigners, run_remote
 from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
+from goatherd.serving.signals import cancel_tasks
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
 from goatherd.settings.base import SettingsSource, describe_identity
 from goatherd.telemetry import Event, event_text
@@ -506,11 +507,7 @@ class Database:
         self._is_closed = True
         while self._running:
             await asyncio.wait(self._running)
-        background = list(self._background)
-        for task in background:
-            task.cancel()
-        if background:
-            await asyncio.wait(background)
+        await cancel_tasks(*self._background)
         while self._running:  # what a peer had begun to take in
             await asyncio.wait(self._running)
         self._peers.clear()

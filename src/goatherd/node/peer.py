@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from goatherd.clock import Clock
 from goatherd.errors import DecodeError, GoatherdError, NodeError, NodeRefusedError
 from goatherd.ids import new_seeds
+from goatherd.serving.signals import run_unless_set
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.messages import EncodedMessage, SyncMessage, encode_filter, filter_parameters
@@ -552,13 +553,7 @@ class Peer:
         """Wait until the next repository has to be polled, or a repository changes."""
         self._wake.clear()
         until = max(min((state.due for state in self._repositories.values()), default=now + 1.0), self._retry_at)
-        sleep = asyncio.ensure_future(self._clock.sleep(timedelta(seconds=max(0.001, until - now))))
-        wake = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({sleep, wake}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            wake.cancel()
+        await run_unless_set(self._wake, self._clock.sleep(timedelta(seconds=max(0.001, until - now))))
 
     def _poll_interval(self, state: _Repository, now: float) -> float:
         """Return the pause before the next poll of a repository: as in GoatDB, 0.3 s after a change and 1.5 s later on.

@@ -30,6 +30,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.node.engine import JSON_TYPE, Engine, EngineSteps, Response
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.unused_sessions import UnusedSessions, read_records, read_servers, record_of
+from goatherd.serving.signals import cancel_tasks
 from goatherd.wire.json import parse_json, to_json_bytes
 
 if TYPE_CHECKING:
@@ -115,9 +116,7 @@ class _PeerHandover:
                         future.set_result(instance)
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await cancel_tasks(self._task)
 
 
 class UnusedSessionExchange:

@@ -17,6 +17,7 @@ from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock
+from goatherd.serving.signals import cancel_tasks
 
 VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 """Environment variables of the protocol. A process that this one starts must not speak for the service."""
@@ -60,8 +61,7 @@ class ServiceManager:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await cancel_tasks(task)
 
     async def _feed(self, interval: timedelta, clock: Clock) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Handle the signals that stop a process inside a block, and restore Python's handlers after it."""
+"""Handle the signals that stop a process, and end the tasks that run inside it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,15 @@ def watch_stop_signals() -> Iterator[StopSignals]:
     received = StopSignals()
     with handle_signals(dict.fromkeys(STOP_SIGNALS, received.receive_signal)):
         yield received
+
+
+async def cancel_tasks(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel those tasks that are not done, and wait for their end."""
+    running = [task for task in tasks if task is not None and not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
 
 
 async def run_unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -26,6 +26,7 @@ from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.providers.lifetime import SharedLifetime
+from goatherd.serving.signals import cancel_tasks
 from goatherd.stores.reader import StoreRead, StoreState
 from goatherd.telemetry import Event, event_text
 
@@ -461,14 +462,6 @@ def identity_codes() -> tuple[str, ...]:
     for kind in kinds:
         kinds += kind.__subclasses__()
     return tuple(sorted({kind.code for kind in kinds}))
-
-
-async def cancel_tasks(*tasks: asyncio.Task[Any] | None) -> None:
-    running = [task for task in tasks if task is not None and not task.done()]
-    for task in running:
-        task.cancel()
-    if running:
-        await asyncio.wait(running)
 
 
 def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from goatherd.identity.session import Session
 from goatherd.identity.settings_json import SETTINGS_NAME, from_settings, to_settings, to_settings_keeping
 from goatherd.identity.succession import check_generation, check_signature, verify_succession, verify_successor
 from goatherd.providers.values import ORG_FIELD, secret_id_for
-from goatherd.settings.base import DBSettings, Origin, SettingsSource, cancel_tasks
+from goatherd.serving.signals import cancel_tasks
+from goatherd.settings.base import DBSettings, Origin, SettingsSource
 from goatherd.telemetry import Event
 
 WRITE_DELAY: Final = timedelta(seconds=1)

@@ -42,7 +42,8 @@ from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.breaker import Breaker, new_breaker
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretValue, secret_id_for
-from goatherd.settings.base import DBSettings, Origin, SettingsSource, SettingsStatus, cancel_tasks
+from goatherd.serving.signals import cancel_tasks
+from goatherd.settings.base import DBSettings, Origin, SettingsSource, SettingsStatus
 from goatherd.settings.file import FileSettings
 from goatherd.settings.last_known_good import LastKnownGood
 from goatherd.settings.refresh import StoreRefresher
