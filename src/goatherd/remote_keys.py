@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from goatherd.clock import Clock, SystemClock
@@ -270,9 +269,7 @@ class RootSigners:
             self._task = asyncio.create_task(self._check_signers(), name="check the signers of roots")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await cancel_tasks(self._task)
         self._task = None
         for one in self._signers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
-from types import TracebackType
 from typing import Final
 
 from goatherd.clock import Clock, SystemClock
@@ -80,9 +79,7 @@ class OwnAddress:
         await self._listener.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._listener.stop(_GRACE)
         await self._server.aclose()
 

@@ -54,8 +54,6 @@ from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import httpx2
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
@@ -167,9 +165,7 @@ class NodeClient:
         self._is_closed = False
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

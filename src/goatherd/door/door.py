@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -245,9 +244,7 @@ class Door:
         _log.info(event_text(Event.DOOR_OPENED, url=self.url, upstream=self._server.url))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         began = self._clock.monotonic()
         await self._listener.stop(GRACE)
         if self._proxy is not None:

@@ -77,8 +77,6 @@ from goatherd.wire.paths import DEFAULT_ORG
 from goatherd.wire.schema import BUILTIN, Registry
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from goatherd.settings import SettingsProvider
 
 __all__ = ["Server", "ServerListener", "run", "serve"]
@@ -243,9 +241,7 @@ class Server:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.stopping = True
         while self._running:
             self._idle.clear()
@@ -686,9 +682,7 @@ class ServerListener:
             self._server.base_url = f"http://{DEFAULT_ORG}:{self.port}"
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         try:
             await self._listener.stop(self._grace)
         finally:

@@ -256,9 +256,7 @@ class SettingsSource(ABC):
         await self._lifetime.enter_resource(self._open_source)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._lifetime.leave_resource(self._stop)
 
     async def _stop(self) -> None:

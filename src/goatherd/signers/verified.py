@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import PurePath
-from types import TracebackType
 from typing import Final, Self, TypeVar
 
 from goatherd.clock import Clock, SystemClock
@@ -145,9 +144,7 @@ class VerifiedSigner:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def lend(self, pinned: PublicKey | None) -> VerifiedSigner:
