@@ -442,7 +442,8 @@ def apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Reg
 def _apply_edit(record: Mapping[str, Any], edit: Mapping[str, Any], registry: Registry) -> Record:
     if record.get("cs") != edit.get("sc"):
         raise DecodeError("the edit's source checksum is not the checksum of its base")
-    marker = str(edit.get("s", record.get("s")))
+    # COMPAT: the schema is the base's; GoatDB does not use that of the edit.
+    marker = str(record.get("s"))
     schema = registry.from_marker(marker)
     data = patch_data(record_data(record, registry), edit.get("c"), schema)
     checksum = data_checksum(data, schema)
@@ -466,18 +467,22 @@ def patch_data(data: Data, changes: Any, schema: Schema | None) -> Data:
     for name, field_changes in _changes_by_field(changes).items():
         if schema is not None and name not in schema.by_name:
             continue
-        for decoded in field_changes:
-            change = _canonical_change(decoded)
-            if change["changeType"] == "rt":
+        field_type = None if schema is None else schema.by_name[name].type
+        for change in map(_canonical_change, field_changes):
+            is_rich = change["changeType"] == "rt"
+            if field_type == "richtext" or (is_rich and schema is None):
                 raise DecodeError("the edit changes rich text, which Goatherd cannot apply")
-            if "value" not in change and change["vType"] in ("set", "map"):
-                raise DecodeError("a change of a set or a map must have a value")
+            operation = change.get("operation")
+            if is_rich or isinstance(operation, bool) or operation not in (INSERT, DELETE):
+                continue  # COMPAT: GoatDB ignores such a change.
+            # COMPAT: the field's type determines how a change is applied, whatever type the change names.
+            kind = field_type or change["vType"]
             value = _decode_field(change["value"], change["vType"], Decoder()) if "value" in change else UNDEFINED
-            if value is UNDEFINED and change["vType"] in ("set", "map"):
-                raise DecodeError("a change of a set or a map must have a value")
-            if change["vType"] == "date" and schema is None and isinstance(value, JSDate):
+            if kind in ("set", "map") and (value is UNDEFINED or change["vType"] != kind):
+                raise DecodeError(f"a change of a {kind} must have a value of this type")
+            if kind == "date" and schema is None and isinstance(value, JSDate):
                 value = value.seconds
-            _patch_field(patched, name, change.get("operation") == INSERT, change["vType"], value, work)
+            _patch_field(patched, name, operation == INSERT, kind, value, work)
     if schema is None:
         return {name: value for name, value in patched.items() if not isinstance(value, JSSet | JSMap) or value}
     return normalize_data(patched, schema)
@@ -501,7 +506,7 @@ def _patch_field(data: Data, name: str, insert: bool, kind: str, value: Any, wor
         changed = value
     else:
         changed = UNDEFINED if decoded_equal(current, value, work) else current
-    if changed is UNDEFINED or (isinstance(changed, JSSet | JSMap) and not changed):
+    if changed is UNDEFINED:
         data.pop(name, None)
     else:
         data[name] = changed

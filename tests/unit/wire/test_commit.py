@@ -387,6 +387,36 @@ class TestEdits:
         edit = {"sc": base["cs"], "dc": encoded_checksum(target), "c": changes}
         assert apply_edit(base, edit, REGISTRY)["d"] == target
 
+    def test_a_change_is_applied_by_the_type_of_its_field(self) -> None:
+        base = self.record(s="a", d=5, set={"__t": "S", "__v": [1]})
+        target = self.record(s={}, d=6, set={"__t": "S", "__v": [1]})
+        changes = {
+            "s": [change("map", 1, {})],
+            "d": [change("number", 1, 6)],
+            "set": [change("set", -1, {"__t": "S", "__v": [2]})],
+        }
+        assert apply_edit(base, self.edit(base, target, changes), REGISTRY) == target
+        for wrong in ({"set": [change("string", 1, "a")]}, {"map": [change("set", 1, {"__t": "S", "__v": [[1, 2]]})]}):
+            with pytest.raises(DecodeError):
+                apply_edit(base, self.edit(base, base, wrong), REGISTRY)
+
+    @pytest.mark.parametrize("operation", [0, 2, True, "1", None, [1]])
+    def test_a_change_that_neither_inserts_nor_deletes_is_ignored(self, operation: Any) -> None:
+        base = self.record(s="a", n=1, set={"__t": "S", "__v": [1]})
+        rich = {"__t": "E", "__v": {"changeType": "rt", "op": 1, "start": 0, "values": [{"text": "x"}]}}
+        changes = {
+            "s": [change("string", operation, "a"), rich],
+            "n": [change("number", operation, 2)],
+            "set": [change("set", operation, {"__t": "S", "__v": [1, 2]})],
+        }
+        assert apply_edit(base, self.edit(base, base, changes), REGISTRY) == base
+
+    @pytest.mark.parametrize("marker", ["sessions/1", "null", "nobody/1"])
+    def test_an_edit_is_applied_in_the_schema_of_its_base(self, marker: str) -> None:
+        base, target = self.record(s="a"), self.record(s="b")
+        edit = self.edit(base, target, {"s": [change("string", 1, "b")]})
+        assert apply_edit(base, {**edit, "s": marker}, REGISTRY) == target
+
     def test_the_marker_of_an_unknown_schema_is_kept_but_goatdb_leaves_it_out(self) -> None:
         edit = {"sc": "1", "dc": "2", "c": {}}
         for like_goatdb in (False, True):
