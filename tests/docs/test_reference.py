@@ -241,10 +241,11 @@ def test_every_file_and_room_of_the_architecture_exists_in_the_text_and_in_the_p
     assert {name for name in named | drawn if not (SOURCE / name).exists()} == set()
 
 
-def test_every_room_of_the_source_is_in_the_architecture() -> None:
+def test_every_module_and_package_of_the_source_is_in_the_architecture() -> None:
     text = ARCHITECTURE.read_text()
-    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-    assert {room for room in rooms if f"`{room}/`" not in text} == set()
+    rooms = {f"{path.name}/" for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+    rooms |= {path.name for path in SOURCE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {room for room in rooms if f"`{room}`" not in text} == set()
 
 
 RIDDLES = r"\b(somebody|nobody|anybody|whoever|newcomers?|for ever|for good|under way|patience|unless told)\b"
