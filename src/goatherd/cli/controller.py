@@ -37,7 +37,13 @@ from goatherd.serving.sockets import cannot_listen
     metavar="EXPRESSION",
     help="When to rotate, in crontab format, such as '0 3 1 * *' (default: when the key has the age in --max-age).",
 )
-@click.option("--max-age", "controller_max_age", metavar="TIME", help="Age at which a key is replaced, such as 60d.")
+@click.option(
+    "--max-age",
+    "controller_max_age",
+    metavar="TIME",
+    help="Age at which a key is replaced, such as 60d (default: when half of its lifetime is left, at most 60 days; for"
+    " a working root: a third).",
+)
 @click.option(
     "--timezone", "controller_timezone", metavar="NAME", help="Time zone of --cron and --window (default: UTC)."
 )

@@ -88,7 +88,9 @@ def _check_signer(app: App, uri: str) -> int:
     is_flag=True,
     help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
 )
-@click.option("--timeout", metavar="TIME", help="Timeout of one request to a server; less than 2m counts as 2m.")
+@click.option(
+    "--timeout", metavar="TIME", help="Timeout of one request to a server (default: 2m, which is also the minimum)."
+)
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
@@ -130,7 +132,7 @@ async def _data(app: App, action: str, directory: Path, *, offline: bool) -> int
         return 0 if all(one.is_complete for one in repairs) else EXIT_FINDINGS
 
 
-@command(example="goatherd doctor --options\ngoatherd config --config /etc/goatherd.toml --json")
+@command(example="goatherd doctor --options\ngoatherd doctor --options --config /etc/goatherd.toml --json")
 def config(app: App) -> None:
     """Show every option with its value and where the value comes from.
 

@@ -56,9 +56,8 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "door_host",
     metavar="ADDRESS",
     default="127.0.0.1",
-    show_default=True,
     callback=checked(parse_listen_host),
-    help="Address to listen on; 0.0.0.0 listens on every IPv4 address of this machine.",
+    help="Address to listen on (default: 127.0.0.1).",
 )
 @click.option(
     "--port",
@@ -66,8 +65,7 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="N",
     type=PORT,
     default=8080,
-    show_default=True,
-    help="Port to listen on; 0 takes a free one.",
+    help="Port to listen on; 0 takes a free one (default: 8080).",
 )
 @door_options
 @region_option()

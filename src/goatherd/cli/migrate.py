@@ -21,8 +21,7 @@ from goatherd.config.build import build_migration_target
 @click.option(
     "--write-sessions/--no-write-sessions",
     default=True,
-    show_default=True,
-    help="Write sessions that are only in settings.json into the server's /sys/sessions log.",
+    help="Write sessions that are only in settings.json into the server's /sys/sessions log (default: yes).",
 )
 @click.option(
     "--only-server",

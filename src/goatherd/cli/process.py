@@ -42,8 +42,7 @@ def log_level_option() -> Callable[[FC], FC]:
         "--log-level",
         type=click.Choice(["error", "warning", "info", "debug"]),
         default="info",
-        show_default=True,
-        help="Lowest level of events to log on standard error.",
+        help="Lowest level of events to log on standard error (default: info).",
     )
 
 

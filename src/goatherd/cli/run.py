@@ -87,11 +87,12 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
     return function
 
 
-def change_options(ways: Sequence[str]) -> Decorator:
+def change_options(ways: Sequence[str], default: str) -> Decorator:
     """Return the options that say how the server learns of a changed identity.
 
     Args:
         ways: The accepted values of --on-change.
+        default: What the help says about its default.
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -101,7 +102,7 @@ def change_options(ways: Sequence[str]) -> Decorator:
                     "--on-change",
                     "agent_on_change",
                     type=click.Choice(ways),
-                    help="How to notify the server when the identity changes.",
+                    help=f"How to notify the server when the identity changes ({default}).",
                 ),
                 click.option(
                     "--signal",
@@ -191,7 +192,7 @@ def run_for_server(
     orgs=True,
 )
 @directory_options
-@change_options(["restart", "signal", "command", "ignore"])
+@change_options(["restart", "signal", "command", "ignore"], "default: restart")
 @click.option(
     "--stop-signal",
     "agent_stop_signal",
@@ -342,7 +343,7 @@ def fetch(
     orgs=True,
 )
 @directory_options
-@change_options(["signal", "command", "ignore"])
+@change_options(["signal", "command", "ignore"], "no default")
 @click.option(
     "--pid-file", type=PathType(path_type=Path), help="File with the server's process id, for --on-change signal."
 )

@@ -232,6 +232,18 @@ def test_options_of_one_name_have_one_text_up_to_what_only_one_command_adds() ->
     assert different == OF_TWO_MEANINGS, {name: texts[name] for name in different}
 
 
+def test_every_option_states_its_default_and_every_default_has_one_form() -> None:
+    keys = {key.attribute: key for key in option_keys()}
+    unstated = []
+    for name, option in options():
+        assert not option.show_default, f"{name} {option.opts}: write (default: …) into the text"
+        key = keys.get(option.name or "")
+        default = key.default_text if key is not None else option.default if isinstance(option.default, str) else ""
+        if default and not option.is_flag and "default" not in (option.help or ""):
+            unstated.append(f"{name} {option.opts[-1]}")
+    assert unstated == []
+
+
 def test_options_of_one_meaning_have_one_name() -> None:
     names: dict[str, set[str]] = {}
     for _, option in options():
