@@ -106,6 +106,19 @@ def test_a_key_in_a_file_is_found_and_known_to_be_live(
     assert (one["root"], one["fingerprint"]) == (shown["id"], shown["fingerprint"])
 
 
+def test_the_advice_covers_every_live_key(goatherd: Goatherd, tree: Path, settings: bytes, store: str) -> None:
+    first = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    (tree / "before.json").write_bytes(settings)
+    alone = scan(goatherd, tree, "--provider", store)
+    assert f"LIVE: {first}. Others may have read the key: goatherd revoke {first}\n" in alone.out
+    assert goatherd("rotate", "--provider", store, "--unsafe-without-nodes").code == 0
+    second = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    assert goatherd("export", str(tree / "after.json"), "--provider", store).code == 0
+    both = " ".join(sorted((first, second)))
+    result = scan(goatherd, tree, "--provider", store)
+    assert f"LIVE: {both}. Others may have read the keys; revoke each of these roots: goatherd revoke ID\n" in result.out
+
+
 def test_a_key_of_another_cluster_is_not_live(goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path) -> None:
     (tree / "settings.json").write_bytes(settings)
     other = f"file://{tmp_path}/other/root"

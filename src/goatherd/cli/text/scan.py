@@ -28,8 +28,11 @@ def scan_lines(report: ScanReport) -> list[str]:
         f"{searched}: {describe_count(len(keys), 'private key')} in {describe_count(len(report.findings), 'place')}"
     )
     live = sorted({one.root or one.fingerprint for one in report.findings if one.is_live})
-    if live:
-        lines.append(f"LIVE: {' '.join(live)}. Others may have read the key: goatherd revoke {live[0]}")
+    if len(live) == 1:
+        lines.append(f"LIVE: {live[0]}. Others may have read the key: goatherd revoke {live[0]}")
+    elif live:
+        named = " ".join(live)
+        lines.append(f"LIVE: {named}. Others may have read the keys; revoke each of these roots: goatherd revoke ID")
     unknown = [one for one in report.findings if one.is_live is None]
     if any(one.in_store is None for one in unknown):
         lines.append("Whether a key is live is not known: --provider URI compares with the store.")
