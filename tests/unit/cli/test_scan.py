@@ -116,7 +116,9 @@ def test_the_advice_covers_every_live_key(goatherd: Goatherd, tree: Path, settin
     assert goatherd("export", str(tree / "after.json"), "--provider", store).code == 0
     both = " ".join(sorted((first, second)))
     result = scan(goatherd, tree, "--provider", store)
-    assert f"LIVE: {both}. Others may have read the keys; revoke each of these roots: goatherd revoke ID\n" in result.out
+    assert (
+        f"LIVE: {both}. Others may have read the keys; revoke each of these roots: goatherd revoke ID\n" in result.out
+    )
 
 
 def test_a_key_of_another_cluster_is_not_live(goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path) -> None:
