@@ -23,6 +23,7 @@ from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.transitions import CANCELLED
 from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
     Introduced,
@@ -157,6 +158,8 @@ class SessionReissuer:
         report.sessions = len(found.sessions)
         report.long_lived = tuple(one.session.id for one in found.sessions if one.is_long)
         report.rogue_roots, report.forged, report.left_out = found.rogue_roots, found.forged, found.left_out
+        cancelled = {entry.to_id for entry in document.history if entry.event == CANCELLED}
+        report.cancelled_roots = tuple(root for root in found.rogue_roots if root in cancelled)
         return found, set(raw)
 
     async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:

@@ -87,6 +87,7 @@ class RevocationReport:
         pushed: How many reissued sessions this run has pushed to servers.
         long_lived: Ids of sessions with a longer lifetime than GoatDB gives; the operator should check them.
         rogue_roots: Ids of roots that only the revoked root had introduced; servers no longer trust them.
+        cancelled_roots: Those of them that were the next roots of cancelled rotations, by the identity's history.
         forged: Number of commits that claim to be signed by the root and are not.
         left_out: Ids of sessions that were not reissued, as requested.
         destroyed, given_up: Versions whose value was destroyed; and those whose value the store may keep for longer.
@@ -113,6 +114,7 @@ class RevocationReport:
     pushed: int = 0
     long_lived: tuple[str, ...] = ()
     rogue_roots: tuple[str, ...] = ()
+    cancelled_roots: tuple[str, ...] = ()
     forged: int = 0
     left_out: tuple[str, ...] = ()
     late_sessions: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.text.revocation import revocation_lines
+from goatherd.cli.text.revocation import revocation_lines, revocation_plan_lines
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     ConfigurationError,
@@ -415,6 +415,24 @@ async def test_a_rogue_root_is_neither_introduced_again_nor_listed(tmp_path: Pat
         assert (report.sessions, report.is_complete) == (0, True)
         assert not await node.answers(rogue)
         assert not await node.answers(mole)
+
+
+async def test_the_root_of_a_cancelled_rotation_is_not_called_a_rogue_root(tmp_path: Path) -> None:
+    a, rogue = root("root-a"), root("rogue")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        rotator = Rotator(cluster.provider, SECRET, cluster.nodes, policy=POLICY)
+        cancelled = (await rotator.rotate(to_phase=Phase.PUBLISHED)).to_id
+        await rotator.abandon(reason="the wrong day")
+        await rotator.rotate()
+        await rotator.restore()
+        assert (await cluster.document()).find_root(cancelled or "") is None
+        await cluster.nodes[0].push(SESSIONS, [session_commit(a, rogue.session)], a)
+        report = await cluster.revoker().plan(a.id)
+        assert set(report.rogue_roots) == {rogue.id, cancelled}
+        lines = "\n".join(revocation_plan_lines(report))
+        assert f"ROGUE ROOT {rogue.id}: " in lines
+        assert f"root {cancelled} is from a cancelled rotation: " in lines
+        assert f"ROGUE ROOT {cancelled}" not in lines
 
 
 async def test_the_next_rotation_and_the_next_theft_are_as_any_other(tmp_path: Path) -> None:

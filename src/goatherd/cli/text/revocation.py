@@ -257,6 +257,12 @@ def _commits(count: int) -> str:
     return describe_count(count, "commit")
 
 
+_INTRODUCED: Final = (
+    "the revoked root has introduced it, and the identity does not list it. Goatherd servers reject it; unmodified"
+    " servers, and clients that hold it, trust it"
+)
+
+
 def _warnings(report: RevocationReport) -> list[str]:
     lines = [
         f"{node.url}: {'a server with a settings.json' if node.is_from_file else 'an unmodified GoatDB server'}"
@@ -266,9 +272,10 @@ def _warnings(report: RevocationReport) -> list[str]:
     if lines:
         lines += [f"    {line}" for line in UNMODIFIED]
     lines += [
-        f"ROGUE ROOT {root}: the revoked root has introduced it, and the identity does not list it. Goatherd servers"
-        " reject it; unmodified servers, and clients that hold it, trust it. It is the attacker's, unless a run of this"
-        " command has reported it as introduced and was interrupted, or a concurrent run was faster"
+        f"root {root} is from a cancelled rotation: {_INTRODUCED}"
+        if root in report.cancelled_roots
+        else f"ROGUE ROOT {root}: {_INTRODUCED}. It is the attacker's, unless a run of this command has reported it as"
+        " introduced and was interrupted, or a concurrent run was faster"
         for root in report.rogue_roots
     ]
     lines += [
@@ -280,14 +287,14 @@ def _warnings(report: RevocationReport) -> list[str]:
     if report.keys_left and not report.destroyed:
         versions = ", ".join(report.keys_left)
         lines.append(
-            f"the stored version(s) {versions} still hold its private key. Only unmodified servers still accept it."
+            f"its private key is still in stored versions: {versions}. Only unmodified servers still accept it."
             " --destroy destroys it now, without the grace period of `goatherd retire`"
         )
     if report.unknown_left:
         versions = ", ".join(report.unknown_left)
         lines.append(
-            f"the stored version(s) {versions} are left over from an interrupted change and cannot be read, so"
-            " they may hold its private key; --destroy destroys them too"
+            f"stored versions that an interrupted change has left and that cannot be read: {versions}. They may hold"
+            " its private key; --destroy destroys them too"
         )
     lines += [
         f"the store also holds the private key of root {root}: if the store itself was read, revoke it too"
