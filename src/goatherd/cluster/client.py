@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -48,7 +47,7 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
-from goatherd.wire.batch import RawCommits, split_batch
+from goatherd.wire.batch import read_damaged_answer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
@@ -249,7 +248,7 @@ class NodeClient:
         except DecodeError as error:
             # COMPAT: GoatDB stores commits that are nested too deeply for this client, and sends them with the others.
             try:
-                answer = await asyncio.to_thread(_without_unreadable, response.content, len(requests))
+                answer = await asyncio.to_thread(read_damaged_answer, response.content, len(requests))
             except DecodeError:
                 raise self._nonsense("POST", "/batch-sync", str(error)) from None
         self.answered_by = self._learn_instance(response.headers.get(INSTANCE_HEADER))
@@ -768,23 +767,6 @@ def _most_bytes(path: str, content: bytes | None) -> int:
     """Return how many bytes the answer to a request may have; only those with commits, or lists of them, are large."""
     is_large = path.startswith(_DATA) and content != b"[]"
     return MAX_ANSWER_BYTES if is_large else min(MAX_ANSWER_BYTES, _SMALL_ANSWER_BYTES)
-
-
-def _without_unreadable(answer: bytes, most: int) -> list[Any]:
-    """Return the elements of an answer to ``/batch-sync``, without the commits that cannot be parsed.
-
-    Raises:
-        DecodeError: The answer cannot be parsed without its commits either, or has more than `most` elements.
-    """
-    elements, lists = split_batch(answer, most, RawCommits)
-    for element in elements:
-        reply = element.get("res") if isinstance(element, dict) else None
-        if isinstance(reply, dict) and isinstance(found := reply.get("c"), list) and found:
-            commits, reply["c"] = lists[found[0]], []
-            for index in range(len(commits)):
-                with suppress(DecodeError):
-                    reply["c"].append(commits[index])
-    return elements
 
 
 def _connection_problem(error: Exception) -> str:

@@ -134,25 +134,34 @@ class _SessionCommits(RawCommits):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.introductions: dict[int, dict[str, Any]] = {}
+        self.unreadable: set[int] = set()
 
     def find_introductions(self) -> None:
         """Parse the commits that introduce roots, into `introductions`.
 
+        Those that may introduce a root, but cannot be parsed, are in `unreadable`, and are not sent to clients.
+
         Raises:
-            DecodeError: Such a commit is not JSON, or the array has other items than commits.
+            DecodeError: The array has other items than commits.
         """
         for index in range(len(self)):
-            if _CLAIMS_ROOT.search(self.text(index)) and _claims_root(commit := self[index]):
-                self.introductions[index] = commit
-        if self.introductions and self.other:
+            if _CLAIMS_ROOT.search(self.text(index)):
+                try:
+                    commit = self[index]
+                except DecodeError:  # nested too deeply, such as a client can have sent past the door
+                    self.unreadable.add(index)
+                else:
+                    if _claims_root(commit):
+                        self.introductions[index] = commit
+        if (self.introductions or self.unreadable) and self.other:
             raise DecodeError("commits in an answer of /batch-sync must be objects")
 
     def replace_introductions(self, chosen: Sequence[dict[str, Any]]) -> tuple[int, int, bytes] | None:
         """Return two offsets of the body and the text to put between them; None if nothing changes."""
         found = self.introductions
-        if list(found) == list(range(len(chosen))) and list(found.values()) == list(chosen):
+        if not self.unreadable and list(found) == list(range(len(chosen))) and list(found.values()) == list(chosen):
             return None
-        others = [self.text(index) for index in range(len(self)) if index not in found]
+        others = [self.text(index) for index in range(len(self)) if index not in found and index not in self.unreadable]
         return self._starts[0], self._ends[-1], b",".join([*map(to_json_bytes, chosen), *others])
 
 
@@ -167,7 +176,7 @@ class SyncAnswer:
 
     Attributes:
         introductions: The commits that introduce roots, whether these are trusted or not, for each element of the
-            answer that has some.
+            answer that has some, or has one that cannot be read.
 
     Raises:
         DecodeError: The body is not such an answer.
@@ -181,7 +190,7 @@ class SyncAnswer:
             elements, lists = split_batch(body, sys.maxsize, _SessionCommits)
             for commits in [lists[number] for number in _session_lists(elements)]:
                 commits.find_introductions()
-                if commits.introductions:
+                if commits.introductions or commits.unreadable:
                     self._lists.append(commits)
         self.introductions = [list(commits.introductions.values()) for commits in self._lists]
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar, overload
 
@@ -201,6 +202,29 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
         # Every array at the depth of `c` was taken out and holds the number of its list.
         found.append((path, replace(message, commits=lists[message.commits[0]] if message.commits else ())))
     return found
+
+
+def read_damaged_answer(body: bytes, most: int) -> list[Any]:
+    """Return the elements of an answer to ``/batch-sync``, without the commits that cannot be parsed.
+
+    It takes longer than `parse_json`, which is for answers without such commits.
+
+    Args:
+        body: The body as received.
+        most: The maximum number of elements.
+
+    Raises:
+        DecodeError: The answer cannot be parsed without its commits either, or has too many elements.
+    """
+    elements, lists = split_batch(body, most, RawCommits)
+    for element in elements:
+        reply = element.get("res") if isinstance(element, dict) else None
+        if isinstance(reply, dict) and isinstance(found := reply.get("c"), list) and found:
+            commits, reply["c"] = lists[found[0]], []
+            for index in range(len(commits)):
+                with suppress(DecodeError):
+                    reply["c"].append(commits[index])
+    return elements
 
 
 def split_batch(body: bytes, most: int, new_list: Callable[[bytes], RawList]) -> tuple[list[Any], list[RawList]]:

@@ -160,6 +160,18 @@ def test_an_answer_whose_introductions_come_first_already_stays_as_it_is() -> No
     assert answer.encode(answer.introductions, KeyFilter(frozenset())) is body
 
 
+@pytest.mark.parametrize("commits", [[], SESSIONS, [*ROOTS, *SESSIONS]], ids=["alone", "sessions", "roots, too"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_what_may_introduce_a_root_and_cannot_be_read_is_left_out(commits: list[Any], place: int) -> None:
+    """Otherwise no client could get a session: the server sends it to each of them."""
+    unreadable = {**ROOTS[0], "id": "deep", "more": "PLACE"}
+    mixed = [unreadable, *commits] if place == 0 else [*commits, unreadable]
+    nested = b"[" * 300 + b"]" * 300
+    answer = SyncAnswer(answer_with(mixed, SESSIONS).replace(b'"PLACE"', nested))
+    sent = answer.encode(answer.introductions, KeyFilter(frozenset()))
+    assert json.loads(sent) == json.loads(answer_with(commits, SESSIONS))
+
+
 def test_introductions_of_roots_elsewhere_than_in_the_sessions_stay() -> None:
     body = answer_with([*SESSIONS, *ROOTS], path="/data/x")
     answer = SyncAnswer(body)

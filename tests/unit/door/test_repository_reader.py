@@ -42,6 +42,18 @@ async def test_what_was_read_before_a_round_failed_is_returned_by_the_next_read(
     assert await reader.read_new() == []
 
 
+@pytest.mark.parametrize("depth", [300, 2_000, 100_000])
+async def test_a_commit_that_is_nested_too_deeply_hides_no_other(depth: int) -> None:
+    commits = [{"id": f"id{number}", "k": "x" * 100} for number in range(3)]
+
+    async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
+        text = to_json_bytes([{"path": "/data/x", "res": {"c": commits, "s": 3}}])
+        return 200, text.replace(b'"id1",', b'"id1","c":' + b"[" * depth + b"]" * depth + b",")
+
+    found = {each["id"] for each in await reader_of(ask).read_new()}
+    assert {"id0", "id2"} <= found
+
+
 async def test_a_server_that_rejects_the_signature_is_said_to_have_another_identity_or_clock() -> None:
     async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
         return 403, b""
