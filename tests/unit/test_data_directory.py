@@ -16,6 +16,7 @@ from goatherd import data_directory
 from goatherd.data_directory import (
     SEEN_NAME,
     check_data_directory,
+    check_logs_whole,
     check_understood,
     organization_directories,
     refuse_running,
@@ -100,6 +101,20 @@ def test_a_newer_session_is_found_however_its_json_is_written_and_wherever_it_li
 def test_a_text_that_only_mentions_the_newer_key_type_is_no_newer_session(org: Path) -> None:
     (org / "sys" / "sessions.jsonl").write_bytes(b'\n{"id":"c1","c":{"r":{"d":{"owner":"OKP"}}}}\n\nOKP\n')
     check_understood(org)
+
+
+@pytest.mark.parametrize("depth", [201, 1_100])
+def test_a_line_that_is_nested_too_deeply_for_us_keeps_no_server_from_its_start(org: Path, depth: int) -> None:
+    """Any client of an unmodified server can have it write one, and GoatDB reads it."""
+    log = org / "data" / "notes.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    deep = b'{"id":"b","c":' + b"[" * depth + b"]" * depth + b"}"
+    half_a_character = b'{"id":"c","t":"\\ud83d"}'
+    log.write_bytes(b"\n".join([deep, half_a_character, b'{"id":"d"}', b""]))
+    check_logs_whole(org)
+    log.write_bytes(b"\n".join([deep, b"?", b'{"id":"d"}', b""]))
+    with pytest.raises(StorageError, match="is not JSON, and 1 good records follow"):
+        check_logs_whole(org)
 
 
 def test_an_organization_is_recognized_by_what_is_in_its_directory(org: Path) -> None:

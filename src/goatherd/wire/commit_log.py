@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from goatherd.errors import DecodeError
-from goatherd.wire.json import parse_json, to_json_bytes
+from goatherd.wire.json import TooDeepError, parse_json, to_json_bytes
 
 
 def frame_records(records: Iterable[Any]) -> bytes:
@@ -68,7 +68,8 @@ class Scan:
     """The result of reading a repository's log.
 
     Attributes:
-        records: The JSON values of the good lines, in file order, up to the first damaged line.
+        records: The JSON values of the good lines, in file order, up to the first damaged line; without those that are
+            nested too deeply for this module.
         good_end: The length to truncate the log to before appending: the end of the last good line, with its newline.
         damage: A description of what follows `good_end`; None if nothing does.
         records_after_damage: The number of complete JSON lines after the first damaged line. Above 0, the damage is not
@@ -96,6 +97,8 @@ def scan_log(data: bytes) -> Scan:
         if newline > position:
             try:
                 records.append(parse_json(data[position:newline]))
+            except TooDeepError:
+                pass  # COMPAT: GoatDB reads this line, and does not cut the log off there
             except DecodeError:
                 after = _count_good(data, newline + 1)
                 damage = f"the line at byte {position} is not JSON"
@@ -112,6 +115,8 @@ def _count_good(data: bytes, position: int) -> int:
         if line:
             try:
                 parse_json(line)
+            except TooDeepError:
+                pass
             except DecodeError:
                 continue
             count += 1

@@ -35,6 +35,10 @@ MAX_DEPTH = 200
 _encode_string = json.encoder.encode_basestring
 
 
+class TooDeepError(DecodeError):
+    """JSON is nested deeper than this module reads, which GoatDB writes and reads all the same."""
+
+
 def json_string(text: str) -> str:
     """Return a string as JSON, as JavaScript's ``JSON.stringify`` writes it.
 
@@ -230,7 +234,8 @@ def parse_json(text: bytes | str) -> Any:
         text: Bytes are decoded as UTF-8 like a request body: a byte order mark is dropped, invalid bytes are replaced.
 
     Raises:
-        DecodeError: The text is not JSON, or is nested deeper than `MAX_DEPTH`.
+        TooDeepError: The text is nested deeper than `MAX_DEPTH`.
+        DecodeError: The text is not JSON.
     """
     try:
         value = orjson.loads(text)
@@ -260,7 +265,7 @@ def _parse_slowly(text: bytes | str) -> Any:
     try:
         return _PARSER.decode(text)
     except RecursionError:
-        raise DecodeError("JSON is nested too deeply") from None
+        raise TooDeepError("JSON is nested too deeply") from None
     except ValueError as error:
         position = f": error at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise DecodeError(f"the text is not JSON{position}") from None
@@ -281,7 +286,7 @@ def _as_javascript(value: Any) -> Any:
     """Return a parsed value with its numbers as JavaScript has them: integers beyond 2^53 become doubles.
 
     Raises:
-        DecodeError: The value is nested too deeply.
+        TooDeepError: The value is nested too deeply.
     """
     kind = type(value)
     if kind is dict or kind is list:
@@ -315,7 +320,7 @@ def _as_doubles(value: Any) -> Any:
         if not below:
             return value
         level = below
-    raise DecodeError(f"JSON is nested deeper than {MAX_DEPTH}")
+    raise TooDeepError(f"JSON is nested deeper than {MAX_DEPTH}")
 
 
 def nesting_depth(value: Any) -> Iterator[list[Any]]:

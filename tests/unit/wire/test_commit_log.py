@@ -54,6 +54,16 @@ def test_a_complete_line_without_its_newline_is_unfinished() -> None:
     assert found.damage == "unfinished last line"
 
 
+@pytest.mark.parametrize("depth", [201, 1_100, 100_000])
+def test_a_line_that_is_nested_too_deeply_is_no_damage(depth: int) -> None:
+    deep = b'{"id":"b","c":' + b"[" * depth + b"]" * depth + b"}"
+    data = b'{"id":"a"}\n%b\n{"id":"c"}\n' % deep
+    found = scan_log(data)
+    assert found.records == [{"id": "a"}, {"id": "c"}]
+    assert (found.good_end, found.damage, found.records_after_damage) == (len(data), None, 0)
+    assert scan_log(b"?\n" + data).records_after_damage == 3
+
+
 def test_damage_in_the_middle_says_how_much_lies_behind_it() -> None:
     found = scan_log(b'{"id":"a"}\n???\n\n{"id":"b"}\n  \n{"id":"c"}\n{"id":')
     assert found.records == [{"id": "a"}]
