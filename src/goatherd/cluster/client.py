@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -47,7 +48,7 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
-from goatherd.wire.batch import read_damaged_answer
+from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
@@ -62,6 +63,7 @@ PULL_ROUNDS: Final = 200
 MAX_ANSWER_BYTES: Final = 1024 * 1024 * 1024
 # Ten thousand roots, which a server publishes, have 3 MB.
 _SMALL_ANSWER_BYTES: Final = 8 * 1024 * 1024
+_BIG_ANSWER: Final = 4 * 1024 * 1024
 _DATA: Final = ("/batch-sync", "/goatherd/v1/held", "/goatherd/v1/lacking", "/goatherd/v1/frozen/")
 
 Message = dict[str, Any]
@@ -244,13 +246,9 @@ class NodeClient:
         response = await self._send_signed("/batch-sync", body, signer, now_ms)
         self._check("POST", "/batch-sync", response)
         try:
-            answer = parse_json(response.content)
+            answer = await _parse_sync_answer(response.content, len(requests))
         except DecodeError as error:
-            # COMPAT: GoatDB stores commits that are nested too deeply for this client, and sends them with the others.
-            try:
-                answer = await asyncio.to_thread(read_damaged_answer, response.content, len(requests))
-            except DecodeError:
-                raise self._nonsense("POST", "/batch-sync", str(error)) from None
+            raise self._nonsense("POST", "/batch-sync", str(error)) from None
         self.answered_by = self._learn_instance(response.headers.get(INSTANCE_HEADER))
         if not isinstance(answer, list) or len(answer) != len(requests):
             raise self._nonsense("POST", "/batch-sync", "the number of replies differs from the number of requests")
@@ -767,6 +765,19 @@ def _most_bytes(path: str, content: bytes | None) -> int:
     """Return how many bytes the answer to a request may have; only those with commits, or lists of them, are large."""
     is_large = path.startswith(_DATA) and content != b"[]"
     return MAX_ANSWER_BYTES if is_large else min(MAX_ANSWER_BYTES, _SMALL_ANSWER_BYTES)
+
+
+async def _parse_sync_answer(content: bytes, most: int) -> Any:
+    if len(content) > _BIG_ANSWER:
+        # A server that receives what it missed answers its callers meanwhile.
+        return await asyncio.to_thread(read_answer, content, most)
+    try:
+        return parse_json(content)
+    except DecodeError as error:
+        # COMPAT: GoatDB stores commits that are nested too deeply for this client, and sends them with the others.
+        with suppress(DecodeError):
+            return read_answer(content, most)
+        raise error
 
 
 def _connection_problem(error: Exception) -> str:

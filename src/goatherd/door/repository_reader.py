@@ -22,7 +22,7 @@ from goatherd.errors import DecodeError, NodeRefusedError
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.ids import new_id, new_seeds
 from goatherd.serving.signals import cancel_tasks
-from goatherd.wire.batch import read_damaged_answer
+from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import parse_json, to_json_bytes
 from goatherd.wire.messages import VERSION
@@ -191,7 +191,7 @@ def _commits_of(answer: bytes) -> tuple[list[dict[str, Any]], float] | None:
             decoded = parse_json(answer)
         except DecodeError:
             try:
-                decoded = read_damaged_answer(answer, 1)
+                decoded = read_answer(answer, 1)
             except DecodeError:
                 return None
     try:

@@ -137,6 +137,8 @@ MAX_LACKING: Final = 50
 """Maximum number of empty repositories that are requested from the peers because a client asked for them."""
 PEER_TIMEOUT: Final = timedelta(seconds=30)
 PENDING_BATCH: Final = 64
+MANY_COMMITS: Final = 1000
+"""Work on more commits of a peer is done in a thread, so that the event loop does not wait."""
 WORK: Final = Rate(per_second=0.5, burst=20)
 """Processor seconds that a session's requests may use, beyond `FREE_WORK` for each, before they are delayed."""
 FREE_WORK: Final = 0.05
@@ -1002,7 +1004,10 @@ class Database:
         return await self._run_to_end(self._store_commits(path, commits))
 
     async def _store_commits(self, path: str, commits: Sequence[Any]) -> int:
-        fresh = {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
+        if len(commits) > MANY_COMMITS:
+            fresh = await asyncio.to_thread(self._find_fresh, path, commits)
+        else:
+            fresh = self._find_fresh(path, commits)
         if not fresh:
             return 0
         done = await self.drive(self.engine.ingest_commits(path, list(fresh.values()), self.now_ms()))
@@ -1018,6 +1023,9 @@ class Database:
                 self._trust_changed.set()
             self._notify_peers(path)
         return len(done.accepted)
+
+    def _find_fresh(self, path: str, commits: Sequence[Any]) -> dict[bytes, Any]:
+        return {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
 
     def _fetch_again(self, path: str) -> None:
         self._paths[path] = None

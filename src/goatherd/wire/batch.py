@@ -204,10 +204,10 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
     return found
 
 
-def read_damaged_answer(body: bytes, most: int) -> list[Any]:
+def read_answer(body: bytes, most: int) -> list[Any]:
     """Return the elements of an answer to ``/batch-sync``, without the commits that cannot be parsed.
 
-    It takes longer than `parse_json`, which is for answers without such commits.
+    It takes longer than `parse_json`, but no single call blocks other threads for long.
 
     Args:
         body: The body as received.

@@ -20,11 +20,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from goatherd.cluster import client
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.crypto import PublicKey
 from goatherd.errors import ClockSkewError, ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.session import OwnedSession, parse_signature, verify_request
+from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.messages import VERSION
 from tests.deadlines import HANG
@@ -261,6 +263,24 @@ async def test_a_commit_that_is_nested_too_deeply_is_left_out_of_an_answer_with_
     first, second = await client_of(handler).batch_sync(requests, owned())
     assert ([commit["id"] for commit in first["c"]], first["s"]) == (["c0", "c2"], 3)
     assert second["c"] == commits[:1]
+
+
+async def test_a_large_answer_is_parsed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[threading.Thread] = set()
+    commits = [{"id": f"c{index}", "k": "key", "text": "x" * 100} for index in range(100)]
+
+    def parse(content: bytes, most: int) -> list[Any]:
+        threads.add(threading.current_thread())
+        return read_answer(content, most)
+
+    monkeypatch.setattr(client, "read_answer", parse)
+    monkeypatch.setattr(client, "_BIG_ANSWER", 1000)
+    (reply,) = await client_of(lambda request: replies(request, message(*commits))).batch_sync(
+        [("/data/a", message())], owned()
+    )
+    assert reply == message(*commits)
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_an_answer_that_is_nested_too_deeply_outside_of_its_commits_is_invalid() -> None:
