@@ -39,7 +39,16 @@ from goatherd.rotation.events import Decided, Event, Report
 from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
-from goatherd.schedule.due import Act, DueDecision, Schedule, jitter_fraction, next_rotation, order_actions, read_facts
+from goatherd.schedule.due import (
+    Act,
+    DueDecision,
+    Schedule,
+    jitter_fraction,
+    limit_pause_ms,
+    next_rotation,
+    order_actions,
+    read_facts,
+)
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
@@ -203,7 +212,7 @@ class Controller:
         turn: Turn | None = None
         # A rotation that fails, or rests after a failure, must not keep old keys from being destroyed.
         for verdict in filter(self._may_act, verdicts):
-            done = await self._do_due(verdict, document.current.id)
+            done = await self._do_due(verdict, document)
             turn = turn or done
             if done.error is None or done.has_yielded:
                 break
@@ -226,7 +235,7 @@ class Controller:
         try:
             self._unlisted_keys = await find_unlisted_keys(self._reader, self._secret_id, document)
         except GoatherdError as error:
-            await self._record_failure(kind, error, root_id=document.current.id)
+            await self._record_failure(kind, error, document)
             return
         self._next_search = now + RETIRE_PAUSE.total_seconds()
 
@@ -241,9 +250,9 @@ class Controller:
     def _is_resting(self, kind: AlertKind) -> bool:
         return self._clock.monotonic() < self._not_before.get(kind, 0)
 
-    async def _do_due(self, verdict: DueDecision, root_id: str) -> Turn:
+    async def _do_due(self, verdict: DueDecision, document: IdentityDocument) -> Turn:
         _log.info(event_text(LogEvent.CONTROLLER_ACTS, act=verdict.act.value, why=verdict.why))
-        kind = _failure_of(verdict.act)
+        kind, root_id = _failure_of(verdict.act), document.current.id
         self._is_acting = True
         try:
             report = await self._do_recorded(verdict)
@@ -257,7 +266,7 @@ class Controller:
                 _log.info(event_text(LogEvent.CONTROLLER_YIELDED, reason=str(error)))
                 self._pause_actions(kind, self._choose_interval())
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
-            await self._record_failure(kind, error, root_id=root_id)
+            await self._record_failure(kind, error, document)
             return Turn(verdict=verdict, has_acted=True, error=error)
         if verdict.act is Act.RETIRE:
             self._pause_actions(kind, RETIRE_PAUSE)
@@ -395,7 +404,7 @@ class Controller:
         alert = Alert(kind=AlertKind.STORE_AWAY, reason=str(error), code=error.code, failures=self._missed)
         await self._ring_once(alert, error.code)
 
-    async def _record_failure(self, kind: AlertKind, error: GoatherdError, *, root_id: str) -> None:
+    async def _record_failure(self, kind: AlertKind, error: GoatherdError, document: IdentityDocument) -> None:
         """Alert the operator to a failed action, and compute when it may be tried again.
 
         For failures that the identity document does not record; the pause doubles with each further failure.
@@ -403,9 +412,14 @@ class Controller:
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule
         pause = min(schedule.backoff * 2 ** min(failures - 1, 20), schedule.backoff_max)
-        self._pause_actions(kind, pause * (1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")))
+        pause *= 1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")
+        root = document.current
+        if kind is AlertKind.ROTATION_FAILED:
+            limited_ms = limit_pause_ms(milliseconds(pause), root.session.expiration_ms, self._clock.now_ms())
+            pause = timedelta(milliseconds=limited_ms)
+        self._pause_actions(kind, pause)
         reason, code = str(error), error.code
-        await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root_id, failures=failures))
+        await self._raise_alert(Alert(kind=kind, reason=reason, code=code, root_id=root.id, failures=failures))
 
     async def _tell_kept(self, kept: tuple[Kept, ...], root_id: str) -> None:
         """Alert the operator to stored versions that are due to be destroyed, but kept because of another tool's label.

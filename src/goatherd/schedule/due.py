@@ -161,7 +161,8 @@ class Schedule:
         missed: What the controller does if a slot has passed without a rotation.
         tolerance: How long after its slot a rotation may begin before the slot counts as missed.
         jitter: Longest deliberate delay after a slot or the opening of a window; it differs for each controller.
-        backoff, backoff_max: Pause after one failure, doubled with each further failure up to `backoff_max`.
+        backoff, backoff_max: Pause after one failure, doubled with each further failure up to `backoff_max`
+            (`limit_pause_ms` may shorten it).
         stale: A rotation that has not changed for this long is assumed to be driven by no process, and is resumed.
         retires: Whether old private keys are destroyed after `policy.grace`.
     """
@@ -493,12 +494,27 @@ def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
         return 0, ""
     doubled = min(milliseconds(schedule.backoff) << (len(failures) - 1), milliseconds(schedule.backoff_max))
     pause = int(doubled * (1 + 0.25 * jitter_fraction(schedule, str(failures[0].at))))
+    pause = limit_pause_ms(pause, facts.expires_ms, failures[0].at)
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
     until_ms = failures[0].at + pause
     return (
         until_ms,
         f"after {count} ({failures[0].event}: {failures[0].reason}) not before {_format_time(until_ms, schedule)}",
     )
+
+
+def limit_pause_ms(pause_ms: int, expires_ms: int, failed_ms: int) -> int:
+    """Return a pause after a failed rotation, shortened to a quarter of the time until the root expires.
+
+    Otherwise a short-lived root could expire during the pause, and no controller can replace an expired root.
+
+    Args:
+        pause_ms: The pause, in milliseconds.
+        expires_ms: Expiration of the current root, in milliseconds since 1970. If it has passed, nothing is shortened.
+        failed_ms: When the rotation failed, in milliseconds since 1970.
+    """
+    left_ms = expires_ms - failed_ms
+    return pause_ms if left_ms <= 0 else min(pause_ms, left_ms // 4)
 
 
 def _is_success(entry: HistoryEntry) -> bool:

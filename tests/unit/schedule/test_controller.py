@@ -345,6 +345,23 @@ async def test_the_pauses_after_failures_grow_to_the_longest_one_though_the_hist
     assert all(later - earlier >= longest for earlier, later in itertools.pairwise(attempts[-4:]))
 
 
+@pytest.mark.slow
+async def test_a_short_lived_root_does_not_expire_during_a_pause_after_failures(make_herd: MakeHerd) -> None:
+    policy = replace(POLICY, lifetime=timedelta(hours=2))
+    herd = await make_herd(clients=0, lifetime=policy.lifetime)
+    controller = make(herd, policy=policy)
+    expires_ms = (await document_of(herd)).current.session.expiration_ms
+    herd.nodes[0].faults.cut_off = True
+    while herd.clock.now_ms() < expires_ms - milliseconds(timedelta(minutes=20)):
+        await controller.act_once()
+        herd.clock.turn(timedelta(minutes=1))
+    herd.nodes[0].faults.cut_off = False
+    while (await controller.act_once()).report is None:
+        assert herd.clock.now_ms() < expires_ms
+        herd.clock.turn(timedelta(minutes=1))
+    await check_steady(herd)
+
+
 async def test_a_failure_that_leaves_no_trace_in_the_document_makes_it_rest_too(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     herd.clock.turn(DAY * 130)

@@ -302,6 +302,12 @@ def test_failures_make_the_next_attempt_wait_twice_as_long_each_time_up_to_the_l
         assert least <= pause <= least * 1.25
 
 
+def test_the_pause_after_failures_ends_well_before_the_root_does() -> None:
+    known = facts("2026-11-24T00:00", expires_ms=ms("2026-11-24T04:00"))
+    known = failed(known, "2026-11-24T02:00", "2026-11-24T02:10", "2026-11-24T02:30", "2026-11-24T03:10")
+    assert next_due(known, schedule(), ms("2026-11-24T03:11")).at_ms == ms("2026-11-24T03:22") + 30_000
+
+
 def test_failures_before_the_last_success_are_forgotten() -> None:
     known = failed(facts("2026-11-22T00:00"), "2026-11-23T00:00", "2026-11-23T01:00")
     done = HistoryEntry(at=ms("2026-11-24T03:00"), event="rotated", from_id="root-b", to_id="root-d")
