@@ -150,10 +150,12 @@ class StoreGroup(SecretProvider):
         try:
             if failure is not None:
                 raise failure.with_traceback(None)
-            if not isinstance(provider, DiagnosableSecretProvider):
-                return [unreported_finding(provider.scheme)]
+            inner = find_secret_id(member, self.primary, secret_id)
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
-                return await provider.diagnose(find_secret_id(member, self.primary, secret_id))
+                if isinstance(provider, DiagnosableSecretProvider):
+                    return await provider.diagnose(inner)
+                await provider.read(inner, attempts=1)
+                return [unreported_finding(provider.scheme)]
         except (ProviderError, TimeoutError) as error:
             why = str(error) or f"no answer within {FOLLOWER_TIMEOUT.total_seconds():g} s"
             text = f"the store did not report its rights: {why}"

@@ -31,7 +31,7 @@ from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, _chec
 from goatherd.operations.stores import promote_store, read_regions, sync_stores
 from goatherd.providers.base import Call
 from goatherd.providers.file import FileSecretProvider
-from goatherd.providers.memory import MemorySecretProvider
+from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.providers.values import STABLE, Label, SecretValue, VersionId
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES
 from goatherd.rotation.policy import Policy
@@ -103,16 +103,19 @@ async def test_a_region_lags_since_the_first_change_that_it_lacks(regions: Regio
 @pytest.mark.slow
 async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
     places = {"eu": FileSecretProvider(f"{tmp_path}/eu"), "us": FileSecretProvider(f"{tmp_path}/us")}
-    await places["eu"].create("root", encode_document(FIRST))
+    filled, empty = MemorySecretProvider(MemoryStore()), MemorySecretProvider(MemoryStore())
+    for store_with_identity in (places["eu"], filled):
+        await store_with_identity.create("root", encode_document(FIRST))
     members = [
         StoreMember(region="eu", provider=places["eu"], template="root"),
         StoreMember(region="us", provider=places["us"], template="root", replication=Replication.GOATHERD),
-        StoreMember(region="ap", provider=MemorySecretProvider(), template="root", replication=Replication.GOATHERD),
+        StoreMember(region="ap", provider=filled, template="root", replication=Replication.GOATHERD),
+        StoreMember(region="sa", provider=empty, template="root", replication=Replication.GOATHERD),
     ]
     for provider in (ReplicatedStore(members), RegionalReader(members)):
         store = Store(provider=provider, secret_id="root", org="localhost", name="stores")
         async with provider:
-            eu, us, ap = (one for one in await _check_rights(store) if one.name == "rights")
+            eu, us, ap, sa = (one for one in await _check_rights(store) if one.name == "rights")
             (remark,) = await find_excess_rights(store)
         assert (eu.level, eu.text) == (
             OK,
@@ -124,6 +127,7 @@ async def test_the_rights_are_those_in_each_region(tmp_path: Path) -> None:
             True,
         )
         assert "`goatherd policy memory --role rotator`" in ap.hint
+        assert (sa.level, sa.text.startswith("region sa: the store did not report its rights: ")) == (SKIPPED, True)
         assert (
             remark.advice == "`goatherd policy file --role server` and `goatherd policy memory --role server` print "
             "what it needs."
