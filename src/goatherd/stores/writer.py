@@ -309,11 +309,12 @@ class ReplicatedStore(StoreGroup):
             self._in_step.discard(secret_id)
         return tuple(views)
 
-    async def _replica_states(self, secret_id: str) -> Mapping[str, ReplicaState]:
+    async def _replica_states(self, secret_id: str) -> Mapping[str, ReplicaState] | None:
+        """Return what the platform reports on the replicas, by region; None if it cannot be asked."""
         provider = self.primary.provider
         has_replicas = any(one.replication is Replication.PLATFORM for one in self.followers)
         if not has_replicas or not isinstance(provider, ReplicatingSecretProvider):
-            return {}
+            return None
         return await provider.replica_states(secret_id)
 
     async def _view(
@@ -321,7 +322,7 @@ class ReplicatedStore(StoreGroup):
         member: StoreMember,
         secret_id: str,
         primary: _Contents,
-        replicas: Mapping[str, ReplicaState],
+        replicas: Mapping[str, ReplicaState] | None,
         *,
         catch_up: bool,
     ) -> FollowerView:
@@ -353,7 +354,17 @@ class ReplicatedStore(StoreGroup):
         except (ProviderError, TimeoutError, IdentityError) as error:
             return self._failed_view(view, breaker, member, secret_id, error)
         breaker.record_success()
-        return _judge(view, primary, found, _state_of(member, replicas))
+        view = _judge(view, primary, found, _state_of(member, replicas))
+        if view.is_in_step and _is_unlinked(member, replicas):
+            # A replica that was promoted holds the same identity, but gets no change of the former primary store.
+            return replace(
+                view,
+                is_in_step=False,
+                problem="the platform does not replicate the secret to it",
+                hint=f"If region {member.region} was promoted, make it the primary store in [stores]; otherwise"
+                " `goatherd stores sync` adds the replica.",
+            )
+        return view
 
     def _failed_view(
         self,
@@ -667,10 +678,16 @@ def _judge(view: FollowerView, primary: _Contents, found: _Contents, state: Repl
     return replace(view, is_in_step=True)
 
 
-def _state_of(member: StoreMember, replicas: Mapping[str, ReplicaState]) -> ReplicaState | None:
+def _state_of(member: StoreMember, replicas: Mapping[str, ReplicaState] | None) -> ReplicaState | None:
     if member.replication is not Replication.PLATFORM or not isinstance(member.provider, ReplicatingSecretProvider):
         return None
-    return replicas.get(member.provider.replica_place or "")
+    return (replicas or {}).get(member.provider.replica_place or "")
+
+
+def _is_unlinked(member: StoreMember, replicas: Mapping[str, ReplicaState] | None) -> bool:
+    """Return whether the platform reports on its replicas, and does not list this follower, which is one of them."""
+    is_replica = member.replication is Replication.PLATFORM and isinstance(member.provider, ReplicatingSecretProvider)
+    return replicas is not None and is_replica and _state_of(member, replicas) is None
 
 
 def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, ours: DocumentMark) -> tuple[str, str]:

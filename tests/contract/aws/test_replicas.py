@@ -268,6 +268,12 @@ async def test_a_replica_is_promoted_and_the_old_primary_comes_back_behind(
         assert (await rotator_for(store, herd).resume()).outcome is Outcome.ROTATED
         assert all(view.is_in_step for view in await store.observe(SECRET))
     assert {node.document.generation for node in herd.nodes} == {report.generation + 3}
+    puts = len(sent(fakes["eu"], "PutSecretValue"))
+    async with ReplicatedStore(members(fakes)) as former:  # with the configuration from before
+        with pytest.raises(ObstructedError, match=r"region us .* does not replicate the secret to it") as caught:
+            await rotator_for(former, herd).rotate()
+        assert "If region us was promoted, make it the primary store" in caught.value.hint
+    assert len(sent(fakes["eu"], "PutSecretValue")) == puts, "nothing was written"
 
 
 async def test_a_replica_and_its_primary_that_both_rotated_are_a_split_that_nothing_overwrites(
