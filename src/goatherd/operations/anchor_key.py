@@ -5,10 +5,11 @@ No other module creates such a key, and this one does so only when the operator 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, GoatherdError
 from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
 
 
@@ -39,3 +40,14 @@ async def create_anchor_key(
         await signer.create_key(on_wait)
     finally:
         await signer.aclose()
+
+
+@contextmanager
+def mention_created_key(*, was_created: bool) -> Iterator[None]:
+    """Add to the hint of an error that the anchor's key was created, if it was: a second creation would fail."""
+    try:
+        yield
+    except GoatherdError as error:
+        if was_created:
+            error.hint = f"{error.hint} The anchor's key was created, so leave out --create-key then."
+        raise

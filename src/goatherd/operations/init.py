@@ -21,7 +21,7 @@ from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
-from goatherd.operations.anchor_key import create_anchor_key
+from goatherd.operations.anchor_key import create_anchor_key, mention_created_key
 from goatherd.operations.identity_store import Store
 from goatherd.providers.values import SecretBytes, SecretVersion
 from goatherd.remote_keys import sign_aside
@@ -90,7 +90,8 @@ async def init_identity(
                 word = AnchorWord(anchor=key.record, session=key.session, endorsements=(endorsement,))
     document = await sign_aside(lambda: create_document(root, now_ms, word=word), root)
     try:
-        version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
+        with mention_created_key(was_created=create_key):
+            version = await store.provider.create(store.secret_id, SecretBytes(encode_document(document)))
     except SecretExistsError as error:
         if isinstance(store.provider, ReplicatedStore):  # in the store of another region, which the hint names
             raise IdentityExistsError(f"{error}; nothing was changed", hint=error.hint) from error

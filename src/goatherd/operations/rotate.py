@@ -19,7 +19,7 @@ from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
-from goatherd.operations.anchor_key import create_anchor_key
+from goatherd.operations.anchor_key import create_anchor_key, mention_created_key
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
 from goatherd.providers.values import CURRENT, SecretBytes, SecretVersion
@@ -96,9 +96,11 @@ async def rotate(
 
     async def begin(rotator: Rotator) -> Report:
         # As late as possible: a key that no rotation uses costs money, and blocks the next attempt.
-        if create_key and anchor.signer is not None and await rotator.may_begin(anchor):
+        was_created = create_key and anchor.signer is not None and await rotator.may_begin(anchor)
+        if was_created and anchor.signer is not None:
             await create_anchor_key(anchor.signer, open_signer, on_wait=on_wait)
-        return await rotator.rotate(to_phase=to_phase, anchor=anchor)
+        with mention_created_key(was_created=was_created):
+            return await rotator.rotate(to_phase=to_phase, anchor=anchor)
 
     return await run_rotation(
         begin,

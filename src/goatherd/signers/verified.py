@@ -28,6 +28,7 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import (
     GoatherdError,
     InvalidSignatureError,
+    SignerAccessDeniedError,
     SignerConfigurationError,
     SignerError,
     SignerInvalidSignatureError,
@@ -48,6 +49,11 @@ Result = TypeVar("Result")
 
 READY_POLL: Final = timedelta(seconds=2)
 """The pause between two reads of a new key that is not ready yet."""
+_MAY_NOT_CREATE: Final = (
+    "The role signer may not create a key. The signer's how-to page states what --create-key needs. Or create the key"
+    " with the platform's own tool, and leave out --create-key."
+)
+
 _LOG: Final = logging.getLogger("goatherd.signers")
 
 
@@ -210,7 +216,12 @@ class VerifiedSigner:
             )
         self._check_open("create_key")
         with self.call_counts.count_call("create_key", self._clock.monotonic):
-            await self._run_guarded("create_key", plugin.create_key)
+            try:
+                await self._run_guarded("create_key", plugin.create_key)
+            except SignerAccessDeniedError as error:
+                if error.hint == SignerAccessDeniedError.hint:
+                    error.hint = _MAY_NOT_CREATE
+                raise
         return await self._wait_for_key(on_wait)
 
     async def _wait_for_key(self, on_wait: Callable[[timedelta], None] | None) -> SignerKey:

@@ -16,6 +16,7 @@ from goatherd.errors import (
     IdentityError,
     IdentityExistsError,
     MalformedIdentityError,
+    ProviderAccessDeniedError,
     UnavailableError,
 )
 from goatherd.operations.audit import read_trail, read_trail_anchors, verify_trail
@@ -66,6 +67,25 @@ async def test_no_key_is_created_for_an_identity_that_cannot_be_written(
     assert not key.exists()
     with pytest.raises(UnavailableError if is_away else IdentityExistsError):
         await init_identity(store, Policy())
+
+
+async def test_an_error_after_the_anchors_key_was_created_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    anchor = f"local:{tmp_path}/anchor.json"
+    store = Store(provider=DenyingProvider(), secret_id="root", org="localhost", name="memory")
+    with pytest.raises(ProviderAccessDeniedError) as caught:
+        await init_identity(store, Policy(), anchor=anchor, create_key=True)
+    assert "leave out --create-key" in caught.value.hint
+    with pytest.raises(ProviderAccessDeniedError) as caught:
+        await init_identity(store, Policy(), anchor=anchor)
+    assert "--create-key" not in caught.value.hint
+
+
+class DenyingProvider(MemorySecretProvider):
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        raise call.error(ProviderAccessDeniedError, "no right to create")
 
 
 class AwayProvider(MemorySecretProvider):

@@ -314,6 +314,15 @@ async def test_the_creation_of_a_key_is_tried_once(kind: type[SignerError]) -> N
     assert (plugin.created, plugin.reads) == (1, 0)
 
 
+async def test_who_may_not_create_a_key_is_not_sent_to_the_policy_that_signs() -> None:
+    plugin = Creating()
+    plugin._creation = of(plugin, SignerAccessDeniedError)
+    with pytest.raises(SignerAccessDeniedError) as caught:
+        await verified(plugin).create_key()
+    assert "goatherd policy" not in caught.value.hint
+    assert "what --create-key needs" in caught.value.hint
+
+
 async def test_what_a_plugin_raises_while_it_creates_a_key_is_not_quoted() -> None:
     with pytest.raises(SignerError, match="the plugin failed with ValueError") as caught:
         await verified(Creating(creation=ValueError("PIN 1234"))).create_key()
