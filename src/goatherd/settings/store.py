@@ -64,6 +64,11 @@ _CHAIN_HINT: Final = (
     " root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and start once"
     " with --accept-identity."
 )
+_REVOKED_HINT: Final = (
+    "The identity in the store revokes every root that this server trusts, without a proof by their keys. If you have"
+    " revoked these roots (`goatherd show`), start once with --accept-identity; no other server can help. If not, find"
+    " out which user wrote the secret."
+)
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
 _WENT_BACK_HINT: Final = (
@@ -440,7 +445,7 @@ class CloudSecretSettings(SettingsSource):
                 return
         failure = SuccessionError(
             f"{open_}; places searched for introductions: {'; '.join(asked) or 'none, because no peer is known'}",
-            hint=open_.hint if open_.is_root_lost else _CHAIN_HINT,
+            hint=open_.hint if open_.is_root_lost else _choose_chain_hint(document, before),
         )
         failure.is_chain_open, failure.is_root_lost = True, open_.is_root_lost
         raise failure
@@ -483,7 +488,7 @@ class CloudSecretSettings(SettingsSource):
                     raise UnsignedIdentityError(
                         f"{error}; {self._seen} records a signed identity, so this server accepts no unsigned one"
                     ) from None
-                hint = _CHAIN_HINT if is_open else _WENT_BACK_HINT
+                hint = _choose_chain_hint(document, before) if is_open else _WENT_BACK_HINT
                 raise type(error)(f"{error}, according to {self._seen}", hint=hint) from None
             _log.warning(event_text(Event.SETTINGS_ACCEPTED, source=self._source, current=document.current.id))
 
@@ -605,6 +610,13 @@ class CloudSecretSettings(SettingsSource):
         if self.settings.document.generation < document.generation:
             self._version, self._digest, self._refused_version = version, hashlib.sha256(raw).digest(), None
             self._apply_settings(self._settings_from(document), Event.SETTINGS_CHANGED)
+
+
+def _choose_chain_hint(document: IdentityDocument, before: IdentityDocument | TrustCheckpoint) -> str:
+    """Return what to do if no introduction leads from the roots of `before` to those of `document`."""
+    unproved = {one.id for one in document.revoked if one.proof is None}
+    trusted = {root.id for root in before.roots} - before.revoked_ids
+    return _REVOKED_HINT if document.anchor is None and trusted <= unproved else _CHAIN_HINT
 
 
 def _value_digest(found: SecretValue) -> bytes:

@@ -11,11 +11,12 @@ import pytest
 from goatherd.errors import SuccessionError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.succession import TrustCheckpoint
+from goatherd.identity.transitions import revoke_root
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.base import Introductions
 from goatherd.settings.store import CHAIN_RETRY
 from goatherd.wire.commit import Commit
-from tests.unit.identity.make import first, owned
+from tests.unit.identity.make import NOW, first, owned, rotated
 from tests.unit.identity.test_chains import aged, chain, introduced, whole_chain
 
 from .make import SECRET, CountingProvider, HandClock, store_with
@@ -96,6 +97,25 @@ async def test_a_forged_chain_is_refused_and_every_place_is_named(provider: Coun
     assert "--peer" in caught.value.hint
     assert "GOATHERD_NODES" in caught.value.hint, "`goatherd run` has no --peer"
     assert "--accept-identity" in caught.value.hint
+
+
+@pytest.mark.slow
+async def test_a_server_that_trusts_only_a_root_that_was_revoked_without_its_key_is_sent_to_no_other_server(
+    seen: Path,
+) -> None:
+    document = revoke_root(rotated(), owned("a").id, NOW, reason="old backup")
+    settings = CloudSecretSettings(await store_with(document), SECRET, seen=seen, clock=HandClock())
+
+    async def ask_peers(document: IdentityDocument) -> AsyncIterator[Introductions]:
+        yield place("http://b:8101")
+
+    settings.introductions = ask_peers
+    async with settings:
+        with pytest.raises(SuccessionError, match="no chain") as caught:
+            await settings.load()
+    assert "revokes every root that this server trusts" in caught.value.hint
+    assert "--accept-identity" in caught.value.hint
+    assert "--peer" not in caught.value.hint
 
 
 @pytest.mark.slow
