@@ -588,6 +588,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
         "laggingRegions": Field("array of string", "Regions whose store lagged, so that the run went on without them."),
+        "anchorProblem": Field(
+            "string or null",
+            "With `--plan`: why the anchor's signer cannot sign; null if it can, or if there is none.",
+        ),
         "stableProblem": Field(
             "string or null", "Why label `stable` could not be moved to the new identity; null when it was moved."
         ),

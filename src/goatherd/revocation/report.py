@@ -98,6 +98,7 @@ class RevocationReport:
             too.
         lagging_regions: Regions whose store lagged, so that this run went on without them. Servers that read only such
             a store trust the root until the store shows the revocation.
+        anchor_problem: In a plan: why the anchor's signer cannot sign; None if it can, or there is no anchor.
         stable_problem: Why label ``stable`` could not be moved to the identity with the revocation; None if it was.
         seconds: How long each part of the run took, in seconds, by the name of the part.
         node_calls, store_calls: How many requests were made to servers, and to the store.
@@ -125,6 +126,7 @@ class RevocationReport:
     unknown_left: tuple[str, ...] = ()
     also_stored: tuple[str, ...] = ()
     lagging_regions: tuple[str, ...] = ()
+    anchor_problem: str | None = None
     stable_problem: str | None = None
     nodes: tuple[NodeOutcome, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)

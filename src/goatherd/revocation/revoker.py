@@ -42,6 +42,7 @@ from goatherd.errors import (
     NodeRefusedError,
     ProviderError,
     RotationError,
+    SignerError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
@@ -203,6 +204,7 @@ class Revoker:
             ConfigurationError: A session cannot be left out.
             IllegalStepError: There is no such root, or no such successor.
             StoreWentBackError: As `revoke`.
+            UnsignedIdentityError: The identity, which has an anchor, was changed since a root signed it.
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._begin_run(session_id)
@@ -212,6 +214,7 @@ class Revoker:
         if session_id not in document.revoked_ids:
             new_root, _ = await self._choose_successor(document, session_id, successor)
             self._report.current_id = document.current.id if new_root is None else new_root.id
+            self._report.anchor_problem = await self._find_anchor_problem(document)
         await self._observe_nodes(document)
         await self._run_timed("freeze", self._preview_claims(document, session_id))
         reissuer = self._make_reissuer(document)
@@ -376,6 +379,20 @@ class Revoker:
         return AnchorWord(
             anchor=document.anchor, session=anchor.session, endorsements=tuple(endorsements), proofs=proofs
         )
+
+    async def _find_anchor_problem(self, document: IdentityDocument) -> str | None:
+        """Return why the anchor's signer, without which nothing can be revoked, does not sign; None if it does."""
+        if document.anchor is None:
+            return None
+        # SECURITY: an attacker who can write the store must not choose where this process sends its credentials
+        # (tests/unit/rotation/test_anchor.py).
+        await self._signatures.check(document)
+        async with self._anchor_keys as keys:
+            try:
+                await keys.open_current(document).check()
+            except SignerError as error:
+                return str(error)
+        return None
 
     def _check_clock(self) -> None:
         """Check that this machine's clock is right, by the answers of the store and the servers so far."""

@@ -249,6 +249,8 @@ async def test_the_signer_that_an_altered_identity_names_is_not_called(
     assert await rotator(herd, signers).find_anchor_problem(await document_of(herd)) is not None
     with pytest.raises(UnsignedIdentityError):
         await rotator(herd, signers).plan()
+    with pytest.raises(UnsignedIdentityError):
+        await revoker_of(herd, signers.open).plan(document.current.id)
     assert list(signers.by_uri) == [KMS]
 
 
@@ -407,7 +409,11 @@ async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: Ma
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     stolen = (await document_of(herd)).current.id
     revoker = revoker_of(herd, signers.open)
+    assert (await revoker.plan(stolen)).anchor_problem is None
     signers[KMS].is_down = True
+    assert "memory" in str((await revoker.plan(stolen)).anchor_problem), (
+        "the plan states it, as that of a rotation does"
+    )
     with pytest.raises(SignerUnavailableError):
         await revoker.revoke(stolen, reason="stolen")
     assert (await document_of(herd)).revoked == ()

@@ -75,6 +75,7 @@ def revocation_data(report: RevocationReport) -> dict[str, Any]:
         "unknownLeft": list(report.unknown_left),
         "alsoStored": list(report.also_stored),
         "laggingRegions": list(report.lagging_regions),
+        "anchorProblem": report.anchor_problem,
         "stableProblem": report.stable_problem,
         "nodes": [_node_data(node) for node in report.nodes],
         "seconds": {name: round(value, 3) for name, value in report.seconds.items()},
@@ -126,6 +127,8 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
         "5. with --destroy: destroy the stored versions that hold its private key",
         "",
     ]
+    if report.anchor_problem is not None:
+        lines.append(f"obstacle: the anchor cannot sign, so nothing can be revoked: {report.anchor_problem}")
     lines += [
         f"obstacle: {node.url}: {node.problem}; without this server the list stays open"
         for node in report.nodes
