@@ -122,12 +122,19 @@ def check_session_item(commit: Commit, path: str) -> None:
             raise NotAdmittedError(
                 f"{path}/{commit.key} must be a valid session: {error}", CommitFault.SESSION_ITEM
             ) from None
-    elif commit.namespace == SESSIONS_NAMESPACE:
+    elif SESSIONS_NAMESPACE in (commit.namespace, _edit_namespace(commit)):
         # SECURITY: a signature does not cover the repository, and (COMPAT) GoatDB learns sessions in any. So anyone
-        # could spread the introduction of a revoked root again (tests/unit/node/test_engine.py).
+        # could spread the introduction of a revoked root again (tests/unit/node/test_engine.py). A delta that names the
+        # schema of sessions makes GoatDB throw before it writes the commits that it received with the delta.
         raise NotAdmittedError(
             f"{path}/{commit.key} must not be a session: sessions are in {SESSIONS_PATH}", CommitFault.SESSION_ITEM
         )
+
+
+def _edit_namespace(commit: Commit) -> str | None:
+    """Return the namespace of the schema that the edit of a delta names; None if it names none."""
+    marker = (commit.edit or {}).get("s")
+    return marker.partition("/")[0] if isinstance(marker, str) else None
 
 
 def _check_contents(commit: Commit, path: str, registry: Registry) -> None:

@@ -33,6 +33,7 @@ FAULTS = [
     pytest.param({"ac": -1}, CommitFault.ANCESTORS, id="ancestors count"),
     pytest.param({"c": {"r": {"s": "null", "d": {}, "n": True, "cs": "1"}}}, CommitFault.CONTENTS, id="null item"),
     pytest.param({"c": introduction(X, A).to_json()["c"]}, CommitFault.SESSION_ITEM, id="session elsewhere"),
+    pytest.param({"c": {"b": "x", "e": {"c": {}, "s": "sessions"}}}, CommitFault.SESSION_ITEM, id="delta of a session"),
 ]
 
 
