@@ -99,7 +99,7 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
     """
     parts = urlsplit(uri)
     if parts.scheme != form.scheme:
-        raise form.error("it has another scheme")
+        raise form.error(f"its scheme is {parts.scheme[:40]!r}, not {form.scheme!r}")
     if parts.fragment:
         raise form.error("it has a fragment")
     options: dict[str, str] = {}

@@ -141,7 +141,7 @@ def test_of_stores_in_several_regions_those_with_the_scheme_are_meant(goatherd: 
         goatherd("policy", "vault", "--role", "rotator").out
         == goatherd("policy", "vault", "--role", "rotator", "vault://vault.ap:8200/kv/goatdb/root").out
     )
-    assert "it has another scheme" in goatherd("policy", "gcp", "--role", "server").err
+    assert "its scheme is 'aws', not 'gcp'" in goatherd("policy", "gcp", "--role", "server").err
 
 
 def test_an_unknown_scheme_is_answered_with_the_known_ones(goatherd: Goatherd) -> None:
