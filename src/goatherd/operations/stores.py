@@ -15,6 +15,7 @@ from datetime import timedelta
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
+from goatherd.cluster.observer import Observer
 from goatherd.errors import (
     ConfigurationError,
     GoatherdError,
@@ -22,6 +23,7 @@ from goatherd.errors import (
     PromotionRefusedError,
     ProviderError,
     SecretNotFoundError,
+    UnsignedIdentityError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
 from goatherd.identity.transitions import PROMOTED, can_go_back, record_promotion
@@ -31,6 +33,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import ReplicatingSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.remote_keys import call_signing
+from goatherd.rotation.signed_store import SignatureCheck
 from goatherd.stores import (
     DocumentMark,
     FollowerView,
@@ -349,6 +352,7 @@ async def promote_store(
     Raises:
         ConfigurationError: No follower has this region.
         PromotionRefusedError: Another store or a server has shown a later identity, or one with another history.
+        UnsignedIdentityError: The identity in the store of the region was changed since a root signed it.
         ProviderError, IdentityError: The store of the region cannot be read or written.
     """
     stores = writer_of(store)
@@ -363,6 +367,7 @@ async def promote_store(
     found = await member.provider.read(inner)
     document = decode_document(found.value.reveal())
     seen, unseen = await _gather_evidence(stores, store.secret_id, region, nodes)
+    await _check_signature(member, inner, document, nodes, time)
     mark = DocumentMark.from_document(document)
     objections = find_objections(mark, seen)
     if objections and not force:
@@ -405,6 +410,25 @@ async def promote_store(
         )
         await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
     return replace(report, generation=changed.generation, can_go_back=can_go_back(changed))
+
+
+async def _check_signature(
+    member: StoreMember, secret_id: str, document: IdentityDocument, nodes: NodeDirectory | None, clock: Clock
+) -> None:
+    """Check that a root has signed the identity in a store, as every command does that signs a later one.
+
+    SECURITY: a writer of this store without a root's key may have altered the identity, and the promotion signs it
+    (tests/unit/operations/test_stores.py).
+
+    Raises:
+        UnsignedIdentityError: The identity was changed since its current root signed it.
+    """
+    observer = Observer(nodes or (), clock=clock, timeout=TIMEOUT)
+    try:
+        await SignatureCheck(member.provider, secret_id, observer.read_identities).check(document)
+    except UnsignedIdentityError as error:
+        error.hint = f"Make {member.region} the primary store in [stores]. {error.hint}"
+        raise
 
 
 async def _read_stable(provider: SecretProvider, secret_id: str) -> VersionId | None:

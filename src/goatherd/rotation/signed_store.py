@@ -1,7 +1,7 @@
 """Check, before a command writes, that a root has signed the identity document in the store.
 
 Every command that writes the identity makes this check: rotate, resume, cancel, roll back, restore, replace an expired
-root, drop a lost anchor, retire, revoke, and the controller. To sign an unsigned document, use
+root, drop a lost anchor, retire, revoke, promote a store, and the controller. To sign an unsigned document, use
 `goatherd.operations.sign`.
 
 The check is needed because a command signs each document that it writes with the root. If it continued from an altered

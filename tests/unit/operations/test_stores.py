@@ -20,6 +20,7 @@ from goatherd.errors import (
     PromotionRefusedError,
     SecretNotFoundError,
     UnavailableError,
+    UnsignedIdentityError,
 )
 from goatherd.identity.document import encode_document, source_digest
 from goatherd.identity.transitions import prepare_rotation
@@ -206,6 +207,16 @@ async def test_a_region_is_promoted_only_with_the_highest_generation_that_anythi
     again = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
     assert again.is_repeated
     assert regions.us.document().generation == 3
+
+
+async def test_an_identity_that_was_altered_without_a_root_s_key_is_not_promoted(regions: Regions) -> None:
+    altered = replace(FIRST, roots=(*FIRST.roots, owned("stranger").session))
+    await write(regions, "us", altered)
+    regions.eu.is_cut_off = regions.ap.is_cut_off = True
+    with pytest.raises(UnsignedIdentityError) as caught:
+        await promote_store(stores_of(regions), "us", force=True)
+    assert caught.value.hint.startswith("Make us the primary store in [stores]. ")
+    assert regions.us.document() == altered
 
 
 async def test_a_promotion_says_why_the_generation_of_a_store_or_server_is_not_known(regions: Regions) -> None:
