@@ -311,6 +311,14 @@ def printed(role: str, uri: str) -> dict[str, Any]:
     return {"namespace": found["metadata"]["namespace"], "rules": found["rules"]}
 
 
+REGIONS = """
+[stores]
+primary = {region = "eu", provider = "k8s://goatdb/root"}
+followers = [
+    {region = "us", provider = "aws://us-east-1/root", replication = "goatherd"},
+    {region = "ap", provider = "k8s://goatdb/root?kubeconfig=/etc/ap", replication = "goatherd"},
+]
+"""
 FINDS_NODES = {
     "namespace": "goatdb",
     "rules": [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]}],
@@ -339,6 +347,12 @@ def test_rights_are_those_that_goatherd_policy_prints(rendered: Mapping[str, Pat
         printed("rotator", "k8s://keys/acme.root-lease"),
     ]
     assert {each["subjects"][0]["namespace"] for each in of_kind(elsewhere, "RoleBinding")} == {"goatdb"}
+    regions = render(
+        "agent",
+        yaml.safe_dump({"store": {"uri": ""}, "server": {"config": REGIONS}, "controller": {"config": REGIONS}}),
+    )
+    assert roles_of(regions, "goatdb-goatherd-server") == [server, lease]
+    assert roles_of(regions, "goatdb-goatherd-controller") == rotator
     assert not of_kind(render("kubernetes", "rbac: {create: false}"), "Role")
     assert {each["kind"] for name in SCHEMES - {"k8s"} for each in of_kind(rendered[name], "ClusterRole")} == set()
     assert roles_of(rendered["aws"], "goatdb-goatherd-controller") == [FINDS_NODES]

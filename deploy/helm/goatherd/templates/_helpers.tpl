@@ -51,6 +51,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
+{{/* k8s:// URIs of this cluster, with spaces between them: the store's, and those of the section [stores] of `config`. */}}
+{{- define "goatherd.secretUris" -}}
+{{- $uris := list -}}
+{{- with include "goatherd.secret" (include "goatherd.store" .) -}}{{- $uris = append $uris (printf "k8s://%s" .) -}}{{- end -}}
+{{- $organization := default "localhost" .root.Values.store.organization -}}
+{{- range regexFindAll "provider\\s*=\\s*[\"']k8s://[^\"']+" (index .root.Values .component).config -1 -}}
+{{- if not (regexMatch "[?&](kubeconfig|context)=" .) -}}
+{{- $uris = append $uris (regexFind "k8s://[^?]+" . | replace "{org}" $organization) -}}
+{{- end -}}
+{{- end -}}
+{{- uniq $uris | join " " -}}
+{{- end -}}
+
 {{- define "goatherd.lease" -}}
 {{- if .Values.server.unmodified.lease -}}
 {{- .Values.server.unmodified.lease | replace "{org}" (default "localhost" .Values.store.organization) -}}
