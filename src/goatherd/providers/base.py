@@ -327,10 +327,10 @@ class SecretProvider(ABC):
             VersionDisabledError: The version's value was disabled or destroyed.
         """
         call = self._start_call("read", secret_id)
-        if not isinstance(at, Label | VersionId) and not is_label(at):
+        if not isinstance(at, Label | VersionId) and not (isinstance(at, str) and is_label(at)):
             raise call.error(
                 ProviderConfigurationError,
-                f"{str(at)!r} is not a valid label",
+                f"{at!r} is not a valid label",
                 hint=f"A string is a label. For the id of a version, write VersionId({str(at)!r}).",
             )
         place = at if isinstance(at, VersionId) else self._check_label(call, at)
@@ -511,7 +511,7 @@ class SecretProvider(ABC):
             SecretNotFoundError: There is no such secret, or no version with this label or id.
             VersionDisabledError: The version's value was disabled or destroyed.
         """
-        if not isinstance(version, Label | VersionId):
+        if isinstance(version, str) and not isinstance(version, Label | VersionId):
             version = Label(version) if self.takes_label(version) else VersionId(version)
             if isinstance(version, Label):
                 with suppress(SecretNotFoundError):

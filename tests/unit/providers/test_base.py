@@ -290,6 +290,10 @@ async def test_a_string_is_a_label_and_a_label_is_not_taken_for_a_version():
     assert (await provider.read("root", "current")).version == (await provider.read("root", CURRENT)).version
     with pytest.raises(ProviderConfigurationError, match="is not a valid label"):
         await provider.read("root", "1")
+    for call in (provider.read, provider.get_secret_version):
+        with pytest.raises(ProviderConfigurationError, match="1 is not a valid label") as caught:
+            await call("root", 1)
+        assert "VersionId('1')" in caught.value.hint
     with pytest.raises(TypeError, match="label was given in place of a version id"):
         await provider.write("root", b"x", expected=CURRENT)
     with pytest.raises(ProviderConfigurationError):
