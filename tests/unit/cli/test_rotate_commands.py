@@ -111,7 +111,7 @@ def test_a_plan_says_to_whom_what_it_costs_and_risks_and_what_would_stop_it(goat
     nodes = ("--node", "http://127.0.0.1:1", "--node", "http://127.0.0.1:2")
     text = goatherd("rotate", "--plan", *nodes, "--quorum", "1", "--unlisted", "38s", "--health-command", "false").out
     assert "  http://127.0.0.1:1\n  http://127.0.0.1:2\n" in text
-    assert "costs at least: store writes 1, store reads 2, requests to each node 6" in text
+    assert "costs at least: store writes 1, store reads 2, requests to each server 6" in text
     assert "risk: little" in text
     assert "first: 38s since published, for servers that are not listed" in text.replace("38 s", "38s")
     assert "not waited for: up to 1 of 2 servers (quorum 1)" in text

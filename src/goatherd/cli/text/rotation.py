@@ -255,7 +255,7 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
         who = plan.started_by or "an unnamed operator"
         begins = f"resumes rotation {plan.resumes}, started by {who} at {plan.started_at}"
     lines = [
-        f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {describe_count(len(plan.nodes), 'node')}"
+        f"{begins}: {plan.current_id} signs now, phase {plan.phase.value}, {describe_count(len(plan.nodes), 'server')}"
     ]
     of = {url: region for region, urls in plan.regions.items() for url in urls}
     for region, urls in plan.regions.items():
@@ -267,14 +267,14 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     lines.append("")
     for number, step in enumerate(steps, 1):
         lines.append(f"{number}. {step.step.value} -> {step.leads_to.value}: {step.effect}")
-        lines += [f"   first, every node: {gate}" for gate in step.gate]
+        lines += [f"   first, every server: {gate}" for gate in step.gate]
         lines += [f"   first: {also}" for also in step.also]
         if step.patience is not None and step.otherwise is not None:
             lines.append(f"   waits {format_duration(step.patience)} at most, else: {step.otherwise.value}")
         cost = step.cost
         lines.append(
             f"   costs at least: store writes {cost.store_writes}, store reads {cost.store_reads}, "
-            f"requests to each node {cost.node_requests}"
+            f"requests to each server {cost.node_requests}"
         )
         lines.append(f"   risk: {step.risk}")
     if to_phase is not None:
