@@ -81,7 +81,9 @@ def demo_lines(report: DemoReport, out: Output) -> list[str]:
         for passage in report.passages
     ]
     signed = ", ".join(f"{name} {report.audit.by_signer.get(root, 0)}" for name, root in report.roots.items())
-    checked = f"{len(report.audit.unverifiable)}   (each asked of all {report.servers} servers, each signature checked)"
+    checked = (
+        f"{len(report.audit.unverifiable)}   (each read from all {report.servers} servers, each signature checked)"
+    )
     lines = [
         "",
         *out.table(["", "requests", "refused", "p50", "p99", "time of each phase"], rows),

@@ -130,7 +130,7 @@ async def _run_demo_in(top: Path, tell: Tell) -> DemoReport:
         first = await _create_identity(store)
         tell("identity", f"one identity, root {first.id}, in {name}")
         async with _run_servers(top, [["--provider", name]] * SERVERS) as servers:
-            tell("servers", f"{len(servers)} servers took it from there: {_join_urls(servers)}")
+            tell("servers", f"{len(servers)} servers use it: {_join_urls(servers)}")
             return await _run_under_load(servers, first, lambda parts: _run_parts(store, parts), tell)
 
 
@@ -163,12 +163,12 @@ async def _run_under_load(
     urls = [server.url for server in servers]
     async with contextlib.AsyncExitStack() as stack:
         load = await stack.enter_async_context(Workload(urls, clients=CLIENTS, pause=PAUSE, clock=_CLOCK))
-        tell("load", f"{CLIENTS} clients write and read, and newcomers keep arriving")
+        tell("load", f"{CLIENTS} clients write and read, and new clients join")
         nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
         parts = _Parts(load, nodes, tell)
         document = await run_parts(parts)
         await load.stop()
-        tell("audit", "asking every server for everything, and checking every signature")
+        tell("audit", "reading every commit from every server, and checking every signature")
         audit = await load.audit([first.session])
     clean = all(await asyncio.gather(*(server.stop() for server in servers)))
     return DemoReport(
@@ -277,17 +277,17 @@ class _Parts:
 
 async def _run_parts(store: SecretProvider, parts: _Parts) -> IdentityDocument:
     rotator = parts.rotator_for(store)
-    async with parts.run("before", "a while of nothing special"):
+    async with parts.run("before", "no rotation yet"):
         await _CLOCK.sleep(QUIET_TIME)
-    async with parts.run("rotation", "rotating the root: A hands over to B"):
+    async with parts.run("rotation", "rotating from root A to root B"):
         await rotator.rotate()
-    async with parts.run("between", "B signs"):
+    async with parts.run("between", "root B signs"):
         await _CLOCK.sleep(QUIET_TIME)
-    async with parts.run("roll back", "rotating again, as far as C signs, and back to B"):
+    async with parts.run("roll back", "rotating again until root C signs, then rolling back to B"):
         await rotator.rotate(to_phase=Phase.ACTIVATED)
         await _CLOCK.sleep(QUIET_TIME / 2)  # time for C to sign commits that must stay valid after the roll-back
         await rotator.abandon("the demo rolls one rotation back")
-    async with parts.run("after", "B signs again, C stays trusted"):
+    async with parts.run("after", "root B signs again, root C stays trusted"):
         await _CLOCK.sleep(QUIET_TIME)
     return await _read_identity(store)
 
