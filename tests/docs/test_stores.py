@@ -57,8 +57,11 @@ def test_every_store_is_compared_and_every_scheme_is_named() -> None:
 
 def test_every_extra_has_a_row_of_measured_figures() -> None:
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
-    measured = {row[0].strip("`") for row in rows("extra")}
-    assert set(project["optional-dependencies"]) <= measured
+    measured = {row[0].strip("`"): row[1:] for row in rows("extra")[2:]}
+    assert set(project["optional-dependencies"]) <= set(measured)
+    for size, took in measured.values():
+        assert re.fullmatch(r"\d+ MB", size)
+        assert re.match(r"\d+ ms|only what is used", took)
 
 
 def test_the_month_s_costs_are_those_that_the_stores_pages_work_out() -> None:
