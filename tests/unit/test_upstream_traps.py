@@ -120,6 +120,30 @@ def test_our_root_does_not_sign_over_forgeries_that_it_finds_in_the_session_log(
     assert node.pool.root_ids == ("root-a",)
 
 
+@pytest.mark.parametrize("author", ["victim", "stranger"])
+def test_our_root_does_not_sign_over_a_creation_in_the_log_that_is_forged_or_by_an_unknown_session(author: str) -> None:
+    """The background check of the log may reach it only later."""
+    forged = commit_by(X, "k", {"text": "forged", "a": 1}, claimed=author, ts=NOW - 9000)
+    node = Node(A, A, logs={"/data/test": [forged.to_json()]})
+    for session in (X, Y, owned("victim")):
+        assert node.pool.add_session_commit(introduction(session, A))
+    mine = commit_by(Y, "k", {"text": "y"}, ts=NOW - 8000)
+    merge = node.sync(Y, commits=[mine])["c"][-1]
+    assert (merge["s"], merge["p"], merge["c"]["r"]["d"]) == (A.id, [mine.id], {"text": "y"})
+    assert not unmerged_creations(node.repository("/data/test"), "k"), "clients of GoatDB do not crash"
+    node.pool.verify_commit(Commit.from_json(merge, org=ORG))
+
+
+def test_the_good_creations_beside_a_forged_one_are_merged_when_the_log_is_read() -> None:
+    good = [commit_by(X, "k", {"text": "x", "a": 1}, ts=NOW - 9000), commit_by(X, "k", {"text": "y"}, ts=NOW - 7000)]
+    forged = commit_by(X, "k", {"text": "forged", "b": 2}, claimed=A.id, ts=NOW - 8000)
+    logs = {"/sys/sessions": [introduction(X, A)], "/data/test": [good[0], forged, good[1]]}
+    node = Node(A, A, logs={path: [each.to_json() for each in commits] for path, commits in logs.items()})
+    repository = node.repository("/data/test")
+    (merge,) = [each for each in map(repository.get, repository.ids) if each is not None and each.parents]
+    assert (list(merge.parents), merge.data) == ([each.id for each in good], {"text": "y", "a": 1})
+
+
 def test_a_torn_last_line_costs_no_earlier_record(tmp_path: Path) -> None:
     with LogDirectory(tmp_path / "org") as directory:
         log = directory.open_log("/data/x")

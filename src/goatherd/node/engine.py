@@ -62,7 +62,7 @@ Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons i
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -362,7 +362,7 @@ class Engine:
         """
         sessions = self.get_repository(SESSIONS_PATH)
         self.pool.offer_session_commits(sessions)
-        drive_inline(self._merge_creations(sessions, sessions.branched_keys(), check=True, is_shown=False))
+        drive_inline(self._merge_creations(sessions, sessions.branched_keys(), is_shown=False))
         self.get_repository(USERS_PATH)
 
     @property
@@ -510,7 +510,7 @@ class Engine:
             repository.withhold_damaged(*self._wrong[path])
         if repository is read and path != SESSIONS_PATH:
             with repository.hold_back_everything():
-                yield from self._merge_creations(repository, repository.branched_keys(), check=True, is_shown=False)
+                yield from self._merge_creations(repository, repository.branched_keys(), is_shown=False)
         return repository
 
     def _hold_repository(self, path: str) -> EngineSteps[None]:
@@ -976,7 +976,7 @@ class Engine:
         verdicts = self.pool.conclude_verification(verification)
         early: list[tuple[_Element, Commit]] = []
         learnt = False
-        fresh: dict[str, set[str]] = {}
+        fresh: dict[str, list[Commit]] = {}
         with ExitStack() as held:
             touched: dict[str, set[str]] = {}
             for element, commit in candidates:
@@ -994,10 +994,12 @@ class Engine:
                 elif outcome:
                     element.brought.append(commit)
                     done.accepted.append(commit)
-                    fresh.setdefault(element.path, set()).add(commit.key)
+                    fresh.setdefault(element.path, []).append(commit)
                     learnt = learnt or element.path == SESSIONS_PATH
-            for path, keys in fresh.items():
-                yield from self._merge_creations(self._repositories[path], keys, check=path == SESSIONS_PATH)
+            for path, commits in fresh.items():
+                keys = dict.fromkeys(commit.key for commit in commits)
+                verified = {commit.id for commit in commits}
+                yield from self._merge_creations(self._repositories[path], keys, verified)
         return early, learnt
 
     def _decode_portions(
@@ -1078,7 +1080,7 @@ class Engine:
             repository.check_absent(commit.key)
         with repository.hold_back((commit.key,)):
             self._add_own(repository, signed)
-            yield from self._merge_creations(repository, (commit.key,), check=repository.path == SESSIONS_PATH)
+            yield from self._merge_creations(repository, (commit.key,), {commit.id})
         return signed
 
     def _add_own(self, repository: Repository, commit: Commit) -> None:
@@ -1087,7 +1089,7 @@ class Engine:
             self._learn_session(commit)
 
     def _merge_creations(
-        self, repository: Repository, keys: Iterable[str], *, check: bool, is_shown: bool = True
+        self, repository: Repository, keys: Iterable[str], verified: Set[str] = frozenset(), *, is_shown: bool = True
     ) -> EngineSteps[None]:
         """Merge concurrent creations of items before clients and peers receive them.
 
@@ -1097,12 +1099,12 @@ class Engine:
         Args:
             repository: The repository. The caller hides its new commits until this function ends.
             keys: The keys of the items to check for concurrent creations.
-            check: Whether to verify the creations first, since the root will sign the merge.
+            verified: Ids of commits that were verified a moment ago.
             is_shown: Whether clients may have received some of the creations.
         """
         for key in keys:
-            creations = unmerged_creations(repository, key)
-            if not creations or (check and not (yield from self._are_verified(repository.path, creations))):
+            creations = yield from self._find_verified(repository.path, unmerged_creations(repository, key), verified)
+            if not creations:
                 continue
             if self.pool.current.is_remote:
                 # No request waits for an HSM or a KMS, and no client receives the creations unmerged.
@@ -1137,7 +1139,7 @@ class Engine:
             return None
         path, key = next(iter(self._withheld))
         repository, signer = self._repositories[path], self.pool.current
-        creations = unmerged_creations(repository, key)
+        creations = yield from self._find_verified(path, unmerged_creations(repository, key))
         if creations:
             work = partial(self._sign_merges, creations, repository, signer)
             self._add_merges(repository, (yield EngineStep(work, is_remote=signer.is_remote)))
@@ -1163,19 +1165,33 @@ class Engine:
             merged[-1].keep_encoded()
         return merged
 
-    def _are_verified(self, path: str, commits: Sequence[Commit]) -> EngineSteps[bool]:
-        """Return whether the signatures of all these commits are valid now.
+    def _find_verified(
+        self, path: str, creations: Sequence[Commit], verified: Set[str] = frozenset()
+    ) -> EngineSteps[Sequence[Commit]]:
+        """Return those concurrent creations of an item whose signatures are valid now, for a merge.
 
-        Commits in ``/sys/sessions`` must also be signed by roots.
+        A merge of only some of them, or a child of one, also keeps a GoatDB server or client from crashing. Of
+        creations in ``/sys/sessions``, either all are returned, which roots have signed, or none.
 
         SECURITY: the merge commit, which the root signs, must not contain data that a GoatDB server has written to the
-        log without verification (test_upstream_traps.py).
+        log without verification (tests/unit/test_upstream_traps.py).
+
+        Args:
+            path: Path of the repository.
+            creations: The creations.
+            verified: Ids of commits that were verified a moment ago.
         """
-        if path == SESSIONS_PATH and not all(commit.session in self.pool.root_ids for commit in commits):
-            return False
-        verification = self.pool.prepare_verification(commits, held=True)
+        is_sessions = path == SESSIONS_PATH
+        if is_sessions and not all(commit.session in self.pool.root_ids for commit in creations):
+            return []
+        unsure = [commit for commit in creations if is_sessions or commit.id not in verified]
+        if not unsure:
+            return creations
+        verification = self.pool.prepare_verification(unsure, held=True)
         yield EngineStep(verification.run)
-        return not any(self.pool.conclude_verification(verification))
+        verdicts = self.pool.conclude_verification(verification)
+        wrong = {commit.id for commit, verdict in zip(unsure, verdicts, strict=True) if verdict is not None}
+        return [] if is_sessions and wrong else [commit for commit in creations if commit.id not in wrong]
 
     # --- answering ---------------------------------------------------------------------------------------------------
 

@@ -587,9 +587,13 @@ def test_of_two_creations_that_two_requests_bring_none_is_shown_before_the_secon
         merging.append((steps, step))
     answers: list[set[str]] = []
     for steps, step in merging:
-        with pytest.raises(StopIteration) as done:
-            steps.send(step.run())
-        answers.append({commit["id"] for commit in json.loads(done.value.value.body)[0]["res"]["c"]})
+        response: Response | None = None
+        while response is None:
+            try:
+                step = steps.send(step.run())
+            except StopIteration as done:
+                response = done.value
+        answers.append({commit["id"] for commit in json.loads(response.body)[0]["res"]["c"]})
     both = {birth.id for birth in births}
     assert answers[0] == set(), "the second request still merges them"
     assert answers[1] > both, "they come with their merge"
