@@ -315,7 +315,8 @@ class Agent:
             _log.warning(event_text(Event.AGENT_ENDED, code=code))
             if self._up_since is not None and self._clock.monotonic() - self._up_since > STABLE_AFTER.total_seconds():
                 crashes = 0
-            if self._up_since is None and self._note_failed_start():
+            # A program that cannot be started says nothing about the root.
+            if self._up_since is None and code != CANNOT_START and self._note_failed_start():
                 self._log_return()
             crashes += 1
             if code == 0 or self._is_by_our_signal(code) or crashes > self._rules.crashes:

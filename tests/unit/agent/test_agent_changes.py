@@ -51,6 +51,26 @@ async def test_a_new_signer_restarts_the_child_and_it_is_asked_again(world: Worl
         await world.until(lambda: world.asked > 1)
 
 
+async def test_a_new_root_is_not_refused_because_the_program_cannot_be_started_at_once(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    start, failures = world.supervisor.start, [AgentError("cannot start: no process left")]
+
+    async def start_later() -> None:
+        if world.starts and failures:
+            raise failures.pop()
+        await start()
+
+    monkeypatch.setattr(world.supervisor, "start", start_later)
+    async with world.running():
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(activated())
+        await world.seen(A.id, B.id)
+    assert "no process left" in told.text
+    assert "agent.stepped_back" not in told.text
+
+
 @pytest.mark.parametrize("order", ["exits 3", "hangs"])
 async def test_a_child_that_does_not_come_up_with_the_new_root_gets_the_one_before(
     world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, order: str
