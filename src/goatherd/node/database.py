@@ -17,9 +17,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, suppress
@@ -37,7 +38,9 @@ from goatherd.cluster.client import NO_SERVER, NodeClient
 from goatherd.cluster.introductions import introduction_source
 from goatherd.errors import (
     AccessDeniedError,
+    AuthorMismatchError,
     GoatherdError,
+    InvalidSignatureError,
     RevokedSessionError,
     SettingsError,
     StorageError,
@@ -50,7 +53,16 @@ from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck, DataStatus
-from goatherd.node.engine import CANNOT_SIGN, CANNOT_WRITE, Engine, EngineStep, EngineSteps, Response, drive_steps
+from goatherd.node.engine import (
+    CANNOT_SIGN,
+    CANNOT_WRITE,
+    Engine,
+    EngineStep,
+    EngineSteps,
+    Ingested,
+    Response,
+    drive_steps,
+)
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
 from goatherd.node.index_writer import IndexWriter
@@ -76,6 +88,7 @@ from goatherd.wire.schema import BUILTIN, Registry
 
 PENDING_COMMITS: Final = 10_000
 PENDING_BYTES: Final = 64 * 1024 * 1024
+FORGED_COMMITS: Final = 20_000
 RETRY_REST: Final = 4
 """Pause after a verification of all pending commits, as a multiple of its duration."""
 
@@ -113,6 +126,29 @@ class PendingCommits:
         self._commits.clear()
         self._bytes = 0
         return dict(sorted(by_path.items(), key=lambda pair: pair[0] not in FIRST_PATHS))
+
+
+class ForgedCommits:
+    """Remember commits of peers with a wrong signature, so that they are not verified again with each poll.
+
+    COMPAT: GoatDB accepts commits in another session's name, and sends them again and again to a server that rejects
+    them. A commit is remembered with the key of its session, in case a session of the same id is trusted later.
+    """
+
+    def __init__(self) -> None:
+        self._keys: dict[bytes, bytes] = {}
+
+    def add_commit(self, fingerprint: bytes, key: bytes) -> None:
+        """Remember a commit whose signature does not match a key; without effect if there are very many already."""
+        if len(self._keys) < FORGED_COMMITS:
+            self._keys[hashlib.sha256(fingerprint).digest()] = key
+
+    def find_keys(self, fingerprints: Iterable[bytes]) -> dict[bytes, bytes]:
+        """Return, for each of these commits that is remembered, the key that does not match. Any thread may call it."""
+        if not self._keys:
+            return {}
+        found = ((one, self._keys.get(hashlib.sha256(one).digest())) for one in fingerprints)
+        return {one: key for one, key in found if key is not None}
 
 
 def fingerprint_of(path: str, raw: Any) -> bytes:
@@ -157,6 +193,7 @@ _JSON: Final = "application/json"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # Reasons for a refusal that the arrival of a session can undo.
 _MAY_CHANGE: Final = (UnknownSignerError, UntrustedRootError, AccessDeniedError, RevokedSessionError)
+_FORGED: Final = (AuthorMismatchError, InvalidSignatureError)
 
 
 class DataDirectory(Protocol):
@@ -367,6 +404,7 @@ class Database:
         self._disk = GroupCommit(self._on_disk_change)
         self._cannot_write = asyncio.Event()
         self._pending = PendingCommits()
+        self._forged = ForgedCommits()
         self._paths: dict[str, None] = dict.fromkeys(FIRST_PATHS)
         self._lacking: OrderedDict[str, None] = OrderedDict()
         self._peers: list[Peer] = []
@@ -1005,9 +1043,12 @@ class Database:
 
     async def _store_commits(self, path: str, commits: Sequence[Any]) -> int:
         if len(commits) > MANY_COMMITS:
-            fresh = await asyncio.to_thread(self._find_fresh, path, commits)
+            fresh, forged = await asyncio.to_thread(self._find_fresh, path, commits)
         else:
-            fresh = self._find_fresh(path, commits)
+            fresh, forged = self._find_fresh(path, commits)
+        for fingerprint, key in forged.items():
+            if self._find_key(fresh[fingerprint]) == key:
+                del fresh[fingerprint]
         if not fresh:
             return 0
         done = await self.drive(self.engine.ingest_commits(path, list(fresh.values()), self.now_ms()))
@@ -1017,6 +1058,7 @@ class Database:
                 # A commit that could not be decoded may have an id of any type.
                 if isinstance(raw, dict) and isinstance(commit_id := raw.get("id"), str) and commit_id in early:
                     self._pending.add_commit(fingerprint, path, raw)
+        self._note_forged(fresh, done)
         await self._disk.wait_until_durable([path])
         if done.accepted:
             if path == SESSIONS_PATH:
@@ -1024,8 +1066,32 @@ class Database:
             self._notify_peers(path)
         return len(done.accepted)
 
-    def _find_fresh(self, path: str, commits: Sequence[Any]) -> dict[bytes, Any]:
-        return {fingerprint: raw for raw in commits if (fingerprint := fingerprint_of(path, raw)) not in self._pending}
+    def _find_fresh(self, path: str, commits: Sequence[Any]) -> tuple[dict[bytes, Any], dict[bytes, bytes]]:
+        """Return the commits that are not pending, by fingerprint, and which of them had a wrong signature before."""
+        found = {fingerprint_of(path, raw): raw for raw in commits}
+        fresh = {fingerprint: raw for fingerprint, raw in found.items() if fingerprint not in self._pending}
+        return fresh, self._forged.find_keys(fresh)
+
+    def _note_forged(self, fresh: Mapping[bytes, Any], done: Ingested) -> None:
+        wrong = {commit_id for commit_id, error in done.refused if isinstance(error, _FORGED)}
+        if not wrong:
+            return
+        # A good commit can have the same id.
+        ids = Counter(raw["id"] for raw in fresh.values() if isinstance(raw, dict) and isinstance(raw.get("id"), str))
+        for fingerprint, raw in fresh.items():
+            if isinstance(raw, dict) and isinstance(one := raw.get("id"), str) and one in wrong and ids[one] == 1:
+                key = self._find_key(raw)
+                if key is not None:
+                    self._forged.add_commit(fingerprint, key)
+
+    def _find_key(self, raw: Any) -> bytes | None:
+        session_id = raw.get("s") if isinstance(raw, dict) else None
+        if not isinstance(session_id, str) or not self.pool.knows_session(session_id):
+            return None
+        try:
+            return self.pool.get_session(session_id).public_key.raw
+        except VerificationError:
+            return None
 
     def _fetch_again(self, path: str) -> None:
         self._paths[path] = None

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -245,6 +246,45 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
         assert await database.store_commits("/sys/sessions", [session_commit(signer, author.session).to_json()]) == 1
         await all_hold([node], PATH, {early.id}, signer)
         assert await node.holds(PATH, signer) == {good.id, early.id}
+
+
+async def test_forged_commits_that_a_peer_sends_with_each_answer_are_verified_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GoatDB accepts them from any client, and a server that rejects them gets them again with each poll."""
+    signer, author, other = root("shared"), user("author"), user("other")
+    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+        database = node.server.database()
+        await database.store_commits("/sys/sessions", [session_commit(signer, author.session).to_json()])
+        forged = [{**signed_commit(author).to_json(), "k": f"k{number}"} for number in range(5)]
+        forged += [{**signed_commit(other).to_json(), "s": author.id}]
+        ingest = mock.Mock(side_effect=database.engine.ingest_commits)
+        monkeypatch.setattr(database.engine, "ingest_commits", ingest)
+        for _ in range(3):
+            assert await database.store_commits(PATH, forged) == 0
+        good = signed_commit(author)
+        twin = {**good.to_json(), "k": "other"}
+        for _ in range(2):
+            await database.store_commits(PATH, [*forged, twin, good.to_json()])
+        ingested = [len(call.args[1]) for call in ingest.call_args_list]
+        assert ingested == [6, 2, 2], "of two with one id, it is not known which was rejected"
+        assert await node.holds(PATH, signer) == {good.id}
+
+
+async def test_a_commit_that_was_forged_in_the_name_of_a_session_may_be_good_for_a_later_session_of_that_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signer, first, second = root("shared"), user("same"), user("same")
+    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+        database = node.server.database()
+        await database.store_commits("/sys/sessions", [session_commit(signer, first.session).to_json()])
+        commit = signed_commit(second).to_json()
+        assert [await database.store_commits(PATH, [commit]) for _ in range(2)] == [0, 0]
+        monkeypatch.setattr(database.pool, "get_session", lambda _: second.session)
+        ingest = mock.Mock(side_effect=database.engine.ingest_commits)
+        monkeypatch.setattr(database.engine, "ingest_commits", ingest)
+        await database.store_commits(PATH, [commit])
+        assert ingest.call_count == 1
 
 
 # --- against a simulated peer ---------------------------------------------------------------------------------------
