@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.door import Door, DoorLimits, DoorRule, TrustedSessions, commit_index, proxy, trusted_sessions
+from goatherd.errors import VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
@@ -35,6 +36,11 @@ def patient_door(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(proxy, name, HANG)
     monkeypatch.setattr(commit_index, "_SETTLING_SECONDS", HANG)
     monkeypatch.setattr(trusted_sessions, "PATIENCE", timedelta(seconds=HANG))
+
+
+async def believe(_: str, commits: Sequence[object]) -> list[VerificationError | None]:
+    """Verify nothing."""
+    return [None] * len(commits)
 
 
 class Standing(SystemClock):

@@ -24,7 +24,7 @@ import asyncio
 import logging
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from goatherd.clock import Clock
 from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.repository_reader import SLICE, Ask, RepositoryReader, SharedRounds
 from goatherd.door.request_checks import DoorRule, DroppedError
-from goatherd.errors import NodeUnreachableError, WireError
+from goatherd.errors import NodeUnreachableError, VerificationError, WireError
 from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.ids import new_id, new_seeds
 from goatherd.telemetry import Event, event_text
@@ -56,6 +56,9 @@ _CONTINUATIONS: Final = 4
 """How often one push is judged again at most, after the first creations of its keys got a child."""
 _SETTLING_SECONDS: Final = 5.0
 """Seconds that a second creation of a key waits while another request delivers the first one."""
+
+Verify = Callable[[str, Sequence[tuple[ReceivedCommit, Commit]]], Awaitable[list[VerificationError | None]]]
+"""Verifies commits of the repository with this path; returns one verdict per commit, None for a good one."""
 
 _log = logging.getLogger("goatherd.door")
 
@@ -90,6 +93,7 @@ class RepositoryIndex:
         path: The repository.
         ask: Sends a request to the server.
         signer: Returns the root that signs requests.
+        verify: Verifies commits that the server holds.
         clock: Supplies the current time.
         first_seen: For each commit id, the repository that the door saw it in first.
         server_generation: Returns a number that changes whenever the server may have been restarted.
@@ -102,12 +106,14 @@ class RepositoryIndex:
         *,
         ask: Ask,
         signer: Callable[[], OwnedSession],
+        verify: Verify,
         clock: Clock,
         org: str = DEFAULT_ORG,
         first_seen: FirstSeen | None = None,
         server_generation: Callable[[], int] = lambda: 0,
     ) -> None:
         self.path = path
+        self._verify = verify
         self._server_generation = server_generation
         self._read_in = -1
         self._first_seen = first_seen or FirstSeen(0)
@@ -297,7 +303,7 @@ class RepositoryIndex:
                 await self._write_and_read_back([each.to_json() for each in first])
             wanted = {self._full_of[key] for key in keys - self._continued if key in self._full_of}
             originals = await self._reader.fetch_commits(wanted) if wanted else []
-            children = [child for raw in originals if (child := self._child_of(raw)) is not None]
+            children = [self._child_of(original) for original in await self._find_verified(originals)]
             if children:
                 await self._write_and_read_back([child.to_json() for child in children])
                 _log.info(event_text(Event.DOOR_CREATIONS_JOINED, path=self.path, keys=len(children)))
@@ -363,36 +369,52 @@ class RepositoryIndex:
     def _is_settled(self, commit: Commit) -> bool:
         return commit.id in self._unconfirmed
 
-    def _child_of(self, raw: Mapping[str, Any]) -> Commit | None:
-        """Return a new commit that has the given full commit as its parent and the same contents, signed by the root.
+    async def _find_verified(self, raws: Iterable[Mapping[str, Any]]) -> list[Commit]:
+        """Decode commits that the server holds, and return those whose signatures are valid.
 
-        Returns:
-            None if the given commit or the new one is malformed.
+        SECURITY: the server stores commits in another session's name, and the root must not sign their contents
+        (tests/unit/door/test_commit_index.py).
+
+        Raises:
+            NodeUnreachableError, NodeRefusedError: A signer is unknown, and the server cannot be read.
         """
-        try:
-            original = Commit.from_json(raw, org=self._org)
-            now_ms, signer = self._clock.now_ms(), self._signer()
-            child = replace(
-                original,
-                id=new_id(),
-                session=signer.id,
-                ts=max(now_ms, math.floor(original.ts) + 1),
-                version=VERSION,
-                connection=self._connection,
-                parents=(original.id,),
-                ancestors_filter=BloomFilter.for_size(1, 0.25, new_seeds(seed_count(1, 0.25))),
-                ancestors_count=0,
-                merge_base=None,
-                merge_leader=None,
-                revert=False,
-                signature=None,
-            )
-            return sign_commit(signer, child, now_ms=now_ms)
-        except WireError as error:
-            _log.warning(
-                event_text(Event.DOOR_STOPPED, rule=DoorRule.BIRTH.value, count=1, why=f"{self.path}: {error}")
-            )
-            return None
+        decoded: list[tuple[ReceivedCommit, Commit]] = []
+        problems: list[WireError | VerificationError] = []
+        for raw in raws:
+            try:
+                decoded.append((ReceivedCommit(raw), Commit.from_json(raw, org=self._org)))
+            except WireError as error:
+                problems.append(error)
+        good: list[Commit] = []
+        for (_, commit), verdict in zip(decoded, await self._verify(self.path, decoded), strict=True):
+            if verdict is None:
+                good.append(commit)
+            else:
+                problems.append(verdict)
+        for problem in problems:
+            why = f"{self.path}: the first commit of an item: {problem}"
+            _log.warning(event_text(Event.DOOR_STOPPED, rule=DoorRule.BIRTH.value, count=1, why=why))
+        return good
+
+    def _child_of(self, original: Commit) -> Commit:
+        """Return a child of the given full commit with the same contents, signed by the root."""
+        now_ms, signer = self._clock.now_ms(), self._signer()
+        child = replace(
+            original,
+            id=new_id(),
+            session=signer.id,
+            ts=max(now_ms, math.floor(original.ts) + 1),
+            version=VERSION,
+            connection=self._connection,
+            parents=(original.id,),
+            ancestors_filter=BloomFilter.for_size(1, 0.25, new_seeds(seed_count(1, 0.25))),
+            ancestors_count=0,
+            merge_base=None,
+            merge_leader=None,
+            revert=False,
+            signature=None,
+        )
+        return sign_commit(signer, child, now_ms=now_ms)
 
     async def _write_and_read_back(self, commits: Sequence[Mapping[str, Any]]) -> None:
         """Send commits to the server under the root's signature, and read them back."""
@@ -538,6 +560,7 @@ class RepositoryIndexes:
     Args:
         ask: Sends a request to the server.
         signer: Returns the root that signs requests.
+        verify: Verifies commits that the server holds.
         clock: Supplies the current time.
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
@@ -551,6 +574,7 @@ class RepositoryIndexes:
         *,
         ask: Ask,
         signer: Callable[[], OwnedSession],
+        verify: Verify,
         clock: Clock,
         capacity: int,
         repositories: int = 50_000,
@@ -563,6 +587,7 @@ class RepositoryIndexes:
         self._first_seen = FirstSeen(2 * capacity, is_session)
         self._ask = ask
         self._signer = signer
+        self._verify = verify
         self._clock = clock
         self._capacity = capacity
         self._repositories = repositories
@@ -580,6 +605,7 @@ class RepositoryIndexes:
                 path,
                 ask=self._ask,
                 signer=self._signer,
+                verify=self._verify,
                 clock=self._clock,
                 first_seen=self._first_seen,
                 server_generation=self._server_generation,

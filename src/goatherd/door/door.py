@@ -211,6 +211,7 @@ class Door:
             self._indexes[trust.org] = RepositoryIndexes(
                 ask=ask,
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
+                verify=partial(trust.verify_commits, executor=self._executor),
                 clock=self._clock,
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.clock import SystemClock
-from goatherd.door.commit_index import FirstSeen, RepositoryIndex, RepositoryIndexes
+from goatherd.door.commit_index import FirstSeen, RepositoryIndex, RepositoryIndexes, Verify
 from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import (
     DoorRule,
 )
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import NodeUnreachableError
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
-from tests.cluster.door_world import A, X
+from tests.cluster.door_world import A, Standing, X, Y, believe, identity
 from tests.deadlines import HANG
-from tests.unit.goats import NOW, ORG, commit_by, new_id
+from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id
 
 
 class Held:
@@ -46,9 +49,14 @@ class Held:
         return 200, to_json_bytes([{"path": "/d/x", "res": {"c": commits, "s": len(commits)}}])
 
 
-def index_of(held: Held) -> RepositoryIndex:
+def index_of(held: Held, verify: Verify = believe) -> RepositoryIndex:
     return RepositoryIndex(
-        "/d/x", ask=held.ask, signer=lambda: A, clock=SystemClock(), server_generation=lambda: held.server_generation
+        "/d/x",
+        ask=held.ask,
+        signer=lambda: A,
+        verify=verify,
+        clock=SystemClock(),
+        server_generation=lambda: held.server_generation,
     )
 
 
@@ -77,6 +85,31 @@ async def test_a_second_creation_whose_first_one_never_settles_is_not_taken_for_
     assert await index.hold_accepted([note("k")]) == [None]
     with pytest.raises(NodeUnreachableError):
         await index.hold_accepted([note("k")])
+
+
+@pytest.mark.parametrize("author", ["anon-y", "stranger"])
+async def test_the_root_signs_no_child_of_a_creation_that_is_forged_or_by_an_unknown_session(
+    author: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unmodified server stores commits in the name of any session."""
+    trust = TrustedSessions(org=ORG, identity=identity(A), clock=Standing())
+    for session in (X, Y):
+        assert trust.pool.add_session_commit(introduction(session, A))
+    trust.look_up = mock.AsyncMock()  # type: ignore[method-assign]
+    forged, mine = commit_by(X, "k", {"text": "forged"}, claimed=author), note("k")
+    held = Held(forged)
+    index = index_of(held, partial(trust.verify_commits, executor=None))
+    await index.refresh()
+    (problem,) = await index.hold_accepted([mine])
+    assert problem is not None
+    assert problem.rule is DoorRule.BIRTH
+    assert held.commits == [forged]
+    assert "the first commit of an item" in caplog.text
+    held.commits = [note("k2")]
+    await index.refresh()
+    assert await index.hold_accepted([note("k2")]) == [None]
+    (child,) = [each for each in held.commits if each.parents]
+    assert child.session == A.id
 
 
 async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
@@ -348,6 +381,7 @@ async def test_an_index_that_is_being_read_is_not_dropped_so_that_its_reading_en
     indexes = RepositoryIndexes(
         ask=ask,
         signer=lambda: A,
+        verify=believe,
         clock=SystemClock(),
         capacity=1,
         repositories=1,

@@ -18,7 +18,7 @@ from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import Element
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
-from tests.cluster.door_world import A, X
+from tests.cluster.door_world import A, X, believe
 from tests.deadlines import HANG
 from tests.unit.goats import ORG, commit_by, element
 
@@ -68,7 +68,7 @@ async def empty_index() -> RepositoryIndex:
     async def ask(body: bytes, signature: str) -> tuple[int, bytes]:
         return 200, to_json_bytes([{"path": PATH, "res": {"c": [], "s": 0}}])
 
-    index = RepositoryIndex(PATH, ask=ask, signer=lambda: A, clock=SystemClock())
+    index = RepositoryIndex(PATH, ask=ask, signer=lambda: A, verify=believe, clock=SystemClock())
     await index.refresh()
     return index
 
