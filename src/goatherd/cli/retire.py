@@ -74,11 +74,15 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
 def _confirm(app: App) -> None:
     if not app.out.may_ask:
         raise click.UsageError("nothing can be confirmed without a terminal; give --yes to destroy the private keys")
-    due = [f"  {line}" for line in due_lines(asyncio.run(_read_keys(app)), SystemClock().now_ms())]
-    if due:
+    keys = asyncio.run(_read_keys(app))
+    due = [f"  {line}" for line in due_lines(keys, SystemClock().now_ms())]
+    # A store that answers again a moment later may hold versions that are due.
+    unread = keys.problem or " ".join(one.problem or "" for one in keys.unsearched)
+    if due or unread:
+        more = f", and versions that are due but could not be listed ({unread})" if unread else ""
         click.echo("\n".join(due), err=True)
         versions = describe_count(len(due), "version")
-        click.confirm(f"Permanently destroy {versions}?", abort=True, err=True)
+        click.confirm(f"Permanently destroy {versions}{more}?", abort=True, err=True)
 
 
 async def _read_keys(app: App) -> KeyInventory:

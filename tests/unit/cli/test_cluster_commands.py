@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS
@@ -149,6 +150,46 @@ def test_old_keys_are_destroyed_only_after_the_grace_period_and_only_when_meant(
     assert goatherd("show", "--at", "1", "--provider", store).code == EXIT_CODES["provider"]
     assert len(goatherd("show", "--provider", store, "--json").json["roots"]) == 2
     assert goatherd("retire", "--yes", "--grace", "0s", "--provider", store, "--json").json["destroyed"] == []
+
+
+@pytest.mark.slow
+def test_retire_does_not_say_of_versions_that_were_not_read_that_they_hold_no_key(
+    goatherd: Goatherd, store: str
+) -> None:
+    goatherd("init", "--provider", store)
+    goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
+    Path(store.removeprefix("file://"), "2.value").write_text("?")
+    for words in (("--dry-run",), ("--yes",)):
+        told = goatherd("retire", *words, "--provider", store).out.splitlines()
+        assert told[:2] == [
+            "nothing to destroy: no version that was read holds a private key that was replaced over 30d ago",
+            "version 2 was not read (damaged (provider.unavailable)), so no root is recorded as retired",
+        ]
+
+
+def test_retire_asks_although_the_versions_that_are_due_cannot_be_listed(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goatherd("init", "--provider", store)
+    monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
+
+    async def fail(*_: object) -> None:
+        raise UnavailableError("no answer", provider="file", secret_id="root", operation="versions")
+
+    monkeypatch.setattr(FileSecretProvider, "_versions", fail)
+    told = goatherd("retire", "--dry-run", "--provider", store).out
+    assert told.startswith("not known what to destroy: the stored versions could not be read (provider.unavailable)\n")
+    asked: list[str] = []
+
+    def refuse(text: str, **_: object) -> None:
+        asked.append(text)
+        raise click.Abort
+
+    monkeypatch.setattr("click.confirm", refuse)
+    assert goatherd("retire", "--provider", store).code != 0
+    assert asked == [
+        "Permanently destroy 0 versions, and versions that are due but could not be listed (provider.unavailable)?"
+    ]
 
 
 @pytest.mark.slow

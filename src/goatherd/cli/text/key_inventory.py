@@ -137,7 +137,11 @@ def retirement_lines(done: Retirement) -> list[str]:
 
 
 def _unsearched_lines(keys: KeyInventory) -> list[str]:
-    return [
+    unread = [one for one in keys.holdings if one.problem is not None and not one.is_unsearched]
+    lines = [
+        f"version {one.version.id} was not read ({one.problem}), so no root is recorded as retired" for one in unread
+    ]
+    return lines + [
         f"region {one.version.id.partition(BETWEEN)[0]}: {one.problem}, so no root is recorded as retired; run"
         " `goatherd retire` again when its store answers"
         for one in keys.unsearched
@@ -145,5 +149,8 @@ def _unsearched_lines(keys: KeyInventory) -> list[str]:
 
 
 def _nothing(keys: KeyInventory) -> str:
+    if keys.problem is not None:
+        return f"not known what to destroy: the stored versions could not be read ({keys.problem})"
     grace = format_duration(keys.grace)
-    return f"nothing to destroy: no version holds a private key that was replaced over {grace} ago"
+    none = "no version" if keys.is_complete else "no version that was read"
+    return f"nothing to destroy: {none} holds a private key that was replaced over {grace} ago"
