@@ -39,6 +39,7 @@ READS: Final = 5
 SLOW: Final = timedelta(seconds=1)
 """Response time from which a store counts as slow: a rotation reads and writes the store about twenty times."""
 STORE_SKEW: Final = timedelta(minutes=1)
+_SHOWN: Final = 5
 
 _LEVELS: Final = {
     Verdict.FINE: OK,
@@ -129,6 +130,11 @@ async def _check_old_versions(
     overdue = [
         one.version.id for one in keys.holdings_due(now_ms) if not find_guarantees(provider, one.version.id).deprecates
     ]
+    unread = [f"{one.version.id} ({one.problem})" for one in keys.holdings if one.problem is not None]
+    if unread and not overdue:
+        more = f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else ""
+        text = f"{text} of those that were read; not read: {', '.join(unread[:_SHOWN])}{more}"
+        return Check(name=name, level=WARNING, text=text, hint="It is not known whose private keys these hold.")
     if not overdue:
         return Check(name=name, level=OK, text=text)
     text = f"{describe_count(len(overdue), 'version')} with private keys whose grace period has ended"

@@ -271,6 +271,10 @@ def test_doctor_warns_of_versions_that_should_have_been_retired(goatherd: Goathe
     goatherd("retire", "--provider", store, "--yes")
     (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
     assert found == ("ok", "7 versions, none overdue"), "what is left holds the current root's key only"
+    Path(store.removeprefix("file://"), "5.value").write_text("?")
+    (found,) = checks(goatherd("doctor", "--provider", store, "--json"))["old versions"]
+    text = "7 versions, none overdue of those that were read; not read: 5 (damaged (provider.unavailable))"
+    assert found == ("warn", text)
 
 
 def test_status_shows_labels_and_ends_with_11_where_a_node_is_not_in_step(goatherd: Goatherd, store: str) -> None:
