@@ -85,7 +85,7 @@ class Head:
         Raises:
             DecodeError: The string has another form.
         """
-        match = re.fullmatch(r"(\d{1,15}):([0-9a-f]{64})", text.strip())
+        match = re.fullmatch(r"([1-9]\d{0,14}):([0-9a-f]{64})", text.strip())
         if match is None:
             raise DecodeError("a checkpoint must be a record's number, a colon, and 64 hexadecimal digits")
         return cls(seq=int(match[1]), digest=match[2])
