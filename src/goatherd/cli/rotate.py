@@ -39,7 +39,6 @@ from goatherd.cli.text.rotation import (
     plan_lines,
     report_data,
     report_lines,
-    restart_lines,
     restarts_data,
     warn_of_short_life,
 )
@@ -321,6 +320,12 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
             await stack.enter_async_context(read_identity_at_end(store, seen))
         nodes = await stack.enter_async_context(open_nodes(options))
         progress = stack.enter_context(RotationProgress(app.out, bare=options.rotation_bare))
+
+        def describe(report: Report) -> list[str]:
+            copies = retained_copies(store.provider)
+            lines = report_lines(report, options.rotation_grace, copies=copies)
+            return [*lines, *bare_lines(report, options.rotation_bare)]
+
         try:
             report = await work(
                 store,
@@ -333,9 +338,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
         except NotAdoptedError as error:
             if isinstance(error.report, Report):
                 restarts = {"restarts": restarts_data(error.report)}
-                app.out.event("restarts", restarts, "\n".join(restart_lines(error.report)))
+                app.out.event("restarts", restarts, "\n".join(describe(error.report)))
             raise
-        copies = retained_copies(store.provider)
-    lines = report_lines(report, options.rotation_grace, copies=copies)
-    app.out.result(report_data(report), [*lines, *bare_lines(report, options.rotation_bare)])
+    app.out.result(report_data(report), describe(report))
     return 0

@@ -15,6 +15,8 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.text.rotation import restart_lines
+from goatherd.errors import ProviderAccessDeniedError
+from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
 from tests.deadlines import HANG
@@ -123,6 +125,27 @@ def test_a_rotation_that_goes_back_says_which_servers_restarted(
     (tmp_path / "seen").unlink()
     events = [json.loads(line) for line in goatherd("rotate", *options, "--json").err.splitlines()]
     assert [one["restarts"] for one in events if one["event"] == "restarts"] == [[{"node": server.url, "count": 0}]]
+
+
+def test_a_rotation_that_is_cancelled_automatically_says_where_the_next_key_still_is(
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = goatherd("init", "--provider", store, "--json").json["current"]["id"]
+    server = serve("--data", str(tmp_path / "data"), "--provider", store)
+    options = ("--provider", store, "--node", server.url)
+    following = goatherd("rotate", "--to", "published", *options, "--json").json["to"]
+    server.stop()
+
+    async def refuse(*_: object) -> None:
+        raise ProviderAccessDeniedError("no right", provider="file", secret_id="root", operation="destroy")
+
+    monkeypatch.setattr(FileSecretProvider, "_destroy", refuse)
+    monkeypatch.setenv("GOATHERD_TIMEOUT", "1s")
+    done = goatherd("rotate", "--resume", "--adoption", "1s", *options)
+    assert done.code == EXIT_CODES["rotation"]
+    assert f"cancelled: {current} stays the current root; {following} was published, so it stays trusted" in done.err
+    for version in (2, 3):
+        assert f"version {version} still holds the private key of {following} (provider.access_denied)" in done.err
 
 
 def report(restarts: dict[str, int | None], event: str = "rotated") -> Report:
