@@ -176,12 +176,12 @@ async def _check_regions(store: Store) -> list[Check]:
             Check(
                 name="stores",
                 level=FAILED,
-                text="both sides have signed since they separated; no server leaves the history that it follows",
+                text="both stores were changed since they separated; no server leaves the history that it follows",
                 hint="Choose the history to keep: that of the servers whose data you need. Make its store the primary"
-                " store in [stores]. In each store of the other history, delete the secret with the platform's own"
-                " tools, then run `goatherd stores sync`, and start each server of that region once with"
-                " --accept-identity. What the other root has signed since is no longer accepted afterwards: export it"
-                " first.",
+                " store in [stores]. In each store of the other history, delete the secret permanently with the"
+                " platform's own tools (AWS: --force-delete-without-recovery; Azure: purge it, too), then run `goatherd"
+                " stores sync`, and start each server of that region once with --accept-identity. What the other root"
+                " has signed since is no longer accepted afterwards: export it first.",
             )
         )
     return checks

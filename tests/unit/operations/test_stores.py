@@ -354,6 +354,7 @@ async def test_doctor_tells_an_old_primary_that_is_behind_from_one_that_went_on_
     await write(regions, "eu", OTHER_THIRD)
     found = await findings(regions)
     assert (FAILED, "region ap (follower, goatherd): another history than region eu") in found
+    assert any(text.startswith("both stores were changed since") for level, text in found if level == FAILED)
     histories = [text for level, text in found if level == WARNING and text.startswith("history of region")]
     assert [text.split(",")[0] for text in histories] == [
         "history of region eu: generation 3",
