@@ -117,10 +117,7 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
     ours = [node for node in report.nodes if not node.is_unmodified]
     lines = [
         f"plan to revoke {report.revoked_id}; nothing is written",
-        (
-            "1. if it is the current root: introduce the next root at every server, by a commit that the revoked root"
-            " (or the anchor) signs: clients learn of it"
-        ),
+        "1. if it is the current root: introduce the next root at every server; this root, or the anchor, signs that",
         "2. write the identity with the revocation, and notify the servers; from then on they reject the root",
         f"3. collect the commits of the root from {len(ours)} Goatherd servers; the digest of the valid ones goes into"
         " the identity"
