@@ -325,6 +325,7 @@ def find_obstacles(
         is_restore: Whether the next root is a previous one, which needs no introduction by the current root.
     """
     own_clock = find_clock_obstacle(compare_clocks(observation, policy))
+    is_expired = now_ms > observation.store.current_expires_ms
     return (
         *(() if own_clock is None else (own_clock,)),
         *_of_the_store(observation, policy, now_ms, is_restore=is_restore),
@@ -341,11 +342,12 @@ def find_obstacles(
                 is_silent=node.url in silent,
                 is_distrusted=node.url in policy.distrust,
             )
-            # Every server rejects what an expired root signs; that is no fault of the server.
-            if not (one.kind is ObstacleKind.UNTRUSTED and now_ms > observation.store.current_expires_ms)
+            # Every server rejects what an expired root signs; that is no fault of the server, nor of the peers that it
+            # was given.
+            if not (one.kind is ObstacleKind.UNTRUSTED and is_expired)
             and not (one.kind is ObstacleKind.CLOCK and own_clock is not None)
         ),
-        *_of_the_flow(observation),
+        *(() if is_expired else _of_the_flow(observation)),
         *find_follower_obstacles(observation),
     )
 

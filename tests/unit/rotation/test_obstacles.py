@@ -104,6 +104,17 @@ async def test_servers_that_were_not_told_of_each_other_are_named_with_the_optio
     assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
 
 
+async def test_servers_that_an_expired_root_keeps_from_synchronizing_are_not_sent_to_their_peers(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    part(herd, [0], [1])
+    herd.clock.turn(timedelta(days=400))
+    (obstacle,) = (await rotator_for(herd).plan()).obstacles
+    assert "has expired" in obstacle
+    assert "synchronize" not in obstacle
+
+
 async def test_where_servers_do_not_say_with_whom_they_synchronize_a_session_shows_it(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=3, clients=0, unmodified=[0, 1, 2])
     policy = replace(POLICY, bare=frozenset(node.base_url for node in herd.nodes))
