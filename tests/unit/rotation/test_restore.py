@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from goatherd.cli.text.rotation import report_lines
 from goatherd.errors import IllegalStepError, NotAdoptedError, NotRestorableError, ObstructedError, RotationBusyError
 from goatherd.identity import transitions
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document, sign_document
@@ -232,6 +233,8 @@ async def test_a_restore_needs_nothing_of_a_current_root_that_has_expired(make_h
         await rotator_for(herd).rotate()
     report = await rotator_for(herd).restore()
     assert report.current_id == "root-a"
+    told = report_lines(report, 30 * DAY)
+    assert told[-1] == "it has expired, so `goatherd restore` cannot make it sign again"
     await check_steady(herd)
     assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
 

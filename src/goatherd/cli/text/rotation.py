@@ -94,6 +94,8 @@ def report_lines(report: Report, grace: timedelta, *, copies: str | None = None)
         expires_ms = report.restorable_until_ms
         if expires_ms is None:
             lines.append("`goatherd restore` cannot make it sign again, because the present anchor has not endorsed it")
+        elif expires_ms <= report.ended_ms:
+            lines.append(f"it has expired, so `goatherd restore{named}` cannot make it sign again")
         else:
             until = "then" if expires_ms >= due_ms else f"shortly before it expires at {iso(expires_ms)},"
             lines.append(f"until {until} `goatherd restore{named}` can make it sign again")
