@@ -588,6 +588,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
         "laggingRegions": Field("array of string", "Regions whose store lagged, so that the run went on without them."),
+        "expired": Field(
+            "boolean", "With `--plan`: whether the current root has expired; then `sessions` and `nodes[].alone` are 0."
+        ),
         "anchorProblem": Field(
             "string or null",
             "With `--plan`: why the anchor's signer cannot sign; null if it can, or if there is none.",

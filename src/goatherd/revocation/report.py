@@ -98,6 +98,8 @@ class RevocationReport:
             too.
         lagging_regions: Regions whose store lagged, so that this run went on without them. Servers that read only such
             a store trust the root until the store shows the revocation.
+        is_expired: In a plan: whether the current root has expired, so that the servers report neither commits nor
+            sessions to the plan.
         anchor_problem: In a plan: why the anchor's signer cannot sign; None if it can, or there is no anchor.
         stable_problem: Why label ``stable`` could not be moved to the identity with the revocation; None if it was.
         seconds: How long each part of the run took, in seconds, by the name of the part.
@@ -126,6 +128,7 @@ class RevocationReport:
     unknown_left: tuple[str, ...] = ()
     also_stored: tuple[str, ...] = ()
     lagging_regions: tuple[str, ...] = ()
+    is_expired: bool = False
     anchor_problem: str | None = None
     stable_problem: str | None = None
     nodes: tuple[NodeOutcome, ...] = ()

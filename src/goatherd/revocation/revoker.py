@@ -216,11 +216,15 @@ class Revoker:
             self._report.current_id = document.current.id if new_root is None else new_root.id
             self._report.anchor_problem = await self._find_anchor_problem(document)
         await self._observe_nodes(document)
-        await self._run_timed("freeze", self._preview_claims(document, session_id))
-        reissuer = self._make_reissuer(document)
-        found, _ = await self._run_timed("survey", reissuer.collect_sessions(document, session_id, leave_out=leave_out))
-        if self._outcomes and all(one.problem is None for one in self._outcomes.values()):
-            self._check_left_out(document, found)
+        self._report.is_expired = document.current.session.is_expired(self._clock.now_ms())
+        # Servers reject the questions of an expired root. The revocation itself asks with the next root.
+        if not self._report.is_expired:
+            await self._run_timed("freeze", self._preview_claims(document, session_id))
+            found, _ = await self._run_timed(
+                "survey", self._make_reissuer(document).collect_sessions(document, session_id, leave_out=leave_out)
+            )
+            if self._outcomes and all(one.problem is None for one in self._outcomes.values()):
+                self._check_left_out(document, found)
         await self._look_for_keys(document, session_id)
         return self._end_run()
 

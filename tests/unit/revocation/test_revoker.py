@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from goatherd.errors import (
     UnsignedIdentityError,
 )
 from goatherd.identity.document import IdentityDocument, Phase, encode_document
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import (
     activate_rotation,
     correct_times,
+    create_document,
     finalize_rotation,
     prepare_rotation,
     with_phase,
@@ -37,6 +39,7 @@ from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.cross_signing import make_earlier_introduction
 from goatherd.rotation.events import Event, RevocationStep, RevocationStepped, StoreTroubled
 from goatherd.rotation.rotator import Rotator
+from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     SECRET,
@@ -208,6 +211,20 @@ async def test_a_store_that_is_away_before_a_revocation_begins_is_reported_at_on
     with pytest.raises(UnavailableError):
         await Revoker(provider, SECRET, []).revoke("root-a", reason="stolen")
     assert provider.calls == 1
+
+
+@pytest.mark.slow
+async def test_the_plan_for_an_expired_root_names_no_obstacle_that_the_revocation_does_not_meet(tmp_path: Path) -> None:
+    made_ms = now_ms() - milliseconds(timedelta(days=40))
+    a = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=made_ms, lifetime=timedelta(days=39))
+    async with cluster_of(tmp_path, create_document(a, made_ms), 1) as cluster:
+        planned = await cluster.revoker().plan(a.id)
+    assert planned.is_expired
+    assert [node.problem for node in planned.nodes] == [None]
+    lines = "\n".join(revocation_plan_lines(planned))
+    assert "the current root has expired" in lines
+    assert "obstacle" not in lines
+    assert " 0 user sessions" not in lines
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def revocation_data(report: RevocationReport) -> dict[str, Any]:
         "unknownLeft": list(report.unknown_left),
         "alsoStored": list(report.also_stored),
         "laggingRegions": list(report.lagging_regions),
+        "expired": report.is_expired,
         "anchorProblem": report.anchor_problem,
         "stableProblem": report.stable_problem,
         "nodes": [_node_data(node) for node in report.nodes],
@@ -115,6 +116,7 @@ def _claim_data(claim: Claim) -> dict[str, Any]:
 def revocation_plan_lines(report: RevocationReport) -> list[str]:
     """Return what a revocation would do, as lines."""
     ours = [node for node in report.nodes if not node.is_unmodified]
+    sessions = "the user sessions" if report.is_expired else f"{report.sessions} user sessions"
     lines = [
         f"plan to revoke {report.revoked_id}; nothing is written",
         "1. if it is the current root: introduce the next root at every server; this root, or the anchor, signs that",
@@ -123,10 +125,15 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
         " the identity"
         if ours
         else "3. no list of frozen commits: unmodified GoatDB servers cannot store one or reject by it",
-        f"4. reissue {report.sessions} user sessions; from then on none depends on the root",
+        f"4. reissue {sessions}; from then on none depends on the root",
         "5. with --destroy: destroy the stored versions that hold its private key",
         "",
     ]
+    if report.is_expired:
+        lines.append(
+            "the current root has expired, so servers report neither commits nor sessions to this plan; the revocation"
+            " asks them with the next root"
+        )
     if report.anchor_problem is not None:
         lines.append(f"obstacle: the anchor cannot sign, so nothing can be revoked: {report.anchor_problem}")
     lines += [
