@@ -86,10 +86,10 @@ from goatherd.serving.sockets import cannot_listen
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom, and needs"
     " --once.",
 )
-@audit_option()
-@distrust_option()
-@without_nodes_option()
-@log_level_option()
+@audit_option
+@distrust_option
+@without_nodes_option
+@log_level_option
 def controller(
     app: App,
     explain: bool,

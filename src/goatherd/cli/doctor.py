@@ -82,7 +82,7 @@ def _check_signer(app: App, uri: str) -> int:
 )
 @click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
 @click.argument("directory", type=PathType(path_type=Path, file_okay=False))
-@peers_option()
+@peers_option
 @click.option(
     "--offline",
     is_flag=True,

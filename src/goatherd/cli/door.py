@@ -32,8 +32,8 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and that user.",
         ),
-        forwarded_by_option(),
-        idle_timeout_option(),
+        forwarded_by_option,
+        idle_timeout_option,
     ]
     for option in reversed(options):
         function = option(function)
@@ -68,8 +68,8 @@ def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="Port to listen on; 0 takes a free one (default: 8080).",
 )
 @door_options
-@region_option()
-@log_level_option()
+@region_option
+@log_level_option
 def door(
     app: App,
     *,

@@ -20,15 +20,15 @@ from goatherd.times import format_duration, iso
 
 
 @command(example="goatherd init --provider file:///srv/keys/root")
-@lifetime_option()
-@working_lifetime_option()
+@lifetime_option
+@working_lifetime_option
 @click.option(
     "--anchor",
     metavar="URI",
     help="URI of the HSM or KMS key that becomes the anchor, such as transit://vault.internal/transit/goatdb.",
 )
 @create_key_option(before="creating the identity")
-@direct_option()
+@direct_option
 def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
     """Create an identity in a store that has none.
 

@@ -329,14 +329,13 @@ def command(
     return decorate
 
 
-def audit_option() -> Callable[[FC], FC]:
-    """Return the option ``--audit-log`` of a command that writes the audit trail."""
-    return click.option(
-        "--audit-log",
-        "audit_log",
-        type=PathType(path_type=Path, dir_okay=False),
-        help="File of the audit trail, a chain of signed records, to which the command appends every decision.",
-    )
+audit_option = click.option(
+    "--audit-log",
+    "audit_log",
+    type=PathType(path_type=Path, dir_okay=False),
+    help="File of the audit trail, a chain of signed records, to which the command appends every decision.",
+)
+"""The option ``--audit-log`` of a command that writes the audit trail."""
 
 
 def audit_log(app: App) -> AuditLog | None:
@@ -351,56 +350,47 @@ def audit_log(app: App) -> AuditLog | None:
     return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
 
 
-def distrust_option() -> Callable[[FC], FC]:
-    """Return the option ``--distrust``, which names servers whose reports on the store's history are ignored."""
-    return click.option(
-        "--distrust",
-        "rotation_distrust",
-        multiple=True,
-        metavar="URL",
-        help="URL of a server to ignore when it reports a later identity than the store holds. Can be given more than"
-        " once.",
-    )
+distrust_option = click.option(
+    "--distrust",
+    "rotation_distrust",
+    multiple=True,
+    metavar="URL",
+    help="URL of a server to ignore when it reports a later identity than the store holds. Can be given more than"
+    " once.",
+)
+"""The option ``--distrust``, which names servers whose reports on the store's history are ignored."""
 
+accept_identity_option = click.option(
+    "--accept-identity",
+    is_flag=True,
+    help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
+    " than the one in use.",
+)
+"""The option ``--accept-identity`` of a command that runs a server."""
 
-def accept_identity_option() -> Callable[[FC], FC]:
-    """Return the option ``--accept-identity`` of a command that runs a server."""
-    return click.option(
-        "--accept-identity",
-        is_flag=True,
-        help="Accept the first identity that the store returns, even if no trusted root has endorsed it, or it is older"
-        " than the one in use.",
-    )
+refresh_interval_option = click.option(
+    "--refresh-interval",
+    "settings_refresh_interval",
+    metavar="TIME",
+    help="How often to read the store (default: 30s).",
+)
+"""The option ``--refresh-interval`` of a command that follows the store."""
 
+peers_option = click.option(
+    "--peer",
+    "serve_peers",
+    multiple=True,
+    metavar="URL",
+    help="URL of another server of the cluster. Can be given more than once.",
+)
+"""The option ``--peer``, which names the other servers of the cluster."""
 
-def refresh_interval_option() -> Callable[[FC], FC]:
-    """Return the option ``--refresh-interval`` of a command that follows the store."""
-    return click.option(
-        "--refresh-interval",
-        "settings_refresh_interval",
-        metavar="TIME",
-        help="How often to read the store (default: 30s).",
-    )
-
-
-def peers_option() -> Callable[[FC], FC]:
-    """Return the option ``--peer``, which names the other servers of the cluster."""
-    return click.option(
-        "--peer",
-        "serve_peers",
-        multiple=True,
-        metavar="URL",
-        help="URL of another server of the cluster. Can be given more than once.",
-    )
-
-
-def without_nodes_option() -> Callable[[FC], FC]:
-    """Return the option ``--unsafe-without-nodes`` of a command that rotates."""
-    return click.option(
-        "--unsafe-without-nodes",
-        is_flag=True,
-        help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
-    )
+without_nodes_option = click.option(
+    "--unsafe-without-nodes",
+    is_flag=True,
+    help="Allow a run without a list of servers: it then does not wait until servers trust the next root.",
+)
+"""The option ``--unsafe-without-nodes`` of a command that rotates."""
 
 
 def create_key_option(*, before: str) -> Callable[[FC], FC]:
@@ -413,88 +403,72 @@ def create_key_option(*, before: str) -> Callable[[FC], FC]:
     )
 
 
-def direct_option() -> Callable[[FC], FC]:
-    """Return the option ``--direct`` of a command that sets an anchor."""
-    return click.option(
-        "--direct",
-        is_flag=True,
-        help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
-    )
+direct_option = click.option(
+    "--direct",
+    is_flag=True,
+    help="Let the anchor itself sign as the root, without a working root (direct mode); only with --anchor.",
+)
+"""The option ``--direct`` of a command that sets an anchor."""
 
+idle_timeout_option = click.option(
+    "--idle-timeout",
+    "limits_idle_timeout",
+    metavar="TIME",
+    help="How long a connection without a request stays open; longer than a load balancer in front keeps it"
+    " (default: 75s).",
+)
+"""The option ``--idle-timeout`` of a command that serves clients."""
 
-def idle_timeout_option() -> Callable[[FC], FC]:
-    """Return the option ``--idle-timeout`` of a command that serves clients."""
-    return click.option(
-        "--idle-timeout",
-        "limits_idle_timeout",
-        metavar="TIME",
-        help="How long a connection without a request stays open; longer than a load balancer in front keeps it"
-        " (default: 75s).",
-    )
+forwarded_by_option = click.option(
+    "--forwarded-by",
+    "limits_forwarded_by",
+    multiple=True,
+    metavar="NETWORK",
+    help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
+)
+"""The option ``--forwarded-by`` of a command that serves clients."""
 
+lifetime_option = click.option(
+    "--lifetime",
+    "rotation_lifetime",
+    metavar="TIME",
+    help="How long the new root is valid (default: 180d; for a working root: 30d).",
+)
+"""The option ``--lifetime`` of a command that makes a new root."""
 
-def forwarded_by_option() -> Callable[[FC], FC]:
-    """Return the option ``--forwarded-by`` of a command that serves clients."""
-    return click.option(
-        "--forwarded-by",
-        "limits_forwarded_by",
-        multiple=True,
-        metavar="NETWORK",
-        help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than"
-        " once.",
-    )
+working_lifetime_option = click.option(
+    "--working-lifetime",
+    "rotation_working_lifetime",
+    metavar="TIME",
+    help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
+)
+"""The option ``--working-lifetime`` of a command that may make a working root."""
 
+adoption_option = click.option(
+    "--adoption",
+    "rotation_adoption",
+    metavar="TIME",
+    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
+)
+"""The option ``--adoption`` of a command that waits until servers have adopted the identity."""
 
-def lifetime_option() -> Callable[[FC], FC]:
-    """Return the option ``--lifetime`` of a command that makes a new root."""
-    return click.option(
-        "--lifetime",
-        "rotation_lifetime",
-        metavar="TIME",
-        help="How long the new root is valid (default: 180d; for a working root: 30d).",
-    )
+region_option = click.option(
+    "--region",
+    "stores_region",
+    metavar="NAME",
+    help="Region of this machine, whose store is read first; only with [stores] in goatherd.toml.",
+)
+"""The option ``--region``, for commands that run on the machine of a server."""
 
-
-def working_lifetime_option() -> Callable[[FC], FC]:
-    """Return the option ``--working-lifetime`` of a command that may make a working root."""
-    return click.option(
-        "--working-lifetime",
-        "rotation_working_lifetime",
-        metavar="TIME",
-        help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
-    )
-
-
-def adoption_option() -> Callable[[FC], FC]:
-    """Return the option ``--adoption`` of a command that waits until servers have adopted the identity."""
-    return click.option(
-        "--adoption",
-        "rotation_adoption",
-        metavar="TIME",
-        help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
-    )
-
-
-def region_option() -> Callable[[FC], FC]:
-    """Return the option ``--region``, for commands that run on the machine of a server."""
-    return click.option(
-        "--region",
-        "stores_region",
-        metavar="NAME",
-        help="Region of this machine, whose store is read first; only with [stores] in goatherd.toml.",
-    )
-
-
-def allow_lagging_option() -> Callable[[FC], FC]:
-    """Return the option ``--allow-lagging``, for commands that change the identity."""
-    return click.option(
-        "--allow-lagging",
-        "stores_allow_lagging",
-        multiple=True,
-        metavar="REGION",
-        help="Region whose store may lag: changes do not wait for it, and its servers follow late, or not at all. Can"
-        " be given more than once.",
-    )
+allow_lagging_option = click.option(
+    "--allow-lagging",
+    "stores_allow_lagging",
+    multiple=True,
+    metavar="REGION",
+    help="Region whose store may lag: changes do not wait for it, and its servers follow late, or not at all. Can"
+    " be given more than once.",
+)
+"""The option ``--allow-lagging``, for commands that change the identity."""
 
 
 def forms_of(name: str) -> str:

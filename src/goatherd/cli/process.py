@@ -8,12 +8,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 import click
 
-from goatherd.cli.main import FC, App, Terminated
+from goatherd.cli.main import App, Terminated
 
 T = TypeVar("T")
 
@@ -36,14 +36,12 @@ def log_to_stderr(level: str, *, others: str | None = None) -> None:
     logging.getLogger("goatherd").setLevel(level.upper())
 
 
-def log_level_option() -> Callable[[FC], FC]:
-    """Return the option ``--log-level``."""
-    return click.option(
-        "--log-level",
-        type=click.Choice(["error", "warning", "info", "debug"]),
-        default="info",
-        help="Lowest level of events to log on standard error (default: info).",
-    )
+log_level_option = click.option(
+    "--log-level",
+    type=click.Choice(["error", "warning", "info", "debug"]),
+    default="info",
+    help="Lowest level of events to log on standard error (default: info).",
+)
 
 
 def run_fast(serving: Coroutine[Any, Any, None]) -> None:

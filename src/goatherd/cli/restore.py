@@ -90,8 +90,8 @@ def restore(
 )
 @click.option("--accept", is_flag=True, help="Accept the changes: sign the identity that the store holds.")
 @click.option("--take-back", is_flag=True, help="Undo the changes: write the last signed version again.")
-@distrust_option()
-@audit_option()
+@distrust_option
+@audit_option
 def sign(app: App, accept: bool, take_back: bool) -> int:
     """Repair an invalid signature of the identity: sign the changes, or undo them.
 

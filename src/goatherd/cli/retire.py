@@ -36,8 +36,8 @@ from goatherd.telemetry import describe_count
     example="goatherd retire --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
-@distrust_option()
-@allow_lagging_option()
+@distrust_option
+@allow_lagging_option
 @click.option(
     "--grace",
     "rotation_grace",
@@ -46,7 +46,7 @@ from goatherd.telemetry import describe_count
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
-@audit_option()
+@audit_option
 def retire(app: App, yes: bool, dry_run: bool) -> int:
     """Destroy old private keys whose grace period has ended.
 

@@ -81,16 +81,16 @@ from goatherd.revocation.revoker import NEW
     help="URL of a server that is certainly not compromised: the root's commits that it holds stay valid even if no"
     " other server holds them. Can be given more than once.",
 )
-@lifetime_option()
-@adoption_option()
+@lifetime_option
+@adoption_option
 @click.option(
     "--unsafe-without-nodes",
     is_flag=True,
     help="Allow a run without a list of servers: it only writes the identity, records no valid commits of the root and"
     " reissues no sessions.",
 )
-@allow_lagging_option()
-@audit_option()
+@allow_lagging_option
+@audit_option
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def revoke(
     app: App,

@@ -87,15 +87,15 @@ from goatherd.rotation.machine import Phase
     metavar="TEXT",
     help="Reason, recorded in the identity's history; only with --rollback, --cancel or --drop-lost-anchor.",
 )
-@lifetime_option()
-@working_lifetime_option()
+@lifetime_option
+@working_lifetime_option
 @click.option(
     "--anchor",
     metavar="URI",
     help="URI of the HSM or KMS key that becomes the anchor, or replaces the present anchor.",
 )
 @create_key_option(before="the rotation")
-@direct_option()
+@direct_option
 @click.option(
     "--working-root",
     is_flag=True,
@@ -111,7 +111,7 @@ from goatherd.rotation.machine import Phase
     is_flag=True,
     help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
 )
-@adoption_option()
+@adoption_option
 @click.option(
     "--quorum",
     "rotation_quorum",
@@ -132,8 +132,8 @@ from goatherd.rotation.machine import Phase
     metavar="URL",
     help="URL of an unmodified GoatDB server that you restart by hand. Can be given more than once.",
 )
-@distrust_option()
-@allow_lagging_option()
+@distrust_option
+@allow_lagging_option
 @click.option(
     "--health-url",
     "rotation_health_url",
@@ -151,8 +151,8 @@ from goatherd.rotation.machine import Phase
     type=PathType(path_type=Path, dir_okay=False),
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
-@audit_option()
-@without_nodes_option()
+@audit_option
+@without_nodes_option
 def rotate(
     app: App,
     plan: bool,

@@ -78,9 +78,9 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
                 is_flag=True,
                 help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
             ),
-            accept_identity_option(),
-            region_option(),
-            log_level_option(),
+            accept_identity_option,
+            region_option,
+            log_level_option,
         ]
     ):
         function = option(function)
@@ -129,7 +129,7 @@ def change_options(ways: Sequence[str], default: str) -> Decorator:
                     metavar="TIME",
                     help="Timeout for a started server to become ready (default: 1m).",
                 ),
-                refresh_interval_option(),
+                refresh_interval_option,
             ]
         ):
             function = option(function)

@@ -41,7 +41,7 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     help="Public URL, at which browsers reach the application. It is the only origin that CORS headers allow (default:"
     " http://localhost:PORT).",
 )
-@peers_option()
+@peers_option
 @click.option(
     "--root-signer",
     "serve_root_signers",
@@ -56,12 +56,12 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     type=PathType(path_type=Path),
     help="GoatDB settings.json to read the identity from instead of a store.",
 )
-@refresh_interval_option()
-@accept_identity_option()
-@forwarded_by_option()
-@idle_timeout_option()
-@region_option()
-@log_level_option()
+@refresh_interval_option
+@accept_identity_option
+@forwarded_by_option
+@idle_timeout_option
+@region_option
+@log_level_option
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 

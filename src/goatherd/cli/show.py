@@ -39,7 +39,7 @@ async def _show(app: App, at: str | None) -> None:
 @click.argument("action", required=False, type=click.Choice(["list", "label", "unlabel"]), metavar="[list]")
 @click.argument("label", required=False, metavar="| label LABEL VERSION")
 @click.argument("version", required=False, metavar="| unlabel LABEL")
-@audit_option()
+@audit_option
 def versions(app: App, action: str | None, label: str | None, version: str | None) -> None:
     """List the stored versions and their labels, or move a label.
 

@@ -31,7 +31,7 @@ from goatherd.operations.stores import promote_store, read_regions, sync_stores
     is_flag=True,
     help="Promote the store although another store or a server has shown a later identity.",
 )
-@audit_option()
+@audit_option
 def stores(app: App, action: str, region: str | None, force_generation: bool) -> int:
     """Show the stores of several regions, or promote one.
 
