@@ -31,17 +31,6 @@ from goatherd.telemetry import find_program
 from goatherd.times import format_duration
 from goatherd.wire.paths import DEFAULT_ORG
 
-__all__ = [
-    "Key",
-    "Options",
-    "Setting",
-    "effective_settings",
-    "load_options",
-    "option_keys",
-    "parse_duration",
-    "suggest_keys",
-]
-
 FILE_NAME = "goatherd.toml"
 ENVIRONMENT_PREFIX = "GOATHERD_"
 FILE_VARIABLE = "GOATHERD_CONFIG"

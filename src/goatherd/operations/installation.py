@@ -12,8 +12,6 @@ from typing import Any
 import goatherd
 from goatherd.crypto import library_versions
 
-__all__ = ["Installation", "describe_installation"]
-
 PACKAGE = "goatherd"
 BUNDLES = frozenset({"all"})
 """Extras that consist of other extras."""

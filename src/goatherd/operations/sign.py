@@ -32,16 +32,6 @@ from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history
 from goatherd.times import iso
 
-__all__ = [
-    "SignatureExamination",
-    "SignatureState",
-    "accept_changes",
-    "examine_signature",
-    "sign_current",
-    "sign_earlier",
-    "take_back_changes",
-]
-
 
 class SignatureState(StrEnum):
     """The state of an identity's signature: valid, missing, outdated (of an earlier generation), or invalid."""

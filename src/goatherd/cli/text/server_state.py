@@ -5,11 +5,8 @@ from __future__ import annotations
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import AgentReport, LogsReport
 from goatherd.identity.document import IdentityDocument
-from goatherd.rotation.obstacles import WENT_BACK
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
-
-__all__ = ["WENT_BACK", "server_row"]
 
 
 def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:

@@ -65,8 +65,9 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
         lines += ["", *regions_lines(status.regions, out)]
     lines += ["", *inventory_lines(status.keys, out, status.at_ms)]
     if status.servers or status.obstacles:
-        from goatherd.cli.text.server_state import WENT_BACK, region_cells, server_row
+        from goatherd.cli.text.server_state import region_cells, server_row
         from goatherd.cluster.node import group_by_region
+        from goatherd.rotation.obstacles import WENT_BACK
 
         heads: tuple[str, ...] = (
             "SERVER",
