@@ -182,15 +182,13 @@ class Controller:
             await self._report_unreadable_store(error)
             return Turn(error=error)
         away = self._reader.primary_error(self._secret_id) if isinstance(self._reader, RegionalReader) else None
-        if away is not None:
-            await self._report_unreadable_store(away)
-        else:
-            self._missed = 0
-            self._rung = {one for one in self._rung if one[0] is not AlertKind.STORE_AWAY}
         if away is None:
+            self._missed = 0
+            self._allow_again(AlertKind.STORE_AWAY)
             self._journal.follow_root(document)
             await self._search_for_keys(document)
         else:
+            await self._report_unreadable_store(away)
             self._journal.use_identity(document)
         now_ms = self._clock.now_ms()
         facts = read_facts(
@@ -268,11 +266,10 @@ class Controller:
                 return Turn(verdict=verdict, has_acted=True, error=error, has_yielded=True)
             await self._record_failure(kind, error, document)
             return Turn(verdict=verdict, has_acted=True, error=error)
+        self._failures.pop(kind, None)
         if verdict.act is Act.RETIRE:
             self._pause_actions(kind, RETIRE_PAUSE)
             self._unlisted_keys = ()
-        self._failures.pop(kind, None)
-        if verdict.act is Act.RETIRE:
             await self._tell_kept(report.kept, root_id)
         else:
             self._rung.clear()
@@ -453,12 +450,15 @@ class Controller:
             alert = Alert(kind=AlertKind.ANCHOR_UNREACHABLE, reason=reason, root_id=document.current.id)
             await self._ring_once(alert, (self._anchor_watch.is_reachable, document.anchor))
         elif self._anchor_watch.is_reachable:
-            self._rung = {one for one in self._rung if one[0] is not AlertKind.ANCHOR_UNREACHABLE}
+            self._allow_again(AlertKind.ANCHOR_UNREACHABLE)
 
     async def _ring_once(self, alert: Alert, about: object) -> None:
         if (alert.kind, about) not in self._rung:
             self._rung.add((alert.kind, about))
             await self._raise_alert(alert)
+
+    def _allow_again(self, kind: AlertKind) -> None:
+        self._rung = {one for one in self._rung if one[0] is not kind}
 
     async def _raise_alert(self, alert: Alert) -> None:
         self._journal.record_decision("alert", alert.to_json())
