@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.audit.records import Anchors, Record
+from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import AuditBrokenError, AuditError, GoatherdError
 from goatherd.identity.document import IdentityDocument
@@ -200,7 +201,7 @@ class Collector:
                 check=check,
             )
         except GoatherdError as error:
-            self._last_error = clean_text(str(error)), _now_ms()
+            self._last_error = clean_text(str(error)), SystemClock().now_ms()
             raise
         self._status = status
         if follows and isinstance(self.store.provider, RegionalReader):
@@ -256,9 +257,3 @@ class Collector:
             last_error=self._last_error[0] if self._last_error is not None else "",
             last_error_ms=self._last_error[1] if self._last_error is not None else None,
         )
-
-
-def _now_ms() -> int:
-    from goatherd.clock import SystemClock
-
-    return SystemClock().now_ms()
