@@ -281,7 +281,15 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
         else:
             report.files += 1
             for key, line in _find_keys(reader):
-                report.findings.append(_describe(key, line, path=name))
+                finding = KeyFinding(
+                    path=name,
+                    line=line,
+                    root=key.session_id,
+                    fingerprint=key.fingerprint,
+                    is_root=key.is_root,
+                    is_settings=key.is_settings,
+                )
+                report.findings.append(finding)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, _UnpackError) as error:
         report.unsearched.append(f"{name}: cannot be unpacked: {error}")
 
@@ -429,18 +437,6 @@ def _find_keys(stream: Readable) -> Iterator[tuple[LeakedKey, int]]:
             return
         kept = window[-LONGEST:]
         lines += window.count(b"\n", 0, len(window) - len(kept))
-
-
-def _describe(key: LeakedKey, line: int, *, path: str, repository: str | None = None) -> KeyFinding:
-    return KeyFinding(
-        path=path,
-        line=line,
-        repository=repository,
-        root=key.session_id,
-        fingerprint=key.fingerprint,
-        is_root=key.is_root,
-        is_settings=key.is_settings,
-    )
 
 
 def _scan_history(report: ScanReport, repository: Path) -> None:
