@@ -87,19 +87,13 @@ async def examine_signature(provider: SecretProvider, secret_id: str) -> Signatu
     """
     found = await provider.read(secret_id, CURRENT)
     document = decode_document(found.value.reveal())
-    if document.is_signed:
-        return SignatureExamination(version=found.version.id, document=document)
-    last = await _last_signed(provider, secret_id, document)
+    examined = SignatureExamination(version=found.version.id, document=document)
+    last = None if document.is_signed else await _last_signed(provider, secret_id, document)
     if last is None:
-        return SignatureExamination(version=found.version.id, document=document)
+        return examined
     signed_version, signed = last
-    return SignatureExamination(
-        version=found.version.id,
-        document=document,
-        signed_version=signed_version,
-        signed=signed,
-        changes=tuple(describe_changes(signed, document)),
-    )
+    changes = tuple(describe_changes(signed, document))
+    return replace(examined, signed_version=signed_version, signed=signed, changes=changes)
 
 
 async def accept_changes(
