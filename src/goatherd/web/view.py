@@ -203,12 +203,12 @@ class StoreRow:
     """
 
     name: str
-    written_ms: int | None
     labels: tuple[tuple[str, str], ...]
-    versions: int | None
-    promises: tuple[str, ...]
-    clock_ahead_ms: int | None
     problem: str
+    written_ms: int | None = None
+    versions: int | None = None
+    promises: tuple[str, ...] = ()
+    clock_ahead_ms: int | None = None
     calls: CallsView | None = None
     region: str = ""
     role: str = ""
@@ -647,11 +647,7 @@ def _region_rows(status: ClusterStatus, calls: CallsView | None) -> tuple[StoreR
     return tuple(
         StoreRow(
             name=clean_text(one.scheme),
-            written_ms=None,
             labels=tuple((format_label(label), clean_text(one.labels[label])) for label in sorted(one.labels)),
-            versions=None,
-            promises=(),
-            clock_ahead_ms=None,
             problem=clean_text(". ".join(filter(None, (one.problem, one.hint)))),
             calls=calls if one.replication is None else None,
             region=clean_text(one.region),
