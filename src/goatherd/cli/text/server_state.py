@@ -22,20 +22,18 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
         kind = "its identity is from a settings.json"
     if report.agent is not None:
         kind = f"{kind}{':' if report.agent.activity else ''} {_describe_agent(report.agent)}"
-    problem = node.find_problem() or kind
+    parts = [node.find_problem() or kind]
     if node.is_of_another_identity({root.id for root in document.roots}):
-        problem = "; ".join(filter(None, (f"another identity: trusts {', '.join((node.roots or ())[:5])}", problem)))
+        parts.insert(0, f"another identity: trusts {', '.join((node.roots or ())[:5])}")
     if report.source == Origin.LAST_KNOWN_GOOD:
-        problem = "; ".join(filter(None, ("LAST KNOWN GOOD: cannot reach the store", problem)))
-    elif report.is_degraded and not problem:
-        problem = "degraded: cannot use what the store holds"
+        parts.insert(0, "LAST KNOWN GOOD: cannot reach the store")
+    elif report.is_degraded and not any(parts):
+        parts.append("degraded: cannot use what the store holds")
     if report.stores_not_followed:
-        regions = ", ".join(report.stores_not_followed)
-        problem = "; ".join(filter(None, (problem, f"does not follow the store of region {regions}")))
-    if report.data is not None and report.data.unusable is not None:
-        problem = "; ".join(filter(None, (problem, report.data.unusable)))
-    if report.data is not None and report.data.cannot_write is not None:
-        problem = "; ".join(filter(None, (problem, report.data.cannot_write)))
+        parts.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
+    if report.data is not None:
+        parts += [report.data.unusable or "", report.data.cannot_write or ""]
+    problem = "; ".join(filter(None, parts))
     version = "-" if node.version == "" else node.version or "?"
     return (node.url, node.signs_with or "?", trusts, generation, report.phase or "?", age, version, problem)
 
