@@ -361,7 +361,8 @@ class Proxy:
                 self._verify_large_request(session, envelope, elements, fresh)
             if is_root:
                 fresh = set()  # any number is allowed
-            self._charge_repositories(exchange.address, fresh)
+            if fresh:
+                self._limiter.take_token(self._new_repositories, exchange.address, "new repositories", len(fresh))
             try:
                 if has_commits and trust is not None and session is not None:
                     if session.is_root:
@@ -590,15 +591,6 @@ class Proxy:
 
     async def _refresh_sessions(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
-
-    def _charge_repositories(self, address: str, fresh: Collection[str]) -> None:
-        """Charge the requested repositories that are new to the door to the caller's address.
-
-        Raises:
-            RefusedError: The address requests too many new repositories.
-        """
-        if fresh:
-            self._limiter.take_token(self._new_repositories, address, "new repositories", len(fresh))
 
     def _credit_repositories(
         self, address: str, elements: Sequence[Element], fresh: Collection[str], answer: bytes

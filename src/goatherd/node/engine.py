@@ -814,12 +814,12 @@ class Engine:
         return done
 
     def _read_elements(self, body: bytes) -> list[_Element]:
-        return [self._check_element(path, message) for path, message in read_batch(body, self.limits.elements)]
-
-    def _check_element(self, given_path: str, message: SyncMessage) -> _Element:
-        path = read_repository_path(given_path)
-        check_filter_size(message.filter, self.limits)
-        return _Element(given_path, path, message)
+        elements = []
+        for given_path, message in read_batch(body, self.limits.elements):
+            path = read_repository_path(given_path)
+            check_filter_size(message.filter, self.limits)
+            elements.append(_Element(given_path, path, message))
+        return elements
 
     # --- taking in ---------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import logging
 import re
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn, Protocol, cast
@@ -222,7 +221,8 @@ class SecretsManagerAPI:
         except asyncio.CancelledError:
             # A running thread cannot be stopped. So a request that is still queued is cancelled, and one that is being
             # sent is waited for briefly: its outcome is then known before the caller reads the store again.
-            await _settle_future(job, waiting)
+            if not job.cancel():
+                await asyncio.wait({waiting}, timeout=_PATIENCE)
             raise
 
     def close(self) -> None:
@@ -306,13 +306,6 @@ def _fields_of(value: SecretBytes) -> dict[str, object]:
     except UnicodeDecodeError:
         return {"SecretBinary": raw}
     return {"SecretString": text} if _PLAIN.fullmatch(text) else {"SecretBinary": raw}
-
-
-async def _settle_future(
-    job: Future[Answer | ServiceRefusal], waiting: asyncio.Future[Answer | ServiceRefusal]
-) -> None:
-    if not job.cancel():
-        await asyncio.wait({waiting}, timeout=_PATIENCE)
 
 
 def make_client(address: AWSAddress, timeout: timedelta, service: str) -> Client:

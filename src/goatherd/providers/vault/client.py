@@ -130,7 +130,7 @@ class VaultClient:
         self._clock = clock
         self._store_clock = store_clock or RemoteClock(clock)
         self._transport = transport
-        self._credentials = Credentials(address.auth, self._for_credentials, clock=clock, environment=environment)
+        self._credentials = Credentials(address.auth, self._send_request, clock=clock, environment=environment)
         self._pool: ConnectionPool | None = None
         self._certificate: CertificateFiles | None = None
         self._context: ssl.SSLContext | None = None
@@ -311,11 +311,6 @@ class VaultClient:
         if status == 400 and _CAS_MISMATCH not in told:
             raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
         return status, answer
-
-    async def _for_credentials(
-        self, method: str, path: str, *, token: str | None, body: Mapping[str, object] | None = None
-    ) -> tuple[int, Mapping[str, Any]]:
-        return await self._send_request(method, path, token=token, body=body)
 
     async def _send_request(
         self,
