@@ -17,6 +17,7 @@ from goatherd.admission.requests import RequestLimits
 from goatherd.errors import DecodeError, EncodeError, WireError
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.wire.commit import Commit
+from goatherd.wire.encoders import has_stray_reference
 from goatherd.wire.items import record_data
 from goatherd.wire.json import nesting_depth
 from goatherd.wire.paths import SESSIONS_PATH
@@ -86,6 +87,14 @@ def decode_commit(
         # SECURITY: a commit from the far future would win every later conflict (tests/unit/test_upstream_traps.py).
         raise NotAdmittedError(f"commit {commit.id!r} has a timestamp too far in the future", CommitFault.TIME)
     _check_ancestors(commit, limits)
+    if has_stray_reference(raw):
+        # SECURITY: GoatDB decodes all commits of a message with one decoder. It throws on such a reference after it has
+        # decoded referenced objects of any earlier commit, so it could never read the message
+        # (tests/unit/admission/test_commits.py).
+        raise NotAdmittedError(
+            f"commit {commit.id!r} must not have a reference (__rId) without referenced objects (__r)",
+            CommitFault.CONTENTS,
+        )
     if commit.contents != raw["c"]:
         try:
             commit.check_lasting(registry)

@@ -6,7 +6,7 @@ Pure. The markers are listed in docs/reference/goatdb-formats.md#encoders. The v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -238,6 +238,29 @@ class Decoder:
         if self._referenced_values > MAX_REFERENCED:
             raise DecodeError("the references lead to more values than are allowed")
         return record
+
+
+def has_stray_reference(value: Any, *, is_inside: bool = False) -> bool:
+    """Return whether encoded data contain a reference outside of an object with referenced objects.
+
+    Args:
+        value: Parsed JSON.
+        is_inside: Whether `value` is inside such an object, so that a reference is in its place.
+    """
+    items: Iterable[Any] = value
+    if type(value) is dict:
+        if isinstance(value.get("__r"), list) and isinstance(value.get("__d"), dict):
+            # GoatDB does not decode the referenced objects.
+            return has_stray_reference(value["__d"], is_inside=True)
+        if _is_reference(value):
+            return not is_inside
+        items = value.values()
+    elif type(value) is not list:
+        return False
+    for item in items:
+        if (type(item) is dict or type(item) is list) and has_stray_reference(item, is_inside=is_inside):
+            return True
+    return False
 
 
 def refuse_encoded(value: Any) -> Any:

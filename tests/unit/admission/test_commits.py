@@ -22,6 +22,11 @@ COMMIT = commit_by(X, "k", {"text": "x"}).to_json()
 AHEAD_MS = RequestLimits().ahead / timedelta(milliseconds=1)
 WIDE = BloomFilter(b"\1", tuple(range(RequestLimits().seeds + 1))).to_json()
 
+
+def of_text(value: Any) -> dict[str, Any]:
+    return {"r": {"s": "note/1", "d": {"text": value}, "n": True, "cs": "1"}}
+
+
 FAULTS = [
     pytest.param({"id": "no id"}, CommitFault.COMMIT, id="id"),
     pytest.param({"k": "No Key"}, CommitFault.COMMIT, id="key"),
@@ -32,6 +37,9 @@ FAULTS = [
     pytest.param({"af": WIDE}, CommitFault.ANCESTORS, id="filter"),
     pytest.param({"ac": -1}, CommitFault.ANCESTORS, id="ancestors count"),
     pytest.param({"c": {"r": {"s": "null", "d": {}, "n": True, "cs": "1"}}}, CommitFault.CONTENTS, id="null item"),
+    pytest.param({"c": of_text({"__rId": 0})}, CommitFault.CONTENTS, id="reference"),
+    pytest.param({"c": of_text([{"__r": [{}], "__d": {}}, {"__rId": 0}])}, CommitFault.CONTENTS, id="later reference"),
+    pytest.param({"zz": [{"__rId": 1.5, "x": 1}]}, CommitFault.CONTENTS, id="reference in an unknown member"),
     pytest.param({"c": introduction(X, A).to_json()["c"]}, CommitFault.SESSION_ITEM, id="session elsewhere"),
     pytest.param({"c": {"b": "x", "e": {"c": {}, "s": "sessions"}}}, CommitFault.SESSION_ITEM, id="delta of a session"),
 ]
@@ -47,6 +55,23 @@ def test_node_and_door_reject_the_same_form(change: dict[str, Any], fault: Commi
     assert at_node.value.fault is fault
     assert at_door.value.rule is DoorRule(fault.value)
     assert str(at_door.value) == str(at_node.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        {
+            "__r": [{"text": "x"}],
+            "__d": {"root": {"children": [{"__rId": 0}]}, "more": {"__r": [], "__d": {"__rId": 1}}},
+        },
+        {"__rId": "0"},
+        [{"__r": {}, "__rId": True}],
+    ],
+    ids=["rich text with a pointer", "a string", "no number"],
+)
+def test_references_in_their_place_are_accepted(text: Any) -> None:
+    raw = {**COMMIT, "c": of_text(text)}
+    assert decode_commit(raw, "/data/a", org=ORG, limits=RequestLimits(), now_ms=NOW).contents == raw["c"]
 
 
 def test_a_session_repository_holds_sessions_only() -> None:
