@@ -83,7 +83,7 @@ class Store:
         # Imported here, since most commands do not need the rotation package.
         from goatherd.rotation.obstacles import check_own_clock
 
-        check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), (), tolerance)
+        check_own_clock(self.provider.store_clock.ahead_ms(SystemClock().now_ms()), {}, tolerance)
 
     def check_durable(self, operation: str) -> None:
         """Check that the store outlives this process. Call it before what must not be lost is written into the store.

@@ -350,7 +350,7 @@ async def drop_lost_anchor(
         now_ms = clock.now_ms()
         check_own_clock(
             store.provider.store_clock.ahead_ms(now_ms),
-            [(url, node.clock_ahead_ms(now_ms)) for url, node in observer.nodes.items()],
+            {url: node.clock_ahead_ms(now_ms) for url, node in observer.nodes.items()},
             policy.clock_tolerance,
         )
         successor = None

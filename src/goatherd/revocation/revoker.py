@@ -403,7 +403,7 @@ class Revoker:
         now_ms = self._clock.now_ms()
         check_own_clock(
             self._provider.store_clock.ahead_ms(now_ms),
-            [(url, node.clock_ahead_ms(now_ms)) for url, node in self._nodes.items()],
+            {url: node.clock_ahead_ms(now_ms) for url, node in self._nodes.items()},
             self.policy.clock_tolerance,
         )
 

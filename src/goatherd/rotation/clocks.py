@@ -26,12 +26,12 @@ class Clocks:
 
     Attributes:
         store_ahead_ms: How far the store's clock is ahead of this machine's, negative if behind; None if it is unknown.
-        servers_ahead_ms: The same for each server that reports its time, by URL.
+        servers_ahead_ms: The same for each server, by URL.
         tolerance: A clock that differs from this machine's by more than this counts as different.
     """
 
     store_ahead_ms: int | None
-    servers_ahead_ms: Mapping[str, int]
+    servers_ahead_ms: Mapping[str, int | None]
     tolerance: timedelta
 
     @property
@@ -39,13 +39,14 @@ class Clocks:
         """Whether this machine's clock is wrong, judged by the store's clock, or by the servers' if that is unknown."""
         if self.store_ahead_ms is not None:
             return self.differs(self.store_ahead_ms)
-        differing = sum(map(self.differs, self.servers_ahead_ms.values()))
-        return 2 * differing >= len(self.servers_ahead_ms) + 1
+        known = [ahead_ms for ahead_ms in self.servers_ahead_ms.values() if ahead_ms is not None]
+        return 2 * sum(map(self.differs, known)) >= len(known) + 1
 
     @property
     def is_ours_confirmed(self) -> bool:
         """Whether another clock is known, and the known clocks show that this machine's clock is right."""
-        return (self.store_ahead_ms is not None or bool(self.servers_ahead_ms)) and not self.is_ours_wrong
+        is_known = any(ahead_ms is not None for ahead_ms in (self.store_ahead_ms, *self.servers_ahead_ms.values()))
+        return is_known and not self.is_ours_wrong
 
     def describe_differences(self) -> tuple[str, ...]:
         """Return a human-readable line for each clock that differs from this machine's clock."""
@@ -56,9 +57,9 @@ class Clocks:
             if ahead_ms is not None and self.differs(ahead_ms)
         )
 
-    def differs(self, ahead_ms: int) -> bool:
+    def differs(self, ahead_ms: int | None) -> bool:
         """Return whether a clock counts as different: `ahead_ms`, positive or negative, is more than the tolerance."""
-        return timedelta(milliseconds=abs(ahead_ms)) > self.tolerance
+        return ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > self.tolerance
 
 
 def describe_difference(name: str, ahead_ms: int) -> str:

@@ -181,15 +181,10 @@ def find_named_twice(nodes: Sequence[NodeView]) -> tuple[tuple[str, ...], ...]:
 
 
 def compare_clocks(observation: Observation, policy: Policy) -> Clocks:
-    """Return how the clocks of the store and the servers differ from this machine's clock.
-
-    Clocks that were not observed are left out.
-    """
+    """Return how the clocks of the store and the servers differ from this machine's clock."""
     return Clocks(
         store_ahead_ms=observation.store.clock_ahead_ms,
-        servers_ahead_ms={
-            node.url: node.clock_ahead_ms for node in observation.nodes if node.clock_ahead_ms is not None
-        },
+        servers_ahead_ms={node.url: node.clock_ahead_ms for node in observation.nodes},
         tolerance=policy.clock_tolerance,
     )
 
@@ -209,25 +204,21 @@ def find_clock_obstacle(clocks: Clocks) -> Obstacle | None:
     )
 
 
-def check_own_clock(
-    store_ahead_ms: int | None, servers: Iterable[tuple[str, int | None]], tolerance: timedelta
-) -> Clocks:
-    """Check that this machine's clock is right before a write, and return the clocks that it was compared with.
+def check_own_clock(store_ahead_ms: int | None, servers: Mapping[str, int | None], tolerance: timedelta) -> None:
+    """Check that this machine's clock is right before a write.
 
     Args:
         store_ahead_ms: How far the store's clock is ahead of this machine's; None if it is unknown.
-        servers: The URL of each server, with how far its clock is ahead of this machine's; None if it is unknown.
+        servers: The same for each server, by URL.
         tolerance: `Policy.clock_tolerance`.
 
     Raises:
         WrongClockError: This machine's clock is wrong, judged by the other clocks. Nothing was written.
     """
-    known = {url: ahead_ms for url, ahead_ms in servers if ahead_ms is not None}
-    clocks = Clocks(store_ahead_ms=store_ahead_ms, servers_ahead_ms=known, tolerance=tolerance)
+    clocks = Clocks(store_ahead_ms=store_ahead_ms, servers_ahead_ms=servers, tolerance=tolerance)
     obstacle = find_clock_obstacle(clocks)
     if obstacle is not None:
         raise wrong_clock_error((obstacle,))
-    return clocks
 
 
 def wrong_clock_error(obstacles: Collection[Obstacle]) -> WrongClockError:

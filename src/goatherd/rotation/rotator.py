@@ -1025,10 +1025,9 @@ class Rotator:
 
     def _is_wrong_time(self, now_ms: int) -> bool:
         """Return whether `now_ms` is not the present time, judged by the last answers of the store and the servers."""
-        seen = {url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()}
         return Clocks(
             store_ahead_ms=self._provider.store_clock.ahead_ms(now_ms),
-            servers_ahead_ms={url: ahead_ms for url, ahead_ms in seen.items() if ahead_ms is not None},
+            servers_ahead_ms={url: node.clock_ahead_ms(now_ms) for url, node in self._observer.nodes.items()},
             tolerance=self.policy.clock_tolerance,
         ).is_ours_wrong
 
@@ -1048,7 +1047,7 @@ class Rotator:
         """
         clocks = Clocks(
             store_ahead_ms=self._store_ahead_ms(),
-            servers_ahead_ms={one.url: one.clock_ahead_ms for one in nodes if one.clock_ahead_ms is not None},
+            servers_ahead_ms={one.url: one.clock_ahead_ms for one in nodes},
             tolerance=self.policy.clock_tolerance,
         )
         self._is_clock_confirmed = clocks.is_ours_confirmed or (self._is_clock_confirmed and not clocks.is_ours_wrong)

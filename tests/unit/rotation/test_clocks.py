@@ -88,10 +88,12 @@ async def enabled(herd: Herd) -> int:
         (None, [0, 0, -70 * DAY_MS], False, True),
         (None, [-70 * DAY_MS, -70 * DAY_MS, 0], True, False),
         (None, [299_999, -299_999], False, True),
+        (None, [None, None], False, False),
+        (None, [None, None, -70 * DAY_MS], True, False),
     ],
 )
 def test_the_store_decides_whose_clock_is_wrong_else_most_of_the_clocks(
-    store: int | None, servers: list[int], is_wrong: bool, is_confirmed: bool
+    store: int | None, servers: list[int | None], is_wrong: bool, is_confirmed: bool
 ) -> None:
     known = {f"http://node-{at}": ahead_ms for at, ahead_ms in enumerate(servers)}
     clocks = Clocks(store_ahead_ms=store, servers_ahead_ms=known, tolerance=TOLERANCE)
@@ -101,7 +103,7 @@ def test_the_store_decides_whose_clock_is_wrong_else_most_of_the_clocks(
 
 def test_the_error_names_the_difference_and_what_to_do() -> None:
     with pytest.raises(WrongClockError) as caught:
-        check_own_clock(-31 * DAY_MS, [("http://node-0", -31 * DAY_MS), ("http://node-1", None)], TOLERANCE)
+        check_own_clock(-31 * DAY_MS, {"http://node-0": -31 * DAY_MS, "http://node-1": None}, TOLERANCE)
     assert "the clock of the store is 31.0 days behind this machine's" in str(caught.value)
     assert "the clock of http://node-0 is 31.0 days behind this machine's" in str(caught.value)
     assert "NTP" in caught.value.hint
