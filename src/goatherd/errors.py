@@ -29,6 +29,11 @@ class GoatherdError(Exception):
             self.hint = hint
             self.command_hint = command_hint or ""
 
+    @classmethod
+    def all_codes(cls) -> tuple[str, ...]:
+        """Return the codes of this class and of every class that derives from it, sorted."""
+        return tuple(sorted({cls.code, *(code for kind in cls.__subclasses__() for code in kind.all_codes())}))
+
     def __reduce__(self) -> tuple[object, ...]:
         import copyreg  # here, since a short command pickles nothing
 

@@ -322,14 +322,6 @@ def signing_since_ms(document: IdentityDocument) -> int | None:
     return min(known, default=None)
 
 
-def rotation_codes() -> tuple[str, ...]:
-    """Return the error codes of all kinds of `RotationError`, sorted; codes of store errors are not among them."""
-    kinds: list[type[GoatherdError]] = [RotationError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return tuple(sorted({kind.code for kind in kinds}))
-
-
 def _last_event(document: IdentityDocument, events: Collection[str]) -> float:
     return max((entry.at / 1000 for entry in document.history if entry.event in events), default=NEVER)
 
@@ -398,7 +390,8 @@ class RotationMetrics:
         self.signer_calls: dict[str, SignerCounts] = {}
         self.is_anchor_reachable: Callable[[], bool | None] = lambda: None
         # Every outcome begins at 0, or its first occurrence would be no increase that a query could see.
-        self._runs = dict.fromkeys((*(each.name.lower() for each in Outcome), INTERRUPTED, *rotation_codes()), 0)
+        outcomes = (each.name.lower() for each in Outcome)
+        self._runs = dict.fromkeys((*outcomes, INTERRUPTED, *RotationError.all_codes()), 0)
         self._ended_ms: int | None = None
         self._succeeded = False
         self._outcome: str | None = None

@@ -23,10 +23,7 @@ CANCELLED: Final = "cancelled"
 
 def possible_outcomes(family: type[GoatherdError] = ProviderError) -> tuple[str, ...]:
     """Return every outcome that a call can have: ``ok``, ``cancelled``, or the code of an error class in `family`."""
-    kinds = [family]
-    for kind in kinds:
-        kinds.extend(kind.__subclasses__())
-    return (OK, CANCELLED, *sorted({kind.code for kind in kinds}))
+    return (OK, CANCELLED, *family.all_codes())
 
 
 @dataclass(slots=True)

@@ -244,7 +244,7 @@ class SettingsSource(ABC):
         self._version: str | None = None
         self._last_success_ms: int | None = None
         self._failures = 0
-        self._refusals = dict.fromkeys(identity_codes(), 0)
+        self._refusals = dict.fromkeys(IdentityError.all_codes(), 0)
         self._last_refusal: Refusal | None = None
         self._subscribers: dict[object, Subscriber] = {}
         self._active: asyncio.Task[bool] | None = None
@@ -452,14 +452,6 @@ class SettingsSource(ABC):
             logging.ERROR if is_news else logging.DEBUG,
             event_text(event, source=self._source, code=error.code, failures=self._failures, message=error),
         )
-
-
-def identity_codes() -> tuple[str, ...]:
-    """Return the codes of all errors with which an identity document can be rejected."""
-    kinds: list[type[GoatherdError]] = [IdentityError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return tuple(sorted({kind.code for kind in kinds}))
 
 
 def describe_identity(document: IdentityDocument, status: SettingsStatus) -> dict[str, Any]:
