@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.rotation.health_checks import HealthCommand
-from goatherd.schedule.alerts import Alarm
+from goatherd.serving.process_group import run_shell_command
 from tests.deadlines import HANG
 from tests.unit.serving.unkillable import make_unkillable, wait_for_file
 
@@ -22,7 +22,7 @@ async def check_health(command: str) -> str | None:
 
 
 async def raise_alert(command: str) -> str | None:
-    return await Alarm(command, timeout=SOON)._run_command(b"{}\n")
+    return await run_shell_command(command, SOON.total_seconds(), b"{}\n")
 
 
 @pytest.mark.parametrize("run", [check_health, raise_alert])
