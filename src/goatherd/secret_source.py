@@ -88,7 +88,8 @@ class SecretSource:
         Raises:
             ConfigurationError: The key is missing or malformed, or other users can read or change its file.
         """
-        # SECURITY: raw bytes are not accepted, because 32 characters that a user typed are not a random key.
+        # SECURITY: raw bytes are not accepted, because 32 characters that a user typed are not a random key
+        # (tests/unit/test_secret_source.py).
         text = self.read_bytes(environ).strip()
         try:
             key = bytes.fromhex(text.decode()) if len(text) == 2 * length else _from_base64(text)

@@ -220,6 +220,21 @@ def test_every_test_that_the_code_names_exists() -> None:
     assert missing == []
 
 
+def test_every_security_comment_names_the_test_that_guards_it() -> None:
+    unguarded = []
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        lines = file.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if "SECURITY:" in line:
+                begins = "#" if line.lstrip().startswith("#") else ""
+                rest = takewhile(
+                    lambda one, begins=begins: one.strip() and one.lstrip().startswith(begins), lines[number:]
+                )
+                if "tests/" not in " ".join(rest):
+                    unguarded.append(f"{file.name}:{number + 1}")
+    assert unguarded == []
+
+
 def named_files(text: str) -> set[str]:
     """Return the paths of the repository that a page names in backticks."""
     return {path for path in re.findall(r"`([^`\s]+)`", text) if re.match(TOP, path) and not re.search(r"[*…{<]", path)}

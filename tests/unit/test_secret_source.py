@@ -31,3 +31,10 @@ def test_a_secret_is_read_from_the_environment_a_file_and_a_credential(tmp_path:
         SecretSource.from_text(f"file:{tmp_path}/pin").read_bytes(environ)
     with pytest.raises(ConfigurationError, match="the secret, env:OTHER: the environment variable is not set"):
         SecretSource.from_text("env:OTHER").read_bytes(environ)
+
+
+@pytest.mark.parametrize("typed", ["a secret that a person has typed", "x" * 32, "x" * 44, "00" * 32])
+def test_a_key_is_random_bytes_and_not_what_a_user_has_typed(typed: str) -> None:
+    with pytest.raises(ConfigurationError, match="32 random bytes as base64 or hexadecimal") as caught:
+        SecretSource.from_text("env:KEY").read_key({"KEY": typed}, 32)
+    assert typed not in f"{caught.value} {caught.value.hint}"

@@ -235,7 +235,8 @@ def _sessions_of(value: Any) -> list[Mapping[str, Any]]:
 def _short_id(session: Mapping[str, Any]) -> str | None:
     """Return a session's id, or None if it is not a valid id of at most 63 characters.
 
-    SECURITY: a private key is longer than 63 characters, so it is never returned if it stands in place of the id.
+    SECURITY: a private key is longer than 63 characters, so it is never returned if it stands in place of the id
+    (tests/unit/agent/test_restart_rules.py).
     """
     found = session.get("id")
     return found if isinstance(found, str) and 0 < len(found) < 64 and found.isprintable() else None

@@ -394,7 +394,7 @@ class PrivateKey:
             raise DecodeError("JWK member 'd' is out of range for P-384") from None
 
     def to_jwk(self) -> dict[str, Any]:
-        """Return the private key as a JWK in Deno's member order. SECURITY: the result is unprotected key material."""
+        """Return the private key as a JWK in Deno's member order. The result is unprotected key material."""
         d = self._key.private_numbers().private_value.to_bytes(COORDINATE_BYTES, "big")
         public = self.public_key.to_jwk()
         return {

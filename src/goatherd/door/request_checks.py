@@ -481,7 +481,8 @@ def _check_ancestors(commit: Commit) -> None:
         if not held.seeds:
             raise DroppedError(DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must have a seed")
         if _is_full(held):
-            # SECURITY: a filter that matches every commit makes GoatDB leave out merges of the key, or throw in them.
+            # SECURITY: a filter that matches every commit makes GoatDB leave out merges of the key, or throw in them
+            # (tests/cluster/test_door_commits.py::test_a_filter_that_claims_every_ancestor_is_taken_out).
             raise DroppedError(
                 DoorRule.ANCESTORS, f"the ancestors filter of commit {commit.id!r} must not match every commit"
             )

@@ -146,7 +146,8 @@ def verify_change(change: AnchorChange, *, by: Session, subject: Session) -> Non
     _verify_change(change.signature, by, subject, change.to is not None, change.until)
 
 
-# SECURITY: the cache key contains everything that is verified, and only successes are cached.
+# SECURITY: the cache key contains everything that is verified, and only successes are cached
+# (tests/unit/identity/test_anchor.py).
 @lru_cache(maxsize=64)
 def _verify_change(signature: str, by: Session, subject: Session, is_anchor: bool, until: int | None) -> None:
     statement = _change_statement(subject, is_anchor=is_anchor, until=until)

@@ -871,8 +871,8 @@ def encode_document(document: IdentityDocument) -> bytes:
 def document_digest(document: IdentityDocument) -> str:
     """Return the SHA-256, hexadecimal, of an identity document's JSON, which identifies the document.
 
-    SECURITY: the JSON holds a private key of 384 random bits, so that the digest does not reveal it; in direct mode it
-    holds nothing secret.
+    The digest does not reveal the private key in the JSON, which has 384 random bits; in direct mode, the JSON holds
+    nothing secret.
     """
     return hashlib.sha256(encode_document(document)).hexdigest()
 

@@ -215,5 +215,5 @@ def _is_signature_valid(signature: str, by: Session, digest: str) -> bool:
 
 def _document_statement(digest: str) -> dict[str, Any]:
     # SECURITY: the member `goatherd` states the purpose, so a document's signature is never valid as an endorsement, a
-    # proof, a commit or a request.
+    # proof, a commit or a request (tests/unit/identity/test_root_signatures.py).
     return {"goatherd": DOCUMENT_DOMAIN, "sha256": digest}

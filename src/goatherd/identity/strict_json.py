@@ -2,7 +2,8 @@
 
 Pure. The module converts between bytes and JSON values and finds private keys in them; the meaning of the document's
 members is defined in `document`. Invalid or ambiguous input is rejected. SECURITY: an error neither quotes nor
-references the input. So the errors of `json` and of UTF-8 decoding, which hold the input, are never chained.
+references the input. So the errors of `json` and of UTF-8 decoding, which hold the input, are never chained
+(tests/unit/identity/test_document_properties.py).
 """
 
 from __future__ import annotations

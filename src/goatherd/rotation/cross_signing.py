@@ -128,7 +128,7 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
     authority = _authority(document)
     if authority is not None:
         # SECURITY: in an identity with an anchor, only the anchor's introduction counts: servers do not trust a root
-        # that another root has introduced.
+        # that another root has introduced (tests/unit/rotation/test_anchor.py).
         return (_expect(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
     if not record.is_restore:
         return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)

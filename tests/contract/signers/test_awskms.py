@@ -274,5 +274,6 @@ async def test_other_kinds_of_keys_are_refused_and_key_ids_cannot_be_chosen(fake
 async def test_an_error_of_the_service_is_unavailable(fake: FakeKMS, code: str) -> None:
     fake.refusal = RefusedError(code, 500)
     async with opened(fake.url) as plugin:
-        with pytest.raises(SignerUnavailableError, match=code):
+        with pytest.raises(SignerUnavailableError, match=code) as caught:
             await plugin.sign(b"text")
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)

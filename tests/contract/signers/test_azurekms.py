@@ -175,8 +175,9 @@ async def test_a_token_service_that_reports_an_error_is_unavailable(
     with answering(failing) as port:
         monkeypatch.setenv("IDENTITY_ENDPOINT", f"http://127.0.0.1:{port}/msi/token")
         async with AzureKMSSigner(parse_uri(vault.uri("key"))) as plugin:
-            with pytest.raises(SignerUnavailableError, match=r"127\.0\.0\.1 answered with HTTP 503"):
+            with pytest.raises(SignerUnavailableError, match=r"127\.0\.0\.1 answered with HTTP 503") as caught:
                 await plugin.public_key()
+            assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 async def test_other_kinds_of_keys_and_exportable_ones_are_refused(vault: FakeKeys) -> None:

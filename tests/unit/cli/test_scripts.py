@@ -1,9 +1,10 @@
 """Sessions at a prompt, as text: scripts/*.txt hold what was typed and what was answered, to the letter.
 
-A line ``$ …`` is typed; ``$ ls DIR`` lists a directory, ``$ mkdir DIR`` makes one. What follows is standard output; lines that begin with ``! ``
-are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, … in the order of their first
-appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N, the list of known schemes as
-SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks are two, empty lines none.
+A line ``$ …`` is typed; ``$ ls DIR`` lists a directory, ``$ mkdir DIR`` makes one. What follows is standard output;
+lines that begin with ``! `` are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, …
+in the order of their first appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N,
+the list of known schemes as SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks
+are two, empty lines none.
 
 To write the answers anew, for review: WRITE_SCRIPTS=1 pytest tests/unit/cli/test_scripts.py.
 """

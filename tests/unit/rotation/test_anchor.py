@@ -31,7 +31,7 @@ from goatherd.identity.transitions import record_promotion
 from goatherd.providers.values import STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, SignerOpener
-from goatherd.rotation.cross_signing import make_session_commit
+from goatherd.rotation.cross_signing import expected_introductions, make_session_commit
 from goatherd.rotation.machine import Outcome
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.rotation.policy import Policy
@@ -95,6 +95,17 @@ async def test_an_anchor_is_added_renews_is_replaced_and_removed_while_the_clust
     now_ms = herd.clock.now_ms()
     newcomer = herd.new_client_pool(herd.nodes[1].pool.public_roots(now_ms))
     assert all(newcomer.get_root(one.id) for one in herd.nodes[0].pool.roots)
+
+
+async def test_only_the_anchor_s_introduction_of_the_next_root_counts(
+    make_herd: MakeHerd, signers: MemorySigners
+) -> None:
+    herd = await anchored(make_herd, signers, nodes=1, clients=1)
+    await rotator(herd, signers).rotate(to_phase=Phase.PUBLISHED)
+    document = await document_of(herd)
+    assert document.anchor is not None
+    (expected,) = expected_introductions(document)
+    assert [signer.id for signer in expected.signers] == [document.anchor.id]
 
 
 @pytest.mark.slow

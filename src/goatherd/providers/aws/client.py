@@ -199,7 +199,7 @@ class SecretsManagerAPI:
             method: The name of the boto3 client's method.
             request: The fields of the request.
             carried: The secret value to send. SECURITY: it is revealed only in the worker thread that sends it, so that
-                no stack frame in the traceback of an error contains it.
+                no stack frame in the traceback of an error contains it (tests/contract/aws/test_answers.py).
 
         Raises:
             ProviderError: The request failed; see `refusal_of`.

@@ -58,7 +58,8 @@ class AzureAddress:
             machine's only one.
         ca: A file with the CA certificates to trust instead of the system's.
         check_challenge: Whether the URL must be in the domain for which the vault demands a token. SECURITY: without
-            this check, any server that answers at the URL is sent a token (the SDK's `verify_challenge_resource`).
+            this check, any server that answers at the URL is sent a token (the SDK's `verify_challenge_resource`;
+            tests/contract/azure/test_faults.py).
     """
 
     vault: str

@@ -53,7 +53,9 @@ _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StoredSecret:
-    """One version of a secret with its value, as Azure Key Vault reports it. SECURITY: no repr shows the value.
+    """One version of a secret with its value, as Azure Key Vault reports it.
+
+    SECURITY: no repr shows the value (tests/unit/providers/azure/test_records.py).
 
     Attributes:
         version: The version's id.

@@ -138,7 +138,7 @@ class _Shown:
 
 @dataclass(slots=True, kw_only=True)
 class _ValueDraft:
-    """A value that is being written to Azure Key Vault. SECURITY: its repr hides the value, as `SecretBytes` does.
+    """A value that is being written to Azure Key Vault. Its repr hides the value, as `SecretBytes` does.
 
     Attributes:
         value: The value.

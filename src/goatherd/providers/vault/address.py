@@ -166,7 +166,7 @@ class _Environment:
 def _read_url(scheme: str, host: str, options: Mapping[str, str], env: _Environment) -> str:
     if host and "://" not in host:
         # SECURITY: without TLS, the token and the keys are sent unencrypted. So TLS is off only if the address has
-        # `tls=off`.
+        # `tls=off` (tests/unit/providers/vault/test_address.py).
         url = f"{'http' if options.get('tls') == 'off' else 'https'}://{host}"
         if _parse_url(scheme, url)[1] is None:
             url += f":{DEFAULT_PORT}"

@@ -4,7 +4,8 @@ A text of up to 4096 bytes, the service's limit, is sent unchanged; for a longer
 service answers with a DER-encoded signature. boto3 reports an answer that was cut off as a success without content, so
 the fields of each answer are checked.
 
-SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained.
+SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained
+(tests/contract/signers/test_awskms.py).
 Follows docs.aws.amazon.com/kms/latest/APIReference/ (Sign, GetPublicKey, CreateKey, CreateAlias, DescribeKey,
 DisableKey, ScheduleKeyDeletion, ListAliases).
 """

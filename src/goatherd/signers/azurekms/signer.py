@@ -3,7 +3,8 @@
 The SHA-384 digest of the text is sent; the service answers with the raw signature (``r || s``). The SDK's own retries
 are off, because `goatherd.signers.verified` retries.
 
-SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained. Only its status, the
+SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained
+(tests/contract/signers/test_azurekms.py). Only its status, the
 service's codes and the text of a denial are quoted. Follows learn.microsoft.com/rest/api/keyvault/keys (get key, sign,
 create key, update key, delete key, get keys).
 """

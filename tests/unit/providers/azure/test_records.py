@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goatherd.errors import ConflictError, SecretNotFoundError, VersionDisabledError
+from goatherd.providers.azure.client import StoredSecret
 from goatherd.providers.azure.records import (
     BEGINNING,
     HISTORY,
@@ -60,6 +61,10 @@ def filled(count: int) -> Pointer:
     for number in range(1, count + 1):
         pointer = pointer.with_version(CURRENT, VersionId(f"{number:032x}"), entry(request=f"{number:032x}"))
     return pointer
+
+
+def test_no_repr_of_a_stored_secret_shows_its_value():
+    assert "the value" not in f"{StoredSecret(version='1', created=0, value='the value')!r}"
 
 
 def test_the_earliest_wins_and_of_those_with_the_same_second_the_highest_id():
