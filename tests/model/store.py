@@ -154,7 +154,7 @@ class Store(NamedTuple):
         return any(self.docs[at].signature is Signature.VALID for at in self.ancestors(version))
 
     def is_refused(self, version: int) -> bool:
-        """Whether a command goes on from no such version (`SignatureCheck`)."""
+        """Whether a command goes on from no such version (`SignedStoreCheck`)."""
         document = self.docs[version]
         if document.signature is Signature.MISSING:
             return self.was_signed(version) or document.generation > MAX_JUMP

@@ -31,7 +31,7 @@ from goatherd.providers.base import CURRENT
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
 from goatherd.rotation.cross_signing import make_cross_signature, make_introduction
 from goatherd.rotation.machine import STEPS, Goal, Intent, Observation, Policy, Step, decide
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 
@@ -296,7 +296,7 @@ async def checked(new: IdentityDocument, before: IdentityDocument) -> None:
         async def ask() -> dict[str, ServerIdentity]:
             return {}
 
-        await SignatureCheck(provider, "root", ask).check(new)
+        await SignedStoreCheck(provider, "root", ask).check(new)
 
 
 def altered_document(real: IdentityDocument, how: Alteration, signature: Signature) -> IdentityDocument:

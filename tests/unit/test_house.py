@@ -42,6 +42,14 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert not parts & NAMELESS
 
 
+def test_the_name_of_a_public_class_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for name in re.findall(r"^class ([A-Z]\w*)", path.read_text(), re.MULTILINE):
+            places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_init_modules_hold_a_docstring_and_imports_and_nothing_else() -> None:
     for path in SOURCES + OF_TESTS:
         # The package's own one hands its names out when they are asked for (docs/adr/0001-layers.md).

@@ -32,7 +32,7 @@ from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.rotation.store_history import check_distrusted, check_store_history
 
 Nodes = Sequence[Node] | NodeSource
@@ -396,7 +396,7 @@ async def _read_checked(
         guarantees=store.provider.guarantees,
         clock=clock,
     )
-    await SignatureCheck(store.provider, store.secret_id, observer.read_identities).check(found[1])
+    await SignedStoreCheck(store.provider, store.secret_id, observer.read_identities).check(found[1])
     return found
 
 

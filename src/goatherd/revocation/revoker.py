@@ -81,7 +81,7 @@ from goatherd.rotation.machine import Kept, Policy, Wait
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.rotation.store_history import Continuity, check_store_history
 from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.times import milliseconds
@@ -191,7 +191,7 @@ class Revoker:
             clock=self._clock,
             troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._read_identities)
+        self._signatures = SignedStoreCheck(self._store, secret_id, self._read_identities)
         self._continuity = Continuity(provider)
         self._highest = 0
 

@@ -67,7 +67,7 @@ from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.repeating_store import RepeatingStore
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history
 from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
@@ -166,7 +166,7 @@ class Replacer:
             clock=self._clock,
             troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
+        self._signatures = SignedStoreCheck(self._store, secret_id, self._observer.read_identities)
         self._continuity = Continuity(provider)
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._seen: tuple[NodeView, ...] = ()

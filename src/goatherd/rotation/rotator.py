@@ -140,7 +140,7 @@ from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum, check_rotation_servers
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history, find_later_versions
 from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
@@ -238,7 +238,7 @@ class Rotator:
             clock=self._clock,
             troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
         )
-        self._signatures = SignatureCheck(self._store, secret_id, self._observer.read_identities)
+        self._signatures = SignedStoreCheck(self._store, secret_id, self._observer.read_identities)
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._anchor_choice = UNCHANGED
         self._earlier: dict[str, dict[str, Any]] = {}

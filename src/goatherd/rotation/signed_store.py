@@ -29,7 +29,7 @@ Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
 """Returns, by URL, the reports of the listed servers that answer."""
 
 
-class SignatureCheck:
+class SignedStoreCheck:
     """Checks the signatures of the identity documents that one command reads from the store.
 
     The object remembers whether a document was signed: from then on, it rejects documents without a signature.

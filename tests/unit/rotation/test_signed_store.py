@@ -32,7 +32,7 @@ from goatherd.operations.sign import SignatureExamination, SignatureState, exami
 from goatherd.providers.values import CURRENT, STABLE
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.policy import Policy
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -128,12 +128,12 @@ async def test_a_server_that_saw_a_signed_document_is_asked_where_the_store_show
     await never_signed(herd)
     asked = []
 
-    def answering(answer: ServerIdentity) -> SignatureCheck:
+    def answering(answer: ServerIdentity) -> SignedStoreCheck:
         async def ask() -> Mapping[str, ServerIdentity]:
             asked.append(answer)
             return {"http://a:1": answer}
 
-        return SignatureCheck(herd.provider, herd.secret_id, ask)
+        return SignedStoreCheck(herd.provider, herd.secret_id, ask)
 
     document = await document_of(herd)
     for harmless in (ServerIdentity(), ServerIdentity(generation=9)):
@@ -160,7 +160,7 @@ async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_
     document = await document_of(herd)
     monkeypatch.setattr(herd.provider, "read", fails)
     with pytest.raises(UnavailableError):
-        await SignatureCheck(herd.provider, herd.secret_id, nobody).check(document)
+        await SignedStoreCheck(herd.provider, herd.secret_id, nobody).check(document)
 
 
 @pytest.mark.slow
