@@ -109,6 +109,13 @@ def test_the_command_prints_every_check_and_counts_skipped_as_skipped():
 
 
 @pytest.mark.slow
+def test_the_help_of_the_command_has_an_example_and_states_each_default_in_one_form():
+    shown = CliRunner().invoke(command, ["--help"]).output
+    assert "Example:\n    goatherd-contract memory:///try/root\n" in shown
+    assert "[default" not in shown
+    assert " ".join(shown.split()).count("(default: ") == 2
+
+
 def test_the_command_prints_json():
     done = CliRunner().invoke(command, ["memory:///contract-command/try", "--rounds", "2", "--json"])
     assert done.exit_code == 0, done.output

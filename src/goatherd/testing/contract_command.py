@@ -108,22 +108,25 @@ class _UnansweredError(Exception):
     """Several checks in a row failed because the store did not answer."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample:\n  goatherd-contract memory:///try/root\n"
+    "  goatherd-contract vault://vault.example.org:8200/secret/goatdb/try --only label",
+)
 @click.argument("address", metavar="URI")
 @click.option(
     "--rounds",
     type=click.IntRange(1, 10_000),
     default=20,
-    show_default=True,
-    help="How many times to repeat each check with concurrent writers.",
+    metavar="N",
+    help="How many times to repeat each check with concurrent writers (default: 20).",
 )
 @click.option(
     "--settle",
     type=click.IntRange(0, 3600),
     default=300,
-    show_default=True,
     metavar="SECONDS",
-    help="How long to wait until a write is visible, in a store whose reads may be outdated.",
+    help="How long to wait until a write is visible, in a store whose reads may be outdated (default: 300).",
 )
 @click.option(
     "--only",
