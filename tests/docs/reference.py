@@ -18,12 +18,14 @@ from pathlib import Path
 import click
 
 import goatherd.errors
+from goatherd.admission.commits import NotAdmittedError
 from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
 from goatherd.telemetry import Event
+from goatherd.wire.batch import TooManyValuesError
 from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -117,11 +119,14 @@ def options() -> str:
 
 
 def error_classes() -> list[type[GoatherdError]]:
-    """Return every error class, in the order in which errors.py has them."""
+    """Return every error class, in the order in which errors.py has them; those of other modules behind their base."""
     found = [
         kind for _, kind in inspect.getmembers(goatherd.errors, inspect.isclass) if issubclass(kind, GoatherdError)
     ]
-    return sorted(found, key=lambda kind: inspect.getsourcelines(kind)[1])
+    found.sort(key=lambda kind: inspect.getsourcelines(kind)[1])
+    for kind in (TooManyValuesError, NotAdmittedError):
+        found.insert(found.index(kind.__base__) + 1, kind)
+    return found
 
 
 def errors() -> str:
