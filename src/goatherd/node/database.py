@@ -807,7 +807,7 @@ class Database:
         path = "/goatherd/v1/refresh"
         if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
             return refusal
-        changed = await self._run_to_end(self._settings.refresh())
+        changed = await self._settings.refresh()
         told = {"generation": self._settings.settings.document.generation, "changed": changed}
         return Response(status=200, body=to_json_bytes(told), content_type=_JSON)
 

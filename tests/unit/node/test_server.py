@@ -30,7 +30,7 @@ from goatherd.identity.transitions import activate_rotation, prepare_rotation, w
 from goatherd.ids import new_id
 from goatherd.node import Server, database
 from goatherd.node.log_storage import FileLog
-from goatherd.node.server import _Turns
+from goatherd.node.server import ServerListener, _Turns
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.serving.caller_limits import CallerLimits
 from goatherd.settings import CloudSecretSettings
@@ -52,6 +52,7 @@ from tests.unit.node.nodes import (
     signed_commit,
     store_of,
 )
+from tests.unit.settings.make import CountingProvider
 
 from .requests import batch, client_of, header, records
 
@@ -211,6 +212,24 @@ async def test_an_organization_is_opened_once_by_the_first_request(tmp_path: Pat
         assert sorted(opened) == ["a", "b"]
         await http.post("http://a.goats.test/batch-sync", content=batch("/data/x", signed_commit(signer)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+async def test_a_server_that_stops_does_not_wait_for_a_store_that_a_tool_has_it_read(
+    tmp_path: Path, signer: OwnedSession
+) -> None:
+    provider = CountingProvider()
+    provider.timeout = timedelta(hours=1)
+    await provider.create(SECRET, encode_document(document_of(signer)))
+    async with asyncio.timeout(HANG), Server(tmp_path, settings_of(provider)) as server:
+        listener = ServerListener(server, grace=timedelta(seconds=0.1))
+        async with listener, NodeClient(listener.url, timeout=timedelta(seconds=HANG)) as client:
+            provider.hold = asyncio.Event()
+            before = provider.reads
+            asking = asyncio.create_task(client.refresh(signer))
+            while provider.reads == before:
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            await asyncio.wait({asking})
 
 
 async def test_each_organization_can_have_peers_of_its_own(tmp_path: Path, signer: OwnedSession) -> None:
