@@ -546,7 +546,8 @@ class Peer:
         if due and due[0].path not in FIRST_PATHS:
             # The request also sends the sessions that signed these commits, if the peer may lack them.
             first = [self._repositories[path] for path in FIRST_PATHS if path in self._repositories]
-            due[:0] = [state for state in first if any(one.doubt >= 1.0 for one in state.waiting.values())]
+            lacking = [state for state in first if any(one.doubt >= 1.0 for one in state.waiting.values())]
+            due[:0] = [state for state in lacking if not (state.unread or state.unstored)]  # those wait for their time
         return due[:MAX_PATHS]
 
     async def _wait_for_work(self, now: float) -> None:
