@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,29 @@ async def test_vault_tells_each_role_what_it_may_do(bao: BaoServer, vault: Calla
             asked = await found(provider, "diagnosis/roles")
             assert asked["rights"].text == text
             assert asked["history"].verdict is history
+
+
+async def test_a_token_that_lacks_one_permission_of_the_rotator_is_not_said_to_be_enough_for_a_rotation(
+    bao: BaoServer, vault: Callable[[str], SecretProvider]
+):
+    async with vault(ROOT_TOKEN) as root:
+        await root.create("diagnosis/partly", b"value")
+    for engine, secret, rights in (
+        ("data", "partly", ["read"]),
+        ("data", "partly-pointer", ["read"]),
+        ("metadata", "partly", ["create", "update"]),
+    ):
+        granted = {
+            "secret/data/diagnosis/partly": ["create", "read", "update"],
+            "secret/data/diagnosis/partly-pointer": ["create", "read", "update"],
+            "secret/metadata/diagnosis/partly": ["create", "read", "update"],
+            f"secret/{engine}/diagnosis/{secret}": rights,
+        }
+        rules = (f'path "{path}" {{ capabilities = {json.dumps(held)} }}' for path, held in granted.items())
+        async with vault(bao.token("\n".join(rules))) as provider:
+            asked = (await found(provider, "diagnosis/partly"))["rights"]
+        assert asked.text == READS
+        assert asked.may_write is (secret != "partly-pointer"), "who may replace the pointer may change the identity"
 
 
 async def test_vault_warns_where_too_few_versions_are_kept_and_before_a_write_is_refused(

@@ -33,7 +33,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.capabilities import ReplicatingSecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId, VersionState
 from goatherd.remote_keys import call_signing
-from goatherd.rotation.signed_store import SignatureCheck
+from goatherd.rotation.signed_store import SignedStoreCheck
 from goatherd.stores import (
     DocumentMark,
     FollowerView,
@@ -425,7 +425,7 @@ async def _check_signature(
     """
     observer = Observer(nodes or (), clock=clock, timeout=TIMEOUT)
     try:
-        await SignatureCheck(member.provider, secret_id, observer.read_identities).check(document)
+        await SignedStoreCheck(member.provider, secret_id, observer.read_identities).check(document)
     except UnsignedIdentityError as error:
         error.hint = f"Make {member.region} the primary store in [stores]. {error.hint}"
         raise

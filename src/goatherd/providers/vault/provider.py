@@ -225,16 +225,17 @@ class VaultSecretProvider(SecretProvider):
 
     async def _diagnose_secret(self, call: Call, client: VaultClient) -> list[Finding]:
         path, ledger = call.secret_id, (await self._require_pointer(call, client)).ledger
-        may_write = await client.may_update("data", path + POINTER_SUFFIX)
-        if may_write is None:
+        needed = (("update", "data", path + POINTER_SUFFIX), ("update", "data", path), ("read", "metadata", path))
+        held = [await client.has_capability(*one) for one in needed]
+        if None in held:
             text = "the server does not say what the token may do"
             first = Finding(
                 name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give the token the policy `default`."
             )
         else:
-            first = rights_finding(
-                self.scheme, may_write=may_write, may_destroy=await client.may_update("destroy", path)
-            )
+            may_destroy = await client.has_capability("update", "destroy", path)
+            first = rights_finding(self.scheme, may_write=all(held), may_destroy=may_destroy)
+            first = replace(first, may_write=held[0])  # who may replace the pointer may change the identity
         try:
             known = await client.read_metadata(path)
         except PlatformError as problem:
