@@ -48,6 +48,7 @@ from goatherd.schedule.due import Act, DueDecision, Facts, Schedule, next_due, p
 from goatherd.serving.process_group import SHELL
 from goatherd.serving.signals import run_unless_set
 from goatherd.signers.verified import VerifiedSigner, open_signer
+from goatherd.stores.members import StoreGroup
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text, find_program
 
@@ -329,10 +330,16 @@ async def find_start_problems(
 async def _find_missing_rights(provider: SecretProvider, secret_id: str) -> list[StartProblem]:
     if not isinstance(provider, DiagnosableSecretProvider):
         return []
+    # A region that the credentials may not write may be one that the operator lets lag.
+    has_regions = isinstance(provider, StoreGroup)
     return [
-        StartProblem(text=one.text, hint=one.hint, is_permanent=one.verdict is RightsVerdict.WRONG)
+        StartProblem(
+            text=one.text,
+            hint=one.hint,
+            is_permanent=one.verdict is RightsVerdict.WRONG or (one.may_write is False and not has_regions),
+        )
         for one in await provider.diagnose(secret_id)
-        if one.verdict in (RightsVerdict.WRONG, RightsVerdict.CAUTION)
+        if one.verdict in (RightsVerdict.WRONG, RightsVerdict.CAUTION) or one.may_write is False
     ]
 
 

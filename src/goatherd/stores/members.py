@@ -153,7 +153,10 @@ class StoreGroup(SecretProvider):
             inner = find_secret_id(member, self.primary, secret_id)
             async with asyncio.timeout(FOLLOWER_TIMEOUT.total_seconds()):
                 if isinstance(provider, DiagnosableSecretProvider):
-                    return await provider.diagnose(inner)
+                    found = await provider.diagnose(inner)
+                    if member.replication is Replication.PLATFORM:  # which no command needs to write
+                        found = [replace(one, may_write=one.may_write or None) for one in found]
+                    return found
                 await provider.read(inner, attempts=1)
                 return [unreported_finding(provider.scheme)]
         except (ProviderError, TimeoutError) as error:

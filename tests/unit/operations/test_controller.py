@@ -29,7 +29,7 @@ from goatherd.operations.controller import (
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.rotate import rotate
-from goatherd.providers.capabilities import Finding, Verdict
+from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
 from goatherd.rotation.events import Event, PhaseEntered
@@ -122,6 +122,10 @@ async def test_a_right_that_is_missing_ends_the_start_and_one_that_will_be_missi
     with pytest.raises(ConfigurationError, match="may not write") as caught:
         refuse_start(await problems_of(herd, store=Telling(herd, wrong, late)))
     assert caught.value.hint == "Grant it."
+    server = rights_finding("vault", may_write=False, may_destroy=None)
+    with pytest.raises(ConfigurationError, match="too little to rotate") as caught:
+        refuse_start(await problems_of(herd, store=Telling(herd, server)))
+    assert "--role rotator" in caught.value.hint
 
 
 async def test_a_store_that_does_not_answer_may_answer_later_and_one_that_denies_access_ends_the_start(

@@ -235,7 +235,10 @@ class VaultSecretProvider(SecretProvider):
         else:
             may_destroy = await client.has_capability("update", "destroy", path)
             first = rights_finding(self.scheme, may_write=all(held), may_destroy=may_destroy)
-            first = replace(first, may_write=held[0])  # who may replace the pointer may change the identity
+            if held[0] and not all(held):  # who may replace the pointer may change the identity
+                text = "the token may write, but lacks other permissions that a rotation needs"
+                hint = f"`goatherd policy {self.scheme} --role rotator` prints all that is needed."
+                first = Finding(name="rights", verdict=Verdict.CAUTION, text=text, hint=hint, may_write=True)
         try:
             known = await client.read_metadata(path)
         except PlatformError as problem:
