@@ -347,7 +347,10 @@ def audit_log(app: App) -> AuditLog | None:
         text = f"the audit trail {path} lacks {describe_count(count, 'record')} that could not be written"
         app.out.event("audit", {"missing": count, "file": str(path)}, text)
 
-    return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn)
+    def show_head(path: Path, head: str) -> None:
+        app.out.event("auditHead", {"head": head, "file": str(path)}, f"audit trail {path}: head {head}")
+
+    return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn, show_head)
 
 
 distrust_option = click.option(

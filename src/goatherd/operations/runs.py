@@ -65,10 +65,13 @@ class AuditLog:
         path: The file.
         on_missing: Called at the end with the file and the number of records that could not be written, if there are
             any.
+        on_head: Called at the end with the file and its head (the number and the digest of the last record), as
+            ``goatherd audit verify --checkpoint`` takes it.
     """
 
     path: Path
     on_missing: Callable[[Path, int], None] = lambda _path, _count: None
+    on_head: Callable[[Path, str], None] = lambda _path, _head: None
 
 
 AuditLogName = AuditLog | str | PathLike[str]
@@ -156,8 +159,11 @@ async def record_run(
     finally:
         for renewal in renewals:
             renewal.cancel()
-        if audit_log is not None and journal.trail is not None and journal.trail.missing:
-            audit_log.on_missing(audit_log.path, journal.trail.missing)
+        if audit_log is not None and journal.trail is not None:
+            if journal.trail.missing:
+                audit_log.on_missing(audit_log.path, journal.trail.missing)
+            if journal.trail.head is not None:
+                audit_log.on_head(audit_log.path, str(journal.trail.head))
 
 
 async def _use_current_root(journal: Journal, store: Store) -> None:

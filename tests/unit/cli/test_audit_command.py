@@ -141,6 +141,22 @@ def test_no_key_is_in_the_trail(trail: Path, tmp_path: Path) -> None:
     assert not [secret for secret in secrets if secret in trail.read_text()]
 
 
+def test_every_run_prints_the_head_that_a_later_check_takes_as_its_checkpoint(
+    goatherd: Goatherd, store: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    goatherd("init", "--provider", store)
+    options = ("--provider", store, "--audit-log", str(file))
+    done = goatherd("rotate", "--unsafe-without-nodes", *options)
+    failed = goatherd("rotate", "--cancel", *options)
+    assert failed.code == EXIT_CODES["rotation"]
+    for ended in (done, failed):
+        (line,) = [line for line in ended.err.splitlines() if line.startswith(f"audit trail {file}: head ")]
+        head = line.rpartition(" ")[2]
+        assert goatherd("audit", "verify", str(file), "--provider", store, "--checkpoint", head).code == 0
+    assert goatherd("audit", "verify", str(file), "--provider", store, "--json").json["head"] == head
+
+
 def test_a_run_that_fails_is_in_the_trail_with_its_reason(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
     goatherd("init", "--provider", store)
