@@ -151,6 +151,18 @@ class Node:
     def repository(self, path: str) -> Repository:
         return self.engine.get_repository(path)
 
+    def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        return drive_inline(self.engine.create_item_in_steps(path, key, schema, data, now_ms))
+
+    def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
+        return drive_inline(self.engine.set_item_in_steps(path, key, data, now_ms))
+
+    def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
+        return drive_inline(self.engine.delete_item_in_steps(path, key, now_ms))
+
+    def introduce_session(self, session: Session, now_ms: int) -> Commit:
+        return drive_inline(self.engine.introduce_in_steps(session, now_ms))
+
     def send(self, body: Any, header: str | None, *, now_ms: int = NOW) -> Response:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         return drive_inline(self.engine.batch_sync(header, raw, now_ms))

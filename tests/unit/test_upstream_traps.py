@@ -258,7 +258,7 @@ def test_a_second_session_of_the_same_id_gets_its_own_verdict() -> None:
 def test_objects_used_twice_in_a_value_are_written_out() -> None:
     node = Node(A, A)
     shared = {"deep": 1}
-    node.engine.create_item("/data/test", "k", "thing/1", {"p": shared, "q": shared}, NOW)
+    node.create_item("/data/test", "k", "thing/1", {"p": shared, "q": shared}, NOW)
     (record,) = node.logs["/data/test"].read_records()
     assert record["c"]["r"]["d"] == {"p": {"deep": 1}, "q": {"deep": 1}}
     node.pool.verify_commit(Commit.from_json(json.loads(json.dumps(record)), org=ORG))

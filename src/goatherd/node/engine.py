@@ -629,10 +629,6 @@ class Engine:
             self.on_first_use()
         return unused
 
-    def introduce_session(self, session: Session, now_ms: int) -> Commit:
-        """Introduce and trust a session, in the calling thread; otherwise like `introduce_in_steps`."""
-        return drive_inline(self.introduce_in_steps(session, now_ms))
-
     def introduce_in_steps(self, session: Session, now_ms: int) -> EngineSteps[Commit]:
         """Store the session commit that introduces `session`, signed by the current root, and trust the session.
 
@@ -1238,10 +1234,6 @@ class Engine:
         item = self.get_repository(path).find_item(key)
         return None if item is None or item.deleted else item
 
-    def create_item(self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Create an item, in the calling thread; otherwise like `create_item_in_steps`."""
-        return drive_inline(self.create_item_in_steps(path, key, schema, data, now_ms))
-
     def create_item_in_steps(
         self, path: str, key: str, schema: str, data: Mapping[str, Any], now_ms: int
     ) -> EngineSteps[Commit]:
@@ -1256,10 +1248,6 @@ class Engine:
         commit = repository.build_create(key, schema, data, **self._new_authorship(now_ms))
         return (yield from self._write_item(repository, commit, now_ms, creates_item=True))
 
-    def set_item(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> Commit:
-        """Replace an item's fields, in the calling thread; otherwise like `set_item_in_steps`."""
-        return drive_inline(self.set_item_in_steps(path, key, data, now_ms))
-
     def set_item_in_steps(self, path: str, key: str, data: Mapping[str, Any], now_ms: int) -> EngineSteps[Commit]:
         """Replace an item's fields with a commit that the current root signs. The caller then flushes the log.
 
@@ -1270,10 +1258,6 @@ class Engine:
         repository = self.get_repository(path)
         commit = repository.build_set(key, data, **self._new_authorship(now_ms))
         return (yield from self._write_item(repository, commit, now_ms))
-
-    def delete_item(self, path: str, key: str, now_ms: int) -> Commit:
-        """Delete an item, in the calling thread; otherwise like `delete_item_in_steps`."""
-        return drive_inline(self.delete_item_in_steps(path, key, now_ms))
 
     def delete_item_in_steps(self, path: str, key: str, now_ms: int) -> EngineSteps[Commit]:
         """Delete an item with a commit that the current root signs. The caller then flushes the log.

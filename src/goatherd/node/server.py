@@ -235,7 +235,7 @@ class Server:
         try:
             await self._stack.enter_async_context(self._root_signers)
             if self._resolve_domain is None:
-                await self._get_database(self.org_id)
+                await self.open_database(self.org_id)
         except BaseException:
             await self._close()
             raise
@@ -295,9 +295,6 @@ class Server:
             GoatherdError: The database cannot be opened.
             ValueError: The id is not an organization's id.
         """
-        return await self._get_database(org)
-
-    async def _get_database(self, org: str) -> Database:
         database = self._databases.get(org)
         if database is not None:
             return database
@@ -396,7 +393,7 @@ class Server:
             if database is None:
                 if _ORG_ID.fullmatch(org) is None:
                     return 404, [], b""
-                database = await self._get_database(org)
+                database = await self.open_database(org)
             answer = await self._dispatch_request(
                 database, method, path, headers, Body(self.limiter, scope, receive, path, address, held)
             )

@@ -130,7 +130,7 @@ def test_a_body_is_not_read_for_those_who_may_not_send_one(monkeypatch: pytest.M
 def test_a_user_whose_own_item_takes_long_to_patch_is_looked_up_in_a_thread_and_once() -> None:
     node = Node(A, A)
     node.pool.add_session_commit(introduction(U, A))
-    node.engine.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    node.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
     users = node.repository("/sys/users")
     (base,) = users
     wrong = {"s": "user/1", "sc": base.checksum, "dc": "0", "c": edit(*[[{"a": n} for n in range(400)]] * 10)["e"]["c"]}

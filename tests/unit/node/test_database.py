@@ -24,6 +24,7 @@ from goatherd.ids import new_id
 from goatherd.node import Server
 from goatherd.node import database as database_module
 from goatherd.node.database import PENDING_BATCH
+from goatherd.node.engine import drive_inline
 from goatherd.node.log_storage import FileLog, GroupCommit, LogDirectory
 from goatherd.providers.values import CURRENT, VersionId
 from goatherd.rotation.cross_signing import make_session_commit as session_of_root
@@ -396,7 +397,8 @@ async def test_an_organization_that_cannot_be_closed_cleanly_does_not_keep_the_o
     settings = settings_of(await store_of(document_of(root("signer"))))
     server = await Server(tmp_path, lambda _: settings, resolve_domain=lambda _: "", debug=True).__aenter__()
     for org in ("a", "b", "c"):
-        (await server.open_database(org)).engine.create_item("/data/x", "k", "note/1", {"text": "x"}, now_ms())
+        engine = (await server.open_database(org)).engine
+        drive_inline(engine.create_item_in_steps("/data/x", "k", "note/1", {"text": "x"}, now_ms()))
     monkeypatch.setattr(FileLog, "_append_bytes", _no_space)
     with pytest.raises(StorageError):
         await server.__aexit__(None, None, None)

@@ -79,7 +79,7 @@ def test_an_unknown_session_is_403_without_cors_and_without_effect(node: Node) -
 
 def test_an_expired_session_is_403_but_what_it_signed_in_time_is_stored(node: Node) -> None:
     late = NOW + 31 * DAY
-    node.engine.introduce_session(replace(Y.session, id="late", expiration_ms=late + DAY), NOW)
+    node.introduce_session(replace(Y.session, id="late", expiration_ms=late + DAY), NOW)
     assert node.send([], signed_header(X, late), now_ms=late).status == 403
     sender = replace(Y, session=node.pool.get_session("late"))
     node.sync(sender, commits=[note(X)], now_ms=late)
@@ -88,9 +88,9 @@ def test_an_expired_session_is_403_but_what_it_signed_in_time_is_stored(node: No
 
 def test_a_session_with_an_owner_needs_a_user_who_is_there_and_not_deleted(node: Node) -> None:
     assert node.send([], signed_header(U)).status == 403
-    node.engine.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    node.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
     assert node.send([], signed_header(U)).status == 200
-    node.engine.delete_item("/sys/users", "u1", NOW + 1)
+    node.delete_item("/sys/users", "u1", NOW + 1)
     assert node.send([], signed_header(U)).status == 403
 
 
@@ -136,8 +136,8 @@ def test_what_peers_would_reject_is_not_written(node: Node) -> None:
     deep: dict[str, Any] = {}
     for _ in range(100):
         deep = {"a": deep}
-    node.engine.create_item("/data/test", "k", "note/1", {"text": "x"}, NOW)
-    node.engine.delete_item("/data/test", "k", NOW + 1)
+    node.create_item("/data/test", "k", "note/1", {"text": "x"}, NOW)
+    node.delete_item("/data/test", "k", NOW + 1)
     for key, schema, data in (
         ("k", "task/1", {"text": "another schema"}),
         ("k" * 201, "note/1", {"text": "a long key"}),
@@ -145,8 +145,8 @@ def test_what_peers_would_reject_is_not_written(node: Node) -> None:
         ("deep", "note/1", deep),
     ):
         with pytest.raises(NotAdmittedError):
-            node.engine.create_item("/data/test", key, schema, data, NOW + 2)
-    node.engine.create_item("/data/test", "k" * 200, "note/1", {"text": ("x", "y")}, NOW + 2)
+            node.create_item("/data/test", key, schema, data, NOW + 2)
+    node.create_item("/data/test", "k" * 200, "note/1", {"text": ("x", "y")}, NOW + 2)
     peer = Node(A, A)
     peer.sync(A, commits=[commit.to_json() for commit in node.repository("/data/test")], now_ms=NOW + 2)
     assert peer.stored() == node.stored()
@@ -274,7 +274,7 @@ def test_no_introduction_is_stored_outside_the_sessions_not_even_a_genuine_one_t
     assert node.sync(X, "/data/test", [genuine])["c"] == []
     assert not node.stored()
     with pytest.raises(NotAdmittedError, match="must not be a session"):
-        node.engine.create_item("/data/test", "root-b", "sessions/1", session_fields(B.session), NOW)
+        node.create_item("/data/test", "root-b", "sessions/1", session_fields(B.session), NOW)
 
 
 def test_a_root_revoked_while_its_commits_are_being_verified_gets_nothing_in() -> None:
@@ -465,15 +465,15 @@ def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
 
 
 def test_items_are_written_signed_by_the_root_of_the_moment(node: Node) -> None:
-    first = node.engine.create_item("/data/test", "k", "note/1", {"text": "1"}, NOW)
+    first = node.create_item("/data/test", "k", "note/1", {"text": "1"}, NOW)
     node.pool.replace_roots(current=B, roots=[A.session, B.session])
-    second = node.engine.set_item("/data/test", "k", {"text": "2"}, NOW + 1)
+    second = node.set_item("/data/test", "k", {"text": "2"}, NOW + 1)
     assert (first.session, second.session) == ("root-a", "root-b")
     item = node.engine.get_item("/data/test", "k")
     assert item is not None
     assert item.data == {"text": "2"}
     assert node.pool.verify_commits([first, second]) == [None, None]
-    node.engine.delete_item("/data/test", "k", NOW + 2)
+    node.delete_item("/data/test", "k", NOW + 2)
     assert node.engine.get_item("/data/test", "k") is None
     assert node.engine.get_item("/data/test", "other") is None
 
@@ -485,20 +485,20 @@ def test_who_may_not_write_is_told_only_in_the_refusals(node: Node) -> None:
 
 def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(node: Node) -> None:
     """GoatDB would never start again with it."""
-    engine, fields = node.engine, session_fields(owned("new").session)
+    fields = session_fields(owned("new").session)
     for key, schema, data in (
         ("new", "note/1", {"text": "x"}),
         ("new", "sessions/1", {**fields, "publicKey": "no key"}),
         ("other", "sessions/1", fields),
     ):
         with pytest.raises(NotAdmittedError, match=f"/sys/sessions/{key} must be a valid session"):
-            engine.create_item("/sys/sessions", key, schema, data, NOW)
-    engine.create_item("/sys/sessions", "new", "sessions/1", fields, NOW)
+            node.create_item("/sys/sessions", key, schema, data, NOW)
+    node.create_item("/sys/sessions", "new", "sessions/1", fields, NOW)
     with pytest.raises(NotAdmittedError):
-        engine.set_item("/sys/sessions", "new", {**fields, "id": "other"}, NOW)
+        node.set_item("/sys/sessions", "new", {**fields, "id": "other"}, NOW)
     with pytest.raises(NotAdmittedError):
-        engine.delete_item("/sys/sessions", "new", NOW)
-    item = engine.get_item("/sys/sessions", "new")
+        node.delete_item("/sys/sessions", "new", NOW)
+    item = node.engine.get_item("/sys/sessions", "new")
     assert item is not None
     assert item.data == fields
     assert node.pool.get_session("new").id == "new"

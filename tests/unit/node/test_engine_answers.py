@@ -206,7 +206,7 @@ def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
         return access.key.startswith("open") or access.session.owner == "u1"
 
     node = Node(A, A, rules=[AccessRule("/data/test", allow)])
-    node.engine.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
+    node.create_item("/sys/users", "u1", "user/1", {"name": "Ann"}, NOW)
     for session in (X, Y, U):
         node.pool.add_session_commit(introduction(session, A))
     mine, secret, others = note(X, "open-1"), note(X, "shut"), note(Y, "open-2")
@@ -218,7 +218,7 @@ def test_application_rules_decide_reads_by_owner_and_writes_by_author() -> None:
 def test_an_owner_of_a_big_private_repository_is_not_asked_about_key_by_key(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node.engine.create_item("/sys/users", "u1", "user/1", {"email": "u1@goats.test"}, NOW)
+    node.create_item("/sys/users", "u1", "user/1", {"email": "u1@goats.test"}, NOW)
     commits = [note(U, f"k{number}") for number in range(20)]
     asked: list[str] = []
     monkeypatch.setattr("goatherd.node.views.apply_rule", lambda _, access: asked.append(access.key) or True)

@@ -110,8 +110,8 @@ def test_no_session_is_born_under_an_expired_root() -> None:
 
 def test_a_session_can_be_introduced_again_with_more_time() -> None:
     node = Node(A, A)
-    first = node.engine.introduce_session(X.session, NOW)
-    second = node.engine.introduce_session(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
+    first = node.introduce_session(X.session, NOW)
+    second = node.introduce_session(replace(X.session, expiration_ms=NOW + 90 * DAY), NOW + 1)
     assert second.parents == (first.id,)
     assert node.pool.get_session(X.id).expiration_ms == NOW + 90 * DAY
 

@@ -42,11 +42,11 @@ def act(made: Node, lots: Random, now_ms: int) -> None:
     kind = lots.randrange(5)
     with suppress(ItemExistsError, ItemNotFoundError):
         if kind == 0:
-            made.engine.create_item(path, key, schema, data(lots), now_ms)
+            made.create_item(path, key, schema, data(lots), now_ms)
         elif kind == 1:
-            made.engine.set_item(path, key, data(lots), now_ms)
+            made.set_item(path, key, data(lots), now_ms)
         elif kind == 2:
-            made.engine.delete_item(path, key, now_ms)
+            made.delete_item(path, key, now_ms)
         elif kind == 3:
             pushed = [
                 commit_by(X, key, data(lots), schema=schema, ts=now_ms - n, registry=made.engine.registry)
@@ -54,7 +54,7 @@ def act(made: Node, lots: Random, now_ms: int) -> None:
             ]
             made.sync(X, path, commits=pushed, now_ms=now_ms)
         else:
-            made.engine.introduce_session(owned(f"user-{lots.randrange(3)}").session, now_ms)
+            made.introduce_session(owned(f"user-{lots.randrange(3)}").session, now_ms)
 
 
 @pytest.mark.parametrize("seed", range(15))

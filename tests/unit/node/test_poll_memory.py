@@ -380,7 +380,7 @@ async def test_a_client_that_lacks_a_few_small_commits_is_answered_without_a_thr
 
     for _ in range(20):
         assert await poll() == set()
-    new = [node.engine.create_item("/data/test", f"new{n}", "note/1", {"text": text}, NOW) for n in range(count)]
+    new = [node.create_item("/data/test", f"new{n}", "note/1", {"text": text}, NOW) for n in range(count)]
     found = await poll()
     assert len(taken) == threads
     assert found == {commit.id for commit in new}
