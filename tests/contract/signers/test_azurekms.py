@@ -214,5 +214,5 @@ async def test_an_answer_of_another_shape_is_damaged(
         vault.add_key("shape", ec.SECP384R1())
         await plugin.sign(b"before")
         vault.damage = lambda told: {**told, **change}
-        with pytest.raises(SignerUnavailableError, match="the answer is damaged"):
+        with pytest.raises(SignerUnavailableError, match=r"the answer .*is damaged"):
             await (plugin.sign(b"text") if is_of_signature else plugin.public_key())

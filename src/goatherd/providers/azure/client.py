@@ -291,27 +291,7 @@ class KeyVault:
             return error
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
             return self._refusal_error(call, error, name)
-        if isinstance(error, TokenServiceError):
-            return call.error(UnavailableError, str(error))
-        if isinstance(error, sdk.ClientAuthenticationError):
-            return call.error(
-                ProviderAccessDeniedError,
-                "no credential of Azure's default chain gave a token",
-                hint="Give the machine a managed identity, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and "
-                "AZURE_CLIENT_SECRET, or run `az login`.",
-            )
-        if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-            return call.error(UnavailableError, f"no answer from {self._address.url}: {cause_of(error)}")
-        if isinstance(error, TimeoutError):
-            return call.error(UnavailableError, f"no answer from {self._address.url} in time")
-        if isinstance(error, ValueError) and "challenge" in str(error):
-            return call.error(
-                ProviderConfigurationError,
-                f"{self._address.url} demands a token for another domain than its own",
-                hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
-            )
-        # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
-        return call.error(UnavailableError, f"the answer of {self._address.url} is damaged ({type(error).__name__})")
+        return translate_failure(call, error, self._address.url)
 
     def _refusal_error(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
         status = error.status_code or 0
@@ -345,6 +325,29 @@ class KeyVault:
         if status == 408 or status >= 500:
             return call.error(UnavailableError, f"the vault reports an error ({told})")
         return call.error(ProviderConfigurationError, f"the vault rejected the request ({told})")
+
+
+def translate_failure(call: Call, error: Exception, url: str) -> ProviderError:
+    """Translate an error of the Azure SDK other than a refusal: no token, no answer, or a damaged one."""
+    if isinstance(error, TokenServiceError):
+        return call.error(UnavailableError, str(error))
+    if isinstance(error, sdk.ClientAuthenticationError):
+        return call.error(
+            ProviderAccessDeniedError,
+            "no credential of Azure's default chain gave a token",
+            hint="Give the machine a managed identity, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and "
+            "AZURE_CLIENT_SECRET, or run `az login`.",
+        )
+    if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
+        return call.error(UnavailableError, f"no answer from {url}: {cause_of(error)}")
+    if isinstance(error, ValueError) and "challenge" in str(error):
+        return call.error(
+            ProviderConfigurationError,
+            f"{url} demands a token for another domain than its own",
+            hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
+        )
+    # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
+    return call.error(UnavailableError, f"the answer of {url} is damaged ({type(error).__name__})")
 
 
 def new_session(ca: str | None) -> aiohttp.ClientSession:

@@ -19,7 +19,6 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any, ClassVar, Final
 
-import aiohttp
 from azure.core import exceptions as sdk
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.pipeline.transport import AioHttpTransport
@@ -41,8 +40,9 @@ from goatherd.errors import (
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.providers.azure.client import cause_of, error_codes, first_line, new_session, retry_after_of
-from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
+from goatherd.providers.azure.client import error_codes, first_line, new_session, retry_after_of, translate_failure
+from goatherd.providers.azure.credential import DefaultCredential
+from goatherd.providers.base import Call
 from goatherd.signers.azurekms.address import AzureKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 
@@ -196,29 +196,10 @@ class AzureKMSSigner(Signer):
         raise problem  # out here, where the SDK's error is not its context
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
-        url = self.address.vault.url
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
             return self._refusal(operation, error)
-        if isinstance(error, TokenServiceError):
-            return self.error(SignerUnavailableError, operation, str(error))
-        if isinstance(error, sdk.ClientAuthenticationError):
-            return self.error(
-                SignerAccessDeniedError,
-                operation,
-                "no credential of Azure's default chain gave a token",
-                hint="Give the machine a managed identity, set AZURE_CLIENT_ID and others, or run `az login`.",
-            )
-        if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-            return self.error(SignerUnavailableError, operation, f"no answer from {url}: {cause_of(error)}")
-        if isinstance(error, ValueError) and "challenge" in str(error):
-            return self.error(
-                SignerConfigurationError,
-                operation,
-                f"{url} demands a token for another domain than its own",
-                hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
-            )
-        # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
-        return self._damaged(operation, type(error).__name__)
+        call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
+        return self.error_of_provider(operation, translate_failure(call, error, self.address.vault.url))
 
     def _refusal(self, operation: str, error: sdk.HttpResponseError) -> SignerError:
         status = error.status_code or 0
