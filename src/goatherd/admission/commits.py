@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
-from goatherd.admission.requests import RequestLimits
+from goatherd.admission.requests import RequestLimits, may_verify
 from goatherd.errors import DecodeError, EncodeError, WireError
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.wire.commit import Commit
 from goatherd.wire.encoders import has_stray_reference
 from goatherd.wire.items import record_data
-from goatherd.wire.json import nesting_depth
+from goatherd.wire.json import nesting_depth, parse_json
 from goatherd.wire.paths import SESSIONS_PATH
 from goatherd.wire.schema import BUILTIN, Registry
 
@@ -127,6 +127,8 @@ def check_session_item(commit: Commit, path: str) -> None:
             # SECURITY: a value in /sys/sessions that is not a session prevents every later start of GoatDB. A session
             # must be stored under its own id (tests/unit/node/test_engine.py, tests/cluster/test_door_writers.py).
             session_from_commit(commit)
+            if not may_verify(parse_json((commit.data or {})["publicKey"])):
+                raise DecodeError("its public key must be one that may verify signatures")
         except DecodeError as error:
             raise NotAdmittedError(
                 f"{path}/{commit.key} must be a valid session: {error}", CommitFault.SESSION_ITEM

@@ -88,7 +88,7 @@ def decode_session_request(body: bytes) -> PublicKey:
     jwk = request["publicKey"]
     if jwk is not None and not isinstance(jwk, dict | list):
         raise DecodeError("MissingPublicKey")
-    if not isinstance(jwk, dict) or not _may_verify(jwk):
+    if not isinstance(jwk, dict) or not may_verify(jwk):
         raise DecodeError("InvalidPublicKey")
     try:
         key = PublicKey.from_jwk(jwk)
@@ -98,7 +98,7 @@ def decode_session_request(body: bytes) -> PublicKey:
     return key
 
 
-def _may_verify(jwk: Mapping[str, Any]) -> bool:
+def may_verify(jwk: Mapping[str, Any]) -> bool:
     """Return whether a JWK is for a public key that may verify signatures of GoatDB's kind, by its optional members.
 
     COMPAT: these are the checks of Deno, on which GoatDB's server runs. A member that is null counts as absent.

@@ -6,7 +6,6 @@ and without state; `goatherd.trust` records which sessions are trusted.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.session import Session, parse_signature, read_commit_signature
 from goatherd.wire.javascript_values import seconds_from_ms
-from goatherd.wire.json import to_json
+from goatherd.wire.json import parse_json, to_json
 
 if TYPE_CHECKING:
     from goatherd.wire.commit import Commit
@@ -102,8 +101,8 @@ def session_from_commit(commit: Commit) -> Session:
     if not isinstance(fields.get("publicKey"), str):
         raise DecodeError(f"commit {commit.id!r}: publicKey must be a string")
     try:
-        jwk = json.loads(fields["publicKey"])
-    except (ValueError, RecursionError):
+        jwk = parse_json(fields["publicKey"])
+    except DecodeError:
         raise DecodeError(f"commit {commit.id!r}: publicKey must be JSON") from None
     if not isinstance(jwk, Mapping) or "d" in jwk:
         raise DecodeError(f"commit {commit.id!r}: publicKey must be a public JWK")

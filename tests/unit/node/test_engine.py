@@ -251,14 +251,30 @@ def test_only_a_root_may_write_sessions(node: Node) -> None:
     assert not node.stored("/sys/sessions")
 
 
+def with_key(member: str) -> dict[str, Any]:
+    """The fields of X's session with another member in the text of its key."""
+    fields = session_fields(X.session)
+    return {**fields, "publicKey": f"{fields['publicKey'][:-1]},{member}}}"}
+
+
 @pytest.mark.parametrize(
     "commit",
     [
         commit_by(A, "thing", {"text": "x"}),
         commit_by(A, "thing", {"id": "thing"}, schema="sessions/1"),
         introduction(X, A, key="thing"),
+        commit_by(A, X.id, with_key('"ext":false'), schema="sessions/1"),
+        commit_by(A, X.id, with_key('"use":"enc"'), schema="sessions/1"),
+        commit_by(A, X.id, with_key('"n":NaN'), schema="sessions/1"),
     ],
-    ids=["another schema", "no session", "another key"],
+    ids=[
+        "another schema",
+        "no session",
+        "another key",
+        "a hidden key",
+        "a key for encryption",
+        "a key that is no JSON",
+    ],
 )
 def test_what_is_no_session_is_not_stored_among_sessions_even_for_a_root(node: Node, commit: Commit) -> None:
     node.sync(A, "/sys/sessions", [commit])
