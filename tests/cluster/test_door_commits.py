@@ -273,6 +273,8 @@ async def test_a_commit_that_changes_the_schema_of_its_key_does_not_end_the_serv
         ({"c": {"e": {"sc": "1", "dc": "2", "c": {}}}}, DoorRule.COMMIT),
         ({"c": {"r": {"s": "null", "d": {}, "n": False, "cs": "3320765784"}}}, DoorRule.CONTENTS),
         ({"c": {"r": {"s": "note/1", "d": {"hasOwnProperty": 1}, "n": True, "cs": "1"}}}, DoorRule.CONTENTS),
+        ({"c": {"r": {"s": "note/1", "d": {"x": {"__rId": 0}}, "n": True, "cs": "1"}}}, DoorRule.CONTENTS),
+        ({"c": {"b": "b", "e": {"sc": "1", "dc": "2", "c": {}, "s": "sessions/1"}}}, DoorRule.SESSION_ITEM),
         ({"af": {"d": "/w==", "s": [1, 2]}}, DoorRule.ANCESTORS),
         ({"af": {"d": "AA==", "s": []}}, DoorRule.ANCESTORS),
         ({"af": {"d": "AA==", "s": [1] * 100}}, DoorRule.ANCESTORS),
