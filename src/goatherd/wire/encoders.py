@@ -148,13 +148,18 @@ MAX_REFERENCED = 20_000
 
 
 def check_members(encoded: dict[str, Any]) -> None:
-    """Check that GoatDB can read the members of an encoded object.
+    """Check that GoatDB can read the members of an encoded object, and reads these.
 
     Raises:
-        DecodeError: One member is named ``hasOwnProperty``. It hides the method by which GoatDB finds members.
+        DecodeError: One member is named ``hasOwnProperty``. It hides the method by which GoatDB finds members. Or the
+            object is an ``E`` marker. GoatDB reads the members of the object in it instead.
     """
     if "hasOwnProperty" in encoded:
         raise DecodeError(f"{_UNREADABLE}: GoatDB's decoder throws on it")
+    # SECURITY: with such a marker, a record could name one schema to this server, and another, such as that of
+    # sessions, to GoatDB's clients (tests/unit/wire/test_commit.py).
+    if encoded.get("__t") == "E" and isinstance(encoded.get("__v"), dict):
+        raise DecodeError("an object must not be in a marker of GoatDB's own encoding")
 
 
 _UNREADABLE: Final = "an object must not have a member hasOwnProperty"

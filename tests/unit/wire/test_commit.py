@@ -238,6 +238,21 @@ class TestReading:
         with pytest.raises(DecodeError, match="hasOwnProperty"):
             read(encoded, like_goatdb=like_goatdb)
 
+    @pytest.mark.parametrize("schema", ["all/1", "nobody/1"])
+    @pytest.mark.parametrize("place", ["af", "c", "c r", "c r d", "c e"])
+    def test_an_object_in_whose_place_goatdb_reads_another_is_refused(self, place: str, schema: str) -> None:
+        encoded = wire({"s": "x"}, af={"d": "AA==", "s": [1]})
+        encoded["c"]["r"]["s"] = schema
+        if place == "c e":
+            encoded["c"] = {"b": "x", "e": {"sc": "1", "dc": "2", "c": {}, "s": schema}}
+        read(encoded)
+        holder = encoded
+        for step in place.split():
+            holder = holder[step]
+        holder |= {"__t": "E", "__v": {"s": "sessions/1", "d": {}, "n": True, "cs": "1"}}
+        with pytest.raises(DecodeError, match="marker"):
+            read(encoded)
+
     def test_a_member_that_hides_a_method_is_ignored_in_an_unknown_member(self) -> None:
         hiding = {"hasOwnProperty": 1}
         encoded = wire({"s": "x", "zzz": hiding, "set": {"__t": "S", "__v": [1], **hiding}}, zzz=hiding)
