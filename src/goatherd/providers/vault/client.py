@@ -236,10 +236,10 @@ class VaultClient:
 
     async def may_destroy(self, path: str) -> bool:
         """Return whether the token may destroy versions of an entry; also True if Vault does not say."""
-        return await self.may_update("destroy", path) is not False
+        return await self.has_capability("update", "destroy", path) is not False
 
-    async def may_update(self, kind: str, path: str) -> bool | None:
-        """Return whether the token has the capability ``update`` on a path; None if Vault does not say."""
+    async def has_capability(self, capability: str, kind: str, path: str) -> bool | None:
+        """Return whether the token has a capability on a path, such as ``update``; None if Vault does not say."""
         where = self._api_path(kind, path)
         try:
             _, answer = await self.call_api("POST", "sys/capabilities-self", body={"paths": [where]})
@@ -248,7 +248,7 @@ class VaultClient:
                 return None
             raise
         listed = _require_object(answer, "data").get(where)
-        return any(each in listed for each in ("update", "root", "sudo")) if isinstance(listed, list) else None
+        return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
     async def engine_version(self) -> str | None:
         """Return the type of the secrets engine at the mount, such as ``kv 2``; None if the token may not read it."""
