@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.clock import SystemClock
-from goatherd.errors import ConfigurationError, IdentityExistsError
+from goatherd.errors import IdentityExistsError
 from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import to_settings
@@ -54,16 +54,10 @@ async def export_settings(
     Raises:
         IdentityExistsError: The file exists with other contents, and `replace` is False.
         UnsignedIdentityError: The identity was changed since a root signed it.
-        ConfigurationError: The directory of `file` does not exist, or `data` has no ``/sys/sessions`` log.
+        ConfigurationError: `data` has no ``/sys/sessions`` log.
         IdentityError: The root has less than 15 days left, or the identity is malformed.
         ProviderError: The store cannot be read.
     """
-    # SECURITY: a mistyped path must not put the private key into a directory that is made for it
-    # (tests/unit/cli/test_store_commands.py::test_export_puts_no_key_into_a_directory_that_it_would_have_to_create).
-    if not file.parent.is_dir():
-        raise ConfigurationError(
-            f"the directory {file.parent} does not exist", hint="Check the path, or create the directory first."
-        )
     version, document = await store.read()
     # SECURITY: an unmodified server trusts every root in the file, also one that an attacker has added to the identity
     # (tests/unit/cli/test_sign.py).

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
+from goatherd.cli.main import EXIT_CODES
 from goatherd.identity.settings_json import from_settings
 
 from .conftest import Goatherd
@@ -150,17 +150,6 @@ def test_export_does_not_overwrite_another_file_unless_told(goatherd: Goatherd, 
     assert file.read_text() == "precious"
     assert goatherd("export", str(file), "--provider", store, "--replace").code == 0
     assert goatherd("export", str(file), "--provider", store).code == 0, "the same content again is no change"
-
-
-@pytest.mark.parametrize("more", [[], ["--replace"]], ids=["new", "replace"])
-def test_export_puts_no_key_into_a_directory_that_it_would_have_to_create(
-    goatherd: Goatherd, store: str, tmp_path: Path, more: list[str]
-) -> None:
-    goatherd("init", "--provider", store)
-    refused = goatherd("export", str(tmp_path / "mistyped/settings.json"), "--provider", store, *more)
-    assert refused.code == EXIT_USAGE
-    assert f"the directory {tmp_path / 'mistyped'} does not exist" in refused.err
-    assert not (tmp_path / "mistyped").exists()
 
 
 def test_no_file_is_written_in_place_of_a_pipe(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
