@@ -1,10 +1,9 @@
 """Sessions at a prompt, as text: scripts/*.txt hold what was typed and what was answered, to the letter.
 
-A line ``$ …`` is typed; ``$ ls DIR`` lists a directory, ``$ mkdir DIR`` makes one. What follows is standard output;
-lines that begin with ``! `` are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, …
-in the order of their first appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N,
-the list of known schemes as SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks
-are two, empty lines none.
+A line ``$ …`` is typed; ``$ ls DIR`` lists a directory. What follows is standard output; lines that begin with ``! ``
+are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, … in the order of their first
+appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N, the list of known schemes as
+SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks are two, empty lines none.
 
 To write the answers anew, for review: WRITE_SCRIPTS=1 pytest tests/unit/cli/test_scripts.py.
 """
@@ -56,9 +55,6 @@ def test_what_is_typed_gets_the_answer_that_is_written(goatherd: Goatherd, scrip
                     sorted(path.name for path in Path(words[1]).iterdir()) if Path(words[1]).is_dir() else ["(none)"]
                 )
                 told += names
-                continue
-            if words[0] == "mkdir":
-                Path(words[1]).mkdir()
                 continue
             assert words[0] == "goatherd"
             result = goatherd(*words[1:])
