@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from goatherd.cli.text.key_inventory import retirement_lines
+from goatherd.cli.text.revocation import revocation_lines
 from goatherd.errors import NotRestorableError
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.transitions import record_promotion
@@ -247,6 +248,23 @@ async def test_a_region_whose_store_deletes_in_its_own_time_keeps_no_key_in_the_
     assert drill.document.retired_ids == frozenset()
     drill.us = SlowlyDeleting(clock=drill.clock)
     assert await find_unlisted_keys(drill.writer(), SECRET, pruned) == (), "no store is read if none destroys"
+
+
+async def test_a_revocation_that_has_destroyed_what_it_could_does_not_advise_to_destroy() -> None:
+    drill = Drill()
+    drill.us, drill.eu = RegionStore(clock=drill.clock), SlowlyDeleting(clock=drill.clock)
+    await Herd.start(drill.us, clock=drill.clock, nodes=0)
+    writer = drill.writer()
+    await writer.observe(SECRET, catch_up=True)
+    revoker = Revoker(writer, SECRET, (), policy=OWN_CLOCK, clock=drill.clock)
+    kept = "\n".join(revocation_lines(await revoker.revoke("root-a", reason="stolen")))
+    assert "--destroy destroys it now" in kept
+    lines = "\n".join(revocation_lines(await revoker.revoke("root-a", reason="stolen", destroy=True)))
+    assert await versions_with(drill.us, "root-a") == []
+    assert await versions_with(drill.eu, "root-a") != []
+    assert "gave up version 1: not every store that holds it destroys at once" in lines
+    assert "--destroy destroys it now" not in lines
+    assert "Their store removes old versions in its own time" in lines
 
 
 async def test_a_version_of_another_region_is_gone_if_its_store_destroys_although_a_third_does_not() -> None:

@@ -186,7 +186,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
         for session in report.left_out
     ]
     lines += [f"destroyed version {version}" for version in report.destroyed]
-    lines += [f"gave up version {version}: this store does not destroy at once" for version in report.given_up]
+    lines += [f"gave up version {one}: not every store that holds it destroys at once" for one in report.given_up]
     lines += [describe_kept(one.version, one.labels, command="the same command") for one in report.kept]
     lines += [
         f"region {region}: its store LAGS, and servers that read only this store still trust the root; `goatherd"
@@ -296,9 +296,12 @@ def _warnings(report: RevocationReport) -> list[str]:
         lines.append(f"{report.forged} session commits claim a signature by the root that is invalid; they are ignored")
     if report.keys_left and not report.destroyed:
         versions = ", ".join(report.keys_left)
+        advice = "--destroy destroys it now, without the grace period of `goatherd retire`"
+        if report.given_up:
+            advice = "Their store removes old versions in its own time"
         lines.append(
-            f"its private key is still in stored versions: {versions}. Only unmodified servers still accept it."
-            " --destroy destroys it now, without the grace period of `goatherd retire`"
+            f"the stored version(s) {versions} still hold its private key. After the revocation, only unmodified"
+            f" servers accept it. {advice}"
         )
     if report.unknown_left:
         versions = ", ".join(report.unknown_left)
