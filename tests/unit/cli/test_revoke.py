@@ -77,9 +77,17 @@ def test_a_server_that_is_not_there_leaves_it_unfinished(goatherd: Goatherd, sto
     done = goatherd("revoke", root, "--reason", "x", "--yes", "--provider", store, *nodes)
     assert done.code == 11
     assert "NOT FINISHED" in done.out
-    assert "NOT CLOSED" in done.out
+    assert "NOT CLOSED, a listed server has not reported its commits" in done.out
     assert "http://127.0.0.1:9" in done.out
     assert re.search(r"^waiting until \S+ for http://127.0.0.1:9: rejects the revoked root$", done.err, re.MULTILINE)
+
+
+def test_where_no_server_is_listed_none_is_blamed(goatherd: Goatherd, store: str) -> None:
+    goatherd("init", "--provider", store)
+    root = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    common = (root, "--reason", "x", "--unsafe-without-nodes", "--provider", store)
+    assert "no list of frozen commits yet: no server is listed" in goatherd("revoke", *common, "--plan").out
+    assert "NOT CLOSED, no server is listed" in goatherd("revoke", *common, "--yes").out
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,9 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
         f"3. collect the commits of the root from {len(ours)} Goatherd servers; the digest of the valid ones goes into"
         " the identity"
         if ours
-        else "3. no list of frozen commits: unmodified GoatDB servers cannot store one or reject by it",
+        else "3. no list of frozen commits: unmodified GoatDB servers cannot store one or reject by it"
+        if report.nodes
+        else "3. no list of frozen commits yet: no server is listed",
         f"4. reissue {sessions}; from then on none depends on the root",
         "5. with --destroy: destroy the stored versions that hold its private key",
         "",
@@ -170,9 +172,8 @@ def revocation_lines(report: RevocationReport) -> list[str]:
     elif report.closed:
         lines.append(f"frozen: the list has {_commits(report.frozen)} of the root; every other one is rejected")
     else:
-        lines.append(
-            "frozen: NOT CLOSED, a listed server has not reported its commits; each server accepts only what it holds"
-        )
+        reason = "a listed server has not reported its commits" if report.nodes else "no server is listed"
+        lines.append(f"frozen: NOT CLOSED, {reason}; each server accepts only what it holds")
     for node in report.nodes:
         lines += _node_lines(node)
     if report.late_sessions:
