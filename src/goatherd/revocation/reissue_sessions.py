@@ -33,6 +33,7 @@ from goatherd.revocation.introduced_sessions import (
 )
 from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.machine import Policy
+from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit, decode_commits
@@ -79,6 +80,8 @@ class SessionReissuer:
         report: The report of the run; filled in here.
         on_each: Calls servers concurrently, and records each failure in `outcomes`.
         pushed: Called after each batch with the server and the number of sessions pushed so far.
+        waits: Called with the servers that do not store the new commits, and the time until which they are retried, in
+            milliseconds since 1970.
         org, policy, clock: As for `goatherd.revocation.revoker.Revoker`.
     """
 
@@ -90,6 +93,7 @@ class SessionReissuer:
         report: RevocationReport,
         on_each: OnEach,
         pushed: Callable[[str, int], None],
+        waits: Callable[[tuple[str, ...], int], None],
         org: str,
         policy: Policy,
         clock: Clock,
@@ -99,6 +103,7 @@ class SessionReissuer:
         self._report = report
         self._on_each = on_each
         self._pushed = pushed
+        self._waits = waits
         self._org = org
         self._policy = policy
         self._clock = clock
@@ -237,6 +242,7 @@ class SessionReissuer:
         await self._push_reissued(todo, ready, failed, document, entry)
         by_id = {one.commit_id: one for one in found.sessions}
         left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
+        until_ms, told = 0, None
         while True:
             for outcome in left:
                 outcome.problem = None
@@ -245,9 +251,15 @@ class SessionReissuer:
                 if (error := await self._try_node(outcome, arrived)) is not None:
                     failed[outcome.url] = error
             left = [one for one in ready if one.url in failed]
-            deadline = deadline or self._clock.monotonic() + self._policy.adoption.total_seconds()
+            if deadline is None:
+                deadline = self._clock.monotonic() + self._policy.adoption.total_seconds()
+                until_ms = self._clock.now_ms() + milliseconds(self._policy.adoption)
             if len(left) in (0, len(ready)) or not comes_back or self._clock.monotonic() >= deadline:
                 break
+            urls = tuple(one.url for one in left)
+            if urls != told:
+                told = urls
+                self._waits(urls, until_ms)
             await self._clock.sleep(poll)
             poll = min(poll * 2, self._policy.poll_max)
         if len(left) == len(ready):

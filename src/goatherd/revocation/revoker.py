@@ -529,8 +529,7 @@ class Revoker:
                 return
             if behind != told:
                 told = behind
-                wait = Wait(nodes=tuple(behind), reason="rejects the revoked root", until_ms=until_ms)
-                self._emit_event(Decided(action=wait))
+                self._emit_wait("rejects the revoked root", tuple(behind), until_ms)
             await self._notify(document, behind)
             await self._clock.sleep(poll)
             poll = min(poll * 2, self.policy.poll_max)
@@ -781,6 +780,7 @@ class Revoker:
             report=self._report,
             on_each=self._call_each,
             pushed=pushed,
+            waits=partial(self._emit_wait, "stores the reissued sessions"),
             org=self._org,
             policy=self.policy,
             clock=self._clock,
@@ -1181,6 +1181,9 @@ class Revoker:
                 **more,
             )
         )
+
+    def _emit_wait(self, reason: str, urls: tuple[str, ...], until_ms: int) -> None:
+        self._emit_event(Decided(action=Wait(nodes=urls, reason=reason, until_ms=until_ms)))
 
     def _emit_event(self, event: Event) -> None:
         if self._on_event is not None:

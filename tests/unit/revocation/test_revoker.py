@@ -16,6 +16,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import (
     ConfigurationError,
     IllegalStepError,
+    NodeRefusedError,
     RotationError,
     StoreWentBackError,
     UnavailableError,
@@ -37,7 +38,8 @@ from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.cross_signing import make_earlier_introduction
-from goatherd.rotation.events import Event, RevocationStep, RevocationStepped, StoreTroubled
+from goatherd.rotation.events import Decided, Event, RevocationStep, RevocationStepped, StoreTroubled
+from goatherd.rotation.machine import Wait
 from goatherd.rotation.rotator import Rotator
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
@@ -246,6 +248,27 @@ async def test_a_node_that_cannot_be_reached_keeps_the_list_open_and_the_others_
         assert not await cluster.nodes[0].answers(a)
         report = await cluster.revoker().revoke(a.id, reason="stolen")
         assert report.is_complete
+
+
+@pytest.mark.slow
+async def test_a_server_that_stores_no_reissued_sessions_is_named_while_it_is_waited_for(tmp_path: Path) -> None:
+    class Full(NodeClient):
+        async def push(self, *arguments: Any, **options: Any) -> None:
+            raise NodeRefusedError("its disk is full", status=507)
+
+    a, events = root("root-a"), list[Event]()
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        first, second = cluster.nodes
+        user, _ = await first.create_session()
+        await spread(cluster, a)
+        assert await second.answers(user)
+        full = client_of(cluster.servers[1], second.base_url, Full)
+        policy = replace(POLICY, adoption=SECOND)
+        report = await cluster.revoker([first, full], policy=policy, on_event=events.append).revoke(a.id, reason="?")
+        assert not report.is_complete
+        assert report.nodes[1].problem == "its disk is full"
+    waits = [event.action for event in events if isinstance(event, Decided) and isinstance(event.action, Wait)]
+    assert (waits[-1].nodes, waits[-1].reason) == ((full.base_url,), "stores the reissued sessions")
 
 
 @pytest.mark.slow
