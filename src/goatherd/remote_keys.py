@@ -22,7 +22,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -211,38 +210,18 @@ class RootSigner:
             _log.warning(event_text(Event.ROOT_SIGNER_RECOVERED, signer=before.signer, key=before.key))
 
 
-class _NamedSigners:
-    """The signers that identity documents name by URI, for tools; each signer is opened at its first signature."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._opened: dict[tuple[str, bytes], RootSigner] = {}
-
-    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
-        with self._lock:
-            name = uri, public_key.compressed
-            signer = self._opened.setdefault(name, RootSigner(uri, public_key))
-        return signer.sign(data)
+_NAMED: Final[dict[tuple[str, bytes], RootSigner]] = {}
+_NAMED_LOCK: Final = threading.Lock()
 
 
-_NAMED: Final = _NamedSigners()
-register_signing(_NAMED.sign)
+def _sign_by_name(uri: str, public_key: PublicKey, data: bytes) -> bytes:
+    """Sign with the signer that an identity document names by URI, for tools; it is opened at its first signature."""
+    with _NAMED_LOCK:
+        signer = _NAMED.setdefault((uri, public_key.compressed), RootSigner(uri, public_key))
+    return signer.sign(data)
 
 
-@dataclass(frozen=True, slots=True)
-class RootSignerState:
-    """What a server knows of one of its signers, which hold the keys of roots in an HSM or a KMS.
-
-    Attributes:
-        fingerprint: Fingerprint of the signer's public key; None while it is not known.
-        problem: Code of the error of the last call; None if the call succeeded.
-    """
-
-    fingerprint: str | None
-    problem: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"fingerprint": self.fingerprint, "problem": self.problem}
+register_signing(_sign_by_name)
 
 
 class RootSigners:
@@ -281,13 +260,13 @@ class RootSigners:
         return [counts for one in self._signers if (counts := one.call_counts) is not None]
 
     @property
-    def states(self) -> list[RootSignerState]:
-        """The state of each signer: the fingerprint of its key, and the problem of its last call."""
+    def states(self) -> list[dict[str, str | None]]:
+        """The fingerprint of each signer's key (None while unknown), and the code of its last call's error, or None."""
         return [
-            RootSignerState(
-                None if one.pinned is None else fingerprint(one.pinned),
-                None if one.error is None else one.error.code,
-            )
+            {
+                "fingerprint": None if one.pinned is None else fingerprint(one.pinned),
+                "problem": None if one.error is None else one.error.code,
+            }
             for one in self._signers
         ]
 

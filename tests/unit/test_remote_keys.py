@@ -78,12 +78,12 @@ async def test_a_server_signs_with_its_own_signer_only(tmp_path: Path) -> None:
 async def test_a_server_reports_which_keys_it_can_use_and_that_one_cannot_be_read(tmp_path: Path) -> None:
     good, key = await new_key(tmp_path / "good.json")
     async with RootSigners([good, f"local:{tmp_path}/missing.json"]) as signers, asyncio.timeout(HANG):
-        while [one.problem for one in signers.states] != [None, SignerKeyNotFoundError.code]:
+        while [one["problem"] for one in signers.states] != [None, SignerKeyNotFoundError.code]:
             await asyncio.sleep(0.01)
-        while signers.states[0].fingerprint is None:
+        while signers.states[0]["fingerprint"] is None:
             await asyncio.sleep(0.01)
-        assert signers.states[0].fingerprint == fingerprint(key)
-        assert signers.states[1].fingerprint is None
+        assert signers.states[0]["fingerprint"] == fingerprint(key)
+        assert signers.states[1]["fingerprint"] is None
 
 
 async def test_a_uri_that_names_no_signer_is_an_error_at_the_start() -> None:

@@ -868,7 +868,7 @@ class Database:
             ],
             "nowMs": self.now_ms(),
             # Before a rotation into direct mode, each server must report that it can sign with the next root.
-            "rootSigners": [state.to_json() for state in self._root_signers.states],
+            "rootSigners": self._root_signers.states,
             "signingProblem": self.signing_problem,
         }
 
