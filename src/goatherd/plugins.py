@@ -25,7 +25,7 @@ from goatherd.server_url import masked
 
 if TYPE_CHECKING:
     from goatherd.providers.base import SecretProvider
-    from goatherd.providers.capabilities import ServiceReader, ServiceReadingProvider
+    from goatherd.providers.capabilities import ServiceReader
     from goatherd.signers.base import Signer
 
 PROVIDERS: Final = "goatherd.providers"
@@ -292,8 +292,9 @@ def open_service_reader(scheme: str, options: Mapping[str, str], *, timeout: tim
         PluginNotFoundError: No installed provider has the scheme.
         MissingExtraError: The plugin's libraries are not installed; the hint is the install command.
     """
-    plugin = cast("type[ServiceReadingProvider]", _provider_class(scheme))
-    return plugin.service_reader(options, timeout=timeout)
+    plugin: Any = _provider_class(scheme)
+    reader: ServiceReader = plugin.service_reader(options, timeout=timeout)
+    return reader
 
 
 def credential_variables(name: str) -> tuple[str, ...]:

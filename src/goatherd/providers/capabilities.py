@@ -1,7 +1,8 @@
 """Optional abilities of a provider, beyond the interface in `goatherd.providers.base`.
 
-A provider may diagnose a secret, watch it, reserve space for it, or read Kubernetes Services. Each ability is a
-protocol, which a `SecretProvider` also implements if its platform allows it.
+A provider may diagnose a secret, watch it, reserve space for it, or read Kubernetes Services. Each ability but
+the last is a protocol that a `SecretProvider` also implements if its platform allows it; the Kubernetes provider makes
+the reader of Services by its method `service_reader`.
 
 - `DiagnosableSecretProvider`: report permissions, limits and coming problems. A diagnosis changes nothing: a permission
   that only a change could test is reported as "not checked". A finding never holds a secret's value.
@@ -10,14 +11,13 @@ protocol, which a `SecretProvider` also implements if its platform allows it.
 - `ReplicatingSecretProvider`: report on, add and promote the platform's own replicas of a secret in other regions.
 - `CopiedSecretProvider`: list the versions of a secret in the stores of other regions that hold copies of it.
 - `ReservingSecretProvider`: reserve space for the writes of a change before it begins, in a store that can run full.
-- `ServiceReadingProvider`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
+- `ServiceReader`: find the pods behind a Kubernetes Service, for `goatherd.cluster.discovery`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -209,20 +209,6 @@ class ServiceReader(Protocol):
 
         Raises:
             PlatformError, GoatherdError: The API server cannot be reached, or gives no complete answer.
-        """
-        ...
-
-
-class ServiceReadingProvider(Protocol):
-    """A `SecretProvider` class for a platform that also runs servers and can list them; only Kubernetes does."""
-
-    @classmethod
-    def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> ServiceReader:
-        """Return a reader of Kubernetes Services. No request is made yet.
-
-        Args:
-            options: ``kubeconfig`` and ``context``, as in the URI of a secret.
-            timeout: Timeout of one request.
         """
         ...
 
