@@ -16,7 +16,7 @@ import re
 import ssl
 from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -60,7 +60,7 @@ class StoredSecret:
     Attributes:
         version: The version's id.
         created: When the version was written: seconds since 1970, by the service's clock.
-        value: The secret value.
+        value: The secret value; empty in a listing.
         content_type: The content type with which the version was written.
         tags: The tags with which the version was written.
         enabled: Whether the value can be read; if not, `value` is empty.
@@ -75,25 +75,6 @@ class StoredSecret:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListedSecret:
-    """One version of a secret without its value, as Azure Key Vault lists it.
-
-    Attributes:
-        version: The version's id.
-        created: When the version was written: seconds since 1970, by the service's clock.
-        enabled: Whether the version's value can be read.
-        content_type: The content type with which the version was written.
-        tags: The tags with which the version was written.
-    """
-
-    version: str
-    created: int
-    enabled: bool
-    content_type: str
-    tags: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """All versions of one secret in Azure Key Vault, without their values and in no particular order.
 
@@ -103,7 +84,7 @@ class Listing:
     """
 
     now: int
-    items: Mapping[str, ListedSecret]
+    items: Mapping[str, StoredSecret]
 
 
 class KeyVault:
@@ -389,15 +370,8 @@ def _checked_secret(call: Call, value: object, properties: SecretProperties, nam
     )
 
 
-def _checked_item(call: Call, listed: SecretProperties, name: str) -> ListedSecret:
-    known = _checked_secret(call, "", listed, name)
-    return ListedSecret(
-        version=known.version,
-        created=known.created,
-        enabled=listed.enabled is not False,
-        content_type=known.content_type,
-        tags=known.tags,
-    )
+def _checked_item(call: Call, listed: SecretProperties, name: str) -> StoredSecret:
+    return replace(_checked_secret(call, "", listed, name), enabled=listed.enabled is not False)
 
 
 def _deleted_error(call: Call, vault: str) -> SecretDeletedError:

@@ -56,7 +56,7 @@ from goatherd.providers.azure.address import (
     parse_uri,
     parse_vault,
 )
-from goatherd.providers.azure.client import KeyVault, ListedSecret, Listing, StoredSecret
+from goatherd.providers.azure.client import KeyVault, Listing, StoredSecret
 from goatherd.providers.azure.records import (
     BASE64_TYPE,
     BEGINNING,
@@ -374,7 +374,7 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
-    async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, ListedSecret]:
+    async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, StoredSecret]:
         """List the values that the vault stores, without the copies for readers without Goatherd (the view)."""
         items = dict((await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
@@ -603,14 +603,7 @@ class AzureSecretProvider(SecretProvider):
             return await vault.get_secret(call, name, newest.version)
         if newest.content_type not in WITH_VALUE_TYPES and off is not None:
             raise off
-        return StoredSecret(
-            version=newest.version,
-            created=newest.created,
-            value="",
-            content_type=newest.content_type,
-            tags=newest.tags,
-            enabled=False,
-        )
+        return newest
 
     async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
         """Return the newest version of the pointer secret, and the proposal whose pointer is in effect.
