@@ -17,7 +17,7 @@ from goatherd.admission.requests import RequestLimits, may_verify
 from goatherd.errors import DecodeError, EncodeError, WireError
 from goatherd.identity.session_commits import SESSIONS_NAMESPACE, session_from_commit
 from goatherd.wire.commit import Commit
-from goatherd.wire.encoders import has_stray_reference
+from goatherd.wire.encoders import check_members, has_stray_reference
 from goatherd.wire.items import record_data
 from goatherd.wire.json import nesting_depth, parse_json
 from goatherd.wire.paths import SESSIONS_PATH
@@ -157,10 +157,23 @@ def _check_contents(commit: Commit, path: str, registry: Registry) -> None:
         raise NotAdmittedError(f"commit {commit.id!r} must not contain the null item", CommitFault.CONTENTS)
     schema, record = registry.from_marker(commit.schema), commit.record
     if schema is None or record is None:
-        return  # a schema of the application's, which only its servers know
+        # A schema of the application's, which only its servers know.
+        _check_unknown_data(commit)
+        return
     try:
         problem = schema.problem(record_data(record, registry))
     except EncodeError as error:
         raise NotAdmittedError(f"commit {commit.id!r}: {error}", CommitFault.CONTENTS) from None
     if problem is not None:
         raise NotAdmittedError(f"commit {commit.id!r}: {problem}", CommitFault.CONTENTS)
+
+
+def _check_unknown_data(commit: Commit) -> None:
+    """Reject values that GoatDB's servers and clients cannot write again, in an item of any schema."""
+    try:
+        for level in nesting_depth(commit.data):
+            for item in level:
+                if type(item) is dict:
+                    check_members(item)
+    except DecodeError as error:
+        raise NotAdmittedError(f"commit {commit.id!r}: {error}", CommitFault.CONTENTS) from None

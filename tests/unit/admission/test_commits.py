@@ -57,6 +57,13 @@ def test_node_and_door_reject_the_same_form(change: dict[str, Any], fault: Commi
     assert str(at_door.value) == str(at_node.value)
 
 
+@pytest.mark.parametrize("value", [{"hasOwnProperty": 1}, [[{"__t": "E", "__v": {}}]]], ids=["method", "marker"])
+def test_values_that_goatdb_cannot_write_again_are_rejected_in_an_unknown_schema(value: Any) -> None:
+    with pytest.raises(NotAdmittedError) as caught:
+        decode_commit({**COMMIT, "c": of_text({"x": value})}, "/data/a", org=ORG, limits=RequestLimits(), now_ms=NOW)
+    assert caught.value.fault is CommitFault.CONTENTS
+
+
 @pytest.mark.parametrize(
     "text",
     [
