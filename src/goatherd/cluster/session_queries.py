@@ -29,7 +29,8 @@ from goatherd.wire.paths import SESSIONS_PATH
 SMALL_REPOSITORY: Final = 1000
 """A repository with at most this many commits is read as a whole."""
 _FILTER_BYTES: Final = 1024
-_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+EMPTY_FILTER: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
+"""A Bloom filter that contains no commit, so that a server sends all of its commits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +154,7 @@ async def read_sessions_filter(node: Node, asker: OwnedSession, now_ms: int) -> 
     """
     (before,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(filter_all_but(())))], asker, now_ms)
     # The server's own filter. At this size its error rate is small; a smaller repository is sent as a whole.
-    return before.get("f") if isinstance(before.get("s"), int) and before["s"] > SMALL_REPOSITORY else _EMPTY
+    return before.get("f") if isinstance(before.get("s"), int) and before["s"] > SMALL_REPOSITORY else EMPTY_FILTER
 
 
 async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_ms: int) -> Mapping[str, Any] | None:
@@ -168,7 +169,7 @@ async def find_session_commit(node: Node, owned: OwnedSession, known: Any, now_m
     Raises:
         NodeUnreachableError, NodeRefusedError: As `NodeClient.batch_sync`.
     """
-    for sync_filter in (_EMPTY,) if known in (None, _EMPTY) else (known, _EMPTY):
+    for sync_filter in (EMPTY_FILTER,) if known in (None, EMPTY_FILTER) else (known, EMPTY_FILTER):
         (reply,) = await node.batch_sync([(SESSIONS_PATH, _sync_request(sync_filter))], owned, now_ms)
         for commit in _read_commits(reply):
             if commit.get("k") == owned.id:
@@ -218,7 +219,7 @@ def filter_all_but(commit_ids: Sequence[str]) -> dict[str, Any]:
 def _filter_sample(share: float) -> dict[str, Any]:
     """Return a Bloom filter that makes a server send about the fraction `share` (0 to 1) of its commits, at random."""
     if share >= 1:
-        return _EMPTY
+        return EMPTY_FILTER
     (seed,) = new_seeds(1)
     bits = bytearray(b"\xff" * _FILTER_BYTES)
     total = 8 * _FILTER_BYTES

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
+from goatherd.cluster.session_queries import EMPTY_FILTER
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
@@ -51,7 +52,6 @@ _MOST_FILTERS: Final = 64
 _CERTAIN: Final = 1e-9
 _THREADS: Final = 4
 _ERROR_RATE: Final = 1e-6
-_EMPTY: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": [1, 2]}}
 _ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
@@ -417,7 +417,7 @@ class SessionReissuer:
 
 def _filter_of(ids: Sequence[str]) -> dict[str, Any]:
     if not ids:
-        return _EMPTY
+        return EMPTY_FILTER
     bloom = BloomFilter.for_size(len(ids), _ERROR_RATE, new_seeds(seed_count(len(ids), _ERROR_RATE)))
     bloom.update(ids)
     return {"__t": "E", "__v": bloom.to_json()}
