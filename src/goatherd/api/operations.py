@@ -195,8 +195,8 @@ async def migrate(
         remove_key: Remove ``settings.json`` after the identity was read back from the store.
 
     Raises:
-        ConfigurationError: No source is given, a source holds no ``settings.json``, or several organizations would
-            share one secret.
+        ConfigurationError: No source is given, a source holds no ``settings.json`` and no earlier call has removed it,
+            the store does not hold the root of a removed one, or several organizations would share one secret.
         IdentityExistsError: The store holds another identity. Nothing was written.
         GoatherdError: As `goatherd.operations.migrate.migrate_all`. Nothing was written.
     """

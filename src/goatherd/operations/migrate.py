@@ -194,8 +194,9 @@ async def migrate_all(
             roots.
 
     Raises:
-        ConfigurationError: A path holds no settings.json, several organizations would share one secret, or no commit of
-            a log is signed for the organization; nothing was written.
+        ConfigurationError: A path holds no settings.json, the store does not hold the root of one that an earlier run
+            has removed, several organizations would share one secret, or no commit of a log is signed for the
+            organization; nothing was written.
         MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
         SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
             server that may create the same sessions differently; nothing was written.
