@@ -39,6 +39,9 @@ from goatherd.providers.versioned_record import digest_of
 
 SETTLE: Final = timedelta(seconds=30)
 _PAUSE: Final = timedelta(milliseconds=200)
+_DEPRECATED_KEPT: Final = 64
+"""How many old versions to copy to a store that deletes them in its own time. AWS promises to keep one, and keeps about
+100; without them, `goatherd restore` could not make the previous root sign again."""
 
 Progress = Callable[[str, str], None]
 """Called with each version that was copied: its id in the source, and its id in the destination."""
@@ -181,6 +184,8 @@ async def _plan_copy(source: Store, destination: Store) -> CopyPlan:
     held = {label: version.id for version in listing for label in version.labels}
     labels = {label: holder for label, holder in held.items() if destination.provider.takes_label(label)}
     history = destination.provider.guarantees.history
+    if history is not None and destination.provider.guarantees.deprecates:
+        history = max(history, _DEPRECATED_KEPT)
     loose = [item for item in items if item.source not in labels.values()]
     if history is not None and len(loose) > history:
         for item in loose[: len(loose) - history]:

@@ -190,6 +190,14 @@ async def test_more_than_the_destination_keeps_is_left_behind_the_oldest_first()
     assert (await picture(store_of(target)))["values"] == [b"0", b"3", b"4", b"5"]
 
 
+async def test_a_store_that_deletes_old_versions_in_its_own_time_gets_those_that_a_restore_needs() -> None:
+    source = await source_of([b"%d" % n for n in range(70)], {})
+    target = Emulated(history=1, destroys=False, deprecates=True)
+    done = await copy_secret(source, store_of(target))
+    assert [each.id for each in done.plan.skipped] == ["1", "2", "3", "4", "5"]
+    assert len(done.plan.items) == 64 + 1
+
+
 async def test_a_source_that_changes_meanwhile_leaves_no_current_version_behind() -> None:
     source, target = await usual(), Emulated()
 
