@@ -603,6 +603,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].unmodified": Field(
             "boolean", "Whether the server is an unmodified GoatDB server, or a Goatherd server with a settings.json."
         ),
+        "nodes[].door": Field(
+            "boolean", "Whether the door is in front of the unmodified server, and clients cannot bypass it."
+        ),
         "nodes[].refuses": Field("boolean", "Whether the server rejects the revoked root."),
         "nodes[].held": Field("integer or null", "Number of commits of the revoked root that the server holds."),
         "nodes[].inFlight": Field("integer", "Number of frozen commits that the server does not hold yet."),

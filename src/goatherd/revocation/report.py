@@ -40,6 +40,8 @@ class NodeOutcome:
         is_unmodified: Whether the server runs unmodified GoatDB, or is a Goatherd server with a settings.json. Either
             continues to trust the root.
         is_from_file: Whether the server is a Goatherd server with a settings.json.
+        has_door: Whether an agent runs the server behind the door, which knows every revoked root of the identity, and
+            clients cannot reach the server without the door.
         refuses: Whether the server has adopted the revocation, so that it rejects what the root signs.
         held: How many commits of the root the server holds; None if it has not reported that.
         in_flight: How many commits of the list of valid commits the server did not hold yet; it gets them from other
@@ -59,6 +61,7 @@ class NodeOutcome:
     url: str
     is_unmodified: bool = False
     is_from_file: bool = False
+    has_door: bool = False
     refuses: bool = False
     held: int | None = None
     in_flight: int = 0

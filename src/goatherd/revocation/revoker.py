@@ -542,6 +542,9 @@ class Revoker:
             answer = await node.identity()
             refuses = answer is not None and bool(revoked) and revoked <= set(answer.revoked or ())
             outcome.is_from_file = answer is not None and answer.is_from_file
+            door = None if answer is None or answer.agent is None else answer.agent.door
+            knows_revoked = answer is not None and revoked <= set(answer.revoked or ())
+            outcome.has_door = door is not None and not door.is_exposed and knows_revoked
             if answer is not None and (answer.agent is not None or (answer.is_from_file and not refuses)):
                 # Such a server counts as unmodified: an agent follows the revocation, but its server still trusts the
                 # root, and so does a server with a settings.json, because GoatDB's format cannot revoke a root.

@@ -13,6 +13,7 @@ import pytest
 
 from goatherd.cli.text.revocation import revocation_lines, revocation_plan_lines
 from goatherd.cluster.client import NodeClient
+from goatherd.cluster.server_answers import AgentReport, DoorReport
 from goatherd.errors import (
     ConfigurationError,
     IllegalStepError,
@@ -65,6 +66,7 @@ from tests.unit.revocation.clusters import (
     Lagging,
     Meddling,
     Unlabelling,
+    Upstream,
     client_of,
     cluster_of,
     ids,
@@ -269,6 +271,35 @@ async def test_a_server_that_stores_no_reissued_sessions_is_named_while_it_is_wa
         assert report.nodes[1].problem == "its disk is full"
     waits = [event.action for event in events if isinstance(event, Decided) and isinstance(event.action, Wait)]
     assert (waits[-1].nodes, waits[-1].reason) == ((full.base_url,), "stores the reissued sessions")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_exposed", [False, True])
+async def test_the_report_asks_for_no_restart_of_a_server_behind_the_door_of_its_agent(
+    tmp_path: Path, is_exposed: bool
+) -> None:
+    class Agent(Upstream):
+        async def identity(self) -> Any:
+            found = await NodeClient.identity(self)
+            door = DoorReport(passed_on=1, stopped=0, is_exposed=is_exposed)
+            agent = AgentReport(
+                state="serving", started=None, restarts=1, pending=(), problem=None, checked_ms=None, check_commit=None,
+                door=door,
+            )  # fmt: skip
+            return None if found is None else replace(found, agent=agent)
+
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a)) as cluster:
+        first, second = cluster.nodes
+        agent = client_of(cluster.servers[1], second.base_url, Agent)
+        planned = await cluster.revoker([first, agent]).plan(a.id)
+        await cluster.revoker([first, agent]).revoke(a.id, reason="stolen")
+        await NodeClient.refresh(agent, (await cluster.document()).current)
+        report = await cluster.revoker([first, agent]).revoke(a.id, reason="stolen")
+    for lines in (revocation_plan_lines(planned), revocation_lines(report)):
+        text = "\n".join(lines)
+        assert (f"{second.base_url}: an unmodified GoatDB server behind the door" in text) is not is_exposed
+        assert ("still trusts the revoked root" in text) is is_exposed
 
 
 @pytest.mark.slow

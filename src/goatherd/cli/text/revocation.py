@@ -89,6 +89,7 @@ def _node_data(node: NodeOutcome) -> dict[str, Any]:
     return {
         "url": node.url,
         "unmodified": node.is_unmodified,
+        "door": node.has_door,
         "refuses": node.refuses,
         "held": node.held,
         "inFlight": node.in_flight,
@@ -278,10 +279,16 @@ def _warnings(report: RevocationReport) -> list[str]:
     lines = [
         f"{node.url}: {'a server with a settings.json' if node.is_from_file else 'an unmodified GoatDB server'}"
         for node in report.nodes
-        if node.is_unmodified
+        if node.is_unmodified and not node.has_door
     ]
     if lines:
         lines += [f"    {line}" for line in UNMODIFIED]
+    lines += [
+        f"{node.url}: an unmodified GoatDB server behind the door, which rejects what the revoked root signs; its agent"
+        " restarts it without the root"
+        for node in report.nodes
+        if node.has_door
+    ]
     lines += [
         f"root {root} is from a cancelled rotation: {_INTRODUCED}"
         if root in report.cancelled_roots
