@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
 
@@ -29,7 +30,7 @@ from goatherd.errors import (
 )
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
+from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.providers.kubernetes.record import HISTORY, POINTER
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
@@ -378,6 +379,14 @@ async def test_an_unknown_token_is_denied_and_the_hint_says_where_it_comes_from(
             await provider.read(ROOT)
     assert "nobody" not in str(caught.value)
     assert "kubeconfig" in str(caught.value)
+
+
+async def test_a_rotator_who_may_not_create_a_secret_is_told_which_role_may(fake: FakeKubernetes, tmp_path: Path):
+    token = fake.account("rotator", next(yaml.safe_load_all(policy("rotator", ROOT))))
+    async with provider_of(fake, tmp_path, token=token) as provider:
+        with pytest.raises(ProviderAccessDeniedError, match="cannot create") as caught:
+            await provider.create(ROOT, b"value")
+    assert "Only the role admin may create a Secret" in caught.value.hint
 
 
 async def test_a_namespace_that_is_missing_is_said_to_be_so_on_creation(provider: KubernetesSecretProvider):

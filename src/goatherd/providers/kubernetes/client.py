@@ -433,7 +433,8 @@ class KubernetesClient:
         return PlatformError(
             ProviderAccessDeniedError,
             f"the server refuses {what}{': ' if told else ''}{told}",
-            hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints this role.",
+            hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints this role."
+            " Only the role admin may create a Secret.",
         )
 
     def _must_be_missing(self, answer: Mapping[str, Any], namespace: str, name: str) -> None:
