@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import goatherd
 from goatherd.clock import SystemClock
+from goatherd.cluster.server_answers import LogsReport
 from goatherd.door import DoorStatus
 from goatherd.door.report import agent_samples, door_samples
 from goatherd.errors import (
@@ -64,7 +65,6 @@ from goatherd.metrics import (
     signing_since_ms,
     write_file,
 )
-from goatherd.node.data_check import DataStatus
 from goatherd.node.management import caller_samples, data_samples, root_signer_samples
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, possible_outcomes
@@ -479,7 +479,7 @@ def test_without_the_library_the_error_says_how_to_install_it(monkeypatch: pytes
 
 
 def of_a_node(settings: CloudSecretSettings) -> bytes:
-    data = DataStatus(is_complete=True, records=3, damaged=1, unverifiable=0)
+    data = LogsReport(is_complete=True, records=3, damaged=1, unverifiable=0)
     return format_samples([*common_samples(settings.settings.document, settings.status), *data_samples(data)])
 
 

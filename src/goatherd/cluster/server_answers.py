@@ -53,8 +53,8 @@ class LogsReport:
 
     Attributes:
         is_complete: Whether it has read all logs.
-        records: Number of records in them.
-        damaged: Number of records that are damaged.
+        records: Number of records that it has read.
+        damaged: Number of records that are not commits.
         unverifiable: Number of commits whose signature is wrong, or whose signer is unknown at present.
         unwritable: Number of logs to which it cannot write.
     """
@@ -64,6 +64,16 @@ class LogsReport:
     damaged: int
     unverifiable: int
     unwritable: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the report as a JSON object that contains only numbers and booleans."""
+        return {
+            "complete": self.is_complete,
+            "records": self.records,
+            "damaged": self.damaged,
+            "unverifiable": self.unverifiable,
+            "unwritable": self.unwritable,
+        }
 
     @property
     def cannot_write(self) -> str | None:

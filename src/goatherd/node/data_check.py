@@ -28,6 +28,7 @@ from time import process_time
 from typing import Final, TypeVar
 
 from goatherd.clock import Clock
+from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
     AuthorMismatchError,
     DecodeError,
@@ -147,35 +148,6 @@ def _guess_id(raw: bytes) -> str | None:
     return None if found is None else found[1].decode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataStatus:
-    """The result so far of the check of a server's log files for damaged commits.
-
-    Attributes:
-        is_complete: Whether the check has read every log.
-        records: Number of commits that were read.
-        damaged: Number of lines that do not contain a commit.
-        unverifiable: Number of commits whose signature is wrong or whose signer is unknown at present.
-        unwritable: Number of repositories whose log cannot be written at present.
-    """
-
-    is_complete: bool
-    records: int
-    damaged: int
-    unverifiable: int
-    unwritable: int = 0
-
-    def to_json(self) -> dict[str, object]:
-        """Return the result of the log check as a JSON object that contains only numbers and booleans."""
-        return {
-            "complete": self.is_complete,
-            "records": self.records,
-            "damaged": self.damaged,
-            "unverifiable": self.unverifiable,
-            "unwritable": self.unwritable,
-        }
-
-
 async def pause_after(clock: Clock, worked: float) -> None:
     """Pause after background work that took `worked` seconds, and longer while requests keep the server busy."""
     rest = timedelta(seconds=REST * worked)
@@ -222,9 +194,9 @@ class DataCheck:
         self._problems: dict[str, str] = {}
 
     @property
-    def status(self) -> DataStatus:
+    def status(self) -> LogsReport:
         """What the check of the logs has found so far."""
-        return DataStatus(
+        return LogsReport(
             is_complete=self._is_complete,
             records=self._records,
             damaged=self._damaged,

@@ -36,6 +36,7 @@ from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import NO_SERVER, NodeClient
 from goatherd.cluster.introductions import introduction_source
+from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
     AccessDeniedError,
     AuthorMismatchError,
@@ -52,7 +53,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
-from goatherd.node.data_check import DataCheck, DataStatus
+from goatherd.node.data_check import DataCheck
 from goatherd.node.engine import (
     CANNOT_SIGN,
     CANNOT_WRITE,
@@ -833,7 +834,7 @@ class Database:
         return self._frozen_commits
 
     @property
-    def data(self) -> DataStatus | None:
+    def data(self) -> LogsReport | None:
         """What the check of the log files has found so far; None if the data are not on a disk."""
         if self._data_check is None:
             return None

@@ -23,13 +23,13 @@ from goatherd.telemetry import Metric
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from goatherd.node.data_check import DataStatus
+    from goatherd.cluster.server_answers import LogsReport
     from goatherd.remote_keys import RootSigners
     from goatherd.serving.caller_limits import Excess
     from goatherd.settings import SettingsStatus
 
 
-def data_samples(data: DataStatus) -> Iterator[MetricSample]:
+def data_samples(data: LogsReport) -> Iterator[MetricSample]:
     """Return the metrics of the check of the log files."""
     yield MetricSample(Metric.DATA_CHECKED, data.is_complete)
     yield MetricSample(Metric.DATA_RECORDS, data.records)
@@ -39,7 +39,7 @@ def data_samples(data: DataStatus) -> Iterator[MetricSample]:
 
 
 def describe_health(
-    status: SettingsStatus, data: DataStatus | None, signing_problem: str | None = None
+    status: SettingsStatus, data: LogsReport | None, signing_problem: str | None = None
 ) -> dict[str, Any]:
     """Return the answer to ``GET /goatherd/v1/health``: ``ok`` or ``degraded``, and the reason.
 

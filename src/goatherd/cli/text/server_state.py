@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from goatherd.cluster.node import NodeView
-from goatherd.cluster.server_answers import AgentReport, LogsReport
+from goatherd.cluster.server_answers import AgentReport
 from goatherd.identity.document import IdentityDocument
 from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
@@ -63,7 +63,7 @@ def server_data(node: NodeView) -> dict[str, object]:
         "roots": list(node.roots or ()),
         "viewInterval": None if report.view_interval is None else format_duration(report.view_interval),
         "watching": report.is_watching,
-        "data": None if report.data is None else _data_of_logs(report.data),
+        "data": None if report.data is None else report.data.to_json(),
         "agent": None if report.agent is None else _data_of_agent(report.agent),
         "clockAheadMs": node.clock_ahead_ms,
         "version": report.version,
@@ -80,16 +80,6 @@ def _describe_agent(agent: AgentReport) -> str:
     if agent.activity is not None:
         return agent.activity
     return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
-
-
-def _data_of_logs(data: LogsReport) -> dict[str, object]:
-    return {
-        "complete": data.is_complete,
-        "records": data.records,
-        "damaged": data.damaged,
-        "unverifiable": data.unverifiable,
-        "unwritable": data.unwritable,
-    }
 
 
 def _data_of_agent(agent: AgentReport) -> dict[str, object]:
