@@ -274,6 +274,7 @@ async def test_a_commit_that_changes_the_schema_of_its_key_does_not_end_the_serv
         ({"c": {"r": {"s": "null", "d": {}, "n": False, "cs": "3320765784"}}}, DoorRule.CONTENTS),
         ({"c": {"r": {"s": "note/1", "d": {"hasOwnProperty": 1}, "n": True, "cs": "1"}}}, DoorRule.CONTENTS),
         ({"c": {"r": {"s": "note/1", "d": {"x": {"__rId": 0}}, "n": True, "cs": "1"}}}, DoorRule.CONTENTS),
+        ({"c": {"r": {"s": "note/1", "d": {"x": [{"__IS_MAP_OBJ": 1}]}, "n": True, "cs": "1"}}}, DoorRule.CONTENTS),
         ({"c": {"b": "b", "e": {"sc": "1", "dc": "2", "c": {}, "s": "sessions/1"}}}, DoorRule.SESSION_ITEM),
         ({"c": {"r": {"s": "note/1", "d": {}, "n": True, "cs": "1", "__t": "E", "__v": {}}}}, DoorRule.COMMIT),
         ({"af": {"d": "/w==", "s": [1, 2]}}, DoorRule.ANCESTORS),

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from goatherd.admission.requests import RequestLimits, may_verify
 from goatherd.errors import DecodeError, EncodeError, WireError
@@ -25,6 +25,8 @@ from goatherd.wire.schema import BUILTIN, Registry
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KEY = re.compile(r"[a-z0-9_-]{1,200}")
+MAP_MARK: Final = "__IS_MAP_OBJ"
+"""A member by which GoatDB takes an object for a Map. It throws when it compares two such objects, as in a merge."""
 
 
 class CommitFault(StrEnum):

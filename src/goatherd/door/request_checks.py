@@ -24,7 +24,7 @@ from unicodedata import category, normalize
 
 import pybase64
 
-from goatherd.admission.commits import NotAdmittedError, decode_commit, is_nested_deeper
+from goatherd.admission.commits import MAP_MARK, NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import check_filter_size, decode_session_request, read_repository_path
 from goatherd.door.limits import DoorLimits
 from goatherd.door.received_commits import NOTHING_KNOWN, KnownCommits, ReceivedCommit, ReceivedList
@@ -429,7 +429,7 @@ def _is_marked(value: Any) -> bool:
     return isinstance(value, dict) and any(name.startswith("__") for name in value)
 
 
-_POISON: Final = ("hasOwnProperty", "__proto__")
+_POISON: Final = ("hasOwnProperty", "__proto__", MAP_MARK)
 
 
 def read_commit(

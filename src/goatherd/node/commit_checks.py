@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from goatherd.admission.commits import CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
+from goatherd.admission.commits import MAP_MARK, CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import RequestLimits
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
@@ -28,8 +28,10 @@ def read_commit(raw: Any, repository: Repository, limits: RequestLimits, now_ms:
         NotAdmittedError: The commit exceeds a limit, contradicts the repository (`check_against`), or could crash a
             server or client that reads it.
     """
-    if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth):
-        raise NotAdmittedError("a commit's contents are nested too deeply", CommitFault.CONTENTS)
+    if isinstance(raw, Mapping) and is_nested_deeper(raw.get("c"), limits.depth, (MAP_MARK,)):
+        raise NotAdmittedError(
+            f"a commit's contents must not be nested too deeply, or have a member {MAP_MARK}", CommitFault.CONTENTS
+        )
     commit = decode_commit(
         raw, repository.path, org=repository.org, limits=limits, now_ms=now_ms, registry=repository.registry
     )

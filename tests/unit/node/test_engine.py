@@ -466,6 +466,20 @@ def test_contents_nested_without_end_are_refused(node: Node) -> None:
     assert "nested" in str(done.refused[0][1])
 
 
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"r": {"s": "note/1", "d": {"tags": {"__t": "S", "__v": [{"__IS_MAP_OBJ": True}]}}, "n": True, "cs": "1"}},
+        {"b": "b", "e": {"c": {"tags": [{"__t": "E", "__v": {"changeType": "fd", "value": {"__IS_MAP_OBJ": 1}}}]}}},
+    ],
+    ids=["record", "delta"],
+)
+def test_an_object_that_goatdb_takes_for_a_map_is_refused(node: Node, contents: Any) -> None:
+    """GoatDB throws when it compares two of them, in a merge or a patch of a set."""
+    done = drive_inline(node.engine.ingest_commits("/data/test", [note(X).to_json() | {"c": contents}], NOW))
+    assert "__IS_MAP_OBJ" in str(done.refused[0][1])
+
+
 def test_a_key_keeps_its_schema_and_known_schemas_are_checked() -> None:
     schema = Schema(ns="task", version=1, fields=(SchemaField(name="title", type="string", required=True),))
     node = Node(A, A, registry=Registry([schema]))
