@@ -5,7 +5,7 @@
 - `iam_evaluator`: whether an IAM policy allows a request.
 - `herd`: simulated GoatDB nodes, for rotations without a network.
 - `memory_log`: a repository's log without a file.
-- `goatdb_paths`: GoatDB's functions for paths.
+- `goatdb_paths`, `goatdb_rules`: GoatDB's functions for paths, and other rules of GoatDB.
 - `upstream_child`: a stand-in for an unmodified GoatDB server that is wrong where GoatDB is wrong.
 - `faults`: a proxy that loses, delays and cuts what passes through.
 """

@@ -21,9 +21,10 @@ from goatherd.wire.encoders import Decoder, encode_cyclical, encode_plain, refus
 from goatherd.wire.hashing import murmur3
 from goatherd.wire.javascript_values import UNDEFINED, date_from_json, number_text, seconds_from_ms
 from goatherd.wire.json import json_number, parse_json, stable_stringify, to_json
-from goatherd.wire.messages import VERSION, SyncMessage, cycles_for, filter_parameters
+from goatherd.wire.messages import VERSION, SyncMessage, filter_parameters
 from goatherd.wire.paths import join_path
 from tests.fakes.goatdb_paths import is_valid_path, log_file, normalize_path, path_part, repository_id
+from tests.fakes.goatdb_rules import cycles_for
 from tests.vectors.notation import dense, value_of
 from tests.vectors.sheet import Case, Sheet, equal, mismatch, refuses, same_text, yields
 from tests.vectors.upstream_log import UpstreamLog

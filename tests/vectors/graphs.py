@@ -14,10 +14,11 @@ from goatherd.errors import DecodeError
 from goatherd.node.repository import Repository
 from goatherd.wire.commit import Commit
 from goatherd.wire.hashing import murmur3
-from goatherd.wire.items import patch_data, record_data, upgrade_data
+from goatherd.wire.items import patch_data, record_data
 from goatherd.wire.javascript_values import JSMap, unit_key, utf16_units
 from goatherd.wire.json import stable_stringify, to_json
 from goatherd.wire.schema import NULL_SCHEMA, Data, Registry, Schema
+from tests.fakes.goatdb_rules import upgrade_data
 from tests.fakes.memory_log import MemoryLog
 from tests.vectors.diff import changed_fields, diff_data, wrap_changes
 from tests.vectors.items import RICH_TEXT, encode_item, is_rich, is_same_item

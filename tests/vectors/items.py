@@ -13,11 +13,11 @@ from goatherd.wire.items import (
     normalize_data,
     patch_data,
     record_data,
-    upgrade_data,
 )
 from goatherd.wire.javascript_values import utf16_units
 from goatherd.wire.json import parse_json, to_json
 from goatherd.wire.schema import NULL_SCHEMA, Data, Registry, Schema
+from tests.fakes.goatdb_rules import upgrade_data
 from tests.vectors.diff import changed_fields, diff_data, wrap_changes
 from tests.vectors.notation import registry_of, value_of
 from tests.vectors.sheet import Case, NotJudgedError, Sheet, equal, mismatch, refuses, yields

@@ -156,27 +156,6 @@ def as_json(value: Any) -> Any:
         raise EncodeError("the data is nested too deeply") from None
 
 
-def upgrade_data(data: Data, schema: Schema, target: Schema, registry: Registry) -> tuple[Data, Schema]:
-    """Upgrade an item's data to a later version of its schema as GoatDB does, and normalize the data.
-
-    The result is the new data and their schema. A target with a lower version changes nothing but this normalization.
-
-    Raises:
-        EncodeError: A version in between is not registered, or the result cannot be normalized.
-    """
-    upgraded = dict(data)
-    version = schema.version
-    while version < target.version:
-        version += 1
-        step = registry.get(target.ns, version)
-        if step is None:
-            raise EncodeError(f"the schema {target.ns}/{version} is not registered, so the data cannot be upgraded")
-        if step.upgrade is not None:
-            upgraded = step.upgrade(upgraded)
-        schema = step
-    return normalize_data(upgraded, schema), schema
-
-
 def normalize_data(data: Data, schema: Schema) -> Data:
     """Return an item's data in normal form: empty sets and maps are dropped, defaults are filled in.
 

@@ -6,7 +6,6 @@ so that a receiver can skip a commit that it cannot decode and still use the res
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,6 @@ VERSION = 50595584
 """3.4.7.0, what GoatDB 0.5.1 announces; a server withholds commits from anything lower."""
 
 _MAX_FPR = 0.5
-_SYNC_DURATION_MS = 1000
-_MIN_SYNC_MS = 300
-_MAX_CYCLES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +96,13 @@ def filter_parameters(local: int, peer: int, cycles: int, low_accuracy: bool = F
     Args:
         local: The number of commits that the sender holds.
         peer: The last known number of commits that the receiver holds.
-        cycles: The number of rounds in which sender and receiver must converge, 1 to 3 (`cycles_for`).
+        cycles: The number of rounds in which sender and receiver must converge, 1 to 3.
         low_accuracy: Whether to use GoatDB's cheap mode, with the false-positive rate 0.5.
     """
     size = max(1, local, peer)
     if low_accuracy:
         return size, _MAX_FPR
     return size, min(_MAX_FPR, 1 / size ** (1 / (0.5 * cycles)))
-
-
-def cycles_for(measured_ms: float) -> int:
-    """Return in how many rounds two peers must converge (1 to 3), given the measured time between two rounds."""
-    return min(_MAX_CYCLES, max(1, math.floor(_SYNC_DURATION_MS / max(measured_ms, _MIN_SYNC_MS))))
 
 
 def decode_request_element(element: Any) -> tuple[str, SyncMessage]:

@@ -14,11 +14,12 @@ from goatherd.wire import richtext
 from goatherd.wire.encoders import Decoder, Encoded, encode_cyclical, encode_plain, keeps_rich_text_element
 from goatherd.wire.equality import core_equal, loose_equal
 from goatherd.wire.hashing import value_text
-from goatherd.wire.items import data_checksum, encode_data, normalize_data, patch_data, upgrade_data
+from goatherd.wire.items import data_checksum, encode_data, normalize_data, patch_data
 from goatherd.wire.javascript_values import UNDEFINED, JSDate, JSMap, JSSet
 from goatherd.wire.json import to_json
 from goatherd.wire.richtext import rich_text_checksum
 from goatherd.wire.schema import BUILTIN, NULL_SCHEMA, SESSIONS, Registry, Schema, SchemaField
+from tests.fakes.goatdb_rules import upgrade_data
 from tests.vectors.diff import diff_data, wrap_changes
 
 from .test_json import JSON_VALUES

@@ -13,13 +13,13 @@ from goatherd.wire.messages import (
     VERSION,
     EncodedMessage,
     SyncMessage,
-    cycles_for,
     decode_request_element,
     encode_filter,
     encode_reply,
     encode_request,
     filter_parameters,
 )
+from tests.fakes.goatdb_rules import cycles_for
 
 MESSAGE = SyncMessage(version=VERSION, filter=BloomFilter(b"\1", (5, 6)), size=3, commits=[{"id": "a"}])
 ENCODED = EncodedMessage(filter=encode_filter(MESSAGE.filter), size=3, commits=[b'{"id":"a"}'])
