@@ -254,10 +254,10 @@ def has_stray_reference(value: Any, *, is_inside: bool = False) -> bool:
     """
     items: Iterable[Any] = value
     if type(value) is dict:
-        if isinstance(value.get("__r"), list) and isinstance(value.get("__d"), dict):
+        if "__r" in value and isinstance(value["__r"], list) and isinstance(value.get("__d"), dict):
             # GoatDB does not decode the referenced objects.
             return has_stray_reference(value["__d"], is_inside=True)
-        if _is_reference(value):
+        if "__rId" in value and _is_reference(value):
             return not is_inside
         items = value.values()
     elif type(value) is not list:
