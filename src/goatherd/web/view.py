@@ -162,7 +162,7 @@ class RootRow:
     Attributes:
         state: ``signs``, ``next``, ``anchor``, ``trusted`` or ``revoked``.
         since_ms: When the root began to sign; None if unknown or if it has not signed.
-        introduced_by: Ids of the roots that have endorsed this root.
+        introduced_by: Ids of the roots that have endorsed this root, or that name it in the proof of their revocation.
         places: The stored versions that hold the root's private key.
         absence: Why no stored version holds the private key; empty if one does.
     """
@@ -579,6 +579,8 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow,
         began = [entry.at for entry in document.history if entry.to_id == root.id and entry.event in BEGINNINGS]
         since_ms = signing_since_ms(document) if is_current else min(began, default=None)
         entry = revoked.get(root.id)
+        endorsers = [one.by for one in document.endorsements if one.of == root.id]
+        endorsers += [one.id for one in document.revoked if one.successor == root.id]
         rows.append(
             RootRow(
                 id=root.id,
@@ -586,7 +588,7 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow,
                 state=state,
                 since_ms=None if is_next else since_ms,
                 expires_ms=root.expiration_ms,
-                introduced_by=tuple(dict.fromkeys(one.by for one in document.endorsements if one.of == root.id)),
+                introduced_by=tuple(dict.fromkeys(endorsers)),
                 places=_key_places(keys, root.id),
                 absence=_describe_absence(keys, root.id),
                 revoked_ms=None if entry is None else entry.at,

@@ -10,12 +10,14 @@ import pytest
 
 from goatherd.cli.text.status import status_data
 from goatherd.identity.document import Phase
+from goatherd.identity.transitions import create_document, revoke_root
 from goatherd.metrics import Metric, identity_samples
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind
 from goatherd.times import iso
 from goatherd.web.render import Choice, Renderer, view_data
 from goatherd.web.view import Fact, State, TrailView, make_view
 from tests.fakes.page_scenes import ANCHOR, GUARANTEES, NOW, A, B, away, herd, scenes, server, status, steady, view_of
+from tests.unit.identity.make import owned as make_root
 
 SCENES = scenes()
 FACTS = {None: Fact.UNKNOWN, True: Fact.YES, False: Fact.NO}
@@ -225,3 +227,10 @@ def test_the_history_is_filtered_and_cut_for_a_live_page() -> None:
     assert shown(Choice(is_all=True)) == 500
     assert shown(Choice(event="cancelled", is_all=True)) == 125
     assert shown(Choice(event="no such event")) == 0
+
+
+def test_the_root_after_a_revocation_is_introduced_by_the_revoked_one() -> None:
+    stolen, successor = make_root("a"), make_root("c")
+    document = revoke_root(create_document(stolen, NOW), stolen.id, NOW, reason="stolen", successor=successor)
+    rows = {row.id: row.introduced_by for row in view_of(status(document, [])).roots}
+    assert rows == {stolen.id: (), successor.id: (stolen.id,)}
