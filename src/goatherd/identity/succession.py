@@ -97,14 +97,14 @@ def verify_succession(
         if root.id in known and known[root.id].public_key != root.public_key:
             raise SuccessionError(f"root {root.id} is listed with another key than the one that is trusted here")
     if anchor is None:
-        believed = _trusted_roots(document, known, introductions)
+        reachable = _trusted_roots(document, known, introductions)
     else:
-        believed = _anchored_roots(document, known, introductions, anchor)
-    if document.current.id not in believed:
+        reachable = _anchored_roots(document, known, introductions, anchor)
+    if document.current.id not in reachable:
         raise _open_chain_error(f"the current root {document.current.id}")
     # SECURITY: an attacker who can write the secret but has no root's key must not be able to add a root
     # (tests/unit/identity/test_succession.py).
-    strange = [root.id for root in document.roots if root.id not in believed and root.id not in revoked]
+    strange = [root.id for root in document.roots if root.id not in reachable and root.id not in revoked]
     if strange:
         raise _open_chain_error(f"root {strange[0]}")
 
@@ -310,9 +310,9 @@ def _reachable_roots(
             # endorsements or introductions. An attacker who can write the store but has no root's key cannot make that
             # proof; one who stole only a key cannot write it into the store (tests/unit/identity/test_revocations.py).
             if (proof := proofs.get(by.id)) is not None and proof.successor not in reached:
-                heir = listed[proof.successor or ""]
-                verify_proof(proof, revoked=by, successor=heir)
-                found.append(heir)
+                successor = listed[proof.successor or ""]
+                verify_proof(proof, revoked=by, successor=successor)
+                found.append(successor)
         else:
             for endorsement in endorsed.get(by.id, ()):
                 if endorsement.of not in reached:

@@ -862,19 +862,19 @@ def _without_old_proofs(revoked: tuple[Revocation, ...]) -> tuple[Revocation, ..
     return (*bare, *revoked[len(old) :])
 
 
-def _check_successor(document: IdentityDocument, heir: OwnedSession, session_id: str, now_ms: int) -> None:
-    if heir.id == session_id or not heir.session.is_root or heir.id in document.revoked_ids:
-        raise IllegalStepError(f"the successor {heir.id} must be a root, not revoked, and not the root to revoke")
-    if document.find_root(heir.id) not in (None, heir.session):
-        raise IllegalStepError(f"the identity lists root {heir.id}, the successor, with another key or expiration")
-    if heir.session.is_expired(now_ms):
-        raise IllegalStepError(f"the successor {heir.id} has expired")
+def _check_successor(document: IdentityDocument, successor: OwnedSession, session_id: str, now_ms: int) -> None:
+    if successor.id == session_id or not successor.session.is_root or successor.id in document.revoked_ids:
+        raise IllegalStepError(f"the successor {successor.id} must be a root, not revoked, and not the root to revoke")
+    if document.find_root(successor.id) not in (None, successor.session):
+        raise IllegalStepError(f"the identity lists root {successor.id}, the successor, with another key or expiration")
+    if successor.session.is_expired(now_ms):
+        raise IllegalStepError(f"the successor {successor.id} has expired")
     anchor = document.anchor
-    if anchor is None or heir.id == anchor.id or document.find_root(heir.id) is None:
+    if anchor is None or successor.id == anchor.id or document.find_root(successor.id) is None:
         return
-    if not document.is_endorsed_to_sign(heir.id, anchor):
+    if not document.is_endorsed_to_sign(successor.id, anchor):
         raise IllegalStepError(
-            f"the anchor {anchor.id} has not endorsed the successor {heir.id} as a root that signs",
+            f"the anchor {anchor.id} has not endorsed the successor {successor.id} as a root that signs",
             hint="Revoke with a new root as the successor, which is the default: the anchor endorses it.",
         )
 
