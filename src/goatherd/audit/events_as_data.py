@@ -32,7 +32,7 @@ class EventData:
     """Converts the events of one run into names and data, without repetitions."""
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._returned: set[str] = set()
 
     def of(self, event: Event) -> tuple[str, dict[str, Any]] | None:
         """Return the name and the data of an event; None if the same was already returned in this phase."""
@@ -41,12 +41,12 @@ class EventData:
         else:
             name, data = _event_name(event), _list_members(event)
         if isinstance(event, PhaseEntered | RunEnded):
-            self._told.clear()
+            self._returned.clear()
         elif isinstance(event, _REPEATED):
-            told = omit_request_ids(f"{name} {data}")
-            if told in self._told:
+            text = omit_request_ids(f"{name} {data}")
+            if text in self._returned:
                 return None
-            self._told.add(told)
+            self._returned.add(text)
         return name, data
 
 

@@ -514,42 +514,42 @@ class Chain:
                     return True
         return False
 
-    def _may_succeed(self, heir: Session, data: Mapping[str, Any]) -> bool:
+    def _may_succeed(self, successor: Session, data: Mapping[str, Any]) -> bool:
         """Return whether the proof of a revoked root, in the data of a ``signer`` record, may lead to a successor.
 
         SECURITY: the thief of a revoked root can sign such a proof for a root of its own, and add lines of that root.
         The true successor does not endorse that root, so it must not seal those lines
         (tests/unit/audit/test_records.py).
         """
-        return self._anchors is None or self._last_unrevoked is None or self._is_vouching_for_last(heir, data)
+        return self._anchors is None or self._last_unrevoked is None or self._is_vouching_for_last(successor, data)
 
     def _is_vouched_for(self, session: Session, data: Mapping[str, Any]) -> bool:
         named = {**_read_sessions(data.get("roots")), session.id: session}
-        believed = {**self._signers_anchors, **self._signers}
+        trusted = {**self._signers_anchors, **self._signers}
         endorsements = _read_endorsements(data.get("endorsements"))
         # A root that can endorse another one can also name it as its successor, so such a proof is worth the same.
         proofs = _read_proofs(data.get("revocations"))
         while True:
             found = {}
             for proof in proofs:
-                heir = named.get(proof.successor or "")
+                successor = named.get(proof.successor or "")
                 if (
-                    proof.id in believed
-                    and heir is not None
-                    and heir.id not in believed
-                    and self._may_succeed(heir, data)
+                    proof.id in trusted
+                    and successor is not None
+                    and successor.id not in trusted
+                    and self._may_succeed(successor, data)
                 ):
                     with suppress(SuccessionError):
-                        verify_proof(proof, revoked=believed[proof.id], successor=heir)
-                        found[heir.id] = heir
+                        verify_proof(proof, revoked=trusted[proof.id], successor=successor)
+                        found[successor.id] = successor
             for item in endorsements:
-                if item.by in believed and item.of in named and item.of not in believed:
+                if item.by in trusted and item.of in named and item.of not in trusted:
                     try:
-                        verify_endorsement(item, by=believed[item.by], of=named[item.of])
+                        verify_endorsement(item, by=trusted[item.by], of=named[item.of])
                     except SuccessionError:
                         continue
                     found[item.of] = named[item.of]
-            believed |= found
+            trusted |= found
             if session.id in found:
                 return True
             if not found:
