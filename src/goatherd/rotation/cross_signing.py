@@ -133,15 +133,15 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
     if not record.is_restore:
         return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: introductions that a revoked root has signed do not count (tests/unit/rotation/test_cross_signing.py).
-    believed = {root.id for root in document.roots} - document.revoked_ids
-    found = [_expect(document, introduction_id(record.to_id), record.to_id, believed - {record.to_id})]
+    trusted = {root.id for root in document.roots} - document.revoked_ids
+    found = [_expect(document, introduction_id(record.to_id), record.to_id, trusted - {record.to_id})]
     for entry in document.history:
         if entry.rotation_id is None:
             continue
-        if entry.from_id == record.to_id and entry.to_id in believed:
+        if entry.from_id == record.to_id and entry.to_id in trusted:
             ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
             found += [_expect(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
-        elif entry.to_id == record.to_id and entry.from_id in believed:
+        elif entry.to_id == record.to_id and entry.from_id in trusted:
             found.append(_expect(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
     return (*found, _expect(document, restoration_id(record.id), record.to_id, {record.from_id}))
 

@@ -1012,11 +1012,11 @@ def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]])
     if Evidence.SIGNS_WITH_NEXT in lacking:
         lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it
     away = {node.url for node in observation.nodes if not node.reachable}
-    told: set[str] = set()
+    named: set[str] = set()
     parts = []
     for evidence, urls in lacking.items():
-        left = [url for url in urls if url not in told]
-        told |= away.intersection(left)
+        left = [url for url in urls if url not in named]
+        named |= away.intersection(left)
         if left:
             parts.append(f"expected that {_join_names(left, away)} {evidence}")
     return "; ".join(parts)

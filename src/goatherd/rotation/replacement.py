@@ -382,7 +382,7 @@ class Replacer:
 
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
-        poll, told = self.policy.poll_min, None
+        poll, shown = self.policy.poll_min, None
         while True:
             nodes = await self._observer.observe(question)
             if nodes and all(_is_introduced(node, can_introduce=can_introduce) for node in nodes):
@@ -397,8 +397,8 @@ class Replacer:
             if all(done) or self._clock.monotonic() >= deadline:
                 return nodes
             waiting = tuple(node.url for node, is_done in zip(nodes, done, strict=True) if not is_done)
-            if waiting != told:
-                told = waiting
+            if waiting != shown:
+                shown = waiting
                 wait = Wait(nodes=waiting, reason="signs with the new root", until_ms=until_ms)
                 self._emit_event(Decided(action=wait))
             lacking = [
