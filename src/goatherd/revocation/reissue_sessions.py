@@ -242,7 +242,7 @@ class SessionReissuer:
         await self._push_reissued(todo, ready, failed, document, entry)
         by_id = {one.commit_id: one for one in found.sessions}
         left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
-        until_ms, told = 0, None
+        until_ms, shown = 0, None
         while True:
             for outcome in left:
                 outcome.problem = None
@@ -257,8 +257,8 @@ class SessionReissuer:
             if len(left) in (0, len(ready)) or not comes_back or self._clock.monotonic() >= deadline:
                 break
             urls = tuple(one.url for one in left)
-            if urls != told:
-                told = urls
+            if urls != shown:
+                shown = urls
                 self._waits(urls, until_ms)
             await self._clock.sleep(poll)
             poll = min(poll * 2, self._policy.poll_max)
@@ -365,8 +365,8 @@ class SessionReissuer:
         """
         node = self._nodes[outcome.url]
         if not outcome.is_unmodified:
-            told = set(await node.lacking(SESSIONS_PATH, wanted, signer, self._clock.now_ms()))
-            return [one for one in wanted if one in told]
+            lacking = set(await node.lacking(SESSIONS_PATH, wanted, signer, self._clock.now_ms()))
+            return [one for one in wanted if one in lacking]
         held, doubt = list(wanted), 1.0
         seen: set[tuple[int, ...]] = set()
         message = {"ver": VERSION, "f": _ALL, "s": 0, "c": [], "ad": []}

@@ -159,10 +159,10 @@ class RevocationReport:
         return self.closed and self.settled and all(node.refuses and node.problem is None for node in ours)
 
 
-def count_claims(told: Iterable[HeldCommit]) -> tuple[Claim, ...]:
+def count_claims(held: Iterable[HeldCommit]) -> tuple[Claim, ...]:
     """Group commits that only one server reports by the item that they change; ``/sys/sessions`` comes first."""
     by_item: dict[tuple[str, str], list[HeldCommit]] = {}
-    for one in told:
+    for one in held:
         by_item.setdefault((one.path, one.key), []).append(one)
     claims = []
     for (path, key), commits in by_item.items():

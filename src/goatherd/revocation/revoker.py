@@ -517,7 +517,7 @@ class Revoker:
         """Notify the servers until each has adopted the revocation, or the timeout has passed."""
         deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
         until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
-        poll, told = self.policy.poll_min, None
+        poll, shown = self.policy.poll_min, None
         while True:
             await self._observe_nodes(document)
             behind = [
@@ -527,8 +527,8 @@ class Revoker:
             ]
             if not behind or self._clock.monotonic() >= deadline:
                 return
-            if behind != told:
-                told = behind
+            if behind != shown:
+                shown = behind
                 self._emit_wait("rejects the revoked root", tuple(behind), until_ms)
             await self._notify(document, behind)
             await self._clock.sleep(poll)
@@ -700,12 +700,12 @@ class Revoker:
 
         async def ask(node: RevocableNode) -> None:
             try:
-                told = await node.describe_held(
+                held = await node.describe_held(
                     session_id, asked[node.base_url], document.current, self._clock.now_ms()
                 )
             except NodeError:
                 return  # the claims are counted nevertheless
-            self._outcomes[node.base_url].claims = count_claims(told)
+            self._outcomes[node.base_url].claims = count_claims(held)
 
         await self._call_each(list(asked), ask, is_long=True)
 
