@@ -431,8 +431,8 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
 
 
 def _service_refusal(call: Call, response: Answer, *, is_login: bool) -> ServiceRefusal:
-    told, meta = _require_mapping(response.get("Error")), _require_mapping(response.get("ResponseMetadata"))
-    code, text = str(told.get("Code", "")), str(told.get("Message", ""))
+    failure, meta = _require_mapping(response.get("Error")), _require_mapping(response.get("ResponseMetadata"))
+    code, text = str(failure.get("Code", "")), str(failure.get("Message", ""))
     status, headers = meta.get("HTTPStatusCode"), _require_mapping(meta.get("HTTPHeaders"))
     status = status if isinstance(status, int) else 0
     code = code if _CODE.fullmatch(code) else "?"
@@ -544,10 +544,10 @@ def check_named(call: Call, answer: Answer) -> None:
 
 def version_of(call: Call, answer: Answer) -> VersionId:
     """Return the version id in an answer of AWS Secrets Manager, after checking its form."""
-    told = answer.get("VersionId")
-    if not isinstance(told, str) or not is_version_id(told):
+    version_id = answer.get("VersionId")
+    if not isinstance(version_id, str) or not is_version_id(version_id):
         raise damaged_error(call, "it has no version id")
-    return VersionId(told)
+    return VersionId(version_id)
 
 
 def is_version_id(text: str) -> bool:
@@ -555,21 +555,21 @@ def is_version_id(text: str) -> bool:
     return _VERSION_ID.fullmatch(text) is not None
 
 
-def stages_of(call: Call, told: object) -> frozenset[str]:
-    """Return the staging labels in the field `told` of an AWS answer; AWS leaves the field out if there are none."""
-    if told is None:
+def stages_of(call: Call, stages: object) -> frozenset[str]:
+    """Check the staging labels in an AWS answer and return them; AWS leaves the field out if there are none."""
+    if stages is None:
         return frozenset()
-    if not isinstance(told, list) or not all(isinstance(stage, str) for stage in told):
+    if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
         raise damaged_error(call, "its staging labels are not a list of strings")
-    return frozenset(told)
+    return frozenset(stages)
 
 
 def created_of(call: Call, answer: Answer) -> int:
     """Return the ``CreatedDate`` in an answer of AWS Secrets Manager, in milliseconds since 1970."""
-    told = answer.get("CreatedDate")
-    if not isinstance(told, datetime) or told.tzinfo is None:
+    date = answer.get("CreatedDate")
+    if not isinstance(date, datetime) or date.tzinfo is None:
         raise damaged_error(call, "it has no time of creation")
-    return round((told - _EPOCH) / _MILLISECOND)
+    return round((date - _EPOCH) / _MILLISECOND)
 
 
 def stored_of(call: Call, answer: Answer) -> StoredVersion:
@@ -594,5 +594,5 @@ def stored_of(call: Call, answer: Answer) -> StoredVersion:
     )
 
 
-def _require_mapping(told: object) -> Answer:
-    return told if isinstance(told, dict) else {}
+def _require_mapping(value: object) -> Answer:
+    return value if isinstance(value, dict) else {}

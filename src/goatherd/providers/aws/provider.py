@@ -386,11 +386,11 @@ class AWSSecretProvider(SecretProvider):
         ]
         failed = [one for one in behind if one.has_failed]
         if failed:
-            told = "; ".join(f"{one.place}: {one.message or 'no reason given'}" for one in failed)
+            reasons = "; ".join(f"{one.place}: {one.message or 'no reason given'}" for one in failed)
             regions = " ".join(one.place for one in failed)
             raise call.error(
                 ReplicationFailedError,
-                f"AWS reports that the replication has failed: {told}",
+                f"AWS reports that the replication has failed: {reasons}",
                 hint="Remove the replica and add it again: `aws secretsmanager remove-regions-from-replication"
                 f" --secret-id {call.secret_id} --remove-replica-regions {regions}`, then `goatherd stores sync`.",
             )
@@ -438,13 +438,13 @@ class AWSSecretProvider(SecretProvider):
         if answer.get("DeletedDate") is not None:
             raise deleted_error(call)
         # AWS leaves the field out if no version has a label. Goatherd's secrets always have a labelled version.
-        told = answer.get("VersionIdsToStages", {})
-        if not isinstance(told, dict):
+        labels = answer.get("VersionIdsToStages", {})
+        if not isinstance(labels, dict):
             raise damaged_error(call, "its labels are not a map")
         replicas = _replicas_of(call, answer.get("ReplicationStatus"))
         return _Stages(
             replicas=replicas,
-            by_version={version_of(call, {"VersionId": one}): stages_of(call, told[one]) for one in told},
+            by_version={version_of(call, {"VersionId": one}): stages_of(call, labels[one]) for one in labels},
             primary=_primary_of(answer),
         )
 
@@ -537,15 +537,15 @@ def _primary_of(answer: Mapping[str, object]) -> str | None:
     return primary if isinstance(primary, str) and primary and [primary] != own else None
 
 
-def _replicas_of(call: Call, told: object) -> dict[str, ReplicaState]:
+def _replicas_of(call: Call, replicas: object) -> dict[str, ReplicaState]:
     """Return the state of each replica in an answer to ``DescribeSecret``, by region."""
-    if told is None:
+    if replicas is None:
         return {}
-    if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
+    if not isinstance(replicas, list) or not all(isinstance(replica, dict) for replica in replicas):
         raise damaged_error(call, "its replicas are not a list")
     found = {}
-    for one in told:
-        place, status, message = one.get("Region"), one.get("Status"), one.get("StatusMessage")
+    for replica in replicas:
+        place, status, message = replica.get("Region"), replica.get("Status"), replica.get("StatusMessage")
         if not isinstance(place, str) or not place:
             raise damaged_error(call, "a replica has no region")
         shown = " ".join(message.split())[:200] if isinstance(message, str) else ""

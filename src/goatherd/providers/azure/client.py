@@ -110,7 +110,7 @@ class KeyVault:
         self._timeout = timeout
         self._clock = clock
         self._store_clock = store_clock
-        self._told: tuple[int, float] | None = None
+        self._last_date: tuple[int, float] | None = None
         self._given = credential
         self._stack = AsyncExitStack()
         self._client: SecretClient | None = None
@@ -199,11 +199,11 @@ class KeyVault:
         Raises:
             UnavailableError: The service's answers have no date.
         """
-        if self._told is None:
+        if self._last_date is None:
             raise call.error(
                 UnavailableError, "the service's answers have no date, so it is unknown which write came first"
             )
-        date, then = self._told
+        date, then = self._last_date
         return date + int(self._clock.monotonic() - then)
 
     async def update_version(
@@ -239,7 +239,7 @@ class KeyVault:
         # The SDK does not say when it sent the request; it waits no longer than this.
         self._store_clock.note_date(header, began=self._clock.monotonic() - self._timeout.total_seconds())
         date = _parse_date(header)
-        self._told = (date, self._clock.monotonic()) if date else None
+        self._last_date = (date, self._clock.monotonic()) if date else None
 
     def _open_client(self, call: Call) -> SecretClient:
         if self._client is None:
@@ -277,7 +277,7 @@ class KeyVault:
     def _refusal_error(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
         status = error.status_code or 0
         code, inner, message = error_codes(error)
-        told = f"{status} {inner or code}".rstrip()
+        reason = f"{status} {inner or code}".rstrip()
         if status == 403 and inner == "SecretDisabled":
             return call.error(
                 VersionDisabledError,
@@ -288,7 +288,7 @@ class KeyVault:
         if status in (401, 403):
             return call.error(
                 ProviderAccessDeniedError,
-                f"{told}: {first_line(message)}",
+                f"{reason}: {first_line(message)}",
                 hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
                 "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
             )
@@ -296,16 +296,16 @@ class KeyVault:
             return _deleted_error(call, self._address.vault)
         if status in (409, 423):
             # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
-            return call.error(UnavailableError, f"{name} is being changed ({told})")
+            return call.error(UnavailableError, f"{name} is being changed ({reason})")
         if status == 429:
-            throttled = call.error(ThrottledError, f"the vault limits the rate of requests ({told})")
+            throttled = call.error(ThrottledError, f"the vault limits the rate of requests ({reason})")
             throttled.retry_after = retry_after_of(error)
             return throttled
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
-            return call.error(SecretTooLargeError, f"the value is too long for the vault ({told})")
+            return call.error(SecretTooLargeError, f"the value is too long for the vault ({reason})")
         if status == 408 or status >= 500:
-            return call.error(UnavailableError, f"the vault reports an error ({told})")
-        return call.error(ProviderConfigurationError, f"the vault rejected the request ({told})")
+            return call.error(UnavailableError, f"the vault reports an error ({reason})")
+        return call.error(ProviderConfigurationError, f"the vault rejected the request ({reason})")
 
 
 def translate_failure(call: Call, error: Exception, url: str) -> ProviderError:
@@ -387,9 +387,9 @@ def error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
     """Return the code, the inner code (whose JSON key has two spellings) and the message of an Azure error."""
     try:
         body = json.loads(error.response.text()) if error.response is not None else {}
-        told = body["error"]
-        inner = told.get("innererror") or told.get("innerError") or {}
-        code, within, message = told.get("code"), inner.get("code"), told.get("message")
+        details = body["error"]
+        inner = details.get("innererror") or details.get("innerError") or {}
+        code, within, message = details.get("code"), inner.get("code"), details.get("message")
     except Exception:  # noqa: BLE001 - whatever else answered
         return "", "", ""
     return (
@@ -423,7 +423,7 @@ def retry_after_of(error: sdk.HttpResponseError) -> float | None:
 def _parse_date(header: str | None) -> int:
     """Parse the ``Date`` header of an HTTP answer into seconds since 1970; 0 if it is not a date."""
     try:
-        told = parsedate_to_datetime(header) if header else _NOT_A_DATE
+        date = parsedate_to_datetime(header) if header else _NOT_A_DATE
     except (TypeError, ValueError):
         return 0
-    return int(told.timestamp())
+    return int(date.timestamp())

@@ -427,20 +427,20 @@ class KubernetesClient:
                 hint="The token or the client certificate is missing, expired or for another cluster.",
             )
         # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
-        told = str(answer.get("message") or "")[:_QUOTED]
-        if "exceeded quota" in told or "is being terminated" in told:
-            return PlatformError(ProviderConfigurationError, told)
+        message = str(answer.get("message") or "")[:_QUOTED]
+        if "exceeded quota" in message or "is being terminated" in message:
+            return PlatformError(ProviderConfigurationError, message)
         return PlatformError(
             ProviderAccessDeniedError,
-            f"the server refuses {what}{': ' if told else ''}{told}",
+            f"the server refuses {what}{': ' if message else ''}{message}",
             hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints this role."
             " Only the role admin may create a Secret.",
         )
 
     def _must_be_missing(self, answer: Mapping[str, Any], namespace: str, name: str) -> None:
         details = answer.get("details")
-        told = (details.get("kind"), details.get("name")) if isinstance(details, Mapping) else None
-        if answer.get("reason") != "NotFound" or told not in (("secrets", name), ("namespaces", namespace)):
+        missing = (details.get("kind"), details.get("name")) if isinstance(details, Mapping) else None
+        if answer.get("reason") != "NotFound" or missing not in (("secrets", name), ("namespaces", namespace)):
             raise damaged_answer_error("HTTP 404 that does not say that this Secret is missing")
 
 
@@ -506,8 +506,8 @@ def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
         return PlatformError(SecretTooLargeError, "the Secret would be longer than the API server accepts")
-    told = str(answer.get("message") or "")
-    if "field is immutable when `immutable` is set" in told:
+    message = str(answer.get("message") or "")
+    if "field is immutable when `immutable` is set" in message:
         return PlatformError(
             ProviderConfigurationError,
             "the Secret is immutable",

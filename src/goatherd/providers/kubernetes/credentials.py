@@ -281,7 +281,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         )
     try:
         async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
-            code, printed, told = await _run_process(settings)
+            code, printed, stderr = await _run_process(settings)
     except TimeoutError:
         raise PlatformError(
             UnavailableError,
@@ -295,7 +295,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         # read, so it is shown, without anything that looks like a token
         # (tests/unit/providers/kubernetes/test_credentials.py::test_no_error_of_a_plugin_shows_a_token).
         raise _plugin_error(
-            settings, f"it ended with {code}: {shorten_text(told.decode(errors='replace')) or 'without a message'}"
+            settings, f"it ended with {code}: {shorten_text(stderr.decode(errors='replace')) or 'without a message'}"
         )
     try:
         answer = json.loads(printed)
@@ -321,14 +321,14 @@ async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
         start_new_session=True,
     )
     try:
-        printed, told = await process.communicate()
+        printed, stderr = await process.communicate()
     finally:
         # A process that it started in a session of its own may keep them open, and asyncio would wait for that.
         for descriptor in (1, 2):
             if (pipe := process._transport.get_pipe_transport(descriptor)) is not None:  # type: ignore[attr-defined]
                 pipe.close()
         await kill_group(process)
-    return process.returncode or 0, printed, told
+    return process.returncode or 0, printed, stderr
 
 
 def _plugin_error(settings: PluginSettings, why: str) -> PlatformError:

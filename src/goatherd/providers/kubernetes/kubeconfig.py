@@ -232,12 +232,12 @@ def _add_certificate(
 
 
 def _read_plugin(
-    told: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
+    plugin: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
 ) -> PluginSettings:
     """Check the ``exec`` member of a kubeconfig's user, and return the settings of the credential plugin."""
-    if not isinstance(told, Mapping):
+    if not isinstance(plugin, Mapping):
         raise ConfigurationError(f"{source}: exec must be a mapping", hint=_REWRITE_HINT)
-    command, version = _read_text(told, "command", source), _read_text(told, "apiVersion", source)
+    command, version = _read_text(plugin, "command", source), _read_text(plugin, "apiVersion", source)
     if command is None:
         raise ConfigurationError(f"{source}: exec.command is missing", hint=_REWRITE_HINT)
     if version not in _API_VERSIONS:
@@ -245,7 +245,7 @@ def _read_plugin(
             f"{source}: exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
             hint="Newer plugins use it: update the plugin, then have its own command write the kubeconfig again.",
         )
-    arguments, variables = told.get("args") or [], told.get("env") or []
+    arguments, variables = plugin.get("args") or [], plugin.get("env") or []
     if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
         raise ConfigurationError(
             f"{source}: exec.args must be a list of strings", hint="Correct the kubeconfig, or quote the argument."
@@ -260,13 +260,13 @@ def _read_plugin(
         )
     if "/" in command:  # as a path it is relative to the kubeconfig's directory, as a name it is looked for in PATH
         command = str(user_file.parent / command)
-    if told.get("interactiveMode") == "Always":
+    if plugin.get("interactiveMode") == "Always":
         raise ConfigurationError(
             f"{source}: the credential plugin {command} needs a terminal, which Goatherd does not provide",
             hint="Log in first, with a plugin that stores its credentials, or use a service account's token.",
         )
     spec: dict[str, object] = {"interactive": False}
-    if told.get("provideClusterInfo"):
+    if plugin.get("provideClusterInfo"):
         spec["cluster"] = _cluster_info(cluster, authority, source)
     from kubernetes_asyncio.config.exec_provider import ExecProvider
     from kubernetes_asyncio.config.kube_config import ConfigNode
@@ -288,7 +288,7 @@ def _read_plugin(
         arguments=tuple(prepared.args),
         environment={**prepared.env, "KUBERNETES_EXEC_INFO": json.dumps(info)},
         api_version=version,
-        install_hint=shorten_text(_read_text(told, "installHint", source) or ""),
+        install_hint=shorten_text(_read_text(plugin, "installHint", source) or ""),
         source=source,
     )
 

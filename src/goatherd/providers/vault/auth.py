@@ -244,10 +244,10 @@ class Credentials:
         status, answer = await self._send("POST", f"auth/{method.mount}/login", token=None, body=body)
         if status in (400, 403, 404):
             errors = answer.get("errors")
-            told = f"{errors[0]}"[:_QUOTED] if isinstance(errors, list) and errors else f"HTTP {status}"
+            reason = f"{errors[0]}"[:_QUOTED] if isinstance(errors, list) and errors else f"HTTP {status}"
             raise PlatformError(
                 ProviderAccessDeniedError,
-                f"logging in at auth/{method.mount} was refused: {told}",
+                f"logging in at auth/{method.mount} was refused: {reason}",
                 hint="Check the role, its secret id or service account, and that the login method is enabled.",
             )
         return self._lease_from(answer)

@@ -293,8 +293,8 @@ class VaultClient:
                 hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints this"
                 " policy.",
             )
-        told = _errors_text(answer)
-        if status == 404 and "no handler for route" in told:
+        errors = _errors_text(answer)
+        if status == 404 and "no handler for route" in errors:
             raise PlatformError(
                 ProviderConfigurationError,
                 f"nothing is mounted at {self._address.mount}",
@@ -302,14 +302,14 @@ class VaultClient:
             )
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
             raise damaged_answer_error("HTTP 404 that no Vault server sends: another server answers in its place")
-        if status == 400 and _UPGRADING in told:
+        if status == 400 and _UPGRADING in errors:
             raise PlatformError(
                 UnavailableError, f"{self._address.mount} is being upgraded to version 2; this takes a moment"
             )
-        if status == 400 and _METADATA_MISMATCH in told:
+        if status == 400 and _METADATA_MISMATCH in errors:
             raise PlatformError(UnavailableError, f"another writer has just changed the settings of {path}")
-        if status == 400 and _CAS_MISMATCH not in told:
-            raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {told}")
+        if status == 400 and _CAS_MISMATCH not in errors:
+            raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {errors}")
         return status, answer
 
     async def _send_request(
@@ -431,14 +431,14 @@ class VaultClient:
         if status == 413:
             raise PlatformError(SecretTooLargeError, f"the server rejected {what}: the request is too large")
         if status >= 500 or status in (408, 412, 472, 473):
-            told = _errors_text(parse_object(raw) or {})
-            if "sealed" in told:
+            errors = _errors_text(parse_object(raw) or {})
+            if "sealed" in errors:
                 raise PlatformError(
                     UnavailableError, "the server is sealed", hint="Unseal the server: `vault operator unseal`."
                 )
-            if "value being too large" in told or "exceeds maximum" in told:
+            if "value being too large" in errors or "exceeds maximum" in errors:
                 raise PlatformError(SecretTooLargeError, "the value is too large for the server")
-            raise PlatformError(UnavailableError, f"the server failed with HTTP {status}: {told}".rstrip(": "))
+            raise PlatformError(UnavailableError, f"the server failed with HTTP {status}: {errors}".rstrip(": "))
         if status == 400 and b"HTTP request to an HTTPS server" in raw:
             raise PlatformError(
                 ProviderConfigurationError, f"{self._address.url} wants TLS", hint="Remove tls=off, or use https."

@@ -76,8 +76,8 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
         rules += [("destroy", path, ["update"], "") for path in (values, pointer)]
     merged: dict[tuple[str, str], tuple[list[str], str]] = {}
     for kind, path, capabilities, extra in rules:  # with {org} last, values and pointer are one pattern
-        known, told = merged.get((kind, path), ([], ""))
-        merged[kind, path] = (sorted({*known, *capabilities}), told or extra)
+        known, known_extra = merged.get((kind, path), ([], ""))
+        merged[kind, path] = (sorted({*known, *capabilities}), known_extra or extra)
     blocks = []
     for (kind, path), (capabilities, extra) in merged.items():
         listed = ", ".join(f'"{capability}"' for capability in capabilities)
