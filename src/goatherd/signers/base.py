@@ -189,8 +189,8 @@ class Signer(ABC):
             SignerConfigurationError: The URI names another version.
         """
         if version != 1:
-            told = f"the first version of a new key is 1, not {version}"
-            raise self.error(SignerConfigurationError, "create_key", told, hint=hint)
+            problem = f"the first version of a new key is 1, not {version}"
+            raise self.error(SignerConfigurationError, "create_key", problem, hint=hint)
 
     def error_of_provider(self, operation: str, error: ProviderError) -> SignerError:
         """Convert an error of the platform's secret store, whose client this signer uses, to the signer's error.
@@ -200,13 +200,13 @@ class Signer(ABC):
             error: The error of the secret store.
         """
         kind = signer_error_kind(type(error))
-        told = str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
+        problem = str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
         # The default hint of a store's error names commands for stores, so only a hint of this very error is used.
         hint = error.hint if "hint" in vars(error) and "policy" not in error.hint else None
         return self.error(
             kind,
             operation,
-            told,
+            problem,
             hint=hint,
             final=not error.retryable,
             retry_after=error.retry_after if isinstance(error, ThrottledError) else None,

@@ -344,8 +344,8 @@ class VerifiedSigner:
                     self.call_counts.count_retry(operation)
         except TimeoutError:
             waited = f"no answer within {policy.timeout.total_seconds():g} s"
-            told = f"{waited}; before: {last}" if last else waited
-            raise self.plugin.error(SignerUnavailableError, operation, told) from last
+            problem = f"{waited}; before: {last}" if last else waited
+            raise self.plugin.error(SignerUnavailableError, operation, problem) from last
 
     async def _explain_invalid(self, error: SignerInvalidSignatureError) -> None:
         """Raise `SignerWrongKeyError` if invalid signatures have this cause: the signer's key is not the pinned one.

@@ -90,8 +90,8 @@ class AWSKMSSigner(Signer):
             raise self._damaged("public_key", "it does not describe the key")
         spec = answer.get("KeySpec", KEY_SPEC)  # moto leaves it out; the public key says it as well
         if spec != KEY_SPEC or usage != "SIGN_VERIFY":
-            told = f"the key must be {KEY_SPEC} for SIGN_VERIFY; it is {spec!s:.40} for {usage:.40}"
-            raise self.error(UnsupportedKeyError, "public_key", told)
+            problem = f"the key must be {KEY_SPEC} for SIGN_VERIFY; it is {spec!s:.40} for {usage:.40}"
+            raise self.error(UnsupportedKeyError, "public_key", problem)
         try:
             key = PublicKey.from_der(der)
         except DecodeError as error:

@@ -204,7 +204,7 @@ class AzureKMSSigner(Signer):
     def _refusal(self, operation: str, error: sdk.HttpResponseError) -> SignerError:
         status = error.status_code or 0
         code, inner, message = error_codes(error)
-        told = f"{status} {inner or code}".rstrip()
+        reason = f"{status} {inner or code}".rstrip()
         if status == 403 and inner == "KeyDisabled":
             return self.error(
                 SignerKeyDisabledError,
@@ -213,7 +213,7 @@ class AzureKMSSigner(Signer):
                 hint="`az keyvault key set-attributes --enabled true` enables it.",
             )
         if status in (401, 403):
-            return self.error(SignerAccessDeniedError, operation, f"{told}: {first_line(message)}")
+            return self.error(SignerAccessDeniedError, operation, f"{reason}: {first_line(message)}")
         if status == 404:
             if code == "KeyNotFound":
                 return self.error(SignerKeyNotFoundError, operation, "the vault has no such key or version")
@@ -228,12 +228,12 @@ class AzureKMSSigner(Signer):
             return self.error(
                 SignerThrottledError,
                 operation,
-                f"the vault limits the rate of requests ({told})",
+                f"the vault limits the rate of requests ({reason})",
                 retry_after=retry_after_of(error),
             )
         if status in (408, 409, 423) or status >= 500:
-            return self.error(SignerUnavailableError, operation, f"the vault reports an error ({told})")
-        return self.error(SignerConfigurationError, operation, f"the vault rejected the request ({told})")
+            return self.error(SignerUnavailableError, operation, f"the vault reports an error ({reason})")
+        return self.error(SignerConfigurationError, operation, f"the vault rejected the request ({reason})")
 
     # --- one answer -------------------------------------------------------------------------------------------------
 

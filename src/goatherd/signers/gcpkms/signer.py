@@ -81,8 +81,8 @@ class GCPKMSSigner(Signer):
         if answer.name != self.name or not answer.pem or not _is_intact(answer, "pem", answer.pem.encode()):
             raise self._damaged("public_key", "it is about another key, or its checksum is wrong")
         if answer.algorithm != wire.CryptoKeyVersion.CryptoKeyVersionAlgorithm.EC_SIGN_P384_SHA384:
-            told = getattr(answer.algorithm, "name", "unknown")
-            raise self.error(UnsupportedKeyError, "public_key", f"the key must be EC_SIGN_P384_SHA384; it is {told}")
+            name = getattr(answer.algorithm, "name", "unknown")
+            raise self.error(UnsupportedKeyError, "public_key", f"the key must be EC_SIGN_P384_SHA384; it is {name}")
         try:
             return SignerKey(kind=KeyKind.ECDSA_P384, public_key=PublicKey.from_pem(answer.pem))
         except DecodeError as error:

@@ -303,13 +303,13 @@ class PKCS11Signer(Signer):
                 hint=f"Correct {self.address.pin}, then start this process again.",
             )
         if isinstance(error, WRONG_PIN):
-            told = "the token refuses the PIN"
+            problem = "the token refuses the PIN"
             hint = f"Correct {self.address.pin}, then start this process again. A few wrong PINs lock a token."
-            return self.error(SignerAccessDeniedError, operation, told, hint=hint)
+            return self.error(SignerAccessDeniedError, operation, problem, hint=hint)
         if type(error) in _PIN_TROUBLE:
-            told = _PIN_TROUBLE[type(error)]
+            problem = _PIN_TROUBLE[type(error)]
             return self.error(
-                SignerAccessDeniedError, operation, told, hint="Use the token's own tool, as its security officer."
+                SignerAccessDeniedError, operation, problem, hint="Use the token's own tool, as its security officer."
             )
         if isinstance(error, sdk.AttributeReadOnly):
             return self.error(

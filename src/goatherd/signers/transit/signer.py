@@ -183,25 +183,25 @@ class TransitSigner(Signer):
         raise error  # out here, where the client's error is not its context
 
     def _translate_error(self, operation: str, problem: PlatformError) -> SignerError:
-        told = str(problem)
-        if "signing key not found" in told:
+        message = str(problem)
+        if "signing key not found" in message:
             return self.error(SignerKeyNotFoundError, operation, "the server has no such key")
-        if _BELOW_MINIMUM in told:
+        if _BELOW_MINIMUM in message:
             return self.error(
                 SignerKeyDisabledError,
                 operation,
                 "this version of the key is below the key's minimum version",
                 hint="Name a later version in the URI, or lower min_encryption_version and min_decryption_version.",
             )
-        if _ABOVE_LATEST in told:
+        if _ABOVE_LATEST in message:
             return self.error(SignerKeyNotFoundError, operation, "the key has no such version")
         kind = signer_error_kind(problem.kind)
         if kind is SignerAccessDeniedError:
-            return self.error(kind, operation, told)
+            return self.error(kind, operation, message)
         hint = problem.hint
-        if "nothing is mounted" in told:
+        if "nothing is mounted" in message:
             hint = "The address begins with the mount of a transit engine. See `vault secrets list`."
-        return self.error(kind, operation, told, hint=hint, final=problem.final, retry_after=problem.retry_after)
+        return self.error(kind, operation, message, hint=hint, final=problem.final, retry_after=problem.retry_after)
 
     def _open_client(self) -> VaultClient:
         loop = asyncio.get_running_loop()
