@@ -119,7 +119,7 @@ def read_http_date(header: str | None) -> int | None:
     from email.utils import parsedate_to_datetime  # here, since it takes long to import
 
     try:
-        told = parsedate_to_datetime(header)
-        return round(told.replace(tzinfo=told.tzinfo or UTC).timestamp() * 1000)
+        date = parsedate_to_datetime(header)
+        return round(date.replace(tzinfo=date.tzinfo or UTC).timestamp() * 1000)
     except (TypeError, ValueError, OverflowError):
         return None

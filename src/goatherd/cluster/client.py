@@ -649,15 +649,15 @@ class NodeClient:
             problem = f"POST {self.base_url}{path}: the signer of root {signer.id} did not sign within {patience}"
             raise UnsignedRequestError(problem) from None
 
-    def _learn_instance(self, told: object) -> str | None:
-        """Record the id of a server process that answers at the URL; return it, or None if `told` is not a valid id."""
-        if not isinstance(told, str) or _INSTANCE.fullmatch(told) is None:
+    def _learn_instance(self, instance: object) -> str | None:
+        """Record the id of a server process that answers at the URL; return it, or None if it is not valid."""
+        if not isinstance(instance, str) or _INSTANCE.fullmatch(instance) is None:
             return None
-        self._instances.pop(told, None)
-        self._instances[told] = None
+        self._instances.pop(instance, None)
+        self._instances[instance] = None
         while len(self._instances) >= MAX_AUDIENCE:
             del self._instances[next(iter(self._instances))]
-        return told
+        return instance
 
     def _open_pool(self) -> ConnectionPool:
         # Connections cannot be used in another event loop than theirs, such as that of the next `asyncio.run`.

@@ -363,7 +363,7 @@ class Observer:
         cross, report, agent = question.cross_signature, draft.report, draft.report.agent
         # Only the check before a rotation needs these parts of the report. They change often, and each change of a view
         # is an event.
-        told = report if question.answers else _NO_REPORT
+        details = report if question.answers else _NO_REPORT
         if draft.is_unreachable:
             self._memory.setdefault(url, _NodeMemory()).was_unreachable = True
         if draft.reachable:
@@ -387,14 +387,16 @@ class Observer:
             is_unmodified=url in self._memory and self._memory[url].unmodified,
             report=report,
             trusts_current=draft.trusts_current,
-            roots=told.roots,
-            revoked=told.revoked or (),
-            generation=told.generation,
-            digest=told.digest,
-            clock_ahead_ms=self._clock_ahead_ms(url) if told is _NO_REPORT else draft.clock_ahead_ms,
-            instance=told.instance,
-            partners=None if told.peers is None else frozenset(one for peer in told.peers for one in peer.instances),
-            is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in told.peers or ()),
+            roots=details.roots,
+            revoked=details.revoked or (),
+            generation=details.generation,
+            digest=details.digest,
+            clock_ahead_ms=self._clock_ahead_ms(url) if details is _NO_REPORT else draft.clock_ahead_ms,
+            instance=details.instance,
+            partners=None
+            if details.peers is None
+            else frozenset(one for peer in details.peers for one in peer.instances),
+            is_partner_unknown=any(not peer.instances and peer.is_online is not False for peer in details.peers or ()),
             trusts_next=draft.trusts_next,
             holds_introduction=None if not introduced or None in introduced else True in introduced,
             signs_with=draft.signs_with,
