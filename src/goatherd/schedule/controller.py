@@ -273,8 +273,8 @@ class Controller:
             await self._tell_kept(report.kept, root_id)
         else:
             self._rung.clear()
-        told = {"act": verdict.act.value, "outcome": report.summary, "current": report.current_id}
-        _log.info(event_text(LogEvent.CONTROLLER_DONE, **told))
+        fields = {"act": verdict.act.value, "outcome": report.summary, "current": report.current_id}
+        _log.info(event_text(LogEvent.CONTROLLER_DONE, **fields))
         return Turn(verdict=verdict, has_acted=True, report=report)
 
     async def _do_recorded(self, verdict: DueDecision) -> Report:

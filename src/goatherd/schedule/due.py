@@ -338,9 +338,9 @@ def _for_facts(schedule: Schedule, facts: Facts) -> Schedule:
 def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> DueDecision:
     who = underway.started_by or "an unnamed operator"
     since = _format_time(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
-    told = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
+    state = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
-        return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{told}: this controller started it and resumes it")
+        return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{state}: this controller started it and resumes it")
     # Windows do not apply here: a rotation in progress must not wait for days.
     stale_ms = underway.phase_ms + milliseconds(schedule.stale)
     at_ms = stale_ms + int(jitter_fraction(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
@@ -349,7 +349,7 @@ def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> D
         if at_ms <= now_ms
         else "another process drives it until it counts as stale"
     )
-    return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{told}: {left}", slot_ms=stale_ms)
+    return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{state}: {left}", slot_ms=stale_ms)
 
 
 def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
