@@ -431,4 +431,4 @@ async def _cancelled(*tasks: asyncio.Task[None]) -> None:
     await cancel_tasks(*tasks)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # told already, or of no more interest
+            task.exception()  # reported already, or of no more interest

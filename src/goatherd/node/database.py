@@ -809,8 +809,8 @@ class Database:
         if refusal := await refuse_unless_root(self.engine, path, body, header, now_ms=self.now_ms()):
             return refusal
         changed = await self._settings.refresh()
-        told = {"generation": self._settings.settings.document.generation, "changed": changed}
-        return Response(status=200, body=to_json_bytes(told), content_type=_JSON)
+        answer = {"generation": self._settings.settings.document.generation, "changed": changed}
+        return Response(status=200, body=to_json_bytes(answer), content_type=_JSON)
 
     @property
     def document(self) -> IdentityDocument:

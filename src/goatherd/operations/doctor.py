@@ -402,14 +402,14 @@ async def _check_clock(client: NodeClient) -> Check:
     name, url = "clock", client.base_url
     before = clock.now_ms()
     try:
-        told = await client.time_ms()
+        server_ms = await client.time_ms()
     except NodeError:
-        told = None
+        server_ms = None
     after = clock.now_ms()
-    if told is None:
+    if server_ms is None:
         return Check(name=name, level=WARNING, text=f"{url} does not report its time")
     # The header has whole seconds, so the answer may be up to one older than it looks.
-    skew_ms = max(0.0, told - after, before - (told + 1000))
+    skew_ms = max(0.0, server_ms - after, before - (server_ms + 1000))
     skew = timedelta(milliseconds=round(skew_ms))
     text = (
         f"the clock of {url} differs by {format_duration(skew)}"
