@@ -59,11 +59,11 @@ class PageProcess:
         Raises:
             NodeError: The process that serves the page has ended.
         """
-        told = None
+        problem_data = None
         if problem is not None:
             text = f"The identity cannot be read: {clean_text(str(problem))}."
-            told = {"text": text, "advice": clean_text(problem.hint)}
-        await self._send({"view": None if view is None else view_data(view), "problem": told})
+            problem_data = {"text": text, "advice": clean_text(problem.hint)}
+        await self._send({"view": None if view is None else view_data(view), "problem": problem_data})
 
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -76,7 +76,7 @@ class RotationProgress:
         self._wait = ""
         self._trouble = ""
         self._is_taken_over = False
-        self._told: set[tuple[str, str | None]] = set()
+        self._shown: set[tuple[str, str | None]] = set()
         self._polling: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -121,8 +121,8 @@ class RotationProgress:
                     self._line("wait", data, text)
         elif isinstance(event, NodeNotified):
             is_expected = event.problem is None and event.url in self._bare
-            if not event.is_reached and not is_expected and (event.url, event.problem) not in self._told:
-                self._told.add((event.url, event.problem))
+            if not event.is_reached and not is_expected and (event.url, event.problem) not in self._shown:
+                self._shown.add((event.url, event.problem))
                 data = {"node": event.url, "problem": event.problem}
                 if event.problem is None:
                     self._polling.add(event.url)
@@ -165,8 +165,8 @@ class RotationProgress:
     def _activities(self, urls: Sequence[str]) -> list[str]:
         """Return what the agents of these servers do, and which other servers wait for their next poll of the store."""
         seen = {node.url: node.activity for node in self._nodes}
-        told = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
-        return told + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]
+        activities = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
+        return activities + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]
 
     def _joined(self, nodes: tuple[NodeView, ...]) -> None:
         before, now = ({node.url for node in views} for views in (self._nodes, nodes))

@@ -43,8 +43,8 @@
     live.className = isConnected && !isLate ? "live on" : "live off";
     live.textContent = text;
     // A screen reader hears of a change, not of every second.
-    const told = isConnected ? "" : "connection lost";
-    if (announce.textContent !== told) announce.textContent = told;
+    const message = isConnected ? "" : "connection lost";
+    if (announce.textContent !== message) announce.textContent = message;
   }
 
   function localTimes(within) {
