@@ -289,8 +289,8 @@ def summary(report: ContractReport) -> str:
     """Return the last lines of the printed table: how many checks passed, what no check can find, and what is left."""
     counts = {result: len(report.with_result(result)) for result in Result}
     seconds = sum(outcome.seconds for outcome in report.outcomes)
-    told = ", ".join(f"{count} {result.value}" for result, count in counts.items())
-    lines = [f"{told}, of {len(CHECKS)} checks in {seconds:.1f} s"]
+    totals = ", ".join(f"{count} {result.value}" for result, count in counts.items())
+    lines = [f"{totals}, of {len(CHECKS)} checks in {seconds:.1f} s"]
     answers = {check_name(check) for check in ANSWER_CHECKS}
     need_a_fake = sum(outcome.check in answers for outcome in report.with_result(Result.SKIPPED))
     if counts[Result.SKIPPED]:

@@ -215,10 +215,10 @@ async def throttling_is_reported_with_its_hint(world: SignerWorld) -> None:
         async with _quick(world.signer(), pinned=pinned) as signer:
             error = await _raises(SignerThrottledError, signer.sign(b"text"), signer)
             must(error.retryable, "throttling is not reported as retryable")
-            told = getattr(error, "retry_after", None)
+            seconds = getattr(error, "retry_after", None)
             # The delay may count down while the request is on its way.
-            is_told = told == wanted if told is None or wanted is None else wanted - 2 <= told <= wanted
-            must(is_told, f"the platform asks for {wanted} s, the error says {told} s")
+            is_right = seconds == wanted if seconds is None or wanted is None else wanted - 2 <= seconds <= wanted
+            must(is_right, f"the platform asks for {wanted} s, the error says {seconds} s")
 
 
 async def an_unreachable_platform_is_unavailable_and_recovers(world: SignerWorld) -> None:
