@@ -43,7 +43,12 @@ from goatherd.revocation.revoker import NEW
 @click.option(
     "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; required unless --plan is given."
 )
-@click.option("--plan", is_flag=True, help="Show the steps, and the sessions that they change; write nothing.")
+@click.option(
+    "--plan",
+    "--dry-run",
+    is_flag=True,
+    help="Show what would be done: the steps, and the sessions that they change; write nothing.",
+)
 @click.option(
     "--successor",
     default=NEW,

@@ -65,7 +65,12 @@ from goatherd.rotation.machine import Phase
     "goatherd rotate --rollback",
     nodes=True,
 )
-@click.option("--plan", is_flag=True, help="Show the steps, the servers, and what prevents a rotation; write nothing.")
+@click.option(
+    "--plan",
+    "--dry-run",
+    is_flag=True,
+    help="Show what would be done: the steps, the servers, and what prevents a rotation; write nothing.",
+)
 @click.option("--resume", is_flag=True, help="Resume the rotation in progress, whichever process started it.")
 @click.option(
     "--cancel", is_flag=True, help="Cancel the rotation in progress; possible only before the next root signs."

@@ -192,6 +192,7 @@ def test_a_shell_completes_the_flags_of_forms() -> None:
     assert complete("goatherd run --wat") == ["plain,--watch"]
     assert "plain,--versions" in complete("goatherd show -")
     assert "plain,--pid-file" in complete("goatherd run --provider file:///a --watch --p")
+    assert complete("goatherd rotate --dry") == ["plain,--dry-run"]
     assert complete("goatherd show --versions --vers") == []
     assert not {"error:", "plain,--versions"} & set(complete("goatherd foo --"))
 
@@ -254,6 +255,19 @@ def test_options_of_one_meaning_have_one_name() -> None:
         if option.name in {key.attribute for key in option_keys()}:
             flags.setdefault(option.name or "", set()).add(option.opts[-1])
     assert [found for found in flags.values() if len(found) > 1] == []
+
+
+def test_every_command_that_can_show_what_it_would_do_has_the_option_dry_run() -> None:
+    shown = {
+        name: option.opts for name, option in options() if (option.help or "").startswith("Show what would be done")
+    }
+    assert shown == {
+        "migrate": ["--dry-run"],
+        "copy": ["--dry-run"],
+        "rotate": ["--plan", "--dry-run"],
+        "retire": ["--dry-run"],
+        "revoke": ["--plan", "--dry-run"],
+    }
 
 
 def test_every_exit_code_has_a_meaning() -> None:

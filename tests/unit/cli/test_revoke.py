@@ -86,7 +86,7 @@ def test_where_no_server_is_listed_none_is_blamed(goatherd: Goatherd, store: str
     goatherd("init", "--provider", store)
     root = goatherd("show", "--provider", store, "--json").json["current"]["id"]
     common = (root, "--reason", "x", "--unsafe-without-nodes", "--provider", store)
-    assert "no list of frozen commits yet: no server is listed" in goatherd("revoke", *common, "--plan").out
+    assert "no list of frozen commits yet: no server is listed" in goatherd("revoke", *common, "--dry-run").out
     assert "NOT CLOSED, no server is listed" in goatherd("revoke", *common, "--yes").out
 
 
