@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import shlex
@@ -34,6 +35,8 @@ ROOT = DOCS.parent
 TEXTS = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md")])
 ARCHITECTURE = DOCS / "explanation/architecture.md"
 TOP = r"(?:src|tests|docs|deploy|scripts|tools|requirements|examples)/"
+NAMED_PAGE = re.compile(r"\((how-to|reference|explanation) page: ([^)]*)\)")
+OTHER_FORM = re.compile(r"\bhow-to\b|(?<!/)\bdocs/|\breference page\b")
 REFERENCE = {page.stem: page.read_text() for page in PAGES}
 
 
@@ -214,6 +217,25 @@ def test_every_goatherd_command_that_is_shown_exists_with_its_options(page: Path
         known = {option for parameter in found.params for option in [*parameter.opts, *parameter.secondary_opts]}
         for option in re.findall(r"(?<!\S)(--[a-z][a-z-]*)", " ".join(words)):
             assert option in known | {"--help"}, f"goatherd {name} {option}"
+
+
+def test_every_page_that_a_message_names_has_that_title() -> None:
+    """The package holds no pages, so a message or a help text names one by its title, in one form."""
+    titles = {(page.parent.name, page.read_text().splitlines()[0].removeprefix("# ")) for page in DOCS.glob("*/*.md")}
+    named, wrong = set(), []
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = " ".join(node.value.split())
+                pages = set(NAMED_PAGE.findall(text))
+                named |= pages
+                is_other_form = node not in docstrings and OTHER_FORM.search(NAMED_PAGE.sub("", text)) is not None
+                if is_other_form or not pages <= titles:
+                    wrong.append(f"{file.name}: {text}")
+    assert wrong == []
+    assert len(named) > 4
 
 
 def test_every_test_that_the_code_names_exists() -> None:

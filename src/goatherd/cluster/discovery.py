@@ -361,7 +361,7 @@ class ServiceEndpoints:
 
 _NO_SERVER_NAMED: Final = "Goatherd does not treat an empty answer as an empty cluster."
 _RIGHTS: Final = "The account must be allowed to list endpointslices of discovery.k8s.io in that namespace."
-_ROLE: Final = "Create the Role and the RoleBinding that the how-to page `Discover servers` shows."
+_ROLE: Final = "Create the Role and the RoleBinding for that (how-to page: Discover servers)."
 
 
 def _counts(endpoint: Mapping[str, Any]) -> bool:

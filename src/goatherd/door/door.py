@@ -308,8 +308,8 @@ class Door:
         self._is_exposed = bool(exposed)
         if exposed:
             remedy = (
-                f"have a firewall drop packets to port {self._server.port} on every address except loopback;"
-                " the how-to about unmodified servers has the rule"
+                f"have a firewall drop packets to port {self._server.port} on every address except loopback"
+                " (how-to page: Run unmodified GoatDB servers)"
             )
             fields = {"port": self._server.port, "addresses": " ".join(exposed)}
             _log.warning(event_text(Event.DOOR_SERVER_EXPOSED, **fields, remedy=remedy))

@@ -72,8 +72,8 @@ _REVOKED_HINT: Final = (
 
 _OPTIONS_HINT: Final = """Such as {"type": "cloud", "cloudConfig": {"provider": "aws", "secretId": "goatdb/root"}}."""
 _WENT_BACK_HINT: Final = (
-    "If the store was restored from a backup, restore the later state (how-to page: The store was restored from a"
-    " backup; `goatherd doctor` shows details), or start every server once with --accept-identity."
+    "If the store was restored from a backup, restore the later state, or start every server once with"
+    " --accept-identity (how-to page: The store was restored from a backup). `goatherd doctor` shows details."
 )
 
 _log = logging.getLogger("goatherd.settings")

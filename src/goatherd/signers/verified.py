@@ -50,8 +50,8 @@ Result = TypeVar("Result")
 READY_POLL: Final = timedelta(seconds=2)
 """The pause between two reads of a new key that is not ready yet."""
 _MAY_NOT_CREATE: Final = (
-    "The role signer may not create a key. The signer's how-to page states what --create-key needs. Or create the key"
-    " with the platform's own tool, and leave out --create-key."
+    "The role signer may not create a key. Grant what --create-key needs, which the page of each signer states"
+    " (reference page: Signers). Or create the key with the platform's own tool, and leave out --create-key."
 )
 
 _LOG: Final = logging.getLogger("goatherd.signers")

@@ -400,8 +400,8 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
         kind: type[ProviderError] = ProviderAccessDeniedError
         message = f"no credentials for AWS: {name}"
         hint = (
-            "Log in (aws login, aws sso login), set AWS_PROFILE, or give the machine a role; see"
-            " docs/how-to/store-aws.md."
+            "Log in (aws login, aws sso login), set AWS_PROFILE, or give the machine a role (how-to page: Keep the"
+            " identity in AWS Secrets Manager)."
         )
         if isinstance(error, sdk.RefreshWithMFAUnsupportedError):
             message = "the profile needs an MFA code, for which Goatherd does not ask"
