@@ -375,14 +375,16 @@ class Peer:
         except NodeRefusedError as error:
             if error.status not in MAY_BE_ONE or self._failures % APART_EVERY:
                 raise
-            if len(requests) == 1 and is_problem_known:
-                return [error]
+            if len(requests) == 1:
+                replies.append(error)
             for request in requests if len(requests) > 1 else ():
                 try:
                     replies += await self._client.batch_sync([request], self._replica.current_signer())
                 except NodeRefusedError as one:
                     replies.append(one)
             if all(isinstance(reply, NodeRefusedError) for reply in replies):
+                if is_problem_known:
+                    return replies
                 raise
         self._record_success()
         return replies

@@ -605,6 +605,25 @@ async def test_a_repository_that_the_peer_refuses_delays_no_other(
     assert link.peer.status.last_error is None
 
 
+async def test_several_repositories_that_the_peer_refuses_delay_no_other() -> None:
+    bad = {"/data/bad", "/data/worse"}
+    link = Link(*bad, PATH)
+    here, there = link.here.shelves, link.there.shelves
+    for path in (*bad, PATH):
+        here[path].put(*fake_commits(20))
+        there[path] = Shelf()
+    link.there.broken = bad
+    await link.until(lambda: len(there[PATH].ids) == 20, seconds=10)
+    for number in range(1, 121):
+        here[PATH].put(*fake_commits(1))
+        link.peer.mark_changed(PATH)
+        await link.until(lambda: len(there[PATH].ids) == 20 + number, seconds=1)  # noqa: B023 - until it is awaited
+        await link.let_pass(1)
+        assert link.peer.status.online
+    link.there.broken = set()
+    await link.until(lambda: all(len(there[path].ids) == 20 for path in bad), seconds=60)
+
+
 async def test_a_peer_that_refuses_every_repository_is_not_asked_for_each_all_the_time() -> None:
     link = Link(*(f"/data/{number}" for number in range(30)))
     link.there.down = NodeRefusedError("broken", status=500)
