@@ -163,7 +163,8 @@ class _Repository:
 
     `seeds` are those of the peer's last filter. `wants_filters` says that filters with other seeds are needed to decide
     whether the peer holds the waiting commits. `unread` counts how often in a row the repository could not be read for
-    a request, `unstored` the replies in a row that this server could not use, and `problem` says why.
+    a request, `unstored` the replies in a row that this server could not use, and `problem` says why. `limit` is how
+    many commits a request may have: less after a refusal, which may be due to the request's size.
     """
 
     path: str
@@ -181,6 +182,7 @@ class _Repository:
     unread: int = 0
     unstored: int = 0
     problem: str = ""
+    limit: int = MAX_COMMITS
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     watchers: list[asyncio.Future[bool]] = field(default_factory=list)
     own: BloomFilter | None = None
@@ -337,7 +339,9 @@ class Peer:
             for (state, pulled, watchers), reply in zip(sent, replies, strict=True):
                 try:
                     if isinstance(reply, NodeRefusedError):
+                        state.limit = max(MIN_COMMITS, state.limit // 2)
                         raise reply
+                    state.limit = min(MAX_COMMITS, state.limit * 2)
                     await self._process_reply(state, pulled, reply)
                 except Exception as error:  # noqa: BLE001 - the other replies are good
                     state.unstored += 1
@@ -456,7 +460,7 @@ class Peer:
             except KeyError:  # taken out since
                 del state.waiting[commit_id]
                 continue
-            if not budget.take_commit(len(commit)):
+            if len(chosen) == state.limit or not budget.take_commit(len(commit)):
                 break
             one = state.waiting[commit_id]
             one.offers += 1

@@ -371,6 +371,7 @@ class There:
         self.broken: set[str] = set()
         self.status = 500
         self.refused_batches = 0
+        self.most_bytes = 1 << 60
 
     async def batch_sync(
         self, requests: Sequence[tuple[str, EncodedMessage]], signer: OwnedSession, now_ms: int | None = None
@@ -382,6 +383,8 @@ class There:
         for path in self.broken.intersection(path for path, _ in requests):
             self.refused_batches += 1
             raise NodeRefusedError(f"refused because of {path}", status=self.status)
+        if len(encode_request(requests)) > self.most_bytes:
+            raise NodeRefusedError("too large", status=413)
         batch = [(each["path"], each["msg"]) for each in json.loads(encode_request(requests))]
         self.batches.append(batch)
         return [self.reply(path, message) for path, message in batch]
@@ -622,6 +625,22 @@ async def test_several_repositories_that_the_peer_refuses_delay_no_other() -> No
         assert link.peer.status.online
     link.there.broken = set()
     await link.until(lambda: all(len(there[path].ids) == 20 for path in bad), seconds=60)
+
+
+@pytest.mark.parametrize("others", [(), ("/data/other",)], ids=["alone", "beside another repository"])
+async def test_a_peer_that_refuses_large_requests_gets_smaller_ones(others: tuple[str, ...]) -> None:
+    link = Link(PATH, *others)
+    here, there = link.here.shelves, link.there.shelves
+    for path in (PATH, *others):
+        there[path] = Shelf()
+    here[PATH].put(*fake_commits(1000, size=2000))
+    link.there.most_bytes = 300_000
+    for _ in range(20):
+        for path in others:
+            here[path].put(*fake_commits(1))
+            link.peer.mark_changed(path)
+        await link.let_pass(1)
+    assert {path: len(there[path].ids) for path in (PATH, *others)} == {PATH: 1000, **dict.fromkeys(others, 20)}
 
 
 async def test_a_peer_that_refuses_every_repository_is_not_asked_for_each_all_the_time() -> None:
