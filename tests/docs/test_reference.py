@@ -312,6 +312,15 @@ def test_the_changelog_of_a_release_is_short_and_what_is_new_stands_above_it() -
         assert lines <= 40, f"{name} is a summary: new entries stand under Unreleased (a merge may bring old ones back)"
 
 
+def test_no_entry_of_the_changelog_is_cut_or_stated_twice() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    cut = re.findall(r"[.:]\)?\n( +[a-z].*)", text)
+    assert not cut, f"rests of an entry that a merge has cut: {cut}"
+    entries = re.findall(r"^ *- (.{60}.*)$", text, re.MULTILINE)
+    twice = {one for one in entries if sum(other[:60] == one[:60] for other in entries) > 1}
+    assert not twice, f"entries that a merge has doubled: {twice}"
+
+
 def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
