@@ -5,7 +5,8 @@ Nothing is written. A file that cannot be read is an error; only a missing file 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
+from goatherd.identity.session_commits import verify_commit_by
 from goatherd.identity.settings_json import SETTINGS_NAME, check_exportable, from_settings, publishes_private_key
 from goatherd.telemetry import describe_count
 from goatherd.times import iso
@@ -83,7 +85,7 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
     if (source / SETTINGS_NAME).is_file():
         return [_describe_source(source / SETTINGS_NAME, given)]
     if (source / SESSIONS_LOG).is_file():
-        return [_describe_directory(source, given or source.resolve().name)]
+        return [_describe_migrated(source, given)]
     if source.is_dir():
         logs = [path.parents[1] for path in source.glob(f"*/{SESSIONS_LOG}")]
         found = sorted({*(path.parent for path in source.glob(f"*/{SETTINGS_NAME}") if path.is_file()), *logs})
@@ -96,11 +98,9 @@ def find_sources(source: Path, given: str | None) -> list[MigrationSource]:
                 hint="Check --org and GOATHERD_ORG.",
             )
         if (source / REMAINS).is_file():
-            return [
-                MigrationSource(settings=source / SETTINGS_NAME, data=None, org=given or DEFAULT_ORG, is_migrated=True)
-            ]
+            return [_describe_migrated(source, given)]
     elif source.name == SETTINGS_NAME and source.with_name(REMAINS).is_file():
-        return find_sources(source.parent, given)
+        return [_describe_migrated(source.parent, given)]
     raise ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source}, nor in one of its subdirectories"
         if source.is_dir()
@@ -113,6 +113,33 @@ def _describe_directory(directory: Path, org: str) -> MigrationSource:
     check_understood(directory)
     settings = directory / SETTINGS_NAME
     return MigrationSource(settings=settings, data=directory, org=org, is_migrated=not settings.is_file())
+
+
+def _describe_migrated(directory: Path, given: str | None) -> MigrationSource:
+    """Return the organization of a directory whose settings.json a migration or an agent has removed."""
+    settings = directory / SETTINGS_NAME
+    if not (directory / SESSIONS_LOG).is_file():
+        return MigrationSource(settings=settings, data=None, org=given or DEFAULT_ORG, is_migrated=True)
+    source = _describe_directory(directory, given or directory.resolve().name)
+    if given is None and settings.with_name(REMAINS).is_file():
+        # As in `_describe_source`; the roots are in the note.
+        with suppress(ConfigurationError):
+            roots = {root.id: root for root in read_note(source).roots}
+            orgs = (source.org, DEFAULT_ORG)
+            return replace(
+                source, org=next((org for org in orgs if _has_signed_log(roots, org, directory)), source.org)
+            )
+    return source
+
+
+def _has_signed_log(roots: Mapping[str, Session], org: str, data: Path) -> bool:
+    """Whether one of the roots has signed a commit of the log for this organization."""
+    for commit in read_commits(data / SESSIONS_LOG, org):
+        if commit.session in roots:
+            with suppress(VerificationError):
+                verify_commit_by(roots[commit.session], commit)
+                return True
+    return False
 
 
 def missing_settings_error(source: MigrationSource) -> ConfigurationError:
@@ -132,11 +159,13 @@ class MigrationNote:
         store: The name of the store.
         removed_at: When the file was removed, as an ISO timestamp.
         root: The current root of the file.
+        roots: All of its roots.
     """
 
     store: str
     removed_at: str
     root: Session
+    roots: tuple[Session, ...]
 
 
 def make_note(store: str, removed_at_ms: int, document: IdentityDocument) -> dict[str, object]:
@@ -160,7 +189,8 @@ def read_note(source: MigrationSource) -> MigrationNote:
     try:
         found = orjson.loads(note.read_bytes())
         root = Session.from_json(found["current"])
-        return MigrationNote(store=str(found["store"]), removed_at=str(found["removedAt"]), root=root)
+        roots = tuple(Session.from_json(one) for one in found.get("roots", ()))
+        return MigrationNote(store=str(found["store"]), removed_at=str(found["removedAt"]), root=root, roots=roots)
     except FileNotFoundError:
         raise missing_settings_error(source) from None
     except (OSError, ValueError, KeyError, TypeError, DecodeError) as error:

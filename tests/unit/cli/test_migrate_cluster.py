@@ -860,6 +860,41 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
     assert (data / "localhost/sys/sessions.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("named", ["directory", "file"])
+def test_a_removed_settings_json_is_checked_in_the_store_of_the_organization_that_its_log_is_signed_for(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    named: str,
+) -> None:
+    settle(data)
+    server = Path(shutil.copytree(data / "localhost", tmp_path / "srv"))
+    source = server if named == "directory" else server / "settings.json"
+    command = ["migrate", str(source), "--provider", f"file://{tmp_path}/keys/{{org}}/root", "--remove-key", "--json"]
+    for _ in range(2):
+        result = goatherd(*command)
+        assert result.code == 0, result.err
+        assert [one["org"] for one in result.json["organizations"]] == ["localhost"]
+
+
+def test_a_removed_settings_json_that_is_named_stands_for_no_other_file(
+    goatherd: Goatherd,
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    copies = tmp_path / "copies"
+    other = copies / "other" / "settings.json"
+    other.parent.mkdir(parents=True)
+    for copy in (copies / "settings.json", other):
+        shutil.copy(data / "localhost/settings.json", copy)
+    provider = f"file://{tmp_path}/keys/{{org}}/root"
+    for _ in range(2):
+        result = goatherd("migrate", str(copies / "settings.json"), "--provider", provider, "--remove-key", "--json")
+        assert result.code == 0, result.err
+        assert [one["org"] for one in result.json["organizations"]] == ["localhost"]
+        assert other.is_file()
+
+
 @pytest.fixture
 def takes_ctrl_c() -> Iterator[None]:
     """Ctrl-C interrupts this process, even one that was started in the background, which ignores it."""
