@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from goatherd.cli.text.revocation import revocation_lines
 from goatherd.errors import VersionDisabledError
 from goatherd.identity.document import decode_document
 from goatherd.key_inventory import describe_kept
@@ -135,6 +136,11 @@ async def test_revoke_with_destroy_keeps_a_labelled_version_and_is_not_finished(
         report = await cluster.revoker().revoke(a.id, reason="stolen", destroy=True)
         assert report.kept == (Kept(version=first.id, labels=("audit",)),)
         assert report.keys_left == (first.id,)
+        for one in (report, replace(report, given_up=("9",))):
+            text = "\n".join(revocation_lines(one))
+            assert describe_kept(first.id, ["audit"], command="the same command") in text
+            assert "--destroy destroys it" not in text, "this run has destroyed what no label keeps"
+            assert "removes old versions" not in text, "a label keeps it"
         assert not report.is_complete
         assert (await cluster.provider.read(SECRET, AUDIT)).version.id == first.id
         assert (await cluster.document()).retired_ids == frozenset()

@@ -302,8 +302,9 @@ def _warnings(report: RevocationReport) -> list[str]:
     ]
     if report.forged:
         lines.append(f"{report.forged} session commits claim a signature by the root that is invalid; they are ignored")
-    if report.keys_left and not report.destroyed:
-        versions = ", ".join(report.keys_left)
+    kept = {one.version for one in report.kept}  # a label keeps these, whatever their store does
+    if not report.destroyed and (left := [one for one in report.keys_left if one not in kept]):
+        versions = ", ".join(left)
         advice = "--destroy destroys it now, without the grace period of `goatherd retire`"
         if report.given_up:
             advice = "Their store removes old versions in its own time"
