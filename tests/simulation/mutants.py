@@ -84,7 +84,7 @@ def obliging() -> None:
     async def nothing(self: Any, document: IdentityDocument) -> None:
         return None
 
-    signed_store.SignatureCheck.check = nothing
+    signed_store.SignedStoreCheck.check = nothing
 
 
 def silent() -> None:
