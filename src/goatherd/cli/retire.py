@@ -79,10 +79,10 @@ def _confirm(app: App) -> None:
     # A store that answers again a moment later may hold versions that are due.
     unread = keys.problem or " ".join(one.problem or "" for one in keys.unsearched)
     if due or unread:
-        more = f", and versions that are due but could not be listed ({unread})" if unread else ""
+        kinds = [describe_count(len(due), "version")] if due else []
+        kinds += [f"all versions that are due and could not be listed ({unread})"] if unread else []
         click.echo("\n".join(due), err=True)
-        versions = describe_count(len(due), "version")
-        click.confirm(f"Permanently destroy {versions}{more}?", abort=True, err=True)
+        click.confirm(f"Permanently destroy {', and '.join(kinds)}?", abort=True, err=True)
 
 
 async def _read_keys(app: App) -> KeyInventory:

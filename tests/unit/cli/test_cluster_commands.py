@@ -174,7 +174,9 @@ def test_retire_asks_although_the_versions_that_are_due_cannot_be_listed(
     monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
 
     async def fail(*_: object) -> None:
-        raise UnavailableError("no answer", provider="file", secret_id="root", operation="versions")
+        error = UnavailableError("no answer", provider="file", secret_id="root", operation="versions")
+        error.retryable = False
+        raise error
 
     monkeypatch.setattr(FileSecretProvider, "_versions", fail)
     told = goatherd("retire", "--dry-run", "--provider", store).out
@@ -187,9 +189,7 @@ def test_retire_asks_although_the_versions_that_are_due_cannot_be_listed(
 
     monkeypatch.setattr("click.confirm", refuse)
     assert goatherd("retire", "--provider", store).code != 0
-    assert asked == [
-        "Permanently destroy 0 versions, and versions that are due but could not be listed (provider.unavailable)?"
-    ]
+    assert asked == ["Permanently destroy all versions that are due and could not be listed (provider.unavailable)?"]
 
 
 @pytest.mark.slow

@@ -124,6 +124,7 @@ def test_an_address_that_drops_packets_is_tried_once_before_the_one_that_answers
     assert tried == ["127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.2"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2")
 async def test_an_address_that_drops_packets_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.2", 0)) as server:
