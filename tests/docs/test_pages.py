@@ -64,6 +64,7 @@ def load_module(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
     return changed
 
 
+@pytest.mark.slow
 async def test_the_mistake_that_the_contributors_page_shows_is_caught_by_the_check_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,6 +219,7 @@ def test_every_goatherd_command_that_is_shown_exists_with_its_options(page: Path
             assert option in known | {"--help"}, f"goatherd {name} {option}"
 
 
+@pytest.mark.slow
 def test_every_page_that_a_message_names_has_that_title() -> None:
     """The package holds no pages, so a message or a help text names one by its title, in one form."""
     titles = {(page.parent.name, page.read_text().splitlines()[0].removeprefix("# ")) for page in DOCS.glob("*/*.md")}

@@ -148,6 +148,7 @@ def _compiles(call: Any) -> bool:
     return isinstance(call, ast.Call) and ast.unparse(call.func) == "re.compile"
 
 
+@pytest.mark.slow
 def test_a_pattern_takes_time_in_proportion_to_the_text() -> None:
     patterns = {(path, name): problems(pattern, searches=searches) for path, name, pattern, searches in _patterns()}
     assert len(patterns) > 70

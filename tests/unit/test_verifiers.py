@@ -131,6 +131,7 @@ def test_a_process_that_does_not_answer_is_killed(
     assert not Path(f"/proc/{before}").exists()
 
 
+@pytest.mark.slow
 def test_one_timeout_is_waited_for_if_all_processes_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     three = VerifierProcesses(3)
     try:

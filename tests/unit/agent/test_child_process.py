@@ -264,6 +264,7 @@ async def test_a_child_in_a_hurry_is_killed_no_later_than_without(
         assert await one.stop() == 137
 
 
+@pytest.mark.slow
 async def test_a_signal_is_passed_on_once_and_stop_does_not_send_it_again(tmp_path: Path) -> None:
     ready, said = tmp_path / "ready", tmp_path / "said"
     script = f"trap 'echo got >> {said}' TERM; touch {ready}; until [ -e {said} ]; do sleep 0.05; done"

@@ -181,6 +181,7 @@ async def test_a_door_warns_that_it_reads_no_sessions_only_while_no_agent_starts
         assert lines() == [("WARNING", "door.blind"), ("INFO", "door.sees")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
 @pytest.mark.parametrize(
     ("host", "addresses", "exposed"),
@@ -220,6 +221,7 @@ async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
     assert all(address in lines[0] for address in exposed)
 
 
+@pytest.mark.slow
 async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

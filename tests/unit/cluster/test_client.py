@@ -489,6 +489,7 @@ class Well(BaseHTTPRequestHandler):
 
 
 # The connections of a loop that has ended are left to the garbage collector.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_client_works_in_one_event_loop_after_the_other() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Well) as server:

@@ -291,6 +291,7 @@ async def test_answers_that_are_compressed_are_not_let_out_unseen() -> None:
         assert (await answer_of(reader))[0] == 502
 
 
+@pytest.mark.slow
 async def test_a_large_answer_with_introductions_of_roots_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "BIG_BODY", 1000)
     threads: list[int] = []
@@ -313,6 +314,7 @@ async def test_a_large_answer_with_introductions_of_roots_is_read_in_a_thread(mo
     assert threading.get_ident() not in threads
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_read_whole_counts_as_memory() -> None:
     async with world() as w:
         w.child.introduce(B.session)
@@ -336,6 +338,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "rule"), LARGE.values(), ids=LARGE.keys())
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_large_body_needs_a_valid_signature_before_it_is_read(

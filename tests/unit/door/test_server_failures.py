@@ -130,6 +130,7 @@ async def test_a_server_that_is_silent_is_504() -> None:
         await until(lambda: quiet(door))
 
 
+@pytest.mark.slow
 async def test_the_time_for_the_answer_begins_when_the_body_has_arrived() -> None:
     parts = 6
 

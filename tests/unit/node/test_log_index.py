@@ -134,6 +134,7 @@ LINES = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(LINES, st.sampled_from([BUILTIN, Registry([NOTE])]), st.integers(0, 14))
 def test_whatever_a_log_holds_a_server_reads_the_same_with_its_index(
     lines: list[Any], registry: Registry, late: int

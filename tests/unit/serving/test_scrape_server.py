@@ -30,6 +30,7 @@ def scrape(port: int) -> bytes:
     return httpx2.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=HANG).content
 
 
+@pytest.mark.slow
 def test_many_connections_without_a_request_take_few_threads_and_keep_no_scrape_out(port: int) -> None:
     with ExitStack() as stack:
         opened = [stack.enter_context(socket.create_connection(("127.0.0.1", port), HANG)) for _ in range(100)]
