@@ -238,7 +238,7 @@ class TestReading:
         with pytest.raises(DecodeError, match="hasOwnProperty"):
             read(encoded, like_goatdb=like_goatdb)
 
-    @pytest.mark.parametrize("schema", ["all/1", "nobody/1"])
+    @pytest.mark.parametrize("schema", ["all/1", "unknown/1"])
     @pytest.mark.parametrize("place", ["af", "c", "c r", "c r d", "c e"])
     def test_an_object_in_whose_place_goatdb_reads_another_is_refused(self, place: str, schema: str) -> None:
         encoded = wire({"s": "x"}, af={"d": "AA==", "s": [1]})
@@ -388,7 +388,7 @@ class TestEdits:
 
     def test_an_edit_of_an_unknown_schema_is_applied_by_its_own_types(self) -> None:
         base = {
-            "s": "nobody/1",
+            "s": "unknown/1",
             "d": {"a": "x", "when": 1.5},
             "n": True,
             "cs": encoded_checksum({"a": "x", "when": 1.5}),
@@ -426,7 +426,7 @@ class TestEdits:
         }
         assert apply_edit(base, self.edit(base, base, changes), REGISTRY) == base
 
-    @pytest.mark.parametrize("marker", ["sessions/1", "null", "nobody/1"])
+    @pytest.mark.parametrize("marker", ["sessions/1", "null", "unknown/1"])
     def test_an_edit_is_applied_in_the_schema_of_its_base(self, marker: str) -> None:
         base, target = self.record(s="a"), self.record(s="b")
         edit = self.edit(base, target, {"s": [change("string", 1, "b")]})
@@ -509,4 +509,4 @@ class TestEdits:
         assert apply_edit(base, self.edit(base, target, changes), REGISTRY) == target
 
     def test_data_of_an_unknown_schema_are_all_members(self) -> None:
-        assert record_data({"s": "nobody/1", "d": {"a": 1, "b": None}}) == {"a": 1, "b": None}
+        assert record_data({"s": "unknown/1", "d": {"a": 1, "b": None}}) == {"a": 1, "b": None}
