@@ -49,9 +49,9 @@ from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import make_http_client
 from goatherd.wire.batch import read_answer
-from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json, to_json_bytes
-from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
+from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request, filter_of_held
 
 if TYPE_CHECKING:
     import httpx2
@@ -68,9 +68,7 @@ _DATA: Final = ("/batch-sync", "/goatherd/v1/held", "/goatherd/v1/lacking", "/go
 
 Message = dict[str, Any]
 
-_EMPTY_FILTER: Final = encode_filter(BloomFilter(b"\0", (1, 2)))
 _FULL_FILTER: Final = encode_filter(BloomFilter(b"\0", ()))
-_PULL_ERROR_RATE: Final = 1e-6
 
 _UNUSED: Final = "/goatherd/v1/unused"
 INSTANCE_HEADER: Final = "x-goatherd-instance"
@@ -341,7 +339,7 @@ class NodeClient:
         commits: dict[str, dict[str, Any]] = {}
         for _ in range(PULL_ROUNDS):
             held = {*known, *commits}
-            message = EncodedMessage(filter=_filter_of(held), size=len(held))
+            message = EncodedMessage(filter=encode_filter(filter_of_held(held, new_seeds)), size=len(held))
             (reply,) = await self.batch_sync([(path, message)], signer, now_ms)
             fresh = {c["id"]: c for c in reply.get("c") or () if isinstance(c.get("id"), str)}
             before = len(commits)
@@ -790,12 +788,3 @@ def _connection_problem(error: Exception) -> str:
     if text == "All connection attempts failed":
         return "connection refused, or no route to the host"
     return text
-
-
-def _filter_of(commits: Collection[str]) -> bytes:
-    if not commits:
-        return _EMPTY_FILTER
-    size = len(commits)
-    bloom = BloomFilter.for_size(size, _PULL_ERROR_RATE, new_seeds(seed_count(size, _PULL_ERROR_RATE)))
-    bloom.update(commits)
-    return encode_filter(bloom)

@@ -19,7 +19,6 @@ from typing import Any, Final, Protocol
 from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
-from goatherd.cluster.session_queries import EMPTY_FILTER
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation
@@ -36,9 +35,9 @@ from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.machine import Policy
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
-from goatherd.wire.bloom import BloomFilter, seed_count
+from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, decode_commits
-from goatherd.wire.messages import VERSION
+from goatherd.wire.messages import VERSION, filter_of_held
 from goatherd.wire.paths import SESSIONS_PATH
 
 BATCH: Final = 500
@@ -51,7 +50,6 @@ _ROUNDS: Final = 500
 _MOST_FILTERS: Final = 64
 _CERTAIN: Final = 1e-9
 _THREADS: Final = 4
-_ERROR_RATE: Final = 1e-6
 _ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
@@ -416,11 +414,7 @@ class SessionReissuer:
 
 
 def _filter_of(ids: Sequence[str]) -> dict[str, Any]:
-    if not ids:
-        return EMPTY_FILTER
-    bloom = BloomFilter.for_size(len(ids), _ERROR_RATE, new_seeds(seed_count(len(ids), _ERROR_RATE)))
-    bloom.update(ids)
-    return {"__t": "E", "__v": bloom.to_json()}
+    return {"__t": "E", "__v": filter_of_held(ids, new_seeds).to_json()}
 
 
 def _filter_in(reply: Mapping[str, Any] | None) -> BloomFilter | None:

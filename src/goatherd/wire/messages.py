@@ -6,20 +6,21 @@ so that a receiver can skip a commit that it cannot decode and still use the res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pybase64
 
 from goatherd.errors import DecodeError
-from goatherd.wire.bloom import BloomFilter
+from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.json import to_json_bytes
 
 VERSION = 50595584
 """3.4.7.0, what GoatDB 0.5.1 announces; a server withholds commits from anything lower."""
 
 _MAX_FPR = 0.5
+_PULL_FPR = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,23 @@ def encode_filter(bloom: BloomFilter) -> bytes:
     """Return the JSON of a Bloom filter in the form that a sync message contains."""
     seeds = b",".join([b"%d" % seed for seed in bloom.seeds])
     return b'{"__t":"E","__v":{"d":"%b","s":[%b]}}' % (pybase64.b64encode(bloom.bits), seeds)
+
+
+def filter_of_held(commit_ids: Collection[str], new_seeds: Callable[[int], Iterable[int]]) -> BloomFilter:
+    """Return a Bloom filter of commits that the sender holds, for a message that requests all others.
+
+    One in a million other commits is in it by chance, so the receiver does not send it.
+
+    Args:
+        commit_ids: Ids of the commits.
+        new_seeds: Returns new random seeds (`goatherd.ids.new_seeds`).
+    """
+    if not commit_ids:
+        return BloomFilter(b"\0", (1, 2))
+    size = len(commit_ids)
+    bloom = BloomFilter.for_size(size, _PULL_FPR, new_seeds(seed_count(size, _PULL_FPR)))
+    bloom.update(commit_ids)
+    return bloom
 
 
 def encode_request(requests: Iterable[tuple[str, EncodedMessage | Mapping[str, Any]]]) -> bytes:

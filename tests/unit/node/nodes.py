@@ -141,7 +141,7 @@ async def cluster(
         yield nodes
 
 
-def everybody_else(count: int) -> Callable[[int], list[int]]:
+def all_others(count: int) -> Callable[[int], list[int]]:
     return lambda index: [other for other in range(count) if other != index]
 
 

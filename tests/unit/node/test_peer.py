@@ -24,10 +24,10 @@ from goatherd.wire.json import to_json_bytes
 from goatherd.wire.messages import EncodedMessage, encode_request, filter_parameters
 from tests.unit.node.nodes import (
     Node,
+    all_others,
     cluster,
     document_of,
     eventually,
-    everybody_else,
     now_ms,
     root,
     session_commit,
@@ -54,7 +54,7 @@ async def all_hold(nodes: Sequence[Node], path: str, ids: set[str], signer: Owne
 @pytest.mark.slow
 async def test_five_servers_that_know_each_other_converge(tmp_path: Path) -> None:
     signer = root("shared")
-    async with cluster(tmp_path, 5, [document_of(signer)], links=everybody_else(5)) as nodes:
+    async with cluster(tmp_path, 5, [document_of(signer)], links=all_others(5)) as nodes:
         written: set[str] = set()
         for node in nodes:
             author, _ = await node.client.create_session()
@@ -91,7 +91,7 @@ async def test_a_server_says_which_processes_it_has_synchronized_with_lately() -
 @pytest.mark.slow
 async def test_answers_say_which_process_gave_them(tmp_path: Path) -> None:
     signer = root("shared")
-    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+    async with cluster(tmp_path, 2, [document_of(signer)], links=all_others(2)) as nodes:
         client = nodes[0].client
         await client.batch_sync([], signer)
         assert client.answered_by == nodes[0].server.database().instance
@@ -113,7 +113,7 @@ async def test_a_commit_is_everywhere_before_the_next_poll(tmp_path: Path, monke
     for name in ("POLL_MIN", "POLL_MAX"):
         monkeypatch.setattr(f"goatherd.node.peer.{name}", timedelta(hours=1))
     signer = root("shared")
-    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+    async with cluster(tmp_path, 3, [document_of(signer)], links=all_others(3)) as nodes:
         for _ in range(2):
             commit = signed_commit(signer)
             await nodes[0].client.push(PATH, [commit], signer)
@@ -147,7 +147,7 @@ async def test_a_server_fetches_what_its_clients_only_read_from_a_peer_that_does
 @pytest.mark.slow
 async def test_of_requested_paths_that_no_server_has_only_the_latest_are_polled(tmp_path: Path) -> None:
     signer = root("shared")
-    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+    async with cluster(tmp_path, 2, [document_of(signer)], links=all_others(2)) as nodes:
         reader, _ = await nodes[0].client.create_session()
         for number in range(MAX_LACKING + 5):
             await nodes[0].holds(f"/data/n{number}", reader)
@@ -159,7 +159,7 @@ async def test_of_requested_paths_that_no_server_has_only_the_latest_are_polled(
 @pytest.mark.slow
 async def test_requested_paths_that_no_server_has_do_not_stay_in_memory(tmp_path: Path) -> None:
     signer = root("shared")
-    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+    async with cluster(tmp_path, 2, [document_of(signer)], links=all_others(2)) as nodes:
         database = nodes[0].server.database()
         reader, _ = await nodes[0].client.create_session()
         await nodes[0].holds("/data/n", reader)
@@ -180,7 +180,7 @@ async def test_requested_paths_that_no_server_has_do_not_stay_in_memory(tmp_path
 @pytest.mark.slow
 async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(tmp_path: Path) -> None:
     signer = root("shared")
-    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+    async with cluster(tmp_path, 3, [document_of(signer)], links=all_others(3)) as nodes:
         await nodes[0].client.push(PATH, [signed_commit(signer)], signer)
         await all_hold(nodes, PATH, await nodes[0].holds(PATH, signer), signer)
         await nodes[2].stop()
@@ -198,7 +198,7 @@ async def test_nothing_is_lost_between_servers_with_different_roots_until_they_t
     """Far more than ten refused offers; then each root introduces the other, and everything flows."""
     one, two = root("one"), root("two")
     documents = [document_of(one), document_of(two)]
-    async with cluster(tmp_path, 2, documents, links=everybody_else(2)) as (first, second):
+    async with cluster(tmp_path, 2, documents, links=all_others(2)) as (first, second):
         author, _ = await first.client.create_session()
         commits = [signed_commit(author) for _ in range(5)]
         await first.client.push(PATH, commits, author)
@@ -229,7 +229,7 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
 ) -> None:
     """What GoatDB's peers never check: signature, author and rules of what a server sends."""
     signer, author, stranger = root("shared"), user("author"), user("stranger")
-    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+    async with cluster(tmp_path, 1, [document_of(signer)], links=all_others(1)) as (node,):
         database = node.server.database()
         good, early = signed_commit(signer), signed_commit(author)
         unsigned = {name: value for name, value in signed_commit(signer).to_json().items() if name != "sig"}
@@ -253,7 +253,7 @@ async def test_forged_commits_that_a_peer_sends_with_each_answer_are_verified_on
 ) -> None:
     """GoatDB accepts them from any client, and a server that rejects them gets them again with each poll."""
     signer, author, other = root("shared"), user("author"), user("other")
-    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+    async with cluster(tmp_path, 1, [document_of(signer)], links=all_others(1)) as (node,):
         database = node.server.database()
         await database.store_commits("/sys/sessions", [session_commit(signer, author.session).to_json()])
         forged = [{**signed_commit(author).to_json(), "k": f"k{number}"} for number in range(5)]
@@ -275,7 +275,7 @@ async def test_a_commit_that_was_forged_in_the_name_of_a_session_may_be_good_for
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signer, first, second = root("shared"), user("same"), user("same")
-    async with cluster(tmp_path, 1, [document_of(signer)], links=everybody_else(1)) as (node,):
+    async with cluster(tmp_path, 1, [document_of(signer)], links=all_others(1)) as (node,):
         database = node.server.database()
         await database.store_commits("/sys/sessions", [session_commit(signer, first.session).to_json()])
         commit = signed_commit(second).to_json()

@@ -40,10 +40,10 @@ from tests.deadlines import HANG
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
+    all_others,
     cluster,
     document_of,
     eventually,
-    everybody_else,
     hold_flush,
     now_ms,
     root,
@@ -598,7 +598,7 @@ async def test_a_new_session_is_known_to_the_peers_before_its_client_is_told(
     """GoatDB sleeps a second instead."""
     monkeypatch.setattr(database, "SETTLE", LONG)
     signer = root("shared")
-    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+    async with cluster(tmp_path, 3, [document_of(signer)], links=all_others(3)) as nodes:
         for node in nodes:
             node.server.database()._debug = False
 

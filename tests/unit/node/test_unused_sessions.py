@@ -23,10 +23,10 @@ from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
     Node,
+    all_others,
     cluster,
     document_of,
     eventually,
-    everybody_else,
     now_ms,
     root,
     signed_commit,
@@ -301,7 +301,7 @@ async def test_none_is_kept_back_where_the_operator_says_so(tmp_path: Path, sign
 
 @pytest.mark.slow
 async def test_a_session_of_one_server_signs_its_first_request_at_another(tmp_path: Path, signer: OwnedSession) -> None:
-    async with cluster(tmp_path, 3, [document_of(signer)], links=everybody_else(3)) as nodes:
+    async with cluster(tmp_path, 3, [document_of(signer)], links=all_others(3)) as nodes:
         await ready(nodes)
         users = [(await nodes[0].client.create_session())[0] for _ in range(4)]
         assert [introduced(node) for node in nodes] == [[], [], []]
@@ -345,7 +345,7 @@ async def test_in_a_chain_of_servers_a_session_is_known_at_both_ends(
 async def test_a_session_is_introduced_at_once_where_a_peer_does_not_confirm_it(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
-    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as nodes:
+    async with cluster(tmp_path, 2, [document_of(signer)], links=all_others(2)) as nodes:
         await ready(nodes)
         await nodes[1].stop()
         user, _ = await nodes[0].client.create_session()

@@ -23,10 +23,10 @@ from goatherd.wire.commit import Commit
 from tests.deadlines import ANSWER, HANG
 from tests.unit.node.nodes import (
     ORG,
+    all_others,
     cluster,
     document_of,
     eventually,
-    everybody_else,
     now_ms,
     root,
     session_commit,
@@ -176,7 +176,7 @@ async def test_no_session_is_made_while_it_cannot_be_written_and_those_that_are_
 async def test_a_peer_catches_up_when_its_disk_has_room_again(
     tmp_path: Path, signer: OwnedSession, full: set[Path]
 ) -> None:
-    async with cluster(tmp_path, 2, [document_of(signer)], links=everybody_else(2)) as (first, second):
+    async with cluster(tmp_path, 2, [document_of(signer)], links=all_others(2)) as (first, second):
         full.add(log_of(second.directory, NOTES))
         commit = signed_commit(signer)
         await first.client.push(NOTES, [commit.to_json()], signer)

@@ -154,13 +154,13 @@ async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_
     async def fails(*_: object, **__: object) -> None:
         raise UnavailableError("busy", provider="memory", secret_id=herd.secret_id, operation="read")
 
-    async def nobody() -> Mapping[str, ServerIdentity]:
+    async def no_servers() -> Mapping[str, ServerIdentity]:
         return {}
 
     document = await document_of(herd)
     monkeypatch.setattr(herd.provider, "read", fails)
     with pytest.raises(UnavailableError):
-        await SignedStoreCheck(herd.provider, herd.secret_id, nobody).check(document)
+        await SignedStoreCheck(herd.provider, herd.secret_id, no_servers).check(document)
 
 
 @pytest.mark.slow
