@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -125,8 +124,3 @@ def test_a_name_that_would_grant_more_is_refused(name: str):
 def test_what_is_no_role_or_account_is_refused(role: str, account: str):
     with pytest.raises(ConfigurationError):
         policy(role, URI, account=account)  # type: ignore[arg-type]
-
-
-def test_the_page_shows_the_server_policy_as_it_is_printed():
-    page = (Path(__file__).parents[4] / "docs/how-to/store-aws.md").read_text()
-    assert f"```json\n{policy('server', URI)}\n```" in page
