@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHORT_LIFE: Final = timedelta(days=15)
 """COMPAT: with less time left, GoatDB extends the root automatically at its next start, and then returns its private
-key to unauthenticated clients (docs/explanation/rotation.md)."""
+key to unauthenticated clients (docs/explanation/agent.md)."""
 
 
 REPLACE_EXPIRED: Final = "goatherd rotate --replace-expired"

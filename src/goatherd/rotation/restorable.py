@@ -115,7 +115,7 @@ def check_remaining_life(root: Session, now_ms: int, policy: Policy, *, unmodifi
         )
     if unmodified and left <= SHORT_LIFE + START_MARGIN:
         # SECURITY: with 15 days or less left, such a server extends its root at its start and then exposes its
-        # private key (docs/explanation/rotation.md; tests/unit/rotation/test_restore.py).
+        # private key (docs/explanation/agent.md; tests/unit/rotation/test_restore.py).
         raise NotRestorableError(
             f"root {root_id} expires at {iso(root.expiration_ms)}: {SHORT_LIFE.days} days or less are left, and "
             f"{', '.join(unmodified)} runs unmodified GoatDB, which would expose its private key",
