@@ -144,6 +144,7 @@ class CloudSecretSettings(SettingsSource):
         self._loop: asyncio.Task[None] | None = None
         self._remembering: asyncio.Task[None] | None = None
         self._remembered: IdentityDocument | None = None
+        self._unwritten: set[str] = set()
         self._has_seen_signed = False
 
     def _new_refresher(self) -> StoreRefresher:
@@ -522,17 +523,22 @@ class CloudSecretSettings(SettingsSource):
             await asyncio.wait({before})
         # The server keeps serving if one of the two cannot be written. Without the copy, a start without the store uses
         # the previous copy or fails; without the record of the seen identity, a restart trusts what the store returns.
+        problems = []
         if self._copy is not None:
             try:
                 await asyncio.to_thread(self._copy.save_copy, self._secret_id, document, now_ms)
             except SettingsError as error:
-                _log.error(event_text(Event.SETTINGS_NOT_SEALED, source=self._source, message=error))
+                problems.append(event_text(Event.SETTINGS_NOT_SEALED, source=self._source, message=error))
         if self._seen is not None:
             try:
                 await asyncio.to_thread(replace_file, self._seen, self._checkpoint_of(document).to_bytes())
             except SettingsError as error:
-                _log.error(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
+                problems.append(event_text(Event.SETTINGS_NOT_REMEMBERED, source=self._source, message=error))
                 self._remembered = None  # the next refresh retries
+        for problem in problems:
+            if problem not in self._unwritten:
+                _log.error(problem)
+        self._unwritten = set(problems)
 
     def _check_successor(self, document: IdentityDocument, seen: TrustCheckpoint) -> None:
         # SECURITY: a new identity must follow from the one in use, so that an attacker who can write the secret but has
