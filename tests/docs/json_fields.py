@@ -456,7 +456,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "events[].rotation": Field("string or null", "Id of the rotation."),
         "events[].startedAt": Field("string or null", "Timestamp at which the rotation started, by the audit trail."),
         "events[].startedBy": Field(
-            "string or null", "User or controller that started the rotation, according to the audit trail."
+            "string or null",
+            "User or controller that started the rotation, or revoked the root, according to the audit trail.",
         ),
     },
     "doctor": {

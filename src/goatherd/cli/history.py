@@ -25,13 +25,13 @@ from goatherd.web.view import history_rows
     "--audit-log",
     "audit_log",
     type=PathType(path_type=Path, dir_okay=False),
-    help="File of the audit trail, which states when each rotation started, and who started it.",
+    help="File of the audit trail, which states when each rotation started, and who started it or revoked a root.",
 )
 def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 
-    The events come from the identity in the store, which keeps at most the 16 newest. With --audit-log, the list also
-    shows when each rotation started and who started it.
+    The events come from the identity in the store, which keeps 2 KB of them: about the eleven newest. With --audit-log,
+    the list also shows when each rotation started, and who started it or revoked a root.
     """
     asyncio.run(_show(app, timeline))
 

@@ -25,6 +25,7 @@ from goatherd.operations.identity_store import Store
 from goatherd.operations.status import ClusterStatus, read_status
 from goatherd.providers.call_metrics import CANCELLED, OK
 from goatherd.providers.capabilities import DiagnosableSecretProvider
+from goatherd.rotation.events import RevocationStep
 from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import DueDecision, Schedule, next_rotation, order_actions, read_facts
 from goatherd.schedule.seen_identity import SeenIdentity
@@ -84,6 +85,8 @@ def _trail_view(file: Path, verdict: str, text: str, records: Collection[Record]
         if one.event == "phase-entered" and isinstance(rotation, str) and isinstance(by, str) and by:
             # A trail that was begun later records the start too, if not as an event.
             starts.setdefault(rotation, (_read_time(one.data.get("startedAt")), by))
+        elif one.event == "revocation-stepped" and one.data.get("step") == RevocationStep.REVOKED.value:
+            starts.setdefault(str(one.data.get("revokedId")), (None, one.actor))
     newest = list(records)[-RECORDS:]
     rows = [
         RecordRow(

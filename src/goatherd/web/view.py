@@ -23,7 +23,7 @@ from goatherd.cluster.node import NodeView
 from goatherd.crypto import fingerprint
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency
-from goatherd.identity.transitions import BEGINNINGS
+from goatherd.identity.transitions import BEGINNINGS, REVOKED
 from goatherd.key_inventory import KeyInventory
 from goatherd.metrics import signing_since_ms
 from goatherd.operations.status import ClusterStatus
@@ -255,7 +255,8 @@ class TrailView:
 
     Attributes:
         verdict: ``whole``, ``broken`` or ``unreadable``.
-        starts: For each rotation that the trail records, when it started (milliseconds since 1970), and who started it.
+        starts: For each rotation that the trail records, when it started (milliseconds since 1970), and who started it;
+            for each revoked root, who revoked it.
     """
 
     file: str
@@ -693,7 +694,8 @@ def history_rows(document: IdentityDocument, trail: TrailView | None) -> tuple[H
     for entry in document.history:
         # Not by the place in the list, which loses its oldest entries: a link must lead to the same event later.
         seen[entry.at] += 1
-        started_ms, started_by = starts.get(entry.rotation_id or "", (None, ""))
+        began_as = entry.from_id if entry.event == REVOKED else entry.rotation_id
+        started_ms, started_by = starts.get(began_as or "", (None, ""))
         rows.append(
             HistoryRow(
                 anchor=f"event-{entry.at}" + (f"-{seen[entry.at]}" if seen[entry.at] > 1 else ""),

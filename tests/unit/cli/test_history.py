@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_a_trail_that_begins_in_the_middle_of_a_rotation_knows_its_start(
     assert goatherd("rotate", "--resume", "--unsafe-without-nodes", *here).code == 0
     (event,) = goatherd("history", *here, "--json").json["events"]
     assert event["startedAt"] == started
+
+
+def test_a_trail_knows_who_revoked_a_root(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    here = ("--provider", store, "--audit-log", str(tmp_path / "audit.jsonl"))
+    root = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    assert goatherd("revoke", root, "--reason", "stolen", "--yes", "--unsafe-without-nodes", *here).code == 11
+    (event,) = goatherd("history", *here, "--json").json["events"]
+    assert event["event"] == "revoked"
+    assert event["startedBy"].endswith(f":{os.getpid()}")
 
 
 def test_a_trail_that_was_changed_is_said_to_be_broken(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
