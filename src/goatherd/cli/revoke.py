@@ -19,7 +19,7 @@ from goatherd.cli.main import (
     lifetime_option,
 )
 from goatherd.cli.process import run_interruptible
-from goatherd.cli.text.progress import show_wait
+from goatherd.cli.text.progress import show_delay
 from goatherd.cli.text.revocation import (
     revocation_data,
     revocation_event,
@@ -170,5 +170,5 @@ async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> Re
         open_nodes(options, timeout=operations.REQUEST_TIMEOUT) as nodes,
     ):
         policy = build_policy(options)
-        show = notify_each(partial(show_wait, app.out), partial(revocation_event, app.out))
+        show = notify_each(partial(show_delay, app.out), partial(revocation_event, app.out))
         return await work(store, nodes, policy, on_event=show)

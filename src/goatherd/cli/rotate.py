@@ -29,7 +29,7 @@ from goatherd.cli.main import (
     working_lifetime_option,
 )
 from goatherd.cli.process import lower_priority, run_interruptible
-from goatherd.cli.text.progress import RotationProgress, show_wait
+from goatherd.cli.text.progress import RotationProgress, show_delay
 from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
     add_unrun_command,
@@ -293,7 +293,7 @@ async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
             build_policy(options),
             unsafe_without_nodes=unsafe_without_nodes,
             audit_log=audit_log(app),
-            on_event=notify_each(partial(show_wait, app.out), partial(replaced_event, app.out)),
+            on_event=notify_each(partial(show_delay, app.out), partial(replaced_event, app.out)),
         )
     app.out.result(replacement_data(report), replacement_lines(report))
     return 0 if report.is_complete else EXIT_FINDINGS

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.output import Output
-from goatherd.cli.text.progress import RotationProgress
+from goatherd.cli.text.progress import RotationProgress, show_delay
 from goatherd.rotation.events import Decided, HealthSeen, NodeNotified, NodesSeen, NodesUnknown, StoreTroubled
 from goatherd.rotation.machine import HealthView, NodeView, Wait
 
@@ -147,3 +147,9 @@ def test_where_it_is_narrow_nothing_of_an_address_is_cut_off(monkeypatch: pytest
         line.split(" ")[0] for line in re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", stderr.getvalue()).splitlines()
     )
     assert url in column
+
+
+def test_a_revocation_states_that_the_store_fails_while_it_tries_again() -> None:
+    stderr = io.StringIO()
+    show_delay(Output(as_json=False, stderr=stderr), StoreTroubled(error="aws: write 'root': no answer"))
+    assert stderr.getvalue() == "the store: aws: write 'root': no answer\n"

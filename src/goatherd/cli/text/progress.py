@@ -53,10 +53,12 @@ def describe_wait(wait: Wait, activities: Sequence[str] = ()) -> tuple[dict[str,
     return data, "; ".join([f"waiting until {iso(wait.until_ms)}{whom}: {wait.reason}", *activities])
 
 
-def show_wait(out: Output, event: Event) -> None:
-    """Write a line of progress if the event is the beginning of a wait."""
+def show_delay(out: Output, event: Event) -> None:
+    """Write a line of progress if the event is the beginning of a wait, or a failure of the store."""
     if isinstance(event, Decided) and isinstance(event.action, Wait):
         out.event("wait", *describe_wait(event.action))
+    elif isinstance(event, StoreTroubled):
+        out.event("store", {"problem": event.error}, f"the store: {event.error}")
 
 
 class RotationProgress:
