@@ -509,20 +509,25 @@ class TrustPool:
             return False
         return self.add_verified_session_commit_unsafe(commit)
 
-    def add_verified_session_commit_unsafe(self, commit: Commit) -> bool:
+    def add_verified_session_commit_unsafe(self, commit: Commit, *, is_session: bool = False) -> bool:
         """Learn a session from a commit whose signature by `commit.session` this pool has just verified.
 
-        Return whether the session was learned: False if the signer may not introduce it.
+        Return whether the session was learned: False if the signer may not introduce it, or the commit has none.
+
+        Args:
+            commit: The commit.
+            is_session: Whether the caller has checked that `session_from_commit` can read the session, which takes
+                longer than everything else here.
         """
-        root = self._find_introducer(commit)
-        if root is None:
+        if self._find_introducer(commit) is None:
             return False
-        try:
-            session = session_from_commit(commit)
-        except DecodeError:
-            return False
-        self._accept_introduction(session, commit)
-        if session.is_root:
+        if not is_session:
+            try:
+                session_from_commit(commit)
+            except DecodeError:
+                return False
+        self._accept_introduction(commit)
+        if claims_root(commit):
             self._settle_roots()
         return True
 
@@ -634,7 +639,7 @@ class TrustPool:
             if not self._settle_pending(job):
                 continue  # another verification has settled it
             if isinstance(job.outcome, Session) and self._find_introducer(job.commit) is not None:
-                self._accept_introduction(job.outcome, job.commit)
+                self._accept_introduction(job.commit)
                 settled = settled or job.outcome.is_root
         self._waiting.update(job.session_id for job in verification._jobs if job.session_id in self._pending)
         if settled:
@@ -803,13 +808,14 @@ class TrustPool:
             self._pending_roots.discard(session_id)
         return True
 
-    def _accept_introduction(self, session: Session, commit: Commit) -> None:
-        """Trust a session that a verified commit introduces."""
-        if all(one.id != commit.id for one in self._introductions_of(session.id)):
-            self._accepted.add_commit(session.id, commit)
-            self._decoded.pop(session.id, None)
-            if session.is_root or session.id in self._learnt_roots:
-                self._note_root(session.id)
+    def _accept_introduction(self, commit: Commit) -> None:
+        """Trust the session that a verified commit introduces."""
+        session_id = commit.key
+        if all(one.id != commit.id for one in self._introductions_of(session_id)):
+            self._accepted.add_commit(session_id, commit)
+            self._decoded.pop(session_id, None)
+            if claims_root(commit) or session_id in self._learnt_roots:
+                self._note_root(session_id)
 
     def _settle_roots(self) -> None:
         """Verify commits that introduce roots until nothing changes, then queue the sessions that waited for a root.
@@ -830,7 +836,7 @@ class TrustPool:
                 job.verify()
                 self._settle_pending(job)
                 if isinstance(job.outcome, Session):
-                    self._accept_introduction(job.outcome, job.commit)
+                    self._accept_introduction(job.commit)
                     is_accepted = True
             if is_accepted:
                 todo.extend(signed_by.get(session_id, ()))

@@ -1043,7 +1043,8 @@ class Engine:
         return is_new
 
     def _learn_session(self, commit: Commit) -> None:
-        self.pool.add_verified_session_commit_unsafe(commit)
+        # Every commit for /sys/sessions has passed `check_session_item`.
+        self.pool.add_verified_session_commit_unsafe(commit, is_session=True)
         if self.unused is not None:
             self.unused.discard_session(commit.key)
 

@@ -127,6 +127,13 @@ def test_a_body_is_not_read_for_those_who_may_not_send_one(monkeypatch: pytest.M
     assert node.send(b"[" * 100, signed_header(X)).status == 403
 
 
+def test_the_session_in_a_checked_commit_is_not_decoded_again_to_store_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(A, A)
+    monkeypatch.setattr("goatherd.trust.session_from_commit", lambda _: pytest.fail("it was decoded"))
+    node.sync(A, "/sys/sessions", [introduction(X, A).to_json()])
+    assert node.pool.knows_session(X.id)
+
+
 def test_a_user_whose_own_item_takes_long_to_patch_is_looked_up_in_a_thread_and_once() -> None:
     node = Node(A, A)
     node.pool.add_session_commit(introduction(U, A))
