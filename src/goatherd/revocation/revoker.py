@@ -359,7 +359,7 @@ class Revoker:
         """Choose the root that signs from now on, let the anchor sign for it, and introduce it to the servers."""
         new_root, self._stolen = await self._choose_successor(document, session_id, successor)
         self._check_clock()
-        await self._call_store(self._store.reserve_room(self._secret_id))
+        await self._store.reserve_room(self._secret_id)
         # The anchor signs before anything is pushed or written, so a signer that fails leaves no trace.
         at = self._clock.now_ms()
         word = await self._ask_anchor(document, session_id, new_root, at)
@@ -482,9 +482,9 @@ class Revoker:
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
         """Return a previous root with its private key, from a stored version; None if no version holds the key."""
         known = document.find_root(session_id)
-        for holding in await self._call_store(find_holdings(self._store, self._secret_id, document)):
+        for holding in await self._find_holdings(document):
             if session_id in holding.private_ids:
-                found = await self._call_store(self._store.read(self._secret_id, holding.version.id))
+                found = await self._store.read(self._secret_id, holding.version.id)
                 held = decode_document(found.value.reveal())
                 for owned in (held.current, held.next):
                     if owned is not None and owned.session == known:
@@ -929,7 +929,7 @@ class Revoker:
                 is_over = False
                 continue
             try:
-                await self._call_store(self._store.destroy(self._secret_id, at))
+                await self._store.destroy(self._secret_id, at)
             except ConflictError as conflict:
                 # A label was just added, or one of Goatherd's own labels still points at it.
                 attempts.count_attempt(evidence, conflict)
@@ -946,7 +946,7 @@ class Revoker:
         return not is_over
 
     async def _find_holdings(self, document: IdentityDocument) -> Sequence[Holding]:
-        return await self._call_store(find_holdings(self._store, self._secret_id, document))
+        return await find_holdings(self._store, self._secret_id, document)
 
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
@@ -969,10 +969,6 @@ class Revoker:
         self._report.lagging_regions = (*self._report.lagging_regions, view.region)
         self._emit_event(StoreTroubled(error=f"the revocation goes on without region {view.region}: {view.problem}"))
 
-    async def _call_store(self, call: Awaitable[R]) -> R:
-        self._report.store_calls += 1
-        return await call
-
     async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
         """Read the identity; if it is older than what this run has read or written, read it again.
 
@@ -982,7 +978,7 @@ class Revoker:
         """
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
-            found = await self._call_store(self._store.read(self._secret_id, CURRENT))
+            found = await self._store.read(self._secret_id, CURRENT)
             document = decode_document(found.value.reveal())
             if document.generation >= self._highest:
                 if document.is_signed:  # the check of the signature reports an altered document
@@ -1053,9 +1049,7 @@ class Revoker:
 
     async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
         """Write the identity, notify the servers, and move label ``stable``, since a revocation is not rolled back."""
-        version = await self._call_store(
-            self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
-        )
+        version = await self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
         self._continuity.remember_document(version.id, document)
         self._highest = max(self._highest, document.generation)
         await self._settle_write(document, version, is_ours=True)
@@ -1078,12 +1072,12 @@ class Revoker:
             return
         until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
         while True:
-            listed = await self._call_store(self._store.versions(self._secret_id))
+            listed = await self._store.versions(self._secret_id)
             at = next((one.id for one in listed if STABLE in one.labels), None)
             if at == version.id:
                 return
             try:
-                await self._call_store(self._store.label(self._secret_id, STABLE, version.id, expected=at))
+                await self._store.label(self._secret_id, STABLE, version.id, expected=at)
             except ConflictError:
                 self._emit_event(ConflictMet())
             else:
@@ -1141,6 +1135,7 @@ class Revoker:
         self._report = RevocationReport(revoked_id=session_id)
         self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
         self._stolen, self._has_waited = None, False
+        self._store.calls = 0
         self._instances, self._highest = {}, 0
         self._continuity.forget()
         if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
@@ -1165,6 +1160,7 @@ class Revoker:
 
     def _end_run(self) -> RevocationReport:
         self._report.nodes = tuple(self._outcomes.values())
+        self._report.store_calls = self._store.calls
         return self._report
 
     async def _run_timed(self, name: str, work: Awaitable[R]) -> R:

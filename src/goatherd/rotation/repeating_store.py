@@ -46,12 +46,14 @@ class RepeatingStore:
         troubled: Called with the error of every call that is retried.
 
     Attributes:
+        calls: How many calls were made, each attempt counted.
         failing_since: When the calls began to fail, by the clock's `monotonic`; None if a call has succeeded since.
     """
 
     def __init__(
         self, provider: SecretProvider, *, policy: Policy, clock: Clock, troubled: Callable[[ProviderError], None]
     ) -> None:
+        self.calls = 0
         self.failing_since: float | None = None
         self._provider = provider
         self._policy = policy
@@ -114,6 +116,7 @@ class RepeatingStore:
     async def _repeat(self, call: Callable[[], Awaitable[R]]) -> R:
         pause = self._policy.poll_min
         for left in range(self._tries - 1, -1, -1):
+            self.calls += 1
             try:
                 result = await call()
             except ProviderError as error:
