@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,8 +22,9 @@ from goatherd.clock import Clock
 from goatherd.cluster.node import Node
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.revocations import FrozenList, Revocation
+from goatherd.identity.revocations import FrozenList, Revocation, commit_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
+from goatherd.identity.session_commits import session_from_commit
 from goatherd.identity.transitions import CANCELLED
 from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
@@ -32,6 +34,7 @@ from goatherd.revocation.introduced_sessions import (
     survey,
 )
 from goatherd.revocation.report import NodeOutcome, RevocationReport
+from goatherd.rotation.cross_signing import introduction_ids
 from goatherd.rotation.machine import Policy
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool
@@ -129,15 +132,7 @@ class SessionReissuer:
         Returns:
             The sessions to reissue, and the ids of all commits that were found.
         """
-        raw: dict[str, Any] = {}
-        ours = [
-            one.url
-            for one in self._outcomes.values()
-            if not (one.is_unmodified or one.is_distrusted) and one.problem is None
-        ]
-        signer = document.current
-        for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
-            await self._on_each([url], lambda node: self._collect_from(node, signer, raw), is_long=True)
+        signer, raw = document.current, await self._collect(document)
         revoked = document.find_root(session_id)
         assert revoked is not None
 
@@ -164,6 +159,38 @@ class SessionReissuer:
         cancelled = {entry.to_id for entry in document.history if entry.event == CANCELLED}
         report.cancelled_roots = tuple(root for root in found.rogue_roots if root in cancelled)
         return found, set(raw)
+
+    async def find_introductions(self, document: IdentityDocument, session_id: str) -> set[bytes]:
+        """Return the digests of the commits by which the revoked root introduces roots that the identity trusts.
+
+        The signatures are not verified.
+        """
+        roots = {
+            commit_id: root
+            for root in document.roots
+            if root.id not in document.revoked_ids
+            for commit_id in introduction_ids(root.id)
+        }
+        raw = await self._collect(document)
+        digests = set()
+        for commit in decode_commits([raw[one] for one in roots if one in raw], self._org):
+            with suppress(DecodeError):
+                is_one = commit.session == session_id and session_from_commit(commit) == roots[commit.id]
+                if is_one and (digest := commit_digest(commit)) is not None:
+                    digests.add(digest)
+        return digests
+
+    async def _collect(self, document: IdentityDocument) -> dict[str, Any]:
+        """Return the commits of ``/sys/sessions``, by id. Args and servers are those of `collect_sessions`."""
+        raw: dict[str, Any] = {}
+        ours = [
+            one.url
+            for one in self._outcomes.values()
+            if not (one.is_unmodified or one.is_distrusted) and one.problem is None
+        ]
+        for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
+            await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
+        return raw
 
     async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
         """Return a root that is no longer in the document, from verified introductions on the servers.

@@ -10,9 +10,9 @@ The order, and why:
 2. *Revoke*: write the identity with the successor and the revocation. From now on servers reject the stolen root.
 3. *Freeze*: each server that rejects the root reports which of the root's commits it holds. The list contains the
    commits that at least two servers hold; once its digest is in the identity, it is final. A commit that only one
-   server holds may have been signed after the theft, so it is included only if the operator trusts that server. A short
-   wait before step 2 lets commits reach a second server. Until every listed server has reported, the list is not final,
-   and each server accepts the root's commits that it holds.
+   server holds may have been signed after the theft, so it is included only if the operator trusts that server, or if
+   it introduces a root that the identity lists. A short wait before step 2 lets commits reach a second server. Until
+   every listed server has reported, the list is not final, and each server accepts the root's commits that it holds.
 4. *Reissue*: the successor introduces every user session that the root had introduced. From then on the root's
    signature introduces no session (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, if the caller asks for it.
@@ -588,6 +588,7 @@ class Revoker:
                 raise _list_lost()  # a server that has failed may have it
             # If no server has the list any more, it is replaced by a list of the commits that they hold now.
             frozen = frozen if before is None else FrozenList.union([frozen, before])
+        frozen = await self._add_introductions(document, session_id, lists, frozen)
         for url, found in lists.items():
             self._outcomes[url].in_flight = len(frozen.digests - found.digests)
         await self._describe_claims(document, session_id, lists, frozen)
@@ -618,7 +619,9 @@ class Revoker:
             await self._wait_until_spread(document, session_id)
         lists = await self._read_early_lists(document, session_id)
         frozen = self._count_lists(lists)
-        if entry is not None and entry.freeze is not None:
+        if entry is None or entry.freeze is None:
+            frozen = await self._add_introductions(document, session_id, lists, frozen)
+        else:
             try:
                 frozen = await self._read_closed_list(entry.freeze.digest, frozen)
             except RotationError:
@@ -678,6 +681,21 @@ class Revoker:
     def _find_left_out(self, lists: Mapping[str, FrozenList], frozen: FrozenList) -> set[bytes]:
         trusted = FrozenList.union(one for url, one in lists.items() if url not in self._distrust)
         return set(trusted.digests - frozen.digests)
+
+    async def _add_introductions(
+        self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList
+    ) -> FrozenList:
+        """Add the root's introductions of roots that the identity trusts, even if only one server holds them.
+
+        An earlier run may not have reached the other servers. Clients that know only the revoked root need them.
+        """
+        # SECURITY: an introduction adds nothing to a root that the identity lists, so it does not matter who signed it.
+        # Its contents must be those of the listed root (tests/unit/revocation/test_claims_of_one_server.py).
+        left = self._find_left_out(lists, frozen)
+        if not left:
+            return frozen
+        introductions = await self._make_reissuer(document).find_introductions(document, session_id)
+        return FrozenList(frozen.digests | (introductions & left))
 
     async def _describe_claims(
         self, document: IdentityDocument, session_id: str, lists: Mapping[str, FrozenList], frozen: FrozenList

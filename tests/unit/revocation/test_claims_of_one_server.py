@@ -18,6 +18,7 @@ from goatherd.errors import (
 from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
+from goatherd.rotation.cross_signing import introduction_ids
 from goatherd.wire.commit import Commit
 from tests.unit.node.nodes import (
     document_of,
@@ -225,3 +226,57 @@ async def test_each_server_that_is_judged_is_listed_and_judged_once(tmp_path: Pa
 def test_what_a_server_says_of_its_commits_is_made_printable_and_short(said: Any, understood: Any) -> None:
     found = HeldCommit.from_json(said)
     assert (found.key if isinstance(understood, str) else found) == understood
+
+
+class Away(NodeClient):
+    """A server that cannot be reached."""
+
+    async def batch_sync(self, *arguments: Any) -> Any:
+        raise NodeUnreachableError("gone")
+
+    async def identity(self) -> Any:
+        raise NodeUnreachableError("gone")
+
+
+async def test_the_successor_that_a_first_run_introduced_to_one_server_only_is_introduced_to_the_other(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 2) as cluster:
+        away = client_of(cluster.servers[1], "http://node-1", Away)
+        hasty = replace(POLICY, adoption=0 * SECOND)
+        first = await cluster.revoker([cluster.nodes[0], away], policy=hasty).revoke(a.id, reason="stolen")
+        assert not first.closed
+        b = (await cluster.document()).current
+        planned = await cluster.revoker().plan(a.id)
+        assert [node.alone for node in planned.nodes] == [0, 0]
+
+        impostor = OwnedSession.generate(session_id=b.id, owner="root", now_ms=now_ms()).session
+        claim = {**session_commit(a, impostor).to_json(), "id": introduction_ids(b.id)[0]}
+        forged = Commit.from_json(claim, org="localhost")
+
+        class Lying(NodeClient):
+            """A server that shows another root's key under the successor's id, and claims to hold that commit."""
+
+            async def held(self, *arguments: Any, **options: Any) -> bytes:
+                honest = FrozenList.from_bytes(await super().held(*arguments, **options))
+                digest = commit_digest(forged)
+                assert digest is not None
+                return FrozenList(honest.digests | {digest}).to_bytes()
+
+            async def batch_sync(self, requests: Any, *arguments: Any) -> Any:
+                replies = await super().batch_sync(requests, *arguments)
+                if requests[0][0] == SESSIONS:
+                    replies[0]["c"] = [*(replies[0].get("c") or ()), forged.to_json()]
+                return replies
+
+        liar = client_of(cluster.servers[1], "http://node-1", Lying)
+        report = await cluster.revoker([liar, cluster.nodes[0]]).revoke(a.id, reason="stolen")
+        assert report.is_complete
+        assert (report.frozen, [node.alone for node in report.nodes]) == (2, [1, 1])
+
+        report = await cluster.revoker().revoke(a.id, reason="stolen", reopen=True)
+        assert (report.frozen, [node.alone for node in report.nodes]) == (3, [0, 0])
+        introductions = [one for one in await cluster.nodes[0].pull(SESSIONS, b) if one["k"] == b.id]
+        await cluster.nodes[1].push(SESSIONS, introductions, b)
+        assert await ids(cluster.nodes[1], SESSIONS, b) >= set(introduction_ids(b.id))
