@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from queue import Empty, PriorityQueue
+from time import monotonic, process_time
 from typing import Final
 
 from goatherd.crypto.keys import OtherLibrary, SignatureCheck, der_from_raw, verify_with
@@ -89,6 +90,12 @@ def verifier_processes() -> Iterator[None]:
             ended.close()
 
 
+def busy_seconds() -> float:
+    """Return the processor time that this process has used, and the time that its verifier processes have worked."""
+    processes = _processes
+    return process_time() + (0.0 if processes is None else processes.busy_seconds)
+
+
 class VerifierProcesses:
     """Processes that verify signatures with AWS-LC (`goatherd.verifier_process`). Its methods are thread-safe.
 
@@ -125,6 +132,11 @@ class VerifierProcesses:
                 self._stop_free()
             self._free.put((process.failures, number))
 
+    @property
+    def busy_seconds(self) -> float:
+        """How long the processes have worked, all of them together."""
+        return sum(each.busy_seconds for each in self._all)
+
     def _stop_free(self) -> None:
         """End the processes that wait, which whatever keeps one from answering has probably stopped, too.
 
@@ -152,11 +164,13 @@ class _VerifierProcess:
         self._connection: socket.socket | None = None
         self.failures = 0
         self.has_hung = False
+        self.busy_seconds = 0.0
 
     def verify(self, checks: Sequence[SignatureCheck]) -> Sequence[bool | None] | None:
         self.has_hung = False
         if self.failures >= _MOST_FAILURES:
             return None
+        began = monotonic()
         try:
             verdicts = self._request(checks)
         except OSError as error:
@@ -165,6 +179,8 @@ class _VerifierProcess:
             self.stop()
             _log.warning(event_text(Event.VERIFIER_FAILED, message=f"a process that verifies signatures: {error}"))
             return None
+        finally:
+            self.busy_seconds += monotonic() - began
         self.failures = 0
         return [None if verdict == UNREADABLE else verdict == VALID for verdict in verdicts]
 

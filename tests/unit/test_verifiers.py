@@ -335,6 +335,15 @@ def test_processes_end_with_the_last_block_that_uses_them(monkeypatch: pytest.Mo
     assert keys.is_verification_serial(of_many=True)
 
 
+def test_the_work_of_the_processes_is_work_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aws_lc, "count_cores", lambda: 2)
+    monkeypatch.setattr(aws_lc, "process_time", lambda: 5.0)
+    with verifier_processes():
+        assert aws_lc.busy_seconds() == 5.0
+        assert verify_signatures([GOOD], elsewhere=True) == [None]
+        assert aws_lc.busy_seconds() > 5.0
+
+
 def pid_of_any(processes: VerifierProcesses) -> int:
     (pid,) = [each._process.pid for each in processes._all if each._process is not None]
     return pid

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
-from time import process_time
 from typing import Final, TypeVar
 
+from goatherd.aws_lc import busy_seconds
 from goatherd.clock import Clock
 from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
@@ -55,7 +55,8 @@ REST: Final = 4
 """Pause after a batch, as a multiple of the duration of the batch."""
 MOST_RESTS: Final = 5
 BUSY: Final = 0.4
-"""If the process uses more than this part of a core in a pause, the pause is repeated, `MOST_RESTS` times in all."""
+"""If the server, with its verifier processes, uses more than this part of a core in a pause, the pause is repeated,
+`MOST_RESTS` times in all."""
 
 UNKNOWN_FOR: Final = timedelta(minutes=1)
 """How long after the check a signer must still be unknown to be reported."""
@@ -152,9 +153,9 @@ async def pause_after(clock: Clock, worked: float) -> None:
     """Pause after background work that took `worked` seconds, and longer while requests keep the server busy."""
     rest = timedelta(seconds=REST * worked)
     for _ in range(MOST_RESTS):
-        before = process_time()
+        before = busy_seconds()
         await clock.sleep(rest)
-        if process_time() - before < BUSY * rest.total_seconds():
+        if busy_seconds() - before < BUSY * rest.total_seconds():
             break
 
 
