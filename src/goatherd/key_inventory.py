@@ -31,6 +31,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
+from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import StoreReader
 from goatherd.providers.capabilities import BETWEEN, find_guarantees, list_copied_versions, list_guarantees
@@ -197,6 +198,24 @@ def _with_retirement_time(
             silent_ms = min(silent_ms, newer[-1].version.created_ms)
         times.append(silent_ms)
     return replace(holding, retired_ms=max(times))
+
+
+async def read_private_root(
+    provider: StoreReader, secret_id: str, document: IdentityDocument, root_id: str
+) -> OwnedSession | None:
+    """Return a root of an identity with its private key, from a stored version; None if no version holds the key.
+
+    Raises:
+        ProviderError: The store failed.
+    """
+    known = document.find_root(root_id)
+    for holding in await find_holdings(provider, secret_id, document):
+        if root_id in holding.private_ids:
+            held = decode_document((await provider.read(secret_id, holding.version.id)).value.reveal())
+            for owned in (held.current, held.next):
+                if owned is not None and owned.session == known:
+                    return owned
+    return None
 
 
 async def find_cancelled_holdings(

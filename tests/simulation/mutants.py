@@ -23,7 +23,7 @@ from goatherd.identity.revocations import FrozenList
 from goatherd.identity.session import Session
 from goatherd.node import log_storage
 from goatherd.revocation import revoker
-from goatherd.rotation import clocks, machine, obstacles, repeating_store, rotator, signed_store
+from goatherd.rotation import clocks, machine, obstacles, repeating_store, rotator, signed_store, stored_identity
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import store as store_settings
@@ -177,14 +177,16 @@ def unfrozen() -> None:
 
 
 def nearsighted() -> None:
-    """A revocation believes older reads than it has had."""
+    """A command believes older reads than it has had."""
 
     async def read(self: Any) -> Any:
-        self._highest = 0
+        if self._last is not None:
+            version, _, digest = self._last
+            self._last = version, 0, digest
         return await guarded(self)
 
-    guarded = revoker.Revoker._read_identity
-    revoker.Revoker._read_identity = read
+    guarded = stored_identity.StoredIdentity.read
+    stored_identity.StoredIdentity.read = read
 
 
 def unrelated() -> None:
@@ -231,12 +233,12 @@ def unanimous() -> None:
 
 def obedient() -> None:
     """In an emergency, too, one server's word is enough to say that the store went back."""
-    check = revoker.check_store_history
+    check = stored_identity.check_store_history
 
     async def unvoted(*arguments: Any, is_voted: bool = False, **options: Any) -> Any:
         return await check(*arguments, is_voted=False, **options)
 
-    revoker.check_store_history = unvoted
+    stored_identity.check_store_history = unvoted
 
 
 def oblivious() -> None:
@@ -245,7 +247,7 @@ def oblivious() -> None:
     async def unchecked(document: IdentityDocument, **options: Any) -> IdentityDocument:
         return document
 
-    rotator.check_store_history = revoker.check_store_history = unchecked
+    stored_identity.check_store_history = unchecked
     obstacles._find_contradiction = lambda node, store: None
 
 

@@ -16,13 +16,12 @@ from goatherd.cluster.discovery import NodeDirectory
 from goatherd.cluster.node import Node, NodeSource
 from goatherd.cluster.observer import Observer
 from goatherd.identity import transitions
-from goatherd.identity.document import IdentityDocument, encode_document
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.operations.anchor_key import create_anchor_key, mention_created_key
 from goatherd.operations.identity_store import Store
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
-from goatherd.providers.values import CURRENT, SecretBytes, SecretVersion
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
@@ -32,8 +31,8 @@ from goatherd.rotation.plan import Plan
 from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_servers, check_servers_listed
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
-from goatherd.rotation.signed_store import SignedStoreCheck
-from goatherd.rotation.store_history import check_distrusted, check_store_history
+from goatherd.rotation.store_history import check_distrusted
+from goatherd.rotation.stored_identity import StoredIdentity
 
 Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
@@ -346,7 +345,20 @@ async def drop_lost_anchor(
         servers = await resolve_nodes(nodes)
         observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
         check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
-        version, document = await _read_checked(store, observer, policy, clock)
+        listener = notify_each(on_event, journal.record_event)
+        identity = StoredIdentity(
+            store.provider,
+            store.secret_id,
+            policy=policy,
+            clock=clock,
+            ask=observer.read_identities,
+            on_event=listener,
+        )
+        # SECURITY: servers that are started with --accept-identity follow the result also from a restored backup, and
+        # lose the roots that have signed since (tests/unit/operations/test_rotate.py).
+        await identity.check_history((await identity.read())[0])
+        document, version = await identity.read()
+        await identity.signatures.check(document)
         now_ms = clock.now_ms()
         check_own_clock(
             store.provider.store_clock.ahead_ms(now_ms),
@@ -359,9 +371,7 @@ async def drop_lost_anchor(
                 session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=policy.lifetime
             )
         changed = transitions.drop_lost_anchor(document, now_ms, reason=reason, successor=successor)
-        await store.provider.write(
-            store.secret_id, SecretBytes(encode_document(changed)), label=CURRENT, expected=version.id
-        )
+        await identity.write(changed, version.id)
         assert document.anchor is not None
         event = LostAnchorDropped(
             anchor_id=document.anchor.id,
@@ -371,33 +381,8 @@ async def drop_lost_anchor(
             generation=changed.generation,
             reason=reason,
         )
-        notify_each(on_event, journal.record_event)(event)
+        listener(event)
         return changed
-
-
-async def _read_checked(
-    store: Store, observer: Observer, policy: Policy, clock: Clock
-) -> tuple[SecretVersion, IdentityDocument]:
-    """Return the identity in the store and its version, after the checks that every writing command makes."""
-    found = await store.read()
-
-    async def read() -> IdentityDocument:
-        nonlocal found
-        found = await store.read()
-        return found[1]
-
-    # SECURITY: servers that are started with --accept-identity follow the result also from a restored backup, and lose
-    # the roots that have signed since (tests/unit/operations/test_rotate.py).
-    await check_store_history(
-        found[1],
-        read=read,
-        ask=observer.read_identities,
-        policy=policy,
-        guarantees=store.provider.guarantees,
-        clock=clock,
-    )
-    await SignedStoreCheck(store.provider, store.secret_id, observer.read_identities).check(found[1])
-    return found
 
 
 async def replace_expired(

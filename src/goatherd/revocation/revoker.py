@@ -17,9 +17,8 @@ The order, and why:
    signature introduces no session (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, if the caller asks for it.
 
-Rules: every write is a compare-and-swap, tried at most twice on the same state of the store (`attempts`). A store call
-that fails after the first read is retried at once (`repeating_store`). Another run resumes from the state of the
-identity and of the servers.
+Another run resumes from the state of the identity and of the servers. `goatherd.rotation.stored_identity` reads and
+writes the identity.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from goatherd.errors import (
     ConfigurationError,
     ConflictError,
     DecodeError,
-    GenerationError,
     IllegalStepError,
     NodeError,
     NodeRefusedError,
@@ -46,16 +44,15 @@ from goatherd.errors import (
 )
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, find_holdings, is_gone_when_destroyed
+from goatherd.key_inventory import Holding, find_holdings, is_gone_when_destroyed, read_private_root
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.values import CURRENT, STABLE, SecretVersion
 from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
@@ -80,9 +77,7 @@ from goatherd.rotation.events import (
 from goatherd.rotation.machine import Kept, Policy, Wait
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.repeating_store import RepeatingStore
-from goatherd.rotation.signed_store import SignedStoreCheck
-from goatherd.rotation.store_history import Continuity, check_store_history
+from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
@@ -185,15 +180,15 @@ class Revoker:
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._has_waited = False
         self._instances: dict[str, str] = {}
-        self._store = RepeatingStore(
+        self._identity = StoredIdentity(
             provider,
-            policy=self.policy,
+            secret_id,
+            policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
             clock=self._clock,
-            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
+            ask=self._read_identities,
+            on_event=self._emit_event,
         )
-        self._signatures = SignedStoreCheck(self._store, secret_id, self._read_identities)
-        self._continuity = Continuity(provider)
-        self._highest = 0
+        self._store = self._identity.store
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -208,7 +203,8 @@ class Revoker:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._begin_run(session_id)
-        document = await self._check_history((await self._read_identity())[0])
+        first, _ = await self._identity.read()
+        document = await self._identity.check_history(first, is_voted=True)
         self._copy_state(document, session_id)
         document = await self._restore_pruned_root(document, session_id)
         if session_id not in document.revoked_ids:
@@ -267,11 +263,11 @@ class Revoker:
             check_lifetime(self.policy)
         self._begin_run(session_id)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
-        first, _ = await self._read_identity()
+        first, _ = await self._identity.read()
         provider = self._provider
         lagging = provider.leaving_behind(self._note_left) if isinstance(provider, ReplicatedStore) else nullcontext()
         with self._store.repeating(), lagging:
-            await self._check_history(first)
+            await self._identity.check_history(first, is_voted=True)
             async with self._anchor_keys:
                 return await self._run_steps(
                     session_id, reason, successor, leave_out=leave_out, reopen=reopen, destroy=destroy
@@ -330,7 +326,7 @@ class Revoker:
                 self._has_waited = True
                 await self._run_timed("spread", self._wait_until_spread(document, session_id))
                 # The wait may have been long, so read again: the store may have been restored from a backup meanwhile.
-                await self._read_identity()
+                await self._identity.read_latest()
             new_root, word = decision.new_root, decision.word
             revoke = partial(
                 transitions.revoke_root,
@@ -390,7 +386,7 @@ class Revoker:
             return None
         # SECURITY: an attacker who can write the store must not choose where this process sends its credentials
         # (tests/unit/rotation/test_anchor.py).
-        await self._signatures.check(document)
+        await self._identity.signatures.check(document)
         async with self._anchor_keys as keys:
             try:
                 await keys.open_current(document).check()
@@ -480,16 +476,7 @@ class Revoker:
         return {url: one for url, one in (await self._read_reports()).items() if one is not None}
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
-        """Return a previous root with its private key, from a stored version; None if no version holds the key."""
-        known = document.find_root(session_id)
-        for holding in await self._find_holdings(document):
-            if session_id in holding.private_ids:
-                found = await self._store.read(self._secret_id, holding.version.id)
-                held = decode_document(found.value.reveal())
-                for owned in (held.current, held.next):
-                    if owned is not None and owned.session == known:
-                        return owned
-        return None
+        return await read_private_root(self._store, self._secret_id, document, session_id)
 
     async def _introduce_successor(
         self, document: IdentityDocument, new_root: Session, word: AnchorWord | None
@@ -898,9 +885,9 @@ class Revoker:
     # --- 5: the keys ------------------------------------------------------------------------------------------------
 
     async def _destroy_keys(self, session_id: str) -> IdentityDocument:
-        document, version = await self._read_identity()
+        document, version = await self._identity.read_latest()
         # Every check that can reject the later record runs now, because a destroyed key cannot be recovered.
-        await self._signatures.check(document)
+        await self._identity.signatures.check(document)
         if session_id not in document.retired_ids:
             await call_signing(transitions.record_retirement, document, session_id, self._clock.now_ms())
         report = self._report
@@ -987,125 +974,29 @@ class Revoker:
         self._report.lagging_regions = (*self._report.lagging_regions, view.region)
         self._emit_event(StoreTroubled(error=f"the revocation goes on without region {view.region}: {view.problem}"))
 
-    async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
-        """Read the identity; if it is older than what this run has read or written, read it again.
-
-        Raises:
-            GenerationError: The store keeps showing the older identity.
-            StoreWentBackError: The store holds a different identity, which is no successor of the one before.
-        """
-        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
-        while True:
-            found = await self._store.read(self._secret_id, CURRENT)
-            document = decode_document(found.value.reveal())
-            if document.generation >= self._highest:
-                if document.is_signed:  # the check of the signature reports an altered document
-                    self._continuity.check(document, found.version)
-                self._highest = document.generation
-                return document, found.version
-            if self._clock.monotonic() >= until:
-                raise GenerationError(
-                    f"the store returned generation {document.generation} after generation {self._highest}",
-                    hint="The store's replicas disagree, or an old version was restored.",
-                )
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
-
-    async def _check_history(self, first: IdentityDocument) -> IdentityDocument:
-        async def read() -> IdentityDocument:
-            return (await self._read_identity())[0]
-
-        return await check_store_history(
-            first,
-            read=read,
-            ask=self._read_identities,
-            policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
-            guarantees=self._provider.guarantees,
-            clock=self._clock,
-            is_voted=True,
-        )
-
     async def _change_identity(
         self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]
     ) -> tuple[IdentityDocument, bool]:
-        """Change the stored identity by compare-and-swap; if another writer was faster, decide again on the new state.
+        """Change the stored identity, notify the servers, and move label ``stable``: a revocation is not rolled back.
 
         Args:
-            name: What the change does, as a phrase that follows "cannot" in an error message.
-            change: Returns the new document; None if the stored one needs no change.
+            name, change: As for `goatherd.rotation.stored_identity.StoredIdentity.change`.
 
         Returns:
             The document as it is stored, and whether this call has written it.
-
-        Raises:
-            StuckError: The store has refused the change twice, and has not changed.
-            UnsignedIdentityError: The identity in the store was changed since a root signed it.
         """
-        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
-        poll = self.policy.poll_min
-        sent: set[str] = set()
-        while True:
-            document, version = await self._read_identity()
-            evidence = (version.id, document_digest(document))
-            if attempts.may_try(evidence, name):
-                await self._signatures.check(document)
-                changed = await change(document)
-                if changed is None:
-                    is_ours = evidence[1] in sent  # the write succeeded and its answer was lost
-                    await self._settle_write(document, version, is_ours=is_ours)
-                    return document, is_ours
-                sent.add(document_digest(changed))
-                try:
-                    await self._write_identity(changed, version.id)
-                except ConflictError as conflict:
-                    attempts.count_attempt(evidence, conflict)
-                    self._emit_event(ConflictMet())
-                else:
-                    return changed, True
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
-
-    async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
-        """Write the identity, notify the servers, and move label ``stable``, since a revocation is not rolled back."""
-        version = await self._store.write(self._secret_id, encode_document(document), label=CURRENT, expected=expected)
-        self._continuity.remember_document(version.id, document)
-        self._highest = max(self._highest, document.generation)
-        await self._settle_write(document, version, is_ours=True)
-
-    async def _settle_write(self, document: IdentityDocument, version: SecretVersion, *, is_ours: bool) -> None:
+        document, version, is_ours = await self._identity.change(name, lambda stored, _: change(stored))
         if is_ours:
             self._copy_state(document, self._report.revoked_id)
             await self._notify(document, tuple(self._nodes))
         self._report.stable_problem = None
         try:
-            await self._move_stable(document, version)
+            await self._identity.move_stable(document, version)
         except ProviderError as error:
             # The revocation is in the store already. The next run moves the label, and so does the next rotation.
             self._report.stable_problem = str(error)
             self._emit_event(StoreTroubled(error=str(error)))
-
-    async def _move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Move label ``stable`` to a version, unless a rotation is in progress, which may need a roll-back."""
-        if STABLE in version.labels or document.rotation is not None:
-            return
-        until, poll = self._clock.monotonic() + self.policy.store_patience.total_seconds(), self.policy.poll_min
-        while True:
-            listed = await self._store.versions(self._secret_id)
-            at = next((one.id for one in listed if STABLE in one.labels), None)
-            if at == version.id:
-                return
-            try:
-                await self._store.label(self._secret_id, STABLE, version.id, expected=at)
-            except ConflictError:
-                self._emit_event(ConflictMet())
-            else:
-                return
-            # Another process has moved the label, or the list was outdated. The process that wrote last moves it.
-            _, now = await self._read_identity()
-            if now.id != version.id or self._clock.monotonic() >= until:
-                return
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
+        return document, is_ours
 
     async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
         """Notify the servers. If a server does not know the successor yet, the stolen root signs the request."""
@@ -1153,9 +1044,9 @@ class Revoker:
         self._report = RevocationReport(revoked_id=session_id)
         self._outcomes = {url: NodeOutcome(url=url, is_distrusted=url in self._distrust) for url in self._nodes}
         self._stolen, self._has_waited = None, False
+        self._instances = {}
+        self._identity.forget()
         self._store.calls = 0
-        self._instances, self._highest = {}, 0
-        self._continuity.forget()
         if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
             raise ConfigurationError(
                 f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",
@@ -1177,8 +1068,7 @@ class Revoker:
             report.frozen = 0 if entry.freeze is None else entry.freeze.commits
 
     def _end_run(self) -> RevocationReport:
-        self._report.nodes = tuple(self._outcomes.values())
-        self._report.store_calls = self._store.calls
+        self._report.nodes, self._report.store_calls = tuple(self._outcomes.values()), self._store.calls
         return self._report
 
     async def _run_timed(self, name: str, work: Awaitable[R]) -> R:

@@ -46,7 +46,7 @@ class RepeatingStore:
         troubled: Called with the error of every call that is retried.
 
     Attributes:
-        calls: How many calls were made, each attempt counted.
+        calls: How many calls were made, with those that were retried.
         failing_since: When the calls began to fail, by the clock's `monotonic`; None if a call has succeeded since.
     """
 

@@ -14,9 +14,8 @@ The steps, in order:
    root has signed. The successor signs the requests that push these commits, because no server accepts a request signed
    by the expired root. So a server gets the commits only after it has read the new identity.
 
-Rules: the identity is written by a compare-and-swap, tried at most twice on the same state of the store. A store call
-that fails after the first read is retried after a short pause (`repeating_store`). If a run is interrupted, another run
-resumes from the state of the identity and of the servers.
+If a run is interrupted, another run resumes from the state of the identity and of the servers. `stored_identity` reads
+and writes the identity.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.node import Node, NodeSource
 from goatherd.cluster.observer import Observer, Question
 from goatherd.cluster.session_queries import ExpectedCommit
-from goatherd.errors import ConflictError, IllegalStepError
+from goatherd.errors import IllegalStepError
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument, decode_document, document_digest, encode_document
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
-from goatherd.key_inventory import find_holdings
+from goatherd.key_inventory import read_private_root
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.providers.values import SecretVersion
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorKeys,
@@ -46,7 +45,6 @@ from goatherd.rotation.anchor_keys import (
     collect_anchor_signatures,
     open_pinned_signer,
 )
-from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     expected_earlier_introduction,
     expected_late_introduction,
@@ -54,21 +52,18 @@ from goatherd.rotation.cross_signing import (
     make_late_introduction,
 )
 from goatherd.rotation.events import (
-    ConflictMet,
     Decided,
     Event,
     ExpiredRootReplaced,
     NodeNotified,
     NodesSeen,
-    StoreTroubled,
 )
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, Wait, refusal_error
 from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.repeating_store import RepeatingStore
-from goatherd.rotation.signed_store import SignedStoreCheck
-from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history
+from goatherd.rotation.store_history import check_distrusted
+from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
@@ -160,14 +155,14 @@ class Replacer:
             org=org,
             on_failure=self._report_failure,
         )
-        self._store = RepeatingStore(
+        self._identity = StoredIdentity(
             provider,
+            secret_id,
             policy=self.policy,
             clock=self._clock,
-            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
+            ask=self._observer.read_identities,
+            on_event=self._emit_event,
         )
-        self._signatures = SignedStoreCheck(self._store, secret_id, self._observer.read_identities)
-        self._continuity = Continuity(provider)
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._seen: tuple[NodeView, ...] = ()
 
@@ -186,28 +181,21 @@ class Replacer:
             StuckError: The write of the new identity failed twice, although the store had not changed.
             ProviderError: The store failed. Run the replacement again.
         """
-        self._continuity.forget()
+        self._identity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
         # If the store does not answer at all, nothing has begun, and the operator gets the error at once.
-        first = await self._read_document()
+        first, _ = await self._identity.read()
         self.policy.check_new_root(has_anchor=first.anchor is not None)
-        with self._store.repeating():
+        with self._identity.store.repeating():
             async with self._anchor_keys:
                 return await self._run_until_followed(first)
 
     async def _run_until_followed(self, first: IdentityDocument) -> ReplacementReport:
-        await check_store_history(
-            first,
-            read=self._read_document,
-            ask=self._observer.read_identities,
-            policy=self.policy,
-            guarantees=self._provider.guarantees,
-            clock=self._clock,
-        )
+        await self._identity.check_history(first)
         document, is_written = await self._write_replacement()
         expired = transitions.find_replaced(document)
         assert expired is not None
-        key = await self._key_of(document, expired.id)
+        key = await read_private_root(self._identity.store, self._secret_id, document, expired.id)
         nodes = await self._wait_until_followed(document, expired.id, key)
         return ReplacementReport(
             expired_id=expired.id,
@@ -221,18 +209,16 @@ class Replacer:
     # --- 1 and 2: the identity --------------------------------------------------------------------------------------
 
     async def _write_replacement(self) -> tuple[IdentityDocument, bool]:
-        attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
+        """Write the identity with another root; return it, and whether this run has written it."""
         fresh: OwnedSession | None = None
         word: AnchorWord | None = None
-        unconfirmed: ExpiredRootReplaced | None = None
-        rotation_id, poll = new_id(), self.policy.poll_min
-        while True:
-            document, version = await self._read_identity()
+        written: ExpiredRootReplaced | None = None
+        rotation_id = new_id()
+
+        async def replace_root(document: IdentityDocument, version: SecretVersion) -> IdentityDocument | None:
+            nonlocal fresh, word, written
             if transitions.has_begun(document, rotation_id):
-                if unconfirmed is not None:
-                    self._emit_event(unconfirmed)  # the write succeeded and its answer was lost
-                await self._move_stable(version)
-                return document, True
+                return None  # the write succeeded and its answer was lost
             now_ms = self._clock.now_ms()
             if document.is_direct and document.current.session.is_expired(now_ms):
                 raise IllegalStepError(
@@ -248,43 +234,34 @@ class Replacer:
                         hint="`goatherd rotate` replaces a root that is still valid; with --resume it finishes a"
                         " rotation in progress.",
                     )
-                await self._move_stable(version)
-                return document, False
-            evidence = (version.id, document_digest(document))
-            if attempts.may_try(evidence, "write the identity with another root"):
-                await self._signatures.check(document)
-                await self._refuse_obstacles(document, version)
-                await self._store.reserve_room(self._secret_id)
-                successor = transitions.find_successor(document, now_ms)
-                if successor is None:
-                    if fresh is None:
-                        fresh = OwnedSession.generate(
-                            session_id=new_id(),
-                            owner=ROOT_OWNER,
-                            now_ms=now_ms,
-                            lifetime=self._policy_for(document).lifetime,
-                        )
-                        word = await collect_anchor_signatures(
-                            self._anchor_keys, document, fresh.session, UNCHANGED, anchor_id="", now_ms=now_ms
-                        )
-                    successor = fresh
-                changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id, word=word)
-                unconfirmed = ExpiredRootReplaced(
-                    from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
-                )
-                try:
-                    await self._store.write(
-                        self._secret_id, encode_document(changed), label=CURRENT, expected=version.id
+                return None
+            await self._refuse_obstacles(document, version)
+            await self._identity.store.reserve_room(self._secret_id)
+            successor = transitions.find_successor(document, now_ms)
+            if successor is None:
+                if fresh is None:
+                    fresh = OwnedSession.generate(
+                        session_id=new_id(),
+                        owner=ROOT_OWNER,
+                        now_ms=now_ms,
+                        lifetime=self._policy_for(document).lifetime,
                     )
-                except ConflictError as conflict:
-                    attempts.count_attempt(evidence, conflict)
-                    self._emit_event(ConflictMet())
-                else:
-                    attempts.count_attempt(evidence)
-                    self._emit_event(unconfirmed)
-                    unconfirmed = None
-                    continue
-            poll = await self._wait(poll)
+                    word = await collect_anchor_signatures(
+                        self._anchor_keys, document, fresh.session, UNCHANGED, anchor_id="", now_ms=now_ms
+                    )
+                successor = fresh
+            changed = transitions.replace_expired(document, successor, now_ms, rotation_id=rotation_id, word=word)
+            written = ExpiredRootReplaced(
+                from_id=document.current.id, to_id=successor.id, at_ms=now_ms, generation=changed.generation
+            )
+            return changed
+
+        document, version, _ = await self._identity.change("write the identity with another root", replace_root)
+        is_written = transitions.has_begun(document, rotation_id)
+        if is_written and written is not None:
+            self._emit_event(written)
+        await self._identity.move_stable(document, version)
+        return document, is_written
 
     async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
         nodes = await self._observer.observe(Question(asker=document.current, answers=True))
@@ -311,37 +288,6 @@ class Replacer:
 
     def _store_ahead_ms(self, now_ms: int) -> int | None:
         return self._provider.store_clock.ahead_ms(now_ms)
-
-    async def _key_of(self, document: IdentityDocument, expired_id: str) -> OwnedSession | None:
-        """Return the expired root with its private key, from the stored version that holds it; None if none does."""
-        for holding in await find_holdings(self._store, self._secret_id, document):
-            if expired_id in holding.private_ids:
-                found = await self._store.read(self._secret_id, holding.version.id)
-                held = decode_document(found.value.reveal())
-                for owned in (held.current, held.next):
-                    if owned is not None and owned.session == document.find_root(expired_id):
-                        return owned
-        return None
-
-    async def _read_identity(self) -> tuple[IdentityDocument, SecretVersion]:
-        found = await self._store.read(self._secret_id, CURRENT)
-        document = decode_document(found.value.reveal())
-        self._continuity.check(document, found.version)
-        return document, found.version
-
-    async def _read_document(self) -> IdentityDocument:
-        return (await self._read_identity())[0]
-
-    async def _move_stable(self, version: SecretVersion) -> None:
-        """Move label ``stable`` to `version`, because the version that the label points at has an expired root."""
-        if STABLE in version.labels:
-            return
-        listed = await self._store.versions(self._secret_id)
-        at = next((one.id for one in listed if STABLE in one.labels), None)
-        try:
-            await self._store.label(self._secret_id, STABLE, version.id, expected=at)
-        except ConflictError:
-            self._emit_event(ConflictMet())  # another process has moved it; the next write checks again
 
     # --- 3: the servers ---------------------------------------------------------------------------------------------
 

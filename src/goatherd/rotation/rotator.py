@@ -47,7 +47,6 @@ from goatherd.identity.document import (
     IdentityDocument,
     Phase,
     decode_document,
-    encode_document,
 )
 from goatherd.identity.recorded_times import limit_times, recorded_ahead_ms
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -138,10 +137,9 @@ from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import StoredState, Survey, find_contradiction, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum, check_rotation_servers
-from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
-from goatherd.rotation.signed_store import SignedStoreCheck
-from goatherd.rotation.store_history import Continuity, check_distrusted, check_store_history, find_later_versions
+from goatherd.rotation.store_history import check_distrusted, find_later_versions
+from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -221,8 +219,6 @@ class Rotator:
         self._nodes = nodes
         self._unsafe_without_nodes = unsafe_without_nodes
         self._listed = 0 if callable(nodes) else len(nodes)
-        self._highest = 0
-        self._continuity = Continuity(provider)
         self._seen: tuple[NodeView, ...] = ()
         self._given_up: list[str] = []
         self._undestroyed: dict[str, str] = {}
@@ -232,13 +228,15 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
-        self._store = RepeatingStore(
+        self._identity = StoredIdentity(
             provider,
+            secret_id,
             policy=self.policy,
             clock=self._clock,
-            troubled=lambda error: self._emit_event(StoreTroubled(error=str(error))),
+            ask=self._observer.read_identities,
+            on_event=self._emit_event,
         )
-        self._signatures = SignedStoreCheck(self._store, secret_id, self._observer.read_identities)
+        self._store = self._identity.store
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._anchor_choice = UNCHANGED
         self._earlier: dict[str, dict[str, Any]] = {}
@@ -324,7 +322,7 @@ class Rotator:
         """
         check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         check_quorum(self.policy, self._listed)
-        self._forget_store()
+        self._identity.forget()
         if self._health.signals and (await self._read())[0].next is not None:
             # Once B signs, a failed health check leads to a roll-back, not to a refusal.
             await self._refuse_unwell()
@@ -375,10 +373,10 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._anchor_choice = anchor
-        self._forget_store()
+        self._identity.forget()
         self._set_clock()
         document, version = await self._read()
-        await self._signatures.check(self._read_last)
+        await self._identity.signatures.check(self._read_last)
         if document.rotation is None:
             anchor.check(document)
             self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
@@ -404,7 +402,7 @@ class Rotator:
             StoreWentBackError, UnsignedIdentityError, ConfigurationError, ProviderError: As for `rotate`.
         """
         document = await self._check_history()
-        await self._signatures.check(self._read_last)
+        await self._identity.signatures.check(self._read_last)
         return document
 
     async def may_begin(self, anchor: AnchorChoice) -> bool:
@@ -443,7 +441,7 @@ class Rotator:
             ProviderError, IdentityError: The store does not answer, or does not hold an identity.
         """
         self._flow = self._health_before = None
-        self._forget_store()
+        self._identity.forget()
         self._set_clock()
         document, version = await self._read()
         self._anchor_choice = UNCHANGED
@@ -563,7 +561,7 @@ class Rotator:
                 intent = replace(intent, began_ms=self._steady.now_ms())
             try:
                 observation, document = await self._observe(intent)
-                await self._signatures.check(self._read_last)
+                await self._identity.signatures.check(self._read_last)
                 if not has_write_failed:
                     troubled_since = None  # single failed reads between successful ones do not count
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
@@ -1062,22 +1060,14 @@ class Rotator:
         Args:
             nodes: The state of the servers, whose clocks may confirm this machine's clock.
         """
-        found = await self._store.read(self._secret_id, CURRENT)
-        document = decode_document(found.value.reveal())
-        if document.generation < self._highest:
-            # The answer of a replica that lags must not be used for a decision.
-            raise GenerationError(
-                f"the store returned generation {document.generation} after generation {self._highest}",
-                hint="The store's replicas disagree, or an old version was restored: run `goatherd doctor`.",
-            )
-        self._continuity.check(document, found.version)
-        self._note_stored(document)
+        document, version = await self._identity.read()
+        self._stored_phase = document.phase
         self._read_last = document
         if self._on_identity is not None:
             self._on_identity(document)
-        seen_ms = self._seen_ms.setdefault(found.version.id, self._steady.now_ms())
+        seen_ms = self._seen_ms.setdefault(version.id, self._steady.now_ms())
         self._recorded_ahead_ms = recorded_ahead_ms(document, seen_ms)
-        return self._limit_times(document, found.version, nodes), found.version
+        return self._limit_times(document, version, nodes), version
 
     async def _check_history(self) -> IdentityDocument:
         """Return the identity in the store, after checking that no server has used a later or a different one.
@@ -1086,17 +1076,9 @@ class Rotator:
         (tests/cluster/test_restored_store.py). If reads of the store lag, the identity that was read may also be one
         from before the last rotation began or ended.
         """
-        self._forget_store()
+        self._identity.forget()
         check_distrusted(self.policy.distrust, () if self._observer.is_discovered else self._observer.nodes)
-        return await check_store_history(
-            (await self._read())[0],
-            read=self._read_document,
-            ask=self._observer.read_identities,
-            policy=self.policy,
-            guarantees=self._provider.guarantees,
-            clock=self._clock,
-            troubled=lambda problem: self._emit_event(StoreTroubled(error=problem)),
-        )
+        return await self._identity.check_history(await self._read_document(), read=self._read_document)
 
     async def _observe_followers(self, *, catch_up: bool) -> tuple[FollowerView, ...]:
         """Observe the stores of other regions (followers), which copy the primary store; empty if there are none.
@@ -1110,23 +1092,12 @@ class Rotator:
             return ()
         return await self._provider.observe(self._secret_id, catch_up=catch_up)
 
-    def _forget_store(self) -> None:
-        """Forget what earlier runs have read, because the store may have been restored from a backup since."""
-        self._continuity.forget()
-        self._highest = 0
-
     async def _read_document(self) -> IdentityDocument:
         return (await self._read())[0]
 
-    def _note_stored(self, document: IdentityDocument) -> None:
-        self._highest = max(self._highest, document.generation)
-        self._stored_phase = None if document.rotation is None else Phase(document.phase or Phase.STEADY)
-
     async def _write(self, document: IdentityDocument, expected: str) -> None:
-        raw = encode_document(document)
-        version = await self._store.write(self._secret_id, raw, label=CURRENT, expected=expected)
-        self._continuity.remember_document(version.id, document)
-        self._note_stored(document)
+        await self._identity.write(document, expected)
+        self._stored_phase = document.phase
         await self._notify(document, tuple(self._observer.nodes))
 
     async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:

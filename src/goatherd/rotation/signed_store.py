@@ -32,19 +32,20 @@ Ask = Callable[[], Awaitable[Mapping[str, ServerIdentity]]]
 class SignedStoreCheck:
     """Checks the signatures of the identity documents that one command reads from the store.
 
-    The object remembers whether a document was signed: from then on, it rejects documents without a signature.
-
     Args:
         provider: The store.
         secret_id: The secret that holds the identity.
         ask: Asks the listed servers which identity they use.
+
+    Attributes:
+        has_seen_signed: Whether a document was signed; from then on, documents without a signature are rejected.
     """
 
     def __init__(self, provider: StoreReader, secret_id: str, ask: Ask) -> None:
         self._provider = provider
         self._secret_id = secret_id
         self._ask = ask
-        self._has_seen_signed = False
+        self.has_seen_signed = False
         self._passed: IdentityDocument | None = None
 
     async def check(self, document: IdentityDocument | None) -> None:
@@ -59,9 +60,9 @@ class SignedStoreCheck:
         if document is None:
             return
         if document.is_signed:
-            self._has_seen_signed = True
+            self.has_seen_signed = True
             return
-        if document.signature is not None or self._has_seen_signed or document.anchor is not None:
+        if document.signature is not None or self.has_seen_signed or document.anchor is not None:
             # Builds that do not sign know no anchor.
             verify_signed(document)
         if self._passed == document:
@@ -70,7 +71,7 @@ class SignedStoreCheck:
         # SECURITY: an attacker may have removed the signature and changed the document; no command may sign the result
         # (tests/unit/rotation/test_signed_store.py).
         if await self._was_signed() or await self._is_refused_by_servers():
-            self._has_seen_signed = True
+            self.has_seen_signed = True
             verify_signed(document)
         self._passed = document
 

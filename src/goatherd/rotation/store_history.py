@@ -27,12 +27,11 @@ from goatherd.errors import (
     GenerationError,
     IdentityError,
     SecretNotFoundError,
-    StoreWentBackError,
     VersionDisabledError,
 )
-from goatherd.identity.document import IdentityDocument, decode_document, document_digest, source_digest
-from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider, StoreReader
-from goatherd.providers.values import SecretVersion, VersionState
+from goatherd.identity.document import IdentityDocument, decode_document, source_digest
+from goatherd.providers.base import Guarantees, ReadConsistency, StoreReader
+from goatherd.providers.values import VersionState
 from goatherd.rotation.obstacles import Obstacle, StoredState, find_contradiction, went_back_error
 from goatherd.rotation.policy import Policy
 
@@ -126,55 +125,6 @@ def find_contradictions(
         elif answer.generation is not None:
             agreeing += 1
     return () if is_voted and agreeing > len(found) else tuple(found)
-
-
-class Continuity:
-    """Remembers the identity document that a command last read or wrote, and rejects one that does not follow it.
-
-    SECURITY: if a store is restored from a backup while the command runs, it assigns the same version ids again. A
-    compare-and-swap on an id could then overwrite another document than the one on which the command has decided
-    (tests/unit/rotation/test_store_history.py).
-
-    Args:
-        provider: The store.
-    """
-
-    def __init__(self, provider: SecretProvider) -> None:
-        self._provider = provider
-        self._last: tuple[str, int, str] | None = None
-
-    def forget(self) -> None:
-        """Forget the identity document that the last command read or wrote, because a new command begins."""
-        self._last = None
-
-    def remember_document(self, version: str, document: IdentityDocument) -> None:
-        """Remember an identity document that was written, so that later reads are checked against it."""
-        self._last = (version, document.generation, document_digest(document))
-
-    def check(self, document: IdentityDocument, version: SecretVersion) -> None:
-        """Check that an identity document is the one last read or written, or can follow that one.
-
-        A document names the digests of its predecessors (its lineage). It is rejected if they contradict the remembered
-        document, or if the store returns it under the version id of the remembered one.
-
-        Raises:
-            StoreWentBackError: The document is another one, and cannot follow the remembered one.
-        """
-        digest = source_digest(document)
-        before, self._last = self._last, (version.id, document.generation, digest)
-        if before is None or before[2] == digest:
-            return
-        is_given_again = before[0] == version.id
-        guarantees = self._provider.guarantees
-        is_other = StoredState.of(document).is_other(before[1], before[2]) and (
-            guarantees.cas or not guarantees.best_effort_cas
-        )
-        if is_given_again or is_other:
-            raise StoreWentBackError(
-                f"version {version.id} in the store, of generation {document.generation}, does not follow the identity"
-                " that this command read before: a backup was restored meanwhile",
-                hint="Run `goatherd doctor`, then run the command again.",
-            )
 
 
 async def find_later_versions(
