@@ -7,6 +7,8 @@ key material.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GoatherdError(Exception):
     """Base of every error of Goatherd.
@@ -320,8 +322,16 @@ class IdentityExistsError(IdentityError):
 class ProviderError(GoatherdError):
     """An operation of a secret store failed.
 
+    Code that does not know the call raises it with a message alone. `goatherd.providers.base.SecretProvider` then adds
+    provider, secret and operation.
+
+    Args:
+        message: What went wrong. SECURITY: it must not contain any part of a value (tests/contract guards it).
+        hint: What to do next, if the class's own hint is not the best one.
+        final: Whether another attempt is pointless although the class is retryable.
+
     Attributes:
-        provider: The provider's URI scheme, such as ``file``.
+        provider: The provider's URI scheme, such as ``file``; empty until the call is known.
         secret_id: The secret's name in the store.
         operation: The method of `goatherd.providers.base.SecretProvider` that failed.
     """
@@ -329,8 +339,19 @@ class ProviderError(GoatherdError):
     code = "provider.failed"
     hint = "Run `goatherd doctor` to check the store."
 
-    def __init__(self, message: str, *, provider: str, secret_id: str, operation: str, hint: str | None = None) -> None:
-        super().__init__(f"{provider}: {operation} {secret_id!r}: {message}", hint=hint)
+    def __init__(
+        self,
+        message: str,
+        *,
+        provider: str = "",
+        secret_id: str = "",
+        operation: str = "",
+        hint: str | None = None,
+        final: bool = False,
+    ) -> None:
+        super().__init__(f"{provider}: {operation} {secret_id!r}: {message}" if provider else message, hint=hint)
+        if final:
+            self.retryable = False
         self.provider = provider
         self.secret_id = secret_id
         self.operation = operation
@@ -380,7 +401,10 @@ class ThrottledError(ProviderError):
     code = "provider.throttled"
     hint = "Wait a minute, then run the command again."
     retryable = True
-    retry_after: float | None = None
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **call: Any) -> None:
+        super().__init__(message, **call)
+        self.retry_after = retry_after
 
 
 class UnavailableError(ProviderError):

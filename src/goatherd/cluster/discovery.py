@@ -39,6 +39,7 @@ from goatherd.errors import (
     GoatherdError,
     MissingExtraError,
     ProviderAccessDeniedError,
+    ProviderError,
 )
 from goatherd.server_url import masked, parse_server_url
 
@@ -309,18 +310,17 @@ class ServiceEndpoints:
 
     async def find(self) -> Sequence[Place]:
         from goatherd.plugins import open_service_reader
-        from goatherd.providers.base import PlatformError
 
         where = f"k8s-service://{self._namespace}/{self._name}"
         try:
             if self._reader is None:
                 self._reader = open_service_reader("k8s", self._cluster, timeout=self.timeout)
             slices = await self._reader.endpoint_slices(self._namespace, self._name)
-        except PlatformError as problem:
-            if issubclass(problem.kind, ProviderAccessDeniedError):
-                # The advice is in the message, because an obstacle of a rotation shows its own hint.
-                raise DiscoveryError(f"{where}: {problem}. {_RIGHTS}", hint=_ROLE) from problem
-            raise DiscoveryError(f"{where}: {problem}") from problem
+        except ProviderAccessDeniedError as error:
+            # The advice is in the message, because an obstacle of a rotation shows its own hint.
+            raise DiscoveryError(f"{where}: {error}. {_RIGHTS}", hint=_ROLE) from error
+        except ProviderError as error:
+            raise DiscoveryError(f"{where}: {error}") from error
         except MissingExtraError as error:
             raise DiscoveryError(f"{where}: {error}. {error.hint}", hint=error.hint) from error
         except (GoatherdError, OSError) as error:

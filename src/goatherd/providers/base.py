@@ -163,10 +163,23 @@ class Call:
             hint: What to do next, if the class's own hint is not the best one.
             final: Whether another attempt is pointless although the class is retryable.
         """
-        error = kind(message, provider=self.provider, secret_id=self.secret_id, operation=self.operation, hint=hint)
-        if final:
-            error.retryable = False
-        return error
+        return kind(
+            message,
+            provider=self.provider,
+            secret_id=self.secret_id,
+            operation=self.operation,
+            hint=hint,
+            final=final,
+        )
+
+    def complete_error(self, error: ProviderError) -> ProviderError:
+        """Return an error that was raised without its call as a new error, which names this call."""
+        completed = self.error(
+            type(error), str(error), hint=vars(error).get("hint"), final=vars(error).get("retryable") is False
+        )
+        if isinstance(completed, ThrottledError) and isinstance(error, ThrottledError):
+            completed.retry_after = error.retry_after
+        return completed
 
     def missing_label_error(self, label: str) -> SecretNotFoundError:
         """Create the error that no version of an existing secret has a label."""
@@ -798,6 +811,10 @@ def _version_id(text: str) -> VersionId:
 async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) -> Result:
     try:
         return await action(call)
+    except ProviderError as error:
+        if error.provider:
+            raise
+        incomplete = error
     except GoatherdError:
         raise
     except TimeoutError:
@@ -814,6 +831,8 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
             f"the plugin failed with {type(error).__name__} at {place}",
             hint="This is a bug in the plugin: its methods must be coroutines that raise goatherd.errors only.",
         ) from None
+    # Out here, where nothing of the request is the error's context.
+    raise call.complete_error(incomplete) from incomplete.__cause__
 
 
 def _check_result(call: Call, found: object, kind: type[Result]) -> Result:
@@ -825,42 +844,6 @@ def _check_result(call: Call, found: object, kind: type[Result]) -> Result:
             hint=f"This is a bug in the plugin: `_{call.operation}` must return what its base class says.",
         )
     return found
-
-
-class PlatformError(Exception):
-    """An error of a store's platform, raised by code that does not know the provider call to which it belongs.
-
-    `for_call` makes the final error, with the provider, the secret and the operation. The message may hold names, HTTP
-    statuses and server texts that cannot contain a secret value, but never a token.
-
-    Attributes:
-        kind: The class of the error that `for_call` returns.
-        hint: What to do next, if the class's own hint is not the best one.
-        retry_after: The pause in seconds that the server asks for, with `ThrottledError`.
-        final: Whether another attempt is pointless although the class is retryable.
-    """
-
-    def __init__(
-        self,
-        kind: type[ProviderError],
-        message: str,
-        *,
-        hint: str | None = None,
-        retry_after: float | None = None,
-        final: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.hint = hint
-        self.retry_after = retry_after
-        self.final = final
-
-    def for_call(self, call: Call) -> ProviderError:
-        """Return this error as Goatherd's error for one provider call: with provider, secret and operation."""
-        error = call.error(self.kind, str(self), hint=self.hint, final=self.final)
-        if isinstance(error, ThrottledError):
-            error.retry_after = self.retry_after
-        return error
 
 
 CloudSecretProvider = SecretProvider

@@ -208,7 +208,7 @@ class ServiceReader(Protocol):
         """Return all EndpointSlices of a Kubernetes Service; an empty list if there is no such Service.
 
         Raises:
-            PlatformError, GoatherdError: The API server cannot be reached, or gives no complete answer.
+            GoatherdError: The API server cannot be reached, or gives no complete answer.
         """
         ...
 

@@ -14,16 +14,15 @@ from typing import Any
 
 import httpx2
 
-from goatherd.errors import ProviderConfigurationError, UnavailableError
-from goatherd.providers.base import PlatformError
+from goatherd.errors import ProviderConfigurationError, ProviderError, UnavailableError
 
 
-def damaged_answer_error(why: str) -> PlatformError:
+def damaged_answer_error(why: str) -> UnavailableError:
     """Return the error for an answer that does not hold what was requested; `why` says what is wrong with it."""
-    return PlatformError(UnavailableError, f"the server's answer is damaged: {why}")
+    return UnavailableError(f"the server's answer is damaged: {why}")
 
 
-def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> PlatformError:
+def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> ProviderError:
     """Return the error for a request that got no complete answer.
 
     Args:
@@ -33,14 +32,12 @@ def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> Plat
     """
     for cause in causes_of(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return PlatformError(
-                ProviderConfigurationError,
-                f"the certificate of {where} is not trusted: {cause.verify_message}",
-                hint=distrust_hint,
+            return ProviderConfigurationError(
+                f"the certificate of {where} is not trusted: {cause.verify_message}", hint=distrust_hint
             )
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
-        return PlatformError(ProviderConfigurationError, f"{where} is not a valid URL: {type(error).__name__}")
-    return PlatformError(UnavailableError, f"no complete answer from {where}: {type(error).__name__}")
+        return ProviderConfigurationError(f"{where} is not a valid URL: {type(error).__name__}")
+    return UnavailableError(f"no complete answer from {where}: {type(error).__name__}")
 
 
 def causes_of(error: BaseException) -> list[BaseException]:

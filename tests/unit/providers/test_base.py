@@ -144,6 +144,20 @@ async def test_an_error_marked_final_is_not_tried_again():
     assert UnavailableError.retryable, "the mark is on the one error, not on its class"
 
 
+async def test_an_error_that_was_raised_without_its_call_gets_it():
+    cause = ConnectionError("cut off")
+    bare = ThrottledError("slow down", retry_after=2.5, hint="Ask less often.", final=True)
+    bare.__cause__ = cause
+    provider = await made(bare)
+    with pytest.raises(ThrottledError, match=r"^memory: read 'root': slow down$") as caught:
+        await provider.read("root")
+    error = caught.value
+    assert (error.provider, error.secret_id, error.operation) == ("memory", "root", "read")
+    assert (error.hint, error.retry_after, error.retryable) == ("Ask less often.", 2.5, False)
+    assert error.__cause__ is cause
+    assert str(bare) == "slow down", "another call may get the same error"
+
+
 async def test_the_store_s_own_wish_for_patience_is_heeded_unless_it_exceeds_the_deadline():
     def throttled(seconds: float) -> ThrottledError:
         error = Call(provider="memory", secret_id="root", operation="read").error(ThrottledError, "slow down")

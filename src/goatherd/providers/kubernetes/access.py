@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from goatherd.clock import Clock
-from goatherd.errors import ConfigurationError
+from goatherd.errors import ConfigurationError, ProviderConfigurationError
 from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.credentials import ClusterCredentials, Credential, TokenFile
 from goatherd.providers.kubernetes.kubeconfig import make_context, read_kubeconfig
@@ -49,7 +49,10 @@ class ClusterAccess:
 
     async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         """Return the credential for the next request; see `ClusterCredentials.current_credential`."""
-        return await self.credentials.current_credential(clock, rejected=rejected)
+        try:
+            return await self.credentials.current_credential(clock, rejected=rejected)
+        except ConfigurationError as error:  # such as a token file that cannot be read
+            raise ProviderConfigurationError(str(error), hint=error.hint) from None
 
     def load_authority(self) -> None:
         """Load the cluster's certificate authority again, after the API server's certificate was not trusted."""

@@ -24,11 +24,11 @@ from goatherd.clock import Clock, RemoteClock
 from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
+    ProviderError,
     SecretTooLargeError,
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.http_answers import (
     causes_of,
@@ -155,8 +155,7 @@ class KubernetesClient:
         """Create a Kubernetes Secret and return it as stored; None if it exists already."""
         status, answer = await finish_request(self._call_api("POST", _secret_path(namespace), body=content))
         if status == 404:
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"there is no namespace {namespace!r}",
                 hint=f"Create the namespace: kubectl create namespace {namespace}",
             )
@@ -164,9 +163,7 @@ class KubernetesClient:
             # The same status means two things; only the reason tells them apart.
             if answer.get("reason") == "AlreadyExists":
                 return None
-            raise PlatformError(
-                UnavailableError, f"the server does not create the Secret now{_reason_of(answer, ': ')}"
-            )
+            raise UnavailableError(f"the server does not create the Secret now{_reason_of(answer, ': ')}")
         return _decode_secret(answer, namespace, name)
 
     async def replace_secret(self, namespace: str, name: str, content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -174,7 +171,7 @@ class KubernetesClient:
         # SECURITY: without a resourceVersion, the API server would replace the Secret whatever its present state
         # (tests/contract/kubernetes/test_contract.py::test_every_replacement_names_the_state_that_it_replaces).
         if not content["metadata"].get("resourceVersion"):
-            raise PlatformError(UnavailableError, "the Secret came without a resourceVersion")
+            raise UnavailableError("the Secret came without a resourceVersion")
         status, answer = await finish_request(self._call_api("PUT", _secret_path(namespace, name), body=content))
         if status in (404, 409):
             return None
@@ -224,10 +221,8 @@ class KubernetesClient:
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         try:
             _, answer = await self._call_api("POST", path, body=body)
-        except PlatformError as problem:
-            if problem.kind is ProviderAccessDeniedError:
-                return None
-            raise
+        except ProviderAccessDeniedError:
+            return None
         status = answer.get("status")
         allowed = status.get("allowed") if isinstance(status, Mapping) else None
         return allowed if isinstance(allowed, bool) else None
@@ -246,7 +241,7 @@ class KubernetesClient:
 
         Raises:
             WatchExpiredError: The server no longer has that version.
-            PlatformError: The request failed.
+            ProviderError: The request failed.
 
         The field selector is what lets RBAC check the name:
         https://kubernetes.io/docs/reference/access-authn-authz/rbac/#referring-to-resources.
@@ -277,7 +272,7 @@ class KubernetesClient:
 
     async def _read_events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
         line = bytearray()
-        failure: PlatformError | None = None
+        failure: ProviderError | None = None
         try:
             async for chunk in response.aiter_bytes():
                 line += chunk
@@ -323,9 +318,7 @@ class KubernetesClient:
     ) -> AsyncIterator[httpx2.Response]:
         pool = self._pool
         if pool is None:
-            raise PlatformError(
-                ProviderConfigurationError, "the provider is not open", hint="Open the client with `async with`."
-            )
+            raise ProviderConfigurationError("the provider is not open", hint="Open the client with `async with`.")
         if credential.certificate != self._certificate:
             # A connection shows the certificate that it was made with, for as long as it lasts.
             old, pool = pool, self._make_pool()
@@ -345,7 +338,7 @@ class KubernetesClient:
             extensions={} if name is None else {"sni_hostname": name},
         )
         async with pool as http:
-            problem: PlatformError | None = None
+            problem: ProviderError | None = None
             began = self._clock.monotonic()
             try:
                 response = await http.send(request, stream=True)
@@ -364,7 +357,7 @@ class KubernetesClient:
 
     async def _read_answer(self, response: httpx2.Response) -> bytes:
         raw = bytearray()
-        problem: PlatformError | None = None
+        problem: ProviderError | None = None
         try:
             async for chunk in response.aiter_bytes():
                 raw += chunk
@@ -376,7 +369,7 @@ class KubernetesClient:
             raise problem
         return bytes(raw)
 
-    def _no_answer_error(self, error: Exception) -> PlatformError:
+    def _no_answer_error(self, error: Exception) -> ProviderError:
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error)):
             self._access.load_authority()
         hint = f"Check certificate-authority-data in the {self._access.source}."
@@ -389,17 +382,14 @@ class KubernetesClient:
         answer = parse_object(raw)
         if code == 429:
             # The body may be plain text: a server that is over its limit of requests in flight writes no Status.
-            raise PlatformError(
-                ThrottledError,
+            raise ThrottledError(
                 f"the server limits the rate of requests: {what}",
                 retry_after=_retry_after(response.headers.get("retry-after"), answer, self._clock.now_ms()),
             )
         if code == 413 or (code >= 500 and b"request is too large" in raw):
-            raise PlatformError(
-                SecretTooLargeError, f"the Kubernetes API server rejected {what}: the object is too large"
-            )
+            raise SecretTooLargeError(f"the Kubernetes API server rejected {what}: the object is too large")
         if code >= 500 or code == 408:
-            raise PlatformError(UnavailableError, f"the server failed with HTTP {code}{_reason_of(answer or {}, ': ')}")
+            raise UnavailableError(f"the server failed with HTTP {code}{_reason_of(answer or {}, ': ')}")
         if code in (401, 403):
             raise self._denied_error(what, code, answer or {})
         if code == 422:
@@ -407,9 +397,8 @@ class KubernetesClient:
         if code in (400, 405, 406, 415):
             # SECURITY: only the reason of a 400 is shown, because its message quotes the request's body, and so the
             # value (tests/contract/kubernetes/test_contract.py::test_a_refusal_that_quotes_the_request_is_not_quoted).
-            raise PlatformError(
-                ProviderConfigurationError,
-                f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}",
+            raise ProviderConfigurationError(
+                f"the server does not understand {what}: HTTP {code}{_reason_of(answer or {}, ', ')}"
             )
         if answer is None or code not in (200, 201, 202, 404, 409):
             raise damaged_answer_error(f"HTTP {code} without the JSON that an API server sends")
@@ -419,19 +408,17 @@ class KubernetesClient:
             )
         return code, answer
 
-    def _denied_error(self, what: str, code: int, answer: Mapping[str, Any]) -> PlatformError:
+    def _denied_error(self, what: str, code: int, answer: Mapping[str, Any]) -> ProviderError:
         if code == 401:
-            return PlatformError(
-                ProviderAccessDeniedError,
+            return ProviderAccessDeniedError(
                 f"the server rejected the credentials ({self._access.source}): {what}",
                 hint="The token or the client certificate is missing, expired or for another cluster.",
             )
         # "secrets "x" is forbidden: User "u" cannot get resource …": names only.
         message = str(answer.get("message") or "")[:_QUOTED]
         if "exceeded quota" in message or "is being terminated" in message:
-            return PlatformError(ProviderConfigurationError, message)
-        return PlatformError(
-            ProviderAccessDeniedError,
+            return ProviderConfigurationError(message)
+        return ProviderAccessDeniedError(
             f"the server refuses {what}{': ' if message else ''}{message}",
             hint="Give the account a role: `goatherd policy k8s --role server` (or rotator, admin) prints this role."
             " Only the role admin may create a Secret.",
@@ -474,7 +461,7 @@ def _decode_event(line: bytes, namespace: str, name: str) -> WatchEvent | None:
     if kind == "ERROR":
         if content.get("code") == 410 or content.get("reason") in ("Expired", "Gone"):
             raise WatchExpiredError
-        raise PlatformError(UnavailableError, f"the server ended the watch{_reason_of(content, ': ')}")
+        raise UnavailableError(f"the server ended the watch{_reason_of(content, ': ')}")
     metadata = content.get("metadata")
     version = metadata.get("resourceVersion") if isinstance(metadata, Mapping) else None
     if not isinstance(version, str) or not version:
@@ -499,22 +486,21 @@ def _reason_of(answer: Mapping[str, Any], before: str = "") -> str:
     return f"{before}{reason}" if isinstance(reason, str) and reason in _REASONS else ""
 
 
-def _invalid_reason(answer: Mapping[str, Any]) -> PlatformError:
+def _invalid_reason(answer: Mapping[str, Any]) -> ProviderError:
     """Return the error for a Kubernetes answer with status 422. The answer is not quoted: it may hold a secret."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [cause for cause in causes if isinstance(cause, Mapping)] if isinstance(causes, list) else []
     if any(cause.get("reason") == "FieldValueTooLong" for cause in found):
-        return PlatformError(SecretTooLargeError, "the Secret would be longer than the API server accepts")
+        return SecretTooLargeError("the Secret would be longer than the API server accepts")
     message = str(answer.get("message") or "")
     if "field is immutable when `immutable` is set" in message:
-        return PlatformError(
-            ProviderConfigurationError,
+        return ProviderConfigurationError(
             "the Secret is immutable",
             hint="An immutable Secret cannot be changed. Delete it, and create it again without `immutable`.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
-    return PlatformError(ProviderConfigurationError, f"the server rejected the Secret as invalid: {fields or '?'}")
+    return ProviderConfigurationError(f"the server rejected the Secret as invalid: {fields or '?'}")
 
 
 def _retry_after(header: str | None, answer: Mapping[str, Any] | None, now_ms: int) -> float | None:

@@ -25,7 +25,6 @@ from typing import Final, Protocol
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
-from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.process_group import kill_group
@@ -77,7 +76,7 @@ class ClusterCredentials(Protocol):
 
         Raises:
             ConfigurationError: A token file cannot be read.
-            PlatformError: A plugin failed.
+            ProviderError: A plugin failed.
         """
         ...
 
@@ -257,9 +256,8 @@ class CredentialPlugin:
         pair = (cert.encode(), key.encode()) if cert and key else None
         return token or None, pair, expires_ms
 
-    def _output_error(self, what: str) -> PlatformError:
-        return PlatformError(
-            ProviderConfigurationError,
+    def _output_error(self, what: str) -> ProviderConfigurationError:
+        return ProviderConfigurationError(
             f"{self._settings.source}: the credential plugin {self._settings.command} printed {what}",
             hint="Run the plugin by hand, with the arguments and variables of the kubeconfig, and compare its output"
             " with its manual.",
@@ -270,12 +268,11 @@ async def run_plugin(settings: PluginSettings) -> object:
     """Run a credential plugin once, without a terminal, and return the ``status`` that it prints.
 
     Raises:
-        PlatformError: The plugin is not installed, failed, printed no ``ExecCredential``, or took too long.
+        ProviderError: The plugin is not installed, failed, printed no ``ExecCredential``, or took too long.
     """
     plugin = f"the credential plugin {settings.command}"
     if shutil.which(settings.command, path=settings.environment.get("PATH", os.defpath)) is None:
-        raise PlatformError(
-            ProviderConfigurationError,
+        raise ProviderConfigurationError(
             f"{settings.source}: {plugin} was not found on this machine",
             hint=settings.install_hint or "Install it, or check the PATH of this process.",
         )
@@ -283,8 +280,7 @@ async def run_plugin(settings: PluginSettings) -> object:
         async with asyncio.timeout(PLUGIN_TIMEOUT.total_seconds()):
             code, printed, stderr = await _run_process(settings)
     except TimeoutError:
-        raise PlatformError(
-            UnavailableError,
+        raise UnavailableError(
             f"{settings.source}: {plugin} did not end within {PLUGIN_TIMEOUT.total_seconds():.0f} s",
             hint="A plugin that asks for a login cannot do so here: log in first, for example with `kubectl get ns`.",
         ) from None
@@ -331,9 +327,8 @@ async def _run_process(settings: PluginSettings) -> tuple[int, bytes, bytes]:
     return process.returncode or 0, printed, stderr
 
 
-def _plugin_error(settings: PluginSettings, why: str) -> PlatformError:
-    return PlatformError(
-        ProviderAccessDeniedError,
+def _plugin_error(settings: PluginSettings, why: str) -> ProviderAccessDeniedError:
+    return ProviderAccessDeniedError(
         f"{settings.source}: the credential plugin {settings.command} gave no credential: {why}",
         hint="Log in with the platform's own command, then try `kubectl get ns` with the same kubeconfig.",
     )

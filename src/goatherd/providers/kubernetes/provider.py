@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import httpx2
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
-    ConfigurationError,
     ProviderConfigurationError,
+    ProviderError,
     SecretExistsError,
     SecretNotFoundError,
     SecretTooLargeError,
@@ -31,7 +31,6 @@ from goatherd.providers.base import (
     MAX_VALUE_BYTES,
     Call,
     Guarantees,
-    PlatformError,
     ReadConsistency,
     RetryPolicy,
     SecretProvider,
@@ -62,8 +61,6 @@ from goatherd.providers.versioned_record import (
     entry_for,
     parse_number,
 )
-
-Result = TypeVar("Result")
 
 _FULL_PERCENT: Final = 90
 _LONGEST_PAUSE: Final = 0.05
@@ -110,6 +107,7 @@ class KubernetesSecretProvider(SecretProvider):
 
     scheme = "k8s"
     credential_variables = ("KUBECONFIG",)
+    _client: KubernetesClient  # made by `_open`
 
     def __init__(
         self,
@@ -125,7 +123,6 @@ class KubernetesSecretProvider(SecretProvider):
         self.address = address or KubernetesAddress()
         self._environment = environment
         self._transport = transport
-        self._client: KubernetesClient | None = None
         self._seen: dict[str, str] = {}
 
     @classmethod
@@ -178,13 +175,13 @@ class KubernetesSecretProvider(SecretProvider):
         """
         call = self._start_call("watch", secret_id)
         namespace, name = split_secret_id(secret_id)
-        client = self._open_client(call)
+        if not hasattr(self, "_client"):
+            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
         seconds = _RANDOM.randint(*_WATCH_SECONDS)
-        problem: PlatformError | None = None
         try:
             for _ in range(2):
                 try:
-                    async with client.watch_secret(namespace, name, self._seen.get(secret_id), seconds) as events:
+                    async with self._client.watch_secret(namespace, name, self._seen.get(secret_id), seconds) as events:
                         yield
                         async for event in events:
                             self._seen[secret_id] = event.resource_version
@@ -194,30 +191,27 @@ class KubernetesSecretProvider(SecretProvider):
                 except WatchExpiredError:
                     if self._seen.pop(secret_id, None) is None:
                         return
-        except PlatformError as found:
-            problem = found
-        except ConfigurationError as error:  # such as a token file that cannot be read
-            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
-        if problem is not None:
-            raise problem.for_call(call)
+            return
+        except ProviderError as error:
+            incomplete = error
+        # Outside of the handler: nothing of the request shall hang on the error.
+        raise call.complete_error(incomplete)
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Check what the credentials allow and how full the Kubernetes Secret is, and return the findings."""
         call = self._start_call("diagnose", secret_id)
-        return await self._run_call(
-            call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
-        )
+        return await self._run_call(call, self._diagnose_secret)
 
-    async def _diagnose_secret(self, call: Call, client: KubernetesClient) -> list[Finding]:
+    async def _diagnose_secret(self, call: Call) -> list[Finding]:
         namespace, name = split_secret_id(call.secret_id)
-        may_write = await client.may_update(namespace, name)
+        may_write = await self._client.may_update(namespace, name)
         if may_write is None:
             text = "the API server does not say what the credentials may do"
             first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text)
         else:
             # Destroying a version is an update, too.
             first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
-        record = await self._read_record(client, call)
+        record = await self._read_record(call)
         try:
             share = round(100 * record.size / MAX_OBJECT_BYTES)
         except DamagedRecordError as error:
@@ -241,34 +235,27 @@ class KubernetesSecretProvider(SecretProvider):
         self._client = client
 
     async def _close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        await self._client.close()
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        return await self._with_client(call, lambda client: self._create_object(client, call, value, label))
-
-    async def _create_object(
-        self, client: KubernetesClient, call: Call, value: SecretBytes, label: Label
-    ) -> SecretVersion:
         namespace, name = split_secret_id(call.secret_id)
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
         ledger = VersionedRecord().with_first_version(call, entry, label)
-        content = await client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
+        content = await self._client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
         if content is not None:
             self._check_stored_record(call, content, ledger)
             return ledger.describe_version(1)
         # An earlier attempt, whose answer was lost, may have created the Secret. A role that may only create cannot
         # read it, so the first attempt does not try.
         if call.attempt > 1:
-            found = await client.get_secret(namespace, name)
+            found = await self._client.get_secret(namespace, name)
             existing = None if found is None else _record_or_none(found)
             if existing is not None and (made := existing.ledger.made_by(call.request)) is not None:
                 return existing.ledger.describe_version(made)
         raise call.error(SecretExistsError, "the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        record = await self._with_client(call, lambda client: self._read_record(client, call))
+        record = await self._read_record(call)
         try:
             if isinstance(at, VersionId) and (left := parse_number(at)) in record.leftover_numbers():
                 return SecretValue(version=_describe_leftover(left), value=record.leftover_value(left))
@@ -299,13 +286,13 @@ class KubernetesSecretProvider(SecretProvider):
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         """List the versions of a secret. The values are sent too: the API cannot return a part of a Secret."""
-        record = await self._with_client(call, lambda client: self._read_record(client, call))
+        record = await self._read_record(call)
         found = {int(version.id): version for version in record.ledger.newest_first()}
         found |= {number: _describe_leftover(number) for number in record.leftover_numbers()}
         return [found[number] for number in sorted(found, reverse=True)]
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        ledger = (await self._with_client(call, lambda client: self._read_record(client, call))).ledger
+        ledger = (await self._read_record(call)).ledger
         return {label: VersionId(number) for label, number in ledger.labels.items()}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
@@ -325,13 +312,10 @@ class KubernetesSecretProvider(SecretProvider):
         await self._change_record(call, step)
 
     async def _delete(self, call: Call) -> None:
-        await self._with_client(call, lambda client: self._delete_object(client, call))
-
-    async def _delete_object(self, client: KubernetesClient, call: Call) -> None:
         namespace, name = split_secret_id(call.secret_id)
         while True:
-            record = await self._read_record(client, call)  # fails if Goatherd has not written the Secret
-            if await client.delete_secret(namespace, name, record.content):
+            record = await self._read_record(call)  # fails if Goatherd has not written the Secret
+            if await self._client.delete_secret(namespace, name, record.content):
                 return
             await self._pause_before_retry(call)
 
@@ -345,18 +329,9 @@ class KubernetesSecretProvider(SecretProvider):
         `step` gets the Secret as it was read, and returns None if nothing is to change. `new` is the value of a new
         version.
         """
-        return await self._with_client(call, lambda client: self._replace_record(client, call, step, new))
-
-    async def _replace_record(
-        self,
-        client: KubernetesClient,
-        call: Call,
-        step: Callable[[SecretObject], VersionedRecord | None],
-        new: SecretBytes | None,
-    ) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
         while True:
-            record = await self._read_record(client, call)
+            record = await self._read_record(call)
             ledger = step(record)
             if ledger is None:
                 return record
@@ -372,15 +347,15 @@ class KubernetesSecretProvider(SecretProvider):
                 ) from None
             except DamagedRecordError as error:
                 raise _damaged_error(call, error) from None
-            content = await client.replace_secret(namespace, name, wanted.content)
+            content = await self._client.replace_secret(namespace, name, wanted.content)
             if content is not None:
                 self._check_stored_record(call, content, wanted.ledger)
                 return wanted
             await self._pause_before_retry(call)
 
-    async def _read_record(self, client: KubernetesClient, call: Call) -> SecretObject:
+    async def _read_record(self, call: Call) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
-        content = await client.get_secret(namespace, name)
+        content = await self._client.get_secret(namespace, name)
         if content is None:
             raise call.error(SecretNotFoundError, "there is no such secret")
         try:
@@ -405,22 +380,6 @@ class KubernetesSecretProvider(SecretProvider):
         call.waits[:] = ["other writers keep changing the Secret"]
         # Not the provider's clock: this waits for another process, whose time no test turns.
         await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
-
-    async def _with_client(self, call: Call, work: Callable[[KubernetesClient], Awaitable[Result]]) -> Result:
-        problem: PlatformError | None = None
-        try:
-            return await work(self._open_client(call))
-        except PlatformError as found:
-            problem = found
-        except ConfigurationError as error:  # such as a token file that cannot be read
-            raise call.error(ProviderConfigurationError, str(error), hint=error.hint) from None
-        # Outside of the handler: nothing of the request shall hang on the error.
-        raise problem.for_call(call)
-
-    def _open_client(self, call: Call) -> KubernetesClient:
-        if self._client is None:
-            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
-        return self._client
 
 
 def _describe_leftover(number: int) -> SecretVersion:

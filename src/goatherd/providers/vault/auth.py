@@ -22,9 +22,9 @@ from goatherd.clock import Clock
 from goatherd.errors import (
     ProviderAccessDeniedError,
     ProviderConfigurationError,
+    ProviderError,
     UnavailableError,
 )
-from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import retrieve_outcome
 
 SERVICE_ACCOUNT_TOKEN: Final = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
@@ -65,8 +65,7 @@ class TokenAuth:
             found = _text_of(self.file, missing_ok=True)
         if not found:
             places = [*self.variables, *([self.file] if self.file else [])]
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"there is no token in {', '.join(places)}",
                 hint="Log in with `vault login` or `bao login`, set the variable, or add auth=approle or kubernetes.",
             )
@@ -97,7 +96,7 @@ class AppRoleAuth:
         role_id = self.role_id or _first_set(environment, self.role_id_variables)
         if not role_id:
             names = ", ".join(self.role_id_variables)
-            raise PlatformError(ProviderConfigurationError, f"auth=approle needs role-id in the address, or {names}")
+            raise ProviderConfigurationError(f"auth=approle needs role-id in the address, or {names}")
         secret_id = self.secret_id or (_text_of(self.secret_id_file) if self.secret_id_file else None)
         secret_id = secret_id or _first_set(environment, self.secret_id_variables)
         return {"role_id": role_id, **({"secret_id": secret_id.strip()} if secret_id else {})}
@@ -170,7 +169,7 @@ class Credentials:
             valid, so that the request was rejected for another reason.
 
         Raises:
-            PlatformError: The token is not valid, and no new one can be obtained.
+            ProviderError: The token is not valid, and no new one can be obtained.
         """
         if self._work is not None and not self._work.done():
             await asyncio.wait({self._work})
@@ -184,8 +183,8 @@ class Credentials:
         self._lease = None
         try:
             lease = await self._share_login(self._log_in)
-        except PlatformError as problem:
-            if problem.kind is ProviderConfigurationError and isinstance(self._method, TokenAuth):
+        except ProviderConfigurationError:
+            if isinstance(self._method, TokenAuth):
                 raise _expired_error() from None
             raise
         if lease.token == token:
@@ -245,8 +244,7 @@ class Credentials:
         if status in (400, 403, 404):
             errors = answer.get("errors")
             reason = f"{errors[0]}"[:_QUOTED] if isinstance(errors, list) and errors else f"HTTP {status}"
-            raise PlatformError(
-                ProviderAccessDeniedError,
+            raise ProviderAccessDeniedError(
                 f"logging in at auth/{method.mount} was refused: {reason}",
                 hint="Check the role, its secret id or service account, and that the login method is enabled.",
             )
@@ -260,7 +258,7 @@ class Credentials:
         if lease.renewable and (lease.expires_at is None or now < lease.expires_at):
             try:
                 status, answer = await self._send("POST", "auth/token/renew-self", token=lease.token, body={})
-            except PlatformError:
+            except ProviderError:
                 if lease.expires_at is not None and now + _POSTPONED < lease.expires_at:
                     return _postpone_renewal(lease, now + _POSTPONED)
                 raise
@@ -277,7 +275,7 @@ class Credentials:
         auth = answer.get("auth")
         token = auth.get("client_token") if isinstance(auth, Mapping) else None
         if not isinstance(auth, Mapping) or not isinstance(token, str) or not token:
-            raise PlatformError(UnavailableError, "the answer to a login holds no token")
+            raise UnavailableError("the answer to a login holds no token")
         return self._lease_of(token, auth.get("lease_duration"), auth.get("renewable"))
 
     def _lease_of(self, token: str, seconds: object, renewable: object) -> _Lease:
@@ -294,9 +292,8 @@ def _postpone_renewal(lease: _Lease, renew_at: float | None) -> _Lease:
     return _Lease(token=lease.token, renewable=lease.renewable, renew_at=renew_at, expires_at=lease.expires_at)
 
 
-def _expired_error() -> PlatformError:
-    return PlatformError(
-        ProviderAccessDeniedError,
+def _expired_error() -> ProviderAccessDeniedError:
+    return ProviderAccessDeniedError(
         "the token is expired, revoked or unknown",
         hint="Log in again, or use auth=approle or auth=kubernetes, with which Goatherd gets new tokens automatically.",
     )
@@ -313,6 +310,6 @@ def _text_of(file: str, *, missing_ok: bool = False) -> str:
     except FileNotFoundError:
         if missing_ok:
             return ""
-        raise PlatformError(ProviderConfigurationError, f"there is no file {file}") from None
+        raise ProviderConfigurationError(f"there is no file {file}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PlatformError(ProviderConfigurationError, f"cannot read {file}: {type(error).__name__}") from None
+        raise ProviderConfigurationError(f"cannot read {file}: {type(error).__name__}") from None

@@ -29,11 +29,11 @@ from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
+    ProviderError,
     SecretTooLargeError,
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import PlatformError
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.http_answers import (
     causes_of,
@@ -219,8 +219,8 @@ class VaultClient:
         body: dict[str, object] = {"max_versions": str(versions)}
         try:
             await finish_request(self.call_api("POST", self._api_path("metadata", path), body=body))
-        except PlatformError as problem:
-            if _METADATA_CAS not in str(problem):
+        except ProviderConfigurationError as error:
+            if _METADATA_CAS not in str(error):
                 raise
             # OpenBao, if the mount or the entry has `metadata_cas_required`.
             body["metadata_cas"] = (await self.read_metadata(path)).metadata_version
@@ -243,10 +243,8 @@ class VaultClient:
         where = self._api_path(kind, path)
         try:
             _, answer = await self.call_api("POST", "sys/capabilities-self", body={"paths": [where]})
-        except PlatformError as problem:
-            if problem.kind is ProviderAccessDeniedError:
-                return None
-            raise
+        except ProviderAccessDeniedError:
+            return None
         listed = _require_object(answer, "data").get(where)
         return any(each in listed for each in (capability, "root", "sudo")) if isinstance(listed, list) else None
 
@@ -254,10 +252,8 @@ class VaultClient:
         """Return the type of the secrets engine at the mount, such as ``kv 2``; None if the token may not read it."""
         try:
             status, answer = await self.call_api("GET", f"sys/internal/ui/mounts/{self._address.mount}")
-        except PlatformError as problem:
-            if problem.kind is ProviderAccessDeniedError:
-                return None
-            raise
+        except ProviderAccessDeniedError:
+            return None
         if status != 200:
             return None
         data = _require_object(answer, "data")
@@ -278,7 +274,7 @@ class VaultClient:
             The status, which is 200, 204, 400 or 404, and the JSON object in the answer.
 
         Raises:
-            PlatformError: Vault did not answer, denied the request, or gave a damaged answer.
+            ProviderError: Vault did not answer, denied the request, or gave a damaged answer.
         """
         token = await self._credentials.current_token()
         status, answer = await self._send_request(method, path, token=token, body=body, params=params)
@@ -287,29 +283,25 @@ class VaultClient:
                 method, path, token=await self._credentials.current_token(), body=body, params=params
             )
         if status == 403:
-            raise PlatformError(
-                ProviderAccessDeniedError,
+            raise ProviderAccessDeniedError(
                 f"the server refuses {method} {path}",
                 hint="Give the token a policy: `goatherd policy vault --role server` (or rotator, admin) prints this"
                 " policy.",
             )
         errors = _errors_text(answer)
         if status == 404 and "no handler for route" in errors:
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"nothing is mounted at {self._address.mount}",
                 hint="The address begins with the mount of a key/value engine, version 2. See `vault secrets list`.",
             )
         if status == 404 and "data" not in answer and not isinstance(answer.get("errors"), list):
             raise damaged_answer_error("HTTP 404 that no Vault server sends: another server answers in its place")
         if status == 400 and _UPGRADING in errors:
-            raise PlatformError(
-                UnavailableError, f"{self._address.mount} is being upgraded to version 2; this takes a moment"
-            )
+            raise UnavailableError(f"{self._address.mount} is being upgraded to version 2; this takes a moment")
         if status == 400 and _METADATA_MISMATCH in errors:
-            raise PlatformError(UnavailableError, f"another writer has just changed the settings of {path}")
+            raise UnavailableError(f"another writer has just changed the settings of {path}")
         if status == 400 and _CAS_MISMATCH not in errors:
-            raise PlatformError(ProviderConfigurationError, f"the server does not understand {method} {path}: {errors}")
+            raise ProviderConfigurationError(f"the server does not understand {method} {path}: {errors}")
         return status, answer
 
     async def _send_request(
@@ -324,7 +316,7 @@ class VaultClient:
         """Send one request to Vault; return its status (200, 204, 400, 403 or 404) and the JSON object in the answer.
 
         Raises:
-            PlatformError: Vault did not answer, gave a damaged answer, or answered with another status.
+            ProviderError: Vault did not answer, gave a damaged answer, or answered with another status.
         """
         headers = {}
         if token is not None:
@@ -348,7 +340,7 @@ class VaultClient:
         """Return the connection pool; a new one if the files of the client's certificate were replaced."""
         pool = self._pool
         if pool is None:
-            raise PlatformError(ProviderConfigurationError, "the provider is not open", hint="Use `async with`.")
+            raise ProviderConfigurationError("the provider is not open", hint="Use `async with`.")
         if self._certificate is None:
             return pool
         is_renewed = False
@@ -387,11 +379,10 @@ class VaultClient:
             problem = self._no_answer_error(error)
         raise problem
 
-    def _no_answer_error(self, error: Exception) -> PlatformError:
+    def _no_answer_error(self, error: Exception) -> ProviderError:
         for cause in causes_of(error):
             if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-                return PlatformError(
-                    ProviderConfigurationError,
+                return ProviderConfigurationError(
                     f"{self._address.url} does not speak TLS",
                     hint="If you want a connection without TLS (to a proxy on this machine), write tls=off in the"
                     " address.",
@@ -414,7 +405,7 @@ class VaultClient:
         except ValueError:
             is_allowed = False
         if not is_allowed:
-            raise PlatformError(UnavailableError, "the server redirects to a URL that is not allowed", final=True)
+            raise UnavailableError("the server redirects to a URL that is not allowed", final=True)
         return target
 
     def _error_for(
@@ -422,27 +413,22 @@ class VaultClient:
     ) -> tuple[int, Mapping[str, Any]]:
         what = f"{method} {path}"
         if status == 429:
-            raise PlatformError(
-                ThrottledError,
+            raise ThrottledError(
                 f"the server limits requests: {what}",
                 retry_after=_retry_after(headers.get("retry-after"), self._clock.now_ms()),
                 hint="A rate limit quota applies; see `vault read sys/quotas/rate-limit/…`.",
             )
         if status == 413:
-            raise PlatformError(SecretTooLargeError, f"the server rejected {what}: the request is too large")
+            raise SecretTooLargeError(f"the server rejected {what}: the request is too large")
         if status >= 500 or status in (408, 412, 472, 473):
             errors = _errors_text(parse_object(raw) or {})
             if "sealed" in errors:
-                raise PlatformError(
-                    UnavailableError, "the server is sealed", hint="Unseal the server: `vault operator unseal`."
-                )
+                raise UnavailableError("the server is sealed", hint="Unseal the server: `vault operator unseal`.")
             if "value being too large" in errors or "exceeds maximum" in errors:
-                raise PlatformError(SecretTooLargeError, "the value is too large for the server")
-            raise PlatformError(UnavailableError, f"the server failed with HTTP {status}: {errors}".rstrip(": "))
+                raise SecretTooLargeError("the value is too large for the server")
+            raise UnavailableError(f"the server failed with HTTP {status}: {errors}".rstrip(": "))
         if status == 400 and b"HTTP request to an HTTPS server" in raw:
-            raise PlatformError(
-                ProviderConfigurationError, f"{self._address.url} wants TLS", hint="Remove tls=off, or use https."
-            )
+            raise ProviderConfigurationError(f"{self._address.url} wants TLS", hint="Remove tls=off, or use https.")
         if status == 204:
             return status, {}
         answer = parse_object(raw)

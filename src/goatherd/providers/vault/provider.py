@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 import httpx2
 
@@ -42,7 +42,6 @@ from goatherd.providers.base import (
     MAX_VALUE_BYTES,
     Call,
     Guarantees,
-    PlatformError,
     ReadConsistency,
     RetryPolicy,
     SecretProvider,
@@ -68,8 +67,6 @@ from goatherd.providers.versioned_record import (
     entry_for,
     parse_number,
 )
-
-Result = TypeVar("Result")
 
 LEAST_VERSIONS: Final = 50
 HISTORY: Final = 24
@@ -117,6 +114,7 @@ class VaultSecretProvider(SecretProvider):
         "VAULT_*",
         "BAO_*",
     )
+    _client: VaultClient  # made by `_open`
 
     def __init__(
         self,
@@ -133,7 +131,6 @@ class VaultSecretProvider(SecretProvider):
         self.address = address
         self._environment = environment
         self._transport = transport
-        self._client: VaultClient | None = None
         self._guarantees = Guarantees(
             cas=True,
             read_consistency=ReadConsistency.STRONG if address.reads_active else ReadConsistency.EVENTUAL,
@@ -182,68 +179,34 @@ class VaultSecretProvider(SecretProvider):
         self._client = client
 
     async def _close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        await self._client.close()
 
-    # --- the algebra ------------------------------------------------------------------------------------------------
-
-    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        return await self._with_client(call, lambda client: self._create_secret(call, client, value, label))
-
-    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        return await self._with_client(call, lambda client: self._read_version(call, client, at))
-
-    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        return await self._with_client(call, lambda client: self._write_version(call, client, value, label, expected))
-
-    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._with_client(call, lambda client: self._move_label(call, client, label, version, expected))
-
-    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._with_client(call, lambda client: self._remove_label(call, client, label, expected))
-
-    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        return await self._with_client(call, lambda client: self._list_versions(call, client))
-
-    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
-        ledger = (await self._with_client(call, lambda client: self._require_pointer(call, client))).ledger
-        return {label: VersionId(number) for label, number in ledger.labels.items()}
-
-    async def _destroy(self, call: Call, version: VersionId) -> None:
-        await self._with_client(call, lambda client: self._destroy_version(call, client, version))
-
-    async def _delete(self, call: Call) -> None:
-        await self._with_client(call, lambda client: self._delete_secret(call, client))
+    # --- diagnosis --------------------------------------------------------------------------------------------------
 
     async def diagnose(self, secret_id: str) -> list[Finding]:
         """Check what the token allows and whether Vault keeps enough versions of a secret, and return the findings."""
         call = self._start_call("diagnose", secret_id)
-        return await self._run_call(
-            call, lambda now: self._with_client(now, lambda client: self._diagnose_secret(now, client))
-        )
+        return await self._run_call(call, self._diagnose_secret)
 
-    async def _diagnose_secret(self, call: Call, client: VaultClient) -> list[Finding]:
-        path, ledger = call.secret_id, (await self._require_pointer(call, client)).ledger
+    async def _diagnose_secret(self, call: Call) -> list[Finding]:
+        path, ledger = call.secret_id, (await self._require_pointer(call)).ledger
         needed = (("update", "data", path + POINTER_SUFFIX), ("update", "data", path), ("read", "metadata", path))
-        held = [await client.has_capability(*one) for one in needed]
+        held = [await self._client.has_capability(*one) for one in needed]
         if None in held:
             text = "the server does not say what the token may do"
             first = Finding(
                 name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint="Give the token the policy `default`."
             )
         else:
-            may_destroy = await client.has_capability("update", "destroy", path)
+            may_destroy = await self._client.has_capability("update", "destroy", path)
             first = rights_finding(self.scheme, may_write=all(held), may_destroy=may_destroy)
             if held[0] and not all(held):  # who may replace the pointer may change the identity
                 text = "the token may write, but lacks other permissions that a rotation needs"
                 hint = f"`goatherd policy {self.scheme} --role rotator` prints all that is needed."
                 first = Finding(name="rights", verdict=Verdict.CAUTION, text=text, hint=hint, may_write=True)
         try:
-            known = await client.read_metadata(path)
-        except PlatformError as problem:
-            if problem.kind is not ProviderAccessDeniedError:
-                raise
+            known = await self._client.read_metadata(path)
+        except ProviderAccessDeniedError:
             text = "a token that may only read does not see how many versions the server keeps"
             return [first, Finding(name="history", verdict=Verdict.NOT_CHECKED, text=text)]
         oldest = min(ledger.labels.values(), default=known.current)
@@ -258,57 +221,46 @@ class VaultSecretProvider(SecretProvider):
             return [first, Finding(name="history", verdict=Verdict.CAUTION, text=text, hint=by_hand)]
         return [first, Finding(name="history", verdict=Verdict.FINE, text=text)]
 
-    async def _with_client(self, call: Call, work: Callable[[VaultClient], Awaitable[Result]]) -> Result:
-        """Run `work` with the Vault client, and raise its errors as errors of the provider call."""
-        if self._client is None:
-            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
-        try:
-            return await work(self._client)
-        except PlatformError as problem:
-            raise problem.for_call(call) from None
+    # --- the algebra ------------------------------------------------------------------------------------------------
 
-    async def _create_secret(self, call: Call, client: VaultClient, value: SecretBytes, label: Label) -> SecretVersion:
-        engine = await client.engine_version()
+    async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
+        engine = await self._client.engine_version()
         if engine not in (None, "kv 2"):
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"what is mounted at {self.address.mount} is {engine}, not a key/value engine of version 2",
                 hint=f"`vault kv enable-versioning {self.address.mount}` upgrades an engine of version 1.",
             )
         written: tuple[int, RecordedVersion] | None = None
         while True:
-            pointer = await self._read_pointer(call, client)
+            pointer = await self._read_pointer(call)
             if pointer is not None:
                 if (made := pointer.ledger.made_by(call.request)) is not None:
                     return pointer.ledger.describe_version(made)
                 raise call.error(SecretExistsError, "the secret exists already")
             if written is None:
-                written = await self._write_value(call, client, value, VersionedRecord())
+                written = await self._write_value(call, value, VersionedRecord())
             if written is not None:
                 number, entry = written
                 ledger = VersionedRecord(
                     versions=MappingProxyType({number: entry}), labels=MappingProxyType({label: number})
                 )
                 first = StoredPointer(ledger=ledger, current=value if label == CURRENT else None)
-                if await client.write_secret(call.secret_id + POINTER_SUFFIX, encode_pointer(first), cas=0) is not None:
+                path = call.secret_id + POINTER_SUFFIX
+                if await self._client.write_secret(path, encode_pointer(first), cas=0) is not None:
                     return ledger.describe_version(number)
             await _retry_pause()
 
-    async def _read_version(self, call: Call, client: VaultClient, at: Label | VersionId) -> SecretValue:
-        ledger = (await self._require_pointer(call, client)).ledger
+    async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
+        ledger = (await self._require_pointer(call)).ledger
         number = parse_number(at) if isinstance(at, VersionId) else 0
         if number and (number not in ledger.versions or ledger.versions[number].destroyed):
-            return await self._reading_leftover(call, client, ledger, number)
+            return await self._reading_leftover(call, ledger, number)
         number = ledger.find_version(call, at)
-        return SecretValue(
-            version=ledger.describe_version(number), value=await self._read_value(call, client, ledger, number)
-        )
+        return SecretValue(version=ledger.describe_version(number), value=await self._read_value(call, ledger, number))
 
-    async def _reading_leftover(
-        self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int
-    ) -> SecretValue:
+    async def _reading_leftover(self, call: Call, ledger: VersionedRecord, number: int) -> SecretValue:
         """Read a value that the record of versions does not list, because a write or destruction was interrupted."""
-        found = await client.read_secret(call.secret_id, number)
+        found = await self._client.read_secret(call.secret_id, number)
         if isinstance(found, Found):
             version = SecretVersion(id=VersionId(number), created_ms=found.created_ms, is_leftover=True)
             try:
@@ -320,19 +272,19 @@ class VaultSecretProvider(SecretProvider):
                 text = f"the value of version {number} is damaged: {error}"
                 raise call.error(UnavailableError, text, final=True) from None
         if found is None and number not in ledger.versions:
-            copies = await self._find_copies(client, call.secret_id)
+            copies = await self._find_copies(call.secret_id)
             if number not in copies:
                 raise call.error(SecretNotFoundError, f"there is no version {number}")
             version, value = copies[number]
             return SecretValue(version=version, value=value)
         raise call.error(VersionDisabledError, f"version {number} was destroyed")
 
-    async def _read_value(self, call: Call, client: VaultClient, ledger: VersionedRecord, number: int) -> SecretBytes:
-        found = await client.read_secret(call.secret_id, number)
+    async def _read_value(self, call: Call, ledger: VersionedRecord, number: int) -> SecretBytes:
+        found = await self._client.read_secret(call.secret_id, number)
         if isinstance(found, Gone):
             raise call.error(VersionDisabledError, _undelete_hint(self.address.mount, call.secret_id, found))
         if found is None:
-            newest = await client.read_secret(call.secret_id)
+            newest = await self._client.read_secret(call.secret_id)
             if newest is not None and newest.version - number >= LEAST_VERSIONS:
                 # Later versions have displaced it. A writer that loses against another one also writes a version.
                 raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
@@ -348,12 +300,10 @@ class VaultSecretProvider(SecretProvider):
             raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
         return stored.value
 
-    async def _write_version(
-        self, call: Call, client: VaultClient, value: SecretBytes, label: Label, expected: VersionId | None
-    ) -> SecretVersion:
+    async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         written: tuple[int, RecordedVersion] | None = None
         while True:
-            pointer = await self._require_pointer(call, client)
+            pointer = await self._require_pointer(call)
             ledger = pointer.ledger
             if (made := ledger.made_by(call.request)) is not None:
                 return ledger.describe_version(made)
@@ -362,7 +312,7 @@ class VaultSecretProvider(SecretProvider):
             if written is not None and written[0] in ledger.versions:
                 written = None  # another writer has destroyed it meanwhile, because no list named it
             if written is None:
-                written = await self._write_value(call, client, value, ledger)
+                written = await self._write_value(call, value, ledger)
             if written is not None:
                 number, entry = written
                 kept = {
@@ -370,41 +320,34 @@ class VaultSecretProvider(SecretProvider):
                 }
                 grown = replace(ledger, versions=MappingProxyType({**kept, number: entry}))
                 moved = grown.with_label(call, label, VersionId(number), expected)
-                if (
-                    await self._replace_pointer(call, client, pointer, moved, value if label == CURRENT else None)
-                    is not None
-                ):
+                if await self._replace_pointer(call, pointer, moved, value if label == CURRENT else None) is not None:
                     return moved.describe_version(number)
             await _retry_pause()
 
-    async def _move_label(
-        self, call: Call, client: VaultClient, label: Label, version: VersionId, expected: VersionId | None
-    ) -> None:
+    async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         while True:
-            pointer = await self._require_pointer(call, client)
+            pointer = await self._require_pointer(call)
             moved = pointer.ledger.with_label(call, label, version, expected)
-            state = (await client.read_metadata(call.secret_id)).states.get(int(version))
+            state = (await self._client.read_metadata(call.secret_id)).states.get(int(version))
             if state is not VersionState.ENABLED:
                 raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
-            if await self._replace_pointer(call, client, pointer, moved) is not None:
+            if await self._replace_pointer(call, pointer, moved) is not None:
                 return
             await _retry_pause()
 
-    async def _remove_label(self, call: Call, client: VaultClient, label: Label, expected: VersionId) -> None:
+    async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         while True:
-            pointer = await self._require_pointer(call, client)
-            if await self._replace_pointer(call, client, pointer, pointer.ledger.without_label(call, label, expected)):
+            pointer = await self._require_pointer(call)
+            if await self._replace_pointer(call, pointer, pointer.ledger.without_label(call, label, expected)):
                 return
             await _retry_pause()
 
-    async def _list_versions(self, call: Call, client: VaultClient) -> Sequence[SecretVersion]:
-        ledger = (await self._require_pointer(call, client)).ledger
+    async def _versions(self, call: Call) -> Sequence[SecretVersion]:
+        ledger = (await self._require_pointer(call)).ledger
         listed = ledger.newest_first()
         try:
-            known = await client.read_metadata(call.secret_id)
-        except PlatformError as problem:
-            if problem.kind is not ProviderAccessDeniedError:
-                raise
+            known = await self._client.read_metadata(call.secret_id)
+        except ProviderAccessDeniedError:
             return listed  # a server's token may not read the metadata, so changes made by hand stay unnoticed here
         seen = []
         for version in listed:
@@ -423,11 +366,11 @@ class VaultSecretProvider(SecretProvider):
             for number, state in known.states.items()
             if number not in entries and state is not VersionState.DESTROYED
         ]
-        seen += [version for version, _ in (await self._find_copies(client, call.secret_id, known)).values()]
+        seen += [version for version, _ in (await self._find_copies(call.secret_id, known)).values()]
         return sorted(seen, key=lambda version: int(version.id), reverse=True)
 
     async def _find_copies(
-        self, client: VaultClient, path: str, known: Metadata | None = None
+        self, path: str, known: Metadata | None = None
     ) -> dict[int, tuple[SecretVersion, SecretBytes]]:
         """Find values that Vault has dropped from the entry of values, but still has in older versions of the pointer.
 
@@ -438,17 +381,15 @@ class VaultSecretProvider(SecretProvider):
         """
         copies: dict[int, tuple[SecretVersion, SecretBytes]] = {}
         try:
-            known = known or await client.read_metadata(path)
+            known = known or await self._client.read_metadata(path)
             if min(known.states, default=1) == 1:
                 return {}  # the server has dropped none
-            pointers = await client.read_metadata(path + POINTER_SUFFIX)
-        except PlatformError as problem:
-            if problem.kind is not ProviderAccessDeniedError:
-                raise
+            pointers = await self._client.read_metadata(path + POINTER_SUFFIX)
+        except ProviderAccessDeniedError:
             return {}  # a token that may not read this metadata may not destroy these versions either
         older = (n for n, state in pointers.states.items() if n < pointers.current and state is VersionState.ENABLED)
         for version in sorted(older)[:_OLD_POINTERS]:
-            found = await client.read_secret(path + POINTER_SUFFIX, version)
+            found = await self._client.read_secret(path + POINTER_SUFFIX, version)
             if not isinstance(found, Found):
                 continue
             try:
@@ -462,19 +403,24 @@ class VaultSecretProvider(SecretProvider):
                 copies[number] = (left, stored.current)
         return copies
 
-    async def _destroy_version(self, call: Call, client: VaultClient, version: VersionId) -> None:
+    async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
+        ledger = (await self._require_pointer(call)).ledger
+        return {label: VersionId(number) for label, number in ledger.labels.items()}
+
+    async def _destroy(self, call: Call, version: VersionId) -> None:
         path, asked = call.secret_id, False
         while True:
-            pointer = await self._require_pointer(call, client)
-            ledger = await self._with_leftover(client, path, pointer.ledger, version)
-            is_copy = parse_number(version) not in ledger.versions and parse_number(version) in await self._find_copies(
-                client, path
-            )
+            pointer = await self._require_pointer(call)
+            ledger = await self._with_leftover(path, pointer.ledger, version)
+            number = parse_number(version)
+            is_copy = number not in ledger.versions and number in await self._find_copies(path)
             gone = ledger if is_copy else ledger.without_value(call, version)
             # The version leaves the pointer (the list of versions and labels) before it is destroyed: otherwise a label
             # could move to it in between. The permission to destroy is checked before both, so that a missing
             # permission changes nothing.
-            if not asked and not (await client.may_destroy(path) and await client.may_destroy(path + POINTER_SUFFIX)):
+            if not asked and not (
+                await self._client.may_destroy(path) and await self._client.may_destroy(path + POINTER_SUFFIX)
+            ):
                 raise call.error(
                     ProviderAccessDeniedError,
                     "the token may not destroy versions of the secret and of its pointer",
@@ -483,53 +429,51 @@ class VaultSecretProvider(SecretProvider):
             asked = True
             newest: int | None = pointer.version
             if gone is not pointer.ledger:
-                newest = await self._replace_pointer(call, client, pointer, gone)
+                newest = await self._replace_pointer(call, pointer, gone)
             if newest is not None:
-                await self._destroy_older_versions(client, path + POINTER_SUFFIX, newest)
+                await self._destroy_older_versions(path + POINTER_SUFFIX, newest)
                 if not is_copy:
-                    await client.destroy_versions(path, int(version))
+                    await self._client.destroy_versions(path, int(version))
                 return
             await _retry_pause()
 
-    async def _with_leftover(
-        self, client: VaultClient, path: str, ledger: VersionedRecord, version: VersionId
-    ) -> VersionedRecord:
+    async def _with_leftover(self, path: str, ledger: VersionedRecord, version: VersionId) -> VersionedRecord:
         """Return the record of versions with an unlisted version added as destroyed, so that no writer can use it."""
         number = parse_number(version)
         if not number or number in ledger.versions:
             return ledger
-        known = await client.read_metadata(path)
+        known = await self._client.read_metadata(path)
         if known.states.get(number, VersionState.DESTROYED) is VersionState.DESTROYED:
             return ledger
         entry = RecordedVersion(created_ms=known.created_ms[number], request="", digest="", size=0)
         return replace(ledger, versions=MappingProxyType({**ledger.versions, number: entry}))
 
-    async def _destroy_older_versions(self, client: VaultClient, path: str, newest: int) -> None:
-        known = await client.read_metadata(path)
+    async def _destroy_older_versions(self, path: str, newest: int) -> None:
+        known = await self._client.read_metadata(path)
         if known.current < newest:
             # SECURITY: the server claims to have written a version that it does not have. So an older version may hold
             # the only list of versions and labels, and none is destroyed
             # (tests/contract/vault/test_wrong_answers.py::TestVaultAnswers).
-            raise PlatformError(
-                UnavailableError, f"the server answered that it wrote version {newest} of {path}, but does not have it"
+            raise UnavailableError(
+                f"the server answered that it wrote version {newest} of {path}, but does not have it"
             )
         older = [n for n, state in known.states.items() if n < newest and state is not VersionState.DESTROYED]
         if older:
-            await client.destroy_versions(path, *older)
+            await self._client.destroy_versions(path, *older)
 
-    async def _delete_secret(self, call: Call, client: VaultClient) -> None:
-        await self._require_pointer(call, client)
+    async def _delete(self, call: Call) -> None:
+        await self._require_pointer(call)
         # The values are deleted before the pointer: while the pointer exists, the secret cannot be created again. If
         # the token may not delete, nothing has changed yet.
-        await client.remove_secret(call.secret_id)
-        await client.remove_secret(call.secret_id + POINTER_SUFFIX)
+        await self._client.remove_secret(call.secret_id)
+        await self._client.remove_secret(call.secret_id + POINTER_SUFFIX)
 
     # --- the two entries --------------------------------------------------------------------------------------------
 
-    async def _read_pointer(self, call: Call, client: VaultClient) -> _Pointer | None:
+    async def _read_pointer(self, call: Call) -> _Pointer | None:
         """Read the pointer entry (the record of versions and labels) of a secret; None if there is none."""
         path = call.secret_id + POINTER_SUFFIX
-        found = await client.read_secret(path)
+        found = await self._client.read_secret(path)
         if found is None:
             return None
         if isinstance(found, Gone):
@@ -543,8 +487,8 @@ class VaultSecretProvider(SecretProvider):
         except DamagedRecordError as error:
             raise call.error(UnavailableError, f"the entry {self.address.mount}/{path} is damaged: {error}") from None
 
-    async def _require_pointer(self, call: Call, client: VaultClient) -> _Pointer:
-        pointer = await self._read_pointer(call, client)
+    async def _require_pointer(self, call: Call) -> _Pointer:
+        pointer = await self._read_pointer(call)
         if pointer is None:
             raise call.error(SecretNotFoundError, "there is no such secret")
         return pointer
@@ -552,7 +496,6 @@ class VaultSecretProvider(SecretProvider):
     async def _replace_pointer(
         self,
         call: Call,
-        client: VaultClient,
         pointer: _Pointer,
         ledger: VersionedRecord,
         current: SecretBytes | None = None,
@@ -566,31 +509,30 @@ class VaultSecretProvider(SecretProvider):
         if current is None and holder is not None:
             current = pointer.stored.current if holder == pointer.ledger.labels.get(CURRENT) else None
             if current is None:
-                current = await self._read_value(call, client, ledger, holder)
+                current = await self._read_value(call, ledger, holder)
         path = call.secret_id + POINTER_SUFFIX
         stored = encode_pointer(StoredPointer(ledger=ledger, current=current))
-        written = await client.write_secret(path, stored, cas=pointer.version)
+        written = await self._client.write_secret(path, stored, cas=pointer.version)
         return None if written is None else written.version
 
     async def _write_value(
-        self, call: Call, client: VaultClient, value: SecretBytes, ledger: VersionedRecord
+        self, call: Call, value: SecretBytes, ledger: VersionedRecord
     ) -> tuple[int, RecordedVersion] | None:
         """Write a secret's next value, or find the one that an earlier attempt of this call wrote.
 
         Return the version's number and its entry for the record of versions; None if another writer has written
         meanwhile, so that the caller must read again.
         """
-        known = await client.read_metadata(call.secret_id)
+        known = await self._client.read_metadata(call.secret_id)
         newest = max(ledger.versions, default=0)
         if known.current < newest:
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"versions up to {newest} are listed, but the server has {known.current or 'none'}",
                 hint="The entry was deleted by hand: delete the secret and create it from a backup.",
             )
         if call.attempt > 1 or not ledger.exists:
             for number in range(known.current, max(newest, known.current - _LOOK_BACK), -1):
-                found = await client.read_secret(call.secret_id, number)
+                found = await self._client.read_secret(call.secret_id, number)
                 if not isinstance(found, Found):
                     continue
                 try:
@@ -605,26 +547,23 @@ class VaultSecretProvider(SecretProvider):
                     ) from None
                 if stored.request == call.request:
                     return number, entry_for(value, request=call.request, now_ms=found.created_ms)
-        await self._make_room(client, call.secret_id, known.current + 1, known.max_versions, ledger)
-        written = await client.write_secret(call.secret_id, encode_value(value, call.request), cas=known.current)
+        await self._make_room(call.secret_id, known.current + 1, known.max_versions, ledger)
+        written = await self._client.write_secret(call.secret_id, encode_value(value, call.request), cas=known.current)
         if written is None:
             return None
         if written.expires:
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} automatically after some time",
                 hint="Set delete_version_after to 0s, of the entry and of the mount.",
             )
         entry = entry_for(value, request=call.request, now_ms=written.created_ms)
         # The list never names a value that the server only said to have written.
-        found = await client.read_secret(call.secret_id, written.version)
+        found = await self._client.read_secret(call.secret_id, written.version)
         if not isinstance(found, Found) or _decode_value(call, written.version, found).digest != entry.digest:
             raise call.error(UnavailableError, f"the value of version {written.version} is not what was just written")
         return written.version, entry
 
-    async def _make_room(
-        self, client: VaultClient, path: str, number: int, keeps: int, ledger: VersionedRecord
-    ) -> None:
+    async def _make_room(self, path: str, number: int, keeps: int, ledger: VersionedRecord) -> None:
         """Make sure that Vault does not drop a labelled version when version `number` is written.
 
         By default, a server keeps ten versions and drops the oldest, labelled or not.
@@ -637,18 +576,14 @@ class VaultSecretProvider(SecretProvider):
         if needed > MAX_VERSIONS:
             labels = sorted(label for label, holder in ledger.labels.items() if holder == oldest)
             them = f"label{'s' if len(labels) > 1 else ''} {', '.join(labels)}"
-            raise PlatformError(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"when version {number} is written, the server would delete version {oldest}, which has the {them}",
                 hint=f"Move the {them} to a newer version, or let the server keep more versions: {by_hand}",
             )
         try:
-            await client.set_max_versions(path, MAX_VERSIONS)
-        except PlatformError as problem:
-            if problem.kind is not ProviderAccessDeniedError:
-                raise
-            raise PlatformError(
-                ProviderConfigurationError,
+            await self._client.set_max_versions(path, MAX_VERSIONS)
+        except ProviderAccessDeniedError:
+            raise ProviderConfigurationError(
                 f"the server keeps {keeps or 'ten'} versions, which is too few, and the token may not change that",
                 hint=f"A user with that right must run: {by_hand}",
             ) from None

@@ -19,6 +19,8 @@ from goatherd.crypto import SIGNATURE_BYTES, PublicKey
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
+    ProviderAccessDeniedError,
+    ProviderError,
     SignerAccessDeniedError,
     SignerConfigurationError,
     SignerError,
@@ -29,9 +31,8 @@ from goatherd.errors import (
     SignerWrongKeyError,
     UnsupportedKeyError,
 )
-from goatherd.providers.base import PlatformError
 from goatherd.providers.vault.client import VaultClient
-from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey, signer_error_kind
+from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.transit.address import TransitAddress, parse_uri
 
 KEY_TYPE: Final = "ecdsa-p384"
@@ -172,7 +173,7 @@ class TransitSigner(Signer):
     ) -> tuple[int, Mapping[str, Any]]:
         try:
             status, answer = await self._open_client().call_api(method, path, body=body, params=params)
-        except PlatformError as problem:
+        except ProviderError as problem:
             error = self._translate_error(operation, problem)
         except ConfigurationError as problem:
             error = self.error(SignerConfigurationError, operation, str(problem), hint=problem.hint)
@@ -182,7 +183,7 @@ class TransitSigner(Signer):
             return status, answer
         raise error  # out here, where the client's error is not its context
 
-    def _translate_error(self, operation: str, problem: PlatformError) -> SignerError:
+    def _translate_error(self, operation: str, problem: ProviderError) -> SignerError:
         message = str(problem)
         if "signing key not found" in message:
             return self.error(SignerKeyNotFoundError, operation, "the server has no such key")
@@ -195,13 +196,12 @@ class TransitSigner(Signer):
             )
         if _ABOVE_LATEST in message:
             return self.error(SignerKeyNotFoundError, operation, "the key has no such version")
-        kind = signer_error_kind(problem.kind)
-        if kind is SignerAccessDeniedError:
-            return self.error(kind, operation, message)
-        hint = problem.hint
+        if isinstance(problem, ProviderAccessDeniedError):
+            return self.error(SignerAccessDeniedError, operation, message)
         if "nothing is mounted" in message:
             hint = "The address begins with the mount of a transit engine. See `vault secrets list`."
-        return self.error(kind, operation, message, hint=hint, final=problem.final, retry_after=problem.retry_after)
+            return self.error(SignerConfigurationError, operation, message, hint=hint)
+        return self.error_of_provider(operation, problem)
 
     def _open_client(self) -> VaultClient:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,7 @@ from goatherd.errors import (
     ThrottledError,
     UnavailableError,
 )
-from goatherd.providers.base import PlatformError, RetryPolicy
+from goatherd.providers.base import RetryPolicy
 from goatherd.providers.values import CURRENT
 from goatherd.providers.vault import TokenAuth, VaultAddress, VaultSecretProvider
 from goatherd.providers.vault.client import VaultClient
@@ -219,7 +219,7 @@ async def test_a_certificate_authority_that_is_replaced_is_loaded_again(tmp_path
         client.open()
         for authority in (ca.read_bytes(), server.ca.read_bytes()):
             replace_file(ca, authority)
-            with pytest.raises(PlatformError, match="is not trusted"):
+            with pytest.raises(ProviderConfigurationError, match="is not trusted"):
                 await client.engine_version()
         assert await client.engine_version() == "kv 2"
         await client.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.providers.base import PlatformError
+from goatherd.errors import ProviderConfigurationError
 from goatherd.providers.vault.auth import AppRoleAuth, Credentials, TokenAuth
 from tests.deadlines import HANG
 from tests.unit.providers.homeless import make_homeless
@@ -24,7 +24,7 @@ async def test_a_user_without_a_home_directory_has_no_token_file(monkeypatch: py
     make_homeless(monkeypatch)
     auth = TokenAuth(variables=("VAULT_TOKEN",), file="~/.vault-token")
     credentials = Credentials(auth, send, clock=SystemClock(), environment={})
-    with pytest.raises(PlatformError, match="no token"):
+    with pytest.raises(ProviderConfigurationError, match="no token"):
         await credentials.current_token()
 
 
