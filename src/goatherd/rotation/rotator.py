@@ -712,6 +712,9 @@ class Rotator:
         """
         try:
             store = await self._store_view(document, version)
+            if STABLE in version.labels and not is_reader:
+                # The rotation lists the versions before it moves the label. Denied access is found now, not at its end.
+                await self._store.versions(self._secret_id)
         except ProviderAccessDeniedError:
             if not is_reader:
                 raise

@@ -302,6 +302,31 @@ async def test_a_store_that_denies_access_before_anything_is_written_ends_the_ru
     assert "--resume" not in raised.value.hint
 
 
+class Unlistable:
+    """A provider whose credentials may read and write, and may not list the versions."""
+
+    def __init__(self, herd: Herd) -> None:
+        self._herd = herd
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._herd.provider, name)
+
+    async def versions(self, *_: Any) -> Any:
+        raise ProviderAccessDeniedError("denied", provider="memory", secret_id="root", operation="versions")
+
+
+async def test_credentials_that_may_not_list_versions_are_found_before_a_rotation_begins(make_herd: MakeHerd) -> None:
+    herd = await make_herd()
+    await rotator_for(herd).rotate()
+    before = await document_of(herd)
+    rotator = rotator_for(herd, provider=Unlistable(herd))
+    with pytest.raises(ProviderAccessDeniedError):
+        await rotator.plan()
+    with pytest.raises(ProviderAccessDeniedError):
+        await rotator.rotate()
+    assert await document_of(herd) == before
+
+
 class Blinking:
     """A provider of which one read fails every five seconds, and which brings a node back after a minute."""
 
