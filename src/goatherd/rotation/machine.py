@@ -533,7 +533,7 @@ def _hold_for_followers(
         behind = tuple(node.url for node in observation.nodes if node.signs_with != store.current_id)
         return Done(outcome=_outcome_of(store, intent), behind=behind)
     until_ms = intent.began_ms + milliseconds(policy.adoption)
-    if now_ms >= until_ms or any(one.is_lasting for one in holding):
+    if now_ms >= until_ms or any(one.is_lasting or one.is_denied for one in holding):
         return Refuse(obstacles=obstacles)
     return Wait(nodes=(), reason=reason, until_ms=until_ms)
 

@@ -29,6 +29,7 @@ from goatherd.errors import (
     ConfigurationError,
     ConflictError,
     IdentityError,
+    ProviderAccessDeniedError,
     ProviderError,
     ReplicationFailedError,
     SecretExistsError,
@@ -85,6 +86,7 @@ class FollowerView:
         is_lasting: Whether waiting cannot help: the replication has failed, or the follower holds no identity document,
             a later identity, or one with another history.
         is_reachable: Whether the follower answered.
+        is_denied: Whether the follower has denied access.
         generation: The generation of the follower's identity; None if it is not known.
         standing: How the follower's identity compares with that of the primary store; None if it is not known.
         labels: For each label, the id of the follower's version that it points at.
@@ -99,6 +101,7 @@ class FollowerView:
     is_allowed: bool = False
     is_lasting: bool = False
     is_reachable: bool = True
+    is_denied: bool = False
     generation: int | None = None
     standing: Standing | None = None
     labels: Mapping[Label, VersionId]
@@ -337,7 +340,7 @@ class ReplicatedStore(StoreGroup):
         )
         failure = self.recent_failure(member, secret_id)
         if failure is not None:
-            return replace(view, is_reachable=False, problem=str(failure), hint=failure.hint)
+            return _without_answer(view, failure)
         breaker = self._find_breaker(member, secret_id)
         breaker.record_call(self.clock.monotonic())
         try:
@@ -388,7 +391,7 @@ class ReplicatedStore(StoreGroup):
         if breaker.error is None:
             _log.warning(event_text(Event.STORES_UNREACHABLE, region=member.region, code=error.code, message=error))
         breaker.record_failure(self.clock.monotonic(), error)
-        return replace(view, is_reachable=False, problem=str(error), hint=error.hint)
+        return _without_answer(view, error)
 
     async def _read_contents(self, member: StoreMember, secret_id: str) -> _Contents:
         """Read the values of `current` and `stable` in one store; leave out what is missing there.
@@ -703,6 +706,11 @@ def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, 
         " primary store"
     )
     return text, "Both stores were changed independently. `goatherd doctor` shows both histories and the ways out."
+
+
+def _without_answer(view: FollowerView, error: ProviderError) -> FollowerView:
+    is_denied = isinstance(error, ProviderAccessDeniedError)
+    return replace(view, is_reachable=False, is_denied=is_denied, problem=str(error), hint=error.hint)
 
 
 def holding_error(call: Call, holding: Sequence[FollowerView]) -> ProviderError:

@@ -10,12 +10,19 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import NotAdoptedError, ObstructedError, ProviderError, UnavailableError
+from goatherd.errors import (
+    NotAdoptedError,
+    ObstructedError,
+    ProviderAccessDeniedError,
+    ProviderError,
+    UnavailableError,
+)
 from goatherd.identity.document import Phase, decode_document
+from goatherd.providers.base import Call
 from goatherd.rotation.machine import Outcome, Step
 from goatherd.stores import DocumentMark, FollowerView, ReplicatedStore, Standing
 from tests.unit.stores.regions import SECRET
-from tests.unit.stores.world import ViolationError, World, at_phase, current
+from tests.unit.stores.world import IMPATIENT, ViolationError, World, at_phase, current
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +127,22 @@ async def test_a_region_that_is_away_stops_a_rotation_before_anything_is_written
     world.allowed = ("ap",)
     assert (await world.rotator().rotate()).outcome is Outcome.ROTATED
     await check_rest(world)
+
+
+async def test_a_region_that_denies_access_is_not_waited_for_before_a_rotation_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = await World.start()
+
+    def deny(call: Call) -> None:
+        raise call.error(ProviderAccessDeniedError, "denied")
+
+    monkeypatch.setattr(world.regions.ap, "_arrive", deny)
+    began = world.herd.clock.monotonic()
+    with pytest.raises(ObstructedError, match="region ap"):
+        await world.rotator().rotate()
+    assert world.herd.clock.monotonic() - began < IMPATIENT.adoption.total_seconds() / 2
+    assert current(world).generation == 1
 
 
 @pytest.mark.parametrize(
