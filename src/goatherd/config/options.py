@@ -624,7 +624,8 @@ def load_options(
             flag = flag_names.get(key.attribute, key.name)
             given_values[key.attribute], origin[key.name] = _parse_value(key, given, flag), "flag"
         elif environ.get(key.variable) and not key.is_table:
-            given_values[key.attribute] = _parse_value(key, environ[key.variable], key.variable)
+            # A variable that Kubernetes takes from a file or a Secret often ends with a line feed.
+            given_values[key.attribute] = _parse_value(key, environ[key.variable].strip(), key.variable)
             origin[key.name] = key.variable
     return Options(**given_values, origin=origin, file=None if found is None else path)
 
@@ -765,7 +766,7 @@ def _find_close(name: str, known: Iterable[str], *, cutoff: float) -> list[str]:
 
 def _read_file(path: Path, *, must_exist: bool) -> _File | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write a byte order mark
     except FileNotFoundError:
         if must_exist:
             raise ConfigurationError(
@@ -789,7 +790,7 @@ def _read_file(path: Path, *, must_exist: bool) -> _File | None:
     except RecursionError:
         raise ConfigurationError(f"{path} is not a configuration: it is nested too deeply") from None
     except ValueError as error:  # tomllib.TOMLDecodeError, or an integer of more digits than Python reads
-        hint = 'Strings need quotes, such as provider = "file:///srv/keys/root".'
+        hint = 'Strings need quotes, such as provider = "file:///srv/keys/root". Keys and sections are unique.'
         raise ConfigurationError(f"{path} is not TOML: {error}", hint=hint) from error
     known = [key.name for key in option_keys()]
     sections = list(dict.fromkeys(name.partition(".")[0] for name in known if "." in name))

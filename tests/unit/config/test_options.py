@@ -84,6 +84,14 @@ def test_it_is_known_where_each_option_came_from(tmp_path: Path) -> None:
     assert options.origin == {"org": place, "timeout": "GOATHERD_TIMEOUT", "nodes": "flag"}
 
 
+def test_a_variable_may_end_with_a_line_feed(tmp_path: Path) -> None:
+    assert load(tmp_path, environ={"GOATHERD_PROVIDER": "file:///srv/keys/root\n"}).provider == "file:///srv/keys/root"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load(tmp_path, '\ufeffprovider = "file:///srv/keys/root"').provider == "file:///srv/keys/root"
+
+
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert compared(load(tmp_path)) == compared(Options())
 
