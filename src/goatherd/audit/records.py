@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from goatherd.errors import AuditBrokenError, DecodeError, MalformedIdentityError, SuccessionError, VerificationError
-from goatherd.identity.document import IdentityDocument, read_endorsements
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import Revocation, verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
@@ -569,12 +569,10 @@ def _read_sessions(value: Any) -> dict[str, Session]:
 
 
 def _read_endorsements(value: Any) -> list[Endorsement]:
-    found: list[Endorsement] = []
+    found = []
     for item in value if isinstance(value, list) else ():
-        try:
-            found += read_endorsements([item], "endorsements")
-        except MalformedIdentityError:
-            continue
+        with suppress(MalformedIdentityError):
+            found.append(Endorsement.from_json(item, "endorsements"))
     return found
 
 

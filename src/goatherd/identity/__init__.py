@@ -4,7 +4,7 @@ Pure: the modules do no I/O, and get the time as an argument.
 
 - `session`: sessions, and signatures of data, requests and commits.
 - `request_binding`: the server, path and body that a signed request is for.
-- `strict_json`: the JSON of the document, read strictly.
+- `strict_json`: the JSON of the document, read strictly. `json_members`: the JSON objects in it, member by member.
 - `root_signatures`: endorsements of one root by another, and the signature over the document.
 - `revocations`: revoked roots, their proofs, and the lists of their commits that stay valid (frozen commits).
 - `lineage`: digests of a document's predecessors.

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
-from goatherd.errors import SuccessionError
+from goatherd.errors import MalformedIdentityError, SuccessionError
+from goatherd.identity.json_members import JSONObject, json_member, read_id, read_number, read_signature, read_text
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import Session, is_statement_signed, signed_text
 
@@ -30,26 +31,28 @@ started with `--accept-identity`."""
 MAX_SIGNER_CHARACTERS: Final = 500
 
 
+def _read_signer(value: Any, where: str) -> str:
+    signer = read_text(value, where, limit=MAX_SIGNER_CHARACTERS)
+    if ":" not in signer or not signer.isprintable():
+        raise MalformedIdentityError(f"{where} must be the URI of a signer")
+    return signer
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnchorRecord:
+class AnchorRecord(JSONObject):
     """The entry for the anchor (the root that alone says which roots may sign) in an identity document.
 
     Attributes:
         id: Session id of the anchor; its public half is among the roots.
         signer: URI of the signer (the HSM or KMS) that holds the anchor's key. It contains no credential.
-        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
-    id: str
-    signer: str
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "signer": self.signer, **self.extra}
+    id: str = json_member("id", read_id)
+    signer: str = json_member("signer", _read_signer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnchorChange:
+class AnchorChange(JSONObject):
     """The anchor's signed statement that its role ends: root `to` is the next anchor, or root `root` signs without one.
 
     Attributes:
@@ -63,16 +66,11 @@ class AnchorChange:
         extra: Members of the JSON that this version of Goatherd does not know; they are not signed.
     """
 
-    by: str
-    to: str | None = None
-    root: str | None = None
-    until: int | None = None
-    signature: str
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        members = {"by": self.by, "to": self.to, "root": self.root, "until": self.until, "signature": self.signature}
-        return {**{name: value for name, value in members.items() if value is not None}, **self.extra}
+    by: str = json_member("by", read_id)
+    to: str | None = json_member("to", read_id, default=None, is_nullable=True)
+    root: str | None = json_member("root", read_id, default=None, is_nullable=True)
+    until: int | None = json_member("until", read_number, default=None, is_nullable=True)
+    signature: str = json_member("signature", read_signature)
 
     def counts_at(self, generation: int) -> bool:
         """Return whether the statement counts for an identity document of this generation (see `until`)."""

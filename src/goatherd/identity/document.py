@@ -8,12 +8,12 @@ Rules: an `IdentityDocument` exists only if all checks have passed. It lists no 
 Members that were not changed are written back byte for byte.
 """
 
+# ruff: noqa: RUF009 (`json_member` is `dataclasses.field` with its metadata in a fixed shape)
+
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -26,37 +26,41 @@ from goatherd.errors import (
     SuccessionError,
 )
 from goatherd.identity.anchor import (
-    MAX_SIGNER_CHARACTERS,
     AnchorChange,
     AnchoredTrust,
     AnchorRecord,
     verify_change,
 )
+from goatherd.identity.json_members import (
+    JSONObject,
+    json_member,
+    read_each,
+    read_flag,
+    read_id,
+    read_ids,
+    read_number,
+    read_object,
+    read_text,
+    read_time,
+)
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.remote_key import RemoteKey
-from goatherd.identity.revocations import Freeze, Revocation, verify_proof
+from goatherd.identity.revocations import Revocation, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
     DocumentSignature,
     Endorsement,
-    IntroducedBy,
     is_signed_by,
     sign_tree,
     verify_endorsement,
 )
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.strict_json import all_strings, holds_private_key, parse_object, to_pretty_json
-from goatherd.times import iso, read_iso
+from goatherd.times import iso
 
 VERSION: Final = 2
 SIZE_LIMIT_BYTES: Final = 64 * 1024
-# 63, since a private key's text has 64 characters: it can never be taken for an id and then be shown.
-_ID = re.compile(r"[A-Za-z0-9._~-]{1,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,3})?Z")
 _MAX_MS = 253_402_300_799_999
-_MAX_TEXT = 500
-_SAFE_INTEGER = 2**53 - 1
 
 
 class Phase(StrEnum):
@@ -69,8 +73,15 @@ class Phase(StrEnum):
     VERIFIED = "verified"
 
 
+def _read_phase(value: Any, where: str) -> Phase:
+    recorded = [one for one in Phase if one is not Phase.STEADY]
+    if value not in recorded:
+        raise MalformedIdentityError(f"{where} must be one of {', '.join(recorded)}")
+    return Phase(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RotationRecord:
+class RotationRecord(JSONObject):
     """The rotation in progress, with all that another process needs to resume, cancel or roll back this rotation.
 
     Attributes:
@@ -86,69 +97,34 @@ class RotationRecord:
         anchor: The new anchor (the root that says which roots may sign), which replaces the present one at the
             activation; None if the rotation brings no new anchor.
         removes_anchor: Whether the activation removes the anchor and brings no new one.
-        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
-    id: str
-    phase: Phase
-    from_id: str
-    to_id: str
-    started_at: int
-    started_by: str
-    phase_at: int
-    stable_version: str | None = None
-    is_restore: bool = False
-    anchor: AnchorRecord | None = None
-    removes_anchor: bool = False
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        encoded: dict[str, Any] = {
-            "id": self.id,
-            "phase": self.phase.value,
-            "from": self.from_id,
-            "to": self.to_id,
-            "startedAt": iso(self.started_at),
-            "startedBy": self.started_by,
-            "phaseAt": iso(self.phase_at),
-        }
-        if self.stable_version is not None:
-            encoded["stableVersion"] = self.stable_version
-        if self.is_restore:
-            encoded["restores"] = True
-        if self.anchor is not None:
-            encoded["anchor"] = self.anchor.to_json()
-        if self.removes_anchor:
-            encoded["removesAnchor"] = True
-        return {**encoded, **self.extra}
+    id: str = json_member("id", read_id)
+    phase: Phase = json_member("phase", _read_phase, str)
+    from_id: str = json_member("from", read_id)
+    to_id: str = json_member("to", read_id)
+    started_at: int = json_member("startedAt", read_time, iso)
+    started_by: str = json_member("startedBy", read_text, default="")
+    phase_at: int = json_member("phaseAt", read_time, iso)
+    stable_version: str | None = json_member("stableVersion", read_text, default=None, is_nullable=True)
+    is_restore: bool = json_member("restores", read_flag, default=False)
+    anchor: AnchorRecord | None = json_member("anchor", AnchorRecord.from_json, AnchorRecord.to_json, default=None)
+    removes_anchor: bool = json_member("removesAnchor", read_flag, default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryEntry:
+class HistoryEntry(JSONObject):
     """One past event in the history of an identity document, such as ``rotated``. `at` is in milliseconds since 1970.
 
-    `rotation_id` names the rotation that the event ended; entries of older versions of Goatherd have none. `extra`
-    holds members of the JSON that this version does not know.
+    `rotation_id` names the rotation that the event ended; entries of older versions of Goatherd have none.
     """
 
-    at: int
-    event: str
-    from_id: str | None = None
-    to_id: str | None = None
-    reason: str | None = None
-    rotation_id: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        members = {
-            "event": self.event,
-            "from": self.from_id,
-            "to": self.to_id,
-            "reason": self.reason,
-            "rotation": self.rotation_id,
-        }
-        present = {name: value for name, value in members.items() if value is not None}
-        return {"at": iso(self.at), **present, **self.extra}
+    at: int = json_member("at", read_time, iso)
+    event: str = json_member("event", read_id)
+    from_id: str | None = json_member("from", read_id, default=None, is_nullable=True)
+    to_id: str | None = json_member("to", read_id, default=None, is_nullable=True)
+    reason: str | None = json_member("reason", read_text, default=None, is_nullable=True)
+    rotation_id: str | None = json_member("rotation", read_id, default=None, is_nullable=True)
 
 
 class _DecodedFrom:
@@ -419,18 +395,6 @@ def _refuse_copies(document: IdentityDocument, tree: Mapping[str, Any]) -> None:
                 raise MalformedIdentityError(f"the private key of {name} must not be anywhere else in the document")
 
 
-def read_text(value: Any, where: str, *, limit: int = _MAX_TEXT) -> str:
-    if not isinstance(value, str) or len(value) > limit:
-        raise MalformedIdentityError(f"{where} must be a string of at most {limit} characters")
-    return value
-
-
-def read_id(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise MalformedIdentityError(f"{where} is not an id")
-    return value
-
-
 def read_session(value: Any, where: str, *, is_key_checked: bool = True) -> Session:
     """Read the public half of a session from its JSON object and check it.
 
@@ -504,226 +468,42 @@ def _read_signing_root(value: Any, where: str) -> OwnedSession:
     return read_owned(value, where)
 
 
-def _read_generation(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _SAFE_INTEGER:
-        raise MalformedIdentityError(f"{where} must be a non-negative integer")
-    return value
-
-
-def _read_time(value: Any, where: str) -> int:
-    if isinstance(value, str) and _ISO.fullmatch(value):
-        with contextlib.suppress(ValueError):
-            return read_iso(value)
-    raise MalformedIdentityError(f"{where} must be a timestamp such as 2026-01-31T12:00:00.000Z")
-
-
-def read_list(value: Any, where: str) -> Iterator[tuple[Any, str]]:
-    """Yield each item of a JSON list, with the name by which an error names the item."""
-    if not isinstance(value, list):
-        raise MalformedIdentityError(f"{where} must be a list")
-    yield from ((item, f"{where}[{index}]") for index, item in enumerate(value))
-
-
-def _read_object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise MalformedIdentityError(f"{where} must be a JSON object")
-    return value
-
-
-def read_roots(value: Any, where: str) -> tuple[Session, ...]:
-    return tuple(read_session(item, position) for item, position in read_list(value, where))
+read_roots = read_each(read_session)
 
 
 def _read_rotation(value: Any, where: str) -> RotationRecord:
-    member = _read_object(value, where)
-    phase = member.get("phase")
-    recorded = [one for one in Phase if one is not Phase.STEADY]
-    if phase not in recorded:
-        raise MalformedIdentityError(f"{where}.phase must be one of {', '.join(recorded)}")
-    started_at = _read_time(member.get("startedAt"), f"{where}.startedAt")
-    stable = member.get("stableVersion")
-    restores, removes = member.get("restores", False), member.get("removesAnchor", False)
-    if not isinstance(restores, bool) or not isinstance(removes, bool):
-        raise MalformedIdentityError(f"{where}.restores and {where}.removesAnchor must be true or false")
-    return RotationRecord(
-        id=read_id(member.get("id"), f"{where}.id"),
-        phase=Phase(phase),
-        from_id=read_id(member.get("from"), f"{where}.from"),
-        to_id=read_id(member.get("to"), f"{where}.to"),
-        started_at=started_at,
-        started_by=read_text(member.get("startedBy", ""), f"{where}.startedBy"),
-        phase_at=_read_time(member["phaseAt"], f"{where}.phaseAt") if "phaseAt" in member else started_at,
-        stable_version=None if stable is None else read_text(stable, f"{where}.stableVersion"),
-        is_restore=restores,
-        anchor=_read_anchor(member["anchor"], f"{where}.anchor") if "anchor" in member else None,
-        removes_anchor=removes,
-        extra=_unknown_members(member, *_ROTATION_MEMBERS),
-    )
+    # Without a time of its own, the phase began with the rotation.
+    given = read_object(value, where)
+    return RotationRecord.from_json({**given, "phaseAt": given.get("phaseAt", given.get("startedAt"))}, where)
 
 
-def read_endorsements(value: Any, where: str) -> tuple[Endorsement, ...]:
-    result = []
-    for item, position in read_list(value, where):
-        member = _read_object(item, position)
-        by, of = read_id(member.get("by"), f"{position}.by"), read_id(member.get("of"), f"{position}.of")
-        signature = read_text(member.get("signature"), f"{position}.signature", limit=4096)
-        commit = _read_introduced_by(member["commit"], f"{position}.commit") if "commit" in member else None
-        extra = _unknown_members(member, "by", "of", "signature", "commit")
-        result.append(Endorsement(by=by, of=of, signature=signature, commit=commit, extra=extra))
-    return tuple(result)
-
-
-def _read_introduced_by(value: Any, where: str) -> IntroducedBy:
-    member = _read_object(value, where)
-    earlier = member.get("earlier", False)
-    if not isinstance(earlier, bool) or set(member) - {"ts", "org", "earlier"}:
-        raise MalformedIdentityError(
-            f"{where} must have only the members ts, org and, optionally, earlier (true or false)"
-        )
-    return IntroducedBy(
-        ts=_read_generation(member.get("ts"), f"{where}.ts"),
-        org=read_text(member.get("org"), f"{where}.org"),
-        is_earlier=earlier,
-    )
-
-
-def _read_anchor(value: Any, where: str) -> AnchorRecord:
-    member = _read_object(value, where)
-    signer = read_text(member.get("signer"), f"{where}.signer", limit=MAX_SIGNER_CHARACTERS)
-    if ":" not in signer or not signer.isprintable():
-        raise MalformedIdentityError(f"{where}.signer must be the URI of a signer")
-    return AnchorRecord(
-        id=read_id(member.get("id"), f"{where}.id"), signer=signer, extra=_unknown_members(member, "id", "signer")
-    )
-
-
-def _read_anchor_changes(value: Any, where: str) -> tuple[AnchorChange, ...]:
-    result = []
-    for item, position in read_list(value, where):
-        member = _read_object(item, position)
-        to, root, until = member.get("to"), member.get("root"), member.get("until")
-        if (to is None) == (root is None):
-            raise MalformedIdentityError(f"{position} must have exactly one of the members `to` and `root`")
-        result.append(
-            AnchorChange(
-                by=read_id(member.get("by"), f"{position}.by"),
-                to=None if to is None else read_id(to, f"{position}.to"),
-                root=None if root is None else read_id(root, f"{position}.root"),
-                until=None if until is None else _read_generation(until, f"{position}.until"),
-                signature=read_text(member.get("signature"), f"{position}.signature", limit=4096),
-                extra=_unknown_members(member, "by", "to", "root", "until", "signature"),
-            )
-        )
-    return tuple(result)
-
-
-def _unknown_members(member: Mapping[str, Any], *known: str) -> Mapping[str, Any]:
-    """Return the members of a JSON object that this version of Goatherd does not know, to write them back unchanged."""
-    return {name: value for name, value in member.items() if name not in known}
-
-
-def _read_signature(value: Any, where: str) -> DocumentSignature:
-    member = _read_object(value, where)
-    return DocumentSignature(
-        by=read_id(member.get("by"), f"{where}.by"),
-        generation=_read_generation(member.get("generation"), f"{where}.generation"),
-        signature=read_text(member.get("signature"), f"{where}.signature", limit=4096),
-        extra=_unknown_members(member, "by", "generation", "signature"),
-    )
-
-
-def _read_revoked(value: Any, where: str) -> tuple[Revocation, ...]:
-    result = []
-    for item, position in read_list(value, where):
-        member = _read_object(item, position)
-        successor, proof, freeze = (member.get(name) for name in ("successor", "proof", "freeze"))
-        by_anchor = member.get("anchorProof")
-        result.append(
-            Revocation(
-                id=read_id(member.get("id"), f"{position}.id"),
-                at=_read_time(member.get("at"), f"{position}.at"),
-                reason=read_text(member.get("reason", ""), f"{position}.reason"),
-                successor=None if successor is None else read_id(successor, f"{position}.successor"),
-                proof=None if proof is None else read_text(proof, f"{position}.proof", limit=4096),
-                anchor_proof=None if by_anchor is None else read_text(by_anchor, f"{position}.anchorProof", limit=4096),
-                freeze=None if freeze is None else _read_freeze(freeze, f"{position}.freeze"),
-                settled_at=_read_time(member["settledAt"], f"{position}.settledAt") if "settledAt" in member else None,
-                extra=_unknown_members(member, *_REVOCATION_MEMBERS),
-            )
-        )
-    return tuple(result)
-
-
-def _read_freeze(value: Any, where: str) -> Freeze:
-    member = _read_object(value, where)
-    digest = member.get("digest")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise MalformedIdentityError(f"{where}.digest must be a SHA-256 digest")
-    commits = _read_generation(member.get("commits"), f"{where}.commits")
-    at, extra = _read_time(member.get("at"), f"{where}.at"), _unknown_members(member, "at", "commits", "digest")
-    return Freeze(at=at, commits=commits, digest=digest, extra=extra)
-
-
-def read_ids(value: Any, where: str) -> tuple[str, ...]:
-    return tuple(read_id(item, position) for item, position in read_list(value, where))
-
-
-def _read_history(value: Any, where: str) -> tuple[HistoryEntry, ...]:
-    result = []
-    for item, position in read_list(value, where):
-        member = _read_object(item, position)
-        result.append(
-            HistoryEntry(
-                at=_read_time(member.get("at"), f"{position}.at"),
-                event=read_id(member.get("event"), f"{position}.event"),
-                from_id=None if member.get("from") is None else read_id(member["from"], f"{position}.from"),
-                to_id=None if member.get("to") is None else read_id(member["to"], f"{position}.to"),
-                reason=None if member.get("reason") is None else read_text(member["reason"], f"{position}.reason"),
-                rotation_id=None
-                if member.get("rotation") is None
-                else read_id(member["rotation"], f"{position}.rotation"),
-                extra=_unknown_members(member, "at", "event", "from", "to", "reason", "rotation"),
-            )
-        )
-    return tuple(result)
+def _read_anchor_change(value: Any, where: str) -> AnchorChange:
+    change = AnchorChange.from_json(value, where)
+    if (change.to is None) == (change.root is None):
+        raise MalformedIdentityError(f"{where} must have exactly one of the members `to` and `root`")
+    return change
 
 
 _REQUIRED = ("currentSession", "roots")
 _TIMES = frozenset({"last_updated", "rotated_at"})
-_ROTATION_MEMBERS = frozenset(
-    {
-        "id",
-        "phase",
-        "from",
-        "to",
-        "startedAt",
-        "startedBy",
-        "phaseAt",
-        "stableVersion",
-        "restores",
-        "anchor",
-        "removesAnchor",
-    }
-)
-_REVOCATION_MEMBERS = frozenset({"id", "at", "reason", "successor", "proof", "anchorProof", "freeze", "settledAt"})
 _MEMBERS: Final[dict[str, tuple[str, Any]]] = {
-    "generation": ("generation", _read_generation),
+    "generation": ("generation", read_number),
     "currentSession": ("current", _read_signing_root),
     "roots": ("roots", read_roots),
-    "anchor": ("anchor", _read_anchor),
-    "anchorChanges": ("anchor_changes", _read_anchor_changes),
+    "anchor": ("anchor", AnchorRecord.from_json),
+    "anchorChanges": ("anchor_changes", read_each(_read_anchor_change)),
     "formerAnchors": ("former_anchors", read_ids),
-    "lastUpdated": ("last_updated", _read_time),
+    "lastUpdated": ("last_updated", read_time),
     "rotatedFrom": ("rotated_from", read_id),
-    "rotatedAt": ("rotated_at", _read_time),
+    "rotatedAt": ("rotated_at", read_time),
     "nextSession": ("next", _read_signing_root),
     "rotation": ("rotation", _read_rotation),
-    "endorsements": ("endorsements", read_endorsements),
-    "revoked": ("revoked", _read_revoked),
-    "history": ("history", _read_history),
-    "prunedRoots": ("pruned", _read_generation),
+    "endorsements": ("endorsements", read_each(Endorsement.from_json)),
+    "revoked": ("revoked", read_each(Revocation.from_json)),
+    "history": ("history", read_each(HistoryEntry.from_json)),
+    "prunedRoots": ("pruned", read_number),
     "predecessors": ("lineage", Lineage.from_json),
-    MEMBER: ("signature", _read_signature),
+    MEMBER: ("signature", DocumentSignature.from_json),
 }
 
 

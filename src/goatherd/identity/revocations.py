@@ -12,15 +12,27 @@ valid. Each digest covers the text that the root signed, not the commit's id, wh
 signature, since one key can make many valid signatures of a text.
 """
 
+# ruff: noqa: RUF009 (`json_member` is `dataclasses.field` with its metadata in a fixed shape)
+
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.errors import DecodeError, EncodeError, SuccessionError
+from goatherd.errors import DecodeError, EncodeError, MalformedIdentityError, SuccessionError
+from goatherd.identity.json_members import (
+    JSONObject,
+    json_member,
+    read_id,
+    read_number,
+    read_signature,
+    read_text,
+    read_time,
+)
 from goatherd.identity.session import OwnedSession, Session, is_statement_signed, sign_data
 from goatherd.times import iso
 
@@ -29,29 +41,34 @@ if TYPE_CHECKING:
 
 
 DOMAIN = "revocation/1"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 BESIDE: Final = "lay beside "
 """How the reason of a revocation begins if the key was only stored with a stolen one."""
 
 
+def _read_digest(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise MalformedIdentityError(f"{where} must be a SHA-256 digest")
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Freeze:
+class Freeze(JSONObject):
     """The record, in a revocation, of the list of frozen commits: the only commits of the revoked root that stay valid.
 
     Attributes:
         at: When the list was completed, in milliseconds since 1970.
         commits: Number of commits in the list.
         digest: SHA-256, hexadecimal, of the list itself (`goatherd.identity.revocations.FrozenList`).
-        extra: Members that this version of Goatherd does not know.
     """
 
-    at: int
-    commits: int
-    digest: str
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    at: int = json_member("at", read_time, iso)
+    commits: int = json_member("commits", read_number)
+    digest: str = json_member("digest", _read_digest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Revocation:
+class Revocation(JSONObject):
     """The entry for a revoked root in an identity document.
 
     Attributes:
@@ -68,36 +85,16 @@ class Revocation:
             holds.
         settled_at: When all sessions that the root had introduced had been reissued (introduced by another root), in
             milliseconds since 1970; None before. From then on the root's introductions no longer count.
-        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
-    id: str
-    at: int
-    reason: str
-    successor: str | None = None
-    proof: str | None = None
-    anchor_proof: str | None = None
-    freeze: Freeze | None = None
-    settled_at: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        encoded: dict[str, Any] = {"id": self.id, "at": iso(self.at), "reason": self.reason}
-        if self.successor is not None:
-            encoded.update(successor=self.successor, proof=self.proof)
-        if self.anchor_proof is not None:
-            encoded["anchorProof"] = self.anchor_proof
-        if self.freeze is not None:
-            freeze = self.freeze
-            encoded["freeze"] = {
-                "at": iso(freeze.at),
-                "commits": freeze.commits,
-                "digest": freeze.digest,
-                **freeze.extra,
-            }
-        if self.settled_at is not None:
-            encoded["settledAt"] = iso(self.settled_at)
-        return {**encoded, **self.extra}
+    id: str = json_member("id", read_id)
+    at: int = json_member("at", read_time, iso)
+    reason: str = json_member("reason", read_text, default="")
+    successor: str | None = json_member("successor", read_id, default=None, is_nullable=True)
+    proof: str | None = json_member("proof", read_signature, default=None, is_nullable=True)
+    anchor_proof: str | None = json_member("anchorProof", read_signature, default=None, is_nullable=True)
+    freeze: Freeze | None = json_member("freeze", Freeze.from_json, Freeze.to_json, default=None, is_nullable=True)
+    settled_at: int | None = json_member("settledAt", read_time, iso, default=None)
 
 
 def sign_proof(revoked: OwnedSession, successor: Session, at: int) -> str:

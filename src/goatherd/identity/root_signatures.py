@@ -11,15 +11,26 @@ change them.
 Each signed object starts with a member that names its purpose, so that no signature is valid for another purpose.
 """
 
+# ruff: noqa: RUF009 (`json_member` is `dataclasses.field` with its metadata in a fixed shape)
+
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.errors import SuccessionError, VerificationError
+from goatherd.errors import MalformedIdentityError, SuccessionError, VerificationError
+from goatherd.identity.json_members import (
+    JSONObject,
+    json_member,
+    read_id,
+    read_number,
+    read_object,
+    read_signature,
+    read_text,
+)
 from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.session import (
     OwnedSession,
@@ -60,6 +71,19 @@ class IntroducedBy:
     org: str
     is_earlier: bool = False
 
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> IntroducedBy:
+        given = read_object(value, where)
+        if not isinstance(given.get("earlier", False), bool) or set(given) - {"ts", "org", "earlier"}:
+            raise MalformedIdentityError(
+                f"{where} must have only the members ts, org and, optionally, earlier (true or false)"
+            )
+        return cls(
+            ts=read_number(given.get("ts"), f"{where}.ts"),
+            org=read_text(given.get("org"), f"{where}.org"),
+            is_earlier=given.get("earlier", False),
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {"ts": self.ts, "org": self.org, **({"earlier": True} if self.is_earlier else {})}
 
@@ -70,7 +94,7 @@ class IntroducedBy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endorsement:
+class Endorsement(JSONObject):
     """A root's signed statement that another root may be trusted: root `by` endorses root `of`.
 
     Attributes:
@@ -82,15 +106,10 @@ class Endorsement:
         extra: Members of the JSON that this version of Goatherd does not know; they are not signed.
     """
 
-    by: str
-    of: str
-    signature: str
-    commit: IntroducedBy | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        commit = {} if self.commit is None else {"commit": self.commit.to_json()}
-        return {"by": self.by, "of": self.of, "signature": self.signature, **commit, **self.extra}
+    by: str = json_member("by", read_id)
+    of: str = json_member("of", read_id)
+    signature: str = json_member("signature", read_signature)
+    commit: IntroducedBy | None = json_member("commit", IntroducedBy.from_json, IntroducedBy.to_json, default=None)
 
     def introduction(self, of: Session) -> Commit:
         """Return the signed commit that introduces the endorsed root `of`. Call it only if `commit` is not None."""
@@ -156,7 +175,7 @@ MEMBER: Final = "documentSignature"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DocumentSignature:
+class DocumentSignature(JSONObject):
     """The signature over an identity document.
 
     Attributes:
@@ -164,16 +183,11 @@ class DocumentSignature:
         generation: The document's generation when it was signed. An old version of Goatherd copies the signature
             unchanged when it writes a changed document, but increases the document's own generation, so the two differ.
         signature: A signature string in GoatDB's format.
-        extra: Members of the JSON that this version of Goatherd does not know.
     """
 
-    by: str
-    generation: int
-    signature: str
-    extra: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"by": self.by, "generation": self.generation, "signature": self.signature, **self.extra}
+    by: str = json_member("by", read_id)
+    generation: int = json_member("generation", read_number)
+    signature: str = json_member("signature", read_signature)
 
 
 def sign_tree(tree: Mapping[str, Any], *, by: OwnedSession, generation: int, now_ms: int) -> DocumentSignature:

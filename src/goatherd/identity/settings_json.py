@@ -17,10 +17,10 @@ from goatherd.identity.document import (
     document_from_tree,
     document_tree,
     normalize_document,
-    read_list,
     read_owned,
     read_session,
 )
+from goatherd.identity.json_members import read_list
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session

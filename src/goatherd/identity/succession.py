@@ -36,10 +36,9 @@ from goatherd.identity.document import (
     IdentityDocument,
     Phase,
     document_digest,
-    read_id,
-    read_ids,
     read_roots,
 )
+from goatherd.identity.json_members import read_id, read_ids
 from goatherd.identity.revocations import verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import Session
