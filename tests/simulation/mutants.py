@@ -23,7 +23,7 @@ from goatherd.identity.revocations import FrozenList
 from goatherd.identity.session import Session
 from goatherd.node import log_storage
 from goatherd.revocation import revoker
-from goatherd.rotation import clocks, machine, obstacles, repeating_store, rotator, signed_store, stored_identity
+from goatherd.rotation import clocks, identity_writer, machine, obstacles, repeating_store, rotator, signed_store
 from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.policy import Quorum
 from goatherd.settings import store as store_settings
@@ -185,8 +185,8 @@ def nearsighted() -> None:
             self._last = version, 0, digest
         return await guarded(self)
 
-    guarded = stored_identity.StoredIdentity.read
-    stored_identity.StoredIdentity.read = read
+    guarded = identity_writer.IdentityWriter.read
+    identity_writer.IdentityWriter.read = read
 
 
 def unrelated() -> None:
@@ -233,12 +233,12 @@ def unanimous() -> None:
 
 def obedient() -> None:
     """In an emergency, too, one server's word is enough to say that the store went back."""
-    check = stored_identity.check_store_history
+    check = identity_writer.check_store_history
 
     async def unvoted(*arguments: Any, is_voted: bool = False, **options: Any) -> Any:
         return await check(*arguments, is_voted=False, **options)
 
-    stored_identity.check_store_history = unvoted
+    identity_writer.check_store_history = unvoted
 
 
 def oblivious() -> None:
@@ -247,7 +247,7 @@ def oblivious() -> None:
     async def unchecked(document: IdentityDocument, **options: Any) -> IdentityDocument:
         return document
 
-    stored_identity.check_store_history = unchecked
+    identity_writer.check_store_history = unchecked
     obstacles._find_contradiction = lambda node, store: None
 
 

@@ -25,6 +25,7 @@ from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, cu
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
 from goatherd.rotation.health_checks import HealthCommand, HealthSignal
+from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.plan import Plan
@@ -32,7 +33,6 @@ from goatherd.rotation.policy import Policy, check_lifetime, check_rotation_serv
 from goatherd.rotation.replacement import ReplacementReport, Replacer
 from goatherd.rotation.rotator import Rotator
 from goatherd.rotation.store_history import check_distrusted
-from goatherd.rotation.stored_identity import StoredIdentity
 
 Nodes = Sequence[Node] | NodeSource
 """Every server that holds the identity: a list, or a function that discovers them, such as a `NodeDirectory`."""
@@ -346,7 +346,7 @@ async def drop_lost_anchor(
         observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
         check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
         listener = notify_each(on_event, journal.record_event)
-        identity = StoredIdentity(
+        identity = IdentityWriter(
             store.provider,
             store.secret_id,
             policy=policy,

@@ -17,7 +17,7 @@ The order, and why:
    signature introduces no session (*settled*).
 5. *Destroy* the stored versions that hold the root's private key, if the caller asks for it.
 
-Another run resumes from the state of the identity and of the servers. `goatherd.rotation.stored_identity` reads and
+Another run resumes from the state of the identity and of the servers. `goatherd.rotation.identity_writer` reads and
 writes the identity.
 """
 
@@ -74,10 +74,10 @@ from goatherd.rotation.events import (
     RevocationStepped,
     StoreTroubled,
 )
+from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import Kept, Policy, Wait
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
-from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.stores import FollowerView, ReplicatedStore
 from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
@@ -180,7 +180,7 @@ class Revoker:
         self._anchor_keys = AnchorKeys(org, open_signer)
         self._has_waited = False
         self._instances: dict[str, str] = {}
-        self._identity = StoredIdentity(
+        self._identity = IdentityWriter(
             provider,
             secret_id,
             policy=replace(self.policy, distrust=self.policy.distrust | self._distrust),
@@ -980,7 +980,7 @@ class Revoker:
         """Change the stored identity, notify the servers, and move label ``stable``: a revocation is not rolled back.
 
         Args:
-            name, change: As for `goatherd.rotation.stored_identity.StoredIdentity.change`.
+            name, change: As for `goatherd.rotation.identity_writer.IdentityWriter.change`.
 
         Returns:
             The document as it is stored, and whether this call has written it.

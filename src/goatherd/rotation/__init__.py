@@ -10,7 +10,7 @@ Pure modules, which do no I/O and read no clock:
 Modules that carry a rotation out:
 
 - `rotator`: the loop that observes the store and the servers, decides, and acts. `events`: the events that it reports.
-- `stored_identity`: reads and changes the identity in the store, for a rotation, a revocation and `replacement`. It
+- `identity_writer`: reads and changes the identity in the store, for a rotation, a revocation and `replacement`. It
   uses `repeating_store`, which retries single calls, and `signed_store` and `store_history`, the checks before a write.
 - `attempts`: limits how often an action is tried.
 - `anchor_keys`: collects the signatures of an anchor, whose key is in an HSM or a KMS.

@@ -14,7 +14,7 @@ The steps, in order:
    root has signed. The successor signs the requests that push these commits, because no server accepts a request signed
    by the expired root. So a server gets the commits only after it has read the new identity.
 
-If a run is interrupted, another run resumes from the state of the identity and of the servers. `stored_identity` reads
+If a run is interrupted, another run resumes from the state of the identity and of the servers. `identity_writer` reads
 and writes the identity.
 """
 
@@ -58,12 +58,12 @@ from goatherd.rotation.events import (
     NodeNotified,
     NodesSeen,
 )
+from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, Wait, refusal_error
 from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
 from goatherd.rotation.store_history import check_distrusted
-from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
@@ -155,7 +155,7 @@ class Replacer:
             org=org,
             on_failure=self._report_failure,
         )
-        self._identity = StoredIdentity(
+        self._identity = IdentityWriter(
             provider,
             secret_id,
             policy=self.policy,

@@ -97,6 +97,7 @@ from goatherd.rotation.events import (
     StoreTroubled,
 )
 from goatherd.rotation.health_checks import HealthSignal, HealthWatch
+from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -139,7 +140,6 @@ from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum, check_rotation_servers
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.store_history import check_distrusted, find_later_versions
-from goatherd.rotation.stored_identity import StoredIdentity
 from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
 from goatherd.telemetry import Event as LogEvent
 from goatherd.telemetry import event_text
@@ -228,7 +228,7 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
-        self._identity = StoredIdentity(
+        self._identity = IdentityWriter(
             provider,
             secret_id,
             policy=self.policy,

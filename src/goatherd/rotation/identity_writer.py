@@ -1,6 +1,6 @@
 """Read and change the identity in a store for one command: with retries, checks of what is read, and compare-and-swap.
 
-A rotation, a revocation and the replacement of an expired root read and write the identity through `StoredIdentity`.
+A rotation, a revocation and the replacement of an expired root read and write the identity through `IdentityWriter`.
 
 Rules:
 - Every write is a compare-and-swap on the version that was read. After a conflict, `change` reads again and lets the
@@ -33,8 +33,8 @@ from goatherd.rotation.signed_store import Ask, SignedStoreCheck
 from goatherd.rotation.store_history import check_store_history
 
 
-class StoredIdentity:
-    """The identity in a store, as one command reads and changes it.
+class IdentityWriter:
+    """Reads, checks and changes the identity in a store, for one command.
 
     Args:
         provider: The store.
