@@ -82,6 +82,11 @@ class Holding:
     is_unsearched: bool = False
 
     @property
+    def is_used_elsewhere(self) -> bool:
+        """Whether label ``current`` or ``stable`` points at the version in the store of another region."""
+        return self.is_copied and bool(self.version.labels & {CURRENT, STABLE})
+
+    @property
     def foreign_labels(self) -> tuple[str, ...]:
         """Labels on this version that an operator or another tool has set; a store destroys no labelled version."""
         return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))

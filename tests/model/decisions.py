@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import product
 from typing import Any, NamedTuple
 
+from goatherd.key_inventory import Holding
+from goatherd.providers.values import Label, SecretVersion, VersionId
 from goatherd.rotation.machine import (
     Abandon,
     Action,
@@ -31,7 +33,6 @@ from goatherd.rotation.machine import (
     Prune,
     Quorum,
     StoreView,
-    VersionView,
     Wait,
     decide,
 )
@@ -41,6 +42,8 @@ from .state import Run
 from .store import NAMES, NONE, Document, Signature, Store, bits, may_leave
 
 EARLY, LATE = 1, 10**10
+_NO_LABEL = frozenset[Label]()
+_AUDIT = frozenset({Label("audit")})
 DIGESTS = {False: "a" * 64, True: "b" * 64}
 NEVER = 10**15
 DAYS = 70 * 86_400_000
@@ -228,18 +231,18 @@ def _node_view(at: int, sight: Sight, how: str, generation: int) -> NodeView:
 
 def _version_views(
     versions: tuple[tuple[int, int, bool, bool, int], ...], place: tuple[int, ...], recent_ms: int
-) -> tuple[VersionView, ...]:
+) -> tuple[Holding, ...]:
     called = dict(zip(place, ("current", "stable"), strict=False))
     if place and place[0] == place[1]:
         called = {place[0]: "current"}
     return tuple(
-        VersionView(
-            version=called.get(number, str(number)),
-            created_ms=0,
+        Holding(
+            version=SecretVersion(
+                id=VersionId(called.get(number, str(number))), created_ms=0, labels=_AUDIT if is_labelled else _NO_LABEL
+            ),
             private_ids=frozenset(name for bit, name in enumerate(NAMES) if private >> bit & 1),
             retired_ms=-NEVER if aged else recent_ms,
             rotation_id=_rotation_id(rotation),
-            foreign_labels=("audit",) if is_labelled else (),
         )
         for number, private, aged, is_labelled, rotation in versions
     )

@@ -40,7 +40,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import Phase
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
-from goatherd.rotation.observation import HealthView, Observation, StoreView, VersionView
+from goatherd.rotation.observation import HealthView, Observation, StoreView
 from goatherd.rotation.obstacles import (
     WENT_BACK,
     Obstacle,
@@ -66,7 +66,6 @@ __all__ = [
     "Policy",
     "Quorum",
     "StoreView",
-    "VersionView",
     "rotation_due_ms",
 ]
 """The names of other modules that callers import from this one."""
@@ -961,12 +960,12 @@ def _find_unneeded(observation: Observation) -> tuple[str | None, tuple[Kept, ..
     """
     store = observation.store
     found = [
-        version
-        for version in observation.versions
-        if version.rotation_id in store.cancelled and version.version not in (store.version, store.stable)
+        one
+        for one in observation.versions
+        if one.rotation_id in store.cancelled and one.version.id not in (store.version, store.stable)
     ]
-    kept = tuple(Kept(version=one.version, labels=one.foreign_labels) for one in found if one.foreign_labels)
-    return next((one.version for one in found if not one.foreign_labels), None), kept
+    kept = tuple(Kept(version=one.version.id, labels=one.foreign_labels) for one in found if one.foreign_labels)
+    return next((one.version.id for one in found if not one.foreign_labels), None), kept
 
 
 def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Action:
@@ -975,24 +974,24 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     if is_ahead and compare_clocks(observation, policy).is_ours_confirmed:
         # A grace period that begins in the future would be too long.
         return CorrectTimes(expected=store.version)
-    left = frozenset[str]().union(*(version.private_ids for version in observation.versions))
+    left = frozenset[str]().union(*(one.private_ids for one in observation.versions))
     kept: list[Kept] = []
-    for version in observation.versions:
+    for one in observation.versions:
         # Leftovers of a killed writer are not needed, and may hold any key.
-        is_retired = version.private_ids - {store.current_id} or version.is_unknown_leftover
-        is_ours = version.version in (store.version, store.stable) or version.is_used_elsewhere
-        is_unneeded = version.rotation_id in store.cancelled
-        if not is_retired or is_ours or (now_ms < version.retired_ms + milliseconds(policy.grace) and not is_unneeded):
+        is_retired = one.private_ids - {store.current_id} or one.is_unknown_leftover
+        is_ours = one.version.id in (store.version, store.stable) or one.is_used_elsewhere
+        is_unneeded = one.rotation_id in store.cancelled
+        if not is_retired or is_ours or (now_ms < one.retired_ms + milliseconds(policy.grace) and not is_unneeded):
             continue
-        if version.foreign_labels:
+        if one.foreign_labels:
             # The store would refuse each time, and the label is not Goatherd's to remove.
-            kept.append(Kept(version=version.version, labels=version.foreign_labels))
+            kept.append(Kept(version=one.version.id, labels=one.foreign_labels))
             continue
         # SECURITY: the private key of the replaced root must not stay in the store
         # (tests/unit/rotation/test_hazards.py).
-        return Destroy(version=version.version, is_leftover=version.is_leftover)
+        return Destroy(version=one.version.id, is_leftover=one.version.is_leftover)
     done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
-    if any(version.problem is not None for version in observation.versions):
+    if any(one.problem is not None for one in observation.versions):
         # The keys in this version are unknown, so no key can be recorded as destroyed.
         return done
     # Decided by the versions, not by this run's actions, since a run may die after its last `Destroy`.

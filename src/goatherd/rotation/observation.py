@@ -18,6 +18,7 @@ from goatherd.rotation.policy import Policy, rotation_due_ms
 from goatherd.times import iso
 
 if TYPE_CHECKING:
+    from goatherd.key_inventory import Holding
     from goatherd.providers.values import SecretVersion
     from goatherd.stores.writer import FollowerView
 
@@ -81,40 +82,6 @@ class StoreView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VersionView:
-    """One stored version of the identity, and the roots (session ids) whose private keys it holds.
-
-    A run that retires keys (`Goal.RETIRE`) reads all versions. After a cancelled rotation, its run reads the versions
-    that this rotation has written.
-
-    Attributes:
-        private_ids: The roots whose private keys the version holds.
-        rotation_id: The rotation that is prepared or published in this version, so that the version holds the next
-            root's private key; None without one.
-        retired_ms: When the last of the version's roots that no longer sign stopped signing; the grace period counts
-            from then.
-        problem: Why the version's value could not be read, so that its keys are unknown; None if it was read.
-        foreign_labels: Labels that another tool has set on the version; no store destroys a version with such a label.
-        is_leftover: Whether an interrupted write has left the version, so that no record in the store names it.
-        is_unknown_leftover: Whether an interrupted write has left the version, its keys cannot be known, and the store
-            can destroy it.
-        is_used_elsewhere: Whether the version is in the store of another region, and label ``current`` or ``stable``
-            points at it there.
-    """
-
-    version: str
-    created_ms: int
-    private_ids: frozenset[str]
-    retired_ms: int
-    rotation_id: str | None = None
-    problem: str | None = None
-    foreign_labels: tuple[str, ...] = ()
-    is_leftover: bool = False
-    is_unknown_leftover: bool = False
-    is_used_elsewhere: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthView:
     """The latest results of the operator's health checks.
 
@@ -133,6 +100,8 @@ class Observation:
 
     Attributes:
         nodes: The state of each server that is listed now. Servers may join or leave between two observations.
+        versions: The stored versions, and whose private keys each holds: all of them for a run that retires keys
+            (`Goal.RETIRE`), and those that a rotation has written for the run that has cancelled it.
         health: Result of the health checks; None if none is configured, or none is run in this phase.
         nodes_unknown: Why the servers cannot be listed now; `nodes` are then the servers that were listed last.
         flow: Result of the check that servers synchronize, which is made if they do not report their peers; None if it
@@ -147,7 +116,7 @@ class Observation:
 
     store: StoreView
     nodes: tuple[NodeView, ...] = ()
-    versions: tuple[VersionView, ...] = ()
+    versions: tuple[Holding, ...] = ()
     health: HealthView | None = None
     nodes_unknown: str | None = None
     flow: FlowProbe | None = None

@@ -61,7 +61,7 @@ from goatherd.key_inventory import (
 )
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
-from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
+from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId, VersionState
 from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
@@ -126,7 +126,6 @@ from goatherd.rotation.machine import (
     Refuse,
     Step,
     StoreView,
-    VersionView,
     Wait,
     decide,
     describe_wait,
@@ -653,10 +652,10 @@ class Rotator:
             self._report_changes(observation.store, observation.nodes, document, None, intent)
             return observation, document
         store = await self._store_view(document, version)
-        versions: tuple[VersionView, ...] = ()
+        versions: tuple[Holding, ...] = ()
         if intent.goal is Goal.RETIRE and store.phase is Phase.STEADY:
             now_ms = self._steady.now_ms() if self._is_clock_confirmed else None
-            versions = self._view_versions(
+            versions = self._add_given_up(
                 await find_holdings(
                     self._store,
                     self._secret_id,
@@ -667,7 +666,7 @@ class Rotator:
                 )
             )
         elif store.phase is Phase.STEADY and intent.rotation_id in store.cancelled:
-            versions = await self._cancelled_views(document, intent.rotation_id or "")
+            versions = await self._find_cancelled(document, intent.rotation_id or "")
         health: HealthView | None = None
         signer = store.phase is Phase.ACTIVATED or (store.phase is Phase.STEADY and intent.rotation_id is not None)
         if signer or store.phase is not Phase.STEADY:
@@ -1132,7 +1131,7 @@ class Rotator:
         )
         return replace(view, recorded_ahead_ms=self._recorded_ahead_ms)
 
-    async def _cancelled_views(self, document: IdentityDocument, rotation_id: str) -> tuple[VersionView, ...]:
+    async def _find_cancelled(self, document: IdentityDocument, rotation_id: str) -> tuple[Holding, ...]:
         """Return the stored versions that a cancelled rotation has left, so that they can be destroyed.
 
         If they cannot be read, the result is empty: the run reports that, and a later `retire` destroys them.
@@ -1147,30 +1146,23 @@ class Rotator:
                 raise
             self._undestroyed[_UNREAD] = error.code
             return ()
-        return self._view_versions(held)
+        return self._add_given_up(held)
 
-    def _view_versions(self, held: Sequence[Holding]) -> tuple[VersionView, ...]:
-        seen = [
-            VersionView(
-                version=one.version.id,
-                created_ms=one.version.created_ms,
-                private_ids=one.private_ids,
-                retired_ms=one.retired_ms,
-                rotation_id=one.rotation_id,
-                problem=one.problem,
-                foreign_labels=one.foreign_labels,
-                is_leftover=one.version.is_leftover,
-                is_unknown_leftover=one.is_unknown_leftover,
-                is_used_elsewhere=one.is_copied and bool(one.version.labels & {CURRENT, STABLE}),
-            )
-            for one in held
-        ]
-        # The store may keep these for an unknown time, so they are neither destroyed again nor recorded as destroyed.
+    def _add_given_up(self, held: Sequence[Holding]) -> tuple[Holding, ...]:
+        """Add the versions that the store may keep for an unknown time.
+
+        They are neither destroyed again nor recorded as destroyed.
+        """
         lasting = (
-            VersionView(version=one, created_ms=0, private_ids=frozenset(), retired_ms=0, problem="given up")
+            Holding(
+                version=SecretVersion(id=VersionId(one), created_ms=0, state=VersionState.DISABLED),
+                private_ids=frozenset(),
+                retired_ms=0,
+                problem="given up",
+            )
             for one in self._given_up
         )
-        return (*seen, *lasting)
+        return (*held, *lasting)
 
     # --- the nodes --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from goatherd.key_inventory import Holding
+from goatherd.providers.values import CURRENT, SecretVersion, VersionId
 from goatherd.rotation import machine
 from goatherd.rotation.machine import (
     Abandon,
@@ -21,7 +23,6 @@ from goatherd.rotation.machine import (
     Policy,
     RecordRetired,
     Step,
-    VersionView,
     Wait,
     decide,
     rotation_due_ms,
@@ -203,8 +204,9 @@ def test_after_a_cancel_no_node_that_signs_with_neither_root_is_waited_for() -> 
 RETIRE = replace(ASKED, goal=Goal.RETIRE, from_id="B")
 
 
-def version(number: int, *private: str, retired_ms: int = NOW) -> VersionView:
-    return VersionView(version=str(number), created_ms=NOW - DAY, private_ids=frozenset(private), retired_ms=retired_ms)
+def version(number: int, *private: str, retired_ms: int = NOW) -> Holding:
+    stored = SecretVersion(id=VersionId(str(number)), created_ms=NOW - DAY)
+    return Holding(version=stored, private_ids=frozenset(private), retired_ms=retired_ms)
 
 
 def test_a_version_with_a_retired_key_is_destroyed_after_the_grace_period_and_not_before() -> None:
@@ -222,10 +224,11 @@ def test_the_current_and_the_stable_version_are_never_destroyed() -> None:
 
 def test_what_the_store_of_another_region_uses_is_neither_destroyed_nor_forgotten() -> None:
     held = replace(FINISHED, unretired=(("A", NOW),))
-    used = replace(version(0, "A"), version="us:3", is_used_elsewhere=True)
+    copied = SecretVersion(id=VersionId("us:3"), created_ms=NOW - DAY, labels=frozenset({CURRENT}))
+    used = replace(version(0, "A"), version=copied, is_copied=True)
     seen = Observation(store=held, versions=(version(7, "B"), used))
     assert decide(seen, POLICY, RETIRE, NOW + 9 * DAY) == Done(outcome=Outcome.NOTHING)
-    moved = replace(seen, versions=(version(7, "B"), replace(used, is_used_elsewhere=False)))
+    moved = replace(seen, versions=(version(7, "B"), replace(used, version=replace(copied, labels=frozenset()))))
     assert decide(moved, POLICY, RETIRE, NOW + 9 * DAY) == Destroy(version="us:3")
 
 
