@@ -199,14 +199,13 @@ class Signer(ABC):
             operation: The method of the signer that failed.
             error: The error of the secret store.
         """
-        kind = signer_error_kind(type(error))
-        problem = str(error).partition(f"{error.secret_id!r}: ")[2] or str(error)
+        kind = next((ours for theirs, ours in _KINDS if isinstance(error, theirs)), SignerError)
         # The default hint of a store's error names commands for stores, so only a hint of this very error is used.
         hint = error.hint if "hint" in vars(error) and "policy" not in error.hint else None
         return self.error(
             kind,
             operation,
-            problem,
+            str(error),
             hint=hint,
             final=not error.retryable,
             retry_after=error.retry_after if isinstance(error, ThrottledError) else None,
@@ -225,11 +224,6 @@ _KINDS: tuple[tuple[type[ProviderError], type[SignerError]], ...] = (
     (ProviderMisuseError, SignerMisuseError),
     (ProviderConfigurationError, SignerConfigurationError),
 )
-
-
-def signer_error_kind(kind: type[ProviderError]) -> type[SignerError]:
-    """Return the class of signer errors that corresponds to a class of secret store errors, such as "access denied"."""
-    return next((ours for theirs, ours in _KINDS if issubclass(kind, theirs)), SignerError)
 
 
 # --- optional interfaces ----------------------------------------------------------------------------------------------

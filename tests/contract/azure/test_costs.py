@@ -102,12 +102,11 @@ async def test_a_writer_that_was_held_up_looks_at_the_pointer_once_more():
     with FakeKeyVault(clock=clock) as vault:
         async with made(vault, clock=clock) as provider:
             first = await provider.create("goatdb-root", b"first")
-            assert provider._vault is not None
             put = provider._vault.put_secret
 
-            async def slow(call: Any, name: str, *rest: Any) -> Any:
+            async def slow(name: str, *rest: Any) -> Any:
                 clock.passed += 1 if name == "goatdb-root" else 0
-                return await put(call, name, *rest)
+                return await put(name, *rest)
 
             provider._vault.put_secret = slow  # type: ignore[method-assign]
             vault.requests.clear()
@@ -121,14 +120,13 @@ async def test_a_copy_in_the_view_that_comes_after_the_destruction_is_listed_and
     with FakeKeyVault(clock=clock) as vault:
         async with made(vault, clock=clock) as slow, made(vault, clock=clock) as provider:
             first = await slow.create("goatdb-root", b"first")
-            assert slow._vault is not None
             put, is_held, go_on = slow._vault.put_secret, asyncio.Event(), asyncio.Event()
 
-            async def held_up(call: Any, name: str, *rest: Any) -> Any:
+            async def held_up(name: str, *rest: Any) -> Any:
                 if name == "goatdb-root" and not is_held.is_set():
                     is_held.set()
                     await go_on.wait()
-                return await put(call, name, *rest)
+                return await put(name, *rest)
 
             slow._vault.put_secret = held_up  # type: ignore[method-assign]
             writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))

@@ -178,14 +178,13 @@ async def test_a_view_that_arrives_after_the_next_change_s_is_put_right(vault: F
     held, sent = asyncio.Event(), asyncio.Event()
     async with made(vault) as slow, made(vault) as fast:
         first = await slow.create("goatdb-root", b"first")
-        assert slow._vault is not None
         put = slow._vault.put_secret
 
-        async def late(call: Any, name: str, *rest: Any) -> Any:
+        async def late(name: str, *rest: Any) -> Any:
             if name == "goatdb-root" and not held.is_set():
                 sent.set()
                 await held.wait()
-            return await put(call, name, *rest)
+            return await put(name, *rest)
 
         slow._vault.put_secret = late  # type: ignore[method-assign]
         writing = asyncio.create_task(slow.write("goatdb-root", b"second", expected=first.id))
@@ -225,13 +224,12 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_switched_off(
 ):
     first = await provider.create("goatdb-root", b"first")
     async with made(vault, retry=ONCE) as dying:
-        assert dying._vault is not None
         put, sent = dying._vault.put_secret, asyncio.Event()
 
-        async def late(call: Any, *rest: Any) -> Any:
+        async def late(*arguments: Any) -> Any:
             sent.set()
             await overtaken.wait()
-            return await put(call, *rest)
+            return await put(*arguments)
 
         overtaken = asyncio.Event()
         await dying.read("goatdb-root")

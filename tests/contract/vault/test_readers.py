@@ -121,7 +121,6 @@ async def test_a_value_that_is_not_text_is_there_in_base64(server: BaoServer):
 
 async def as_first_format(server: BaoServer, provider: VaultSecretProvider, name: str) -> None:
     """Store the pointer as the first release wrote it."""
-    assert provider._client is not None
     found = await provider._client.read_secret(f"{name}-pointer")
     data = dict(getattr(found, "data", {}))
     data.pop("identity")

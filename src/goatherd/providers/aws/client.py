@@ -40,7 +40,6 @@ from goatherd.errors import (
     UnavailableError,
 )
 from goatherd.providers.aws.address import AWSAddress
-from goatherd.providers.base import Call
 from goatherd.providers.threads import Threads
 from goatherd.providers.values import SecretBytes, VersionId
 
@@ -190,12 +189,11 @@ class SecretsManagerAPI:
         self._client = KeptClient(address, timeout)
 
     async def call_service(
-        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
+        self, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer:
         """Send one request to AWS Secrets Manager, and return the answer without checking its contents.
 
         Args:
-            call: The provider call that needs the request.
             method: The name of the boto3 client's method.
             request: The fields of the request.
             carried: The secret value to send. SECURITY: it is revealed only in the worker thread that sends it, so that
@@ -204,16 +202,16 @@ class SecretsManagerAPI:
         Raises:
             ProviderError: The request failed; see `refusal_of`.
         """
-        outcome = await self.try_call(call, method, request, carried)
+        outcome = await self.try_call(method, request, carried)
         if isinstance(outcome, ServiceRefusal):
             raise outcome.error
         return outcome
 
     async def try_call(
-        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
+        self, method: str, request: Mapping[str, object], carried: SecretBytes | None = None
     ) -> Answer | ServiceRefusal:
         """Send one request to AWS Secrets Manager; return the answer, or the service's error instead of raising it."""
-        job = self._threads.submit(functools.partial(self._send_request, call, method, request, carried))
+        job = self._threads.submit(functools.partial(self._send_request, method, request, carried))
         # A request that is queued behind others is waited for as well, until the deadline of the call.
         waiting = asyncio.wrap_future(job)
         try:
@@ -231,7 +229,7 @@ class SecretsManagerAPI:
         self._client.close()
 
     def _send_request(
-        self, call: Call, method: str, request: Mapping[str, object], carried: SecretBytes | None
+        self, method: str, request: Mapping[str, object], carried: SecretBytes | None
     ) -> Answer | ServiceRefusal:
         """Send one request to AWS, in a worker thread; return the answer, or the error as a `ServiceRefusal`.
 
@@ -244,7 +242,7 @@ class SecretsManagerAPI:
         except Exception as error:  # noqa: BLE001 - under faults, the SDK lets other errors out, such as UnicodeDecodeError
             if isinstance(error, sdk.ClientError):
                 self._note_date(error.response, began)
-            return refusal_of(call, error)
+            return refusal_of(error)
         self._note_date(answer, began)
         return answer
 
@@ -391,10 +389,10 @@ def _assume_role(source: boto3.Session, role_arn: str, config: Config) -> boto3.
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
+def refusal_of(error: Exception) -> ServiceRefusal:
     """Translate an exception of the AWS SDK into a `ServiceRefusal` with Goatherd's error."""
     if isinstance(error, sdk.ClientError):
-        return _service_refusal(call, error.response, is_login=error.operation_name in _LOGINS)
+        return _service_refusal(error.response, is_login=error.operation_name in _LOGINS)
     name = type(error).__name__
     if isinstance(error, _NO_CREDENTIALS):
         kind: type[ProviderError] = ProviderAccessDeniedError
@@ -427,10 +425,10 @@ def refusal_of(call: Call, error: Exception) -> ServiceRefusal:
         hint = "Check the credential process, or the instance's or container's metadata service."
     else:
         kind, message, hint = UnavailableError, f"the answer cannot be read: {name}", ""
-    return ServiceRefusal(code=name, error=call.error(kind, message, hint=hint or None))
+    return ServiceRefusal(code=name, error=kind(message, hint=hint or None))
 
 
-def _service_refusal(call: Call, response: Answer, *, is_login: bool) -> ServiceRefusal:
+def _service_refusal(response: Answer, *, is_login: bool) -> ServiceRefusal:
     failure, meta = _require_mapping(response.get("Error")), _require_mapping(response.get("ResponseMetadata"))
     code, text = str(failure.get("Code", "")), str(failure.get("Message", ""))
     status, headers = meta.get("HTTPStatusCode"), _require_mapping(meta.get("HTTPHeaders"))
@@ -438,75 +436,66 @@ def _service_refusal(call: Call, response: Answer, *, is_login: bool) -> Service
     code = code if _CODE.fullmatch(code) else "?"
     request_id = str(meta.get("RequestId", ""))
     where = f"{code} (HTTP {status}" + (f", request {request_id})" if _REQUEST_ID.fullmatch(request_id) else ")")
-    error = _error_for(call, code, status, text, where, headers)
+    error = _error_for(code, status, text, where, headers)
     # SECURITY: if the login answers "not found", the account or role is wrong; the error must not state that the secret
     # is missing (tests/contract/aws/test_answers.py, `…_login_…`).
     if is_login and not isinstance(error, ProviderAccessDeniedError | ThrottledError | UnavailableError):
-        error = call.error(
-            ProviderAccessDeniedError,
+        error = ProviderAccessDeniedError(
             f"the login to AWS was refused: {where}",
             hint="Check the account and the role that the profile or the address names.",
         )
     return ServiceRefusal(code=code, error=error)
 
 
-def _error_for(call: Call, code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
+def _error_for(code: str, status: int, text: str, where: str, headers: Answer) -> ProviderError:
     """Choose Goatherd's error for an error code of AWS.
 
     The service's message `text` helps to choose the error, but only an error about denied access quotes it. `where` is
     the code with the HTTP status and the request id, for the message.
     """
     if code in _THROTTLED or status == 429:
-        error = call.error(ThrottledError, where)
-        error.retry_after = _retry_after(headers)
-        return error
+        return ThrottledError(where, retry_after=_retry_after(headers))
     if code == "InvalidIdentityToken" and "retrieve verification key" in text:
         # STS rejects the token of a pod also if the cluster's identity provider has not answered STS.
-        return call.error(UnavailableError, f"{where}: the identity provider did not answer AWS")
+        return UnavailableError(f"{where}: the identity provider did not answer AWS")
     if code in _CLOCK or (code in _DENIED and ("Signature expired" in text or "not yet current" in text)):
-        return call.error(
-            ProviderAccessDeniedError,
-            f"AWS does not accept this machine's time: {where}",
-            hint="Set the clock: AWS allows about five minutes.",
+        return ProviderAccessDeniedError(
+            f"AWS does not accept this machine's time: {where}", hint="Set the clock: AWS allows about five minutes."
         )
     if code in _DENIED or status in (401, 403):
         said = " ".join(text.split())[:300]
-        return call.error(
-            ProviderAccessDeniedError,
+        return ProviderAccessDeniedError(
             f"{where}: {said}" if said and code != "?" else where,
             hint="Attach a policy: `goatherd policy aws --role server` (or rotator, admin) prints it. Only the role"
             " admin may create a secret.",
         )
     if code in _KEY_TROUBLE:
-        return call.error(
-            ProviderAccessDeniedError,
+        return ProviderAccessDeniedError(
             f"the KMS key cannot be used: {where}",
             hint="Check that the key is enabled and allows kms:Decrypt (writers: kms:GenerateDataKey too).",
         )
     if code in _UNWELL or status >= 500 or status < 400:
-        return call.error(UnavailableError, where)
+        return UnavailableError(where)
     if code == "ResourceNotFoundException":
-        return call.error(SecretNotFoundError, f"there is no such secret, version or label: {where}")
+        return SecretNotFoundError(f"there is no such secret, version or label: {where}")
     if code == "ResourceExistsException":
-        return call.error(SecretExistsError, f"the secret exists already: {where}")
+        return SecretExistsError(f"the secret exists already: {where}")
     if code == "InvalidRequestException" and "delet" in text:
-        return deleted_error(call)
+        return deleted_error()
     if code == "LimitExceededException":
-        return call.error(
-            ProviderConfigurationError,
+        return ProviderConfigurationError(
             f"a quota of Secrets Manager is reached: {where}",
             hint="AWS allows about 100 versions of a secret and 20 labels of a version. Remove labels, or wait until"
             " AWS has deleted old versions, which are at least a day old.",
         )
     if status == 413 or "length less than or equal to 65536" in text:
-        return call.error(SecretTooLargeError, f"AWS rejected the value as too long: {where}")
-    return call.error(ProviderConfigurationError, f"AWS rejected the request: {where}")
+        return SecretTooLargeError(f"AWS rejected the value as too long: {where}")
+    return ProviderConfigurationError(f"AWS rejected the request: {where}")
 
 
-def deleted_error(call: Call) -> SecretDeletedError:
+def deleted_error() -> SecretDeletedError:
     """Return the error for an AWS secret that is deleted but can still be restored during its recovery window."""
-    return call.error(
-        SecretDeletedError,
+    return SecretDeletedError(
         "the secret is scheduled for deletion",
         hint="Until the recovery window ends, `aws secretsmanager restore-secret` restores the secret.",
     )
@@ -524,29 +513,29 @@ def _retry_after(headers: Answer) -> float | None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def damaged_error(call: Call, what: str) -> UnavailableError:
+def damaged_error(what: str) -> UnavailableError:
     """Return the error for a damaged answer of AWS; `what` says what is wrong with the answer.
 
     The SDK raises no exception if an answer is cut off: it returns an empty success.
     """
-    return call.error(UnavailableError, f"the answer is damaged: {what}")
+    return UnavailableError(f"the answer is damaged: {what}")
 
 
-def check_named(call: Call, answer: Answer) -> None:
+def check_named(answer: Answer) -> None:
     """Check that an answer of AWS Secrets Manager names a secret, as every complete answer does.
 
     Raises:
         UnavailableError: The answer names no secret, so it is unknown what the request did.
     """
     if not isinstance(answer.get("ARN"), str) or not answer["ARN"]:
-        raise damaged_error(call, "it does not name the secret")
+        raise damaged_error("it does not name the secret")
 
 
-def version_of(call: Call, answer: Answer) -> VersionId:
+def version_of(answer: Answer) -> VersionId:
     """Return the version id in an answer of AWS Secrets Manager, after checking its form."""
     version_id = answer.get("VersionId")
     if not isinstance(version_id, str) or not is_version_id(version_id):
-        raise damaged_error(call, "it has no version id")
+        raise damaged_error("it has no version id")
     return VersionId(version_id)
 
 
@@ -555,41 +544,41 @@ def is_version_id(text: str) -> bool:
     return _VERSION_ID.fullmatch(text) is not None
 
 
-def stages_of(call: Call, stages: object) -> frozenset[str]:
+def stages_of(stages: object) -> frozenset[str]:
     """Check the staging labels in an AWS answer and return them; AWS leaves the field out if there are none."""
     if stages is None:
         return frozenset()
     if not isinstance(stages, list) or not all(isinstance(stage, str) for stage in stages):
-        raise damaged_error(call, "its staging labels are not a list of strings")
+        raise damaged_error("its staging labels are not a list of strings")
     return frozenset(stages)
 
 
-def created_of(call: Call, answer: Answer) -> int:
+def created_of(answer: Answer) -> int:
     """Return the ``CreatedDate`` in an answer of AWS Secrets Manager, in milliseconds since 1970."""
     date = answer.get("CreatedDate")
     if not isinstance(date, datetime) or date.tzinfo is None:
-        raise damaged_error(call, "it has no time of creation")
+        raise damaged_error("it has no time of creation")
     return round((date - _EPOCH) / _MILLISECOND)
 
 
-def stored_of(call: Call, answer: Answer) -> StoredVersion:
+def stored_of(answer: Answer) -> StoredVersion:
     """Return the version and the value in AWS's answer to ``GetSecretValue``.
 
     Raises:
         UnavailableError: A part of the answer is missing, or it holds a text and a binary value.
     """
-    check_named(call, answer)
+    check_named(answer)
     text, binary = answer.get("SecretString"), answer.get("SecretBinary")
     if isinstance(text, str) and text and binary is None:
         value = SecretBytes(text.encode("utf-8", "surrogatepass"))
     elif isinstance(binary, bytes) and binary and text is None:
         value = SecretBytes(binary)
     else:
-        raise damaged_error(call, "it has no value")
+        raise damaged_error("it has no value")
     return StoredVersion(
-        id=version_of(call, answer),
-        stages=stages_of(call, answer.get("VersionStages")),
-        created_ms=created_of(call, answer),
+        id=version_of(answer),
+        stages=stages_of(answer.get("VersionStages")),
+        created_ms=created_of(answer),
         value=value,
     )
 

@@ -69,10 +69,10 @@ class _Stages:
     replicas: Mapping[str, ReplicaState] = field(default_factory=dict)
     primary: str | None = None
 
-    def holder_of(self, call: Call, stage: str) -> VersionId | None:
+    def holder_of(self, stage: str) -> VersionId | None:
         holders = [version for version, stages in self.by_version.items() if stage in stages]
         if len(holders) > 1:
-            raise damaged_error(call, f"{len(holders)} versions hold the label {stage!r}")
+            raise damaged_error(f"{len(holders)} versions hold the label {stage!r}")
         return holders[0] if holders else None
 
 
@@ -164,8 +164,7 @@ class AWSSecretProvider(SecretProvider):
         if label != CURRENT:
             await self._must_be_missing(call)
             # API reference, CreateSecret and PutSecretValue: the first version gets AWSCURRENT whatever is asked.
-            raise call.error(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"AWS makes the first version the current one, so it cannot begin as {label!r}",
                 hint="Create it as current, then write the other label.",
             )
@@ -173,29 +172,29 @@ class AWSSecretProvider(SecretProvider):
         request: dict[str, object] = {"Name": call.secret_id, "ClientRequestToken": token}
         if self.address.kms_key_id is not None:
             request["KmsKeyId"] = self.address.kms_key_id
-        answer = await self._api.call_service(call, "create_secret", request, value)
-        self._check_written(call, answer, token)
+        answer = await self._api.call_service("create_secret", request, value)
+        self._check_written(answer, token)
         stored = await self._read_back(call, token, value)
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         if isinstance(at, Label):
-            stage = _stage_for(call, at)
+            stage = _stage_for(at)
             stored = await self._get_version(call, VersionStage=stage)
             if stage not in stored.stages:
-                raise damaged_error(call, "its version does not have the requested label")
+                raise damaged_error("its version does not have the requested label")
         else:
-            _must_be_possible(call, at)
+            _must_be_possible(at)
             stored = await self._get_version(call, VersionId=at)
             if stored.id != at:
-                raise damaged_error(call, "it is about another version than the requested one")
+                raise damaged_error("it is about another version than the requested one")
         version = SecretVersion(id=stored.id, labels=_labels_of(stored.stages), created_ms=stored.created_ms)
         return SecretValue(version=version, value=stored.value)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        stage, token = _stage_for(call, label), version_id_for(call.request, value)
+        stage, token = _stage_for(label), version_id_for(call.request, value)
         stages = await self._read_changeable(call)
-        holder = stages.holder_of(call, stage)
+        holder = stages.holder_of(stage)
         # An earlier attempt may have made the change, and another writer may have written a newer version since.
         superseded = stage == _CURRENT_STAGE and _PREVIOUS_STAGE in stages.by_version.get(token, frozenset())
         if holder == token or superseded:
@@ -204,8 +203,8 @@ class AWSSecretProvider(SecretProvider):
         call.check_holder(label, holder, expected)
         await self._await_replicas(call, stages)
         request = {"SecretId": call.secret_id, "ClientRequestToken": token, "VersionStages": [CANDIDATE]}
-        answer = await self._api.call_service(call, "put_secret_value", request, value)
-        self._check_written(call, answer, token)
+        answer = await self._api.call_service("put_secret_value", request, value)
+        self._check_written(answer, token)
         # The label moves only after the version was read back, so that readers find the value that was written.
         stored = await self._read_back(call, token, value)
         if stages.replicas:
@@ -214,10 +213,10 @@ class AWSSecretProvider(SecretProvider):
         return SecretVersion(id=token, labels=frozenset({label}), created_ms=stored.created_ms)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        stage = _stage_for(call, label)
+        stage = _stage_for(label)
         stages = await self._read_changeable(call)
-        _must_be_possible(call, version)
-        call.check_holder(label, stages.holder_of(call, stage), expected)
+        _must_be_possible(version)
+        call.check_holder(label, stages.holder_of(stage), expected)
         if version != expected:
             await self._await_replicas(call, stages)
             await self._move_label(call, label, version, expected)
@@ -230,8 +229,8 @@ class AWSSecretProvider(SecretProvider):
         stages = await self._read_changeable(call)
         if stage in (_CURRENT_STAGE, _PREVIOUS_STAGE, CANDIDATE):
             # AWS's and our own are shown as no label, so that no caller can mean them.
-            raise call.error(ConflictError, f"no version holds the label {str(label)!r}")
-        call.check_holder(label, stages.holder_of(call, stage), expected)
+            raise ConflictError(f"no version holds the label {str(label)!r}")
+        call.check_holder(label, stages.holder_of(stage), expected)
         await self._await_replicas(call, stages)
         await self._remove_stage(call, stage, expected)
 
@@ -239,28 +238,28 @@ class AWSSecretProvider(SecretProvider):
         found: dict[VersionId, SecretVersion] = {}
         request: dict[str, object] = {"SecretId": call.secret_id, "IncludeDeprecated": True, "MaxResults": _PAGE}
         for _ in range(_MOST_PAGES):
-            answer = await self._api.call_service(call, "list_secret_version_ids", request)
-            check_named(call, answer)
+            answer = await self._api.call_service("list_secret_version_ids", request)
+            check_named(answer)
             listed = answer.get("Versions", [])
             if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                raise damaged_error(call, "it has no list of versions")
+                raise damaged_error("it has no list of versions")
             for entry in listed:
                 version = SecretVersion(
-                    id=version_of(call, entry),
-                    labels=_labels_of(stages_of(call, entry.get("VersionStages"))),
-                    created_ms=created_of(call, entry),
+                    id=version_of(entry),
+                    labels=_labels_of(stages_of(entry.get("VersionStages"))),
+                    created_ms=created_of(entry),
                 )
                 found[version.id] = version
             following = answer.get("NextToken")
             if following in (None, ""):
                 break
             if not isinstance(following, str) or request.get("NextToken") == following:
-                raise damaged_error(call, "its link to the next page leads to the same page")
+                raise damaged_error("its link to the next page leads to the same page")
             request["NextToken"] = following
         else:
-            raise damaged_error(call, f"its list has more than {_MOST_PAGES} pages")
+            raise damaged_error(f"its list has more than {_MOST_PAGES} pages")
         if not found and (await self._read_stages(call)).by_version:  # which says so if the secret is deleted
-            raise damaged_error(call, "its list of versions is empty, but labels point at versions")
+            raise damaged_error("its list of versions is empty, but labels point at versions")
         # Ids have no order, and AWS does not document the order of the list. Of versions with the same timestamp, the
         # last in AWS's list is put first.
         newest_first = list(found.values())[::-1]
@@ -276,17 +275,16 @@ class AWSSecretProvider(SecretProvider):
 
         Until AWS deletes the version, its value can still be read by the version's id.
         """
-        _must_be_possible(call, version)
+        _must_be_possible(version)
         stages = await self._read_changeable(call)
         held = stages.by_version.get(version)
         if held is None:
             if version not in {known.id for known in await self._versions(call)}:
-                raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
+                raise SecretNotFoundError(f"there is no version {version[:64]!r}")
             return
         foreign = sorted(held - {_PREVIOUS_STAGE, CANDIDATE})
         if foreign:
-            raise call.error(
-                ConflictError,
+            raise ConflictError(
                 f"the label {str(_label_of(foreign[0]))!r} points at version {version}",
                 hint="Move the label to another version first.",
             )
@@ -308,15 +306,14 @@ class AWSSecretProvider(SecretProvider):
             return
         if stages.replicas:
             regions = " ".join(stages.replicas)
-            raise call.error(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"AWS does not delete a secret that has replicas: {regions}",
                 hint="Remove the replicas first: `aws secretsmanager remove-regions-from-replication"
                 f" --secret-id {call.secret_id} --remove-replica-regions {regions}`.",
             )
         request: dict[str, object] = {"SecretId": call.secret_id}
         request |= {"RecoveryWindowInDays": days} if days else {"ForceDeleteWithoutRecovery": True}
-        check_named(call, await self._api.call_service(call, "delete_secret", request))
+        check_named(await self._api.call_service("delete_secret", request))
 
     # --- replicas in other regions ----------------------------------------------------------------------------------
 
@@ -349,7 +346,7 @@ class AWSSecretProvider(SecretProvider):
                 "SecretId": now.secret_id,
                 "AddReplicaRegions": [{"Region": place} for place in places],
             }
-            check_named(now, await self._api.call_service(now, "replicate_secret_to_regions", request))
+            check_named(await self._api.call_service("replicate_secret_to_regions", request))
 
         await self._run_call(self._start_call("create", secret_id), add)
 
@@ -363,9 +360,7 @@ class AWSSecretProvider(SecretProvider):
         async def stop(now: Call) -> None:
             if (await self._read_stages(now)).primary is None:
                 return  # it is no replica (any more)
-            check_named(
-                now, await self._api.call_service(now, "stop_replication_to_replica", {"SecretId": now.secret_id})
-            )
+            check_named(await self._api.call_service("stop_replication_to_replica", {"SecretId": now.secret_id}))
             # Until AWS shows it, the next change would be refused.
             while (await self._read_stages(now)).primary is not None:
                 now.waits[:] = ["AWS does not show yet that the secret is no longer a replica"]
@@ -388,8 +383,7 @@ class AWSSecretProvider(SecretProvider):
         if failed:
             reasons = "; ".join(f"{one.place}: {one.message or 'no reason given'}" for one in failed)
             regions = " ".join(one.place for one in failed)
-            raise call.error(
-                ReplicationFailedError,
+            raise ReplicationFailedError(
                 f"AWS reports that the replication has failed: {reasons}",
                 hint="Remove the replica and add it again: `aws secretsmanager remove-regions-from-replication"
                 f" --secret-id {call.secret_id} --remove-replica-regions {regions}`, then `goatherd stores sync`.",
@@ -410,16 +404,14 @@ class AWSSecretProvider(SecretProvider):
             await self._read_stages(call)
         except SecretNotFoundError:
             return
-        raise call.error(SecretExistsError, "the secret exists already")
+        raise SecretExistsError("the secret exists already")
 
     async def _get_version(self, call: Call, **at: str) -> StoredVersion:
         """Read one version from AWS and, if Goatherd made its id, check the value against the digest in the id."""
-        stored = stored_of(
-            call, await self._api.call_service(call, "get_secret_value", {"SecretId": call.secret_id, **at})
-        )
+        stored = stored_of(await self._api.call_service("get_secret_value", {"SecretId": call.secret_id, **at}))
         ours = _OURS.fullmatch(stored.id)
         if ours is not None and ours[2] != _value_digest(ours[1], stored.value):
-            raise damaged_error(call, f"its value is not the one that was written as version {stored.id}")
+            raise damaged_error(f"its value is not the one that was written as version {stored.id}")
         return stored
 
     async def _read_back(self, call: Call, token: VersionId, value: SecretBytes) -> StoredVersion:
@@ -427,24 +419,24 @@ class AWSSecretProvider(SecretProvider):
             stored = await self._get_version(call, VersionId=token)
         except SecretNotFoundError as error:
             # "All Secrets Manager operations are eventually consistent" (API reference, ListSecrets).
-            raise call.error(UnavailableError, "the version that was just written cannot be read yet") from error
+            raise UnavailableError("the version that was just written cannot be read yet") from error
         if stored.id != token or stored.value != value:
-            raise damaged_error(call, "it is not what was just written")
+            raise damaged_error("it is not what was just written")
         return stored
 
     async def _read_stages(self, call: Call) -> _Stages:
-        answer = await self._api.call_service(call, "describe_secret", {"SecretId": call.secret_id})
-        check_named(call, answer)
+        answer = await self._api.call_service("describe_secret", {"SecretId": call.secret_id})
+        check_named(answer)
         if answer.get("DeletedDate") is not None:
-            raise deleted_error(call)
+            raise deleted_error()
         # AWS leaves the field out if no version has a label. Goatherd's secrets always have a labelled version.
         labels = answer.get("VersionIdsToStages", {})
         if not isinstance(labels, dict):
-            raise damaged_error(call, "its labels are not a map")
-        replicas = _replicas_of(call, answer.get("ReplicationStatus"))
+            raise damaged_error("its labels are not a map")
+        replicas = _replicas_of(answer.get("ReplicationStatus"))
         return _Stages(
             replicas=replicas,
-            by_version={version_of(call, {"VersionId": one}): stages_of(call, labels[one]) for one in labels},
+            by_version={version_of({"VersionId": one}): stages_of(labels[one]) for one in labels},
             primary=_primary_of(answer),
         )
 
@@ -456,8 +448,7 @@ class AWSSecretProvider(SecretProvider):
         """
         stages = await self._read_stages(call)
         if stages.primary is not None:
-            raise call.error(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"the secret is a replica of the one in {stages.primary}, and AWS changes only that one",
                 hint=f"Use the address of the secret in {stages.primary}. If that region is lost, `goatherd stores"
                 " promote` makes the replica an independent secret.",
@@ -470,19 +461,19 @@ class AWSSecretProvider(SecretProvider):
         "If the label is attached and you either do not specify this parameter, or the version ID does not match, then
         the operation fails" (API reference, UpdateSecretVersionStage).
         """
-        stage = _stage_for(call, label)
+        stage = _stage_for(label)
         request = {"SecretId": call.secret_id, "VersionStage": stage, "MoveToVersionId": version}
         if expected is not None:
             request["RemoveFromVersionId"] = expected
-        if await self._update_stage(call, request):
+        if await self._update_stage(request):
             return
-        holder = (await self._read_stages(call)).holder_of(call, stage)
+        holder = (await self._read_stages(call)).holder_of(stage)
         if call.operation == "write" and holder == version:
             return
         call.check_holder(label, holder, expected)
         if version not in {known.id for known in await self._versions(call)}:
-            raise call.error(SecretNotFoundError, f"there is no version {version!r}")
-        raise call.error(UnavailableError, "AWS refused to move the label, and the reason is not visible yet")
+            raise SecretNotFoundError(f"there is no version {version!r}")
+        raise UnavailableError("AWS refused to move the label, and the reason is not visible yet")
 
     async def _remove_stage(self, call: Call, stage: str, version: VersionId) -> None:
         """Remove a staging label from the version that has it, by compare-and-swap.
@@ -491,29 +482,29 @@ class AWSSecretProvider(SecretProvider):
             ConflictError: Another version has the label, or none has it; nothing was changed.
         """
         request = {"SecretId": call.secret_id, "VersionStage": stage, "RemoveFromVersionId": version}
-        if await self._update_stage(call, request):
+        if await self._update_stage(request):
             return
-        holder = (await self._read_stages(call)).holder_of(call, stage)
+        holder = (await self._read_stages(call)).holder_of(stage)
         call.check_holder(_label_of(stage), holder, version)
-        raise call.error(UnavailableError, "AWS refused to remove the label, and the reason is not visible yet")
+        raise UnavailableError("AWS refused to remove the label, and the reason is not visible yet")
 
-    async def _update_stage(self, call: Call, request: Mapping[str, object]) -> bool:
+    async def _update_stage(self, request: Mapping[str, object]) -> bool:
         """Return whether AWS has changed a staging label; if not, the holder of the label shows why.
 
         The API reference does not say which refusal means what.
         """
-        outcome = await self._api.try_call(call, "update_secret_version_stage", request)
+        outcome = await self._api.try_call("update_secret_version_stage", request)
         if not isinstance(outcome, ServiceRefusal):
-            check_named(call, outcome)
+            check_named(outcome)
             return True
         if outcome.code != "InvalidParameterException":
             raise outcome.error
         return False
 
-    def _check_written(self, call: Call, answer: Mapping[str, object], token: VersionId) -> None:
-        check_named(call, answer)
-        if version_of(call, answer) != token:
-            raise damaged_error(call, "it is of another version than the one written")
+    def _check_written(self, answer: Mapping[str, object], token: VersionId) -> None:
+        check_named(answer)
+        if version_of(answer) != token:
+            raise damaged_error("it is of another version than the one written")
 
 
 def version_id_for(request: str, value: SecretBytes) -> VersionId:
@@ -537,17 +528,17 @@ def _primary_of(answer: Mapping[str, object]) -> str | None:
     return primary if isinstance(primary, str) and primary and [primary] != own else None
 
 
-def _replicas_of(call: Call, replicas: object) -> dict[str, ReplicaState]:
+def _replicas_of(replicas: object) -> dict[str, ReplicaState]:
     """Return the state of each replica in an answer to ``DescribeSecret``, by region."""
     if replicas is None:
         return {}
     if not isinstance(replicas, list) or not all(isinstance(replica, dict) for replica in replicas):
-        raise damaged_error(call, "its replicas are not a list")
+        raise damaged_error("its replicas are not a list")
     found = {}
     for replica in replicas:
         place, status, message = replica.get("Region"), replica.get("Status"), replica.get("StatusMessage")
         if not isinstance(place, str) or not place:
-            raise damaged_error(call, "a replica has no region")
+            raise damaged_error("a replica has no region")
         shown = " ".join(message.split())[:200] if isinstance(message, str) else ""
         found[place] = ReplicaState(
             place=place, is_in_sync=status == "InSync", has_failed=status == "Failed", message=shown
@@ -555,14 +546,12 @@ def _replicas_of(call: Call, replicas: object) -> dict[str, ReplicaState]:
     return found
 
 
-def _stage_for(call: Call, label: Label) -> str:
+def _stage_for(label: Label) -> str:
     """Return the AWS staging label for one of Goatherd's labels, such as ``AWSCURRENT`` for ``current``."""
     if label == CURRENT:
         return _CURRENT_STAGE
     if _is_kept_back(label):
-        raise call.error(
-            ProviderConfigurationError, f"the label {str(label)!r} is reserved for AWS or for this provider"
-        )
+        raise ProviderConfigurationError(f"the label {str(label)!r} is reserved for AWS or for this provider")
     return str(label)
 
 
@@ -599,6 +588,6 @@ def _held_stage(label: Label) -> str:
     return str(label).removeprefix(_LITERALLY) if _label_of(str(label)) != label else str(label)
 
 
-def _must_be_possible(call: Call, version: VersionId) -> None:
+def _must_be_possible(version: VersionId) -> None:
     if not is_version_id(version):
-        raise call.error(SecretNotFoundError, f"there is no version {version[:64]!r}")
+        raise SecretNotFoundError(f"there is no version {version[:64]!r}")

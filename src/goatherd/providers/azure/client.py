@@ -41,10 +41,9 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
+from goatherd.providers.azure.address import EARLIER_VIEW_SUFFIX, POINTER_SUFFIX, AzureAddress
 from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
 from goatherd.providers.azure.records import is_version_id
-from goatherd.providers.base import Call
 from goatherd.providers.cancellation import finish_request
 
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
@@ -147,36 +146,33 @@ class KeyVault:
         self._client = None
         await self._stack.aclose()
 
-    async def get_secret(self, call: Call, name: str, version: str = "") -> StoredSecret | None:
+    async def get_secret(self, name: str, version: str = "") -> StoredSecret | None:
         """Read one version of a secret, by default the newest; None if there is none or the secret is deleted."""
-        found = await self._call_sdk(call, self._open_client(call).get_secret(name, version), name, missing=None)
+        found = await self._call_sdk(self._open_client().get_secret(name, version), name, missing=None)
         if found is None:
             return None
-        stored = _checked_secret(call, found.value, found.properties, name)
+        stored = _checked_secret(found.value, found.properties, name)
         if version and stored.version != version:
-            raise call.error(UnavailableError, f"the answer is about another version of {name} than the requested one")
+            raise UnavailableError(f"the answer is about another version of {name} than the requested one")
         return stored
 
-    async def put_secret(
-        self, call: Call, name: str, value: str, content_type: str, tags: dict[str, str]
-    ) -> StoredSecret:
+    async def put_secret(self, name: str, value: str, content_type: str, tags: dict[str, str]) -> StoredSecret:
         """Write a new version of a secret and return it.
 
         If the caller is cancelled, wait up to a second for the answer: only after the answer does the next read show
         reliably whether the version was written.
         """
         writing = self._call_sdk(
-            call,
-            self._open_client(call).set_secret(name, value, content_type=content_type, tags=tags),
+            self._open_client().set_secret(name, value, content_type=content_type, tags=tags),
             name,
             missing=None,
         )
         made = await finish_request(writing)
         if made is None:
-            raise call.error(UnavailableError, f"the service answered 404 to the request that writes {name}")
-        return _checked_secret(call, value, made.properties, name)
+            raise UnavailableError(f"the service answered 404 to the request that writes {name}")
+        return _checked_secret(value, made.properties, name)
 
-    async def list_versions(self, call: Call, name: str) -> Listing:
+    async def list_versions(self, name: str) -> Listing:
         """List all versions of a secret without values, with the service's time.
 
         The time comes from the date of an earlier answer (`service_time`), so call another method before the first
@@ -184,55 +180,48 @@ class KeyVault:
         """
         # The answer to a listing may be dated long after the service looked up the versions. So the time is the date of
         # the previous answer plus the time since then: it is never later than a look-up of this listing.
-        now = self.service_time(call)
+        now = self.service_time()
 
         async def collect() -> list[SecretProperties]:
-            return [item async for item in self._open_client(call).list_properties_of_secret_versions(name)]
+            return [item async for item in self._open_client().list_properties_of_secret_versions(name)]
 
-        found = await self._call_sdk(call, collect(), name, missing=[])
-        items = [_checked_item(call, item, name) for item in found]
+        found = await self._call_sdk(collect(), name, missing=[])
+        items = [_checked_item(item, name) for item in found]
         return Listing(now=now, items={item.version: item for item in items})
 
-    def service_time(self, call: Call) -> int:
+    def service_time(self) -> int:
         """Return the time by the key vault's clock, or slightly less, in seconds since 1970, from its last answer.
 
         Raises:
             UnavailableError: The service's answers have no date.
         """
         if self._last_date is None:
-            raise call.error(
-                UnavailableError, "the service's answers have no date, so it is unknown which write came first"
-            )
+            raise UnavailableError("the service's answers have no date, so it is unknown which write came first")
         date, then = self._last_date
         return date + int(self._clock.monotonic() - then)
 
     async def update_version(
-        self, call: Call, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
+        self, name: str, version: str, *, enabled: bool | None = None, content_type: str | None = None
     ) -> None:
         """Enable or disable a version of a secret, or change its content type; None leaves the attribute unchanged."""
-        work = self._open_client(call).update_secret_properties(
-            name, version, enabled=enabled, content_type=content_type
-        )
-        if await self._call_sdk(call, work, name, missing=None) is None:
-            raise call.error(UnavailableError, f"version {version} of {name} is listed, but the service has none")
+        work = self._open_client().update_secret_properties(name, version, enabled=enabled, content_type=content_type)
+        if await self._call_sdk(work, name, missing=None) is None:
+            raise UnavailableError(f"version {version} of {name} is listed, but the service has none")
 
-    async def delete_secret(self, call: Call, name: str) -> None:
+    async def delete_secret(self, name: str) -> None:
         """Delete a secret with all its versions; it can be recovered for a while. A missing secret is not an error."""
-        await self._call_sdk(call, self._open_client(call).delete_secret(name), name, missing=None)
+        await self._call_sdk(self._open_client().delete_secret(name), name, missing=None)
 
-    async def is_deleted(self, call: Call, name: str) -> bool:
+    async def is_deleted(self, name: str) -> bool:
         """Return whether a secret is deleted but recoverable; also False if the caller has no permission to know."""
         try:
-            return (
-                await self._call_sdk(call, self._open_client(call).get_deleted_secret(name), name, missing=None)
-                is not None
-            )
+            return await self._call_sdk(self._open_client().get_deleted_secret(name), name, missing=None) is not None
         except ProviderAccessDeniedError:
             return False
 
-    def deleted_error(self, call: Call) -> SecretDeletedError:
+    def deleted_error(self, secret_id: str) -> SecretDeletedError:
         """Return the error for a secret in Azure Key Vault that is deleted but can be recovered."""
-        return _deleted_error(call, self._address.vault)
+        return _deleted_error(secret_id, self._address.vault)
 
     def _note_date(self, response: PipelineResponse[Any, Any]) -> None:
         header = response.http_response.headers.get("Date")
@@ -241,14 +230,12 @@ class KeyVault:
         date = _parse_date(header)
         self._last_date = (date, self._clock.monotonic()) if date else None
 
-    def _open_client(self, call: Call) -> SecretClient:
+    def _open_client(self) -> SecretClient:
         if self._client is None:
-            raise call.error(
-                ProviderConfigurationError, "the provider is not open", hint="Open the provider with `async with`."
-            )
+            raise ProviderConfigurationError("the provider is not open", hint="Open the provider with `async with`.")
         return self._client
 
-    async def _call_sdk(self, call: Call, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
+    async def _call_sdk(self, work: Awaitable[Any], name: str, *, missing: Any) -> Any:
         """Await one operation of the Azure SDK, and translate its errors; return `missing` if there is no such secret.
 
         Raises:
@@ -258,77 +245,75 @@ class KeyVault:
             return await work
         except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
             if not (isinstance(error, sdk.HttpResponseError) and error.status_code == 404):
-                ours = self._translate_error(call, error, name)
+                ours = self._translate_error(error, name)
             elif error_codes(error)[0] == "SecretNotFound":
                 return missing
             else:
                 # A 404 of another server (a proxy, a wrong address) does not mean that the secret is missing.
                 text = f"{self._address.url} answers 404, but not as a key vault does"
-                ours = call.error(UnavailableError, text, final=True)
+                ours = UnavailableError(text, final=True)
         raise ours  # out here, where the SDK's error is not its context either
 
-    def _translate_error(self, call: Call, error: Exception, name: str) -> ProviderError:
+    def _translate_error(self, error: Exception, name: str) -> ProviderError:
         if isinstance(error, ProviderError):
             return error
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
-            return self._refusal_error(call, error, name)
-        return translate_failure(call, error, self._address.url)
+            return self._refusal_error(error, name)
+        return translate_failure(error, self._address.url)
 
-    def _refusal_error(self, call: Call, error: sdk.HttpResponseError, name: str) -> ProviderError:
+    def _refusal_error(self, error: sdk.HttpResponseError, name: str) -> ProviderError:
         status = error.status_code or 0
         code, inner, message = error_codes(error)
         reason = f"{status} {inner or code}".rstrip()
         if status == 403 and inner == "SecretDisabled":
-            return call.error(
-                VersionDisabledError,
+            return VersionDisabledError(
                 f"a version of {name} is disabled",
                 hint=f"`az keyvault secret set-attributes --vault-name {self._address.vault} --name {name} "
                 "--enabled true` enables it (with --version, if it is not the newest).",
             )
         if status in (401, 403):
-            return call.error(
-                ProviderAccessDeniedError,
+            return ProviderAccessDeniedError(
                 f"{reason}: {first_line(message)}",
                 hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
                 "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
             )
         if status == 409 and inner == "ObjectIsDeletedButRecoverable":
-            return _deleted_error(call, self._address.vault)
+            return _deleted_error(
+                name.removesuffix(POINTER_SUFFIX).removesuffix(EARLIER_VIEW_SUFFIX), self._address.vault
+            )
         if status in (409, 423):
             # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
-            return call.error(UnavailableError, f"{name} is being changed ({reason})")
+            return UnavailableError(f"{name} is being changed ({reason})")
         if status == 429:
-            throttled = call.error(ThrottledError, f"the vault limits the rate of requests ({reason})")
-            throttled.retry_after = retry_after_of(error)
-            return throttled
+            return ThrottledError(
+                f"the vault limits the rate of requests ({reason})", retry_after=retry_after_of(error)
+            )
         if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
-            return call.error(SecretTooLargeError, f"the value is too long for the vault ({reason})")
+            return SecretTooLargeError(f"the value is too long for the vault ({reason})")
         if status == 408 or status >= 500:
-            return call.error(UnavailableError, f"the vault reports an error ({reason})")
-        return call.error(ProviderConfigurationError, f"the vault rejected the request ({reason})")
+            return UnavailableError(f"the vault reports an error ({reason})")
+        return ProviderConfigurationError(f"the vault rejected the request ({reason})")
 
 
-def translate_failure(call: Call, error: Exception, url: str) -> ProviderError:
+def translate_failure(error: Exception, url: str) -> ProviderError:
     """Translate an error of the Azure SDK other than a refusal: no token, no answer, or a damaged one."""
     if isinstance(error, TokenServiceError):
-        return call.error(UnavailableError, str(error))
+        return UnavailableError(str(error))
     if isinstance(error, sdk.ClientAuthenticationError):
-        return call.error(
-            ProviderAccessDeniedError,
+        return ProviderAccessDeniedError(
             "no credential of Azure's default chain gave a token",
             hint="Give the machine a managed identity, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and "
             "AZURE_CLIENT_SECRET, or run `az login`.",
         )
     if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-        return call.error(UnavailableError, f"no answer from {url}: {cause_of(error)}")
+        return UnavailableError(f"no answer from {url}: {cause_of(error)}")
     if isinstance(error, ValueError) and "challenge" in str(error):
-        return call.error(
-            ProviderConfigurationError,
+        return ProviderConfigurationError(
             f"{url} demands a token for another domain than its own",
             hint="Check the address. If a proxy of your own is in front of the vault, add challenge=unchecked.",
         )
     # Not JSON, cut JSON, JSON of another shape: json's, azure.core's and attribute errors.
-    return call.error(UnavailableError, f"the answer of {url} is damaged ({type(error).__name__})")
+    return UnavailableError(f"the answer of {url} is damaged ({type(error).__name__})")
 
 
 def new_session(ca: str | None) -> aiohttp.ClientSession:
@@ -353,13 +338,13 @@ def new_session(ca: str | None) -> aiohttp.ClientSession:
     return session
 
 
-def _checked_secret(call: Call, value: object, properties: SecretProperties, name: str) -> StoredSecret:
+def _checked_secret(value: object, properties: SecretProperties, name: str) -> StoredSecret:
     try:
         version, created = properties.version, properties.created_on
     except (AttributeError, TypeError, ValueError):
         version, created = None, None
     if not isinstance(value, str) or not is_version_id(version) or not isinstance(created, datetime):
-        raise call.error(UnavailableError, f"the answer about {name} is damaged: a member is missing")
+        raise UnavailableError(f"the answer about {name} is damaged: a member is missing")
     kind = properties.content_type
     return StoredSecret(
         version=str(version),
@@ -370,14 +355,13 @@ def _checked_secret(call: Call, value: object, properties: SecretProperties, nam
     )
 
 
-def _checked_item(call: Call, listed: SecretProperties, name: str) -> StoredSecret:
-    return replace(_checked_secret(call, "", listed, name), enabled=listed.enabled is not False)
+def _checked_item(listed: SecretProperties, name: str) -> StoredSecret:
+    return replace(_checked_secret("", listed, name), enabled=listed.enabled is not False)
 
 
-def _deleted_error(call: Call, vault: str) -> SecretDeletedError:
-    names = ", ".join(call.secret_id + suffix for suffix in ("", POINTER_SUFFIX))
-    return call.error(
-        SecretDeletedError,
+def _deleted_error(secret_id: str, vault: str) -> SecretDeletedError:
+    names = ", ".join(secret_id + suffix for suffix in ("", POINTER_SUFFIX))
+    return SecretDeletedError(
         "the secret is deleted but can be recovered; its name stays taken until it is purged",
         hint=f"Recover {names} (`az keyvault secret recover --vault-name {vault} --name …`), or purge all of them.",
     )

@@ -182,6 +182,7 @@ class AzureSecretProvider(SecretProvider):
         "MSI_SECRET",
     )
     confirms_labels = False
+    _vault: KeyVault  # made by `_open`
 
     def __init__(
         self,
@@ -197,7 +198,6 @@ class AzureSecretProvider(SecretProvider):
         self.address = vault_url if isinstance(vault_url, AzureAddress) else parse_vault(vault_url)
         self._credential = credential
         self._settle = math.ceil(settle.total_seconds())
-        self._vault: KeyVault | None = None
         self._known: dict[str, _Known] = {}
         self._proposals: dict[str, Proposal] = {}
         self._shown: dict[str, _Shown] = {}
@@ -236,54 +236,50 @@ class AzureSecretProvider(SecretProvider):
         self._vault = vault
 
     async def _close(self) -> None:
-        vault, self._vault = self._vault, None
-        if vault is not None:
-            await vault.close()
+        await self._vault.close()
 
     # --- the algebra ------------------------------------------------------------------------------------------------
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        vault = self._open_vault(call)
-        newest = await self._read_newest_pointer(call, vault)
+        newest = await self._read_newest_pointer(call)
         if newest is None:
             # The view is written last, when it is too late to reject another secret of that name.
-            await self._read_view(call, vault, SecretExistsError)
+            await self._read_view(call, SecretExistsError)
             draft = self._new_draft(call, value)
-            pointer = await self._with_value(call, vault, BEGINNING.pointer, label, draft)
+            pointer = await self._with_value(call, BEGINNING.pointer, label, draft)
             self._shown[call.secret_id] = _Shown(decided=BEGINNING.id, version=VersionId(""))
-            if (made := await self._propose_pointer(call, vault, BEGINNING, pointer, draft)) is not None:
-                await self._update_view(call, vault, *made, value)
+            if (made := await self._propose_pointer(call, BEGINNING, pointer, draft)) is not None:
+                await self._update_view(call, *made, value)
                 return _describe_written(call, made[0].pointer)
         else:
-            last = await self._decide_pointers(call, vault, newest)
+            last = await self._decide_pointers(call, newest)
             if last.pointer.made_by(call.request) is not None:
-                await self._update_view(call, vault, last)
+                await self._update_view(call, last)
                 return _describe_written(call, last.pointer)
-        raise call.error(SecretExistsError, "the secret exists already")
+        raise SecretExistsError("the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        vault = self._open_vault(call)
-        newest, last = await self._read_decided(call, vault)
+        newest, last = await self._read_decided(call)
         pointer = last.pointer
         if isinstance(at, VersionId) and (at not in pointer.versions or pointer.versions[at].disabled):
-            return await self._read_leftover(call, vault, pointer, at)
+            return await self._read_leftover(call, pointer, at)
         version = pointer.find_version(call, at)
         try:
-            value = await self._read_back(call, vault, pointer, version, newest)
+            value = await self._read_back(call, pointer, version, newest)
         except VersionDisabledError:
             if version in pointer.labels.values():
                 raise
-            return await self._read_leftover(call, vault, pointer, version)  # off by hand, and its copy is not
+            return await self._read_leftover(call, pointer, version)  # off by hand, and its copy is not
         return SecretValue(version=pointer.describe_version(version), value=value)
 
-    async def _read_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> SecretValue:
+    async def _read_leftover(self, call: Call, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that the record of versions does not list, because a write or destruction was interrupted."""
         names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
         off: VersionDisabledError | None = None
         found: StoredSecret | None = None
         for name in names if is_version_id(version) else ():
             try:
-                stored = await vault.get_secret(call, name, version)
+                stored = await self._vault.get_secret(name, version)
             except VersionDisabledError as error:
                 off = error
                 continue
@@ -292,63 +288,61 @@ class AzureSecretProvider(SecretProvider):
                 break
         else:
             if off is not None:
-                found = await self._read_copy(call, vault, version)
+                found = await self._read_copy(call, version)
         if found is None:
             pointer.find_version(call, version)
-            raise off or call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+            raise off or SecretNotFoundError(f"there is no version {version[:40]!r}")
         try:
             value = decode_leftover(_stored_value(found), text=_is_text(found.content_type))
         except DamagedRecordError as error:
             text = f"the value of version {version} is damaged: {error}"
-            raise call.error(UnavailableError, text, final=True) from None
+            raise UnavailableError(text, final=True) from None
         described = SecretVersion(id=version, created_ms=found.created * 1000, is_leftover=True)
         return SecretValue(version=described, value=value)
 
-    async def _read_copy(self, call: Call, vault: KeyVault, version: VersionId) -> StoredSecret | None:
+    async def _read_copy(self, call: Call, version: VersionId) -> StoredSecret | None:
         """Return the copy of a disabled version's value in the secret for other readers (the view), if there is one."""
-        copies = (await vault.list_versions(call, call.secret_id)).items.values()
+        copies = (await self._vault.list_versions(call.secret_id)).items.values()
         at = next((item.version for item in copies if item.enabled and item.tags.get(_VERSION_TAG) == version), None)
-        return None if at is None else await vault.get_secret(call, call.secret_id, at)
+        return None if at is None else await self._vault.get_secret(call.secret_id, at)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        vault = self._open_vault(call)
         draft = self._new_draft(call, value)
 
         async def change(pointer: Pointer) -> Pointer:
             if pointer.made_by(call.request) is not None:
                 return pointer
             call.check_holder(label, pointer.labels.get(label), expected)
-            return await self._with_value(call, vault, pointer, label, draft)
+            return await self._with_value(call, pointer, label, draft)
 
-        pointer = await self._change_pointer(call, vault, change, [value] if label == CURRENT else (), draft)
+        pointer = await self._change_pointer(call, change, [value] if label == CURRENT else (), draft)
         return _describe_written(call, pointer)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        vault, values = self._open_vault(call), list[SecretBytes]()
+        values = list[SecretBytes]()
 
         async def change(pointer: Pointer) -> Pointer:
             if call.attempt > 1 and pointer.labels.get(label) == version:
                 return pointer  # an earlier attempt moved the label, but may not have updated the view
             moved = pointer.with_label(call, label, version, expected)
             # A disabled or damaged version gets no label.
-            values[:] = [await self._read_back(call, vault, pointer, version)]
+            values[:] = [await self._read_back(call, pointer, version)]
             return moved if moved.labels != pointer.labels else pointer
 
-        await self._change_pointer(call, vault, change, values if label == CURRENT else ())
+        await self._change_pointer(call, change, values if label == CURRENT else ())
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         async def change(pointer: Pointer) -> Pointer:
             return pointer.without_label(call, label, expected)
 
-        await self._change_pointer(call, self._open_vault(call), change)
+        await self._change_pointer(call, change)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        vault = self._open_vault(call)
-        _, last = await self._read_decided(call, vault)
+        _, last = await self._read_decided(call)
         pointer = last.pointer
-        items = await self._list_values(call, vault, pointer)
+        items = await self._list_values(call, pointer)
         if not set(pointer.labels.values()) <= items.keys():
-            raise await self._missing_value_error(call, vault)
+            raise await self._missing_value_error(call)
         numbered = [(pointer.versions[known.id].number, known) for known in pointer.newest_first()]
         for item in items.values():
             if item.version not in pointer.versions:
@@ -361,7 +355,7 @@ class AzureSecretProvider(SecretProvider):
         # can still be read, and so can one that a writer copied into the view after it was destroyed.
         copied = set[str]()
         with contextlib.suppress(ProviderAccessDeniedError):  # of earlier builds, a server may not list the view
-            view = (await vault.list_versions(call, call.secret_id)).items.values()
+            view = (await self._vault.list_versions(call.secret_id)).items.values()
             copied = {item.tags.get(_VERSION_TAG, "") for item in view if item.enabled}
         seen = []
         for _, known in numbered:
@@ -374,11 +368,11 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
-    async def _list_values(self, call: Call, vault: KeyVault, pointer: Pointer) -> dict[str, StoredSecret]:
+    async def _list_values(self, call: Call, pointer: Pointer) -> dict[str, StoredSecret]:
         """List the values that the vault stores, without the copies for readers without Goatherd (the view)."""
-        items = dict((await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)).items)
+        items = dict((await self._vault.list_versions(call.secret_id + POINTER_SUFFIX)).items)
         if pointer.after_earlier:
-            earlier = (await vault.list_versions(call, call.secret_id)).items
+            earlier = (await self._vault.list_versions(call.secret_id)).items
             items |= {version: item for version, item in earlier.items() if _VERSION_TAG not in item.tags}
         return {version: item for version, item in items.items() if _holds_value(item.content_type)}
 
@@ -389,82 +383,78 @@ class AzureSecretProvider(SecretProvider):
         in the pointer (the record of versions and labels), so that no label can move to it. Last, the value is
         disabled. If the run is interrupted, the version is still listed, and another run can finish.
         """
-        vault = self._open_vault(call)
 
         async def change(pointer: Pointer) -> Pointer:
-            known = await self._with_leftover(call, vault, pointer, version)
+            known = await self._with_leftover(call, pointer, version)
             off = known.without_value(call, version)
-            may_update = await self._disable_copies(call, vault, off, version)
+            may_update = await self._disable_copies(call, off, version)
             if off is not pointer and not may_update:
                 # An update without effect checks the permission for the last step before the pointer changes.
                 entry = known.versions[version]
                 kind = entry.home.content_type(text=entry.text)
-                await vault.update_version(call, _secret_name(call, entry.home), version, content_type=kind)
+                await self._vault.update_version(_secret_name(call, entry.home), version, content_type=kind)
             return off
 
-        pointer = await self._change_pointer(call, vault, change)
+        pointer = await self._change_pointer(call, change)
         name = _secret_name(call, pointer.versions[version].home)
-        await vault.update_version(call, name, version, enabled=False)
-        await self._confirm_disabled(call, vault, name, version, version)
+        await self._vault.update_version(name, version, enabled=False)
+        await self._confirm_disabled(name, version, version)
 
-    async def _confirm_disabled(self, call: Call, vault: KeyVault, name: str, at: str, version: VersionId) -> None:
+    async def _confirm_disabled(self, name: str, at: str, version: VersionId) -> None:
         with contextlib.suppress(VersionDisabledError):
-            if await vault.get_secret(call, name, at) is not None:
-                raise call.error(
-                    UnavailableError, f"the store answered success, but version {version} is still enabled"
-                )
+            if await self._vault.get_secret(name, at) is not None:
+                raise UnavailableError(f"the store answered success, but version {version} is still enabled")
 
     async def _confirm_destroyed(self, call: Call, version: VersionId) -> None:
         """Do nothing: `_destroy` has already confirmed the destruction, which saves a request."""
 
-    async def _with_leftover(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> Pointer:
+    async def _with_leftover(self, call: Call, pointer: Pointer, version: VersionId) -> Pointer:
         if version in pointer.versions or not is_version_id(version):
             return pointer
-        item = (await self._list_values(call, vault, pointer)).get(version)
+        item = (await self._list_values(call, pointer)).get(version)
         if item is None:
             return pointer
         home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
         if home is Home.ALONE and pointer.after_earlier:
-            is_earlier = version in (await vault.list_versions(call, call.secret_id)).items
+            is_earlier = version in (await self._vault.list_versions(call.secret_id)).items
             home = Home.EARLIER if is_earlier else Home.ALONE
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
-    async def _disable_copies(self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId) -> bool:
+    async def _disable_copies(self, call: Call, pointer: Pointer, version: VersionId) -> bool:
         """Disable a destroyed version's copies in the secret for other readers (the view); return whether it had any.
 
         A view that earlier builds wrote is disabled completely, because Goatherd no longer writes to it.
         """
         done = False
-        for item in (await vault.list_versions(call, call.secret_id)).items.values():
+        for item in (await self._vault.list_versions(call.secret_id)).items.values():
             owner = item.tags.get(_VERSION_TAG, "")
             known = pointer.versions.get(VersionId(owner))
             if item.enabled and (owner == version or (known is not None and known.disabled)):
-                await vault.update_version(call, call.secret_id, item.version, enabled=False)
-                await self._confirm_disabled(call, vault, call.secret_id, item.version, version)
+                await self._vault.update_version(call.secret_id, item.version, enabled=False)
+                await self._confirm_disabled(call.secret_id, item.version, version)
                 done = True
         if pointer.after_earlier:
             name = call.secret_id + EARLIER_VIEW_SUFFIX
             with contextlib.suppress(ProviderAccessDeniedError):  # the role of an earlier build does not permit it
-                for item in (await vault.list_versions(call, name)).items.values():
+                for item in (await self._vault.list_versions(name)).items.values():
                     if item.enabled:
-                        await vault.update_version(call, name, item.version, enabled=False)
+                        await self._vault.update_version(name, item.version, enabled=False)
         return done
 
     async def _delete(self, call: Call) -> None:
-        vault = self._open_vault(call)
-        newest = await self._read_newest_pointer(call, vault)
+        newest = await self._read_newest_pointer(call)
         if newest is None:
-            if not await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
-                raise call.error(SecretNotFoundError, "there is no such secret")
+            if not await self._vault.is_deleted(call.secret_id + POINTER_SUFFIX):
+                raise SecretNotFoundError("there is no such secret")
             if call.attempt > 1:
                 return  # an earlier attempt did it, and its answer was lost
-            raise vault.deleted_error(call)
+            raise self._vault.deleted_error(call.secret_id)
         # The pointer last: until it is gone, no other writer can create the secret again, and it can be deleted again.
-        await vault.delete_secret(call, call.secret_id)
+        await self._vault.delete_secret(call.secret_id)
         with contextlib.suppress(ForeignRecordError, ProviderAccessDeniedError):
             if newest.enabled and self._decode_proposal(call, newest).pointer.after_earlier:
-                await vault.delete_secret(call, call.secret_id + EARLIER_VIEW_SUFFIX)
-        await vault.delete_secret(call, call.secret_id + POINTER_SUFFIX)
+                await self._vault.delete_secret(call.secret_id + EARLIER_VIEW_SUFFIX)
+        await self._vault.delete_secret(call.secret_id + POINTER_SUFFIX)
         self._known.pop(call.secret_id, None)
         self._shown.pop(call.secret_id, None)
 
@@ -479,12 +469,12 @@ class AzureSecretProvider(SecretProvider):
         text = "the credentials may read; Key Vault does not report what else they may do"
         hint = f"Permissions that a rotation needs: `goatherd policy {self.scheme} --role rotator`."
         first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
-        vault, view = self._open_vault(call), call.secret_id
-        _, last = await self._read_decided(call, vault)
+        view = call.secret_id
+        _, last = await self._read_decided(call)
         pointer = last.pointer
         version = pointer.labels.get(CURRENT)
         try:
-            found = await self._read_view(call, vault)
+            found = await self._read_view(call)
         except ProviderAccessDeniedError:
             text = f"{view} may not be read"
             hint = "`goatherd policy azure` prints the roles for it. Only readers without Goatherd need it."
@@ -501,20 +491,18 @@ class AzureSecretProvider(SecretProvider):
     def _new_draft(self, call: Call, value: SecretBytes) -> _ValueDraft:
         stored, is_text = encode_value(value)
         if len(stored.encode()) > MAX_STORED:
-            raise call.error(SecretTooLargeError, f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
+            raise SecretTooLargeError(f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
         entry = Entry(number=0, created=0, request=call.request, digest=digest_of(value), text=is_text)
         return _ValueDraft(value=value, entry=entry)
 
-    async def _with_value(
-        self, call: Call, vault: KeyVault, pointer: Pointer, label: Label, draft: _ValueDraft
-    ) -> Pointer:
+    async def _with_value(self, call: Call, pointer: Pointer, label: Label, draft: _ValueDraft) -> Pointer:
         """Return the pointer (the record of versions and labels) with a new value added, which gets `label`.
 
         The value is written later, together with the pointer, if both fit into one Key Vault version. Otherwise this
         method writes the value now, as a version of its own.
         """
         if call.attempt > 1 and draft.version is None:
-            await self._find_earlier_attempt(call, vault, pointer, draft)
+            await self._find_earlier_attempt(call, pointer, draft)
         if draft.version in pointer.versions:
             draft.version = None  # another writer has disabled it meanwhile, because no pointer listed it
         if draft.version is None:
@@ -523,64 +511,63 @@ class AzureSecretProvider(SecretProvider):
             stored, _ = encode_value(draft.value)
             if len(encode_pointer(grown)) + len(stored.encode()) + _SPARE <= MAX_STORED:
                 return grown
-            await self._write_alone(call, vault, pointer, draft)
+            await self._write_alone(call, pointer, draft)
         return pointer.with_version(label, VersionId(draft.version or ""), draft.entry)
 
-    async def _find_earlier_attempt(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
+    async def _find_earlier_attempt(self, call: Call, pointer: Pointer, draft: _ValueDraft) -> None:
         """Find the value that an earlier attempt of the same call has stored, and record its version in the draft."""
         name = call.secret_id + POINTER_SUFFIX
-        for item in (await vault.list_versions(call, name)).items.values():
+        for item in (await self._vault.list_versions(name)).items.values():
             is_same = item.tags.get(REQUEST_TAG) == call.request and _holds_value(item.content_type)
             if is_same and item.enabled and item.version not in pointer.versions:
-                found = await vault.get_secret(call, name, item.version)
+                found = await self._vault.get_secret(name, item.version)
                 if found is not None and _is_whole(found, draft.entry):
                     home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
                     draft.version = VersionId(item.version)
                     draft.entry = replace(draft.entry, created=item.created, home=home)
                     return
 
-    async def _write_alone(self, call: Call, vault: KeyVault, pointer: Pointer, draft: _ValueDraft) -> None:
+    async def _write_alone(self, call: Call, pointer: Pointer, draft: _ValueDraft) -> None:
         name, (stored, is_text) = call.secret_id + POINTER_SUFFIX, encode_value(draft.value)
         kind = Home.ALONE.content_type(text=is_text)
-        put = await vault.put_secret(call, name, stored, kind, value_tags(pointer.next_number, call.request))
-        back = await vault.get_secret(call, name, put.version)
+        put = await self._vault.put_secret(name, stored, kind, value_tags(pointer.next_number, call.request))
+        back = await self._vault.get_secret(name, put.version)
         if back is None or not _is_whole(back, draft.entry):
-            raise call.error(UnavailableError, "the value that was read back is not the one that was written")
+            raise UnavailableError("the value that was read back is not the one that was written")
         draft.version = VersionId(put.version)
         draft.entry = replace(draft.entry, created=back.created, home=Home.ALONE)
 
     async def _read_back(
-        self, call: Call, vault: KeyVault, pointer: Pointer, version: VersionId, newest: StoredSecret | None = None
+        self, call: Call, pointer: Pointer, version: VersionId, newest: StoredSecret | None = None
     ) -> SecretBytes:
         """Return the value of a version; no request is needed if it was stored together with the pointer `newest`."""
         entry = pointer.versions[version]
         if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
             found: StoredSecret | None = newest
         else:
-            found = await vault.get_secret(call, _secret_name(call, entry.home), version)
+            found = await self._vault.get_secret(_secret_name(call, entry.home), version)
         if found is None:
-            raise await self._missing_value_error(call, vault)
+            raise await self._missing_value_error(call)
         try:
             return decode_value(_stored_value(found), entry)
         except DamagedRecordError as error:
-            raise call.error(UnavailableError, f"the value of version {version} is damaged: {error}") from None
+            raise UnavailableError(f"the value of version {version} is damaged: {error}") from None
 
-    async def _missing_value_error(self, call: Call, vault: KeyVault) -> Exception:
+    async def _missing_value_error(self, call: Call) -> Exception:
         """Return the error for a version that the pointer (the record of versions) lists although its value is missing.
 
         The error is never "no such secret", because a caller might then create the secret.
         """
-        if await vault.is_deleted(call, call.secret_id):
-            return vault.deleted_error(call)
-        return call.error(
-            UnavailableError,
+        if await self._vault.is_deleted(call.secret_id):
+            return self._vault.deleted_error(call.secret_id)
+        return UnavailableError(
             f"the pointer names versions of {call.secret_id} that the vault does not have",
             hint=f"If it stays, they were purged by hand: delete {call.secret_id}{POINTER_SUFFIX} and purge it too.",
         )
 
     # --- the pointer ------------------------------------------------------------------------------------------------
 
-    async def _read_newest_pointer(self, call: Call, vault: KeyVault) -> StoredSecret | None:
+    async def _read_newest_pointer(self, call: Call) -> StoredSecret | None:
         """Read the newest version of the pointer secret (the record of versions and labels); None if there is none.
 
         If that version is disabled, the result has an empty value.
@@ -588,40 +575,40 @@ class AzureSecretProvider(SecretProvider):
         name = call.secret_id + POINTER_SUFFIX
         off: VersionDisabledError | None = None
         try:
-            found = await vault.get_secret(call, name)
+            found = await self._vault.get_secret(name)
         except VersionDisabledError as error:
             found, off = None, error
         if off is None and (found is None or found.content_type not in VALUE_TYPES):
             return found
         # A value that was written alone is newer than the pointer that is to name it.
-        items = (await vault.list_versions(call, name)).items.values()
+        items = (await self._vault.list_versions(name)).items.values()
         pointers = [item for item in items if item.content_type not in VALUE_TYPES]
         if not pointers:
             return None
         newest = max(pointers, key=lambda item: item.created)
         if newest.enabled:
-            return await vault.get_secret(call, name, newest.version)
+            return await self._vault.get_secret(name, newest.version)
         if newest.content_type not in WITH_VALUE_TYPES and off is not None:
             raise off
         return newest
 
-    async def _read_decided(self, call: Call, vault: KeyVault) -> tuple[StoredSecret, Proposal]:
+    async def _read_decided(self, call: Call) -> tuple[StoredSecret, Proposal]:
         """Return the newest version of the pointer secret, and the proposal whose pointer is in effect.
 
         A proposal is a pointer (a record of versions and labels) that was written. The method waits until it is certain
         which of the recent proposals won, so that it also sees a change whose outcome was never reported.
         """
-        newest = await self._read_newest_pointer(call, vault)
+        newest = await self._read_newest_pointer(call)
         if newest is None:
-            if await vault.is_deleted(call, call.secret_id + POINTER_SUFFIX):
-                raise vault.deleted_error(call)
-            raise call.error(SecretNotFoundError, "there is no such secret")
+            if await self._vault.is_deleted(call.secret_id + POINTER_SUFFIX):
+                raise self._vault.deleted_error(call.secret_id)
+            raise SecretNotFoundError("there is no such secret")
         known = self._known.get(call.secret_id)
         if known is not None and known.newest == newest.version:
             return newest, known.decided
-        return newest, await self._decide_pointers(call, vault, newest)
+        return newest, await self._decide_pointers(call, newest)
 
-    async def _decide_pointers(self, call: Call, vault: KeyVault, newest: StoredSecret) -> Proposal:
+    async def _decide_pointers(self, call: Call, newest: StoredSecret) -> Proposal:
         """List the proposed pointers and return the one in effect; wait once for a proposal that is still undecided."""
         known = self._known.get(call.secret_id)
         if newest.enabled:
@@ -630,22 +617,21 @@ class AzureSecretProvider(SecretProvider):
         start = None if known is None else known.decided
         waited = False
         while True:
-            listing = await vault.list_versions(call, call.secret_id + POINTER_SUFFIX)
+            listing = await self._vault.list_versions(call.secret_id + POINTER_SUFFIX)
             if newest.version not in listing.items:
-                raise call.error(UnavailableError, "the vault's list of pointers lacks the newest pointer")
+                raise UnavailableError("the vault's list of pointers lacks the newest pointer")
             if start is None:
                 start = self._first_decided(call, newest, listing)
             elif start.id and start.id not in listing.items:
                 if known is None:
-                    raise call.error(
-                        UnavailableError,
-                        "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor",
+                    raise UnavailableError(
+                        "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor"
                     )
                 known, start = None, self._first_decided(call, newest, listing)  # it was purged, and made again
-            decision = await self._decide_listed(call, vault, start, listing)
+            decision = await self._decide_listed(call, start, listing)
             start = decision.last
             if decision.pending is None or (waited and start.id):
-                start = await self._complete_proposal(call, vault, start, listing)
+                start = await self._complete_proposal(call, start, listing)
                 settled = decision.pending is None and listing.now - newest.created >= self._settle
                 self._known[call.secret_id] = _Known(newest=newest.version if settled else "", decided=start)
                 return start
@@ -660,72 +646,68 @@ class AzureSecretProvider(SecretProvider):
             else:
                 pointer = links_of(newest.version, newest.created, newest.tags).pointer
         except ForeignRecordError as error:
-            raise call.error(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"the secret {call.secret_id}{POINTER_SUFFIX} is not Goatherd's: {error}",
                 hint="Set this secret to the value of its previous version, or choose another name.",
             ) from None
         if not pointer.parent:
             return BEGINNING
         if pointer.parent not in listing.items:
-            raise call.error(
-                UnavailableError,
-                "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor",
+            raise UnavailableError(
+                "the vault's list of pointers lacks a pointer that a later pointer names as its predecessor"
             )
         unread = Proposal.unread_proposal(pointer.parent, listing.items[pointer.parent].created, pointer.epoch - 1)
         return self._proposals.get(pointer.parent, unread)
 
-    async def _decide_listed(self, call: Call, vault: KeyVault, start: Proposal, listing: Listing) -> Decision:
+    async def _decide_listed(self, call: Call, start: Proposal, listing: Listing) -> Decision:
         proposals = []
         for item in listing.items.values():
             if item.created < start.created or item.version == start.id or item.content_type in VALUE_TYPES:
                 continue
             with contextlib.suppress(ForeignRecordError):  # it cannot win
                 if item.enabled or item.version in self._proposals:
-                    proposals.append(await self._read_proposal(call, vault, item.version))
+                    proposals.append(await self._read_proposal(call, item.version))
                 else:
                     proposals.append(links_of(item.version, item.created, item.tags))
         decision = decide_proposals(start, proposals, now=listing.now, settle=self._settle)
         if decision.pending is None and any(p.pointer.epoch > decision.last.pointer.epoch + 1 for p in proposals):
-            raise call.error(
-                UnavailableError,
+            raise UnavailableError(
                 f"a version of {call.secret_id}{POINTER_SUFFIX} that a later version names as its predecessor is"
-                " missing from the vault's list, or its tags were changed",
+                " missing from the vault's list, or its tags were changed"
             )
         return decision
 
-    async def _complete_proposal(self, call: Call, vault: KeyVault, proposal: Proposal, listing: Listing) -> Proposal:
+    async def _complete_proposal(self, call: Call, proposal: Proposal, listing: Listing) -> Proposal:
         """Return a proposal with its pointer (the record of versions), which is read, or rebuilt if it is disabled."""
         if proposal.is_read:
             return proposal
         item = listing.items.get(proposal.id)
         if item is None or item.enabled:
-            return await self._read_proposal(call, vault, proposal.id)
+            return await self._read_proposal(call, proposal.id)
         try:
             links = links_of(item.version, item.created, item.tags)
             parent = BEGINNING
             if before := links.pointer.parent:
                 created = listing.items[before].created if before in listing.items else 0
                 unread = Proposal.unread_proposal(before, created, links.pointer.epoch - 1)
-                parent = await self._complete_proposal(call, vault, self._proposals.get(before, unread), listing)
+                parent = await self._complete_proposal(call, self._proposals.get(before, unread), listing)
             return self._cache_proposal(
                 rebuild_pointer(links, parent.pointer, item.tags, text=_is_text(item.content_type))
             )
         except ForeignRecordError as error:
             place = f"version {proposal.id} of {call.secret_id}{POINTER_SUFFIX}"
-            raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
+            raise UnavailableError(f"{place} is damaged: {error}") from None
 
-    async def _read_proposal(self, call: Call, vault: KeyVault, version: str) -> Proposal:
+    async def _read_proposal(self, call: Call, version: str) -> Proposal:
         if version in self._proposals:
             return self._proposals[version]
         try:
-            stored = await vault.get_secret(call, call.secret_id + POINTER_SUFFIX, version)
+            stored = await self._vault.get_secret(call.secret_id + POINTER_SUFFIX, version)
         except VersionDisabledError:
-            raise call.error(UnavailableError, f"the pointer {version} was disabled a moment ago") from None
+            raise UnavailableError(f"the pointer {version} was disabled a moment ago") from None
         if stored is None:
-            raise call.error(
-                UnavailableError,
-                "the vault has no version {version} of the pointer, which a later pointer names as its predecessor",
+            raise UnavailableError(
+                "the vault has no version {version} of the pointer, which a later pointer names as its predecessor"
             )
         return self._cache_proposal(self._decode_proposal(call, stored))
 
@@ -741,12 +723,11 @@ class AzureSecretProvider(SecretProvider):
             return Proposal(id=stored.version, created=stored.created, pointer=pointer)
         except DamagedRecordError as error:
             place = f"version {stored.version} of {call.secret_id}{POINTER_SUFFIX}"
-            raise call.error(UnavailableError, f"{place} is damaged: {error}") from None
+            raise UnavailableError(f"{place} is damaged: {error}") from None
 
     async def _change_pointer(
         self,
         call: Call,
-        vault: KeyVault,
         change: Callable[[Pointer], Awaitable[Pointer]],
         current: Sequence[SecretBytes] = (),
         draft: _ValueDraft | None = None,
@@ -760,7 +741,6 @@ class AzureSecretProvider(SecretProvider):
 
         Args:
             call: The provider call.
-            vault: The open key vault.
             change: Makes the next pointer from the one that is in effect.
             current: The value that has the label ``current`` after `change`, if the caller has it.
             draft: The value that `change` adds, if any.
@@ -768,9 +748,9 @@ class AzureSecretProvider(SecretProvider):
         known = self._known.get(call.secret_id)
         remembered = known.decided if known is not None and known.newest and call.attempt == 1 else None
         while True:
-            last = remembered or (await self._read_decided(call, vault))[1]
+            last = remembered or (await self._read_decided(call))[1]
             with contextlib.suppress(VersionDisabledError):  # disabled by hand: this change may repair it
-                await self._update_view(call, vault, last)
+                await self._update_view(call, last)
             try:
                 changed = await change(last.pointer)
             except (ConflictError, SecretNotFoundError, VersionDisabledError):
@@ -781,12 +761,12 @@ class AzureSecretProvider(SecretProvider):
             remembered = None
             if changed is last.pointer:
                 return changed
-            if (decided := await self._propose_pointer(call, vault, last, changed, draft)) is not None:
-                await self._update_view(call, vault, *decided, current[0] if current else None)
+            if (decided := await self._propose_pointer(call, last, changed, draft)) is not None:
+                await self._update_view(call, *decided, current[0] if current else None)
                 return decided[0].pointer
 
     async def _propose_pointer(
-        self, call: Call, vault: KeyVault, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
+        self, call: Call, last: Proposal, pointer: Pointer, draft: _ValueDraft | None = None
     ) -> tuple[Proposal, float] | None:
         """Propose a pointer (a record of versions and labels) that follows `last`, together with the value of `draft`.
 
@@ -802,9 +782,9 @@ class AzureSecretProvider(SecretProvider):
             value, is_text = encode_value(brings.value)
             kind, stored = Home.POINTER.content_type(text=is_text), f"{stored}\n{value}"
         if len(stored.encode()) > MAX_STORED:
-            raise call.error(ProviderConfigurationError, "the pointer has no room for so many labels")
+            raise ProviderConfigurationError("the pointer has no room for so many labels")
         began = self.clock.monotonic()
-        put = await vault.put_secret(call, name, stored, kind, tags)
+        put = await self._vault.put_secret(name, stored, kind, tags)
         if brings is not None:
             brings.version = VersionId(put.version)
             brings.entry = replace(brings.entry, created=put.created)
@@ -812,32 +792,28 @@ class AzureSecretProvider(SecretProvider):
         pending = self._cache_proposal(Proposal(id=put.version, created=put.created, pointer=proposed))
         while True:
             # The proposals cannot be decided before that time, so an earlier listing would be useless.
-            await self._wait_until_decidable(pending, vault.service_time(call))
-            listing = await vault.list_versions(call, name)
+            await self._wait_until_decidable(pending, self._vault.service_time())
+            listing = await self._vault.list_versions(name)
             if put.version not in listing.items:
-                raise call.error(
-                    UnavailableError, "the vault's list of pointers lacks the pointer that was just written"
-                )
-            decision = await self._decide_listed(call, vault, last, listing)
+                raise UnavailableError("the vault's list of pointers lacks the pointer that was just written")
+            decision = await self._decide_listed(call, last, listing)
             # Only the proposal after `last` matters here. Later calls look at the proposals that follow it.
             following = decision.chain[1] if len(decision.chain) > 1 else None
             if following is not None:
-                following = await self._complete_proposal(call, vault, following, listing)
+                following = await self._complete_proposal(call, following, listing)
                 # If a later call finds this version to be still the newest, no other version was written in between.
                 is_last = following is decision.last and decision.pending is None
                 newest = put.version if is_last and following.id == put.version else ""
                 self._known[call.secret_id] = _Known(newest=newest, decided=following)
                 return (following, began) if following.pointer.request == call.request else None
             if decision.pending is None:
-                raise call.error(
-                    UnavailableError, "the vault's list of pointers lacks the pointer that was just written"
-                )
+                raise UnavailableError("the vault's list of pointers lacks the pointer that was just written")
             pending = decision.pending
 
     # --- the view ---------------------------------------------------------------------------------------------------
 
     async def _read_view(
-        self, call: Call, vault: KeyVault, foreign: type[ProviderError] = ProviderConfigurationError
+        self, call: Call, foreign: type[ProviderError] = ProviderConfigurationError
     ) -> StoredSecret | None:
         """Read the newest version of the view, the copy of the current value for other readers; None if there is none.
 
@@ -845,10 +821,9 @@ class AzureSecretProvider(SecretProvider):
             ProviderError: A secret with the view's name exists that Goatherd did not write. The argument `foreign` is
                 the class of this error.
         """
-        found = await vault.get_secret(call, call.secret_id)
+        found = await self._vault.get_secret(call.secret_id)
         if found is not None and found.content_type not in VALUE_TYPES:
-            raise call.error(
-                foreign,
+            raise foreign(
                 f"the secret {call.secret_id} exists in the vault and is not Goatherd's",
                 hint="Choose another name, or delete that secret and purge it.",
             )
@@ -857,7 +832,6 @@ class AzureSecretProvider(SecretProvider):
     async def _update_view(
         self,
         call: Call,
-        vault: KeyVault,
         decided: Proposal,
         since: float | None = None,
         current: SecretBytes | None = None,
@@ -866,7 +840,6 @@ class AzureSecretProvider(SecretProvider):
 
         Args:
             call: The provider call.
-            vault: The open key vault.
             decided: The proposal that is in effect; it holds the record of versions and labels.
             since: The monotonic time before the proposal was written, if this call has written it.
             current: The value with the label ``current``, if the caller has it.
@@ -877,17 +850,17 @@ class AzureSecretProvider(SecretProvider):
                 is_right = shown.version == version  # whatever was decided since the last look is known
             else:
                 try:
-                    found = await self._read_view(call, vault)
+                    found = await self._read_view(call)
                 except VersionDisabledError:
                     found = None
                 is_right = found is not None and _shows_version(found, decided.pointer, version)
             if not is_right:
-                value = current or await self._read_back(call, vault, decided.pointer, version)
+                value = current or await self._read_back(call, decided.pointer, version)
                 stored, is_text = encode_value(value)
                 kind = TEXT_TYPE if is_text else BASE64_TYPE
-                await vault.put_secret(call, call.secret_id, stored, kind, {_VERSION_TAG: str(version)})
+                await self._vault.put_secret(call.secret_id, stored, kind, {_VERSION_TAG: str(version)})
                 if since is None or self.clock.monotonic() - since > self._settle + PROMPT.total_seconds():
-                    _, last = await self._read_decided(call, vault)
+                    _, last = await self._read_decided(call)
                     if last.id != decided.id:
                         # Another writer has decided the next change meanwhile, and may have written the view before
                         # this request arrived. So write the view again, with that change.
@@ -900,11 +873,6 @@ class AzureSecretProvider(SecretProvider):
     async def _wait_until_decidable(self, pending: Proposal, now: int) -> None:
         seconds = pending.created + self._settle - now
         await self.clock.sleep(timedelta(seconds=max(0.1, min(seconds, self._settle))))
-
-    def _open_vault(self, call: Call) -> KeyVault:
-        if self._vault is None:
-            raise call.error(ProviderConfigurationError, "the provider is not open", hint="Use it in `async with`.")
-        return self._vault
 
 
 def _is_whole(stored: StoredSecret, entry: Entry) -> bool:
@@ -938,5 +906,5 @@ def _secret_name(call: Call, home: Home) -> str:
 def _describe_written(call: Call, pointer: Pointer) -> SecretVersion:
     made = pointer.made_by(call.request)
     if made is None:
-        raise call.error(UnavailableError, "the pointer that was written does not hold what was written")
+        raise UnavailableError("the pointer that was written does not hold what was written")
     return pointer.describe_version(made)

@@ -102,7 +102,7 @@ class SecretManagerAPI:
     async def get_secret(self, call: Call) -> Secret:
         """Read a secret's etag, aliases and annotations (GetSecret; quota: 600 metadata reads a minute)."""
         request = wire.GetSecretRequest(name=self._secret_name(call))
-        return self._checked_secret(call, await self._send_request(call, lambda it: it.get_secret, request))
+        return self._checked_secret(call, await self._send_request(lambda it: it.get_secret, request))
 
     async def create_secret(self, call: Call, annotations: Mapping[str, str]) -> Secret:
         """Create a secret without a version in Google Secret Manager (CreateSecret)."""
@@ -113,7 +113,7 @@ class SecretManagerAPI:
         elif self._address.location is None:
             body.replication = wire.Replication(automatic=wire.Replication.Automatic())
         request = wire.CreateSecretRequest(parent=self._address.parent, secret_id=call.secret_id, secret=body)
-        return self._checked_secret(call, await self._send_request(call, lambda it: it.create_secret, request))
+        return self._checked_secret(call, await self._send_request(lambda it: it.create_secret, request))
 
     async def update_secret(
         self,
@@ -136,14 +136,12 @@ class SecretManagerAPI:
             body.version_aliases = dict(aliases)
             mask.append("version_aliases")
         request = wire.UpdateSecretRequest(secret=body, update_mask={"paths": mask})
-        return self._checked_secret(
-            call, await self._send_request(call, lambda it: it.update_secret, request, compares=True)
-        )
+        return self._checked_secret(call, await self._send_request(lambda it: it.update_secret, request, compares=True))
 
     async def delete_secret(self, call: Call) -> None:
         """Delete a secret with all its versions from Google Secret Manager (DeleteSecret)."""
         request = wire.DeleteSecretRequest(name=self._secret_name(call))
-        await self._send_request(call, lambda it: it.delete_secret, request, silent=True)
+        await self._send_request(lambda it: it.delete_secret, request, silent=True)
 
     async def add_version(self, call: Call, value: SecretBytes, *, timeout: float) -> Version:
         """Add a version to a secret (AddSecretVersion) within `timeout` seconds.
@@ -154,7 +152,7 @@ class SecretManagerAPI:
         payload = wire.SecretPayload(data=data, data_crc32c=google_crc32c.value(data))
         request = wire.AddSecretVersionRequest(parent=self._secret_name(call), payload=payload)
         answer = await self._send_request(
-            call, lambda it: it.add_secret_version, request, timeout=min(timeout, self._timeout), quoting=False
+            lambda it: it.add_secret_version, request, timeout=min(timeout, self._timeout), quoting=False
         )
         return self._checked_version(call, answer)
 
@@ -162,25 +160,25 @@ class SecretManagerAPI:
         """Read a version's value by alias or number (AccessSecretVersion); return the number and the value."""
         name = self._address.version_name(call.secret_id, at)
         request = wire.AccessSecretVersionRequest(name=name)
-        answer = await self._send_request(call, lambda it: it.access_secret_version, request)
+        answer = await self._send_request(lambda it: it.access_secret_version, request)
         number = self._address.number_in(answer.name, call.secret_id)
         if number is None or (isinstance(at, int) and number != at):
-            raise call.error(UnavailableError, f"the answer is about another version than {str(at)!r}")
+            raise UnavailableError(f"the answer is about another version than {str(at)!r}")
         data = answer.payload.data
         if not data:
-            raise call.error(UnavailableError, f"the answer about version {number} holds no value")
+            raise UnavailableError(f"the answer about version {number} holds no value")
         # SECURITY: a value that was truncated or changed on its way from the service is never returned
         # (tests/contract/gcp/test_answers.py::test_a_damaged_value_is_unavailable_and_never_returned).
         if "data_crc32c" not in answer.payload or answer.payload.data_crc32c != google_crc32c.value(data):
-            raise call.error(UnavailableError, f"the value of version {number} does not have its checksum")
+            raise UnavailableError(f"the value of version {number} does not have its checksum")
         return number, SecretBytes(data)
 
     async def get_version(self, call: Call, number: int) -> Version:
         """Read a version's metadata (GetSecretVersion; the project's quota is 600 metadata reads a minute)."""
         request = wire.GetSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
-        found = self._checked_version(call, await self._send_request(call, lambda it: it.get_secret_version, request))
+        found = self._checked_version(call, await self._send_request(lambda it: it.get_secret_version, request))
         if found.number != number:
-            raise call.error(UnavailableError, f"the answer is about another version than {number}")
+            raise UnavailableError(f"the answer is about another version than {number}")
         return found
 
     async def list_versions(self, call: Call, *, after: int = 0) -> list[Version]:
@@ -188,7 +186,7 @@ class SecretManagerAPI:
         request = wire.ListSecretVersionsRequest(parent=self._secret_name(call), page_size=PAGE)
         found: list[Version] = []
         while True:
-            page = await self._send_request(call, lambda it: first_page(it.list_secret_versions), request)
+            page = await self._send_request(lambda it: first_page(it.list_secret_versions), request)
             listed = [self._checked_version(call, each) for each in page.versions]
             found += [each for each in listed if each.number > after]
             last = page.next_page_token in ("", request.page_token)
@@ -202,26 +200,25 @@ class SecretManagerAPI:
         If the secret has a `version_destroy_ttl`, the service disables the version now and destroys it after that time.
         """
         request = wire.DestroySecretVersionRequest(name=self._address.version_name(call.secret_id, number))
-        await self._send_request(call, lambda it: it.destroy_secret_version, request)
+        await self._send_request(lambda it: it.destroy_secret_version, request)
 
     async def disable_version(self, call: Call, number: int) -> None:
         """Disable a version of a secret (DisableSecretVersion); EnableSecretVersion undoes that."""
         request = wire.DisableSecretVersionRequest(name=self._address.version_name(call.secret_id, number))
-        await self._send_request(call, lambda it: it.disable_secret_version, request)
+        await self._send_request(lambda it: it.disable_secret_version, request)
 
     async def granted_permissions(self, call: Call, permissions: Iterable[str]) -> frozenset[str]:
         """Return which of the given permissions the credentials have on a secret (TestIamPermissions)."""
         request = iam_policy_pb2.TestIamPermissionsRequest(
             resource=self._secret_name(call), permissions=sorted(permissions)
         )
-        answer = await self._send_request(call, lambda it: it.test_iam_permissions, request)
+        answer = await self._send_request(lambda it: it.test_iam_permissions, request)
         return frozenset(answer.permissions)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
     async def _send_request(
         self,
-        call: Call,
         method: Callable[[Client], Callable[..., Awaitable[Answer]]],
         request: object,
         *,
@@ -247,12 +244,12 @@ class SecretManagerAPI:
             if answer is not None or silent:
                 return answer
             # grpc.aio 1.85 returns None for bytes that are not the message.
-            problem: Exception = call.error(UnavailableError, f"the answer to {doing} is damaged")
+            problem: Exception = UnavailableError(f"the answer to {doing} is damaged")
         except sdk.GoogleAPICallError as error:
             moved = compares and status_of(error) in _MOVED
-            problem = EtagMovedError() if moved else translate_error(call, error, doing=doing, quoting=quoting)
+            problem = EtagMovedError() if moved else translate_error(error, doing=doing, quoting=quoting)
         except Exception as error:  # noqa: BLE001 - the libraries below raise what they like when bytes are cut
-            problem = translate_error(call, error, doing=doing)
+            problem = translate_error(error, doing=doing)
         raise problem  # outside of the handlers, so that the SDK's exception is not its context
 
     # --- one answer -------------------------------------------------------------------------------------------------
@@ -262,7 +259,7 @@ class SecretManagerAPI:
 
     def _checked_secret(self, call: Call, answer: wire.Secret) -> Secret:
         if not self._address.is_secret(answer.name, call.secret_id) or not answer.etag:
-            raise call.error(UnavailableError, "the answer does not describe this secret")
+            raise UnavailableError("the answer does not describe this secret")
         return Secret(etag=answer.etag, aliases=dict(answer.version_aliases), annotations=dict(answer.annotations))
 
     def _checked_version(self, call: Call, answer: wire.SecretVersion) -> Version:
@@ -270,7 +267,7 @@ class SecretManagerAPI:
         state = _STATES.get(answer.state)
         created = answer.create_time
         if number is None or state is None or not created:
-            raise call.error(UnavailableError, "the answer does not describe a version of this secret")
+            raise UnavailableError("the answer does not describe a version of this secret")
         return Version(
             number=number,
             created_ms=(created - _EPOCH) // _MILLISECOND,
@@ -279,6 +276,6 @@ class SecretManagerAPI:
         )
 
 
-def missing_version_error(call: Call, version: str) -> SecretNotFoundError:
+def missing_version_error(version: str) -> SecretNotFoundError:
     """Return the "not found" error for `version`, a string that cannot be a version id of Google Secret Manager."""
-    return call.error(SecretNotFoundError, f"there is no version {version[:40]!r}")
+    return SecretNotFoundError(f"there is no version {version[:40]!r}")

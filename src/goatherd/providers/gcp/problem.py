@@ -26,7 +26,6 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.base import Call
 
 CREDENTIALS_HINT: Final = (
     "On Google Cloud, attach a service account (on GKE: Workload Identity). Elsewhere, set "
@@ -65,53 +64,50 @@ def is_rejected_login(error: Exception) -> bool:
     return isinstance(error, auth.RefreshError) and not error.retryable
 
 
-def translate_error(call: Call, error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
+def translate_error(error: Exception, *, doing: str, quoting: bool = True) -> ProviderError:
     """Return Goatherd's error for an error of Google's SDK.
 
     Args:
-        call: The provider call that failed.
         error: The SDK's exception.
         doing: The API method that was called, such as ``AccessSecretVersion``.
         quoting: Whether the service's text may be shown; False if the request held a value.
     """
     if isinstance(error, sdk.GoogleAPICallError):
-        return _from_status(call, error, doing=doing, quoting=quoting)
+        return _from_status(error, doing=doing, quoting=quoting)
     if isinstance(error, auth.DefaultCredentialsError):
-        return call.error(ProviderAccessDeniedError, "no Google credentials were found", hint=CREDENTIALS_HINT)
+        return ProviderAccessDeniedError("no Google credentials were found", hint=CREDENTIALS_HINT)
     if isinstance(error, auth.GoogleAuthError):
         name = type(error).__name__
         if getattr(error, "retryable", False) or isinstance(error, auth.TransportError):
-            return call.error(UnavailableError, f"Google's login did not answer ({name})")
-        return call.error(ProviderAccessDeniedError, f"Google rejected the credentials ({name})", hint=CREDENTIALS_HINT)
-    return call.error(UnavailableError, f"{doing} failed ({type(error).__name__})")
+            return UnavailableError(f"Google's login did not answer ({name})")
+        return ProviderAccessDeniedError(f"Google rejected the credentials ({name})", hint=CREDENTIALS_HINT)
+    return UnavailableError(f"{doing} failed ({type(error).__name__})")
 
 
-def _from_status(call: Call, error: sdk.GoogleAPICallError, *, doing: str, quoting: bool) -> ProviderError:
+def _from_status(error: sdk.GoogleAPICallError, *, doing: str, quoting: bool) -> ProviderError:
     status = status_of(error)
     text = _UNPRINTABLE.sub(" ", str(error.message or ""))
     what = f"{doing}: {status}" + (f": {text[:_LONGEST]}" if quoting and text else "")
     if status in _PASSING:
         if text.startswith(_PLUGIN):
             if _FINAL_LOGIN.search(text):
-                return call.error(ProviderAccessDeniedError, "Google rejected the credentials", hint=CREDENTIALS_HINT)
-            return call.error(UnavailableError, "Google's login did not answer", hint=CREDENTIALS_HINT)
-        return call.error(UnavailableError, what)
+                return ProviderAccessDeniedError("Google rejected the credentials", hint=CREDENTIALS_HINT)
+            return UnavailableError("Google's login did not answer", hint=CREDENTIALS_HINT)
+        return UnavailableError(what)
     if status == "RESOURCE_EXHAUSTED":
-        throttled = call.error(ThrottledError, what, hint=QUOTA_HINT)
-        throttled.retry_after = _retry_after(error)
-        return throttled
+        return ThrottledError(what, hint=QUOTA_HINT, retry_after=_retry_after(error))
     if status in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         hint = DENIED_HINT if status == "PERMISSION_DENIED" else CREDENTIALS_HINT
-        return call.error(ProviderAccessDeniedError, what, hint=hint)
+        return ProviderAccessDeniedError(what, hint=hint)
     if status == "NOT_FOUND":
-        return call.error(SecretNotFoundError, what)
+        return SecretNotFoundError(what)
     if status == "ALREADY_EXISTS":
-        return call.error(SecretExistsError, "the secret exists already")
+        return SecretExistsError("the secret exists already")
     if status == "FAILED_PRECONDITION" and (state := _STATE.search(text)):
-        return call.error(VersionDisabledError, f"the version was {state[1].lower()}")
+        return VersionDisabledError(f"the version was {state[1].lower()}")
     if status == "INVALID_ARGUMENT" and ("checksum" in text.lower() or "crc32c" in text.lower()):
-        return call.error(UnavailableError, f"{doing}: the value was damaged in transit")
-    return call.error(ProviderConfigurationError, what)
+        return UnavailableError(f"{doing}: the value was damaged in transit")
+    return ProviderConfigurationError(what)
 
 
 def _retry_after(error: sdk.GoogleAPICallError) -> float | None:

@@ -168,7 +168,7 @@ class GCPSecretProvider(SecretProvider):
         else:
             wanted = parse_number(at)
             if wanted is None:
-                raise missing_version_error(call, at)
+                raise missing_version_error(at)
             number, value = await self._api.access_version(call, wanted)
             labels, is_left = await self._read_labels(call, number)
         version = SecretVersion(
@@ -235,7 +235,7 @@ class GCPSecretProvider(SecretProvider):
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         def absent(secret: Secret) -> None:
             if secret.aliases:
-                raise call.error(SecretExistsError, "the secret exists already")
+                raise SecretExistsError("the secret exists already")
 
         work = _Work(began=_loop_time())
         mine = self._new_announcement(call, "add", 0)
@@ -268,7 +268,7 @@ class GCPSecretProvider(SecretProvider):
         if journal.read_announcement(secret.annotations) or journal.written_by(secret.annotations, call.request):
             return
         if secret.aliases or await self._api.list_versions(call):
-            raise call.error(SecretExistsError, "the secret exists already")
+            raise SecretExistsError("the secret exists already")
 
     async def _add_labelled(
         self, call: Call, value: SecretBytes, label: Label, check: Check, work: _Work, secret: Secret | None = None
@@ -337,7 +337,7 @@ class GCPSecretProvider(SecretProvider):
                 return await self._api.get_version(call, work.number)
         left = (LEASE - _MARGIN).total_seconds() - (_loop_time() - work.began)
         if left <= 0:
-            raise call.error(UnavailableError, "the store took too long to begin the write")
+            raise UnavailableError("the store took too long to begin the write")
         work.sent = True
         sending = asyncio.ensure_future(self._api.add_version(call, value, timeout=left))
         try:
@@ -370,12 +370,11 @@ class GCPSecretProvider(SecretProvider):
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.request != journal.short_request(call.request):
                 # This writer was too slow. The writer that has taken over disables this writer's version.
-                raise call.error(ConflictError, "this writer took too long, so another writer has replaced it")
+                raise ConflictError("this writer took too long, so another writer has replaced it")
             # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
             if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
-                raise call.error(
-                    UnavailableError,
-                    f"version {number} was treated as a leftover by another writer before its label moved",
+                raise UnavailableError(
+                    f"version {number} was treated as a leftover by another writer before its label moved"
                 )
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
@@ -397,7 +396,7 @@ class GCPSecretProvider(SecretProvider):
         while True:
             secret = await self._api.get_secret(call)
             if number is None:
-                raise missing_version_error(call, version)
+                raise missing_version_error(version)
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.purpose == "destroy":
                 if other.nonce != watched:
@@ -409,7 +408,7 @@ class GCPSecretProvider(SecretProvider):
             # Read the version after the secret: a writer that destroys the version from now on changes the etag first.
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
-                raise call.error(VersionDisabledError, f"version {number} was {found.state.value}")
+                raise VersionDisabledError(f"version {number} was {found.state.value}")
             call.check_holder(label, secret.aliases.get(label), expected)
             aliases = {**secret.aliases, label: number}
             try:
@@ -437,15 +436,13 @@ class GCPSecretProvider(SecretProvider):
     async def _destroy(self, call: Call, version: VersionId) -> None:
         def unlabelled(secret: Secret) -> None:
             if number is not None and (held := sorted(secret.labels_of(number))):
-                raise call.error(
-                    ConflictError,
-                    f"the label {held[0]!r} points at version {number}",
-                    hint="Move the label to another version first.",
+                raise ConflictError(
+                    f"the label {held[0]!r} points at version {number}", hint="Move the label to another version first."
                 )
 
         number, work = parse_number(version), _Work()
         if number is None:
-            raise missing_version_error(call, version)
+            raise missing_version_error(version)
         if (await self._api.get_version(call, number)).doomed:
             if call.attempt > 1:
                 await self._withdraw_announcement(call)

@@ -215,7 +215,7 @@ class KubernetesSecretProvider(SecretProvider):
         try:
             share = round(100 * record.size / MAX_OBJECT_BYTES)
         except DamagedRecordError as error:
-            raise _damaged_error(call, error) from None
+            raise _damaged_error(error) from None
         text = f"the Secret is {share} % full"
         if share >= _FULL_PERCENT:
             hint = "`goatherd retire` takes old versions out of it; writes drop the oldest by themselves."
@@ -243,7 +243,7 @@ class KubernetesSecretProvider(SecretProvider):
         ledger = VersionedRecord().with_first_version(call, entry, label)
         content = await self._client.create_secret(namespace, name, new_object(namespace, name, ledger, value))
         if content is not None:
-            self._check_stored_record(call, content, ledger)
+            self._check_stored_record(content, ledger)
             return ledger.describe_version(1)
         # An earlier attempt, whose answer was lost, may have created the Secret. A role that may only create cannot
         # read it, so the first attempt does not try.
@@ -252,7 +252,7 @@ class KubernetesSecretProvider(SecretProvider):
             existing = None if found is None else _record_or_none(found)
             if existing is not None and (made := existing.ledger.made_by(call.request)) is not None:
                 return existing.ledger.describe_version(made)
-        raise call.error(SecretExistsError, "the secret exists already")
+        raise SecretExistsError("the secret exists already")
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         record = await self._read_record(call)
@@ -262,7 +262,7 @@ class KubernetesSecretProvider(SecretProvider):
             number = record.ledger.find_version(call, at)
             return SecretValue(version=record.ledger.describe_version(number), value=record.read_value(number))
         except DamagedRecordError as error:
-            raise _damaged_error(call, error) from None
+            raise _damaged_error(error) from None
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         entry = entry_for(value, request=call.request, now_ms=self.clock.now_ms())
@@ -275,7 +275,7 @@ class KubernetesSecretProvider(SecretProvider):
         record = await self._change_record(call, step, new=value)
         made = record.ledger.made_by(call.request)
         if made is None:
-            raise call.error(UnavailableError, "the value that was written is missing")
+            raise UnavailableError("the value that was written is missing")
         return record.ledger.describe_version(made)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
@@ -340,16 +340,15 @@ class KubernetesSecretProvider(SecretProvider):
             try:
                 wanted = encode_changes(record, ledger, new, pinned)
             except NoRoomError as error:
-                raise call.error(
-                    SecretTooLargeError,
+                raise SecretTooLargeError(
                     f"the Secret has no room for the new version: {error}",
                     hint="Move labels off old versions, or remove other keys from the Secret.",
                 ) from None
             except DamagedRecordError as error:
-                raise _damaged_error(call, error) from None
+                raise _damaged_error(error) from None
             content = await self._client.replace_secret(namespace, name, wanted.content)
             if content is not None:
-                self._check_stored_record(call, content, wanted.ledger)
+                self._check_stored_record(content, wanted.ledger)
                 return wanted
             await self._pause_before_retry(call)
 
@@ -357,23 +356,22 @@ class KubernetesSecretProvider(SecretProvider):
         namespace, name = split_secret_id(call.secret_id)
         content = await self._client.get_secret(namespace, name)
         if content is None:
-            raise call.error(SecretNotFoundError, "there is no such secret")
+            raise SecretNotFoundError("there is no such secret")
         try:
             return decode_object(content)
         except ForeignRecordError as error:
-            raise call.error(
-                ProviderConfigurationError,
+            raise ProviderConfigurationError(
                 f"this Secret was not made by Goatherd: {error}",
                 hint="Choose another name. Nothing in this Secret was changed.",
             ) from None
         except DamagedRecordError as error:
-            raise _damaged_error(call, error) from None
+            raise _damaged_error(error) from None
 
-    def _check_stored_record(self, call: Call, content: Mapping[str, object], ledger: VersionedRecord) -> None:
+    def _check_stored_record(self, content: Mapping[str, object], ledger: VersionedRecord) -> None:
         """Raise `UnavailableError` unless the API server's answer shows that it stored these versions and labels."""
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:
-            raise call.error(UnavailableError, "the server's answer is damaged: it holds another list of versions")
+            raise UnavailableError("the server's answer is damaged: it holds another list of versions")
 
     async def _pause_before_retry(self, call: Call) -> None:
         """Wait a random moment before a change of the Secret is retried, so that writers do not collide again."""
@@ -393,9 +391,8 @@ def _record_or_none(content: Mapping[str, object]) -> SecretObject | None:
         return None
 
 
-def _damaged_error(call: Call, error: DamagedRecordError) -> UnavailableError:
-    return call.error(
-        UnavailableError,
+def _damaged_error(error: DamagedRecordError) -> UnavailableError:
+    return UnavailableError(
         f"the Secret is damaged: {error}",
         hint="Nothing was changed. Restore it from a backup, or read an undamaged version by its id.",
         final=True,

@@ -88,11 +88,11 @@ class KubernetesVolumeProvider(SecretProvider):
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         def work(snapshot: int) -> SecretValue:
-            ledger = self._read_ledger(call, snapshot)
+            ledger = self._read_ledger(snapshot)
             if isinstance(ledger, SecretValue):
                 if at in (CURRENT, ledger.version.id):
                     return ledger
-                raise call.error(SecretNotFoundError, f"{COPY} holds the current version only, not {str(at)[:40]!r}")
+                raise SecretNotFoundError(f"{COPY} holds the current version only, not {str(at)[:40]!r}")
             number = ledger.find_version(call, at)
             value = check_value(number, ledger.versions[number], _bytes_of(snapshot, key_of(number)))
             return SecretValue(version=ledger.describe_version(number), value=value)
@@ -101,21 +101,20 @@ class KubernetesVolumeProvider(SecretProvider):
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         def work(snapshot: int) -> list[SecretVersion]:
-            ledger = self._read_ledger(call, snapshot)
+            ledger = self._read_ledger(snapshot)
             return [ledger.version] if isinstance(ledger, SecretValue) else ledger.newest_first()
 
         return await self._run_blocking(call, work)
 
-    async def _refuse_write(self, call: Call, *_: Any, **__: Any) -> NoReturn:
-        raise call.error(
-            ProviderAccessDeniedError,
+    async def _refuse_write(self, *_: Any, **__: Any) -> NoReturn:
+        raise ProviderAccessDeniedError(
             "a mounted Secret can only be read",
             hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
         )
 
     _create = _write = _label = _destroy = _delete = _refuse_write
 
-    def _read_ledger(self, call: Call, snapshot: int) -> VersionedRecord | SecretValue:
+    def _read_ledger(self, snapshot: int) -> VersionedRecord | SecretValue:
         """Return the record of versions in a snapshot, or the copied value of a Secret without a record."""
         raw = _bytes_of(snapshot, POINTER)
         if raw is None and (copied := _bytes_of(snapshot, COPY)) is not None:
@@ -128,7 +127,7 @@ class KubernetesVolumeProvider(SecretProvider):
         if raw is None:
             names = [name for name in os.listdir(snapshot) if not name.startswith("..")]
             if not names:  # an `optional: true` volume whose Secret does not exist
-                raise call.error(SecretNotFoundError, "there is no such secret: the mounted directory is empty")
+                raise SecretNotFoundError("there is no such secret: the mounted directory is empty")
             raise ForeignRecordError(f"it holds neither {POINTER} nor {COPY}")
         return decode_pointer(raw)
 
@@ -140,7 +139,7 @@ class KubernetesVolumeProvider(SecretProvider):
         directory = f"{self.base.rstrip('/')}/{call.secret_id}"
         for _ in range(_TRIES):
             try:
-                snapshot = self._open_snapshot(call, directory)
+                snapshot = self._open_snapshot(directory)
                 try:
                     return work(snapshot)
                 except (SecretNotFoundError, ForeignRecordError, DamagedRecordError, OSError):
@@ -152,38 +151,33 @@ class KubernetesVolumeProvider(SecretProvider):
             except SwappedError:
                 continue
             except ForeignRecordError as error:
-                raise call.error(
-                    ProviderConfigurationError,
+                raise ProviderConfigurationError(
                     f"the Secret mounted at {directory} was not made by Goatherd: {error}",
                     hint=f"Mount the whole Secret of a k8s:// address, or one with the member {COPY}, without items.",
                 ) from None
             except DamagedRecordError as error:
-                raise call.error(UnavailableError, f"the Secret mounted at {directory} is damaged: {error}") from None
+                raise UnavailableError(f"the Secret mounted at {directory} is damaged: {error}") from None
             except PermissionError:
-                raise call.error(
-                    ProviderAccessDeniedError,
+                raise ProviderAccessDeniedError(
                     f"the files in {directory} cannot be read by this user",
                     hint="Set the volume's defaultMode, or the pod's fsGroup.",
                 ) from None
             except OSError as error:
-                raise call.error(UnavailableError, f"{error.strerror} at {directory}") from None
-        raise call.error(UnavailableError, f"the Secret mounted at {directory} keeps changing")
+                raise UnavailableError(f"{error.strerror} at {directory}") from None
+        raise UnavailableError(f"the Secret mounted at {directory} keeps changing")
 
-    def _open_snapshot(self, call: Call, directory: str) -> int:
+    def _open_snapshot(self, directory: str) -> int:
         try:
             return os.open(f"{directory}/{SNAPSHOT}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             if os.path.islink(f"{directory}/{SNAPSHOT}"):  # noqa: PTH114 - it points at what was just removed
                 raise SwappedError from None
             if os.path.isdir(directory):  # noqa: PTH112
-                raise call.error(
-                    ProviderConfigurationError,
+                raise ProviderConfigurationError(
                     f"{directory} is not the volume of a Secret: it has no {SNAPSHOT}",
                     hint="Mount the Secret as a directory, without subPath: a subPath is never updated.",
                 ) from None
-            raise call.error(
-                SecretNotFoundError, f"nothing is mounted at {directory}", hint="Add the volume to the pod."
-            ) from None
+            raise SecretNotFoundError(f"nothing is mounted at {directory}", hint="Add the volume to the pod.") from None
 
 
 def _is_newest(snapshot: int, directory: str) -> bool:

@@ -236,7 +236,7 @@ class VaultSecretProvider(SecretProvider):
             if pointer is not None:
                 if (made := pointer.ledger.made_by(call.request)) is not None:
                     return pointer.ledger.describe_version(made)
-                raise call.error(SecretExistsError, "the secret exists already")
+                raise SecretExistsError("the secret exists already")
             if written is None:
                 written = await self._write_value(call, value, VersionedRecord())
             if written is not None:
@@ -267,37 +267,36 @@ class VaultSecretProvider(SecretProvider):
                 return SecretValue(version=version, value=decode_value(found.data).value)
             except ForeignRecordError as error:
                 place = f"version {number} of {self.address.mount}/{call.secret_id}"
-                raise call.error(ProviderConfigurationError, f"{place} is not Goatherd's: {error}") from None
+                raise ProviderConfigurationError(f"{place} is not Goatherd's: {error}") from None
             except DamagedRecordError as error:
                 text = f"the value of version {number} is damaged: {error}"
-                raise call.error(UnavailableError, text, final=True) from None
+                raise UnavailableError(text, final=True) from None
         if found is None and number not in ledger.versions:
             copies = await self._find_copies(call.secret_id)
             if number not in copies:
-                raise call.error(SecretNotFoundError, f"there is no version {number}")
+                raise SecretNotFoundError(f"there is no version {number}")
             version, value = copies[number]
             return SecretValue(version=version, value=value)
-        raise call.error(VersionDisabledError, f"version {number} was destroyed")
+        raise VersionDisabledError(f"version {number} was destroyed")
 
     async def _read_value(self, call: Call, ledger: VersionedRecord, number: int) -> SecretBytes:
         found = await self._client.read_secret(call.secret_id, number)
         if isinstance(found, Gone):
-            raise call.error(VersionDisabledError, _undelete_hint(self.address.mount, call.secret_id, found))
+            raise VersionDisabledError(_undelete_hint(self.address.mount, call.secret_id, found))
         if found is None:
             newest = await self._client.read_secret(call.secret_id)
             if newest is not None and newest.version - number >= LEAST_VERSIONS:
                 # Later versions have displaced it. A writer that loses against another one also writes a version.
-                raise call.error(SecretNotFoundError, f"version {number} is older than the server keeps")
+                raise SecretNotFoundError(f"version {number} is older than the server keeps")
             # Between a deletion's two steps, on a standby that lags, or after a change by hand: not "no such secret".
-            raise call.error(
-                UnavailableError,
+            raise UnavailableError(
                 f"version {number} is listed, but the server has no value for it",
                 hint="If the error persists, the entry was deleted by hand: delete the secret, and create it from a"
                 " backup.",
             )
-        stored = _decode_value(call, number, found)
+        stored = _decode_value(number, found)
         if stored.digest != ledger.versions[number].digest:
-            raise call.error(UnavailableError, f"the value of version {number} is not the one that was written")
+            raise UnavailableError(f"the value of version {number} is not the one that was written")
         return stored.value
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
@@ -330,7 +329,7 @@ class VaultSecretProvider(SecretProvider):
             moved = pointer.ledger.with_label(call, label, version, expected)
             state = (await self._client.read_metadata(call.secret_id)).states.get(int(version))
             if state is not VersionState.ENABLED:
-                raise call.error(VersionDisabledError, f"the value of version {version} was deleted or destroyed")
+                raise VersionDisabledError(f"the value of version {version} was deleted or destroyed")
             if await self._replace_pointer(call, pointer, moved) is not None:
                 return
             await _retry_pause()
@@ -421,8 +420,7 @@ class VaultSecretProvider(SecretProvider):
             if not asked and not (
                 await self._client.may_destroy(path) and await self._client.may_destroy(path + POINTER_SUFFIX)
             ):
-                raise call.error(
-                    ProviderAccessDeniedError,
+                raise ProviderAccessDeniedError(
                     "the token may not destroy versions of the secret and of its pointer",
                     hint="`goatherd policy vault --role admin` prints a policy that allows it.",
                 )
@@ -477,20 +475,20 @@ class VaultSecretProvider(SecretProvider):
         if found is None:
             return None
         if isinstance(found, Gone):
-            raise call.error(ProviderConfigurationError, _undelete_hint(self.address.mount, path, found))
+            raise ProviderConfigurationError(_undelete_hint(self.address.mount, path, found))
         try:
             return _Pointer(stored=decode_pointer(found.data), version=found.version)
         except ForeignRecordError as error:
-            raise call.error(
-                ProviderConfigurationError, f"the entry {self.address.mount}/{path} is not Goatherd's: {error}"
+            raise ProviderConfigurationError(
+                f"the entry {self.address.mount}/{path} is not Goatherd's: {error}"
             ) from None
         except DamagedRecordError as error:
-            raise call.error(UnavailableError, f"the entry {self.address.mount}/{path} is damaged: {error}") from None
+            raise UnavailableError(f"the entry {self.address.mount}/{path} is damaged: {error}") from None
 
     async def _require_pointer(self, call: Call) -> _Pointer:
         pointer = await self._read_pointer(call)
         if pointer is None:
-            raise call.error(SecretNotFoundError, "there is no such secret")
+            raise SecretNotFoundError("there is no such secret")
         return pointer
 
     async def _replace_pointer(
@@ -540,8 +538,7 @@ class VaultSecretProvider(SecretProvider):
                 except (ForeignRecordError, DamagedRecordError):
                     if ledger.exists:
                         continue
-                    raise call.error(
-                        SecretExistsError,
+                    raise SecretExistsError(
                         f"the entry {self.address.mount}/{call.secret_id} exists and is not Goatherd's",
                         hint="Choose another path, or delete that entry with all its versions.",
                     ) from None
@@ -559,8 +556,8 @@ class VaultSecretProvider(SecretProvider):
         entry = entry_for(value, request=call.request, now_ms=written.created_ms)
         # The list never names a value that the server only said to have written.
         found = await self._client.read_secret(call.secret_id, written.version)
-        if not isinstance(found, Found) or _decode_value(call, written.version, found).digest != entry.digest:
-            raise call.error(UnavailableError, f"the value of version {written.version} is not what was just written")
+        if not isinstance(found, Found) or _decode_value(written.version, found).digest != entry.digest:
+            raise UnavailableError(f"the value of version {written.version} is not what was just written")
         return written.version, entry
 
     async def _make_room(self, path: str, number: int, keeps: int, ledger: VersionedRecord) -> None:
@@ -607,11 +604,11 @@ def _undelete_hint(mount: str, path: str, gone: Gone) -> str:
     )
 
 
-def _decode_value(call: Call, number: int, found: Found) -> StoredValue:
+def _decode_value(number: int, found: Found) -> StoredValue:
     try:
         return decode_value(found.data)
     except (ForeignRecordError, DamagedRecordError) as error:
-        raise call.error(UnavailableError, f"the value of version {number} is damaged: {error}") from None
+        raise UnavailableError(f"the value of version {number} is damaged: {error}") from None
 
 
 async def _retry_pause() -> None:

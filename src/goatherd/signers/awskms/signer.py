@@ -31,7 +31,6 @@ from goatherd.errors import (
     UnsupportedKeyError,
 )
 from goatherd.providers.aws.client import KeptClient, refusal_of
-from goatherd.providers.base import Call
 from goatherd.providers.threads import Threads
 from goatherd.signers.awskms.address import ALGORITHM, AWSKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -226,8 +225,7 @@ class AWSKMSSigner(Signer):
             return self._translate_error(operation, error)
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
-        call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
-        refusal = refusal_of(call, error)
+        refusal = refusal_of(error)
         code = refusal.code
         if code == "NotFoundException":
             return self.error(SignerKeyNotFoundError, operation, f"there is no such key: {code}")

@@ -42,7 +42,6 @@ from goatherd.errors import (
 )
 from goatherd.providers.azure.client import error_codes, first_line, new_session, retry_after_of, translate_failure
 from goatherd.providers.azure.credential import DefaultCredential
-from goatherd.providers.base import Call
 from goatherd.signers.azurekms.address import AzureKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 
@@ -198,8 +197,7 @@ class AzureKMSSigner(Signer):
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
         if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
             return self._refusal(operation, error)
-        call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
-        return self.error_of_provider(operation, translate_failure(call, error, self.address.vault.url))
+        return self.error_of_provider(operation, translate_failure(error, self.address.vault.url))
 
     def _refusal(self, operation: str, error: sdk.HttpResponseError) -> SignerError:
         status = error.status_code or 0

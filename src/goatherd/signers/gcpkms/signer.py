@@ -31,7 +31,6 @@ from goatherd.errors import (
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.providers.base import Call
 from goatherd.providers.gcp.connection import Connection, first_page
 from goatherd.providers.gcp.problem import status_of, translate_error
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -171,8 +170,7 @@ class GCPKMSSigner(Signer):
                 hint="`gcloud kms keys versions list` shows the key's state; `enable` and `restore` make it usable"
                 " again.",
             )
-        call = Call(provider=self.scheme, secret_id=self.name, operation=operation)
-        translated = self.error_of_provider(operation, translate_error(call, error, doing=doing))
+        translated = self.error_of_provider(operation, translate_error(error, doing=doing))
         if isinstance(translated, SignerThrottledError):
             translated.hint = _QUOTA_HINT
         return translated
