@@ -158,6 +158,22 @@ async def test_a_404_that_does_not_come_from_a_vault_is_not_an_absent_secret(
         await once.read("herd")
 
 
+async def test_a_version_of_the_pointer_that_is_listed_and_absent_is_named(
+    vault: FakeKeyVault, once: AzureSecretProvider
+):
+    first = await once.create("herd", VALUE)
+    await once.write("herd", b"second", expected=first.id)
+    listed = list(vault.versions("herd-pointer"))[-1]
+    proposed = await once._vault.get_secret("herd-pointer", listed)
+    assert proposed is not None
+    await once._vault.put_secret("herd-pointer", proposed.value, proposed.content_type, proposed.tags)
+    absent = b'{"error": {"code": "SecretNotFound", "message": "not found"}}'
+    vault.trouble = [Trouble(match=f"GET /secrets/herd-pointer/{listed}", status=404, body=absent)]
+    async with made(vault, retry=ONCE) as reader:
+        with pytest.raises(UnavailableError, match=f"has no version {listed} of the pointer"):
+            await reader.read("herd")
+
+
 async def test_429_carries_the_hint_and_is_waited_for(vault: FakeKeyVault, once: AzureSecretProvider):
     await once.create("herd", VALUE)
     hinted = Trouble(match="GET /secrets/herd", status=429, headers=(("Retry-After", "7"),))

@@ -707,7 +707,7 @@ class AzureSecretProvider(SecretProvider):
             raise UnavailableError(f"the pointer {version} was disabled a moment ago") from None
         if stored is None:
             raise UnavailableError(
-                "the vault has no version {version} of the pointer, which a later pointer names as its predecessor"
+                f"the vault has no version {version} of the pointer, which its list or a later pointer names"
             )
         return self._cache_proposal(self._decode_proposal(call, stored))
 
