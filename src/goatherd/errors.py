@@ -804,10 +804,21 @@ class NotInMemoryError(AgentError):
 
 
 class KeyLeakedError(AgentError):
-    """The server sent a private key to an unauthenticated client. The agent stopped the server; the key is exposed."""
+    """The server sent a private key to an unauthenticated client. The agent stopped the server; the key is exposed.
+
+    Attributes:
+        root_ids: Ids of the roots whose private keys are exposed.
+    """
 
     code = "agent.key_leaked"
-    hint = "Every client that could reach the server may have the key. Revoke this root now: goatherd revoke ID."
+    hint = (
+        "Every client that could reach the server may have the key. Revoke this root now: goatherd revoke ID. The agent"
+        " does not start the server before another root signs."
+    )
+
+    def __init__(self, message: str, *, root_ids: tuple[str, ...], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.root_ids = root_ids
 
 
 # --- the audit trail ------------------------------------------------------------------------------------------------

@@ -241,6 +241,10 @@ class Agent:
         for organization in self._organizations:
             await stack.enter_async_context(organization)
             await organization.load_identity(self._changed)
+            if (current := organization.document.current.id) in self._lock.before.exposed:
+                # SECURITY: the server would expose the key again (tests/unit/agent/test_agent.py).
+                text = f"the server exposed the private key of root {current} before, so it was not started"
+                raise KeyLeakedError(text, root_ids=(current,))
         await self._claim_settings_files()
         return True
 
@@ -257,16 +261,20 @@ class Agent:
         life = asyncio.create_task(self._run_server(), name="agent")
         stopping = asyncio.create_task(self._stop.wait())
         grace: timedelta | None = None
+        exposed: tuple[str, ...] = ()
         try:
             await asyncio.wait({life, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if life.done():
                 return life.result()
-        except KeyLeakedError:
-            grace = LEAK_GRACE
+        except KeyLeakedError as leak:
+            grace, exposed = LEAK_GRACE, leak.root_ids
             raise
         finally:
             await cancel_tasks(life, stopping)
             code = await self._stop_server(grace)
+            if exposed:
+                with contextlib.suppress(SettingsError):
+                    await asyncio.to_thread(lambda: self._lock.save(exposed=exposed))
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
         return 0 if code is None else code

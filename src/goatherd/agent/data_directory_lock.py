@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
-from goatherd.errors import AgentBusyError, AgentError
+from goatherd.errors import AgentBusyError, AgentError, SettingsError
 from goatherd.files import OWNER_HINT, lock_file, make_directory, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
@@ -116,18 +116,22 @@ class AgentState:
         memory: The directory in memory that holds the files, if any.
         child: The server process that the agent runs.
         token: Identifies the agent's restart lease, so that the next agent of this directory need not wait for it.
+        exposed: Ids of roots whose private keys the server has exposed; kept after a clean end, too.
     """
 
     orgs: frozenset[str] = frozenset()
     memory: Path | None = None
     child: Process | None = None
     token: str | None = None
+    exposed: frozenset[str] = frozenset()
 
     def to_bytes(self) -> bytes:
         """Encode the state as JSON."""
         child = None if self.child is None else asdict(self.child)
         memory = None if self.memory is None else str(self.memory)
         tree = {"orgs": sorted(self.orgs), "memory": memory, "child": child, "token": self.token}
+        if self.exposed:
+            tree["exposed"] = sorted(self.exposed)
         return json.dumps(tree, indent=2).encode() + b"\n"
 
     @classmethod
@@ -141,8 +145,10 @@ class AgentState:
         if not isinstance(tree, Mapping):
             raise ValueError("the content must be a JSON object")
         child, memory, orgs, token = tree.get("child"), tree.get("memory"), tree.get("orgs", []), tree.get("token")
-        if not isinstance(orgs, list) or not all(isinstance(org, str) for org in orgs):
-            raise ValueError("orgs must be a list of strings")
+        exposed = tree.get("exposed", [])
+        for name, texts in (("orgs", orgs), ("exposed", exposed)):
+            if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+                raise ValueError(f"{name} must be a list of strings")
         if isinstance(child, Mapping):
             session = child.get("session")
             child = Process(
@@ -155,6 +161,7 @@ class AgentState:
             memory=Path(memory) if isinstance(memory, str) else None,
             child=child if isinstance(child, Process) else None,
             token=token if isinstance(token, str) else None,
+            exposed=frozenset(exposed),
         )
 
 
@@ -218,7 +225,12 @@ class DataDirectoryLock:
         self._release_lock()
 
     def save(
-        self, *, orgs: Iterable[str] | None = None, memory: Path | None = None, child: Process | None = None
+        self,
+        *,
+        orgs: Iterable[str] | None = None,
+        memory: Path | None = None,
+        child: Process | None = None,
+        exposed: Iterable[str] = (),
     ) -> None:
         """Save the agent's state in the data directory; what is not given stays as it was.
 
@@ -235,16 +247,20 @@ class DataDirectoryLock:
             memory=memory or self._state.memory,
             child=child or self._state.child,
             token=self.token,
+            exposed=self._state.exposed.union(exposed),
         )
         if state != self._state or not self._path.exists():
             replace_file(self._path, state.to_bytes())
             self._state = state
 
     def clear(self) -> None:
-        """Remove the agent's saved state from the data directory, unless the disk cannot be written."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-        self._state = AgentState()
+        """Remove the agent's saved state, except the exposed roots, unless the disk cannot be written."""
+        self._state = AgentState(exposed=self._state.exposed)
+        with contextlib.suppress(OSError, SettingsError):
+            if self._state.exposed:
+                replace_file(self._path, self._state.to_bytes())
+            else:
+                self._path.unlink()
 
     def _release_lock(self) -> None:
         if self._lock is not None:

@@ -61,7 +61,8 @@ async def check_key_exposure(client: NodeClient, document: IdentityDocument, clo
             # returns the key again (tests/cluster/test_agent.py).
             raise KeyLeakedError(
                 f"{client.base_url} returned the private key of root {' '.join(new.leaked)}"
-                " to an unauthenticated request"
+                " to an unauthenticated request",
+                root_ids=new.leaked,
             )
         at_ms = clock.now_ms()
         try:

@@ -14,7 +14,7 @@ import pytest
 
 from goatherd.agent import settings_file
 from goatherd.agent.child_process import Supervisor
-from goatherd.agent.data_directory_lock import DataDirectoryLock
+from goatherd.agent.data_directory_lock import RECORD_NAME, DataDirectoryLock
 from goatherd.agent.restart_lease import Lease, lease_id_for
 from goatherd.errors import AgentError, ConfigurationError, GoatherdError, IdentityError, KeyLeakedError, SettingsError
 from tests.deadlines import HANG
@@ -159,14 +159,32 @@ async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_
     assert not world.supervisor.is_running
 
 
-async def test_a_server_that_gives_its_key_away_is_stopped_and_stays_so(world: World) -> None:
-    world.leaked = (A.id,)
+async def test_a_server_that_gives_its_key_away_is_stopped_and_not_started_before_another_root_signs(
+    world: World,
+) -> None:
+    world.leaked, first = (A.id,), world.settings.document
+    for _ in range(2):
+        async with world.running() as task:
+            with pytest.raises(KeyLeakedError, match=A.id):
+                await task
+        assert world.starts == [A.id]
+        assert not world.supervisor.is_running
+        assert left(world) == [RECORD_NAME]
+        world.organization = world.new_organization()
+
+    world.leaked = ()
+    world.settings.change(activated())
+    for _ in range(2):
+        async with world.running():
+            await world.seen(A.id, B.id)
+        assert left(world) == [RECORD_NAME]
+        (world.path / "starts").write_text(f"{A.id}\n")
+        world.organization = world.new_organization()
+
+    world.settings.change(first)
     async with world.running() as task:
         with pytest.raises(KeyLeakedError, match=A.id):
             await task
-    assert world.starts == [A.id]
-    assert not world.supervisor.is_running
-    assert left(world) == []
 
 
 async def test_a_server_that_comes_up_late_is_asked_then(world: World) -> None:
