@@ -12,6 +12,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -126,7 +127,9 @@ def check_understood(directory: Path) -> None:
                     f" logs are files of JSON lines (*{LOG_SUFFIX})",
                     hint=_NEWER_HINT,
                 )
-        _check_sessions(directory / SESSIONS_LOG)
+        sessions = directory / SESSIONS_LOG
+        if sessions.exists():
+            _check_sessions(sessions, _version_of(sessions.stat()))
     except OSError as error:
         raise StorageError(f"{error.filename or directory} cannot be read: {error.strerror}") from error
 
@@ -362,9 +365,23 @@ def _check_settings(path: Path) -> None:
         )
 
 
-def _check_sessions(path: Path) -> None:
-    if not path.exists():
-        return
+def _version_of(status: os.stat_result) -> tuple[int, ...]:
+    """Return numbers that change whenever a file is written or replaced."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _check_sessions(path: Path, version: tuple[int, ...]) -> None:
+    """Check that a log of ``/sys/sessions`` holds no newer session.
+
+    The result is cached: at its start, a server checks its directory before it creates anything, and again once it has
+    locked the directory. An error is not cached.
+
+    Args:
+        path: The log.
+        version: What `_version_of` returns for the log, so that a log that was changed is checked again.
+    """
+    del version
     position = 0
     with path.open("rb") as file:
         while part := file.read(_PART_BYTES) + file.readline():

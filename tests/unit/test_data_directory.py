@@ -98,6 +98,17 @@ def test_a_newer_session_is_found_however_its_json_is_written_and_wherever_it_li
         check_understood(org)
 
 
+def test_a_log_is_read_again_only_if_it_was_changed(org: Path) -> None:
+    log, before = org / "sys" / "sessions.jsonl", data_directory._check_sessions.cache_info()
+    for _ in range(3):
+        check_understood(org)
+    assert data_directory._check_sessions.cache_info().misses == before.misses + 1
+    log.write_bytes(newer_session() + b"\n")
+    for _ in range(2):
+        with pytest.raises(NewerFormatError):
+            check_understood(org)
+
+
 def test_a_text_that_only_mentions_the_newer_key_type_is_no_newer_session(org: Path) -> None:
     (org / "sys" / "sessions.jsonl").write_bytes(b'\n{"id":"c1","c":{"r":{"d":{"owner":"OKP"}}}}\n\nOKP\n')
     check_understood(org)
