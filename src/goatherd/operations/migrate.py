@@ -351,7 +351,7 @@ async def remove_keys(target: MigrationTarget, migration: Migration, *, confirme
         StorageError: A process has a file of a data directory open for writing.
         SettingsError: The store no longer returns the identity, or a file cannot be removed.
     """
-    if migration.removable and not confirmed:
+    if migration.removable and confirmed is not True:
         files = ", ".join(str(source.settings) for source, _ in migration.removable)
         raise UnconfirmedError(f"removing {files} needs a confirmation; nothing was removed")
     messages = []

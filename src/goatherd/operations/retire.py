@@ -68,7 +68,7 @@ async def retire(
         StoreWentBackError: A server has used a later identity than the store holds. Nothing was destroyed.
         AuditError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
     """
-    if not confirmed:
+    if confirmed is not True:
         raise UnconfirmedError("destroying private keys was not confirmed; nothing was destroyed")
     policy = policy or Policy()
     report = await run_rotator(

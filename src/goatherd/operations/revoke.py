@@ -80,7 +80,7 @@ async def revoke(
         raise ConfigurationError(
             "a revocation needs a reason", hint="Give `reason`; it is recorded in the identity's history."
         )
-    if not confirmed:
+    if confirmed is not True:
         raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
     if successor == NEW:
         check_lifetime(policy or Policy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,10 @@ async def test_nothing_is_destroyed_without_a_confirmation(make_herd: MakeHerd) 
     store = store_of(herd)
     await rotate(store, herd.nodes, POLICY, clock=herd.clock)
     before = await store.versions()
-    with pytest.raises(UnconfirmedError):
-        await retire(store, herd.nodes, NO_GRACE, clock=herd.clock)
+    from_the_environment: Any = "false"
+    for confirmed in (False, from_the_environment):
+        with pytest.raises(UnconfirmedError):
+            await retire(store, herd.nodes, NO_GRACE, confirmed=confirmed, clock=herd.clock)
     assert await store.versions() == before
 
 

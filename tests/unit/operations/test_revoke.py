@@ -34,8 +34,8 @@ async def test_a_revocation_that_would_freeze_nothing_is_refused(store: Store) -
 
 @pytest.mark.parametrize(
     ("reason", "confirmed", "error"),
-    [("stolen", False, UnconfirmedError), ("", True, ConfigurationError)],
-    ids=["no confirmation", "no reason"],
+    [("stolen", False, UnconfirmedError), ("stolen", "false", UnconfirmedError), ("", True, ConfigurationError)],
+    ids=["no confirmation", "a string", "no reason"],
 )
 async def test_a_revocation_needs_a_confirmation_and_a_reason(
     store: Store, reason: str, confirmed: bool, error: type[ConfigurationError]
