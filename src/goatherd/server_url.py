@@ -167,7 +167,7 @@ def _split(text: str, hint: str) -> tuple[str, str, str]:
 
 def _server(text: str, scheme: str, authority: str, hint: str) -> ServerURL:
     if "," in authority:
-        several = "Give the option once for each server. Only in an environment variable a comma separates them."
+        several = "Give the URL of each server by itself. Only in an environment variable a comma separates them."
         raise _wrong(text, "names several servers", several)
     if authority.startswith("["):
         host, bracket, tail = authority[1:].partition("]")

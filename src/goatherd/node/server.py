@@ -285,7 +285,8 @@ class Server:
         """
         wanted = self.org_id if org is None else org
         if wanted not in self._databases:
-            raise KeyError(f"the database of organization {wanted!r} is not open; `open_database` opens it")
+            how = "`open_database` opens it" if self._is_entered else "enter the server with `async with` first"
+            raise KeyError(f"the database of organization {wanted!r} is not open; {how}")
         return self._databases[wanted]
 
     async def open_database(self, org: str) -> Database:

@@ -159,6 +159,11 @@ async def test_what_is_not_there_is_404_with_cors(http: httpx2.AsyncClient, meth
     assert answer.headers["access-control-allow-origin"] == "https://goats.test"
 
 
+def test_a_database_before_the_server_was_entered_is_an_error_that_names_the_block(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="enter the server with `async with` first"):
+        Server(tmp_path, settings_of(MemorySecretProvider())).database()
+
+
 async def test_a_body_beyond_the_limit_is_413_and_is_not_kept_in_memory(tmp_path: Path, signer: OwnedSession) -> None:
     settings = settings_of(await store_of(document_of(signer)))
     async with (
