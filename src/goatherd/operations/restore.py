@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, RotationOptions, run_rotation
+from goatherd.operations.rotate import Nodes, RotationOptions, describe_request, run_rotation
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Phase
 from goatherd.rotation.policy import Policy
@@ -41,10 +41,8 @@ async def restore(
         store,
         nodes,
         policy,
-        what="restore",
+        {**describe_request("restore", policy, to_phase=to_phase), "root": root_id},
         command="restore",
-        to_phase=to_phase,
-        asked={"root": root_id},
         unsafe_without_nodes=unsafe_without_nodes,
         **options,
     )

@@ -12,10 +12,11 @@ from typing import Unpack
 from goatherd.errors import UnconfirmedError
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, resolve_nodes, run_rotator
+from goatherd.operations.rotate import Nodes, run_rotation
 from goatherd.operations.runs import RunOptions
 from goatherd.rotation.events import Report
 from goatherd.rotation.policy import Policy
+from goatherd.rotation.rotator import Rotator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +72,8 @@ async def retire(
     if confirmed is not True:
         raise UnconfirmedError("destroying private keys was not confirmed; nothing was destroyed")
     policy = policy or Policy()
-    report = await run_rotator(
-        lambda rotator: rotator.retire(),
-        store,
-        await resolve_nodes(nodes),
-        policy,
-        command="retire",
-        asked={"grace": policy.grace},
-        **options,
+    asked = {"grace": policy.grace}
+    report = await run_rotation(
+        Rotator.retire, store, nodes, policy, asked, command="retire", waits_for_servers=False, **options
     )
     return Retirement(report=report, keys=await read_key_inventory(store, policy))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, Unpack
+from functools import partial
+from typing import Any, Final, TypedDict, Unpack
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.discovery import NodeDirectory
@@ -106,9 +107,7 @@ async def rotate(
         store,
         nodes,
         policy,
-        what="rotate",
-        to_phase=to_phase,
-        asked=changed,
+        {**describe_request("rotate", policy, to_phase=to_phase), **changed},
         unsafe_without_nodes=unsafe_without_nodes,
         open_signer=open_signer,
         **options,
@@ -133,8 +132,7 @@ async def resume(
         store,
         nodes,
         policy,
-        what="resume",
-        to_phase=to_phase,
+        describe_request("resume", policy, to_phase=to_phase),
         unsafe_without_nodes=unsafe_without_nodes,
         **options,
     )
@@ -179,16 +177,9 @@ async def roll_back(
 async def _leave(
     store: Store, nodes: Nodes, policy: Policy | None, step: Step, reason: str, **options: Unpack[RotationOptions]
 ) -> Report:
-    return await run_rotation(
-        lambda rotator: rotator.abandon(reason, by=step),
-        store,
-        nodes,
-        policy,
-        what="cancel" if step is Step.CANCEL else "rollback",
-        reason=reason,
-        waits_for_servers=False,
-        **options,
-    )
+    asked = describe_request("cancel" if step is Step.CANCEL else "rollback", policy, reason=reason)
+    work = partial(Rotator.abandon, reason=reason, by=step)
+    return await run_rotation(work, store, nodes, policy, asked, waits_for_servers=False, **options)
 
 
 async def run_rotation(
@@ -196,53 +187,10 @@ async def run_rotation(
     store: Store,
     nodes: Nodes,
     policy: Policy | None,
-    *,
-    what: str,
-    command: str = "rotate",
-    reason: str = ASKED,
-    to_phase: Phase | None = None,
-    asked: Mapping[str, object] = {},
-    waits_for_servers: bool = True,
-    unsafe_without_nodes: bool = False,
-    open_signer: SignerOpener = open_pinned_signer,
-    **options: Unpack[RotationOptions],
-) -> Report:
-    """Check that servers are listed, then run one operation of a rotation, recorded as one run in the audit trail.
-
-    Args:
-        work: The operation; called with the rotator.
-        store, nodes, policy, to_phase, unsafe_without_nodes, open_signer, options: As for `rotate`.
-        what: Name of the operation in the audit trail, such as ``resume``.
-        command: Name of the command that runs the operation.
-        reason: The reason, for the audit trail.
-        asked: Other arguments that the audit trail records.
-        waits_for_servers: Whether the operation waits for servers, so that it is an error if none is listed.
-    """
-    servers = await resolve_nodes(nodes)
-    if waits_for_servers:
-        check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    recorded = {"what": what, "reason": reason, "toPhase": to_phase, **distrusted(policy), **asked}
-    return await run_rotator(
-        work,
-        store,
-        servers,
-        policy,
-        command=command,
-        asked=recorded,
-        unsafe_without_nodes=unsafe_without_nodes,
-        open_signer=open_signer,
-        **options,
-    )
-
-
-async def run_rotator(
-    work: Callable[[Rotator], Awaitable[Report]],
-    store: Store,
-    servers: Nodes,
-    policy: Policy | None,
-    *,
-    command: str,
     asked: Mapping[str, object],
+    *,
+    command: str = "rotate",
+    waits_for_servers: bool = True,
     unsafe_without_nodes: bool = False,
     open_signer: SignerOpener = open_pinned_signer,
     health: Sequence[HealthSignal] = (),
@@ -250,16 +198,19 @@ async def run_rotator(
     on_event: EventListener | None = None,
     clock: Clock | None = None,
 ) -> Report:
-    """Make a rotator, run one of its operations, and record it as one run in the audit trail.
+    """Check that servers are listed, then run one operation of a rotator, recorded as one run in the audit trail.
 
     Args:
         work: The operation; called with the rotator.
-        store, policy, unsafe_without_nodes, open_signer: As for `rotate`.
+        store, nodes, policy, unsafe_without_nodes, open_signer: As for `rotate`.
+        asked: The arguments that the audit trail records, such as `describe_request` returns them.
+        command: Name of the command that runs the operation.
+        waits_for_servers: Whether the operation waits for servers, so that it is an error if none is listed.
         health, audit_log, on_event, clock: As in `RotationOptions`.
-        servers: The result of `resolve_nodes`.
-        command: The name of the command.
-        asked: The arguments that the audit trail records.
     """
+    servers = await resolve_nodes(nodes)
+    if waits_for_servers:
+        check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
     async with record_run(store, command, asked, audit_log) as journal:
         rotator = make_rotator(
             store,
@@ -273,6 +224,20 @@ async def run_rotator(
             open_signer=open_signer,
         )
         return await work(rotator)
+
+
+def describe_request(
+    what: str, policy: Policy | None, *, reason: str = ASKED, to_phase: Phase | None = None
+) -> dict[str, object]:
+    """Return the arguments of an operation of a rotation, as the audit trail records them.
+
+    Args:
+        what: Name of the operation, such as ``resume``.
+        policy: The policy, of which the distrusted servers are recorded.
+        reason: Why a rotation is cancelled or rolled back.
+        to_phase: The phase at which the rotation stops.
+    """
+    return {"what": what, "reason": reason, "toPhase": to_phase, **distrusted(policy)}
 
 
 async def plan_rotation(
@@ -442,39 +407,26 @@ def distrusted(policy: Policy | None) -> dict[str, Any]:
     return {"distrust": sorted(policy.distrust)} if policy is not None and policy.distrust else {}
 
 
-def make_rotator(
-    store: Store,
-    servers: Nodes,
-    policy: Policy | None,
-    *,
-    health: Sequence[HealthSignal] = (),
-    on_event: EventListener | None = None,
-    on_identity: Callable[[IdentityDocument], None] | None = None,
-    clock: Clock | None = None,
-    started_by: str | None = None,
-    unsafe_without_nodes: bool = False,
-    open_signer: SignerOpener = open_pinned_signer,
-) -> Rotator:
+class RotatorOptions(TypedDict, total=False):
+    """Options of `make_rotator`, which are those of `goatherd.rotation.rotator.Rotator`."""
+
+    health: Sequence[HealthSignal]
+    on_event: EventListener | None
+    on_identity: Callable[[IdentityDocument], None] | None
+    clock: Clock | None
+    started_by: str
+    unsafe_without_nodes: bool
+    open_signer: SignerOpener
+
+
+def make_rotator(store: Store, servers: Nodes, policy: Policy | None, **options: Unpack[RotatorOptions]) -> Rotator:
     """Return a rotator for the identity in a store.
 
     Args:
-        store, policy, health, on_event, clock, unsafe_without_nodes, open_signer: As for `rotate`.
+        store, policy: As for `rotate`.
         servers: The result of `resolve_nodes`.
-        on_identity: As for `goatherd.rotation.rotator.Rotator`.
-        started_by: Name recorded in the identity for the process that runs the rotation; by default user, host and
+        options: As for `goatherd.rotation.rotator.Rotator`. By default, the rotation is started by user, host and
             process id.
     """
-    return Rotator(
-        store.provider,
-        store.secret_id,
-        servers,
-        org=store.org,
-        policy=policy,
-        clock=clock,
-        started_by=current_actor() if started_by is None else started_by,
-        on_event=on_event,
-        on_identity=on_identity,
-        health=health,
-        unsafe_without_nodes=unsafe_without_nodes,
-        open_signer=open_signer,
-    )
+    options.setdefault("started_by", current_actor())
+    return Rotator(store.provider, store.secret_id, servers, org=store.org, policy=policy, **options)
