@@ -96,5 +96,7 @@ def door(
         data = {"url": opened.url, "upstream": upstream, "org": app.options.org}
         app.out.ready(data, f"ready at {opened.url}: a door in front of {upstream}, organization {app.options.org}")
 
-    setup = build_door(app.options, upstream, host=door_host, port=door_port, public_url=public_url, private=private)
-    run_fast(run_door(setup, build_store_settings(app.options), app.options.org, on_ready=print_ready))
+    make_door = build_door(
+        app.options, upstream, host=door_host, port=door_port, public_url=public_url, private=private
+    )
+    run_fast(run_door(make_door, build_store_settings(app.options), app.options.org, on_ready=print_ready))

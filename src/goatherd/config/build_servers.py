@@ -27,10 +27,10 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization, Rules, Supervisor
     from goatherd.agent.agent import Front, Notify
+    from goatherd.door import Door
     from goatherd.node.server import Server
     from goatherd.operations.data import OpenStore
     from goatherd.operations.run_agent import ServerFiles
-    from goatherd.operations.run_door import DoorSetup
     from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
 
 SESSIONS_RENEWAL: Final = timedelta(minutes=25)
@@ -180,8 +180,8 @@ def served_directory(options: Options) -> Path:
 
 def build_door(
     options: Options, upstream: str, *, host: str, port: int, public_url: str | None, private: bool
-) -> DoorSetup:
-    """Return the door that the options describe.
+) -> partial[Door]:
+    """Return a function that makes the door that the options describe, for the identity that it is called with.
 
     Args:
         options: The limits of callers, and the proxies in front of the door.
@@ -191,10 +191,10 @@ def build_door(
         public_url: URL at which clients reach the door.
         private: Whether only roots and owners may write to ``/sys/*`` and ``/user/<id>``.
     """
-    from goatherd.door import DoorLimits
-    from goatherd.operations.run_door import DoorSetup
+    from goatherd.door import Door, DoorLimits
 
-    return DoorSetup(
+    return partial(
+        Door,
         upstream=upstream,
         host=host,
         port=port,

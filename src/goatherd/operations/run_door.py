@@ -6,14 +6,14 @@ identity.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from goatherd.agent.agent import Front
 from goatherd.aws_lc import verifier_processes
-from goatherd.door import Door, DoorLimits, TrustedSessions
+from goatherd.door import Door, TrustedSessions
 from goatherd.door.report import DoorAPI
 from goatherd.garbage_collection import (
     collect_rarely,
@@ -27,75 +27,17 @@ from goatherd.settings import CloudSecretSettings
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization
     from goatherd.agent.own_api import OwnAPI
-    from goatherd.door.proxy import Answerer
-    from goatherd.identity.request_binding import RequestGuard
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoorSetup:
-    """Where a door (a proxy that verifies requests) listens, and which requests it passes on.
-
-    Attributes:
-        upstream: URL of the server behind the door.
-        host: Address to listen on.
-        port: Port to listen on; 0 for any free port.
-        public_url: URL at which clients reach the door; it replaces the server's own address in answers.
-        private: Whether only roots may write to ``/sys/*``, and only its owner to ``/user/<id>``.
-        limits: Rate limits and quotas of callers.
-        forwarded_by: Networks of proxies whose ``X-Forwarded-For`` header is used.
-    """
-
-    upstream: str
-    host: str
-    port: int
-    public_url: str | None
-    private: bool
-    limits: DoorLimits
-    forwarded_by: tuple[str, ...]
-
-    def make_door(
-        self,
-        trust: TrustedSessions | Sequence[TrustedSessions],
-        *,
-        own: Answerer,
-        org_urls: Mapping[str, str] | None = None,
-        guard: RequestGuard | None = None,
-        is_restarting: Callable[[], bool] | None = None,
-    ) -> Door:
-        """Return the door, not open yet.
-
-        Args:
-            trust: The trusted sessions of each organization.
-            own: Answers requests below ``/goatherd/v1/``.
-            org_urls: URL of the server for each organization; None for `upstream`.
-            guard: Decides whether a request was meant for the server behind the door; None to let the door decide.
-            is_restarting: Returns whether an agent restarts the server; None without an agent.
-        """
-        return Door(
-            upstream=self.upstream,
-            trust=trust,
-            org_urls=org_urls,
-            host=self.host,
-            port=self.port,
-            public_url=self.public_url,
-            private=self.private,
-            limits=self.limits,
-            forwarded_by=self.forwarded_by,
-            own=own,
-            guard=guard,
-            is_restarting=is_restarting,
-        )
 
 
 async def run_door(
-    setup: DoorSetup, settings: CloudSecretSettings, org: str, *, on_ready: Callable[[Door], None]
+    make_door: partial[Door], settings: CloudSecretSettings, org: str, *, on_ready: Callable[[Door], None]
 ) -> None:
     """Run a door with the identity from the store, until SIGTERM or SIGINT. A second signal stops it at once.
 
     Call it in a process of its own, since it changes the process's thread switch interval and garbage collection.
 
     Args:
-        setup: Where the door listens, and which requests it passes on.
+        make_door: Makes the door; called with the arguments that depend on the identity.
         settings: Reads the identities in the store; an async context manager that is not entered yet.
         org: The organization.
         on_ready: Called once the door listens.
@@ -115,7 +57,7 @@ async def run_door(
             trust = TrustedSessions(org=org, identity=loaded.document)
             own = DoorAPI(followed)
             followed.subscribe(lambda changed: trust.adopt_identity(changed.document))
-            async with setup.make_door(trust, own=own.answer_request) as door:
+            async with make_door(trust=trust, own=own.answer_request) as door:
                 own.figures = lambda: door.status
                 exempt_present_objects()
                 signals.on_repeat.append(door.hurry)
@@ -123,7 +65,7 @@ async def run_door(
                 await signals.stop.wait()
 
 
-def door_of_agent(setup: DoorSetup) -> Front:
+def door_of_agent(make_door: partial[Door]) -> Front:
     """Return a function that opens the door (the verifying proxy) in front of an agent's server.
 
     The door uses the identity documents that the agent has loaded, and reads no store itself.
@@ -136,8 +78,8 @@ def door_of_agent(setup: DoorSetup) -> Front:
             trust = TrustedSessions(org=organization.org, identity=organization.document)
             organization.subscribe(trust.adopt_identity)
             trusts.append(trust)
-        door = setup.make_door(
-            trusts,
+        door = make_door(
+            trust=trusts,
             own=own.answer_request,
             org_urls={organization.org: organization.url for organization in organizations},
             guard=own.guard,

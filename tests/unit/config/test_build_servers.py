@@ -36,7 +36,7 @@ def test_a_connection_stays_open_for_longer_than_that_of_a_load_balancer(tmp_pat
         own = {"serve_data": str(tmp_path), "provider": "file:///srv/keys/root"}
         options = load_options({**own, **given}, {}, directory=tmp_path)
         door = build_door(options, "http://127.0.0.1:1", host="127.0.0.1", port=0, public_url=None, private=False)
-        return {build_server(options).limiter.limits.idle_timeout, door.limits.idle_timeout}
+        return {build_server(options).limiter.limits.idle_timeout, door.keywords["limits"].idle_timeout}
 
     assert idle_timeouts() == {CallerLimits().idle_timeout}
     assert idle_timeouts(limits_idle_timeout="620s") == {timedelta(seconds=620)}

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from goatherd.errors import ConfigurationError, MissingExtraError, SecretNotFoun
 from goatherd.identity.transitions import create_document
 from goatherd.node import Server
 from goatherd.operations import serve
-from goatherd.operations.run_door import DoorSetup, run_door
+from goatherd.operations.run_door import run_door
 from goatherd.operations.serve import ServerReady, require_node_extra, serve_organization
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
@@ -95,7 +95,8 @@ def test_missing_libraries_are_named_with_the_command_that_installs_them(monkeyp
     assert "pip install" in missing.value.hint
 
 
-SETUP = DoorSetup(
+MAKE_DOOR = partial(
+    Door,
     upstream="http://127.0.0.1:1",
     host="127.0.0.1",
     port=0,
@@ -121,7 +122,7 @@ async def test_a_door_passes_the_servers_answers_on_and_stops_at_a_signal() -> N
         stop()
 
     async with UpstreamChild(signer) as child:
-        running = run_door(replace(SETUP, upstream=child.url), settings, ORG, on_ready=ready.put_nowait)
+        running = run_door(partial(MAKE_DOOR, upstream=child.url), settings, ORG, on_ready=ready.put_nowait)
         async with asyncio.timeout(HANG), asyncio.TaskGroup() as group:
             group.create_task(running)
             group.create_task(use())
@@ -150,7 +151,7 @@ async def test_a_second_signal_ends_a_door_at_once_although_the_server_has_not_a
             assert await reader.read() == b""
 
     async with scripted(never) as (server, _), asyncio.timeout(HANG), asyncio.TaskGroup() as group:
-        group.create_task(run_door(replace(SETUP, upstream=server.url), settings, ORG, on_ready=ready.put_nowait))
+        group.create_task(run_door(partial(MAKE_DOOR, upstream=server.url), settings, ORG, on_ready=ready.put_nowait))
         group.create_task(use())
 
 
@@ -162,11 +163,11 @@ async def test_a_signal_ends_the_start_of_a_door_that_waits_for_the_store() -> N
             raise AssertionError
 
     async with asyncio.timeout(HANG):
-        await run_door(SETUP, settings_of(Silent()), ORG, on_ready=lambda _: pytest.fail("it is open"))
+        await run_door(MAKE_DOOR, settings_of(Silent()), ORG, on_ready=lambda _: pytest.fail("it is open"))
 
 
 async def test_a_door_without_an_identity_does_not_open() -> None:
     provider = await store_of(create_document(root(), now_ms()))
     settings = CloudSecretSettings(provider, "missing")
     with pytest.raises(SecretNotFoundError):
-        await run_door(SETUP, settings, ORG, on_ready=lambda _: pytest.fail("it is open"))
+        await run_door(MAKE_DOOR, settings, ORG, on_ready=lambda _: pytest.fail("it is open"))
