@@ -121,7 +121,8 @@ class Event(StrEnum):
     AGENT_CHANGE = "agent.change"
     """The identity has changed, and the agent must notify the server."""
     AGENT_CHANGE_REFUSED = "agent.change_refused"
-    """The identity has changed, but no server can start with it, or it cannot be written; the server continues."""
+    """The identity has changed, but no server can start with it, it cannot be written, or a start would lose records;
+    the server continues."""
     AGENT_STEPPED_BACK = "agent.stepped_back"
     """The server was not ready with the next root, and runs with the previous root."""
     AGENT_NOT_RECORDED = "agent.not_recorded"

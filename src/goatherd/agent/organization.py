@@ -34,7 +34,7 @@ from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.observer import observe_trust
-from goatherd.data_directory import REMAINS, SESSIONS_LOG
+from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_logs_whole
 from goatherd.errors import (
     GoatherdError,
     IdentityError,
@@ -112,6 +112,7 @@ class ManagedOrganization:
         self._settings = settings
         self._client = client
         self._clock = clock
+        self._directory = directory
         self._book = SessionLogReader(directory / SESSIONS_LOG, org)
         self._running: IdentityDocument | None = None
         self._good: IdentityDocument | None = None
@@ -273,12 +274,15 @@ class ManagedOrganization:
     async def prepare_file(self) -> None:
         """Verify the sessions that `write_file` will need, so that the server is stopped only for a short time.
 
-        Also check that there is room for the file, so that the server is not stopped in vain.
+        Also check that there is room for the file, so that the server is not stopped in vain, and that its next start
+        loses no records.
 
         Raises:
             IdentityError: A server cannot be started with the wanted identity.
             SettingsError: The file could not be written.
+            StorageError: A log cannot be read, or the server would cut off good records of it.
         """
+        await asyncio.to_thread(check_logs_whole, self._directory)
         text = await self._make_file(self.wanted)
         await asyncio.to_thread(self.file.check_room, len(text))
 

@@ -95,6 +95,27 @@ async def test_a_child_that_does_not_come_up_with_the_new_root_gets_the_one_befo
     assert "agent.stepped_back" in told.text
 
 
+async def test_a_server_is_not_restarted_while_it_would_cut_off_good_records_of_a_log(
+    world: World, told: pytest.LogCaptureFixture
+) -> None:
+    """After a write that a full disk cut short, GoatDB appends to what is left of it."""
+    log = world.data / "localhost" / "data" / "notes.jsonl"
+    async with world.running():
+        await world.seen(A.id)
+        await world.until(lambda: world.asked > 0)
+        log.parent.mkdir()
+        log.write_bytes(b'\n{"id":"c1"}\n\n{"id":"c\n{"id":"c3"}\n')
+        world.settings.change(activated())
+        await world.until(lambda: "agent.change_refused" in told.text)
+        assert "notes.jsonl: the line at byte 14 is not JSON, and 1 good records follow it" in told.text
+        assert world.agent is not None
+        assert world.agent.describe()["problem"] == "node.storage"
+        assert world.starts == [A.id]
+        log.write_bytes(b'\n{"id":"c1"}\n\n{"id":"c3"}\n')
+        world.clock.passed += AGAIN_AFTER.total_seconds()
+        await world.seen(A.id, B.id)
+
+
 async def test_there_is_no_way_back_to_a_root_that_is_revoked(
     world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
