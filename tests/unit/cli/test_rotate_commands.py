@@ -269,6 +269,7 @@ def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
     assert "private keys: unknown" in shown.out
     page = (tmp_path / "status.html").read_text()
     assert "its versions cannot be read (provider.access_denied)" in page
+    assert "give <code>goatherd web</code> the option" in page, "`status --html` has none for the trail"
     found = goatherd("status", "--json").json
     assert (found["privateKeys"]["complete"], found["privateKeys"]["problem"]) == (False, "provider.access_denied")
     assert found["labels"] == {"current": found["storeVersion"]}
