@@ -51,7 +51,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, find_holdings, is_gone_when_destroyed, read_private_root
+from goatherd.key_inventory import Holding, ReadVersions, find_holdings, is_gone_when_destroyed, read_private_root
 from goatherd.providers.base import SecretProvider
 from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
@@ -189,6 +189,7 @@ class Revoker:
             on_event=self._emit_event,
         )
         self._store = self._identity.store
+        self._read_versions = ReadVersions()
 
     # --- what an operator asks for ----------------------------------------------------------------------------------
 
@@ -933,6 +934,7 @@ class Revoker:
             if not attempts.may_try(evidence, f"destroy version {at}"):
                 is_over = False
                 continue
+            self._read_versions.forget(at)
             try:
                 await self._store.destroy(self._secret_id, at)
             except ConflictError as conflict:
@@ -951,7 +953,7 @@ class Revoker:
         return not is_over
 
     async def _find_holdings(self, document: IdentityDocument) -> Sequence[Holding]:
-        return await find_holdings(self._store, self._secret_id, document)
+        return await find_holdings(self._store, self._secret_id, document, known=self._read_versions)
 
     async def _look_for_keys(self, document: IdentityDocument, session_id: str) -> None:
         report = self._report
@@ -1046,7 +1048,7 @@ class Revoker:
         self._stolen, self._has_waited = None, False
         self._instances = {}
         self._identity.forget()
-        self._store.calls = 0
+        self._store.calls, self._read_versions = 0, ReadVersions()
         if strangers := sorted((self._distrust | self._trust_alone) - self._nodes.keys()):
             raise ConfigurationError(
                 f"--distrust and --trust-alone take listed servers only, not {', '.join(strangers)}",

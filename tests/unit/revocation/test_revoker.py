@@ -209,6 +209,25 @@ async def test_a_store_that_fails_every_call_once_ends_no_revocation(tmp_path: P
         assert stable.version.id == (await cluster.provider.read(SECRET)).version.id
 
 
+async def test_a_resumed_revocation_reads_each_stored_version_once(tmp_path: Path) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        for _ in range(5):
+            await cluster.put(await cluster.document())
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        old = [one.id for one in (await cluster.provider.versions(SECRET))[1:]]
+        reads: list[Any] = []
+        read = cluster.provider.read
+
+        async def counted(secret_id: str, at: Any = CURRENT, **options: Any) -> Any:
+            reads.append(at)
+            return await read(secret_id, at, **options)
+
+        cluster.provider.read = counted  # type: ignore[method-assign]
+        await cluster.revoker().revoke(a.id, reason="stolen")
+        assert [reads.count(one) for one in old] == [1] * len(old)
+
+
 async def test_a_store_that_is_away_before_a_revocation_begins_is_reported_at_once(tmp_path: Path) -> None:
     provider = Counting()
     async with provider:
