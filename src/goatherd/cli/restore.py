@@ -18,13 +18,7 @@ from goatherd.cli.rotate import HOW_TO_RESUME, rotate, run_rotation
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.restore import restore as operation
-from goatherd.operations.sign import (
-    SignatureExamination,
-    SignatureState,
-    accept_changes,
-    examine_signature,
-    take_back_changes,
-)
+from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, repair_signature
 from goatherd.rotation.machine import Phase
 
 _SHARED: Final = frozenset(
@@ -117,8 +111,9 @@ async def _sign(app: App, *, accept: bool, take_back: bool) -> int:
         examined = await examine_signature(store.provider, store.secret_id)
         is_valid = examined.state is SignatureState.VALID
         if (accept or take_back) and not is_valid:
-            write = accept_changes if accept else take_back_changes
-            written = await write(store, nodes, build_policy(options), examined=examined, audit_log=audit_log(app))
+            written = await repair_signature(
+                store, nodes, build_policy(options), accept=accept, examined=examined, audit_log=audit_log(app)
+            )
     app.out.result(signature_data(store.name, examined, written), signature_lines(store.name, examined, written))
     return 0 if is_valid or written is not None else EXIT_FINDINGS
 

@@ -8,7 +8,7 @@ the operator has seen.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -96,62 +96,34 @@ async def examine_signature(provider: SecretProvider, secret_id: str) -> Signatu
     return replace(examined, signed_version=signed_version, signed=signed, changes=changes)
 
 
-async def accept_changes(
+async def repair_signature(
     store: Store,
     nodes: Nodes,
     policy: Policy | None = None,
     *,
+    accept: bool,
     examined: SignatureExamination,
     audit_log: AuditLog | None = None,
     clock: Clock | None = None,
 ) -> IdentityDocument:
-    """Sign the identity in the store as it is, and write it as the next generation.
+    """Sign the identity in the store as it is, or undo the changes since the last signed version; return what it wrote.
 
     Args:
         store: The open store.
         nodes: Servers whose identities are compared with the store's; may be empty.
         policy: Names the servers whose reports are ignored (`distrust`).
+        accept: Whether to sign the changes (`sign_current`) and not to undo them (`sign_earlier`).
         examined: The result of `examine_signature`.
         audit_log: Where to append the audit trail.
         clock: Tells the time and waits.
 
-    Returns:
-        The identity that was written.
-
     Raises:
         AuditError: The audit trail cannot be written. Nothing was written.
-        IllegalStepError, StoreWentBackError, SuccessionError, ConflictError, ProviderError: As `sign_current`.
+        IllegalStepError, StoreWentBackError, SuccessionError, ConflictError, ProviderError: As `sign_current` and
+            `sign_earlier`.
     """
-    return await _write(sign_current, "accept", store, nodes, policy, examined, audit_log, clock)
-
-
-async def take_back_changes(
-    store: Store,
-    nodes: Nodes,
-    policy: Policy | None = None,
-    *,
-    examined: SignatureExamination,
-    audit_log: AuditLog | None = None,
-    clock: Clock | None = None,
-) -> IdentityDocument:
-    """Undo the changes since the last signed version: write that version again, as the next generation.
-
-    Args, results and errors are those of `accept_changes`.
-    """
-    return await _write(sign_earlier, "take-back", store, nodes, policy, examined, audit_log, clock)
-
-
-async def _write(
-    write: Callable[..., Awaitable[IdentityDocument]],
-    what: str,
-    store: Store,
-    nodes: Nodes,
-    policy: Policy | None,
-    examined: SignatureExamination,
-    audit_log: AuditLog | None,
-    clock: Clock | None,
-) -> IdentityDocument:
     policy, clock = policy or Policy(), clock or SystemClock()
+    what, write = ("accept", sign_current) if accept else ("take-back", sign_earlier)
     asked = {"what": what, "version": examined.version, "changes": list(examined.changes), **distrusted(policy)}
     async with record_run(store, "sign", asked, audit_log) as journal:
         servers = await resolve_nodes(nodes)
@@ -210,8 +182,7 @@ async def sign_current(
     document, signed = examined.document, examined.signed
     _refuse_valid(examined)
     if signed is not None:
-        trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
-        verify_succession(document, trusted, anchor=signed.anchor_session)
+        _verify_follows(document, signed)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     after = _last_generation(document, signed)
     changed = await call_signing(sign_again, _accept_signer(document), clock.now_ms(), after=after, signed=signed)
@@ -301,10 +272,14 @@ def _refuse_valid(examined: SignatureExamination) -> None:
         raise IllegalStepError("the identity is signed already; nothing was written")
 
 
+def _verify_follows(document: IdentityDocument, signed: IdentityDocument) -> None:
+    trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
+    verify_succession(document, trusted, anchor=signed.anchor_session)
+
+
 def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
     try:
-        trusted = [root for root in signed.roots if root.id not in signed.revoked_ids]
-        verify_succession(document, trusted, anchor=signed.anchor_session)
+        _verify_follows(document, signed)
     except SuccessionError:
         return False
     return True
