@@ -206,19 +206,31 @@ def _with_retirement_time(
 
 
 async def read_private_root(
-    provider: StoreReader, secret_id: str, document: IdentityDocument, root_id: str
+    provider: StoreReader,
+    secret_id: str,
+    document: IdentityDocument,
+    root_id: str,
+    *,
+    known: ReadVersions | None = None,
 ) -> OwnedSession | None:
     """Return a root of an identity with its private key, from a stored version; None if no version holds the key.
+
+    Args:
+        provider: The store.
+        secret_id: The secret that holds the identity.
+        document: The identity.
+        root_id: Id of the root.
+        known: As for `find_holdings`.
 
     Raises:
         ProviderError: The store failed.
     """
-    known = document.find_root(root_id)
-    for holding in await find_holdings(provider, secret_id, document):
+    root = document.find_root(root_id)
+    for holding in await find_holdings(provider, secret_id, document, known=known):
         if root_id in holding.private_ids:
             held = decode_document((await provider.read(secret_id, holding.version.id)).value.reveal())
             for owned in (held.current, held.next):
-                if owned is not None and owned.session == known:
+                if owned is not None and owned.session == root:
                     return owned
     return None
 
