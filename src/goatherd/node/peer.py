@@ -522,13 +522,15 @@ class Peer:
         state.has_filter, state.seeds = True, shown.seeds
         is_undecided = False
         for commit_id, one in list(state.waiting.items()):
+            if one.doubt < 1.0 and not is_new:  # the last filter contained it, and so does this one in any case
+                is_undecided = True
+                continue
             if commit_id not in shown:
                 if one.doubt < 1.0:
                     one.offers, one.not_before = 0, 0.0
                 one.doubt = 1.0
                 continue
-            if is_new or one.doubt >= 1.0:  # otherwise the last filter contained it, and so does this one in any case
-                one.doubt *= error_rate
+            one.doubt *= error_rate
             if one.doubt < CERTAIN:
                 del state.waiting[commit_id]
             elif one.doubt < 1.0:

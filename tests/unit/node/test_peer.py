@@ -17,7 +17,7 @@ from goatherd.errors import NodeRefusedError, NodeUnreachableError, StorageError
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id, new_seeds
 from goatherd.node.database import MAX_LACKING
-from goatherd.node.peer import MANY, MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer
+from goatherd.node.peer import MANY, MAX_BYTES, MAX_COMMITS, MAX_PATHS, MIN_COMMITS, POLL_MAX, Peer, _Waiting
 from goatherd.wire.bloom import BloomFilter, seed_count
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
@@ -798,6 +798,19 @@ async def test_a_commit_that_repeated_filters_contain_by_chance_is_sent_after_al
     link.here.shelves[PATH].put(*commits)
     link.peer.mark_changed(PATH)
     await link.until(lambda: len(link.there.shelves[PATH].ids) == 200, seconds=10)
+
+
+def test_a_commit_is_looked_up_once_in_filters_with_the_same_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, shown = Link(PATH).peer, BloomFilter.for_size(2, 0.01, range(seed_count(2, 0.01)))
+    shown.add("held")
+    state = peer._state_of(PATH)
+    state.waiting = {"held": _Waiting(), "absent": _Waiting()}
+    peer._mark_confirmed(state, shown)
+    looked_up: list[str] = []
+    monkeypatch.setattr(BloomFilter, "__contains__", lambda _, member: bool(looked_up.append(member)))
+    peer._mark_confirmed(state, shown)
+    assert looked_up == ["absent"]
+    assert state.wants_filters, "filters with other seeds decide about the other commit"
 
 
 async def test_commits_are_confirmed_although_polls_are_answered_with_the_same_filter() -> None:
