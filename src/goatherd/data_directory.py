@@ -1,14 +1,15 @@
 """Inspect a GoatDB data directory: which organizations it holds, and whether this version can read their files.
 
 A data directory holds one directory for each organization, with its logs (``<type>/<repository>.jsonl``) and, for a
-GoatDB server, ``settings.json``. This module changes nothing. It reads the names of files, their first bytes, and the
-type of the cryptographic keys in them. Every command that uses a data directory makes these checks first. So files of
-another GoatDB version, or a mistyped path, cause an error and not an empty database. Calls block.
+GoatDB server, ``settings.json``. Only `prepare_logs` changes anything. The checks read the names of files, their first
+bytes, and the type of the cryptographic keys in them. Every command that uses a data directory makes these checks
+first. So files of another GoatDB version, or a mistyped path, cause an error and not an empty database. Calls block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
 from goatherd.identity.settings_json import SETTINGS_NAME
+from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit, decode_commits
-from goatherd.wire.commit_log import read_lines, scan_log
+from goatherd.wire.commit_log import Scan, read_lines, scan_log
 from goatherd.wire.json import parse_json
 
 LOG_SUFFIX: Final = ".jsonl"
@@ -32,6 +34,8 @@ REMAINS: Final = "settings.json.migrated"
 SESSIONS_LOG: Final = Path("sys/sessions.jsonl")
 SEEN_NAME: Final = ".goatherd.seen.json"
 """File in an organization's directory with the generation and public keys of the last used identity."""
+
+_log = logging.getLogger("goatherd.agent")
 
 _SERVER_FILES: Final = ".goatherd.*"
 """Files of a Goatherd server in an organization's directory. Those in the data directory are ``.goatherd-agent.*``."""
@@ -142,12 +146,43 @@ def check_logs_whole(directory: Path) -> None:
     Raises:
         StorageError: Records would be lost (the message names the log and the line), or a log cannot be read.
     """
+    _find_torn_logs(directory)
+
+
+def prepare_logs(directory: Path) -> None:
+    """Check an organization's logs as `check_logs_whole` does, and cut off what a crash left at the end of a log.
+
+    No server may run on the directory.
+
+    COMPAT: at its start, GoatDB 0.5.1 cuts off one more byte for each record of such a log. It appends to the damaged
+    record that this leaves, and cuts off all that it appended at its next start.
+
+    Raises:
+        StorageError: Records would be lost (the message names the log and the line), or a log cannot be read or
+            written.
+    """
+    for path, found in _find_torn_logs(directory):
+        try:
+            size = path.stat().st_size - found.good_end
+            os.truncate(path, found.good_end)
+        except OSError as error:
+            raise StorageError(f"cannot remove the unfinished last line of {path}: {error.strerror}") from error
+        _log.info("%s", event_text(Event.DATA_TORN, file=path, bytes=size))
+
+
+def _find_torn_logs(directory: Path) -> list[tuple[Path, Scan]]:
+    """Return the logs that end with a damaged line.
+
+    Raises:
+        StorageError: Good records follow a damaged line, or a log cannot be read.
+    """
+    torn = []
     for path in sorted(directory.glob(f"*/*{LOG_SUFFIX}")):
         try:
             data = path.read_bytes()
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        if all(map(_is_json, data.split(b"\n"))):
+        if data[-1:] in {b"", b"\n"} and all(map(_is_json, data.split(b"\n"))):
             continue
         found = scan_log(data)
         if found.records_after_damage:
@@ -156,6 +191,9 @@ def check_logs_whole(directory: Path) -> None:
                 " would cut off all of them at its start",
                 hint=f"`goatherd doctor --data repair {directory}` moves the damaged line aside and keeps the others.",
             )
+        if found.damage is not None:
+            torn.append((path, found))
+    return torn
 
 
 def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> None:

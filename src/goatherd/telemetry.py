@@ -167,7 +167,7 @@ class Event(StrEnum):
     NODE_REQUEST_STOPPED = "node.request_stopped"
     """A server rejected a request that was too large, too slow or above a limit; at most one line a minute per rule."""
     DATA_TORN = "data.torn"
-    """A log ended with an unfinished line, as after a crash; the server removed the line."""
+    """A log ended with an unfinished line, as after a crash; the server or its agent removed the line."""
     DATA_CUT_OFF = "data.cut_off"
     """Another program had removed a log or cut it off while the server ran; the server has written it again."""
     DATA_QUERY_CACHE = "data.query_cache"

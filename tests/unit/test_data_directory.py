@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from goatherd.data_directory import (
     check_logs_whole,
     check_understood,
     organization_directories,
+    prepare_logs,
     refuse_running,
 )
 from goatherd.errors import ConfigurationError, NewerFormatError, StorageError
@@ -126,6 +128,43 @@ def test_a_line_that_is_nested_too_deeply_for_us_keeps_no_server_from_its_start(
     log.write_bytes(b"\n".join([deep, b"?", b'{"id":"d"}', b""]))
     with pytest.raises(StorageError, match="is not JSON, and 1 good records follow"):
         check_logs_whole(org)
+
+
+@pytest.mark.parametrize(
+    ("torn", "rest"),
+    [
+        (b'\n{"id":"c', b"\n"),
+        (b'\n{"id":"c3"}', b"\n"),
+        (b"\0" * 4096, b""),
+        (b'\n{"id":"c\n', b"\n"),
+    ],
+    ids=["half a record", "a record without its newline", "zeros", "half a record and a newline"],
+)
+def test_what_a_crash_left_at_the_end_of_a_log_is_cut_off_before_a_goatdb_server_starts(
+    org: Path, caplog: pytest.LogCaptureFixture, torn: bytes, rest: bytes
+) -> None:
+    """GoatDB would cut off one more byte for each record before it."""
+    log, whole = org / "data" / "notes.jsonl", b'\n{"id":"c1"}\n\n{"id":"c2"}\n'
+    log.parent.mkdir()
+    log.write_bytes(whole + torn)
+    before = (org / "sys" / "sessions.jsonl").stat()
+    caplog.set_level(logging.INFO)
+    prepare_logs(org)
+    assert log.read_bytes() == whole + rest
+    assert f"data.torn file={log} bytes={len(torn) - len(rest)}" in caplog.text
+    prepare_logs(org)
+    assert caplog.text.count("data.torn") == 1
+    assert (org / "sys" / "sessions.jsonl").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_no_log_is_cut_while_good_records_follow_the_damage_in_one_of_them(org: Path) -> None:
+    log, torn = org / "data" / "notes.jsonl", org / "data" / "a.jsonl"
+    log.parent.mkdir()
+    log.write_bytes(b'{"id":"c\n{"id":"c2"}\n')
+    torn.write_bytes(b'{"id":"c')
+    with pytest.raises(StorageError, match="1 good records follow"):
+        prepare_logs(org)
+    assert (log.read_bytes(), torn.read_bytes()) == (b'{"id":"c\n{"id":"c2"}\n', b'{"id":"c')
 
 
 def test_an_organization_is_recognized_by_what_is_in_its_directory(org: Path) -> None:

@@ -185,6 +185,7 @@ class Agent:
             IdentityError, ProviderError, SettingsError: The identity cannot be loaded; no server was started.
             KeyLeakedError: The server exposed its key; it was stopped.
             AgentError: The server does not read its file.
+            StorageError: The server would cut off good records of a damaged log; it was not started.
             ConfigurationError: There is no such program.
         """
         with self._handle_signals():
@@ -564,6 +565,8 @@ class Agent:
         self._is_file_pending = False
         self._passed_on.clear()
         self._instance, self._starts = new_id(), self._starts + 1
+        for organization in self._organizations:
+            await organization.prepare_logs()
         try:
             await self._supervisor.start()
         except (AgentError, ConfigurationError) as error:

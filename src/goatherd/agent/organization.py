@@ -34,7 +34,7 @@ from goatherd.agent.settings_file import FileState, SettingsFile, Stamp
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.observer import observe_trust
-from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_logs_whole
+from goatherd.data_directory import REMAINS, SESSIONS_LOG, check_logs_whole, prepare_logs
 from goatherd.errors import (
     GoatherdError,
     IdentityError,
@@ -302,6 +302,14 @@ class ManagedOrganization:
         self._signer_check_times = _SignerCheckTimes(at=self._clock.monotonic())
         self._running = wanted
         self._seen = _Seen(stamp=stamp, view=read_file_view(text))
+
+    async def prepare_logs(self) -> None:
+        """Make the logs ready for a start of the server, which must have ended (`data_directory.prepare_logs`).
+
+        Raises:
+            StorageError: The server would cut off good records of a log, or a log cannot be read or written.
+        """
+        await asyncio.to_thread(prepare_logs, self._directory)
 
     async def check_present_file(self) -> None:
         """Check that a server can be started with the settings.json that is there. A key exposure check is then due.

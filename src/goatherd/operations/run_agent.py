@@ -30,6 +30,7 @@ from goatherd.data_directory import (
     check_data_directory,
     check_logs_whole,
     organization_directories,
+    prepare_logs,
     refuse_running,
     refuse_unnamed_organizations,
 )
@@ -214,7 +215,7 @@ async def fetch_settings(
         for organization in organizations:
             directory = files.directory_of(organization.org)
             refuse_running(directory)
-            check_logs_whole(directory)
+            prepare_logs(directory)
             await stack.enter_async_context(organization)
             await organization.load_identity(asyncio.Event())
             await organization.check_place(is_left_over=organization.org in lock.before.orgs)

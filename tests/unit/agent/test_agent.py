@@ -16,7 +16,15 @@ from goatherd.agent import settings_file
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import RECORD_NAME, DataDirectoryLock
 from goatherd.agent.restart_lease import Lease, lease_id_for
-from goatherd.errors import AgentError, ConfigurationError, GoatherdError, IdentityError, KeyLeakedError, SettingsError
+from goatherd.errors import (
+    AgentError,
+    ConfigurationError,
+    GoatherdError,
+    IdentityError,
+    KeyLeakedError,
+    SettingsError,
+    StorageError,
+)
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, activated
 from tests.unit.settings.make import CountingProvider
@@ -267,6 +275,39 @@ async def test_a_server_that_cannot_be_started_again_now_is_started_later(
         await world.seen(A.id, A.id)
         await world.until(lambda: world.asked > 1)
     assert str(error) in told.text
+    assert left(world) == []
+
+
+async def test_what_a_crash_left_of_a_record_is_cut_off_before_the_server_starts_again(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    log = world.data / "localhost" / "data" / "notes.jsonl"
+    async with world.running():
+        await world.until(lambda: world.asked > 0)
+        log.parent.mkdir()
+        log.write_bytes(b'\n{"id":"c1"}\n\n{"id":"c')
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.seen(A.id, A.id)
+        assert log.read_bytes() == b'\n{"id":"c1"}\n\n'
+    assert "data.torn" in told.text
+
+
+async def test_a_server_that_would_cut_off_good_records_of_a_log_is_not_started_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    log = world.data / "localhost" / "data" / "notes.jsonl"
+    async with world.running() as task:
+        await world.until(lambda: world.asked > 0)
+        log.parent.mkdir()
+        log.write_bytes(b'\n{"id":"c\n{"id":"c2"}\n')
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        with pytest.raises(StorageError, match="1 good records follow"):
+            await task
+    assert world.starts == [A.id]
     assert left(world) == []
 
 

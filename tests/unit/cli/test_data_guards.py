@@ -138,3 +138,4 @@ def test_a_goatdb_server_is_not_started_on_a_log_that_it_would_cut_off(
     assert goatherd("fetch", "--plain-file", "--provider", identity, "--data", str(tmp_path / "data")).code == 0, (
         "a torn last line is no reason"
     )
+    assert log.read_bytes() == b'\n{"id":"a"}\n\n{"id":"c"}\n\n'
