@@ -96,7 +96,12 @@ MAX_DECODED = 10_000
 _CHUNK = 16
 _MANY = 64
 """How many commits are worth the start of other processes, which verify them (`verify_signatures`)."""
-_CHUNK_OF_MANY = 32
+_PARTS_OF_MANY = 4
+"""How many processes there are at most; each verifies a part of a batch at a time. Every part costs several switches
+between threads, so parts are as large as possible."""
+_SMALLEST_PART = 32
+_LARGEST_PART = 125
+"""Of 500 commits, the most that a server takes in at once, each of four processes gets a part."""
 _SHRINK = 3
 _FEW = 1_000
 
@@ -925,7 +930,8 @@ def _start_verification(
     judge = partial(_judge_all, read, elsewhere=is_many)
     if executor is not None and len(items) > _CHUNK and is_verification_serial(of_many=is_many):
         return (executor.submit(judge, items).result() for _ in range(1))
-    return _start_parts(judge, items, executor, size=_CHUNK_OF_MANY if is_many else _CHUNK)
+    size = min(max(_SMALLEST_PART, -(-len(items) // _PARTS_OF_MANY)), _LARGEST_PART) if is_many else _CHUNK
+    return _start_parts(judge, items, executor, size=size)
 
 
 def _judge_all(

@@ -20,7 +20,7 @@ from goatherd.crypto import PublicKey, keys
 from goatherd.crypto.keys import SignatureCheck, verify_signatures, verify_with
 from goatherd.errors import InvalidSignatureError, UnknownSignerError
 from goatherd.own_processes import own_command
-from goatherd.trust import TrustPool
+from goatherd.trust import TrustPool, verify_in_threads
 from goatherd.verifier_process import MOST, TAG
 from goatherd.wire.commit import Commit
 from tests.deadlines import HANG
@@ -295,6 +295,23 @@ def test_a_large_batch_has_the_same_verdicts_in_the_same_order(monkeypatch: pyte
     assert sum(sizes) == sum(not isinstance(verdict, UnknownSignerError) for verdict in here)
     assert [type(verdict) for verdict in there] == [type(verdict) for verdict in here]
     assert {type(verdict) for verdict in here} == {type(None), UnknownSignerError, InvalidSignatureError}
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(64, [32, 32]), (100, [32, 32, 32, 4]), (200, [50] * 4), (500, [125] * 4), (510, [125] * 4 + [10])],
+)
+def test_a_large_batch_is_verified_in_few_parts_and_one_for_each_process(count: int, sizes: Sequence[int]) -> None:
+    asked: list[int] = []
+
+    def verify_many(checks: Sequence[SignatureCheck]) -> Sequence[bool]:
+        asked.append(len(checks))
+        return [True] * len(checks)
+
+    verify_with(keys.OtherLibrary(lambda _: pytest.fail("imported"), lambda: False, verify_many=verify_many))
+    with ThreadPoolExecutor(1) as executor:
+        assert verify_in_threads(lambda _: GOOD, range(count), executor) == [None] * count
+    assert asked == sizes
 
 
 def test_commits_of_unknown_sessions_alone_wait_for_no_process(caplog: pytest.LogCaptureFixture) -> None:
