@@ -21,6 +21,7 @@ ARGUMENTS: dict[type[errors.GoatherdError], dict[str, Any]] = {
     errors.AuditBrokenError: {"line": 3},
     errors.ObstructedError: {"obstacles": ("a server is down",)},
     errors.NotAdoptedError: {"report": "of the run"},
+    errors.KeyLeakedError: {"root_ids": ("root-a",)},
 }
 KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.GoatherdError)]
 
