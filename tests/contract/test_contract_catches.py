@@ -88,7 +88,7 @@ class DestroysWhatIsLabelled(MemorySecretProvider):
 
 
 class DestroysWhatWasJustLabelled(MemorySecretProvider):
-    """Looks at the labels, and destroys the value later, wherever a label has moved in between."""
+    """Reads the labels, and destroys the value later, even if a label has moved in between."""
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
         self._record_of(call).without_value(call, version)
@@ -100,7 +100,7 @@ class DestroysWhatWasJustLabelled(MemorySecretProvider):
 
 
 class LabelsWhatWasJustDestroyed(MemorySecretProvider):
-    """Looks at the version, and moves the label later, also if the value was destroyed in between."""
+    """Reads the version, and moves the label later, even if the value was destroyed in between."""
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         before = self._record_of(call).with_label(call, label, version, expected)
@@ -162,7 +162,7 @@ class StripsBytes(MemorySecretProvider):
 
 
 class KeepsValuesOfTheDeleted(MemorySecretProvider):
-    """Deletes the record of versions and labels only."""
+    """Deletes the record of versions and labels, but keeps the values."""
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         try:
@@ -203,7 +203,7 @@ class ReusesIds(MemorySecretProvider):
 
 
 class PromisesTooMuch(MemorySecretProvider):
-    """Says that reads are strong, but each client has a store of its own."""
+    """Declares strong reads, but each client has a store of its own."""
 
     def __init__(self, store: MemoryStore) -> None:
         super().__init__(None)
@@ -348,7 +348,7 @@ async def test_what_a_provider_does_not_promise_is_skipped_with_the_reason_and_n
 
 
 class Trusting(MemorySecretProvider):
-    """Believes what its store answers. The store is between the methods of this class and those of its base."""
+    """Trusts the answers of its store. Faults are put between the methods of this class and those of its base."""
 
     def __init__(self, store: MemoryStore, answers: WrongAnswers) -> None:
         super().__init__(store)

@@ -69,7 +69,7 @@ def find_programs() -> Programs | None:
 
 
 class RealKubernetes:
-    """etcd and a kube-apiserver on 127.0.0.1, as a context manager, with the same face as the fake."""
+    """etcd and a kube-apiserver on 127.0.0.1, as a context manager, with the same interface as the fake."""
 
     def __init__(self, *extra: str) -> None:
         found = find_programs()

@@ -249,7 +249,7 @@ def _version_views(
 
 
 def _sense(action: Action) -> tuple[Any, ...]:
-    """What an action comes to in this model: reasons, and which nodes it names, make no difference."""
+    """Return what the model keeps of an action: without the reasons and without the names of nodes."""
     match action:
         case Advance(step=step) | Abandon(step=step):
             return type(action), step

@@ -140,7 +140,7 @@ def uncorrected() -> None:
 
 
 def resettable() -> None:
-    """A deadline moves with the clock of the machine when an operator sets that."""
+    """Deadlines are measured by the machine's clock, so that an operator who sets the clock moves them."""
     SteadyClock.now_ms = lambda self: self._clock.now_ms()
 
 

@@ -1,4 +1,4 @@
-"""What a GoatDB client makes of session commits."""
+"""The trust of a GoatDB client in session commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from goatherd.wire.commit import Commit
 
 @dataclass
 class Client:
-    """Takes session commits as GoatDB's client does: it never looks twice, and only at new leaves."""
+    """Handles session commits as GoatDB's client does: each is looked at once, and only if it is a new leaf."""
 
     roots: set[str]
     held: dict[str, Commit] = field(default_factory=dict)

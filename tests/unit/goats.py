@@ -68,7 +68,7 @@ def commit_by(
     registry: Registry = BUILTIN,
     checksum: str | None = None,
 ) -> Commit:
-    """A signed commit; `claimed` puts another session into it than the one that signs."""
+    """Return a signed commit; `claimed` names another session in it than the one that signs."""
     unsigned = new_commit(
         commit_id=commit_id or new_id(),
         key=key,
@@ -118,7 +118,7 @@ def signed_header(session: OwnedSession, now_ms: int = NOW) -> str:
 
 
 class Node:
-    """An engine over memory, with what a test wants to ask of it."""
+    """An engine that keeps its logs in memory, with helpers for tests."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""AWS-LC decides as OpenSSL does, and verifies only where that is faster."""
+"""AWS-LC gives the same verdicts as OpenSSL, and is used only where it is faster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0D
 
 @pytest.fixture(autouse=True)
 def every_signature_is_verified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Verify also what this process has verified before; afterwards, verify with the library of before."""
+    """Verify again what this process has verified before; afterwards, restore the library that was in use."""
     before = keys._other
     monkeypatch.setattr(PublicKey, "verify", inspect.unwrap(PublicKey.verify))
     yield
@@ -62,7 +62,7 @@ def verdicts(signature: bytes, data: bytes = DATA, raw: bytes = KEY.public_key.r
 
 
 class Counted:
-    """A key that notes each use."""
+    """A key that records each use."""
 
     def __init__(self, key: ImportedKey, uses: list[bytes]) -> None:
         self._key = key

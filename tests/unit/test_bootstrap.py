@@ -1,4 +1,4 @@
-"""`make` and `scripts/bootstrap` make .venv anew after the checkout was moved, and leave it alone otherwise."""
+"""`make` and `scripts/bootstrap` rebuild .venv after the checkout was moved, and keep it otherwise."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(checkout: Path, *command: str) -> None:
 
 
 def make_and_forget(checkout: Path, *command: str) -> Path:
-    """Run the command and return the mark of a new environment, removed again."""
+    """Run the command; return the mark of a new environment, and remove the mark."""
     run(checkout, *command)
     mark = checkout / ".venv" / "anew"
     mark.unlink()

@@ -75,7 +75,7 @@ def test_panels_have_ids_titles_and_places_of_their_own() -> None:
 
 
 def check_panels(series: dict[str, int], expected: dict[str, list[list[dict[str, Any]]]], folder: Path) -> None:
-    """Let Prometheus's own tool evaluate panels: the samples of each target, by the panel's title."""
+    """Evaluate panels with promtool: compare the samples of each target, by the panel's title."""
     by_title = {panel["title"]: panel["targets"] for panel in PANELS}
     checks = [
         {"expr": target["expr"].replace("$job", ".*"), "eval_time": "5m", "exp_samples": samples}

@@ -1,4 +1,4 @@
-"""A data directory before anything starts on it: files of a newer GoatDB, and paths that the operator did not mean."""
+"""The checks of a data directory before a start: files of a newer GoatDB, and paths that the operator did not mean."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_text_that_only_mentions_the_newer_key_type_is_no_newer_session(org: P
 
 @pytest.mark.parametrize("depth", [201, 1_100])
 def test_a_line_that_is_nested_too_deeply_for_us_keeps_no_server_from_its_start(org: Path, depth: int) -> None:
-    """Any client of an unmodified server can have it write one, and GoatDB reads it."""
+    """Any client of an unmodified server can have such a line written, and GoatDB reads it."""
     log = org / "data" / "notes.jsonl"
     log.parent.mkdir(exist_ok=True)
     deep = b'{"id":"b","c":' + b"[" * depth + b"]" * depth + b"}"
@@ -254,7 +254,7 @@ def test_a_process_that_only_reads_is_no_server(org: Path) -> None:
 
 
 def test_a_process_that_has_another_path_for_a_file_is_a_server_all_the_same(org: Path, tmp_path: Path) -> None:
-    """As in a container, which has the directory as a volume; here by a link."""
+    """A container that has the directory as a volume sees it at another path; here a link stands in for the volume."""
     log = org / "sys/sessions.jsonl"
     inside = tmp_path / "inside" / log.name
     inside.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Errors pass from process to process, as a process pool sends them."""
+"""Errors can be pickled, so a process pool can pass them on."""
 
 from __future__ import annotations
 

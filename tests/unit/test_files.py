@@ -1,4 +1,4 @@
-"""Private files: what root creates in a directory of another user, and what is no regular file."""
+"""Private files: what root creates in another user's directory, and paths that are no regular file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a fil
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A directory of another user, which root shall write in."""
+    """Return a directory of another user, in which root has to write."""
     found = tmp_path / "data"
     found.mkdir(mode=0o700)
     os.chown(found, *APP)
@@ -89,7 +89,7 @@ def test_where_root_may_not_give_files_away_they_are_written_nevertheless(
 
 
 def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """As root, a replaced /dev/stdout or /dev/null breaks the machine."""
+    """As root, replacing /dev/stdout or /dev/null would break the machine."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)

@@ -1,4 +1,4 @@
-"""What a server's process changes in Python's interpreter and in the C library."""
+"""What a server's process changes in the Python interpreter and in the C library."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def test_threads_of_a_server_share_one_arena() -> None:
 
 
 def test_a_server_starts_with_a_python_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that was built on a machine without the headers of libffi."""
+    """A Python that was built on a machine without the headers of libffi has no ctypes."""
     monkeypatch.setitem(sys.modules, "ctypes", None)
     share_arena()

@@ -1,4 +1,4 @@
-"""What Prometheus is told, read back with its own client's parser, and the example alerts."""
+"""The Prometheus metrics, read back with Prometheus's client library, and the example alerts."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def root(name: str = "a") -> OwnedSession:
 
 
 def read(text: bytes) -> Read:
-    """Return every sample of an exposition by name and labels; none may be there twice."""
+    """Return every sample of an exposition by name and labels; a duplicate fails the test."""
     found: Read = {}
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
@@ -194,7 +194,7 @@ def test_a_first_root_is_as_old_as_the_document_remembers() -> None:
 
 
 class Moody(MemorySecretProvider):
-    """Fails as often as it is told to."""
+    """A store that fails as often as a test sets."""
 
     failures = 0
 
@@ -448,7 +448,7 @@ def test_node_exporter_can_read_the_file_whatever_the_umask_is(tmp_path: Path) -
 
 
 def test_only_the_new_file_gets_the_mode_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner of node_exporter's directory can replace a file in it by a link to any other file, at any time."""
+    """The owner of node_exporter's directory can replace a file there by a link to any other file, at any time."""
     secret, path = tmp_path / "secret", tmp_path / "goatherd.prom"
     secret.write_text("")
     secret.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Plugins: found by scheme, loaded one at a time, and refused with a reason that helps."""
+"""Plugins: found by scheme, loaded one at a time, and rejected with a reason that helps."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def point(name: str, value: str, distribution: str = "stranger") -> EntryPoint:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
-    """The entry points that are installed, for the test to change."""
+    """Return the list of installed entry points, which the test can change."""
     points: list[EntryPoint] = []
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     return points

@@ -54,7 +54,7 @@ async def test_a_tool_signs_with_the_signer_that_the_document_names_and_in_anoth
 
 
 async def test_a_server_signs_with_its_own_signer_only(tmp_path: Path) -> None:
-    """An attacker who can write the document does not choose where a server's credentials go."""
+    """An attacker who can write the document must not decide where a server's credentials are sent."""
     named, key = await new_key(tmp_path / "named.json")
     other, _ = await new_key(tmp_path / "other.json")
     named_root = root(named, key)

@@ -1,4 +1,5 @@
-"""A secret is named by its place, and no error quotes it. Sealing keys: tests/unit/settings/test_last_known_good.py."""
+"""A secret is given by its location, and no error quotes it. Sealing keys:
+tests/unit/settings/test_last_known_good.py."""
 
 from __future__ import annotations
 

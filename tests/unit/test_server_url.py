@@ -1,4 +1,4 @@
-"""The one parser of server URLs and listen addresses: what it takes, and one clear error for each mistake."""
+"""The parser of server URLs and listen addresses: what it accepts, and one clear error for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timestamps and durations: one text for each timestamp, and back."""
+"""Timestamps and durations: each timestamp has one string, which is parsed back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What counts of a revoked root: what is held, what the cluster's list says, and nothing else."""
+"""What counts of a revoked root: the commits that servers hold and the cluster's list names, and nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def frozen(*commits: Commit) -> FrozenList:
 
 
 def pool_after(*commits: Commit) -> TrustPool:
-    """A pool that knows A to be revoked, and these commits of A to be held by the cluster."""
+    """Return a pool that knows that A is revoked, and that the cluster holds these commits of A."""
     pool = pool_of(B, A, B, revoked=["root-a"])
     pool.set_frozen_commits({"root-a": frozen(*commits)})
     return pool

@@ -25,9 +25,9 @@ anybody, roots = st.sampled_from(EVERYBODY), st.sampled_from(ROOTS)
 
 
 class Trust(RuleBasedStateMachine):
-    """What must hold at every moment, whatever was introduced, offered, swapped and revoked.
+    """State machine: the invariants of the trust pool after any order of introductions, swaps and revocations.
 
-    The model knows only the document and which introductions are in the log: `held`. A pool that lived through it all
+    The model knows only the document and which introductions are in the log: `held`. A pool that saw every event
     trusts no more than one that is started afresh with the same log and document, and no less than what follows from
     untainted document roots.
     """
@@ -83,7 +83,7 @@ class Trust(RuleBasedStateMachine):
     # --- the model ---
 
     def least(self) -> set[str]:
-        """Roots that must be trusted: the document's, and what they introduced, none revoked."""
+        """Return the roots that must be trusted: the document's, and those that they introduced, none revoked."""
         trusted = self.document - self.revoked
         while True:
             more = {who for who, by in self.held if by in trusted and who.startswith("r")} - self.revoked - trusted
@@ -92,7 +92,7 @@ class Trust(RuleBasedStateMachine):
             trusted |= more
 
     def most(self) -> set[str]:
-        """Roots that may be trusted: as `least`, but roots of former documents count too."""
+        """Return the roots that may be trusted: as `least`, but roots of former documents count too."""
         trusted = self.former - self.revoked
         while True:
             more = {who for who, by in self.held if by in trusted and who.startswith("r")} - self.revoked - trusted

@@ -444,7 +444,7 @@ def repository_of(records: list[dict[str, object]]) -> Repository:
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/auth/send-login-email"), ("GET", "/auth/temp-login?t=x")])
 async def test_no_login_is_taken_on_an_unchecked_signature(method: str, path: str, tmp_path: Path) -> None:
-    """The login endpoints are not in this version: nothing is mailed and no token is taken, whatever is sent."""
+    """The login endpoints do not exist in this version: no mail is sent and no token is accepted."""
     store = await store_of(document_of(root("r", expiration_ms=2**52)))
     async with Server(tmp_path, settings_of(store)) as server:
         transport = httpx2.ASGITransport(server.app)

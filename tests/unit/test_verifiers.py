@@ -1,4 +1,4 @@
-"""Processes that verify signatures decide as OpenSSL does, and what becomes of them changes no verdict."""
+"""Verifier processes give the same verdicts as OpenSSL, and their failures change no verdict."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pid_of(processes: VerifierProcesses) -> int:
 
 
 def changed(check: SignatureCheck, byte: int) -> SignatureCheck:
-    """Return the check with one bit of its signature changed."""
+    """Return the check with one bit of its signature flipped."""
     signature = bytearray(check.signature)
     signature[byte] ^= 1 << (byte % 8)
     return check._replace(signature=bytes(signature))

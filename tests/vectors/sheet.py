@@ -99,7 +99,7 @@ def shown(value: Any) -> str:
 
 
 def mismatch(what: str, expected: Any, got: Any) -> NoReturn:
-    """Fail the case."""
+    """Fail the case, with the expected and the actual value."""
     raise MismatchError(what, expected, got)
 
 

@@ -62,7 +62,8 @@ def signatures(document: Document, sheet: Sheet) -> None:
         equal("expect", c["expect"], accepts(lambda: verify_data(signer, c["signature"], external=external)))
 
     def _envelope_rebuilt(c: Case, signer: Session, embedded: Any) -> None:
-        """Sign again with a signer that gives the recorded raw signature: every other byte must come out the same."""
+        """Rebuild an envelope with a signer that returns the recorded raw signature, and check that every byte is the
+        same."""
         envelope = parse_signature(c["signature"])
         recorded = OwnedSession(session=signer, signer=_Recorded(signer, envelope.signature))
         again = sign_data(recorded, now_ms=envelope.ts, external=value_of(c["external"]), embedded=embedded)

@@ -1,4 +1,4 @@
-"""Who may read and write which repository: what is enforced, the application's rules, GoatDB's documented defaults."""
+"""Access to repositories: which rights are enforced, the application's rules, and GoatDB's documented defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Node and door judge the form of a commit alike: the same function says no, and the door names its rule."""
+"""Server and door check the form of a commit with the same function, and the door names the rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs of session commits, settings that a test changes, and an agent around a command of the test's own."""
+"""Logs of session commits, settings that a test can change, and an agent that runs a command of the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.identity.make import NOW, first
 
 
 def introduction(session: Session, by: OwnedSession, *, org: str = "localhost", **more: Any) -> dict[str, Any]:
-    """The session commit for `session`, signed by `by`, as a log holds it."""
+    """The commit in the session log that introduces `session`, signed by `by`."""
     draft = new_commit(
         commit_id=new_id(),
         key=more.get("key", session.id),

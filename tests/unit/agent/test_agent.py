@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").e
 
 
 class HurriedFront:
-    """What listens in front of a server, and records that it was hurried."""
+    """The listener in front of a server; records that the agent asked it to finish quickly."""
 
     is_hurried = False
 
@@ -383,7 +383,7 @@ async def test_a_signal_that_was_passed_on_and_ends_the_child_ends_the_agent(wor
 async def test_the_next_agent_carries_on_from_what_one_that_was_killed_has_left(
     world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file half-written by the child, the record with the child, the child still there."""
+    """The child left a half-written file, the record names the child, and the child still runs."""
     monkeypatch.setattr("goatherd.agent.child_process.LEFT_BEHIND", timedelta(milliseconds=50))
     with DataDirectoryLock(world.data) as claim:
         await world.organization.write_file()

@@ -345,7 +345,7 @@ async def test_a_command_that_is_cut_short_leaves_no_process_behind(tmp_path: Pa
 async def test_a_command_that_must_not_be_killed_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that runs as root, through sudo."""
+    """Such as a command that runs as root, through sudo."""
     may_end = tmp_path / "may end"
     started = make_unkillable(monkeypatch, SOON)
     command = ["sh", "-c", wait_for_file(may_end)]
@@ -362,7 +362,7 @@ async def test_a_command_that_must_not_be_killed_holds_nothing_up(
 
 @contextlib.asynccontextmanager
 async def up_with_lease(world: World) -> AsyncIterator[Lease]:
-    """Run an agent whose server has started with root A, and return the restart lease as another agent holds it."""
+    """Run an agent whose server has started with root A, and return the restart lease as another agent sees it."""
     async with CountingProvider() as provider:
         here = lease_id_for("x")
         world.lease = Lease(provider, here, holder="me", poll=SOON)
@@ -429,7 +429,7 @@ async def test_an_agent_that_is_stopped_in_the_middle_of_a_switch_gives_the_leas
 
 
 def run_beside(world: World, patch: pytest.MonkeyPatch) -> list[str]:
-    """Let another program run the server; return a list to which each notification adds the root in settings.json."""
+    """Have another program run the server; return a list to which each notification adds the root in settings.json."""
     patch.setattr(LiveClient, "answers", always)
     patch.setattr(ManagedOrganization, "check_signer", always)
     world.rules = replace(world.rules, on_change=OnChange.COMMAND)

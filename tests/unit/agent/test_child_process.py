@@ -1,4 +1,4 @@
-"""One child process, with real ones."""
+"""`ChildProcess` with real processes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_signal_that_ends_it_is_128_and_its_number(number: int) -> None:
 
 @pytest.mark.slow
 async def test_environment_directory_input_and_output_are_the_agents_own(tmp_path: Path) -> None:
-    """Seen from a process that runs the supervisor, since pytest has the descriptors of this one."""
+    """Checked from a process that runs the supervisor, because pytest replaces the descriptors of its own process."""
     script = """
         import asyncio, os
         from goatherd.agent.child_process import Supervisor
@@ -139,7 +139,7 @@ async def test_nothing_that_the_child_has_started_is_left(tmp_path: Path) -> Non
 
 
 def behind_script(directory: Path, at_signal: str, end: str) -> list[str]:
-    """A script that ends at a signal, or does `end`, while its server does `at_signal`."""
+    """Return a script that ends at a signal, or does `end`, while its server does `at_signal`."""
     server = f"trap '{at_signal}' TERM; touch {directory}/server; while :; do sleep 0.02; done"
     started = f"until [ -e {directory}/server ]; do sleep 0.02; done"
     return ["sh", "-c", f'sh -c "$1" & {started}; {end}', "sh", server]
@@ -202,7 +202,7 @@ async def test_a_server_behind_a_script_that_waits_for_it_is_asked_to_stop_befor
 
 @pytest.mark.slow
 async def test_a_server_that_gets_the_signal_a_second_time_counts_as_killed(tmp_path: Path) -> None:
-    """Its script has passed the first one on; many servers cut their work off at the second one."""
+    """The script has passed the first signal on; many servers abort their requests at the second one."""
     ready = tmp_path / "ready"
     server = f'trap "trap \'exit 1\' TERM" TERM; touch "{ready}"; while :; do sleep 0.02; done'
     script = 'sh -c "$1" & trap "kill -TERM $!" TERM; while kill -0 $! 2>/dev/null; do wait $!; done'

@@ -1,4 +1,4 @@
-"""One agent for one data directory, and what it leaves behind."""
+"""The lock that allows one agent for each data directory, and what a killed agent leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is it in memory, and is it ours alone."""
+"""The check that a directory is in memory and that no other user can read it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ in_memory = pytest.mark.skipif(not SHM.is_dir(), reason="there is no /dev/shm he
 
 
 def mounts(tmp_path: Path, kind: str) -> Path:
-    """A list of mounts on which everything below the test's directory is of one kind."""
+    """Return mount entries that give every path below the test's directory one kind of file system."""
     device = tmp_path.stat().st_dev
     file = tmp_path / "mountinfo"
     file.write_text(

@@ -1,4 +1,4 @@
-"""One organization's way from the store to the server."""
+"""One organization under an agent: from the identity in the store to the server that uses it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USER = owned("user", owner=None)
 
 
 class FakeClient:
-    """A server that trusts whom it is told to."""
+    """A server that trusts the roots that a test sets."""
 
     base_url = "http://server"
 
@@ -64,7 +64,7 @@ class FakeClient:
 
 
 class Kit:
-    """A organization with everything around it in a test's hands."""
+    """An organization whose store, server and files are controlled by a test."""
 
     def __init__(self, tmp_path: Path, document: IdentityDocument, *, in_memory: bool = True) -> None:
         self.settings, self.client, self.clock = TestSettings(document), FakeClient(), HandClock()
@@ -89,7 +89,7 @@ class Kit:
         return json.loads(self.file.link.read_bytes())
 
     def rewrite_records(self, **members: Any) -> None:
-        """As GoatDB does: in place."""
+        """Rewrite the log in place, as GoatDB does."""
         text = json.dumps({**self.tree, **members}).encode()
         descriptor = os.open(self.file.link, os.O_WRONLY)
         os.write(descriptor, text)
@@ -210,7 +210,7 @@ async def test_a_settings_json_of_another_identity_is_not_replaced_and_the_opera
 
 
 async def test_a_root_beside_the_identity_that_an_agent_has_used_is_not_to_be_migrated(kit: Kit) -> None:
-    """The store holds the server's identity already, so `goatherd migrate` would reject the file."""
+    """The server's identity is in the store already, so `goatherd migrate` would reject the file."""
     kit.file.link.write_bytes(to_settings(first()).replace(A.id.encode(), owned("z").id.encode()))
     kit.settings.recalled = (A.session,)
     with pytest.raises(IdentityExistsError) as caught:
@@ -454,7 +454,7 @@ async def test_the_session_of_the_attackers_question_shows_who_signs(kit: Kit) -
 
 
 async def test_a_server_that_starts_again_by_itself_is_asked_who_signs_after_it_was_away(kit: Kit) -> None:
-    """GoatDB keeps every session permanently, so a look each second is not free."""
+    """GoatDB keeps every session permanently, so checking every second would add a session every second."""
     kit.settings.document = activated(0)
     await kit.organization.write_file()
     kit.client.trusts = {A.id, B.id}

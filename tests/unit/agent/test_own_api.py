@@ -1,4 +1,4 @@
-"""What an agent answers for its server: at the door, and at an address of its own; never by the server's word."""
+"""Requests that the agent answers instead of its server, through the door and at an address of its own."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REFRESH = "/goatherd/v1/refresh"
 
 
 class Told:
-    """An agent's own answer that a test can see being asked for."""
+    """An agent's own answer that records each request for it."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, str]] = []
@@ -87,7 +87,7 @@ async def test_nothing_of_the_agents_own_reaches_the_server(which: int) -> None:
 @pytest.mark.parametrize("which", [0, 1], ids=["the door", "the agent's own address"])
 @pytest.mark.parametrize("is_chunked", [True, False])
 async def test_a_large_body_for_the_agent_takes_no_memory_from_others(which: int, is_chunked: bool) -> None:
-    """No signature was verified, and a caller that sends it slowly would hold that memory for hours."""
+    """No signature is verified yet, and a caller that sends the body slowly would hold that memory for hours."""
     told = Told()
     async with fronts(told) as (_, *addresses):
         address = addresses[which]
@@ -225,7 +225,7 @@ async def test_a_server_that_can_be_reached_past_its_door_is_warned_of(
 async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Server and door may share a port number at two addresses; another program may have it at a third."""
+    """Server and door may use the same port number at two addresses, and another program may use it at a third."""
     clock = Standing()
     async with UpstreamChild(A, clock=clock) as child, UpstreamChild(owned("z"), clock=clock) as stranger:
         trust = TrustedSessions(org=ORG, identity=create_document(A, clock.now_ms()), clock=clock)
@@ -245,7 +245,8 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
 async def test_another_program_at_the_servers_port_gets_nothing_that_a_root_has_signed(
     monkeypatch: pytest.MonkeyPatch, answers: str
 ) -> None:
-    """It may be another user's, who could send the signature to the server, which accepts it with any body."""
+    """That program may belong to another user, and could send the signature to the server, which accepts it with any
+    body."""
     monkeypatch.setattr("goatherd.door.door.ANSWER_BYTES", 100_000, raising=False)
     clock, heard = Standing(), bytearray()
 
@@ -389,7 +390,7 @@ async def test_only_a_root_has_the_store_read(tmp_path: Any) -> None:
 
 
 async def test_a_server_that_is_away_is_not_asked_for(tmp_path: Any) -> None:
-    """The agent answers while its server is down: that is when its state matters."""
+    """The agent answers while its server is down, because its state matters most then."""
     kit = Kit(tmp_path, first())
     await kit.organization.write_file()
     kit.client.is_away = True

@@ -1,4 +1,5 @@
-"""One node at a time, whatever happens to the one that has the lease."""
+"""The restart lease: one server restarts at a time, even if the holder of the lease crashes, hangs or loses the
+store."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ async def ticket(provider: CountingProvider) -> LeaseRecord:
 
 
 class Turn:
-    """Another holder, which takes the lease and keeps it until told."""
+    """Another holder, which takes the lease and keeps it until the test releases it."""
 
     def __init__(self, one: Lease) -> None:
         self.has_it = asyncio.Event()
@@ -57,14 +58,14 @@ class Turn:
         await self.task
 
     async def crash(self) -> None:
-        """End without giving anything back."""
+        """End without releasing the lease."""
         self.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
 
 
 async def until(clock: HandClock, turn: Turn, limit: timedelta) -> timedelta:
-    """Turn the clock until a server has the lease; return how long that took."""
+    """Advance the clock until a server has the lease; return how long that took."""
     passed = timedelta(0)
     while not turn.has_it.is_set():
         assert passed < limit, "no server got it"
@@ -74,7 +75,7 @@ async def until(clock: HandClock, turn: Turn, limit: timedelta) -> timedelta:
 
 
 def frozen(one: Lease) -> None:
-    """The process is gone: it renews nothing and gives nothing back."""
+    """Simulate a killed holder: it neither renews nor releases the lease."""
 
     async def nothing() -> None:
         await asyncio.Event().wait()
@@ -280,7 +281,7 @@ async def test_giving_up_the_wait_reads_no_store_although_the_lease_was_held_bef
 
 
 class SilentProvider(CountingProvider):
-    """Makes every change, and never answers a caller that takes the lease."""
+    """A provider that makes every change, and does not answer a caller that takes the lease."""
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         return await self._be_silent(await super()._create(call, value, label), value)

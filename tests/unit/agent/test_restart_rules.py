@@ -1,4 +1,4 @@
-"""What a server must be told, and what its own rewriting of the file means."""
+"""When an agent must restart its server, and what a settings.json that the server has rewritten means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rotation restarts an unmodified server at most once: counted over every document that a rotation can write."""
+"""A rotation restarts an unmodified server at most once: checked for every document that a rotation can write."""
 
 from __future__ import annotations
 

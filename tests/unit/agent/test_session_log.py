@@ -1,4 +1,4 @@
-"""Who is in a server's own log, and who vouches for him."""
+"""Which sessions a server's own log contains, and which root introduces each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_records_that_are_no_commits_are_passed_over(tmp_path: Path) -> No
 
 
 async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
-    """An anonymous session claims to be the root, and the next start would believe it."""
+    """An anonymous session claims to be the root, and the server would trust it after its next start."""
     forger = owned("forger", owner=None)
     write_log(tmp_path, [introduction(forger.session, A), introduction(STRANGER.session, forger, claimed=A.id)])
     found = await book(tmp_path).read_sessions(first())
@@ -136,7 +136,8 @@ async def test_sessions_behind_a_damaged_line_are_known_also_those_that_come_lat
 
 
 async def test_a_log_that_the_server_has_cut_off_and_written_on_is_read_anew(tmp_path: Path) -> None:
-    """GoatDB's log repair cuts off good records, and the log may be as long as before, or longer, at the next look."""
+    """GoatDB's log repair removes valid records too, and at the next read the log may be as long as before, or
+    longer."""
     for number, added in enumerate((USERS[2:3], USERS[2:5])):
         one = book(tmp_path / str(number))
         path = write_log(tmp_path / str(number), [introduction(USERS[0], A)])

@@ -1,4 +1,4 @@
-"""The bytes in memory, and the link where GoatDB looks."""
+"""settings.json in a memory directory, and the link at the path where GoatDB reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain(tmp_path: Path) -> SettingsFile:
 
 
 def in_place(path: Path, text: bytes) -> None:
-    """Write as GoatDB does."""
+    """Write the file in place, as GoatDB does."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
     os.write(descriptor, text)
     os.ftruncate(descriptor, len(text))

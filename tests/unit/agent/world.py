@@ -1,4 +1,4 @@
-"""A world for tests of the agent: small real processes that read settings.json, and a client that sees their roots."""
+"""Helpers for tests of the agent: small real processes that read settings.json, and a client that sees their roots."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ CHILD = """
 
 
 class SystemClockThen(SystemClock):
-    """The day on which the tests' sessions were made, and time goes on from there.
+    """A clock that begins on the day on which the tests' sessions were made.
 
     Attributes:
-        passed: The seconds that a test lets pass at once.
+        passed: Seconds that a test has added to the clock.
     """
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class SystemClockThen(SystemClock):
 
 
 class LiveClient:
-    """Answers for the child: it trusts the root that it read last.
+    """A client that answers for the child: the child trusts the root that it read last.
 
     Attributes:
-        rejected: How often it was asked with a root that it does not trust.
-        hung: How often it was asked while the child hung.
+        rejected: How many requests were signed by a root that the child does not trust.
+        hung: How many requests came while the child hung.
     """
 
     base_url = "http://server"
@@ -127,7 +127,7 @@ class LiveClient:
 
 
 class RecordingService(ServiceManager):
-    """Keeps what systemd would be sent.
+    """A fake of systemd's notification socket that keeps the messages.
 
     Attributes:
         sent: The lines of all messages.
@@ -142,7 +142,7 @@ class RecordingService(ServiceManager):
 
 
 class World:
-    """An agent with a child, in a directory."""
+    """An agent with a child process, in a directory."""
 
     def __init__(self, tmp_path: Path, document: IdentityDocument | None = None) -> None:
         self.path = tmp_path
@@ -185,7 +185,7 @@ class World:
             return []
 
     def order(self, **orders: str) -> None:
-        """Tell the next child what to do, by the root that it reads; `any` for whichever."""
+        """Set what the next child does when it reads this root; `any` stands for every root."""
         ids = {"a": A.id, "b": B.id, "any": "*"}
         (self.path / "orders").write_text(json.dumps({ids[name]: order for name, order in orders.items()}))
 
@@ -230,6 +230,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left(world: World) -> list[str]:
-    """What is left where keys could be."""
+    """Return the files that were left in places where keys could be."""
     found = [*(world.path / "memory").rglob("*"), *world.data.rglob("*.json")]
     return sorted(path.name for path in found)

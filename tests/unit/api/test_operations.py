@@ -1,4 +1,4 @@
-"""Operations by the public names: stores and servers are named by their URLs, and mistakes are named too."""
+"""Operations through the public names: stores and servers are given as URLs, and errors name the wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server by the public names: where it takes its settings from, and two servers in one program."""
+"""A server through the public names: where its settings come from, and two servers in one program."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_what_is_no_port_is_named(tmp_path: Path, port: int):
 
 
 class Forgetful(goatherd.SettingsProvider):
-    """Lacks most methods: those of the protocol return None."""
+    """A settings provider that lacks most methods; those of the protocol return None."""
 
 
 async def test_what_returns_no_settings_is_named(tmp_path: Path):
@@ -176,7 +176,7 @@ def test_the_database_of_a_server_that_was_not_entered_is_named(tmp_path: Path):
 
 
 class Late(goatherd.MemorySecretProvider):
-    """Answers when it is told to."""
+    """A settings provider that answers when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()

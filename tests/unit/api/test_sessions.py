@@ -1,4 +1,4 @@
-"""Sessions by the public names: made, encoded, introduced."""
+"""Sessions through the public names: created, encoded, introduced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chain of an audit trail: however a signed file is changed, the first wrong line is named."""
+"""The chain of an audit trail: whatever is changed in a signed file, the first invalid line is named."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def written(*documents: IdentityDocument) -> list[bytes]:
 
 
 def aged() -> Anchors:
-    """The identity once root-a has left it."""
+    """Return the identity after root-a has left it."""
     return Anchors(roots={"root-b": root("root-b").session})
 
 
@@ -353,7 +353,7 @@ def test_a_revoked_root_seals_nothing() -> None:
 
 
 def revoked_in(document: IdentityDocument, name: str) -> IdentityDocument:
-    """The same once the current root was revoked, in favour of the root `name`."""
+    """Return the identity after the current root was revoked, with the root `name` as its successor."""
     return transitions.revoke_root(document, document.current.id, REVOKED_MS, reason="stolen", successor=root(name))
 
 
@@ -375,7 +375,7 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
 
 
 def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> None:
-    """It leaves after three later revocations, since the proof that names it is then dropped."""
+    """The successor leaves after three later revocations, because the proof that names it is then dropped."""
     documents = [before(), after()]
     for number in range(4):
         exposed = rotated(documents[-1], f"stolen-{number}")
@@ -398,13 +398,13 @@ def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> 
 
 
 def settled_in(document: IdentityDocument, name: str) -> IdentityDocument:
-    """The same once the revocation of the root `name` is complete."""
+    """Return the identity after the revocation of the root `name` is complete."""
     frozen = transitions.record_frozen_commits(document, name, REVOKED_MS, commits=0, digest="0" * 64)
     return transitions.record_reissued_sessions(frozen, name, REVOKED_MS)
 
 
 def test_without_the_identity_a_revoked_root_leads_to_the_successor_that_its_proof_names() -> None:
-    """An old file is verified so once its last signer has left the identity."""
+    """This verifies an old file whose last signer has left the identity."""
     stolen = rotated(after(), "stolen")
     documents = [before(), after(), stolen, revoked_in(stolen, "heir")]
     documents.append(rotated(documents[-1], "after"))

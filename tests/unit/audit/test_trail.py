@@ -1,4 +1,5 @@
-"""The file of an audit trail: added to only, by several processes, over crashes anywhere, and never a key in it."""
+"""The file of an audit trail: append-only, shared by several processes, safe in a crash at any time, and without
+keys."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def check(file: Path, **options: Any) -> Checked:
 
 
 def read_trail(file: Path) -> list[Record]:
-    """Return the records, without the lines that a crash has torn."""
+    """Return the records, without the incomplete lines that a crash has left."""
     found = []
     for line in read_lines(file):
         with contextlib.suppress(DecodeError):
@@ -447,7 +448,7 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(f
 async def test_a_root_in_an_hsm_does_not_sign_merely_because_it_was_read(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does the signer of an attacker, who can write the store but has no root's key, get any credentials."""
+    """The signer named by an attacker who can write the store, but has no root's key, gets no credentials either."""
     called: list[str] = []
 
     def sign(uri: str, *_: object) -> bytes:

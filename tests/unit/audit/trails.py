@@ -24,18 +24,18 @@ def root(name: str) -> OwnedSession:
 
 @cache
 def before() -> IdentityDocument:
-    """The identity whose root-a signs."""
+    """Return the identity that root-a signs."""
     return transitions.create_document(root("root-a"), NOW_MS)
 
 
 @cache
 def after() -> IdentityDocument:
-    """The same once root-b has taken over."""
+    """Return the identity after the rotation to root-b."""
     return rotated(before(), "root-b")
 
 
 def rotated(document: IdentityDocument, name: str, word: AnchorWord | None = None) -> IdentityDocument:
-    """The same once the root `name` has taken over, and once the roots have left that may."""
+    """Return the identity after a rotation to the root `name`, without the roots that may leave."""
     document = transitions.prepare_rotation(
         document, root(name), now_ms=NOW_MS, rotation_id=f"to-{name}", started_by="bob", stable_version="1", word=word
     )
@@ -59,7 +59,7 @@ class Anchored:
         return transitions.create_document(root(name), NOW_MS, word=word)
 
     async def rotate(self, document: IdentityDocument, name: str, choice: AnchorChoice = UNCHANGED) -> IdentityDocument:
-        """Return the same once the root `name` has taken over."""
+        """Return the identity after a rotation to the root `name`."""
         word = await collect_anchor_signatures(
             self._keys, document, root(name).session, choice, anchor_id=f"anchor-with-{name}", now_ms=NOW_MS
         )

@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> str:
 
 
 def secrets_in(directory: Path) -> set[str]:
-    """Return every private scalar that lies anywhere below a directory, as base64url."""
+    """Return every private scalar in a file below a directory, as base64url."""
     found = set()
     for path in directory.rglob("*"):
         if path.is_file():
@@ -89,7 +89,7 @@ def secrets_in(directory: Path) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A ``goatherd serve`` process that has said that it is ready."""
+    """A ``goatherd serve`` process that has printed its ready line."""
 
     process: subprocess.Popen[str]
     url: str
@@ -137,7 +137,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 @pytest.fixture
 def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have commands not wait for servers that never synchronize."""
+    """Have commands not wait for servers that do not synchronize."""
 
     def impatient(*given: Any, **named: Any) -> Policy:
         return replace(build_policy(*given, **named), flow_patience=timedelta(0), settle=timedelta(seconds=1))

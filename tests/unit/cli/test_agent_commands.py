@@ -1,4 +1,4 @@
-"""The commands run, fetch and watch: what they refuse, what they leave, and what they pass on."""
+"""The commands run, fetch and watch: what they reject, which files they leave, and what they pass to the server."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_relative_memory_directory_is_found_from_the_data_directory(
 def test_the_key_does_not_stay_where_an_earlier_watch_has_put_it(
     goatherd: Goatherd, store: str, data: Path, elsewhere: Path
 ) -> None:
-    """The server may run: it finds the same bytes."""
+    """The server may run meanwhile, because the file's content stays the same."""
     words = ["--provider", store, "--data", str(data)]
     assert goatherd("fetch", *words).code == 0
     before, text = settings(data).readlink(), settings(data).read_bytes()
@@ -226,7 +226,8 @@ def test_data_of_another_identity_get_a_settings_json_only_if_the_operator_says_
     store: str,
     goatdb: Path,  # noqa: F811
 ) -> None:
-    """As where the operator of a GoatDB server runs `init` in place of `migrate`, and moves settings.json away."""
+    """This happens if the operator of a GoatDB server runs `init` in place of `migrate`, and moves settings.json
+    away."""
     settings(goatdb).unlink()
     words = ("--provider", store, "--data", str(goatdb))
     for line in (("fetch", *words), ("run", *words, "--", "true")):
@@ -368,7 +369,7 @@ def test_a_door_whose_port_is_taken_is_told_and_no_server_started(store: str, da
 
 @pytest.mark.slow
 def test_a_root_that_the_server_has_invented_is_not_lost_at_the_end(store: str, data: Path) -> None:
-    """It is the only copy, and something may have been signed with it; the next agent says so and starts nothing."""
+    """The file is the only copy of that root, which may have signed; the next agent reports it and starts no server."""
     other = to_settings(first(), ()).decode()
     process = start(store, data, "--", "sh", "-c", 'cat > "$1"', "sh", str(settings(data)))
     _, err = process.communicate(other, timeout=120)

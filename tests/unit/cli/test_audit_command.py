@@ -1,4 +1,4 @@
-"""goatherd audit, and the trail that rotate and retire leave."""
+"""goatherd audit, and the trail that rotate and retire write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .conftest import Goatherd, Serving, secrets_in
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store and its trail: one rotation, one that was cancelled, and what was retired. Made once, and not touched."""
+    """Return a store and its trail, made once: a rotation, a cancelled rotation, and a retirement."""
     made = tmp_path_factory.mktemp("history")
     at = ("--provider", f"file://{made}/keys/root")
     common = (*at, "--audit-log", str(made / "audit.jsonl"))

@@ -289,13 +289,13 @@ def test_status_shows_labels_and_ends_with_11_where_a_node_is_not_in_step(goathe
 
 
 class Leaky(BaseHTTPRequestHandler):
-    """Answers as an unmodified GoatDB server that learnt its root from its own current session."""
+    """Answers as an unmodified GoatDB server whose current session is one of its roots, with the private key."""
 
     root = OwnedSession.generate(session_id="r" * 24, owner="root", now_ms=NOW_MS)
     leaks = True
     date_offset = timedelta(0)
     report: Mapping[str, object] | None = None
-    """What the agent in front of it reports; None without an agent."""
+    """The report of the agent in front of the server; None without an agent."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
@@ -330,7 +330,7 @@ class Leaky(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def goatdb(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Leaky]]]:
-    """The URL of such a server, and the class whose attributes say how bad it is."""
+    """Return the URL of an unmodified server, and the class whose attributes set its faults."""
     monkeypatch.setenv("GOATHERD_TIMEOUT", f"{ANSWER.total_seconds():g}s")
 
     class Handler(Leaky):
@@ -359,7 +359,7 @@ def test_doctor_rings_the_bell_where_a_server_gives_its_private_key_away(
 def test_manual_restart_servers_in_the_configuration_are_checked_by_doctor_and_named_by_status(
     goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]], tmp_path: Path
 ) -> None:
-    """They may expose their keys, too."""
+    """Such servers may expose their keys, too."""
     url, _ = goatdb
     goatherd("init", "--provider", store)
     (tmp_path / "goatherd.toml").write_text(f'[rotation]\nbare = ["{url}"]\n')
@@ -372,7 +372,7 @@ def test_manual_restart_servers_in_the_configuration_are_checked_by_doctor_and_n
 def test_an_agent_whose_server_rejects_the_root_may_have_been_asked_for_another_organization(
     goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
 ) -> None:
-    """The application chooses the organization by the host name in --node."""
+    """The application chooses the organization by the host name in the URL that --node gives."""
     url, handler = goatdb
     handler.leaks = False
     root = goatherd("init", "--provider", store, "--json").json["current"]["id"]
@@ -493,7 +493,7 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
 def test_a_server_with_a_settings_json_does_not_mean_that_the_store_went_back(
     goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no unmodified server, and reports an identity of generation 1 that the store has never held."""
+    """The server is not unmodified, and reports an identity of generation 1 that the store has never held."""
     first = goatherd("init", "--provider", store, "--json").json["current"]["id"]
     file = tmp_path / "settings.json"
     assert goatherd("export", str(file), "--provider", store).code == 0

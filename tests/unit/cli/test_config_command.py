@@ -1,4 +1,4 @@
-"""config: every option, its value and its source; and wrong values, told with the option that was typed."""
+"""config: every option, its value and its source; an error names the option as the user gave it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""goatherd controller: explained, once, and as a process that is told to stop."""
+"""goatherd controller: --explain, --once, and a process that is stopped by a signal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def generation(goatherd: Goatherd, store: str) -> int:
 
 @pytest.fixture(autouse=True)
 def quiet_logging() -> Iterator[None]:
-    """The command sets the log up for its process; undo it for the next test."""
+    """Undo the logging configuration that the command sets for its process."""
     import logging
 
     root, ours = logging.getLogger(), logging.getLogger("goatherd")
@@ -194,7 +194,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts ``goatherd controller``; what still runs at the end is killed."""
+    """Return a function that starts ``goatherd controller``; processes that still run at the end are killed."""
     started: list[subprocess.Popen[str]] = []
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GOATHERD_")}
     environ["GOATHERD_TIMEOUT"] = f"{ANSWER.total_seconds():g}s"
@@ -227,7 +227,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], tmp_p
 
 
 class Steadfast(BaseHTTPRequestHandler):
-    """A GoatDB server that accepts every request, keeps what it is given, and never signs with another root."""
+    """A GoatDB server that accepts every request, stores what is pushed, and never signs with another root."""
 
     kept: ClassVar[list[Any]] = []
 

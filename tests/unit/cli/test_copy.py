@@ -1,4 +1,4 @@
-"""goatherd copy: an identity moves from one store to another, and what is refused."""
+"""goatherd copy: copying an identity from one store to another, and which copies are rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""goatherd data: check and repair, by hand."""
+"""goatherd doctor --data: the check and the repair of a data directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DOCUMENT = IdentityDocument(generation=1, current=CURRENT, roots=(CURRENT.sessio
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data directory with one damaged line between good ones."""
+    """Return a data directory with one damaged line among valid ones."""
     directory = tmp_path / "data" / "localhost"
     commits = {
         "sys/sessions": [introduction(USER, CURRENT, commit_id="s1")],
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def identity(store: str) -> str:
-    """A store that holds the identity of the data."""
+    """Return a store with the identity to which the data belong."""
 
     async def put() -> None:
         provider, secret_id = open_provider(store)

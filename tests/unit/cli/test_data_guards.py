@@ -1,4 +1,5 @@
-"""A command that starts on a data directory refuses one that is not meant, and files of a newer GoatDB."""
+"""A command that starts on a data directory rejects one of another organization or identity, and files of a newer
+GoatDB."""
 
 from __future__ import annotations
 

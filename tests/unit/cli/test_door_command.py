@@ -1,4 +1,4 @@
-"""`goatherd door` as a process: it opens, guards, follows the store, and closes."""
+"""`goatherd door` as a process: it starts, protects the server, follows the store, and stops."""
 
 from __future__ import annotations
 

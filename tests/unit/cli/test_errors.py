@@ -1,4 +1,4 @@
-"""How a command ends when something is wrong: exit code, message, hint; and never a traceback unasked."""
+"""How a command ends after an error: exit code, message, hint, and a traceback only on request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A root that has expired: every place that tells of it names the one command that replaces it."""
+"""An expired root: every message about it names the one command that replaces it."""
 
 from __future__ import annotations
 

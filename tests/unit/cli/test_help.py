@@ -1,4 +1,4 @@
-"""The menu and the help: complete, with examples, and cheap."""
+"""The overview of commands and their help: complete, with examples, and fast."""
 
 from __future__ import annotations
 
@@ -134,10 +134,10 @@ def test_without_arguments_a_new_user_is_told_the_first_three_commands(goatherd:
 
 
 def parsed(line: str) -> None:
-    """Parse a command line as the command itself does, and run nothing.
+    """Parse a command line as the command itself does, without running it.
 
     Raises:
-        click.UsageError: It is not one.
+        click.UsageError: The command line is wrong.
     """
     words = shlex.split(line.partition(" | ")[0])
     assert words[0] == "goatherd", line
@@ -178,7 +178,7 @@ def test_the_script_of_a_shell_completes_names_and_options(goatherd: Goatherd, s
 
 
 def complete(line: str) -> list[str]:
-    """Return what bash gets for a line; nothing may be written into the prompt."""
+    """Return bash's completions for a line; nothing may be printed into the prompt."""
     typed = {"_GOATHERD_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     done = subprocess.run(
         [sys.executable, "-m", "goatherd"], env={**os.environ, **typed}, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""versions label and unlabel: what they move, what they leave alone, and what they say about it."""
+"""versions label and unlabel: which labels they change, which they leave, and what they print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .conftest import Goatherd
 
 @pytest.fixture
 def secret(goatherd: Goatherd, store: str) -> str:
-    """The URI of a store whose secret has six versions: 1 is the identity's first, 6 is current and stable."""
+    """Return the URI of a store with six versions of its secret: 1 is the identity's first, 6 is current and stable."""
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
     return store

@@ -1,4 +1,4 @@
-"""What an interrupted change left in the store: shown, not copied, not labelled, and destroyed by retire."""
+"""Values that an interrupted change left in the store: listed, not copied, not labelled, and destroyed by retire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .conftest import Goatherd
 
 @pytest.fixture
 def secret(goatherd: Goatherd, store: str) -> str:
-    """The URI of a store that has rotated; a copy of its first version stands there as version 9, which none names."""
+    """Return the URI of a store after a rotation; a copy of its first version is stored as version 9, which no record
+    names."""
     goatherd("init", "--provider", store)
     goatherd("rotate", "--provider", store, "--unsafe-without-nodes")
     folder = Path(store.removeprefix("file://"))

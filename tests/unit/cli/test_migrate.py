@@ -1,4 +1,4 @@
-"""migrate: from files that GoatDB 0.5.1 wrote itself into a store, nothing lost, nothing overwritten."""
+"""migrate: from files that GoatDB 0.5.1 wrote into a store; nothing is lost or overwritten."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A data directory as GoatDB 0.5.1 left it, with two organizations' worth of room."""
+    """Return a data directory as GoatDB 0.5.1 left it, with two organizations."""
     return write_goatdb_data(tmp_path / "goatdb")
 
 
@@ -83,7 +83,7 @@ def test_a_second_run_after_a_rotation_is_no_error_either(goatherd: Goatherd, da
 
 
 def settle(data: Path) -> None:
-    """Give the root of a data directory a long life, whatever the clock says today."""
+    """Give the root of a data directory a late expiration, so that the test does not depend on today's date."""
     tree = settings(data)
     for session in [tree["currentSession"], *tree["roots"], *tree["trustedSessions"]]:
         session["expiration"] = 4_000_000_000
@@ -109,7 +109,7 @@ def test_trusted_sessions_that_the_log_knows_stay_where_they_are(goatherd: Goath
 
 
 def stranger(data: Path) -> OwnedSession:
-    """Add a session to trustedSessions that the log does not know, as GoatDB 0.5.1 can leave one behind."""
+    """Add a session to trustedSessions that is not in the log, as GoatDB 0.5.1 can leave one."""
     owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
     tree = settings(data)
     tree["trustedSessions"].append(owned.session.to_json())
@@ -361,7 +361,7 @@ def test_what_was_migrated_can_be_exported_with_the_sessions_of_the_log(
 def test_no_file_is_exported_for_the_data_of_another_identity(
     goatherd: Goatherd, data: Path, tmp_path: Path, store: str
 ) -> None:
-    """A server that starts with it would reject its own sessions and what they have signed."""
+    """A server that starts with such a file would reject its own sessions and what they have signed."""
     goatherd("init", "--provider", store)
     file = data / "localhost/settings.json"
     before = file.read_bytes()
@@ -374,7 +374,7 @@ def test_no_file_is_exported_for_the_data_of_another_identity(
 def test_a_link_whose_file_in_memory_is_gone_is_told_and_can_be_replaced(
     goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
-    """As after a power failure under `goatherd run`."""
+    """The file is lost after a power failure under `goatherd run`."""
     settle(data)
     goatherd("migrate", str(data), "--provider", store)
     file = data / "localhost/settings.json"
@@ -409,7 +409,7 @@ def test_what_lies_in_the_store_is_a_checked_identity_document(
 def test_a_server_that_gives_its_key_away_is_named_and_a_revocation_asked_for(
     goatherd: Goatherd, data: Path, store: str, listed: str
 ) -> None:
-    """After a rotation, servers would still trust the root that may be stolen."""
+    """After a rotation, servers would still trust the root whose key may have been stolen."""
     tree = settings(data)
     public = {name: value for name, value in tree["currentSession"].items() if name != "privateKey"}
     if listed == "not at all":

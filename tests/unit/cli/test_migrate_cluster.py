@@ -1,4 +1,5 @@
-"""migrate, of a whole cluster: servers compared, the store read back, servers asked, keys taken off the disk."""
+"""migrate for a whole cluster: comparing servers, reading the store back, checking servers, and removing keys from
+disks."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ FAR_MS = 4_000_000_000_000
 
 @contextmanager
 def server(status: int, *, accepts: str | None = None) -> Iterator[str]:
-    """A server that answers every request alike, but with 200 if the root `accepts` has signed it."""
+    """Run a server that answers every request with `status`, but with 200 if the root `accepts` has signed it."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -75,7 +76,7 @@ def server(status: int, *, accepts: str | None = None) -> Iterator[str]:
 
 @pytest.fixture
 def second(data: Path) -> Path:  # noqa: F811
-    """A second server of the same cluster, whose root GoatDB has extended by itself."""
+    """Return a second server of the same cluster, whose root GoatDB has extended."""
     other = Path(shutil.copytree(data, data.parent / "second"))
     settle(other)
     return other
@@ -86,7 +87,7 @@ def rewritten(top: Path, change: dict[str, Any]) -> None:
 
 
 def a_new_root(top: Path, session_id: str) -> str:
-    """Give a server a root of its own, as GoatDB does where it cannot read its settings.json."""
+    """Give a server a new root, as GoatDB does if it cannot read its settings.json."""
     root = OwnedSession.generate(session_id=session_id, owner="root", now_ms=NOW_MS)
     rewritten(top, {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []})
     return root.id
@@ -214,7 +215,7 @@ def test_items_that_both_servers_created_are_named_before_anything_is_written(
 
 
 def a_cluster_of_its_own(top: Path) -> tuple[OwnedSession, Session]:
-    """Give a server a root of its own, and a user session that this root has introduced in its log."""
+    """Give a server a new root, and a user session that this root has introduced in its log."""
     root = OwnedSession.generate(session_id="b" * 24, owner="root", now_ms=NOW_MS)
     rewritten(top, {"currentSession": root.to_secret_json(), "roots": [root.session.to_json()], "trustedSessions": []})
     user = OwnedSession.generate(session_id="u" * 24, owner=None, now_ms=NOW_MS).session
@@ -471,7 +472,7 @@ def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd
 
 
 def expires(top: Path, days: float) -> int:
-    """Give the root in a settings.json an expiration some days from now, as GoatDB does at a start."""
+    """Set the expiration of the root in a settings.json to some days from now, as GoatDB does at a start."""
     expiration_ms = SystemClock().now_ms() + round(days * 86_400_000)
     tree = settings(top)
     listed = [tree["currentSession"], *tree["roots"], *tree["trustedSessions"]]
@@ -670,7 +671,7 @@ def test_a_session_that_only_settings_json_knows_gets_the_same_commit_on_every_s
     store: str,
     way: str,
 ) -> None:
-    """GoatDB 0.5.1 ends where it meets two different commits of one session that have no parents."""
+    """GoatDB 0.5.1 crashes on two different commits of one session that have no parents."""
     settle(data)
     other = Path(shutil.copytree(data, data.parent / "other"))
     owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
@@ -897,7 +898,7 @@ def test_a_removed_settings_json_that_is_named_stands_for_no_other_file(
 
 @pytest.fixture
 def takes_ctrl_c() -> Iterator[None]:
-    """Ctrl-C interrupts this process, even one that was started in the background, which ignores it."""
+    """Let Ctrl-C interrupt this process, even if it was started in the background, where SIGINT is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""Everything that the command line has written, in every mode, is searched for every private key there was."""
+"""All output of the command line, in every mode, is searched for every private key that the tests used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VECTORS = Path(__file__).parents[2] / "vectors"
 
 
 def forms(secret: str) -> list[str]:
-    """Return the ways in which a private scalar could be written."""
+    """Return the encodings in which a private scalar could be printed."""
     raw = base64.urlsafe_b64decode(secret)
     number = int.from_bytes(raw, "big")
     return [

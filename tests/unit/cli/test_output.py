@@ -1,4 +1,4 @@
-"""Output that is not read, or that cannot be kept: the work goes on, the exit code is its own, no traceback."""
+"""Output that nothing reads, or that cannot be written: the work continues, with its own exit code and no traceback."""
 
 from __future__ import annotations
 

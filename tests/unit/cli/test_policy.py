@@ -1,4 +1,4 @@
-"""policy: what the provider's function says, verbatim, for every scheme, and without an SDK."""
+"""policy: prints the text of the provider's function unchanged, for every scheme, without an SDK."""
 
 from __future__ import annotations
 

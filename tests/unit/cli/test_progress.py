@@ -1,4 +1,4 @@
-"""What a rotation shows while it runs, on a real terminal and as lines."""
+"""The progress of a rotation, shown on a real terminal and as lines."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_an_error_of_aws_is_shown_once_although_each_request_has_another_id() ->
 
 
 def test_only_a_server_that_reads_the_store_is_said_to_read_it_next() -> None:
-    """A manual-restart server does not, and its operator would wait in vain."""
+    """A manual-restart server does not read it, and its operator would wait in vain."""
     stderr = io.StringIO()
     progress = RotationProgress(Output(as_json=False, stderr=stderr), bare=["http://bare"])
     wait = Wait(nodes=("http://agent", "http://bare"), reason="has it", until_ms=1_790_000_000_000)

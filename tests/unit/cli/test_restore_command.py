@@ -1,4 +1,5 @@
-"""``goatherd restore``: an earlier root signs again after a finished rotation; what cannot be restored says why."""
+"""``goatherd restore``: an earlier root signs again after a finished rotation; an error says why a root cannot be
+restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command for the emergency: what it asks for, what it says, and how it ends."""
+"""`goatherd revoke`: its questions, its output, and its exit codes."""
 
 from __future__ import annotations
 

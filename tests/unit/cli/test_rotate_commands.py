@@ -1,4 +1,4 @@
-"""rotate, status and retire as an operator at 3 a.m. meets them: what is refused, what is told, what to do next."""
+"""rotate, status and retire: what they reject, what they report, and which next step they name."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no 
 
 @pytest.fixture
 def settings(goatherd: Goatherd, store: str, tmp_path: Path) -> bytes:
-    """Return a settings.json with the current root's key; the store and nothing else has it."""
+    """Return a settings.json with the current root's key; apart from it, only the store holds the key."""
     assert goatherd("init", "--provider", store).code == 0
     assert goatherd("export", "settings.json", "--provider", store).code == 0
     content = (tmp_path / "settings.json").read_bytes()
@@ -53,7 +53,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def scan(goatherd: Goatherd, tree: Path, *more: str) -> Result:
-    """Scan, and look for key material in all that is printed."""
+    """Run the scan, and check that its output contains no key."""
     result = goatherd("scan", str(tree), *more)
     keys = secrets_in(tree.parent)
     assert keys
@@ -177,7 +177,8 @@ def test_the_layers_of_a_saved_image_are_searched(
     "member", [f"objects/ab/{'0' * 38}", f"objects/pack/pack-{'0' * 40}.pack", f"objects/ab/{'0' * 62}"]
 )
 def test_a_git_history_in_an_image_is_not_clean(goatherd: Goatherd, tree: Path, settings: bytes, member: str) -> None:
-    """`COPY . .` has put it there; git compresses a key in it, so a search of the members does not find the key."""
+    """`COPY . .` puts the history there; git compresses its objects, so a search of the members does not find a key in
+    it."""
     content = b"PACK and so on" if member.endswith(".pack") else zlib.compress(b"x")
     members = {f"app/.git/{member}": content, f"app/.git/{member.replace('0', '1')}": content, "app/server.ts": b"z"}
     for name, layer in (("image.tar", pack(members, compressed=True)), ("image.zip", pack_zip(members))):
@@ -290,7 +291,7 @@ def test_what_cannot_be_searched_is_not_clean(goatherd: Goatherd, tree: Path, se
 
 
 def damaged_tar(**members: str) -> bytes:
-    """Return a tar archive whose second member has these members of a PAX header."""
+    """Return a tar archive whose second member has a PAX header with these fields."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, pax in (("a", {}), ("b", {name.replace("_", "."): value for name, value in members.items()})):
@@ -430,7 +431,7 @@ def test_a_repository_for_which_no_process_can_be_started_is_not_clean(
 def test_a_repository_s_configuration_starts_no_program(
     goatherd: Goatherd, tree: Path, settings: bytes, tmp_path: Path
 ) -> None:
-    """SECURITY: a repository to be scanned may come from anywhere."""
+    """SECURITY: a repository to be scanned may be an attacker's."""
     trap = tmp_path / "trap"
     trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\nexit 0\n")
     trap.chmod(0o755)

@@ -1,4 +1,4 @@
-"""serve and demo: start, the ready line, a graceful end, and what is refused at the door."""
+"""serve and demo: start, the ready line, a graceful stop, and errors at the start."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_by_default_the_log_has_one_line_for_a_new_root_a_lost_and_a_found_peer(
 
 
 def await_event(server: Serving, event: str) -> None:
-    """Wait until a server has logged an event; the deadline is against a hang."""
+    """Wait until a server has logged an event; the deadline only catches a hang."""
     until = time.monotonic() + 60
     while event not in events_of(server):
         assert time.monotonic() < until, server.stderr.read_text()
@@ -343,7 +343,7 @@ def test_data_of_another_identity_are_served_only_if_the_operator_says_so(
     store: str,
     serve: Serve,
 ) -> None:
-    """As where the operator of a GoatDB server runs `init` in place of `migrate`."""
+    """This happens if the operator of a GoatDB server runs `init` in place of `migrate`."""
     goatherd("init", "--provider", store)
     start = ("--provider", store, "--data", str(goatdb))
     before = {path: path.read_bytes() for path in goatdb.rglob("*") if path.is_file()}
@@ -379,7 +379,7 @@ def test_data_that_were_migrated_are_served(
 
 
 def verifiers_of(pid: int) -> list[int]:
-    """Return the processes that verify signatures for a server."""
+    """Return the process ids of a server's verifier processes."""
     children = [one for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()]
     return [int(one) for one in children if b"verifier-process" in Path(f"/proc/{one}/cmdline").read_bytes()]
 

@@ -1,4 +1,4 @@
-"""`goatherd restore --signature`: what it shows, what it writes, and what it leaves as it is."""
+"""`goatherd restore --signature`: what it shows and writes, and what it does not change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stored(store: str) -> IdentityDocument:
 
 
 def write(store: str, **members: object) -> None:
-    """Write the next generation into the store as a tool does that does not sign."""
+    """Write the next generation into the store without a signature, as another tool could."""
 
     async def put() -> None:
         provider, secret_id = open_provider(store)

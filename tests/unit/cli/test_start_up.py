@@ -1,4 +1,4 @@
-"""What a short command must not import: modules, not times, so that the test holds on a busy machine."""
+"""Modules that a short command must not import. Modules are checked and not times, which depend on the machine."""
 
 from __future__ import annotations
 

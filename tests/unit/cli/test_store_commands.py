@@ -1,4 +1,4 @@
-"""init, show, versions, export: what they write, what they refuse to overwrite, what they never show."""
+"""init, show, versions, export: what they write, what they do not overwrite, and what they never show."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Wrong calls, as operators make them: what each is answered, and with which exit code.
+"""Wrong calls of the command line: the message and the exit code of each.
 
-No answer is a traceback or calls itself a bug, each has a hint, and none repeats a password.
+No message is a traceback or calls the error a bug, each has a hint, and none repeats a password.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ CALLS: list[tuple[str, int, str]] = [
 
 @pytest.fixture
 def places(goatherd: Goatherd, store: str, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """What the calls name: a store with an identity, one without, a directory, files, a port that is taken."""
+    """Return what the calls name: a store with an identity, one without, a directory, files, a port that is in use."""
     assert goatherd("init", "--provider", store).code == 0
     (tmp_path / "d").mkdir()
     (tmp_path / "notes.txt").write_text("hello\n")

@@ -1,4 +1,4 @@
-"""`NodeClient` against servers made of an `httpx2.MockTransport`: what it sends, believes and refuses."""
+"""`NodeClient` against servers made of an `httpx2.MockTransport`: what it sends, accepts and rejects."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ async def test_a_refresh_is_signed_and_reports_what_the_server_says() -> None:
 
 @pytest.fixture
 async def silent_server() -> AsyncIterator[str]:
-    """A server that takes connections and never says a word."""
+    """Yield a server that accepts connections and never answers."""
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -392,7 +392,7 @@ async def test_a_packed_answer_is_read() -> None:
 
 @pytest.fixture
 def deaf_address() -> Iterator[tuple[str, int]]:
-    """An address that drops connection requests: the queue of its socket is full."""
+    """Yield an address that drops connection requests, because the queue of its socket is full."""
     with ExitStack() as stack:
         full = stack.enter_context(socket.socket())
         full.bind(("127.0.0.2", 0))
@@ -475,7 +475,7 @@ async def test_a_client_that_is_closed_during_a_request_leaves_no_connection_ope
 
 
 class Well(BaseHTTPRequestHandler):
-    """Answers every GET, and keeps its connections open."""
+    """A server that answers every GET and keeps connections open."""
 
     protocol_version = "HTTP/1.1"
 

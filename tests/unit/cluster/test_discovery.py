@@ -1,4 +1,4 @@
-"""Which nodes there are, by DNS and by a Service of Kubernetes; and that "not known" is never "none"."""
+"""Discovery of servers by DNS and by a Kubernetes Service; a failed lookup is never taken for "no servers"."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ async def test_a_node_that_dns_no_longer_names_counts_for_a_while_and_its_client
 
 @asynccontextmanager
 async def tls_server(tmp_path: Path) -> AsyncIterator[tuple[int, list[str], list[str]]]:
-    """Yield the port, the names that were asked for in TLS, and the ``Host`` headers."""
+    """Yield the port, the names that clients requested in TLS (SNI), and the ``Host`` headers."""
     pair = certified()
     (tmp_path / "key.pem").write_bytes(pair.key)
     (tmp_path / "cert.pem").write_bytes(pair.certificate)
@@ -383,7 +383,8 @@ async def test_a_pod_with_addresses_of_both_families_is_one_node(cluster: FakeKu
 
 
 async def test_a_port_without_a_name_is_found_by_its_number(cluster: FakeKubernetes, service: str) -> None:
-    """The name of a Service's only port may be left out: https://kubernetes.io/docs/concepts/services-networking/service/."""
+    """The name of a Service's only port may be omitted:
+    https://kubernetes.io/docs/concepts/services-networking/service/."""
     for number, unnamed in enumerate(({"port": 8080}, {"name": None, "port": 8080}, {"name": "", "port": 8080})):
         cluster.slices["prod"] = [{**slice_of(endpoint(f"10.0.0.{number}")), "ports": [unnamed]}]
         assert await places(service.replace(":http?", ":8080?")) == [f"http://10.0.0.{number}:8080"]
@@ -406,7 +407,8 @@ async def test_each_slice_has_its_own_number_for_a_named_port(cluster: FakeKuber
 async def test_conditions_that_are_left_out_mean_ready_and_lists_may_be_null(
     cluster: FakeKubernetes, service: str
 ) -> None:
-    """Null means true, or unknown: reference/kubernetes-api/service-resources/endpoint-slice-v1/."""
+    """A condition that is null means true, or unknown:
+    reference/kubernetes-api/service-resources/endpoint-slice-v1/."""
     unknown = {"ready": None, "serving": None, "terminating": None}
     cluster.slices["prod"] = [
         slice_of({"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"], "conditions": None}),
@@ -419,7 +421,7 @@ async def test_conditions_that_are_left_out_mean_ready_and_lists_may_be_null(
 async def test_a_pod_that_moves_between_slices_is_one_node_and_counts_while_one_of_them_says_that_it_serves(
     cluster: FakeKubernetes, service: str
 ) -> None:
-    """For a time it is in both: concepts/services-networking/endpoint-slices/#duplicate-endpoints."""
+    """For a short time the pod is in both slices: concepts/services-networking/endpoint-slices/#duplicate-endpoints."""
     ends = endpoint("10.0.0.1", ready=False, serving=False, terminating=True)
     cluster.slices["prod"] = [slice_of(ends, endpoint("10.0.0.2")), slice_of(endpoint("10.0.0.1"))]
     assert await places(service) == ["http://10.0.0.2:8080", "http://10.0.0.1:8080"]
@@ -534,7 +536,7 @@ async def test_a_cluster_that_cannot_be_reached_is_not_known(cluster: FakeKubern
 async def test_without_the_extra_the_message_itself_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What reports an obstacle of a rotation has a hint of its own."""
+    """An obstacle of a rotation is reported with a hint of its own, so the message must contain the instructions."""
     monkeypatch.setitem(sys.modules, "kubernetes_asyncio.config.kube_config", None)
     (tmp_path / "kubeconfig").write_text("{}")
     with pytest.raises(DiscoveryError, match=r"pip install 'goatherd\[kubernetes\]'"):

@@ -1,4 +1,4 @@
-"""Any JSON value in any member of any answer: no tool ends by it, and what is shown of it can be printed."""
+"""Any JSON value in any member of any answer: no command crashes, and what it shows can be printed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def lie(answer: Any, dice: random.Random) -> Any:
-    """Return the answer with something else in one to three places, or without it."""
+    """Return the answer with one to three members replaced or removed at random."""
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         path = dice.choice(places(answer))
         value = DEEP if dice.random() < 0.03 else copy.deepcopy(dice.choice(NASTY))
@@ -100,7 +100,7 @@ def lie(answer: Any, dice: random.Random) -> Any:
 
 
 class WaitingClock(SystemClock):
-    """Time passes only while it is waited for, so that what takes long on a slow machine uses up no deadline."""
+    """A clock that advances only while a task waits for it, so that slow code on a slow machine misses no deadline."""
 
     def __init__(self) -> None:
         self._passed = 0.0
@@ -114,10 +114,10 @@ class WaitingClock(SystemClock):
 
 
 class Liar:
-    """Stands between a client and an honest server, and puts something else into its answers.
+    """Stands between a client and an honest server, and replaces parts of the answers.
 
     Attributes:
-        dice: What it says; None while it is honest.
+        dice: Chooses the lies; None for honest answers.
         rate: How many of its answers are lies.
     """
 
@@ -193,7 +193,7 @@ def check_shown(value: Any) -> None:
 
 
 async def ask_everything(client: NodeClient, signer: OwnedSession) -> None:
-    """Call each method of the client; a failure of the server is the only one that there may be."""
+    """Call each method of the client; the only error that may occur is a failure of the server."""
     for call in (
         client.identity,
         client.new_session,

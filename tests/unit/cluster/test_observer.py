@@ -1,4 +1,4 @@
-"""What can be seen of a node from outside, and that what cannot be seen is never taken for yes or no."""
+"""What a rotation can observe of a server, and that "unknown" is never taken for yes or no."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_another_commit_under_the_same_id_is_not_the_introduction(make_her
 async def test_a_server_that_holds_something_else_under_the_id_and_the_names_does_not_hold_it(
     make_herd: MakeHerd,
 ) -> None:
-    """The id, the key and the claimed signer are right, and no client can follow by it."""
+    """The id, the key and the claimed signer are correct, but no client can verify the commit."""
     herd = await make_herd(nodes=1)
     b, a = new_root(herd), herd.nodes[0].document.current
     thief = OwnedSession.generate(session_id=a.id, owner="root", now_ms=herd.clock.now_ms())
@@ -184,7 +184,7 @@ async def test_who_signs_is_not_asked_of_an_unmodified_server_unless_it_matters_
 
 
 class Later(SystemClock):
-    """The time of later, as soon as a test says so."""
+    """A clock that jumps ahead when a test sets it."""
 
     later = timedelta(0)
 
@@ -232,7 +232,7 @@ async def test_an_unmodified_server_shows_by_its_session_commits_whether_it_has_
 
 
 async def test_a_server_without_a_process_id_counts_as_restarted_when_the_new_root_signs() -> None:
-    """Until then it costs no session, and then it costs one."""
+    """Until the restart the check creates no session; after it, the check creates one."""
     clock = Later()
     root, b = (
         OwnedSession.generate(session_id=name, owner="root", now_ms=clock.now_ms()) for name in ("root-a", "root-b")
@@ -292,7 +292,7 @@ async def test_a_server_that_does_not_show_its_process_is_asked_three_times_in_a
 
 
 async def test_who_signs_is_asked_once_for_each_start_of_a_server(make_herd: MakeHerd) -> None:
-    """GoatDB keeps every session permanently, and signs with another root only after a restart."""
+    """GoatDB keeps every session permanently, and changes the root that it signs with only at a restart."""
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node, observer = herd.nodes[0], observer_of(herd)
     asked = Question(asker=node.document.current, signer=True, answers=True)
@@ -315,7 +315,7 @@ async def test_who_signs_is_asked_once_for_each_start_of_a_server(make_herd: Mak
 async def test_a_server_that_keeps_no_mark_is_asked_ever_more_seldom(
     make_herd: MakeHerd, is_checking_times: bool
 ) -> None:
-    """A busy server forgets marks; a proxy may accept any signature, or none that is old."""
+    """A busy server forgets marks; a proxy may accept any signature, or only recent ones."""
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node, observer = herd.nodes[0], observer_of(herd)
 
@@ -377,7 +377,7 @@ def read(answer: Mapping[str, Any]) -> ServerIdentity | None:
 
 
 class UnderAgent:
-    """A herd's unmodified node with an agent in front of it, which claims what a test wants it to."""
+    """An unmodified node of a herd with an agent in front of it, which reports what a test sets."""
 
     def __init__(self, node: HerdNode) -> None:
         self._node = node
@@ -474,7 +474,7 @@ async def test_a_server_that_its_agent_restarts_is_not_in_trouble(make_herd: Mak
 async def test_an_agent_that_cannot_restart_its_server_says_why(
     make_herd: MakeHerd, problem: str | None, activity: str
 ) -> None:
-    """Otherwise a rotation waits for a turn that does not come."""
+    """Without a reason, a rotation would wait for a restart that does not come."""
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     node = await under_agent(herd)
     node.claim = {"agent": {"state": "serving", "pending": ["a new root"], "problem": problem}}
@@ -503,7 +503,7 @@ async def test_a_node_rejects_a_document_only_when_it_says_so_now(
 
 
 class Saying:
-    """A Goatherd server that reports what a test wants it to."""
+    """A Goatherd server that reports what a test sets."""
 
     base_url = "http://saying"
 

@@ -1,4 +1,4 @@
-"""What the options build for servers: a server, and the environment that a server gets from its agent."""
+"""A server built from options, and the environment that a server gets from its agent."""
 
 from __future__ import annotations
 

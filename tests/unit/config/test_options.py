@@ -1,4 +1,4 @@
-"""Options: where they come from, what they look like, and what is refused."""
+"""Options: their sources, their syntax, and which values are rejected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from goatherd.times import format_duration
 
 
 def compared(options: Options) -> dict[str, object]:
-    """The values of all options, without where they came from."""
+    """Return the values of all options, without their sources."""
     return {one.name: getattr(options, one.name) for one in fields(options) if one.compare}
 
 
@@ -363,7 +363,7 @@ def test_a_value_that_only_one_command_uses_is_checked_by_all(tmp_path: Path, te
 
 
 def test_the_home_directory_is_found_in_a_flag_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in `--data=~/goatdb`, which a shell passes on as it is."""
+    """In `--data=~/goatdb`, the shell does not expand the tilde."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for found in (load(tmp_path, serve_data=Path("~/db")), load(tmp_path, environ={"GOATHERD_SERVE_DATA": "~/db"})):
         assert found.serve_data == tmp_path / "db"

@@ -1,4 +1,4 @@
-"""A server that a test writes word by word, with a door in front, and one connection to it."""
+"""A scripted server for tests, with a door in front of it, and one connection to the door."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 60
 
 
 class Quiet(TrustedSessions):
-    """Believes the identity only, and asks the server nothing."""
+    """Trusted sessions that come from the identity only, without a request to the server."""
 
     async def refresh(self) -> None:
         pass
@@ -26,7 +26,7 @@ class Quiet(TrustedSessions):
 
 @dataclass
 class Scripted:
-    """A server that a test writes word by word."""
+    """A server whose every answer is written by a test."""
 
     url: str = ""
     requests: list[bytes] = field(default_factory=list)
@@ -40,7 +40,7 @@ async def scripted(
     limits: DoorLimits | None = None,
     public_url: str | None = None,
 ) -> AsyncIterator[tuple[Scripted, Door]]:
-    """A scripted server with a door in front that asks nothing of its own."""
+    """Yield a scripted server, and a door that sends no requests of its own to it."""
     state = Scripted()
 
     async def serve(reader: Reader, writer: Writer) -> None:
@@ -82,7 +82,7 @@ async def line(port: int) -> AsyncIterator[tuple[Reader, Writer]]:
 
 
 async def answer_of(reader: Reader) -> tuple[int, dict[str, str], bytes]:
-    """Read one whole answer with a length."""
+    """Read one complete answer that has a Content-Length."""
     head = (await head_of(reader)).decode("latin-1")
     fields = dict(re.findall(r"^([\w-]+): (.*)\r$", head, re.MULTILINE))
     body = await reader.readexactly(int(fields.get("content-length", 0)))
@@ -96,14 +96,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def quiet(door: Door) -> bool:
-    """Whether nothing of any request is left: no task, no connection in use."""
+    """Return whether the door has no task and no connection in use."""
     names = {task.get_name() for task in asyncio.all_tasks()}
     status = door.status
     return not status.requests and not names & {"request body", "answer"} and not door._server._busy
 
 
 def is_listening(door: Door) -> bool:
-    """Whether the door accepts connections: not once it has begun to close."""
+    """Return whether the door accepts connections; it does not once it has begun to close."""
     server = door._listener._server
     return server is not None and server.is_serving()
 

@@ -1,4 +1,4 @@
-"""Callers of the door that disconnect, are slow, or never end; and a door that closes meanwhile."""
+"""Callers of the door that disconnect, are slow or never end, and a door that closes while requests are in progress."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def answer_without_end(writer: Writer) -> None:
 
 
 def hold_verification(w: World) -> asyncio.Event:
-    """Let no verification of commits end, and return an event that is set when the first one begins."""
+    """Block the verification of commits, and return an event that is set when the first one begins."""
     began = asyncio.Event()
 
     async def never(*_: Any, **__: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The server survives what is admitted, and loses none of it."""
+"""The commit index admits no commit that would end the server, and loses none of those that it admits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.goats import NOW, ORG, commit_by, introduction, new_id
 
 
 class Held:
-    """A repository that answers as a server does, until it is told not to."""
+    """A repository that answers as a server does, until a test stops it."""
 
     def __init__(self, *commits: Commit) -> None:
         self.commits = list(commits)
@@ -113,7 +113,7 @@ async def test_the_root_signs_no_child_of_a_creation_that_is_forged_or_by_an_unk
 
 
 async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -> None:
-    """A rule of the application may have rejected it silently; else any client could take any key."""
+    """The application may have rejected the commit silently; otherwise any client could block any key."""
     held = Held()
     index = index_of(held)
     await index.refresh()
@@ -129,7 +129,7 @@ async def test_what_the_child_has_left_out_does_not_keep_the_key_from_others() -
 
 
 class Merging(Held):
-    """A model of `Repository.mergeIfNeeded`: which order of commits ends a GoatDB server.
+    """A model of `Repository.mergeIfNeeded`: it shows which order of commits ends a GoatDB server.
 
     Attributes:
         now: The server's clock in milliseconds.

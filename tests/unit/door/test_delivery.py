@@ -118,7 +118,8 @@ async def test_what_an_earlier_delivery_has_failed_to_deliver_is_claimed_by_the_
 
 
 async def test_two_deliveries_never_wait_for_each_other() -> None:
-    """A commit is released while a delivery waits for another one too, and a later delivery claims it."""
+    """A commit is released while a delivery also waits for another commit, and a later delivery claims the first
+    one."""
     index, own, first, second = await empty_index(), note("own"), note("first"), note("second")
     failing, slow = delivery_of(index, first), delivery_of(index, second)
     waiting, later = delivery_of(index, own, first, second), delivery_of(index, own, first)

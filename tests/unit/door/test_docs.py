@@ -30,7 +30,7 @@ def test_every_limit_is_documented() -> None:
 
 
 def rows(text: str) -> list[str]:
-    """Return the first cell of each row of the tables in `text`, their heads left out."""
+    """Return the first cell of each row of the tables in `text`, without the headings."""
     tables = re.findall(r"^\|[^\n]*\n\|[-|]+\n((?:\|[^\n]*\n?)+)", text, re.MULTILINE)
     return [row.split("|")[1].strip() for table in tables for row in table.splitlines()]
 

@@ -1,4 +1,4 @@
-"""No private key leaves the door, wherever the stream is cut, and nothing else is changed."""
+"""No private key passes the door, however the stream is split, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_time_that_a_script_takes_grows_with_its_length(text: bytes) -> None
 
 
 def growth(call: Callable[[int], Any]) -> float:
-    """Return how many times as long four times the work takes."""
+    """Return the ratio of the times for four times the work and for the work."""
 
     def least(times: int) -> float:
         spent = []
@@ -163,7 +163,7 @@ def test_an_answer_whose_introductions_come_first_already_stays_as_it_is() -> No
 @pytest.mark.parametrize("commits", [[], SESSIONS, [*ROOTS, *SESSIONS]], ids=["alone", "sessions", "roots, too"])
 @pytest.mark.parametrize("place", [0, -1])
 def test_what_may_introduce_a_root_and_cannot_be_read_is_left_out(commits: list[Any], place: int) -> None:
-    """Otherwise no client could get a session: the server sends it to each of them."""
+    """Otherwise no client could get a session, because the server sends this introduction to each of them."""
     unreadable = {**ROOTS[0], "id": "deep", "more": "PLACE"}
     mixed = [unreadable, *commits] if place == 0 else [*commits, unreadable]
     nested = b"[" * 300 + b"]" * 300

@@ -13,7 +13,7 @@ from .scripted_server import PATIENCE, Reader, Writer, head_of
 
 
 async def test_the_sessions_of_each_organization_are_read_at_its_own_url() -> None:
-    """At another host name the server reads those of another organization, and does not trust the root."""
+    """At another host name the server returns the sessions of another organization, and does not trust the root."""
     asked: dict[str, str] = {}
 
     async def talk(reader: Reader, writer: Writer) -> None:

@@ -1,4 +1,4 @@
-"""What the door does to the bytes of requests and answers: all that it does not check passes as it is."""
+"""What the door changes in requests and answers: everything that it does not check passes unchanged."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ async def test_requests_that_come_at_once_are_answered_in_their_order() -> None:
 
 
 async def test_a_wish_for_another_protocol_is_not_handed_on() -> None:
-    """GoatDB speaks HTTP only; without the headers the server answers as to any request."""
+    """GoatDB supports HTTP only; without these headers the server answers as to any request."""
     async with world() as w, line(w.door.port) as (reader, writer):
         writer.write(
             b"GET /healthy HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n"

@@ -1,4 +1,4 @@
-"""The door's own address, in place of the server's."""
+"""The door's public address, which answers name in place of the server's address."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_the_server_s_own_address_becomes_the_public_one_where_one_is_give
 
 @pytest.mark.parametrize("is_chunked", [False, True])
 async def test_a_script_is_passed_on_as_it_comes(is_chunked: bool) -> None:
-    """Anyone may ask for it on many connections and take it slowly, so the door holds none of it."""
+    """Anyone may request the script on many connections and read it slowly, so the door buffers none of it."""
     may_end = asyncio.Event()
     rest = b"x" * 100_000
 

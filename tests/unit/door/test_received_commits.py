@@ -1,4 +1,4 @@
-"""Commits that are recognized by the bytes in which they were verified before."""
+"""Commits that the door recognizes by the bytes that it has verified before."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_commits_that_were_verified_before_are_not_parsed_again(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_known_commits_never_change_what_a_body_says() -> None:
-    """SECURITY: guards `KnownCommits.find`: bytes of which only the beginning is known are something else."""
+    """SECURITY: guards `KnownCommits.find`: bytes that only begin like a known commit are another commit."""
     known, lots = known_commits(), random.Random(3)
     text = BODY.decode()
     first = json.dumps(NOTES[0].to_json(), separators=(",", ":"))

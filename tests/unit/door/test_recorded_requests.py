@@ -1,4 +1,4 @@
-"""The stand-in for an unmodified server answers as the original was recorded, where the original is wrong, too."""
+"""The stand-in for an unmodified server gives the recorded answers of the original, its wrong ones too."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def bodies() -> list[tuple[str, int, bytes]]:
 
 
 async def push(child: UpstreamChild, path: str, *commits: Commit, by: OwnedSession = A) -> int:
-    """Return the status of a push, 0 where the server has ended."""
+    """Push a commit; return the status, or 0 if the server's process has ended."""
     async with httpx2.AsyncClient(verify=False, timeout=HANG) as http:
         headers = {"x-goat-sig": signed_header(by, NOW)}
         try:
@@ -232,7 +232,7 @@ def test_a_large_body_says_what_the_same_body_says_that_is_small() -> None:
 
 
 def test_nothing_is_refused_of_what_a_real_server_stored() -> None:
-    """Every commit in the recorded data directories, but those that the recordings call malformed."""
+    """All commits in the recorded data directories, except those that the recordings call malformed."""
     limits = DoorLimits()
     seen = 0
     for name in ("batch-sync-client", "two-round", "two-round-peer", "session-create", "login", "rotated-restart"):

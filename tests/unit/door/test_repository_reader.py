@@ -1,4 +1,5 @@
-"""The server's repositories are read by one round at a time, which keeps nothing back and lets other requests go on."""
+"""One round at a time reads the server's repositories; it returns every commit, and other requests continue
+meanwhile."""
 
 from __future__ import annotations
 

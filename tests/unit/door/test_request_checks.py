@@ -1,4 +1,4 @@
-"""What a request and a commit must look like before the server sees them."""
+"""The checks of requests and commits before the server gets them."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def test_a_host_with_more_in_it_is_refused(host: bytes) -> None:
     ids=lambda host: host[:20].decode(),
 )
 def test_a_host_of_which_no_url_can_be_made_is_refused(host: bytes) -> None:
-    """There the original throws while it finds out what is asked for."""
+    """The original fails with an exception when it parses such a host."""
     with pytest.raises(RefusedError) as caught:
         check_headers([(b"host", host)])
     assert caught.value.status == 400
 
 
 def tried(read: Callable[[], Any]) -> Any:
-    """Return what was read, or the refusal; nothing else may come out."""
+    """Return what was read, or the rejection; any other exception fails the test."""
     try:
         return read()
     except (RefusedError, DroppedError) as refusal:
@@ -284,7 +284,7 @@ def test_whatever_is_no_commit_is_taken_out(raw: Any) -> None:
 def test_a_batch_of_more_values_than_any_has_is_refused_before_it_is_parsed(
     monkeypatch: pytest.MonkeyPatch, junk: bytes
 ) -> None:
-    """SECURITY: guards `read_batch`: parsed, such a body takes hundreds of times its size in memory."""
+    """SECURITY: guards `read_batch`: parsed, such a body would take hundreds of times its size in memory."""
     body = to_json_bytes([element("/data/x", [])]).replace(b'"c":[]', b'"c":[' + (junk * 200_001)[:-1] + b"]")
     monkeypatch.setattr("goatherd.door.request_checks.parse_json", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(RefusedError) as refused:
@@ -318,7 +318,7 @@ UNPARSED = {
 )
 @pytest.mark.slow
 def test_nothing_in_a_large_batch_reaches_the_server_unparsed(place: str, items: str) -> None:
-    """SECURITY: guards `_check_other_lists`: the server parses a body before it knows who has sent it."""
+    """SECURITY: guards `_check_other_lists`: the server parses a body before it authenticates the sender."""
     body = place.replace("F", to_json_bytes(MESSAGE).decode()[1:-1].replace(',"c":[],"ad":[]', "")).replace("X", items)
     outcome = tried(lambda: read_batch(body.encode(), LIMITS))
     assert isinstance(outcome, RefusedError)

@@ -1,4 +1,4 @@
-"""Connections to the server behind the door: to which address, why one cannot be opened, and their end."""
+"""Connections from the door to the server: the address, errors when they are opened, and when they are closed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_error_says_why_there_is_no_connection(
 
 @contextmanager
 def black_hole(port: int) -> Iterator[None]:
-    """Let 127.0.0.1 answer no attempt to connect to a port."""
+    """Block every attempt to connect to a port of 127.0.0.1."""
     with ExitStack() as stack:
         full = stack.enter_context(socket.socket())
         full.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A server behind the door that breaks off, dies, says nothing, or closes its connections."""
+"""A server behind the door that breaks off an answer, ends, does not answer, or closes its connections."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_a_server_that_is_not_there_is_503_and_one_that_comes_back_is_used
 
 
 async def test_an_era_ends_with_the_last_connection_and_not_before() -> None:
-    """A process that ends takes all of its connections along."""
+    """A process that ends closes all of its connections."""
     async with world() as w:
         upstream = w.door._server
         (first, _), (second, _) = await upstream.open_connection(fresh=True), await upstream.open_connection(fresh=True)

@@ -76,7 +76,7 @@ async def test_headers_by_which_the_server_would_read_another_request_are_refuse
 
 
 async def test_a_path_in_the_host_header_reaches_the_sync_of_the_server_itself() -> None:
-    """Why the rule is there: the server reads Host and path as one URL."""
+    """Shows why the rule exists: the server reads Host and path as one URL."""
     async with world() as w, line(int(w.child.url.rpartition(":")[2])) as (reader, writer):
         body = b"[]"
         writer.write(
@@ -89,7 +89,7 @@ async def test_a_path_in_the_host_header_reaches_the_sync_of_the_server_itself()
 
 
 async def test_what_follows_the_body_is_no_header() -> None:
-    """Headers are judged before the body comes; trailers must not be among them when they are handed on."""
+    """The door checks headers before the body arrives, so trailers must not be forwarded as headers."""
     body = b'{"publicKey":%b,"email":"a@b.cd","signature":"%b"}' % (
         to_json_bytes(X.session.public_key.to_jwk()),
         signed_header(X).encode(),
@@ -104,7 +104,7 @@ async def test_what_follows_the_body_is_no_header() -> None:
 
 @pytest.mark.parametrize("path", [b"/batch-sync", b"/x"], ids=["judged", "streamed"])
 async def test_a_body_after_a_wish_for_another_protocol_is_no_request(path: bytes) -> None:
-    """A proxy in front that hands such a wish on takes the body for what it is."""
+    """A proxy in front of the door that forwards such an upgrade request treats the body as another request."""
     async with world() as w, line(w.door.port) as (reader, writer):
         w.child.reached.clear()
         writer.write(

@@ -1,4 +1,4 @@
-"""How long a session that the door does not know yet has to wait."""
+"""How long the door waits for a session that it does not know yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLIENT_PATIENCE, PATIENCE = timedelta(seconds=10), door_trust.PATIENCE
 
 
 class Measured(SystemClock):
-    """A clock on which each reading takes as long as a test says."""
+    """A clock that advances by a given time at each reading."""
 
     def __init__(self) -> None:
         self.at = 0.0

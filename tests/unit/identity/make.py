@@ -74,7 +74,7 @@ def pieces_of(secret: str) -> set[str]:
 
 
 def everything_in(error: BaseException) -> str:
-    """Return all text that can be got out of an error, its causes and contexts, and their attributes."""
+    """Return all text that can be read from an error, its causes and contexts, and their attributes."""
     parts = ["".join(traceback.format_exception(error))]
     todo: list[BaseException | None] = [error]
     seen: set[int] = set()

@@ -1,4 +1,4 @@
-"""Identities with an anchor: their checks, and which documents a server follows by the anchor's word alone."""
+"""Identities with an anchor: their checks, and which documents a server follows by the anchor's signature alone."""
 
 from __future__ import annotations
 

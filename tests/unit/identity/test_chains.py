@@ -1,4 +1,4 @@
-"""A node that was away finds its way over roots that have left the document, by their introductions."""
+"""A server that was offline follows roots that have left the document, by their introductions."""
 
 from __future__ import annotations
 

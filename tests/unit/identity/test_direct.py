@@ -164,7 +164,7 @@ async def test_an_unmodified_server_gets_no_settings_from_it_and_is_told_what_to
 
 
 async def test_the_signer_of_an_identity_that_was_altered_is_not_called(world: World) -> None:
-    """An attacker who can write the document does not choose where a tool's credentials go."""
+    """An attacker who can write the document must not decide where a tool's credentials are sent."""
     tree = json.loads(encode_document(await world.direct()))
     tree["anchor"]["signer"] = KMS.replace("memory:", "memory:evil-")
     altered = decode_document(json.dumps(tree))

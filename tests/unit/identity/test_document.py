@@ -1,4 +1,4 @@
-"""The identity document: what it accepts, what it refuses, what it writes, what it shows."""
+"""The identity document: what it accepts, rejects, writes and shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random documents and random damage: refused whole or consistent whole, and no key in any error."""
+"""Random documents and random damage: each document is rejected, or is consistent; no error contains a key."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ moves = st.lists(st.sampled_from(["go on", "go on", "go on", "undo", "retire", "
 
 
 def walk(steps: list[str], extra: dict[str, Any]) -> list[IdentityDocument]:
-    """Follow a random walk through the rotations; every document on it."""
+    """Perform a random walk through the rotations; yield every document on it."""
     tree = json.loads(encode_document(first()))
     documents = [decode_document(to_pretty_json({**tree, **extra}))]
     stable = documents[0]
@@ -101,7 +101,7 @@ documents = st.builds(lambda steps, extra: walk(steps, extra)[-1], moves, extras
 
 
 def check_consistent(document: IdentityDocument) -> None:
-    """What must hold of any accepted identity, said again and independently of the code under test."""
+    """Check an accepted identity by rules that are written independently of the code under test."""
     ids = [root.id for root in document.roots]
     assert len(ids) == len(set(ids))
     assert all(root.owner == "root" for root in document.roots)

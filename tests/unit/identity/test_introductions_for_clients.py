@@ -1,4 +1,4 @@
-"""Which introductions of roots a client gets, and in which order: it looks at each of them once only."""
+"""Which introductions of roots a client gets, and in which order, because it looks at each of them only once."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def introduced(name: str, key: str, signer: str, ts: int, *parents: str) -> Comm
 
 
 def rotation(number: int, *, former: bool) -> list[Commit]:
-    """What a rotation leaves in ``/sys/sessions``, in the former shape or today, and a user."""
+    """Return what a rotation leaves in ``/sys/sessions``, in the former format or today's, and a user."""
     before, after = f"root-{number}", f"root-{number + 1}"
     copies = 1 if former else 3
     births = [introduced(f"{after}/{n}", after, before, 10 * number) for n in range(copies)]

@@ -1,4 +1,4 @@
-"""Private keys are found in whatever form they leak, and nothing else is taken for one."""
+"""Private keys are found in every form in which they leak, and nothing else is reported as a key."""
 
 from __future__ import annotations
 

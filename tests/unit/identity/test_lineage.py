@@ -1,4 +1,4 @@
-"""Going on from a restored backup: which document is refused by a server that has seen what came after the backup."""
+"""A store restored from a backup: which documents a server rejects that has used a later one."""
 
 from __future__ import annotations
 

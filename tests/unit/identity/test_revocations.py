@@ -1,4 +1,4 @@
-"""A stolen root: who follows it, by what proof, and who is not let in by it."""
+"""Revoked roots: which proof makes servers follow the successor, and what a revocation does not permit."""
 
 from __future__ import annotations
 

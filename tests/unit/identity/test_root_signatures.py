@@ -1,4 +1,4 @@
-"""The signature over the whole document: by whom, over what, and what it is not."""
+"""The root's signature over the whole document: who signs, which bytes, and what the signature does not prove."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_root_that_has_expired_still_signs_what_is_written_before_it_is_replac
 
 
 def mutations(value: Any, set_: Callable[[Any], Any]) -> Iterator[Any]:
-    """Yield whole trees in each of which one thing below `value` differs; `set_` puts another value in its place."""
+    """Yield complete trees, each with one difference below `value`; `set_` puts another value in its place."""
     if isinstance(value, dict):
         for name, member in value.items():
             yield set_({other: inner for other, inner in value.items() if other != name})
@@ -131,7 +131,7 @@ def mutations(value: Any, set_: Callable[[Any], Any]) -> Iterator[Any]:
 
 
 def _another(text: str) -> str:
-    """Return a text of the same form: another digit in a time, another letter in an id."""
+    """Return a string of the same form, with another digit in a time or another letter in an id."""
     for index in reversed(range(len(text))):
         if text[index].isdigit():
             return text[:index] + str((int(text[index]) + 1) % 10) + text[index + 1 :]

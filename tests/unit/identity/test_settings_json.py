@@ -1,4 +1,4 @@
-"""GoatDB's settings.json in and out."""
+"""Import from and export to GoatDB's settings.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ GUEST = owned("g", owner=None)
 
 
 def settings_tree(**members: Any) -> dict[str, Any]:
-    """Return what a running GoatDB server writes: private keys wherever its own session is."""
+    """Return a settings.json as a running GoatDB server writes it, with private keys wherever its own session
+    occurs."""
     own = owned("a").to_secret_json()
     trusted = [own, USER.session.to_json(), GUEST.session.to_json()]
     return {"currentSession": own, "roots": [own], "trustedSessions": trusted, **members}

@@ -1,4 +1,4 @@
-"""Endorsements, who may follow whom, and generations."""
+"""Endorsements, which document may follow which, and generations."""
 
 from __future__ import annotations
 

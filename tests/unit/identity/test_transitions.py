@@ -291,7 +291,7 @@ def test_a_reason_that_is_too_long_is_seen_to_be_cut() -> None:
 
 
 def prune_all(document: IdentityDocument) -> IdentityDocument:
-    """Take out every root that may leave, as if its time were over."""
+    """Remove every root that may leave, as if its grace period were over."""
     return prune_roots(document, ids, LATER) if (ids := prunable_roots(document)) else document
 
 

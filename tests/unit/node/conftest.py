@@ -1,4 +1,4 @@
-"""A server, an engine and who signs, as the tests of the node share them."""
+"""Fixtures of the server's tests: a server, an engine, and the sessions that sign."""
 
 from __future__ import annotations
 

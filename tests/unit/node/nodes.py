@@ -42,7 +42,8 @@ def root(session_id: str = "") -> OwnedSession:
 
 
 def hold_flush(patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Let each flush of a log wait; return an event that is set when one begins, and an event that lets them go on."""
+    """Block each flush of a log; return an event that is set when one begins, and an event that lets the flushes
+    continue."""
     flush, begun, gate = FileLog.flush, threading.Event(), threading.Event()
 
     def slow_flush(log: FileLog) -> None:
@@ -150,7 +151,7 @@ def document_of(signer: OwnedSession, *roots: Session) -> IdentityDocument:
 
 
 async def eventually(condition: Callable[[], Any]) -> None:
-    """Wait until an async condition holds; fail when it does not in time."""
+    """Wait until an async condition holds; fail at the deadline."""
     async with asyncio.timeout(HANG):
         while not await condition():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Requests to a server over HTTP, as the tests of its HTTP face make them."""
+"""HTTP requests to a server, for the tests of its HTTP interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A signed request counts at one server, for one endpoint and one body, once: no other server can use it."""
+"""A signed request is valid at one server, for one endpoint and one body, once; no other server can use it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def http_of(server: Server) -> httpx2.AsyncClient:
 
 @contextlib.asynccontextmanager
 async def two_servers(top: Path, signer: OwnedSession) -> AsyncIterator[tuple[httpx2.AsyncClient, httpx2.AsyncClient]]:
-    """Two servers that trust one root: an honest one, and one that an attacker has broken into."""
+    """Two servers that trust one root: an honest one, and one that an attacker controls."""
     provider = await store_of(document_of(signer))
     async with (
         Server(top / "honest", settings_of(provider), debug=True) as honest,
@@ -69,7 +69,7 @@ Taken = tuple[str, bytes, str]
 
 
 def tapped(http: httpx2.AsyncClient, taken: list[Taken]) -> NodeClient:
-    """Return an operator's client whose accepted requests the server behind it keeps."""
+    """Return an operator's client to a server that records the requests that it accepts."""
 
     async def carry(request: httpx2.Request) -> httpx2.Response:
         answer = await http.request(request.method, request.url.path, content=request.content, headers=request.headers)
@@ -279,7 +279,7 @@ def test_a_binding_that_cannot_be_read_is_no_absent_one(member: Any) -> None:
 
 
 class OldClient(NodeClient):
-    """A client of before: its requests name no server."""
+    """A client of an earlier version, whose requests name no server."""
 
     async def _send_signed(
         self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None, *, query: str = ""
@@ -290,7 +290,7 @@ class OldClient(NodeClient):
 
 
 class OldGuard(RequestGuard):
-    """A server of before: it looks at no binding."""
+    """A server of an earlier version, which checks no binding."""
 
     def check(self, *_: Any, **__: Any) -> None:
         pass
@@ -307,7 +307,7 @@ ORDERS: Mapping[str, tuple[type[NodeClient], tuple[bool, bool]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 async def test_a_cluster_that_is_half_upgraded_rotates(tmp_path: Path, order: str) -> None:
-    """With the servers first, they follow at their next look at the store: no request can tell them to look."""
+    """With the servers upgraded first, no request can notify them, so they follow at their next read of the store."""
     make, are_old = ORDERS[order]
     signer, store = root(), MemoryStore()
     async with contextlib.AsyncExitStack() as stack:

@@ -1,4 +1,4 @@
-"""No request holds the event loop for long or takes much memory for its size, whatever is in it.
+"""No request holds the event loop for long, or takes much memory for its size, whatever it contains.
 
 What runs between two steps of the engine runs on the event loop; its CPU time is measured, not the time on the wall.
 """

@@ -1,4 +1,4 @@
-"""A server that has started reads all of its logs: what is damaged is counted, withheld and fetched again."""
+"""The background check of a started server's logs: damaged records are counted, withheld and fetched again."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write(data: Path, path: str, lines: Sequence[Commit | bytes]) -> Path:
 
 
 def altered(commit: Commit) -> dict[str, Any]:
-    """What a commit is after a bit has flipped in its contents."""
+    """Return the commit after a bit has flipped in its contents."""
     return Commit.from_json(
         {**commit.to_json(), "c": {"r": {**(commit.record or {}), "d": {"title": "b title"}}}}, org=ORG
     ).to_json()
@@ -222,7 +222,7 @@ async def test_a_repository_that_is_opened_later_leaves_the_altered_commit_out_t
 async def test_a_good_copy_in_the_same_log_takes_the_place_of_an_altered_one(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
-    """So it is after the commit was fetched again, and the server started again."""
+    """That is the state after the commit was fetched again and the server has restarted."""
     commit = signed_commit(signer)
     write(tmp_path, NOTES, [Commit.from_json(altered(commit), org=ORG), commit])
     async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
@@ -314,7 +314,7 @@ async def test_the_check_rests_longer_than_it_works_and_longer_still_while_the_s
     monkeypatch.setattr(data_check, "busy_seconds", lambda: next(cpu))
 
     class Ticking(SystemClock):
-        """Every look at the clock takes a second."""
+        """A clock that advances a second at each reading."""
 
         def __init__(self) -> None:
             self.time = 0.0

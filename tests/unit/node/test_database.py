@@ -1,4 +1,4 @@
-"""One organization alive, without HTTP: what goes on in the background, and what its end looks like."""
+"""One organization of a server, without HTTP: its background tasks, and how they end."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_every_session_is_verified_in_the_background_also_what_a_later_roo
 
 
 async def test_a_commit_that_waits_for_its_session_is_kept_beside_what_is_no_commit(tmp_path: Path) -> None:
-    """An unmodified server passes on what a client has written, whatever it is."""
+    """An unmodified server passes on whatever a client has written, valid or not."""
     signer = root("signer")
     waits = OwnedSession.generate(session_id="waits", owner=None, now_ms=now_ms())
     commit = signed_commit(waits, "k")
@@ -174,7 +174,7 @@ async def test_sessions_are_verified_in_the_background_though_some_of_them_make_
 
 
 class RestingClock(SystemClock):
-    """Time stands still but for what the test adds; who rests after looking again waits for the gate."""
+    """A clock that a test moves; a task that sleeps after a read waits for the gate."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -236,7 +236,7 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
 
 
 class BackoffClock(SystemClock):
-    """A clock that notes each pause of the task that follows the trusted sessions, and makes it short."""
+    """A clock that records and shortens each pause of the task that follows the trusted sessions."""
 
     def __init__(self) -> None:
         self.rests: list[timedelta] = []

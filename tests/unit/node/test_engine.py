@@ -1,4 +1,4 @@
-"""Request in, response out: who gets in, and what is stored."""
+"""Requests to the engine and its answers: who is authorized, and what is stored."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_only_a_root_may_write_sessions(node: Node) -> None:
 
 
 def with_key(member: str) -> dict[str, Any]:
-    """The fields of X's session with another member in the text of its key."""
+    """Return the fields of X's session with one more member in the JSON of its key."""
     fields = session_fields(X.session)
     return {**fields, "publicKey": f"{fields['publicKey'][:-1]},{member}}}"}
 
@@ -475,7 +475,7 @@ def test_contents_nested_without_end_are_refused(node: Node) -> None:
     ids=["record", "delta"],
 )
 def test_an_object_that_goatdb_takes_for_a_map_is_refused(node: Node, contents: Any) -> None:
-    """GoatDB throws when it compares two of them, in a merge or a patch of a set."""
+    """GoatDB fails with an exception when it compares two such objects, in a merge or a patch of a set."""
     done = drive_inline(node.engine.ingest_commits("/data/test", [note(X).to_json() | {"c": contents}], NOW))
     assert "__IS_MAP_OBJ" in str(done.refused[0][1])
 
@@ -514,7 +514,7 @@ def test_who_may_not_write_is_told_only_in_the_refusals(node: Node) -> None:
 
 
 def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(node: Node) -> None:
-    """GoatDB would never start again with it."""
+    """With such a commit in the log, GoatDB could not start any more."""
     fields = session_fields(owned("new").session)
     for key, schema, data in (
         ("new", "note/1", {"text": "x"}),
@@ -535,7 +535,7 @@ def test_what_is_no_session_does_not_get_into_the_sessions_from_python_either(no
 
 
 def kms(signer: OwnedSession) -> OwnedSession:
-    """The same root, with its key in a KMS."""
+    """Return the same root, with its key in a KMS."""
     key = RemoteKey(signer.session.public_key, "memory:kms", lambda _uri, _key, data: signer.signer.sign(data))
     return replace(signer, signer=key)
 

@@ -1,4 +1,4 @@
-"""What an engine answers: who sees what, and what an answer costs."""
+"""The engine's answers: who may read what, and the cost of an answer."""
 
 from __future__ import annotations
 

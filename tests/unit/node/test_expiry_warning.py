@@ -1,4 +1,4 @@
-"""A root that is about to expire is told of, loudly and long before."""
+"""A root that is about to expire is reported in the log, long before."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_new_root_is_fine_from_its_first_day_on_however_short_it_was_made_to_l
 
 
 def test_a_root_of_goatdb_is_due_on_the_first_day_and_not_late() -> None:
-    """It lives 30 days: there was no earlier time to rotate at."""
+    """The root is valid for 30 days, so it could not have been rotated earlier."""
     clock = FakeClock()
     document = first(clock, timedelta(days=30))
     stages = {}
@@ -132,7 +132,7 @@ async def test_a_server_says_it_at_start_and_on_its_health_page(
 
 
 class _Still:
-    """A clock that stands."""
+    """A clock that does not advance."""
 
     def __init__(self, now_ms: int) -> None:
         self._now_ms = now_ms

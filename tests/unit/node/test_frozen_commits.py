@@ -1,4 +1,5 @@
-"""One server after a theft: what it tells it holds, whose list it believes, and what a restart remembers."""
+"""One server after a theft: which commits it reports, whose frozen list it accepts, and what it keeps over a
+restart."""
 
 from __future__ import annotations
 

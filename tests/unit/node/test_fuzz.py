@@ -1,4 +1,4 @@
-"""Whatever a client sends, one commit's nonsense is its own trouble: the batch is answered, the repository opens."""
+"""Malformed commits from a client affect only themselves: the batch is answered, and the repository can be opened."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def node_of(registry: Registry = BUILTIN, **logs: Any) -> Node:
 
 
 def look(node: Node, commits: list[Any]) -> None:
-    """Push commits, read what is there, and open it again from its log."""
+    """Push commits, read what is stored, and open the repository again from its log."""
     body = json.dumps([element(PATH, commits)]).encode()
     assert node.send(body, signed_header(X)).status == 200
     node.repository(PATH).find_item("k")
@@ -112,7 +112,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def spoilt(value: Any, dice: Random) -> Any:
-    """The value with one to three places taken out or filled with nonsense."""
+    """Return the value with one to three places removed or replaced by random values."""
     value = copy.deepcopy(value)
     for _ in range(dice.randrange(1, 4)):
         *way, last = dice.choice(list(places(value)) or [("",)])

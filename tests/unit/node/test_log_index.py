@@ -1,4 +1,4 @@
-"""A log's index changes how fast a server opens the log, and nothing else: whatever is in the log, and in the index."""
+"""A log's index changes only how fast a server opens the log, whatever the log and the index contain."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def state(repository: Repository) -> dict[str, Any]:
 
 
 def without_index(log: FileLog, registry: Registry = BUILTIN, org: str = ORG) -> dict[str, Any]:
-    """The state that a server reads from the log alone."""
+    """Return the state that a server reads from the log alone."""
     hidden = index_of(log).rename(log.file.with_name("hidden")) if index_of(log).exists() else None
     try:
         return state(opened(log, registry, org))
@@ -106,7 +106,7 @@ def log(tmp_path: Path) -> Iterator[FileLog]:
 
 
 def history(count: int, first: int = 0) -> list[Commit]:
-    """Commits of several items, each with its predecessor as its parent."""
+    """Return commits of several items, each with its predecessor as parent."""
     ids = [f"c{number}" for number in range(first + count)]
     return [
         commit_by(
@@ -280,7 +280,7 @@ def test_an_index_for_other_schemas_or_another_organization_is_not_used(log: Fil
 
 
 def forge(log: FileLog, **columns: Any) -> None:
-    """Replace columns in the index's first block, with a right checksum."""
+    """Replace columns in the index's first block, and give the block a valid checksum."""
     header, first, *rest = index_of(log).read_bytes().splitlines(keepends=True)
     block = {**json.loads(first.partition(b" ")[2]), **columns}
     index_of(log).write_bytes(b"".join([header, log_index._encode_line(block), *rest]))

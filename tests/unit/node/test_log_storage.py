@@ -1,4 +1,4 @@
-"""Commit logs on disk: bytes, repair, durability, locks."""
+"""Commit logs on disk: format, repair, durability, locks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_nothing_is_written_before_a_flush_and_nothing_by_an_empty_one(tmp_path:
 
 
 def test_stored_results_of_goatdbs_queries_are_deleted_before_the_log_is_written(tmp_path: Path) -> None:
-    """GoatDB would believe them, and find no item that was written meanwhile."""
+    """GoatDB would use the old results, and would not find an item that was written since."""
     filled(tmp_path)
     cache, other = tmp_path / "data/x.cache.json", tmp_path / "data/y.cache.json"
     for file in (cache, other):

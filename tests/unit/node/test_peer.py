@@ -1,4 +1,4 @@
-"""Servers that keep each other in step: over real sockets, and against a simulated GoatDB peer and clock."""
+"""Synchronization between servers: over real sockets, and against a simulated GoatDB peer and clock."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ async def test_answers_say_which_process_gave_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_commit_is_everywhere_before_the_next_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """News goes out at once; a poll that found it would be an hour away."""
+    """A new commit is pushed at once; the next poll is an hour away."""
     for name in ("POLL_MIN", "POLL_MAX"):
         monkeypatch.setattr(f"goatherd.node.peer.{name}", timedelta(hours=1))
     signer = root("shared")
@@ -122,7 +122,7 @@ async def test_a_commit_is_everywhere_before_the_next_poll(tmp_path: Path, monke
 
 @pytest.mark.slow
 async def test_a_commit_reaches_servers_that_are_not_linked_to_its_own(tmp_path: Path) -> None:
-    """0 - 1 - 2, and only the middle one knows the others: it pulls from one and pushes to the other."""
+    """Servers 0 - 1 - 2: only the middle one knows the others; it pulls from one and pushes to the other."""
     signer = root("shared")
     links = {0: [], 1: [0, 2], 2: []}
     async with cluster(tmp_path, 3, [document_of(signer)], links=lambda index: links[index]) as nodes:
@@ -195,7 +195,7 @@ async def test_what_was_written_while_a_server_was_down_arrives_when_it_is_back(
 
 @pytest.mark.slow
 async def test_nothing_is_lost_between_servers_with_different_roots_until_they_trust_each_other(tmp_path: Path) -> None:
-    """Far more than ten refused offers; then each root introduces the other, and everything flows."""
+    """Far more than ten offers are rejected; then each root introduces the other, and every commit is accepted."""
     one, two = root("one"), root("two")
     documents = [document_of(one), document_of(two)]
     async with cluster(tmp_path, 2, documents, links=all_others(2)) as (first, second):
@@ -227,7 +227,7 @@ async def test_nothing_is_lost_between_servers_with_different_roots_until_they_t
 async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_waits_for_its_session(
     tmp_path: Path,
 ) -> None:
-    """What GoatDB's peers never check: signature, author and rules of what a server sends."""
+    """GoatDB's peers do not check signature, author and rules of the commits that a server sends."""
     signer, author, stranger = root("shared"), user("author"), user("stranger")
     async with cluster(tmp_path, 1, [document_of(signer)], links=all_others(1)) as (node,):
         database = node.server.database()
@@ -251,7 +251,8 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
 async def test_forged_commits_that_a_peer_sends_with_each_answer_are_verified_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GoatDB accepts them from any client, and a server that rejects them gets them again with each poll."""
+    """GoatDB accepts forged commits from any client, and a server that rejects them receives them again with each
+    poll."""
     signer, author, other = root("shared"), user("author"), user("other")
     async with cluster(tmp_path, 1, [document_of(signer)], links=all_others(1)) as (node,):
         database = node.server.database()
@@ -308,7 +309,7 @@ class TurnedClock:
 
 
 class Shelf:
-    """A repository: commits by id, in order of arrival."""
+    """A repository: commits by id, in the order in which they arrived."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -326,7 +327,7 @@ class Shelf:
 
 
 class Here:
-    """The database that a `Peer` keeps in step."""
+    """The database that a `Peer` synchronizes."""
 
     def __init__(self, *paths: str) -> None:
         self.shelves = {path: Shelf() for path in (*paths, "/sys/users", "/sys/sessions")}
@@ -356,7 +357,7 @@ class Here:
 
 
 class There:
-    """A GoatDB server as a peer sees it: truthful filters, unlimited replies, silent refusals."""
+    """A GoatDB server as a peer sees it: correct filters, unlimited replies, rejections without an error."""
 
     base_url = "http://there"
 
@@ -404,14 +405,14 @@ class There:
 
 
 class Link:
-    """A peer at work between `Here` and `There`."""
+    """A `Peer` that synchronizes `Here` with `There`."""
 
     def __init__(self, *paths: str) -> None:
         self.here, self.there, self.clock = Here(*paths), There(), TurnedClock()
         self.peer = Peer(self.here, self.there, self.clock)  # type: ignore[arg-type]
 
     async def until(self, condition: Any, *, seconds: float = 120.0) -> None:
-        """Let time pass until a condition holds."""
+        """Advance the clock until a condition holds."""
         task = asyncio.create_task(self.peer.run())
         end = self.clock.seconds + seconds
         try:
@@ -537,7 +538,7 @@ async def test_no_trouble_loses_anything_and_waits_stay_short(trouble: Exception
 
 
 async def test_half_a_character_in_a_commit_does_not_end_the_syncing() -> None:
-    """JavaScript writes one whenever it cuts a text in the middle of an emoji."""
+    """JavaScript writes a lone surrogate whenever it cuts a string in the middle of an emoji."""
     link = Link(PATH)
     link.here.shelves[PATH].put({"id": new_id(), "k": "a\ud83d", "\udc00": 2**70}, *fake_commits(1))
     await link.until(lambda: PATH in link.there.shelves and len(link.there.shelves[PATH].ids) == 2)
@@ -761,7 +762,7 @@ async def test_a_peer_that_lost_its_data_gets_it_again() -> None:
 
 
 async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
-    """A filter without seeds says yes to every id."""
+    """A filter without seeds seems to contain every id."""
     link = Link(PATH)
     (commit,) = fake_commits(1)
     link.here.shelves[PATH].put(commit)
@@ -778,7 +779,7 @@ async def test_a_peer_that_claims_to_hold_everything_is_not_believed() -> None:
 async def test_a_commit_that_repeated_filters_contain_by_chance_is_sent_after_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A Goatherd server answers pushes with its last filter, extended: with the same seeds."""
+    """A Goatherd server answers pushes with its last filter, extended, so the seeds stay the same."""
     monkeypatch.setattr("goatherd.node.peer.MAX_COMMITS", 5)
     link = Link(PATH)
     await link.let_pass(5)
@@ -814,7 +815,8 @@ def test_a_commit_is_looked_up_once_in_filters_with_the_same_seeds(monkeypatch: 
 
 
 async def test_commits_are_confirmed_although_polls_are_answered_with_the_same_filter() -> None:
-    """A Goatherd server does so while both hold the same; polls that claim every commit get other filters."""
+    """A Goatherd server sends the same filter while both hold the same; polls that claim every commit get other
+    filters."""
     link = Link(PATH)
     honest, kept = link.there.reply, dict[int, Any]()
 
@@ -869,6 +871,6 @@ async def test_settled_tells_when_the_peer_has_been_offered_everything() -> None
 
 
 def test_a_commit_keeps_its_form_on_the_way(tmp_path: Path) -> None:
-    """What `encoded_commit` gives is what `Commit.from_json` reads back, signature and all."""
+    """`Commit.from_json` reads what `encoded_commit` returns, with the same fields and signature."""
     commit = signed_commit(user())
     assert Commit.from_json(json.loads(commit.encoded), org="localhost") == commit

@@ -1,4 +1,4 @@
-"""Whatever a server makes or keeps, its peers take: otherwise replicas stay different permanently."""
+"""Peers accept every commit that a server makes or stores; otherwise replicas would differ permanently."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data(lots: Random) -> dict[str, Any]:
 
 
 def act(made: Node, lots: Random, now_ms: int) -> None:
-    """Let clients push and the server write, as it comes."""
+    """Perform random pushes of clients and writes of the server."""
     path, key = lots.choice(PATHS[1:]), lots.choice("abc")
     schema = "note/1" if path == "/data/known" else "other/7"
     kind = lots.randrange(5)

@@ -1,4 +1,4 @@
-"""What a server remembers of its clients keeps no commit from them.
+"""What a server remembers of its clients' polls never withholds a commit from a client.
 
 Clients lose commits, write commits that the server rejects, start anew with an empty filter, and share a session. Each
 poll is compared with the plain rule, which looks up all commits of the server in the client's filter.
@@ -43,7 +43,7 @@ class Client:
 
 
 class Server:
-    """The commits of one repository, and what is remembered of its clients."""
+    """The commits of one repository, and what the server remembers of its clients."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -61,7 +61,7 @@ class Server:
         return ids
 
     def poll(self, client: Client, *, is_empty: bool = False, is_lost: bool = False) -> Look:
-        """Answer a poll; the answer is lost on the way if `is_lost`."""
+        """Answer a poll; if `is_lost`, the answer does not reach the client."""
         held = client.bloom(self.dice, len(self.commits))
         if is_empty:
             held.bits[:] = bytes(len(held.bits))
@@ -91,7 +91,7 @@ class Server:
 
 
 def settled(seed: int, count: int, session: str = "one") -> tuple[Server, Client]:
-    """Return a server with some commits, and a client that holds them and is remembered."""
+    """Return a server with some commits, and a client that holds them and that the server remembers."""
     server, client = Server(seed), Client(session)
     server.write(count)
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""The commit graph: order, leaves, heads and values as GoatDB has them, and writing on top of them."""
+"""The commit graph: order, leaves, heads and values as in GoatDB, and writes that build on them."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_chain_of_deltas_has_an_end() -> None:
 
 
 def test_introductions_that_say_the_same_are_not_merged_and_others_are() -> None:
-    """GoatDB does not merge them either, and its clients look only at commits that have no child."""
+    """GoatDB does not merge equal introductions either, and its clients look only at commits without a child."""
     same = [introduction(root("root-b"), by).to_json() for by in (A, root("root-c"), A)]
     other = introduction(root("root-b", expiration_ms=NOW + 1), A).to_json()
     assert unmerged_creations(repository(same), "root-b") == []

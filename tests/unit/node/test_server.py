@@ -1,4 +1,4 @@
-"""The HTTP face: dispatch, organizations, durability before answers, live identities."""
+"""The HTTP interface: routing, organizations, durable writes before answers, and identities that change."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ async def test_a_push_is_answered_after_its_commits_are_on_the_disk(
 async def test_no_answer_shows_a_commit_that_is_not_on_the_disk_yet(
     server: Server, http: httpx2.AsyncClient, signer: OwnedSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read by another client, and the same push again, wait for the flush of the push that stored the commit."""
+    """A read by another client, and a repeated push, wait for the flush of the push that stored the commit."""
     begun, gate = hold_flush(monkeypatch)
     commit = signed_commit(signer)
     requests = [asyncio.create_task(http.post("/batch-sync", content=batch("/data/x", commit), headers=header(signer)))]
@@ -357,7 +357,7 @@ async def test_a_disk_that_fails_is_507_and_the_commit_is_written_when_it_works_
 
 
 async def test_large_answers_that_clients_do_not_take_fill_no_memory(tmp_path: Path, signer: OwnedSession) -> None:
-    """A client may ask for everything on many connections, and read a few bytes a second of each."""
+    """A client may request everything on many connections, and read a few bytes a second from each."""
     settings = settings_of(await store_of(document_of(signer)))
     client = OwnedSession.generate(session_id=new_id(), owner=None, now_ms=now_ms())
     limits = CallerLimits(buffered_bytes=800_000, body_bytes=400_000)
@@ -521,7 +521,7 @@ async def test_only_a_root_may_have_the_settings_looked_at(http: httpx2.AsyncCli
 async def test_sessions_in_the_log_that_no_root_signed_are_not_trusted_after_a_start(
     tmp_path: Path, signer: OwnedSession
 ) -> None:
-    """GoatDB trusts whatever is there; here each is verified, in the background or when first needed."""
+    """GoatDB trusts every session in the log; here each is verified, in the background or when first needed."""
     good, bad = (OwnedSession.generate(session_id=name, owner=None, now_ms=now_ms()) for name in ("good", "bad"))
     log = tmp_path / ORG / "sys" / "sessions.jsonl"
     log.parent.mkdir(parents=True)

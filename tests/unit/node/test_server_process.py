@@ -1,4 +1,4 @@
-"""A server as a process: its sockets, connections without end, and a clean end of its own."""
+"""A server as a process: its sockets, connections that do not end, and its shutdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that have signed nothing yet: out of ``/sys/sessions``, and known to each server when they sign."""
+"""Sessions that have signed nothing yet: not in ``/sys/sessions``, but known to each server once they sign."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def introduced(node: Node) -> list[str]:
 
 
 async def ready(nodes: list[Node]) -> None:
-    """Wait until each server keeps sessions back: it knows which processes its peers are."""
+    """Wait until every server knows its peers' processes, and so can keep unused sessions out of its log."""
 
     async def all_may() -> bool:
         exchanges = [node.server.database()._exchange for node in nodes]
@@ -326,7 +326,7 @@ async def test_a_session_of_one_server_signs_its_first_request_at_another(tmp_pa
 async def test_in_a_chain_of_servers_a_session_is_known_at_both_ends(
     tmp_path: Path, signer: OwnedSession, created_at: int
 ) -> None:
-    """The servers at the ends know nothing of each other, so only introductions reach both."""
+    """The servers at the ends do not know each other, so only introductions reach both."""
     links = {0: [1], 1: [0, 2], 2: [1]}
     async with cluster(tmp_path, 3, [document_of(signer)], links=lambda index: links[index]) as nodes:
         await ready(nodes)

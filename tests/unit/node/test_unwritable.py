@@ -1,4 +1,4 @@
-"""A log that cannot be written: everything can be read, writes get 507, and nothing needs a restart afterwards."""
+"""A log that cannot be written: reads work, writes get 507, and no restart is needed afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def log_of(directory: Path, path: str) -> Path:
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
-    """Logs for which there is no room on the disk."""
+    """Make every write to a log fail with a full disk."""
     files: set[Path] = set()
     write = FileLog._append_bytes
 

@@ -1,4 +1,4 @@
-"""The clock and the herds of the rotation's tests, and their store as the operations see it."""
+"""Fixtures: a clock that a test moves, simulated herds, and their store as the operations see it."""
 
 from __future__ import annotations
 

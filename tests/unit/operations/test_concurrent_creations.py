@@ -1,4 +1,5 @@
-"""Concurrent creations of a session: what ends a GoatDB process is found, and joined by one commit for all servers."""
+"""Concurrent creations of a session that would end a GoatDB process: found, and merged by one commit for all
+servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a controller finds out before it sleeps: what ends its start, and what is a warning."""
+"""The checks of a controller at its start: which errors end it, and which are warnings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from .conftest import POLICY, MakeHerd, store_of
 
 
 class Telling:
-    """A store that says what these credentials may do."""
+    """A store that reports which operations these credentials allow."""
 
     def __init__(self, herd: Herd, *findings: Finding, fails: Exception | None = None) -> None:
         self._provider = herd.provider

@@ -1,4 +1,4 @@
-"""Copy: every version and label, from any store to any other; never half, never over something."""
+"""Copy: every version and label, from any store to any other; complete or not at all, and never over other versions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from goatherd.providers.values import CURRENT, Label, SecretValue, SecretVersion
 
 
 class Emulated(MemorySecretProvider):
-    """A memory store with other guarantees, that can fail after so many writes, and records what readers could see."""
+    """A memory store with other guarantees, which can fail after a number of writes and records what readers could
+    see."""
 
     def __init__(self, *, fail_after: int | None = None, forget: bool = False, **changes: Any) -> None:
         super().__init__(MemoryStore())
@@ -65,7 +66,7 @@ def store_of(provider: MemorySecretProvider) -> Store:
 
 
 async def source_of(values: Sequence[bytes], labels: dict[str, int], destroyed: Sequence[int] = ()) -> Store:
-    """A source whose versions are numbered from 1."""
+    """Return a source whose versions are numbered from 1."""
     provider = MemorySecretProvider(MemoryStore())
     made = await provider.create("root", values[0])
     for value in values[1:]:
@@ -79,7 +80,7 @@ async def source_of(values: Sequence[bytes], labels: dict[str, int], destroyed: 
 
 
 async def picture(store: Store) -> dict[str, Any]:
-    """What is there: the values oldest first, and the value that each label leads to."""
+    """Return the content of a store: the values, oldest first, and the value of each label."""
     listed = await store.versions()
     values = {one.id: (await store.provider.read("root", one.id)).value.reveal() for one in reversed(listed)}
     return {

@@ -1,4 +1,5 @@
-"""`goatherd doctor --data`: every damaged or unverifiable record is found, set aside, never lost, and fetched again."""
+"""`goatherd doctor --data`: finds each damaged or unverifiable record, sets it aside without loss, and fetches it
+again."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ async def repair(directory: Path, *peers: FakePeer, trusted: TrustedRoots | None
 
 
 def damage_everything(directory: Path) -> dict[str, LineProblem]:
-    """Damage five records, each in another way; return what each commit is found as."""
+    """Damage five records, each in another way; return the kind of damage that the check must find for each commit."""
     file = notes(directory)
     replace(file, b'"id":"n0"', b'"id":"n0')
     replace(file, b"note 2", b"note X")
@@ -190,7 +191,7 @@ def test_without_trusted_roots_damage_is_found_and_signatures_are_said_not_to_be
 
 
 def test_a_session_that_no_root_has_introduced_is_found(directory: Path) -> None:
-    """An unmodified server takes it, and trusts it at its next start."""
+    """An unmodified server stores such a session, and trusts it at its next start."""
     forged = introduction(root("attacker"), USER, commit_id="s9")
     with (directory / "sys" / "sessions.jsonl").open("ab") as log:
         log.write(frame_records([forged.to_json()]))
@@ -257,7 +258,7 @@ async def test_repair_fetches_what_it_has_set_aside_from_a_peer_and_verifies_it(
 
 
 async def test_a_damaged_introduction_costs_no_record_of_the_session(directory: Path) -> None:
-    """Its records cannot be verified, but stay: the introduction comes back from a peer later."""
+    """The session's records cannot be verified, but are kept: a peer supplies the introduction later."""
     replace(directory / "sys" / "sessions.jsonl", b'"id":"s1"', b'"id":"s1')
     done = await repair(directory)
     assert [finding.kind for finding in done.set_aside] == [LineProblem.DAMAGED]
@@ -299,7 +300,7 @@ async def test_nothing_of_a_revoked_root_is_taken_from_a_peer(directory: Path) -
 
 
 def lose_sessions(directory: Path, how: str) -> Path:
-    """Remove the session of the notes' author from the log, without damage that a check could find there."""
+    """Remove the session of the notes' author from the log, in a way that leaves no damage for a check to find."""
     file = directory / "sys" / "sessions.jsonl"
     if how == "cut off":
         file.write_bytes(frame_records([SESSIONS[0].to_json()]))
@@ -343,7 +344,7 @@ async def test_records_of_unknown_sessions_are_not_moved_before_every_peer_has_s
 
 
 async def test_the_sessions_of_a_root_that_no_peer_introduces_are_moved_with_their_records(directory: Path) -> None:
-    """GoatDB makes such a root if it is started without its settings.json; a record of it introduces nothing."""
+    """GoatDB makes such a root if it is started without its settings.json; no record introduces it."""
     before = notes(directory).read_bytes()
     for file, commit in (
         (directory / "sys" / "sessions.jsonl", introduction(STRANGER, THIEF, commit_id="s9")),

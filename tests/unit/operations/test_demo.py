@@ -1,4 +1,4 @@
-"""The demo's servers get ports that no other program can take, and nothing of the operator's working directory."""
+"""The demo's servers use ports that no other program can take, and nothing from the operator's working directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The check before a server's first start on data, where the identity alone cannot tell whether they belong to it."""
+"""The check before a server's first start on data, where the identity alone does not show whether they belong
+together."""
 
 from __future__ import annotations
 

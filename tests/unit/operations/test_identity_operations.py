@@ -1,4 +1,4 @@
-"""Init, export, labels and the audit trail, called as a Python program calls them: opened objects in, data out."""
+"""Init, export, labels and the audit trail, called from a Python program with objects that it has opened."""
 
 from __future__ import annotations
 

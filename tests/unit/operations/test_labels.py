@@ -1,4 +1,4 @@
-"""Labels: another writer, and a store without labels of an operator's own."""
+"""Labels: a concurrent writer, and a store without labels of an operator's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def store_in(provider: MemorySecretProvider) -> Store:
 
 
 class Interrupting(MemorySecretProvider):
-    """Another writer moves the label between the look and the move."""
+    """A store in which another writer moves the label between the read and the move."""
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         await super()._label(call, label, VersionId("2"), expected)

@@ -1,4 +1,4 @@
-"""Migrate, called as a Python program calls it: a server's files and a store in, what was done out."""
+"""Migrate, called from a Python program with a server's files and a store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 class LastingProvider(MemorySecretProvider):
-    """A store in memory that says of itself that it outlives the process."""
+    """A store in memory that declares itself persistent."""
 
     @property
     def guarantees(self) -> Guarantees:
@@ -48,7 +48,7 @@ class LastingProvider(MemorySecretProvider):
 
 
 class Target:
-    """Stores, one for each organization, and what a migration is told of them."""
+    """Stores, one for each organization, and the options of a migration."""
 
     def __init__(self) -> None:
         self.memory = MemoryStore()

@@ -261,7 +261,8 @@ async def test_a_lost_anchor_is_not_dropped_from_an_identity_that_was_altered_wi
 
 @pytest.mark.slow
 async def test_a_lost_anchor_is_not_dropped_while_a_server_has_used_a_later_identity(make_herd: MakeHerd) -> None:
-    """SECURITY: the servers are then told to accept whatever the store holds, also without a root that has signed."""
+    """SECURITY: the operator would then be told to start servers with any identity from the store, even an unsigned
+    one."""
     herd = await make_herd(nodes=2)
     store, signers, clock = store_of(herd), MemorySigners(), herd.clock
     anchor = AnchorChoice(signer="memory:kms")

@@ -80,7 +80,7 @@ async def test_a_server_that_does_not_answer_is_out_of_step_and_an_obstacle_unle
 async def test_the_page_calls_no_signer_that_an_attacker_has_written_into_the_store(
     make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads the store all the time, so an attacker who can write it would get the page's credentials."""
+    """The page reads the store regularly, so an attacker who can write the store would get the page's credentials."""
     called = record_signer_calls(monkeypatch)
     herd = await make_herd(clients=0)
     now_ms = SystemClock().now_ms()
@@ -178,7 +178,7 @@ def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_st
 
 
 async def test_a_store_that_did_not_answer_while_versions_were_read_is_asked_again() -> None:
-    """The page reads the store for years; a rotation, which changes the list of versions, may be months away."""
+    """The page reads the store for years; a rotation, which changes the list of versions, may come months later."""
     regions = Regions(FakeClock())
     writer = regions.writer()
     store = Store(provider=writer, secret_id=SECRET, org="localhost", name="stores")

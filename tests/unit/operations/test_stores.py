@@ -1,4 +1,4 @@
-"""The commands about several stores: what `status` and `doctor` tell, what `sync` writes, who may be promoted."""
+"""The commands for several stores: what `status` and `doctor` report, what `sync` writes, and which can be promoted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The load of the demo ends with an error, and does not wait without end, if a server does not follow the others."""
+"""The demo's load ends with an error, and does not wait indefinitely, if a server does not follow the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.node.nodes import root
 
 
 class Stranger(NodeClient):
-    """A client of a server that creates sessions, and never learns of one that another server has created."""
+    """A client of a server that creates sessions, but never learns of a session that another server has created."""
 
     closed = 0
 

@@ -9,7 +9,7 @@ import pytest
 
 
 def make_homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing tell where the home directory is: neither ``HOME`` nor the database of users."""
+    """Make the home directory unknown: neither ``HOME`` nor the user database names it."""
 
     def find_no_user(_: object) -> NoReturn:
         raise KeyError("uid not found")

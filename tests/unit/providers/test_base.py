@@ -1,4 +1,4 @@
-"""The base class: checks, the error guarantee, deadlines and retries around a plugin's private methods."""
+"""The provider base class: checks, errors, deadlines and retries around a plugin's private methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from goatherd.providers.values import (
 
 
 class PatientClock:
-    """Waits for nothing and remembers for how long it was asked to."""
+    """A clock that does not wait, and records the requested durations."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []

@@ -1,4 +1,4 @@
-"""What becomes of a request whose caller is cancelled."""
+"""What happens to a request whose caller is cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever is changed in an answer, the store is unavailable, or denies, or is not ours; no plugin has a bug."""
+"""Damaged answers of a store: the provider raises one of its documented errors, and none that looks like a bug."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def places(tree: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def damaged(tree: Any, dice: random.Random) -> Any:
-    """Take one member away, or put something else in its place."""
+    """Remove one member, or replace it by another value."""
     tree = copy.deepcopy(tree)
     place = dice.choice(list(places(tree)))
     if not place:

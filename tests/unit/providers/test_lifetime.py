@@ -1,4 +1,4 @@
-"""A provider opens itself, is closed at the end of the event loop, and says so when it is used wrongly."""
+"""A provider opens itself, is closed at the end of the event loop, and reports wrong use."""
 
 from __future__ import annotations
 

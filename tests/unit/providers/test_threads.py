@@ -1,4 +1,4 @@
-"""Blocking calls of a library in threads of their own, also when the system has no thread to give."""
+"""Blocking calls of a library in their own threads, also if the system cannot start a thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.deadlines import HANG
 
 
 def refuse_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no thread start, as in a container whose limit of processes is reached."""
+    """Let no thread start, as in a container whose process limit is reached."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

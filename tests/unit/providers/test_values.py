@@ -1,4 +1,4 @@
-"""A value does not leave a `SecretBytes` but through `reveal`."""
+"""Only `reveal` returns the value of a `SecretBytes`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the records of all stores have in common, and records as each store has had them since it has a format."""
+"""What the records of all stores have in common, and records in every format that a store has had."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers in this process, stores that fail and clients that lie, for the tests of a revocation."""
+"""Servers in this process, stores that fail and servers that lie, for the tests of a revocation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SESSIONS = "/sys/sessions"
 
 
 class Counting(MemorySecretProvider):
-    """A store that goes away with its n-th call, before anything of it has happened or after it; 0 for never."""
+    """A store that becomes unavailable at its n-th call, before or after that call takes effect; 0 for never."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -72,7 +72,7 @@ class Counting(MemorySecretProvider):
 
 
 class Faltering(MemorySecretProvider):
-    """A store that fails every call once, before anything of it has happened or after it, its first read excepted."""
+    """A store that fails every call once, before or after it takes effect, except the first read."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -109,7 +109,7 @@ class Faltering(MemorySecretProvider):
 
 
 class Lagging(MemorySecretProvider):
-    """A store whose reads and lists show once, after each write, what was there before it."""
+    """A store whose first read and first list after each write show the state before the write."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -133,7 +133,7 @@ class Lagging(MemorySecretProvider):
 
 
 class Unlabelling(MemorySecretProvider):
-    """A store that moves no label while `is_stuck`, and lets a test look around when it is asked to."""
+    """A store that fails to move labels while `is_stuck`, and calls `look` at each attempt."""
 
     is_stuck = True
     look: Callable[[], None]
@@ -146,7 +146,7 @@ class Unlabelling(MemorySecretProvider):
 
 
 class Doubting(MemorySecretProvider):
-    """A store that applies a write and says that it met a conflict, as one whose lists lag does."""
+    """A store that applies a write and reports a conflict, as a store with stale lists does."""
 
     async def write(self, secret_id: str, value: Any, **options: Any) -> Any:
         await super().write(secret_id, value, **options)
@@ -161,7 +161,7 @@ class Forgetful(NodeClient):
 
 
 class Meddling(NodeClient):
-    """A server that lets a test change the store while the server is asked which commits of the root it holds."""
+    """A server that calls `meddle` when it is asked which commits of the root it holds, so that a test can change the store."""
 
     meddle: Callable[[], Awaitable[None]]
 
@@ -171,7 +171,7 @@ class Meddling(NodeClient):
 
 
 class Upstream(NodeClient):
-    """A server that knows nothing of ours, as GoatDB's is."""
+    """An unmodified GoatDB server, which has none of Goatherd's endpoints."""
 
     async def identity(self) -> None:
         return None
@@ -182,7 +182,7 @@ class Upstream(NodeClient):
 
 @dataclass
 class Cluster:
-    """Servers in this process that are no peers of each other, and the store that they read."""
+    """Servers in this process that are not peers, and the store that they read."""
 
     top: Path
     provider: MemorySecretProvider
@@ -233,7 +233,7 @@ async def ids(node: NodeClient, path: str, signer: OwnedSession) -> set[str]:
 
 
 async def spread(cluster: Cluster, signer: OwnedSession) -> None:
-    """Bring what each node holds to all others, as peers do."""
+    """Copy the commits of each node to all others, as peers do."""
     for path in (SESSIONS, NOTES):
         for giver in cluster.nodes:
             for taker in cluster.nodes:

@@ -33,12 +33,12 @@ pytestmark = pytest.mark.slow
 
 
 class Broken(NodeClient):
-    """A server that was broken into, with the stolen key: it signs what it likes and says that it holds it.
+    """A server controlled by an attacker with the stolen key: it signs commits with the key and claims to hold them.
 
     Attributes:
-        forger: The stolen root; None while the thief is quiet.
-        note: The commit that he signs once he has heard of the revocation.
-        mole: The session that he introduces then.
+        forger: The stolen root; None while the attacker does nothing.
+        note: The commit that the attacker signs once the server is notified of the revocation.
+        mole: The session that the attacker introduces then.
     """
 
     forger: OwnedSession | None = None
@@ -156,7 +156,7 @@ async def test_what_is_on_its_way_when_the_root_is_revoked_gets_the_time_to_arri
     a = root("root-a")
 
     class Slow(NodeClient):
-        """What this server holds reaches the other while `revoke` looks a third time."""
+        """This server's commits reach the other server while `revoke` reads for the third time."""
 
         looks = 0
 
@@ -256,7 +256,7 @@ async def test_the_successor_that_a_first_run_introduced_to_one_server_only_is_i
         forged = Commit.from_json(claim, org="localhost")
 
         class Lying(NodeClient):
-            """A server that shows another root's key under the successor's id, and claims to hold that commit."""
+            """A server that reports another root's key under the successor's id, and claims to hold that commit."""
 
             async def held(self, *arguments: Any, **options: Any) -> bytes:
                 honest = FrozenList.from_bytes(await super().held(*arguments, **options))

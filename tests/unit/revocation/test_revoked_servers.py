@@ -107,7 +107,7 @@ async def test_a_revocation_over_unmodified_servers_only_reissues_the_sessions_a
 async def test_filters_that_claim_too_much_leave_no_session_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A filter of three commits claims every second id that its server lacks: several in a row do so by chance."""
+    """A filter over three commits contains every second missing id by chance, several ids in a row too."""
     a = root("root-a")
     claims = 0
 

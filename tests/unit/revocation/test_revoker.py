@@ -1,4 +1,4 @@
-"""A revocation against servers in this process: every step, and every place to stop at."""
+"""A revocation against servers in this process: every step, and an interruption at every step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A store, a clock and a herd, and what must be true of them at the end of every test."""
+"""A store, a clock and a herd, and the invariants that are checked at the end of every test."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ STEADY_POLICY = replace(POLICY, lifetime=LIFETIME, grace=timedelta(days=10))
 
 
 class QuickNode(HerdNode):
-    """A node whose answers look at its latest commits only, so that a long log costs no more than a short one."""
+    """A node that looks at its latest commits only, so that a long log costs no more than a short one."""
 
     def _answer(self, path: str, message: SyncMessage) -> dict[str, Any]:
         self._ingest(path, message.commits)
@@ -84,14 +84,14 @@ async def write_note(herd: Herd, number: int) -> None:
 
 
 def drop_old_versions(store: MemoryStore, secret_id: str) -> None:
-    """Do as stores do that keep a number of versions only; otherwise each list of them would be as long as the test."""
+    """Drop old versions, as stores do that keep a limited number; otherwise each list would be as long as the test."""
     ledger = store.ledgers[secret_id]
     kept = {number: ledger.versions[number] for number in sorted(ledger.versions)[-KEPT_VERSIONS:]}
     store.ledgers[secret_id] = replace(ledger, versions=MappingProxyType(kept))
 
 
 class Peer:
-    """Gives what a node's ``/sys/sessions`` holds, root introductions only."""
+    """A peer that returns the root introductions in a node's ``/sys/sessions``."""
 
     def __init__(self, node: HerdNode, without: Callable[[Commit], bool] = lambda _: False) -> None:
         self._commits = tuple(one for one in node.commits(SESSIONS) if claims_root(one) and not without(one))
@@ -102,7 +102,7 @@ class Peer:
 
 
 async def join(herd: Herd, path: Path, seen: TrustCheckpoint, peer: Peer | None) -> IdentityDocument:
-    """Start a server that remembers `seen`."""
+    """Start a server that remembers the checkpoint `seen`."""
     path.write_bytes(seen.to_bytes())
     async with CloudSecretSettings(herd.provider, herd.secret_id, seen=path, clock=herd.clock) as settings:
         settings.introductions = peer

@@ -1,4 +1,4 @@
-"""Rotations of an identity with an anchor: how often the anchor signs, and what a signer that fails can stop."""
+"""Rotations of an identity with an anchor: how often the anchor signs, and which steps a failing signer can stop."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ async def test_a_client_created_before_a_rotation_was_rolled_back_learns_every_l
 async def test_the_signer_that_an_altered_identity_names_is_not_called(
     make_herd: MakeHerd, signers: MemorySigners, keeps_signature: bool
 ) -> None:
-    """An attacker who can write the store does not choose where an operator's credentials go."""
+    """An attacker who can write the store must not decide where an operator's credentials are sent."""
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     document = await document_of(herd)
     assert document.anchor is not None
@@ -268,7 +268,7 @@ async def test_the_signer_that_an_altered_identity_names_is_not_called(
 async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
     make_herd: MakeHerd, signers: MemorySigners
 ) -> None:
-    """The attacker has written an identity that is wholly their own, and so is signed."""
+    """The identity is wholly the attacker's own, and so is correctly signed."""
     herd = await anchored(make_herd, signers, nodes=2, clients=0)
     generation = (await document_of(herd)).generation + 1
     await put(herd, await make_own_identity("memory:evil", generation=generation, now_ms=herd.clock.now_ms()))
@@ -302,7 +302,7 @@ async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
 async def test_of_two_operators_who_rotate_at_once_with_an_anchor_one_is_told_that_the_other_is_at_it(
     make_herd: MakeHerd, signers: MemorySigners, slow: AnchorChoice, quick: AnchorChoice
 ) -> None:
-    """The signer of one answers only after the other has written, so it signs for a document that was replaced."""
+    """One operator's signer answers only after the other has written, so it signs a document that has been replaced."""
     herd = await anchored(make_herd, signers, nodes=1, clients=1)
     asked, may_answer = asyncio.Event(), asyncio.Event()
 
@@ -442,7 +442,7 @@ async def test_a_stolen_working_root_is_revoked_with_one_signature(make_herd: Ma
 
 
 def slowly(signers: MemorySigners, meanwhile: list[Callable[[], Awaitable[Any]]], signed: list[bytes]) -> SignerOpener:
-    """Return an opener of signers that keep the texts that they sign, and let something happen before they answer."""
+    """Return an opener of signers that record the texts that they sign; `meanwhile` runs before they answer."""
 
     class Slow:
         def __init__(self, uri: str, pinned: PublicKey | None) -> None:
@@ -525,7 +525,7 @@ async def test_a_revocation_is_decided_and_signed_again_if_a_rotation_was_faster
 async def test_a_revocation_that_servers_would_reject_is_not_written(
     make_herd: MakeHerd, signers: MemorySigners, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The anchor's signatures are for the document before, which a defect takes for the present one."""
+    """The anchor signed for the previous document, which a simulated defect takes for the present one."""
     monkeypatch.setattr("goatherd.revocation.revoker._Decision.holds_for", lambda *_: True)
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     await rotator(herd, signers).rotate()
@@ -584,7 +584,7 @@ async def test_restore_returns_to_a_working_root_and_to_no_other(make_herd: Make
 async def test_restore_rejects_a_root_that_servers_know_by_another_anchor(
     make_herd: MakeHerd, signers: MemorySigners
 ) -> None:
-    """They would not store this anchor's introduction of it, whose id is the same."""
+    """Servers would not store this anchor's introduction of the root, because they have one with the same id."""
     herd = await anchored(make_herd, signers, nodes=1, clients=0)
     await rotator(herd, signers).rotate(to_phase=Phase.ACTIVATED, anchor=AnchorChoice(signer=OTHER))
     left = (await document_of(herd)).current.id

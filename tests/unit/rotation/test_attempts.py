@@ -1,4 +1,4 @@
-"""No loop of a run is unbounded: the same action on the same evidence is refused the third time, with an error."""
+"""Every loop of a run is bounded: the third attempt of the same action on the same evidence ends with an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unmodified servers that are not restarted: they trust the next root, and go on signing with the one before."""
+"""Unmodified servers that are not restarted: they trust the next root, and still sign with the previous one."""
 
 from __future__ import annotations
 

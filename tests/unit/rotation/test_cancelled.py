@@ -1,4 +1,4 @@
-"""The private key of a next root that was cancelled is destroyed with the cancellation, and nothing else is."""
+"""A cancellation destroys the private key of the cancelled next root, and no other key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EARLY = (Phase.PREPARED, Phase.PUBLISHED)
 
 
 async def keys_of(herd: Herd) -> dict[str, frozenset[str]]:
-    """Whose private keys each version holds that is not destroyed."""
+    """Return the roots whose private keys each version holds, without destroyed versions."""
     held = await find_holdings(herd.provider, herd.secret_id, await document_of(herd))
     return {one.version.id: one.private_ids for one in held}
 
@@ -109,7 +109,7 @@ async def test_what_a_crash_has_left_is_destroyed_by_retire_without_a_grace_peri
 
 
 class Refusing:
-    """A store that refuses every destroy."""
+    """A store that rejects every destroy."""
 
     def __init__(self, inner: SecretProvider, error: type[Exception]) -> None:
         self._inner, self._error = inner, error
@@ -122,7 +122,7 @@ class Refusing:
 
 
 class Keeping:
-    """A store that takes its time to destroy."""
+    """A store that destroys versions with a delay."""
 
     def __init__(self, inner: SecretProvider) -> None:
         self._inner, self.guarantees = inner, replace(inner.guarantees, destroys=False)

@@ -1,4 +1,4 @@
-"""A wrong clock removes no deadline and no grace period: it is found out in time, or what it recorded is limited."""
+"""A wrong clock removes no deadline and no grace period: it is detected in time, or its records are limited."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rotator_on(herd: Herd, skew: timedelta, **options: Any) -> Rotator:
 
 
 async def rotate_wrongly(herd: Herd, skew: timedelta, *, to_phase: Phase | None = None) -> None:
-    """Rotate while every clock that could be compared is wrong by `skew`, as the operator's is."""
+    """Rotate while all clocks that can be compared are wrong by `skew`, including the operator's."""
     for node in herd.nodes:
         node.faults.clock_ahead = skew
     await rotator_on(herd, skew).rotate(to_phase=to_phase)

@@ -1,4 +1,4 @@
-"""What a rotation may cost: the benchmark's own figures, of small runs, where they do not depend on the machine."""
+"""Limits for the cost of a rotation: figures of the benchmark, from small runs, that do not depend on the machine."""
 
 from __future__ import annotations
 

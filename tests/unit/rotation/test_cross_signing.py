@@ -81,7 +81,8 @@ def test_what_is_looked_for_is_what_is_made(published: IdentityDocument) -> None
 
 
 def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: IdentityDocument) -> None:
-    """A client that was away looks at a commit only if it holds no child of it; GoatDB merges leaves that differ."""
+    """A client that was offline looks at a commit only if it holds no child of it, and GoatDB merges leaves that
+    differ."""
     first = transitions.finalize_rotation(
         transitions.with_phase(transitions.activate_rotation(published, NOW + 3000), Phase.VERIFIED, NOW), NOW + 5000
     )

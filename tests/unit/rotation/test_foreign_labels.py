@@ -1,4 +1,5 @@
-"""A label that an operator or another tool has set: the version stays, the outcome names it, and nothing else waits."""
+"""A label that an operator or another tool has set: the version is kept, the outcome names it, and the rest
+proceeds."""
 
 from __future__ import annotations
 

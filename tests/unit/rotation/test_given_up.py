@@ -1,4 +1,5 @@
-"""Retiring in a store that destroys nothing at once: it is asked once a version, ends, and nothing is claimed."""
+"""Retiring in a store that destroys with a delay: one request a version, an end, and no claim that the key is
+destroyed."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from tests.unit.rotation.conftest import POLICY, check_steady, document_of, rota
 
 
 class Deprecates(MemorySecretProvider):
-    """Removes a version in its own time, which does not come in this test."""
+    """A store that removes versions later, after the end of this test."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock=clock)

@@ -1,6 +1,6 @@
-"""The five ways in which a naive rotation does harm, and each protection: with it nothing happens, without it it does.
+"""Five ways in which a naive rotation does harm: Goatherd's protection prevents each, and without it the harm occurs.
 
-Each test runs the same story twice: as Goatherd does it, and with the one protection taken away.
+Each test runs the same sequence twice: as Goatherd does it, and without the one protection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Remove = Callable[[pytest.MonkeyPatch], None]
 
 
 def nothing(_: pytest.MonkeyPatch) -> None:
-    """Take no protection away."""
+    """Remove no protection."""
 
 
 # --- 1: trust spreads first, signing moves second --------------------------------------------------------------------
@@ -44,7 +44,7 @@ async def test_a_node_whose_view_lags_costs_no_client_a_write(
     herd.nodes[2].faults.store_lost = True
 
     async def tick() -> None:
-        """As soon as a node signs with B, a client gets its session there, and then works with the node that lags."""
+        """Once a node signs with B, let a client create a session there, and then use the node that lags."""
         if herd.nodes[0].pool.current.id != "root-a" and len(herd.clients) == 1:
             await herd.add_clients(1, at=herd.nodes[0], home=herd.nodes[2])
         await herd.step()
@@ -66,7 +66,7 @@ async def test_a_node_whose_view_lags_costs_no_client_a_write(
 
 
 def restore_the_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Roll back as "put the old version back" does: the roots of before, without B."""
+    """Roll back by writing the old version again: with the earlier roots, without B."""
 
     def naive(document: IdentityDocument, stable: IdentityDocument, now_ms: int, *, reason: str) -> IdentityDocument:
         back = original(document, stable, now_ms, reason=reason)

@@ -1,4 +1,4 @@
-"""The operator's health signal: what is well, what is not, and that a rotation goes back in time when it is not."""
+"""The operator's health check: when it passes or fails, and that a rotation rolls back in time if it fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MS = timedelta(milliseconds=1)
 
 
 class Said:
-    """A signal that says what a test wants, by the phase of the document."""
+    """A health check whose result a test sets for each phase of the document."""
 
     name = "the test"
 
@@ -123,7 +123,7 @@ async def test_every_signal_must_be_well(make_herd: MakeHerd) -> None:
 
 
 class Raising(Said):
-    """A check of a program's own that raises where another one says that the cluster is not healthy."""
+    """A program's own check that raises an exception where another check would report a failure."""
 
     async def ask(self) -> str | None:
         if await super().ask() is not None:
@@ -228,7 +228,7 @@ async def test_a_rotation_goes_back_when_a_real_command_fails(make_herd: MakeHer
 
 
 class Page(http.server.BaseHTTPRequestHandler):
-    """Answers with the status that its path names, or hangs."""
+    """A web server that answers with the status in the requested path, or hangs."""
 
     hangs = threading.Event()
 

@@ -1,4 +1,4 @@
-"""A run that is held up between two of its own calls, while another operator is at work. Found by tests/model."""
+"""A run that is delayed between two of its calls while another operator works. tests/model found these cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, documen
 
 
 class HeldUp:
-    """A provider whose caller waits, before or after its call number `at` of `method`, until `meanwhile` is over."""
+    """A provider that delays its caller before or after call number `at` of `method`, until `meanwhile` has ended."""
 
     def __init__(
         self, target: object, method: str, meanwhile: Callable[[], Awaitable[object]], *, at: int = 1, after: bool
@@ -84,7 +84,7 @@ async def test_a_run_reports_that_it_has_rotated_though_others_have_rotated_agai
 
 
 class Lagging:
-    """A provider that shows what was current before, for the first so many reads."""
+    """A provider whose first reads show the previous current version."""
 
     def __init__(self, target: Any, old: Any, *, reads: int) -> None:
         self._target, self._old, self._left = target, old, reads
@@ -106,7 +106,7 @@ class Lagging:
 async def test_who_comes_after_a_crash_is_not_told_that_there_is_nothing_to_do_by_a_store_that_lags(
     make_herd: MakeHerd, gives_up: bool
 ) -> None:
-    """The nodes have seen what the store does not show yet."""
+    """The nodes have read a state that the store does not show yet."""
     herd = await make_herd()
     old = await herd.provider.read(herd.secret_id, CURRENT)
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)

@@ -1,4 +1,4 @@
-"""Where private halves still are, and that what cannot be looked into is never taken for empty."""
+"""The inventory of stored private keys; a version that cannot be read is never taken for one without a key."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_retirement_reads_no_version_once_for_each_version_that_it_destr
 
 
 class WithADarkVersion(MemorySecretProvider):
-    """Lists one version as switched off, and does not give it out."""
+    """A store that lists one version as disabled, and returns no value for it."""
 
     dark = "1"
 
@@ -145,7 +145,7 @@ class WithADarkVersion(MemorySecretProvider):
 
 
 async def test_a_version_that_is_switched_off_is_listed_and_no_key_is_recorded_as_gone(make_herd: MakeHerd) -> None:
-    """SECURITY: a client that may change the secret can switch it on again, and it may hold any key."""
+    """SECURITY: a client that may change the secret can enable the version again, and the version may hold any key."""
     clock = (await make_herd(clients=0)).clock
     async with WithADarkVersion(clock=clock) as provider:
         herd = await Herd.start(provider, clock=clock, nodes=1)
@@ -174,7 +174,7 @@ async def test_a_version_that_is_no_identity_is_listed_and_left_alone(make_herd:
 
 
 class WithALeftover(MemorySecretProvider):
-    """Lists a value that no record names, which gives out `left`, or fails with it."""
+    """A store that lists a value that no record names; a read of it returns `left`, or fails with it."""
 
     left: bytes | GoatherdError | None = None
     state = VersionState.ENABLED
@@ -206,7 +206,7 @@ class WithALeftover(MemorySecretProvider):
             self.left = None
 
     def leave(self, left: bytes | GoatherdError) -> None:
-        """Leave a value that holds this, now."""
+        """Leave a value that holds `left`, with the present time."""
         self.left, self.since_ms = left, self.clock.now_ms()
 
 
@@ -230,7 +230,7 @@ def failing(kind: type[ProviderError], *, retryable: bool = False) -> ProviderEr
 async def test_a_leftover_whose_keys_cannot_be_known_is_destroyed_after_the_grace_period(
     make_herd: MakeHerd, left: bytes | ProviderError, state: VersionState
 ) -> None:
-    """SECURITY: it may hold the retired key, and no command would look at it again."""
+    """SECURITY: the value may hold the retired key, and no later command would check it again."""
     clock = (await make_herd(clients=0)).clock
     async with WithALeftover(clock=clock) as provider:
         herd = await Herd.start(provider, clock=clock, nodes=1)

@@ -81,7 +81,8 @@ def test_what_says_nothing_of_this_identity_stops_nothing(changed: dict[str, Any
 
 
 def test_a_server_that_has_revoked_the_only_root_of_a_backup_is_no_server_of_another_identity() -> None:
-    """It trusts none of the roots in the store any more; the one that it rejects says that they belong together."""
+    """The server trusts none of the roots in the store any more; only the revoked root shows that both belong
+    together."""
     after = says(rotated(first(), "b"), roots=["b"], revoked=[first().current.id])
     assert kinds(first(), after) == [ObstacleKind.STORE_BEHIND]
     assert kinds(first(), {**after, "revoked": ["another-identity"]}) == []
@@ -217,7 +218,7 @@ async def test_only_listed_servers_are_distrusted(make_herd: MakeHerd) -> None:
 
 
 async def test_a_version_id_that_is_given_again_is_not_written_over(make_herd: MakeHerd) -> None:
-    """A compare-and-swap on an id would: what has this id now is not what was decided on."""
+    """A compare-and-swap would pass: the id exists again, but names another version than the one that was read."""
     herd = await make_herd()
     backup = Backup(herd)
 

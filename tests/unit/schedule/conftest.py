@@ -1,4 +1,4 @@
-"""The clock and the herds of the rotation's tests."""
+"""Fixtures: a clock that a test moves, and simulated herds."""
 
 from tests.unit.rotation.conftest import clock, make_herd
 

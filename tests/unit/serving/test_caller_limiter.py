@@ -54,7 +54,7 @@ async def serving(
 
 
 async def spoken(http: httpx2.AsyncClient, sent: bytes) -> bytes:
-    """Send bytes and no more, and return the first line of the answer."""
+    """Send bytes without ending the request, and return the first line of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", http.base_url.port)
     try:
         async with asyncio.timeout(HANG):
@@ -188,7 +188,7 @@ def test_the_proxies_that_are_not_named_take_little_memory() -> None:
 
 
 async def test_an_office_behind_one_address_meets_no_limit() -> None:
-    """Three hundred clients that start within a minute: each makes a session and polls three times a second."""
+    """Three hundred clients start within a minute; each creates a session and polls three times a second."""
     limiter = CallerLimiter(CallerLimits(), clock=(clock := Turned()))
     scope: dict[str, Any] = {"client": ("203.0.113.7", 1), "headers": []}
     clients = 300

@@ -1,4 +1,4 @@
-"""How much a caller may take, and which caller a request counts for."""
+"""The limits of a caller, and which caller a request counts for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A caller's connection: it has an end, whatever the caller does with it."""
+"""A caller's connection ends, whatever the caller does with it."""
 
 from __future__ import annotations
 

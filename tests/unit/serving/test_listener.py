@@ -30,7 +30,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def listening(how: str) -> AsyncIterator[tuple[int, Ending]]:
-    """Listen, and give the port and what ends it."""
+    """Listen; yield the port and a function that stops the listener."""
     if how == "proxy":
         async with FaultProxy("127.0.0.1", 9) as proxy:
             yield proxy.port, proxy.stop
@@ -43,7 +43,7 @@ async def listening(how: str) -> AsyncIterator[tuple[int, Ending]]:
 
 @pytest.fixture
 def without_collector() -> Iterator[None]:
-    """Let no garbage collection close what was forgotten."""
+    """Disable garbage collection, so that it does not close forgotten connections."""
     gc.collect()
     gc.disable()
     try:
@@ -76,7 +76,7 @@ def test_a_client_that_is_just_being_accepted_is_cut_off(
 
 
 async def test_the_date_of_answers_is_renewed_at_each_whole_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`goatherd doctor` compares the clocks of servers by it."""
+    """`goatherd doctor` compares the servers' clocks by this date."""
     monkeypatch.setattr(SystemClock, "now_ms", lambda _: 1_000_643)
     limiter = CallerLimiter(CallerLimits(), clock=SystemClock())
     listener = HTTPListener(answer, "127.0.0.1", 0, limiter=limiter, has_date=True)

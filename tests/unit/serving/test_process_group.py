@@ -1,4 +1,4 @@
-"""A command of the operator's that cannot be killed, because it runs as root, holds nothing up."""
+"""A command of the operator that cannot be killed, because it runs as root, delays nothing."""
 
 from __future__ import annotations
 

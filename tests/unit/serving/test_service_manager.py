@@ -1,4 +1,4 @@
-"""What systemd hears of a service: that it is ready, that it lives, that it stops."""
+"""What systemd is notified of: that a service is ready, is alive, and stops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def heard(listener: socket.socket) -> list[str]:
 
 
 class SteppedClock:
-    """A clock whose waits end when the test says so."""
+    """A clock whose waits end when the test releases them."""
 
     def __init__(self) -> None:
         self.waits: list[timedelta] = []

@@ -1,4 +1,5 @@
-"""Signals to stop: the first asks, the second hurries, and after the block Python's own handlers are back."""
+"""Signals to stop: the first requests a graceful stop, the second ends it at once, and afterwards Python's handlers are
+restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that cannot be killed, as one that runs as root through sudo."""
+"""Commands that cannot be killed, such as one that runs as root through sudo."""
 
 from __future__ import annotations
 

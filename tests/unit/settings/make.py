@@ -1,4 +1,4 @@
-"""A clock whose hands the test turns, and a store that counts and fails on demand."""
+"""A clock that a test advances, and a store that counts calls and fails on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECRET = "goatdb/root"
 
 
 class HandClock:
-    """Time passes only in `turn`, which wakes who sleeps until then."""
+    """A clock that advances only in `turn`, which wakes the tasks that sleep until then."""
 
     def __init__(self) -> None:
         self._now_ms = NOW
@@ -45,7 +45,7 @@ class HandClock:
 
 
 async def settle() -> None:
-    """Let everything run that can run without the clock or the disk."""
+    """Run every task that can run without the clock or the disk."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -95,7 +95,7 @@ class CountingProvider(MemorySecretProvider):
         await super()._label(call, label, version, expected)
 
     async def put(self, value: IdentityDocument | bytes) -> str:
-        """Write as another client would, whatever is there."""
+        """Write a value as another client would, without a compare-and-swap."""
         raw = value if isinstance(value, bytes) else encode_document(value)
         holder = next((one.id for one in await self.versions(SECRET) if CURRENT in one.labels), None)
         return str((await self.write(SECRET, raw, expected=holder)).id)

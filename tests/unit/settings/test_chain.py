@@ -1,4 +1,4 @@
-"""A server that was away follows over roots that have left the document, by introductions that its peers hold."""
+"""A server that was offline follows roots that have left the document, by introductions that its peers hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .make import SECRET, CountingProvider, HandClock, store_with
 
 
 class Places:
-    """Gives what it was told to give, and counts."""
+    """A source of introductions that returns what a test gave it, and counts its calls."""
 
     def __init__(self, *places: Introductions) -> None:
         self.places = list(places)

@@ -1,4 +1,4 @@
-"""A start without the store: from the sealed copy or not at all, and never with a new identity."""
+"""A start without the store: from the last known good identity or not at all, and never with a new identity."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def make(provider: CountingProvider, clock: HandClock, key: Path, path: Path) ->
 
 @pytest.fixture
 async def copied(make: Make, path: Path) -> Path:
-    """A copy that a node has left behind."""
+    """Return a sealed copy that a server has left."""
     async with make() as settings:
         await settings.load()
     assert path.exists()
@@ -539,7 +539,7 @@ async def test_a_key_that_is_not_there_is_an_error(make: Make, key: Path, monkey
     ids=["nothing", "relative", "no name", "a space", "up", "up only", "another kind", "the key itself"],
 )
 def test_a_place_that_is_none_is_refused_and_not_quoted(text: str) -> None:
-    """An operator may have written the key itself where its place should stand."""
+    """An operator may have written the key itself in place of the location of the key."""
     with pytest.raises(ConfigurationError) as caught:
         KeySource.from_text(text)
     assert text in ("", "env:") or text not in f"{caught.value} {caught.value.hint}"

@@ -1,4 +1,4 @@
-"""200 nodes, an hour without the store, and its return: what the store has to bear."""
+"""200 servers during an hour without the store, and after its return: how many calls the store gets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_an_hour_without_the_store_is_no_storm_and_its_return_is_none_eith
 
 
 async def test_the_loop_that_only_retries_would_be_a_storm() -> None:
-    """What the bounds above are worth: the same measure, without the breaker."""
+    """Shows what the bounds above are worth: the same measurement without the circuit breaker."""
     seen = await simulate("jittered", outage=timedelta(minutes=6), after=timedelta(minutes=2))
     assert seen.outage_mean > 4 * NODES / 30
     assert seen.onset_peak > 6 * NODES / 30

@@ -1,4 +1,4 @@
-"""The breaker by itself, and what a failing store has to bear from one node."""
+"""The circuit breaker alone, and the load that one server puts on a failing store."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def test_a_poll_makes_two_attempts_a_probe_one_and_who_waits_for_an_answer
 
 
 async def test_an_organization_that_cannot_be_read_is_not_asked_for_at_every_request(clock: HandClock) -> None:
-    """A server opens an organization anew at each request until that works."""
+    """A server opens an organization again at each request until that succeeds."""
     provider = CountingProvider()
     cluster = CloudSecretSettings(provider, "goatdb/{org}/root", clock=clock)
     for _ in range(100):

@@ -1,4 +1,4 @@
-"""A store that was restored from a backup: the ids of its versions are given again, with other contents."""
+"""A store that was restored from a backup reuses version ids for other contents."""
 
 from __future__ import annotations
 

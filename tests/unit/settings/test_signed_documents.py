@@ -1,4 +1,4 @@
-"""Who has seen a signed identity takes no unsigned one any more: while running, after a restart, and from a copy."""
+"""A server that has read a signed identity accepts no unsigned one: while running, after a restart, and from a copy."""
 
 from __future__ import annotations
 

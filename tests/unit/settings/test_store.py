@@ -1,4 +1,4 @@
-"""Settings from a store: what is taken over, what is refused, what it costs."""
+"""Settings from a store: which documents are adopted or rejected, and what that costs."""
 
 from __future__ import annotations
 

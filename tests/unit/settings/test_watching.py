@@ -1,4 +1,4 @@
-"""A store that tells of changes by itself: no tight polling, and no trust in it either."""
+"""A store that reports changes: it is not polled constantly, and its reports are not trusted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREPARED = prepare_rotation(FIRST, B, now_ms=NOW, rotation_id="r1", started_by="
 
 
 class Telling(CountingProvider):
-    """Hints are what is put into `queue`: None ends the watch, an error breaks it."""
+    """A store whose hints come from `queue`: None ends the watch, an error breaks it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ async def test_a_plugin_whose_watch_breaks_its_contract_does_not_stop_the_refres
 
 
 class Refusing(CountingProvider):
-    """Its `watch` is no generator, and fails at once."""
+    """A store whose `watch` is no generator, and fails at once."""
 
     refusal: Exception
 

@@ -1,4 +1,4 @@
-"""The signer in a file: the contract, and what its file says and hides."""
+"""The signer in a file: the contract, and what its file contains and hides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PKCS#11 URIs (RFC 7512): what they name, and that a PIN in one is refused and not quoted."""
+"""PKCS#11 URIs (RFC 7512): what they name; a PIN in one is rejected, and the error does not quote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No signature leaves a signer unverified; retries follow the policy and are counted."""
+"""Every signature of a signer is verified before it is used; retries follow the policy and are counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0D
 
 
 class Instant(SystemClock):
-    """A clock whose sleep ends at once; it notes how long a caller wanted to sleep."""
+    """A clock whose sleep ends at once; it records the requested durations."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []

@@ -1,4 +1,4 @@
-"""Who may see the page: an address that other machines reach needs a token and TLS, or a named proxy."""
+"""Access to the page: at an address that other machines reach, it needs a token and TLS, or a named proxy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's answers: headers, who may see it, sessions, and one rendering for all open pages."""
+"""The page's answers: headers, access, sessions, and one rendering for all open pages."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ async def test_calls_are_counted_for_an_hour_also_after_the_clock_was_a_year_ahe
 
 
 class Diagnosable(MemorySecretProvider):
-    """A store that says whether the credentials may write."""
+    """A store that reports whether the credentials allow writes."""
 
     may_write = True
 
@@ -215,7 +215,7 @@ async def test_the_remark_about_excess_rights_ends_when_they_were_withdrawn() ->
 async def test_a_trail_that_could_not_be_read_is_read_again_although_its_file_has_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Permissions, or the limit on open files, have no part in the file's size and time."""
+    """A change of permissions, or of the limit on open files, changes neither the file's size nor its time."""
     provider = MemorySecretProvider()
     await provider.create(SECRET, encode_document(FIRST))
     file = tmp_path / "audit.jsonl"

@@ -1,4 +1,4 @@
-"""The process that serves the page, run in the test's own: its certificate is renewed while it serves."""
+"""The process that serves the page, run within the test's process: its certificate is renewed while it serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes.certificates import certificate, replace_file
 
 
 class Minutes(SystemClock):
-    """A clock whose pauses between two checks of the certificate end when the test says so."""
+    """A clock whose pauses between two checks of the certificate end when the test releases them."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Semaphore(0)

@@ -75,13 +75,13 @@ def serving(*arguments: str, cwd: Path) -> Iterator[tuple[subprocess.Popen[str],
 
 
 def child_of(pid: int) -> int:
-    """Return the process that serves the page; earlier tests may have left others, such as multiprocessing's own."""
+    """Return the process that serves the page, among others that earlier tests may have left."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return next(int(one) for one in children if b"page-process" in Path(f"/proc/{one}/cmdline").read_bytes())
 
 
 def memory_of(pid: int) -> bytes:
-    """Return the memory of a process that it may write to."""
+    """Return the writable memory of a process."""
     found = []
     with Path(f"/proc/{pid}/mem").open("rb") as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -209,7 +209,7 @@ async def test_the_executable_of_one_file_starts_the_serving_process(
 
 
 class Source:
-    """Gives a view, then an error, then another view; the second and third when they are asked for."""
+    """Returns a view, then an error, then another view; the second and third when they are requested."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -34,7 +34,7 @@ def read(body: str, monkeypatch: pytest.MonkeyPatch, *, in_portions: bool) -> li
 
 
 def commits_in(read: list[tuple[str, SyncMessage]] | None) -> Any:
-    """What a body says; what is too short to be a commit is left out."""
+    """Return the commits that a body contains; what is too short to be a commit is left out."""
     return read and [
         (path, one.version, one.size, one.filter, [each for each in one.commits if len(json.dumps(each)) > 150])
         for path, one in read
@@ -82,7 +82,7 @@ def test_a_body_read_in_portions_says_what_it_says_when_it_is_parsed_whole(
 def test_a_body_nested_deeper_than_is_parsed_is_refused_where_that_shows(
     monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    """Each bracket costs a step of the search, so a body that is only brackets must not be searched to its end."""
+    """Each bracket costs a search step, so a body of nothing but brackets must not be searched to its end."""
     found = 0
 
     def find_bracket(body: bytes, position: int) -> int:

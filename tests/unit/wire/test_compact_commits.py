@@ -1,4 +1,4 @@
-"""Compact commits have the values of decoded ones, and logs are read by the pattern as they are without it."""
+"""Compact commits have the values of decoded ones, and the fast pattern reads logs as the decoder does."""
 
 from __future__ import annotations
 

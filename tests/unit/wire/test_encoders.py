@@ -54,7 +54,7 @@ def test_an_object_that_hides_a_method_is_not_encoded(value: Any) -> None:
 
 
 def test_an_object_that_hides_a_method_is_decoded_below_the_first_level() -> None:
-    """As by GoatDB's decoder, which looks for members with that method at the first level only."""
+    """GoatDB's decoder looks for members with that method at the first level only."""
     for value in ({"a": {"hasOwnProperty": 1}}, [{"hasOwnProperty": []}], {"hasOwnProperty": {}}):
         assert Decoder().decode(value) == value
 
@@ -198,7 +198,7 @@ def test_a_pointer_that_is_none_does_not_stop_a_reader(odd: Any) -> None:
 
 
 def test_a_node_is_read_once_however_many_pointers_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SECURITY: guards `goatherd.wire.richtext`; references make a push small that names one long node often."""
+    """SECURITY: guards `goatherd.wire.richtext`; with references, a small push can name one long node many times."""
     read: list[Any] = []
     monkeypatch.setattr(richtext, "value_text", lambda value: read.append(value) or value_text(value))
     node = {"text": "abc"}

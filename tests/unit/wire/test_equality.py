@@ -1,4 +1,4 @@
-"""When two values are equal, and what it costs to find out."""
+"""When two values are equal, and the cost of comparing them."""
 
 from __future__ import annotations
 

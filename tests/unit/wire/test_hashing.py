@@ -84,7 +84,7 @@ def test_a_value_unknown_to_javascript_has_no_checksum() -> None:
 
 
 def test_an_object_that_is_met_often_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SECURITY: references make a push small that names one long object often."""
+    """SECURITY: with references, a small push can name one long object many times."""
     inner = {"a": 1, "b": [JSMap({"c": 2}), JSSet([3])]}
     outer = {"x": [inner] * 50, "y": JSSet([inner, 1]), "z": JSMap({"i": inner})}
     plain = value_text(outer)

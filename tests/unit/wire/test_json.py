@@ -37,7 +37,7 @@ SIGNABLE = st.recursive(
 
 
 def slow_stable(value: object) -> str:
-    """The stable form from the definition, with nothing clever in it."""
+    """Return the stable form by its definition, without optimizations."""
     if isinstance(value, list):
         value = {str(index): item for index, item in enumerate(value)}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Paths: GoatDB's rules, and the strict ones of this server."""
+"""Paths: GoatDB's rules, and the stricter rules of this server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses of key vaults: what is taken, and what is refused before anything is sent."""
+"""Addresses of key vaults: which are accepted, and which are rejected before any request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the proposals is decided, for every reader at every time; and what is stored of values and pointers."""
+"""Which of the proposals every reader considers decided at every time; and how values and pointers are stored."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_proposal_that_skips_an_epoch_does_not_count():
 def histories(draw: st.DrawFn) -> list[tuple[Proposal, int]]:
     """Proposals of writers, and the tenth of a second from which each is listed.
 
-    A writer follows what it saw decided, now or earlier: it does not look again before each change. A write may be long
+    A writer builds on what it read as decided, now or earlier: it does not read before each change. A write may be long
     on its way before it gets its time, in whole seconds. After that it is listed within two seconds, as the settling
     time allows.
     """

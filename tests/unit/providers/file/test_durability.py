@@ -1,4 +1,4 @@
-"""The file store when the power fails, and when the disk is full in the middle of a command."""
+"""The file store after a power failure, and with a disk that gets full during a command."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ PATIENT = Policy(settle=timedelta(0), store_patience=timedelta(seconds=5))
 
 
 class Medium(System):
-    """Knows which rename is not on the medium yet, and can let the power fail.
+    """Simulates a power failure: it records the renames that have not reached the medium yet.
 
     Args:
-        dies_after_rename: The process that uses it does nothing after its first rename.
+        dies_after_rename: Whether the process that uses it does nothing after its first rename.
         volatile: What another process knows too.
     """
 
@@ -69,7 +69,7 @@ class Medium(System):
         return result
 
     def lose_power(self) -> None:
-        """Put back what the renames that are not on the medium have replaced."""
+        """Restore the files that were replaced by renames which have not reached the medium."""
         for place, before in self.volatile.values():
             place.write_bytes(before)
         self.volatile.clear()
@@ -118,7 +118,7 @@ async def test_where_a_directory_cannot_be_synced_it_can_be_read(tmp_path: Path,
 
 
 class Disk(System):
-    """A disk of a size that changes: writing takes room, removing a file gives it back."""
+    """A disk whose size a test changes: writes take space, and removing a file frees it."""
 
     def __init__(self, room: int) -> None:
         self.free_bytes = room
@@ -137,7 +137,7 @@ class Disk(System):
 
 
 class Rotating:
-    """A store on such a disk, and what rotates in it without servers."""
+    """A store on such a disk, with rotations without servers."""
 
     def __init__(self, keys: Path, disk: Disk) -> None:
         self.keys, self.disk, self.clock = keys, disk, FakeClock(SystemClock().now_ms())
@@ -220,7 +220,7 @@ async def test_without_room_for_its_writes_no_command_begins(tmp_path: Path, com
 
 
 class FullAfterwards(Disk):
-    """A disk that another process fills as soon as room was reserved."""
+    """A disk that another process fills after space was reserved."""
 
     def run_call(self, operation: Any, *args: Any, **options: Any) -> Any:
         done = super().run_call(operation, *args, **options)

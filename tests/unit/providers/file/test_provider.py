@@ -1,4 +1,4 @@
-"""The file provider: addresses, permissions, damage, and what the operating system may answer."""
+"""The file provider: addresses, permissions, damage, and errors of the operating system."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ async def test_what_belongs_to_another_user_is_refused(store: FileSecretProvider
 
 @pytest.mark.parametrize("secret_id", ["new", "acme/root"])
 async def test_nothing_is_made_in_a_directory_that_is_refused(keys: Path, secret_id: str):
-    """Directories that root has left there would stand in its owner's way."""
+    """Directories that root has left there would prevent the owner from writing."""
     keys.mkdir(mode=0o700, exist_ok=True)
     before = sorted(keys.iterdir())
     keys.chmod(0o777)
@@ -382,7 +382,7 @@ async def test_a_manifest_with_a_fitting_digest_but_a_label_to_nowhere_is_damage
 
 
 class FailingSystem(System):
-    """Lets the k-th system call, and all of the same kind after it, fail."""
+    """Makes the k-th system call, and all later ones of the same kind, fail."""
 
     def __init__(self, number: int, code: int) -> None:
         self.left = number
@@ -547,7 +547,7 @@ async def test_a_deleted_secret_leaves_no_directory(store: FileSecretProvider, k
 async def test_a_writer_that_waited_for_the_lock_of_a_deleted_secret_does_not_write_into_the_void(
     store: FileSecretProvider, keys: Path
 ):
-    """The lock file that it opened is gone; it must look again instead of trusting the old one."""
+    """The writer has opened a lock file that is deleted now; it must open the new one."""
 
     class DeletedBetween(System):
         done = False

@@ -1,4 +1,4 @@
-"""The notes in a secret's annotations."""
+"""The journal of a change, in the annotations of a secret."""
 
 from __future__ import annotations
 

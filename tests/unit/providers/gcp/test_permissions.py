@@ -1,4 +1,4 @@
-"""The text of the rights. That they suffice and no more is tested on the fake (tests/contract)."""
+"""The printed permissions. Tests on the fake (tests/contract) check that they suffice and that none can be left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a Kubernetes API server is found and what of a kubeconfig is understood, refused, and never shown or written."""
+"""How the Kubernetes API server is found, which parts of a kubeconfig are supported, and what is never shown or
+written."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ PLUGIN = {"command": "aws", "apiVersion": "client.authentication.k8s.io/v1"}
 
 
 class HandClock:
-    """A clock whose hands are turned by the test."""
+    """A clock that advances only when the test advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0

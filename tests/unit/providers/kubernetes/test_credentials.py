@@ -1,4 +1,4 @@
-"""Credential plugins of a kubeconfig: what runs when, what is shown to the API server, and what no error shows."""
+"""Credential plugins of a kubeconfig: when they run, what the API server gets from them, and what no error shows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ROLE = {
 
 
 class Plugin:
-    """A credential plugin: a program beside the kubeconfig that prints what stands in a file, and counts its runs."""
+    """A credential plugin: a program beside the kubeconfig that prints the content of a file and counts its runs."""
 
     def __init__(self, directory: Path) -> None:
         self.answer = directory / "answer"
@@ -195,7 +195,7 @@ async def test_a_request_that_gives_up_does_not_stop_the_plugin(tmp_path: Path, 
 
 
 def no_secret(number: int, *, rejected: int = 0) -> tuple[int, dict[str, Any]]:
-    """Answer as an API server without Secrets; to the request `rejected`, that it rejects the credentials."""
+    """Answer as an API server without Secrets, which rejects the credentials of the request number `rejected`."""
     reason = "Unauthorized" if number == rejected else "NotFound"
     details = {"kind": "secrets", "name": "root"}
     status = {"kind": "Status", "status": "Failure", "reason": reason, "details": details}

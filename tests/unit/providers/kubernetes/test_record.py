@@ -1,4 +1,4 @@
-"""The content of a Secret: a codec that is strict, and room that is made from the oldest."""
+"""The content of a Secret: a strict codec, and old versions that make room for new ones."""
 
 from __future__ import annotations
 

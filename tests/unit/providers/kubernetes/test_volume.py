@@ -1,4 +1,4 @@
-"""A mounted Secret: one state at a time, whatever the kubelet swaps, and never written."""
+"""A mounted Secret: every read shows one state, whatever the kubelet swaps, and nothing is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers mean that a single healthy server does not give: standbys, damage, dates."""
+"""Answers that a single healthy Vault server does not give: from standbys, damaged ones, and their dates."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LOOKUP = httpx2.Response(200, json={"data": {"ttl": 0, "renewable": False}})
 
 
 def provider(answer: Answer, url: str = "https://v:8200") -> VaultSecretProvider:
-    """A provider whose token is good, and whose other requests are answered by `answer`."""
+    """Return a provider with a valid token, whose other requests are answered by `answer`."""
 
     def handle(request: httpx2.Request) -> httpx2.Response:
         if request.url.path.endswith("lookup-self"):

@@ -1,4 +1,5 @@
-"""The text of the policies. That it suffices and no more is tested on a real server (tests/contract)."""
+"""The printed policies. Tests on a real server (tests/contract) check that they suffice and that no rule can be left
+out."""
 
 from __future__ import annotations
 

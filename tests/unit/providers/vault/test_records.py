@@ -1,4 +1,4 @@
-"""The content of the two entries: whole, or damaged, or not ours; nothing between."""
+"""The content of the two entries: it is complete, damaged, or not Goatherd's."""
 
 from __future__ import annotations
 
