@@ -1,4 +1,4 @@
-"""What all tests share: which of them are slow or deep, the skipped ones summed by reason, Hypothesis's profiles.
+"""Configuration of all tests: which are slow or deep, a summary of skipped ones, Hypothesis's profiles.
 
 Hypothesis profiles: ``full`` is the default, ``make test-fast`` asks for ``fast``. No deadlines: a busy machine is no
 bug. Slow by where they stand: the tests that start servers or kill processes. Single ones elsewhere carry the mark.
@@ -142,7 +142,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import files with slow tests only, if only quick ones run: their SDKs take longer than most tests."""
+    """Do not import files that have slow tests only if only quick ones run: their SDKs take longer than most tests."""
     is_left_out = config.option.markexpr == "not slow" and collection_path.suffix and is_slow(collection_path)
     return True if is_left_out else None
 
@@ -163,7 +163,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was collected out of the sight of the garbage collector: it is a lot, and lives to the end."""
+    """Exclude the collected tests from garbage collection: there are many, and they live until the end."""
     gc.collect()
     gc.freeze()
 

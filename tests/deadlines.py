@@ -1,4 +1,4 @@
-"""Deadlines of tests: against hangs only, never a measure of speed. A busy machine is ten times slower than another."""
+"""Deadlines of tests: they only catch hangs and never measure speed, because a busy machine can be ten times slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much the deep tests go through: everything, or the sample that ``GOATHERD_TEST_DEPTH=sample`` asks for."""
+"""How many cases the deep tests run: all, or the sample that ``GOATHERD_TEST_DEPTH=sample`` asks for."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What costs most, once for each input: simulated servers verify the same signatures and decode the same documents.
+"""Cache what costs most: simulated servers verify the same signatures and decode the same documents again and again.
 
 A signature that was found valid is not verified again in this process, a private key is derived from its scalar once,
-and an identity document (which is immutable) is decoded once from the same bytes. What is invalid is looked at each
-time. Processes that tests start are not affected. A test of verification takes `inspect.unwrap(PublicKey.verify)`.
+and an identity document (which is immutable) is decoded once from the same bytes. Invalid input is checked each time.
+Processes that tests start are not affected. A test of verification takes `inspect.unwrap(PublicKey.verify)`.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _SYSTEM: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def _own() -> list[int]:
-    """Return the ports of this process of the test run, from a random one on."""
+    """Return the ports of this process of the test run, starting at a random one."""
     last = _LAST
     with suppress(OSError):
         last = min(last, int(_SYSTEM.read_text().split()[0]) - 1)

@@ -1,4 +1,5 @@
-"""``make bench``: what users feel, over the bare limit of the same work, measured side by side in one run."""
+"""``make bench``: costs that users notice, relative to the bare limit of the same work, measured side by side in one
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bare limits: what OpenSSL, the JSON parser, the disk and the network need for the same work, and nothing else."""
+"""Bare limits: the time that OpenSSL, the JSON parser, the disk and the network alone need for the same work."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cpu_seconds(call: Callable[[], object], times: int = 1) -> float:
 
 
 def seconds(call: Callable[[], object], times: int = 1) -> float:
-    """Return the time of one call."""
+    """Return the elapsed time of one call."""
     began = time.perf_counter()
     for _ in range(times):
         call()
@@ -72,13 +72,13 @@ def parse(lines: Sequence[bytes]) -> None:
 
 
 def parse_and_digest(body: bytes) -> None:
-    """Parse a body, and digest it."""
+    """Parse a body and hash it."""
     orjson.loads(body)
     hashlib.sha256(body).digest()
 
 
 def append(file: Path, line: bytes) -> None:
-    """Append to a file, and wait for the disk."""
+    """Append to a file, and wait until the data are on the disk."""
     with file.open("ab") as out:
         out.write(line)
         out.flush()

@@ -1,7 +1,7 @@
 """What the agent adds to the start of an unmodified server that knows many sessions.
 
-First: the log read, every session verified, the text made, checked and written. Again: the same for a restart, while
-the server still serves and with nothing new, which is what a node is away for beyond its own start.
+A first start reads the log, verifies every session, and makes, checks and writes settings.json. A restart does so while
+the server still serves, without new sessions; it shows the downtime that the agent adds to the server's own start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Many clients with the rhythm of GoatDB's clients at one server, one in twenty of them writing.
+"""Many clients that poll one server as GoatDB's clients do; one in twenty of them writes.
 
 docs/reference/goatdb-protocol.md#clients-and-peers gives the rhythm: each repository is polled every 1.5 s, or every
 0.3 s after a change, rising again within 20 s; what is due every 0.2 s goes in one request; one request is in progress
@@ -86,7 +86,7 @@ class _Polled:
         return element(self.shared.path, held, self.shared.count + len(self.learned), self.unsent.values())
 
     def take_reply(self, reply: dict[str, object], now: float) -> int:
-        """Note what the server holds and sent; return how many of the client's own commits it has now."""
+        """Record what the server holds and has sent; return how many of the client's own commits it has now."""
         before = len(self.unsent)
         if self.unsent:
             shown = BloomFilter.from_json(reply["f"]["__v"])
@@ -122,7 +122,7 @@ class Crowd:
     numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1 << 30, EDITS))
 
     async def run_client(self, number: int, shared: list[_Shared], signed: deque[str], until: float) -> None:
-        """Poll, and write if the client is one that writes, until a time of the loop's clock."""
+        """Poll, and push if the client is one that writes, until the loop's clock shows `until`."""
         loop = asyncio.get_running_loop()
         dice = random.Random(number)
         owned, caller = self.data.user(number), Caller(self.port)
@@ -221,7 +221,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
 
 
 def _sign_ahead(data: Data, clients: int, seconds: float) -> list[deque[str]]:
-    """Return request signatures for each client, which real clients make on machines of their own."""
+    """Return request signatures for each client, made in advance, because real clients sign on their own machines."""
     count = math.ceil(seconds / LONGEST)
 
     def sign(number: int) -> deque[str]:

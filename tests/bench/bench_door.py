@@ -1,4 +1,5 @@
-"""What the door adds: the same requests directly and through it, in turns, and commits that are sent again.
+"""The time that the door adds: the same requests sent directly and through it, in turns, and commits that are sent
+again.
 
 The server behind it is `goatherd serve`, which does GoatDB's own work for each request: a signature for each poll, and
 one more for each commit.
@@ -87,7 +88,7 @@ class _Requests:
 def _compare(
     server: Program, front: Program, name: str, size: int, make: Callable[[], Iterator[Request]], count: int
 ) -> Row:
-    """Return the milliseconds of requests through the door, and of such requests without it as the bare limit."""
+    """Return the milliseconds of requests through the door and, as the bare limit, of the same requests without it."""
     source = make()
     direct: list[float] = []
     guarded: list[float] = []

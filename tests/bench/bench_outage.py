@@ -1,10 +1,10 @@
-"""200 nodes through an hour without their store, and its return: calls per second, against loops that only retry.
+"""200 servers during an hour without their store, and after: calls per second, compared with loops that only retry.
 
 Everything is real but the time and the store's health: 200 `CloudSecretSettings` with their retries, breakers and
 jitter, on one clock that jumps to the next wake-up. A call is what reaches the store: every attempt counts.
 
 - ``jittered``: a loop that reads every 30 s, spread by a fifth, with the provider's five attempts.
-- ``goatherd``: what a node does.
+- ``goatherd``: what a Goatherd server does.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class SharedClock(FakeClock):
 
 
 class Store(MemorySecretProvider):
-    """A store that can be away, and counts every attempt by the second."""
+    """A store that a test can make unavailable; counts every attempt, per second."""
 
     def __init__(self, clock: SharedClock) -> None:
         super().__init__(clock=clock)
@@ -107,11 +107,11 @@ class Store(MemorySecretProvider):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weather:
-    """What the store saw, in calls per second.
+    """The load on the store, in calls per second.
 
     Attributes:
         healthy_mean: Before.
-        onset_peak: The worst second while the nodes find out.
+        onset_peak: The worst second at the start of the outage.
         outage_mean, outage_peak: In the rest of the outage.
         return_mean, return_peak: In the first minute after the store's return.
         later_peak: The worst second after that: a herd that has fallen into step would show here.
@@ -138,7 +138,7 @@ class _Run:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def loop(self, number: int) -> None:
-        """Read indefinitely, as one would write it."""
+        """Read the store indefinitely, with a plain loop."""
         dice = secrets.SystemRandom()
         while True:
             await self.clock.sleep(INTERVAL * dice.uniform(1 - JITTER, 1 + JITTER))
@@ -150,7 +150,7 @@ class _Run:
 
 
 async def simulate(kind: str, *, nodes: int = NODES, outage: timedelta = OUTAGE, after: timedelta = AFTER) -> Weather:
-    """Return what one kind of node does to a store that is away for `outage`.
+    """Return the load that one kind of server puts on a store that is unavailable for `outage`.
 
     Args:
         kind: One of `KINDS`.

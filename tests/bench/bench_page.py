@@ -1,4 +1,4 @@
-"""A hundred open pages: what a view costs the process that serves them, its memory, and what servers are asked.
+"""A hundred open pages: the cost of a view for the process that serves them, its memory, and the requests to servers.
 
 The views for processor time and memory show 200 servers. Each differs from the one before in the row of each server, so
 that every page is sent the largest section. Requests are counted at real servers.

@@ -69,7 +69,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
 
 
 class _Measurement:
-    """What is asked of one server."""
+    """Measures one server."""
 
     def __init__(self, scale: Scale, data: Data, server: Program, top: Path) -> None:
         self._scale = scale
@@ -247,7 +247,7 @@ class _Measurement:
 
 
 async def _ask_all(callers: Sequence[Caller], requests: Sequence[bytes]) -> float:
-    """Return how many seconds all answers take, with one request in progress on each connection."""
+    """Return the seconds until all answers have arrived, with one request in progress on each connection."""
     queue = list(requests)
 
     async def lane(caller: Caller) -> None:

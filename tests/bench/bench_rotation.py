@@ -1,7 +1,7 @@
 """What a rotation costs: on 3, 10 and 100 simulated nodes, and on real ones under load.
 
 Simulated (`tests.fakes.herd`): calls of the store, and milliseconds of work, together and in each phase (the rotator's
-own and the nodes' answers; what the herd does by itself is taken out). With an anchor: its signatures for each renewal
+own and the nodes' answers; the herd's background work is subtracted). With an anchor: its signatures for each renewal
 of the working root; the goal is 2 or fewer.
 
 Real: ``goatherd serve`` processes around the file store that read it once an hour, so that only notifications count;
@@ -63,9 +63,9 @@ class Simulated:
 
     Attributes:
         phases: How long each phase took, in seconds of the herd's clock.
-        phases_ms: Real milliseconds of work in each phase, without what the herd does by itself.
+        phases_ms: Real milliseconds of work in each phase, without the herd's background work.
         store_calls: Calls of the store by the rotator, by operation.
-        work_ms: Real milliseconds of work of the whole rotation, without what the herd does by itself.
+        work_ms: Real milliseconds of work of the whole rotation, without the herd's background work.
     """
 
     phases: dict[Phase, float]
@@ -75,7 +75,7 @@ class Simulated:
 
 
 async def simulate(nodes: int) -> Simulated:
-    """Rotate a herd of `nodes` that are told at once."""
+    """Rotate a herd of `nodes` that are notified at once."""
     clock = FakeClock()
     provider = MemorySecretProvider(clock=clock)
     cluster = await Herd.start(provider, clock=clock, nodes=nodes)
@@ -119,7 +119,7 @@ async def simulate(nodes: int) -> Simulated:
 
 
 async def _ring(cluster: Herd) -> None:
-    """Let every node sync with the next one and the one seven further on: as far as all with all, and affordable."""
+    """Let every node sync with the next one and with the one seven further on, which is cheaper than all with all."""
     count = len(cluster.nodes)
     for _ in range(count.bit_length()):
         for number, node in enumerate(cluster.nodes):

@@ -1,4 +1,4 @@
-"""What GoatDB's clients send: signed requests with filters over the commits that the client holds.
+"""The requests of GoatDB's clients: signed, with filters over the commits that the client holds.
 
 docs/reference/goatdb-protocol.md#clients-and-peers. The connections are spoken to without an HTTP library, so that
 little of the client is measured.
@@ -51,7 +51,7 @@ def batch(*elements: bytes) -> bytes:
 
 
 def signature(owned: OwnedSession) -> str:
-    """Return a request's signature; real clients sign each request."""
+    """Return a request's signature; real clients sign each request themselves."""
     return sign_request(owned, now_ms=time.time_ns() // 1_000_000, nonce=new_id())
 
 

@@ -1,4 +1,5 @@
-"""Signed commits and sessions for the benchmark: made once, kept under ``build/bench``, and replaced when they are old.
+"""Signed commits and sessions for the benchmark: made once, stored under ``build/bench``, and replaced when they are
+old.
 
 The keys are derived from numbers, so that no private key is kept. Commit n belongs to item n // 4: each item is created
 once and changed three times, with parents and ancestors filters as GoatDB writes them.

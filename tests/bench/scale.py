@@ -21,7 +21,7 @@ class Scale:
         clients: Clients that poll at the same time.
         seconds: How long the clients poll.
         nodes: Servers in a rotation.
-        rounds: Samples of what takes long; what is short is sampled more often.
+        rounds: Samples of slow operations; fast ones are sampled more often.
     """
 
     commits: int = 100_000

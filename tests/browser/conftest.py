@@ -1,4 +1,4 @@
-"""A browser for each module. A test fails on any error on the console of a page, and on a request to elsewhere."""
+"""A browser for each module. A test fails on any error in a page's console, and on a request to another host."""
 
 from __future__ import annotations
 

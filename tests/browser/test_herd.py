@@ -1,4 +1,4 @@
-"""The page over a real herd: each phase live, a roll-back, a revoked root, a server and the store away, an agent."""
+"""The page of a real herd: each phase live, a roll-back, a revoked root, an unreachable server or store, an agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a reader sees and does: states, live changes, keyboard, no JavaScript, small and dark screens, signing in."""
+"""What a reader sees and does on the page: states, live changes, keyboard, no JavaScript, small and dark screens,
+signing in."""
 
 from __future__ import annotations
 

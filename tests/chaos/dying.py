@@ -1,7 +1,7 @@
 """Processes that run `goatherd`, and may be killed by SIGKILL before or after one of their numbered effects.
 
-What runs is the command line itself. The only thing that differs: what would be the n-th effect on the world (a call
-that changes the store, a commit pushed to a server, a server told to look) ends the process, without a word. Effects
+The command line itself runs, with one difference: what would be the n-th effect on the outside (a call
+that changes the store, a commit pushed to a server, a notification of a server) ends the process at once. Effects
 are counted where they leave the process: the calls of the file store, else HTTP requests.
 
 ``python -m tests.chaos.dying`` forks one process for each job that it reads, so that Python starts once, and not some
@@ -30,7 +30,7 @@ PRELOADED = ("cli.rotate", "cli.output", "providers.file", "providers.vault", "c
 
 
 class Death:
-    """Comes at one step, before or after it."""
+    """Ends the process at one step, before or after its effect."""
 
     def __init__(self, step: int, when: str) -> None:
         self.step = step
@@ -82,7 +82,7 @@ def arm(death: Death) -> None:
 
 
 def live(job: Mapping[str, Any]) -> NoReturn:
-    """Be the process of one job."""
+    """Run one job in this process."""
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -1,4 +1,5 @@
-"""The file store stopped dead at every system call, one after another: old or new is there, and the next writer tidies.
+"""The file store killed at every system call: a reader then finds the old or the new state, and the next writer cleans
+up.
 
 Each case runs the real provider in a forked process whose system layer ends it, without any clean-up, right before or
 right after its k-th call. What a crash of the machine adds, lost caches, is covered by the order of fsync calls, which
@@ -25,7 +26,7 @@ Operation = Callable[[FileSecretProvider], Awaitable[object]]
 
 
 class MortalSystem(System):
-    """Ends the process at the k-th call."""
+    """Ends the process at the k-th system call."""
 
     def __init__(self, number: int, *, before: bool) -> None:
         self.left = number
@@ -50,7 +51,7 @@ def names(directory: Path) -> set[str]:
 
 
 def die_at(directory: Path, operation: Operation, number: int, *, before: bool) -> bool:
-    """Run `operation` in a process of its own that dies at call `number`; return whether it died."""
+    """Run `operation` in a process of its own that is killed at call `number`; return whether it was killed."""
     # Threads cannot survive a fork, and none is running here: each asyncio.run has ended its executor.
     child = os.fork()
     if child == 0:
@@ -76,7 +77,7 @@ async def nothing(provider: FileSecretProvider) -> None:
 
 
 async def seen(provider: FileSecretProvider) -> tuple[object, ...]:
-    """Return what readers see, as one comparable value."""
+    """Return what readers see, as a comparable value."""
     found: list[object] = []
     for place in (Label("current"), STABLE, VersionId("1"), VersionId("2")):
         try:
@@ -144,7 +145,7 @@ def _die_everywhere(tmp_path: Path, name: str, *, before: bool, step: int) -> in
 
 
 async def _go_on(directory: Path) -> None:
-    """The next writer works, and leaves nothing of the dead one behind."""
+    """Check that the next writer succeeds, and leaves no file of the killed one."""
     provider = at(directory)
     try:
         holder = (await provider.read("root")).version.id
@@ -161,7 +162,7 @@ async def _go_on(directory: Path) -> None:
 
 
 class RecordingSystem(System):
-    """Notes the calls that matter for what survives a power cut."""
+    """Records the calls that decide what survives a power failure."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -1,4 +1,5 @@
-"""The file store under processes that race and are killed: no torn, missing or stale value, one winner a round."""
+"""The file store under processes that race and are killed: no torn, missing or stale value, and one winner each
+round."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ MODULE = "tests.chaos.test_file_race"
 
 
 def seal(counter: int, writer: str) -> bytes:
-    """Return a value of varying length, up to 40 kB, in which any mixture or cut shows."""
+    """Return a value of varying length, up to 40 kB, in which any mixture or truncation can be detected."""
     body = json.dumps({"counter": counter, "writer": writer, "pad": "x" * (counter * 7919 % 40_000)}).encode()
     return hashlib.sha256(body).hexdigest().encode() + body
 
@@ -64,7 +65,7 @@ async def read_on(provider: FileSecretProvider, stop: Path) -> None:
 
 
 async def race(provider: FileSecretProvider, name: str) -> None:
-    """One shot at each version that is called out."""
+    """Try once to change each version that is read from standard input."""
     print("ready", flush=True)
     for line in sys.stdin:
         expected = line.strip()

@@ -1,4 +1,4 @@
-"""A rotation or a restore is killed by SIGKILL at every numbered effect; another process resumes or leaves it.
+"""A rotation or a restore is killed by SIGKILL at every numbered effect; another process resumes or cancels it.
 
 The processes are real (`tests.chaos.dying`, which is the command line with one end of its own, and then the command
 line itself); so are the servers, on sockets; the store is the file store, and OpenBao.
@@ -45,7 +45,7 @@ FEW = 9
 
 @dataclass(slots=True, kw_only=True)
 class Store:
-    """A store that processes of their own can reach.
+    """A store that other processes can reach.
 
     Attributes:
         client: Makes a client of it.
@@ -95,7 +95,7 @@ class Shell:
         self._log = log
 
     async def run(self, *arguments: str, step: int = 0, when: str = "before") -> tuple[int, str]:
-        """Run one to its end; return its exit code, negative for a signal, and all that it said."""
+        """Run a process to its end; return its exit code, negative for a signal, and all its output."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._log.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ async def killed_at_each_effect(
 
 
 async def one_rotation_killed(shell: Shell, store: Store, top: Path, step: int, when: str) -> bool:
-    """Begin a rotation whose process is killed at `step`, carry it on; return whether there was such a step."""
+    """Begin a rotation whose process is killed at `step`, and resume it; return whether there was such a step."""
     name = f"root-{when}-{step}-{secrets.token_hex(4)}"
     async with herd_of_two(store, top, name) as herd:
         target = target_of(store, name, herd)
@@ -194,7 +194,7 @@ async def one_restore_killed(
 ) -> bool:
     """Rotate from A to B, begin a restore whose process is killed at `step`; return whether there was such a step.
 
-    Another process resumes the restore, or leaves it and then begins it anew: both ways A signs in the end.
+    Another process resumes the restore, or cancels it and then starts it again: both ways A signs in the end.
     """
     name, what = f"root-{when}-{step}-{secrets.token_hex(4)}", f"killed {when} effect {step}"
     async with herd_of_two(store, top, name) as herd:
@@ -218,9 +218,9 @@ async def one_restore_killed(
 
 
 async def left(shell: Shell, herd: Herd, target: list[str], what: str, *, signs: str) -> None:
-    """Leave a restore by the step that its phase allows: then the root that signed before it signs, everywhere.
+    """Cancel a restore by the command that its phase allows; then the root that signed before it signs everywhere.
 
-    Where nothing was written yet, or the last write was, `--cancel` is refused; it repairs the label all the same.
+    Before the first write and after the last one, `--cancel` is rejected, but still repairs the label.
     """
     document = await herd.document()
     if document.rotation is None:
@@ -246,7 +246,7 @@ def target_of(store: Store, name: str, herd: Herd) -> list[str]:
 
 
 async def carried_on(shell: Shell, herd: Herd, target: list[str], what: str) -> None:
-    """What the next operator does: carry on what there is, and rotate if there was nothing yet."""
+    """Do what the next operator does: resume the rotation in progress, or rotate if there is none."""
     code, said = await shell.run("rotate", "--resume", *target)
     assert code == 0, f"{what}, resumed: {said}"
     if (await herd.document()).current.id == herd.first.id:

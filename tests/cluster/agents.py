@@ -84,7 +84,7 @@ class Agented:
         return [*agent, "--", *child]
 
     def module(self, name: str) -> list[str]:
-        """How to run a module: as it is, or with a clock that is ahead by what the file `shift` says."""
+        """Return how to run a module: unchanged, or with a clock that is ahead by what the file `shift` says."""
         shifted = [] if self.shift is None else ["tests.cluster.shifted", str(self.shift)]
         return [sys.executable, "-m", *shifted, name]
 
@@ -109,14 +109,14 @@ class Agented:
             return await self.process.wait()
 
     def child_pid(self) -> int | None:
-        """The number of the server that the agent runs now, as the agent has written it down."""
+        """The PID of the server that the agent runs now, from the agent's state file."""
         with contextlib.suppress(OSError):
             found = re.search(r'"pid": (\d+)', (self.data / ".goatherd-agent.json").read_text())
             return int(found[1]) if found else None
         return None
 
     async def up(self, root: OwnedSession) -> None:
-        """Wait until it answers what `root` signed."""
+        """Wait until the server accepts what `root` has signed."""
         async with NodeClient(self.url, timeout=ANSWER) as client, asyncio.timeout(PATIENCE):
             while True:
                 assert self.process is not None

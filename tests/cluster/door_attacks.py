@@ -1,4 +1,4 @@
-"""Commits and requests of attackers, for the tests of what the door stops."""
+"""Commits and requests of attackers, for tests of what the door rejects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def envelope(signature: str | None, **changes: Any) -> str:
 
 
 def note(author: OwnedSession = X, key: str | None = None, **more: Any) -> Commit:
-    """Return a note that says something else each time: creations that say the same need no merge."""
+    """Return a note with new contents each time: creations with equal contents need no merge."""
     return commit_by(author, key or new_id(), {"text": new_id()}, **more)
 
 
@@ -37,7 +37,7 @@ async def both_ways(
     works: bool = True,
     sessions: tuple[OwnedSession, ...] = (X, Y),
 ) -> None:
-    """Push something bad to the server itself, where it is stored, and through the door, where it is taken out."""
+    """Push an attack to the server directly, which stores it, and through the door, which removes it."""
     async with world(given=given, sessions=sessions) as w:
         bad = attack()
         bad_id = bad.id if isinstance(bad, Commit) else bad["id"]

@@ -31,7 +31,7 @@ X, Y = owned("anon-x"), owned("anon-y")
 
 @pytest.fixture(autouse=True)
 def patient_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have doors answer 503 because of no slow machine, only where a test sets a deadline of its own."""
+    """Set the door's deadlines so long that a slow machine causes no 503, except where a test sets a deadline."""
     for name in ("ANSWER_SECONDS", "PEER_ANSWER_SECONDS", "SESSION_SECONDS", "JUDGE_SECONDS"):
         monkeypatch.setattr(proxy, name, HANG)
     monkeypatch.setattr(commit_index, "_SETTLING_SECONDS", HANG)
@@ -39,12 +39,12 @@ def patient_door(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def believe(_: str, commits: Sequence[object]) -> list[VerificationError | None]:
-    """Verify nothing."""
+    """Accept commits without verifying them."""
     return [None] * len(commits)
 
 
 class Standing(SystemClock):
-    """Tells a time that stands still until a test moves it; sleeps and measures for real."""
+    """A clock that stands still until a test moves it; sleeping and measuring use the real time."""
 
     def __init__(self) -> None:
         self.at_ms = NOW
@@ -93,7 +93,7 @@ class World:
         return self.door.status.stopped.get(rule, 0)
 
     def pushes(self) -> list[bytes]:
-        """The bodies with commits in them that came to the child."""
+        """The bodies with commits that reached the server."""
         found = []
         for _, target, body in self.child.reached:
             if target == "/batch-sync":
@@ -103,7 +103,7 @@ class World:
         return found
 
     def others(self) -> list[tuple[str, str, bytes]]:
-        """What came to the child beside the door's own questions."""
+        """The requests that reached the server, except those of the door itself."""
         own = b'{"path":"'
         return [
             each
@@ -126,7 +126,7 @@ class Revoked:
 
 
 class Identity:
-    """Roots and revocations in any combination, without a document's checks."""
+    """A stand-in for an identity: roots and revocations in any combination, without the checks of a document."""
 
     def __init__(self, current: OwnedSession, roots: tuple[Any, ...], revoked: tuple[str, ...]) -> None:
         self.current = current

@@ -1,7 +1,7 @@
-"""A client that believes as GoatDB's does (docs/reference/goatdb-protocol.md#trust): each session commit once, by the
-roots that it knows when the commit comes, and only where it holds no child of that commit.
+"""A client that trusts as GoatDB's does (docs/reference/goatdb-protocol.md#trust): each session commit once,
+by the roots that it knows when the commit arrives, and only if it holds no child of that commit.
 
-It verifies, which GoatDB's client does not: what it finds is what a careful client could find by the same means.
+Unlike GoatDB's client, it verifies signatures, as a careful client could.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GoatClient:
 
     @classmethod
     async def born(cls, url: str, clock: Clock) -> GoatClient:
-        """Ask for a session and take over the roots that come with it."""
+        """Create a session, and trust the roots that come with it."""
         async with NodeClient(url, clock=clock, timeout=ANSWER) as node:
             owned, roots = await node.create_session()
         client = cls(url, clock, owned)
@@ -57,7 +57,7 @@ class GoatClient:
         return client
 
     async def sync(self) -> None:
-        """Pull both repositories; sessions are looked at as they come, never twice."""
+        """Pull both repositories; each session commit is looked at once, when it arrives."""
         async with NodeClient(self.url, clock=self.clock, timeout=ANSWER) as node:
             for path in (SESSIONS, NOTES):
                 known = self.held.setdefault(path, {})
@@ -65,7 +65,7 @@ class GoatClient:
                     pass
 
     async def _pull(self, node: NodeClient, path: str, known: dict[str, Commit]) -> bool:
-        """Ask for what is not held; return whether something came."""
+        """Pull the commits that are missing; return whether there were any."""
         bloom = BloomFilter.for_size(max(1, len(known)), 1e-6, new_seeds(seed_count(max(1, len(known)), 1e-6)))
         bloom.update(list(known))
         message = SyncMessage(version=VERSION, filter=bloom, size=len(known)).to_json()
@@ -83,7 +83,7 @@ class GoatClient:
         return bool(fresh)
 
     async def write(self, title: str) -> Commit:
-        """Write a note and push it; return it once the server shows it."""
+        """Write a note and push it; return the note once the server shows it."""
         now_ms = self.clock.now_ms()
         draft = new_commit(
             commit_id=new_id(),

@@ -1,7 +1,7 @@
-"""A server process that treats its settings.json as GoatDB 0.5.1 does, and says nothing of Goatherd.
+"""A server process that treats its settings.json as GoatDB 0.5.1 does, and has none of Goatherd's endpoints.
 
-It is Goatherd's own server in file-settings mode behind a thin wall: what GoatDB does not have is 404, and the file is
-read, invented, extended and rewritten as docs/reference/goatdb-formats.md#settingsjson says, and the private key is
+It is Goatherd's own server in file-settings mode behind a filter: what GoatDB does not have is 404, and the file is
+read, created, extended and rewritten as docs/reference/goatdb-formats.md#settingsjson says, and the private key is
 published where GoatDB does it.
 
     python -m tests.cluster.goatlike --path DIR --port N [--org ID …] [--peer URL …] [faults]
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
 
 
 class UpstreamFile:
-    """``FileSettings`` of GoatDB: what it reads, what it invents, and when it writes."""
+    """``FileSettings`` of GoatDB: what it reads, which roots it creates, and when it writes."""
 
     def __init__(self, path: Path, *, by_rename: bool) -> None:
         self.path = path
@@ -109,7 +109,7 @@ class Unguarded(RequestGuard):
 
 
 class Wall:
-    """The ASGI application of the server with what GoatDB does not have taken away, and its leak put in."""
+    """The server's ASGI application without the endpoints that GoatDB lacks, and with GoatDB's exposure of the key."""
 
     def __init__(self, server: Server, file: UpstreamFile) -> None:
         self._app = server.app

@@ -1,6 +1,6 @@
 """Five Goatherd servers in one process, on real sockets, around one store.
 
-Around the file store by default, and then each can be cut off from it; around any other that a factory makes clients
+By default the store is the file store, from which each server can be cut off; or any other that a factory makes clients
 of.
 """
 
@@ -28,7 +28,7 @@ from tests.ports import free_ports
 
 
 class CutOff(FileSecretProvider):
-    """The file store over a cable that a test can pull."""
+    """The file store over a connection that a test can cut."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

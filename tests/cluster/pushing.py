@@ -1,4 +1,5 @@
-"""A client that pushes as GoatDB's does: what the server lacks, all in one message, and all again after ten seconds."""
+"""A client that pushes as GoatDB's does: all commits that the server lacks in one message, repeated after ten
+seconds."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 
 class StandingClock:
-    """Stands at `at_ms` until a test turns the hands."""
+    """A clock that stands at `at_ms` until a test moves it."""
 
     def __init__(self, at_ms: int) -> None:
         self.at_ms = at_ms

@@ -1,4 +1,5 @@
-"""A program of this project whose clock is ahead by what a file says: a month passes when the file is written.
+"""Run a program of this project with a clock that is ahead by the number in a file: writing the file makes a month
+pass.
 
     python -m tests.cluster.shifted FILE MODULE [ARGUMENT …]
 

@@ -1,4 +1,4 @@
-"""Servers that know nothing of Goatherd, under agents as processes: started, rotated, killed."""
+"""Servers that do not know Goatherd, run by agents as processes: started, rotated, killed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_a_server_is_run_rotated_and_stopped_and_its_key_is_never_on_the_d
 
 
 async def test_what_goatdb_does_with_14_days_left_is_never_let_happen(tmp_path: Path) -> None:
-    """The original: extended by itself, then given away. Under the agent: not started, and told what to do."""
+    """GoatDB extends such a root and then exposes its key. The agent does not start the server, and says what to do."""
     async with cluster(tmp_path, 2, lifetime=timedelta(days=14)) as made:
         bare, agented = made.nodes
         bare.is_bare = True
@@ -214,7 +214,7 @@ async def test_a_server_that_replaces_its_file_by_rename_gets_it_back_in_memory(
 
 
 async def until_written(load: Workload, count: int) -> None:
-    """Wait a second, and on a slow machine until so many writes are accepted."""
+    """Wait a second, or on a slow machine until this number of writes is accepted."""
     await SystemClock().sleep(SECOND)
     await until(lambda: len(load.accepted) >= count)
 
@@ -226,7 +226,7 @@ async def audit_of(made: Cluster, load: Workload) -> LoadAudit:
 
 @contextlib.asynccontextmanager
 async def watched(made: Cluster) -> AsyncIterator[list[int]]:
-    """Count, again and again while the block runs, how many nodes do not answer; yield the counts."""
+    """Count repeatedly, while the block runs, how many nodes do not answer; yield the counts."""
     worst: list[int] = []
 
     async def watch() -> None:
@@ -312,7 +312,7 @@ async def test_a_restore_restarts_each_server_once_one_at_a_time_and_every_write
 
 
 class Mischief:
-    """Kills agents and servers at random moments, and starts again what an outer supervisor would."""
+    """Kills agents and servers at random moments, and restarts what an outer supervisor would restart."""
 
     def __init__(self, made: Cluster, seed: int) -> None:
         self._made = made
@@ -425,7 +425,7 @@ async def test_a_rotation_drives_our_own_server_an_agent_and_a_manual_restart_se
 async def test_beside_a_server_that_something_else_runs_watch_tells_it_of_the_new_root_and_it_takes_it(
     tmp_path: Path,
 ) -> None:
-    """A start script that starts its server anew whenever it ends; watch asks it to end."""
+    """A start script restarts its server whenever it ends; watch asks the server to end."""
     loop = "import subprocess,sys,os; open(sys.argv[1],'w').write('')\n"
     loop += "while True:\n p=subprocess.Popen(sys.argv[2:]); open(sys.argv[1],'w').write(str(p.pid)); p.wait()"
     async with cluster(tmp_path, 2) as made:

@@ -1,4 +1,5 @@
-"""What servers under an agent cost and tell: who signs is seen without a session, and the agent says what it does."""
+"""The status of servers under an agent: the signing root is found without a new session, and the agent reports its
+actions."""
 
 from __future__ import annotations
 

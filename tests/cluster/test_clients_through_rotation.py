@@ -1,4 +1,4 @@
-"""Clients that were away through rotations, that knew only the first root, and that come after it has expired."""
+"""Clients that were offline during rotations, that knew only the first root, and that come after it has expired."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LIFE = 6 * HOUR
 
 
 class Shifted(SystemClock):
-    """The real clock, some time ahead: waiting takes as long as it takes, and a day is one assignment."""
+    """The real clock, moved ahead: waiting takes the real time, and a day passes by one assignment."""
 
     def __init__(self) -> None:
         self.ahead = timedelta(0)
@@ -65,14 +65,14 @@ class Herd:
             ]
 
     async def rotate(self, lifetime: timedelta = LIFE) -> str:
-        """Rotate, and return who signs then."""
+        """Rotate, and return the root that signs then."""
         policy = Policy(adoption=ADOPTION, settle=ADOPTION, lifetime=lifetime, node_timeout=ANSWER)
         async with self.nodes() as nodes:
             report = await Rotator(self.provider, "root", nodes, policy=policy, clock=self.clock).rotate()
         return report.current_id
 
     async def in_step(self) -> None:
-        """Wait until both servers hold the same."""
+        """Wait until both servers hold the same commits."""
         for _ in range(600):
             engines = [server.database().engine for server in self.servers]
             held = [
@@ -228,7 +228,7 @@ async def test_clients_old_and_new_after_a_revocation(tmp_path: Path) -> None:
 async def test_what_a_client_believes_without_the_order_of_the_answers_comes_too_late(
     tmp_path: Path, believe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The test of the test above: in the order of the log a new client does not verify the oldest commit."""
+    """Shows why the previous test is needed: in the order of the log a new client does not verify the oldest commit."""
     keep: Callable[..., list[object]] = lambda self, missing, **more: list(missing)  # noqa: E731
     monkeypatch.setattr("goatherd.identity.introductions_for_clients.RootIntroductions.for_client", keep)
     async with herd_of(tmp_path) as herd:

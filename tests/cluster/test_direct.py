@@ -1,4 +1,4 @@
-"""Direct mode on real servers: each signature of the root is made by a signer, which can fail, hang and lie."""
+"""Direct mode on real servers: a signer makes each signature of the root, and can fail, hang or sign wrongly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Faults:
-    """What is wrong with every signer of the scheme ``local`` now."""
+    """The present fault of every signer of the scheme ``local``."""
 
     is_held: bool = False
     is_lying: bool = False

@@ -1,4 +1,4 @@
-"""Commits on which a server dies or hangs: the attack works on the server itself, and the door stops it."""
+"""Commits that crash or block a server: the attack works on the server itself, and the door rejects it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def fatal(
     *,
     before: Callable[[], list[Commit]] = list,
 ) -> None:
-    """Push what ends the server's process, or hangs it, and the same through the door."""
+    """Push what crashes or blocks the server's process, directly and through the door."""
     for through in (False, True):
         async with world() as w:
             for commit in before():
@@ -322,7 +322,7 @@ async def test_a_forgery_with_the_id_of_a_genuine_commit_does_not_keep_it_out() 
 
 
 async def test_a_commit_under_the_id_of_one_elsewhere_does_not_bring_that_one() -> None:
-    """To the server, what comes with a known id is the commit that it knows: here, a second birth of a key."""
+    """The server takes a commit with a known id for the known commit: here, for a second creation of a key."""
     for through in (False, True):
         async with world() as w:
             w.child.create(NOTES, note(Y, "k", ts=OLD))

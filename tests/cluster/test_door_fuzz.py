@@ -1,4 +1,4 @@
-"""Whatever is sent to the door: never a 500, and nothing on its way to the server that the door could not read."""
+"""Random requests to the door: it never answers 500, and passes nothing on that it could not parse."""
 
 from __future__ import annotations
 

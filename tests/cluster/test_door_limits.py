@@ -1,4 +1,4 @@
-"""How much a caller of the door may ask for: the attack works on the server itself, and the door stops it."""
+"""The limits of a caller at the door: the attack works on the server itself, and the door stops it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_large_answer_is_passed_on_and_counts() -> None:
 
 
 async def test_requests_that_do_not_reach_the_server_do_not_count() -> None:
-    """As while the agent starts the server, and the door is there already."""
+    """The door is open while the agent still starts the server."""
     async with world(limits=DoorLimits(new_repositories=Rate(per_second=0.001, burst=4))) as w:
         for number in range(4):
             w.child.create(f"/data/{number}", note(X))
@@ -93,7 +93,7 @@ async def unreachable(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("path", ["/data/1", "/sys/sessions"])
 async def test_an_answer_that_is_compressed_although_it_must_not_be_is_not_passed_on(path: str) -> None:
-    """The door could not search it for private keys."""
+    """The door could not search the compressed answer for private keys."""
     async with world() as w:
         w.child.create("/data/1", note(X))
         w.child.compresses = True

@@ -191,7 +191,7 @@ async def test_two_parts_are_on_their_way_together_unless_one_builds_on_the_othe
 
 @pytest.mark.slow
 async def test_a_large_push_is_not_read_back_all_the_time() -> None:
-    """The server sends back every commit that it has just stored, and looks at all that it holds to find them."""
+    """The server sends back every commit that it has just stored, and searches all commits that it holds for them."""
     async with world(work=timedelta(milliseconds=1)) as w:
         commits, began = notes(1000), time.monotonic()
         assert (await w.push(True, NOTES, *commits)).status_code == 200

@@ -1,4 +1,4 @@
-"""The private key and who writes: the attack works on the server itself, and the door stops it."""
+"""The private key, and who may write: the attack works on the server itself, and the door stops it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_an_unknown_signer_is_looked_for_once_and_then_taken_out() -> None
 
 
 async def test_a_session_that_only_a_forged_root_has_introduced_is_unknown() -> None:
-    """What the server trusts since its last start is not believed for that."""
+    """The door does not trust a session only because the server trusts it since its last start."""
     evil, mate = root("evil"), owned("mate")
     for through in (False, True):
         async with world() as w:
@@ -160,7 +160,7 @@ async def test_a_revocation_counts_at_once() -> None:
 
 
 async def test_a_commit_written_after_its_session_expired_is_taken_out() -> None:
-    """The time in a signature is not signed, so the server believes a back-dated one."""
+    """The timestamp beside a signature is not signed, so the server accepts a back-dated commit."""
     short = owned("short", expiration_ms=NOW - DAY)
     await both_ways(
         DoorRule.EXPIRED, lambda: note(short, ts=NOW, signed_at=NOW - 2 * DAY), by=Y, sessions=(X, Y, short)
@@ -238,7 +238,7 @@ async def test_a_client_that_was_away_for_two_rotations_follows_the_roots(has_pa
 
 
 async def test_an_introduction_that_the_servers_answer_lacks_by_chance_is_added() -> None:
-    """A Bloom filter contains what was not put into it, and a client that gets B after C does not follow C."""
+    """A Bloom filter also contains ids that were not added, and a client that gets B after C does not follow C."""
     async with world() as w:
         log = rotations(has_parents=False)
         for commit in log:

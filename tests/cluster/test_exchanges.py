@@ -34,14 +34,14 @@ Check = Callable[[Replay, Exchange, httpx2.Response], None]
 
 
 def refuses(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """The status says it all."""
+    """Accept any answer with the declared status."""
     assert response.content == b""
     cors = response.status_code != 403
     assert ("access-control-allow-origin" in response.headers) == cors
 
 
 def is_truthful(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """There is no recorded answer to compare with, so ours is checked against what is on our disk."""
+    """Check our answer against what is on our disk, because there is no recorded answer to compare with."""
     replay.check_truthful(exchange, response)
 
 
@@ -51,7 +51,7 @@ def says_invalid_key(replay: Replay, exchange: Exchange, response: httpx2.Respon
 
 
 def agrees(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """As recorded, except for what `keeps` and `drops` name."""
+    """Compare with the recorded answer, except for what `keeps` and `drops` name."""
     replay.check(exchange, response)
 
 
@@ -62,7 +62,7 @@ def stores_nothing(replay: Replay, exchange: Exchange, response: httpx2.Response
 
 
 def has_the_same_roots(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """As recorded, but the root that signs comes first."""
+    """Compare with the recorded answer, except that the root that signs comes first."""
     recorded, ours = json.loads(exchange.response["body"]), response.json()
     assert ours["session"] == recorded["session"]
     assert ours["roots"] == recorded["roots"][::-1]
@@ -70,7 +70,7 @@ def has_the_same_roots(replay: Replay, exchange: Exchange, response: httpx2.Resp
 
 
 def merges_births(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """Both births are kept and come together with a commit that has both as parents."""
+    """Check that both concurrent creations are kept, and joined by a commit that has both as parents."""
     replay.check_truthful(exchange, response)
     births = [json.loads(one.request["body"])[0]["msg"]["c"][0]["id"] for one in replay.recording.exchanges]
     (element,) = response.json()
@@ -79,7 +79,7 @@ def merges_births(replay: Replay, exchange: Exchange, response: httpx2.Response)
 
 
 def is_small(replay: Replay, exchange: Exchange, response: httpx2.Response) -> None:
-    """A reply's filter is not sized by whatever number a request names."""
+    """Check that a reply's filter is not as large as a request claims."""
     replay.check_truthful(exchange, response)
     assert len(response.content) < 10_000
 
@@ -222,7 +222,7 @@ def replayed_names() -> list[str]:
 
 
 def private_parts(recording: Recording) -> set[bytes]:
-    """Every private key that occurs in a recording, as it would look in a leak."""
+    """Return every private key in a recording, in the encodings in which it could leak."""
 
     def find(value: Any) -> set[str]:
         if isinstance(value, dict):
@@ -281,7 +281,7 @@ def pushed(exchange: Exchange) -> list[tuple[str, list[Json]]]:
 
 
 async def test_a_server_without_an_identity_does_not_start(tmp_path: Path) -> None:
-    """GoatDB invents a root here, and its private key is in the recorded answer."""
+    """GoatDB creates a root here, and the recorded answer contains its private key."""
     recording = Recording.load("session-create-first-start")
     assert "privateKey" in recording.exchanges[0].response["body"]
     replay = Replay.start(recording, tmp_path)
@@ -323,7 +323,7 @@ async def test_large_commits_are_kept(label: str, size: int, tmp_path: Path) -> 
 
 
 async def test_no_private_key_leaves_a_server_whose_settings_hold_them_among_the_roots(tmp_path: Path) -> None:
-    """As GoatDB itself writes the file after a first start or an extension."""
+    """GoatDB writes the file so after a first start or an extension of the root."""
     recording = Recording.load("session-create")
     settings = recording.files_before[f"{ORG}/settings.json"]
     own = settings["currentSession"]

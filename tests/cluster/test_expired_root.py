@@ -1,4 +1,4 @@
-"""The way out of an expired root, against servers started before and after its end."""
+"""The replacement of an expired root, with servers that were started before and after it expired."""
 
 from __future__ import annotations
 

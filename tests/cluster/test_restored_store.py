@@ -183,7 +183,7 @@ async def test_the_older_identity_can_be_accepted_on_every_server_and_nothing_th
 async def test_a_root_that_was_lost_with_the_later_state_can_be_revoked_once_the_older_one_is_accepted(
     tmp_path: Path,
 ) -> None:
-    """The identity does not list it; the servers trust it by what the root before it has signed."""
+    """The identity does not list the root; servers trust it because the previous root has introduced it."""
     async with cluster_of(tmp_path, 2) as cluster:
         a = cluster.stolen
         b, by_b = await lose_a_rotation(cluster)
@@ -204,7 +204,7 @@ async def test_a_root_that_was_lost_with_the_later_state_can_be_revoked_once_the
 
 
 async def test_no_command_goes_on_from_a_backup_of_before_a_revocation(tmp_path: Path) -> None:
-    """Its only root is one that the servers reject, so nothing that they trust is in it."""
+    """The servers reject the only root of that backup, so it contains nothing that they trust."""
     async with cluster_of(tmp_path, 2) as cluster:
         store, a = Store(cluster), cluster.stolen
         store.back_up("backup")

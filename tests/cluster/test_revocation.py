@@ -1,4 +1,4 @@
-"""A stolen root on real servers: those that are there, that are away, that come late, and a thief who back-dates."""
+"""A stolen root on real servers that are online, offline or new, and a thief who back-dates commits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SESSIONS = "/sys/sessions"
 
 
 async def until(reached: Callable[[], object], *, seconds: float = HANG) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(seconds):
         while True:
             found = reached()
@@ -171,7 +171,7 @@ async def cluster_of(top: Path, count: int) -> AsyncIterator[Cluster]:
 
 
 def back_dated(commit_of: OwnedSession) -> list[object]:
-    """What a thief would try: a commit now, and ones that claim to be old."""
+    """Return the commits that a thief would push: one with the present time, and back-dated ones."""
     from goatherd.identity.session import sign_commit
 
     now = signed_commit(commit_of)

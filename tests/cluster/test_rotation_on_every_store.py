@@ -1,4 +1,4 @@
-"""Five real nodes under load, and a rotation in the middle of it, on every kind of store that there is."""
+"""Five real servers under load, and a rotation meanwhile, on every kind of store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SECOND = timedelta(seconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A store that runs.
+    """A running store.
 
     Attributes:
         factory: Makes one more client of it.
         secret_id: A secret that does not exist.
-        adoption: The patience with the nodes; as long as the store makes everybody wait, and more.
+        adoption: The timeout for the nodes; longer than the store delays a change.
         clock_tolerance: By how much its clock may differ from this machine's.
     """
 
@@ -109,7 +109,7 @@ def gcp(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Its clock and the providers' run fifty times faster, so that the seconds that a change takes are none."""
+    """The vault's and the providers' clocks run fifty times faster, so that the seconds of a change pass quickly."""
     pytest.importorskip("azure.keyvault.secrets", reason="NO SDK, SO NOTHING IS ROTATED ON AZURE: make .venv/.dev")
     from goatherd.providers.azure import AzureAddress, AzureSecretProvider
     from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock

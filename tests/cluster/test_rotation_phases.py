@@ -1,4 +1,4 @@
-"""Real servers that join, leave, restart or lose the store in the middle of a rotation; and a real health signal.
+"""Real servers that join, leave, restart or lose the store during a rotation, and a real health check.
 
 The same events in every phase, on a simulated herd: tests/unit/rotation/test_joining.py.
 """
@@ -68,7 +68,7 @@ class Member:
 
 
 class Cluster:
-    """Servers around a file store, and who of them is listed now."""
+    """Servers around a file store, some of which are listed."""
 
     def __init__(self, top: Path, provider: FileSecretProvider) -> None:
         self.top, self.provider = top, provider

@@ -37,13 +37,14 @@ async def rotator_of(cluster: Herd, adoption: timedelta = ADOPTION, **options: A
 
 
 async def audit_of(cluster: Herd, load: Workload) -> LoadAudit:
-    """Only the very first root is given: everything else must be vouched for, step by step, in /sys/sessions."""
+    """Audit the load, knowing only the first root: every other root must be introduced, step by step, in
+    /sys/sessions."""
     await load.stop()
     return await load.audit([cluster.first.session], timeout=ADOPTION)
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until the load has done so much, or a server signs: on a slow machine that takes more than a second."""
+    """Wait until the load has made some progress, or a server signs, however slow the machine is."""
     async with asyncio.timeout(ADOPTION.total_seconds()):
         while not is_so():
             await asyncio.sleep(0.05)
@@ -136,7 +137,7 @@ async def added_server(cluster: Herd, top: Path, keys: Path) -> AsyncIterator[No
 
 
 class WaitingClock(SystemClock):
-    """Its time begins to pass when something is so: however slow this machine is, no deadline comes before that."""
+    """A clock whose time begins to pass when a condition holds, so that a slow machine misses no deadline before."""
 
     def __init__(self, is_so: Callable[[], bool]) -> None:
         self._is_so = is_so

@@ -1,4 +1,4 @@
-"""The whole way of a GoatDB 0.5.1 server: its own data directory, migrated, served, rotated, exported, served again."""
+"""The life of a GoatDB 0.5.1 server's data: migrated, served, rotated, exported, and served by GoatDB again."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ NOTES = "/data/notes"
 
 
 def set_days_left(monkeypatch: pytest.MonkeyPatch, days: int) -> None:
-    """Make it the day on which the root in these files has so many days left; time goes on from there."""
+    """Set the clock to the day on which the root in these files has this number of days left."""
     started, day_ms = time.monotonic_ns(), int(A["expiration"] * 1000) - days * 86_400_000
     monkeypatch.setattr(SystemClock, "now_ms", lambda _: day_ms + (time.monotonic_ns() - started) // 1_000_000)
 
 
 @pytest.fixture
 def then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the day on which GoatDB wrote these files."""
+    """Set the clock to the day on which GoatDB wrote these files."""
     set_days_left(monkeypatch, 29)
 
 

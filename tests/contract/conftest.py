@@ -1,4 +1,4 @@
-"""What the tests of all stores share: a store that works may be slow, and no provider gives it up for that."""
+"""Shared by the tests of all stores: a working store may be slow, and no provider gives up for that reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every store behind something that lets a process die, or holds it, at a chosen request."""
+"""Every store, behind a proxy or client that kills or holds a process at a chosen request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REQUEST = re.compile(rb"(GET|HEAD|LIST|POST|PUT|PATCH|DELETE) /")
 
 
 class DyingProxy(FaultProxy):
-    """What stands between a process that dies at its nth HTTP request and the server.
+    """A proxy that lets a process die at its n-th HTTP request to the server.
 
     Args:
         port: The server's, on this machine.
@@ -60,18 +60,18 @@ class DyingProxy(FaultProxy):
 
 
 class Gate:
-    """Holds a process up at one request until it is opened."""
+    """Holds a process at one request until the gate is opened."""
 
     def __init__(self) -> None:
         self.reached, self._open = asyncio.Event(), threading.Event()
         self._loop = asyncio.get_running_loop()
 
     def open(self) -> None:
-        """Let the process go on."""
+        """Let the process continue."""
         self._open.set()
 
     async def wait(self) -> None:
-        """Say that the process has come here, and wait."""
+        """Report that the process has arrived here, and wait."""
         self.reached.set()
         while not self._open.is_set():
             await asyncio.sleep(0.001)
@@ -83,7 +83,7 @@ class Gate:
 
 
 class HoldingProxy(FaultProxy):
-    """Holds a process up before its nth HTTP request reaches the server."""
+    """Holds a process before its n-th HTTP request reaches the server."""
 
     def __init__(self, port: int, at: int, gate: Gate) -> None:
         super().__init__("127.0.0.1", port)
@@ -99,7 +99,7 @@ class HoldingProxy(FaultProxy):
 
 
 class HoldingClient:
-    """A provider's client that is held up before its nth call."""
+    """A provider's client that is held before its n-th call."""
 
     def __init__(self, client: object, at: int, gate: Gate) -> None:
         self._client, self._at, self._gate = client, at, gate
@@ -120,7 +120,7 @@ class HoldingClient:
 
 
 class DyingClient:
-    """A provider's client that dies at its nth call.
+    """A provider's client that dies at its n-th call.
 
     Args:
         client: The real one.
@@ -153,7 +153,7 @@ class DyingClient:
 
 
 class DyingSystem(System):
-    """The same for system calls. What is only opened, closed or looked at changes nothing, but counts."""
+    """Dies at the n-th system call. Calls that only open, close or read change nothing, but count."""
 
     def __init__(self, at: int, *, after: bool) -> None:
         self._at, self._after = at, after
@@ -198,7 +198,7 @@ class Store:
 def held_at_a_request(
     make: Callable[[int], SecretProvider], port: int
 ) -> Callable[[int, Gate], contextlib.AbstractAsyncContextManager[SecretProvider]]:
-    """Return what makes a provider for a port at which a proxy holds it up."""
+    """Return a factory of providers that a proxy holds at a request."""
 
     @contextlib.asynccontextmanager
     async def opened(at: int, gate: Gate) -> AsyncIterator[SecretProvider]:
@@ -211,7 +211,7 @@ def held_at_a_request(
 def dying_at_a_request(
     make: Callable[[int], SecretProvider], port: int
 ) -> Callable[[int, bool], contextlib.AbstractAsyncContextManager[tuple[SecretProvider, Any]]]:
-    """Return what makes a provider for a port at which a proxy dies."""
+    """Return a factory of providers that a proxy lets die at a request."""
 
     @contextlib.asynccontextmanager
     async def opened(at: int, after: bool) -> AsyncIterator[tuple[SecretProvider, Any]]:
@@ -224,7 +224,7 @@ def dying_at_a_request(
 def dying(
     make: Callable[[], SecretProvider], attribute: str
 ) -> Callable[[int, bool], contextlib.AbstractAsyncContextManager[tuple[SecretProvider, Any]]]:
-    """Return what makes a provider whose client, in `attribute`, dies."""
+    """Return a factory of providers whose client, in `attribute`, dies."""
 
     @contextlib.asynccontextmanager
     async def opened(at: int, after: bool) -> AsyncIterator[tuple[SecretProvider, Any]]:
@@ -297,7 +297,7 @@ def azure_store(tmp_path: Path) -> Iterator[Store]:
     from tests.fakes.azure_fake import FakeCredential, FakeKeyVault, FastClock, Trouble
 
     class DyingVault(FakeKeyVault):
-        """Dies for all clients at its nth request, or holds up the one that has made it."""
+        """Dies for all clients at its n-th request, or holds the client that made the request."""
 
         calls = at = 0
         after = False

@@ -1,4 +1,4 @@
-"""What each store tells about itself, asked under each role's rights; and that asking changes nothing."""
+"""What each store reports about itself under each role's rights, and that the diagnosis changes nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_store_that_tells_nothing_does_not_pretend_to():
 
 
 class Told(System):
-    """What the operating system says of a directory, made up."""
+    """Made-up answers of the operating system about a directory."""
 
     def __init__(self, *, writes: bool, room: int) -> None:
         self.writes, self.left = writes, room

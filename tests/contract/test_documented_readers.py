@@ -55,7 +55,7 @@ def program(folder: Path, name: str, text: str) -> None:
 
 
 def typed(script: str, environment: dict[str, str], folder: Path) -> str:
-    """Type it into a shell and return what it prints."""
+    """Run the script in a shell, and return what it prints."""
     shell = ["/bin/sh", "-euc", script]
     done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -194,7 +194,7 @@ async def test_after_a_kill_at_any_request_of_a_write_retire_leaves_no_retired_k
 
 
 async def destroy_what_has_no_label(provider: SecretProvider, name: str) -> None:
-    """Destroy it all, as `retire` would if the grace period of all of it were over."""
+    """Destroy all versions without a label, as `retire` would after their grace period."""
     for version in await provider.versions(name):
         if not version.labels and version.state is VersionState.ENABLED:
             with contextlib.suppress(ConflictError):  # it has one now

@@ -1,4 +1,4 @@
-"""The contract over the providers that we ship. A new one gets a class here, green, or is not merged."""
+"""The contract over the providers in this package. A new provider gets a class here, which must pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a platform answers over HTTP, the provider shows the platform's clock by the dates of its answers."""
+"""Where a platform answers over HTTP, the provider reads the platform's clock from the dates of its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Helm chart: each example renders into manifests that Kubernetes takes, with no more rights than Goatherd needs.
+"""The Helm chart: each example renders into valid manifests, with no more rights than Goatherd needs.
 
 A `helm` on the PATH renders and lints it; else the stand-in of tests/deploy/helm_template renders it.
 """
@@ -132,7 +132,7 @@ def own_containers(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_each_example_renders_into_what_kubernetes_takes(rendered: Mapping[str, Path], tmp_path: Path) -> None:
-    """Of a ServiceMonitor, Kubernetes itself has no schema."""
+    """Kubernetes itself has no schema of a ServiceMonitor."""
     for path in rendered.values():
         known = [each for each in documents(path) if each["kind"] != "ServiceMonitor"]
         assert len({(each["kind"], each["metadata"]["name"]) for each in known}) == len(known)
@@ -369,7 +369,7 @@ def pod_template(path: Path, ending: str) -> dict[str, Any]:
 
 
 def test_a_change_restarts_only_the_pods_that_read_it(rendered: Mapping[str, Path], render: Any) -> None:
-    """A new key restarts none: the Secret is no part of the chart, and nothing of a pod is made from it."""
+    """A new key restarts no pod, because the Secret is not part of the chart and no pod's template depends on it."""
     before, after = (
         rendered["kubernetes"],
         render("kubernetes", "controller: {config: '[rotation]\nadoption = \"9m\"'}"),
@@ -413,7 +413,7 @@ def test_servers_are_replaced_one_at_a_time_and_leave_gracefully(rendered: Mappi
 
 
 def test_only_the_door_of_an_unmodified_server_can_be_reached(rendered: Mapping[str, Path]) -> None:
-    """SECURITY: the server's own port gives its key away (docs/explanation/door.md)."""
+    """SECURITY: the server's own port exposes its key (docs/explanation/door.md)."""
     for name in ("agent", "sidecar"):
         path = rendered[name]
         (server,) = of_kind(path, "NetworkPolicy", "-server")
@@ -523,7 +523,7 @@ def test_the_page_of_the_chart_is_not_served_without_signing_in(rendered: Mappin
 
 
 def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_values_name(render: Any) -> None:
-    """SECURITY: a token or a certificate that is given is used; the proxy does not replace it."""
+    """SECURITY: the proxy does not replace a token or a certificate that is given."""
 
     def page(values: str) -> tuple[set[str], set[str], set[str]]:
         path = render("regions", f"page: {{{values}}}")
@@ -706,7 +706,7 @@ class Commands:
         return process
 
     def run(self, container: dict[str, Any], token: str, *arguments: str) -> str:
-        """Run `goatherd` to its end, which must be a success; return what it has printed."""
+        """Run `goatherd` to its end, which must be a success; return its output."""
         process = self.start(container, token, *arguments)
         out, err = process.communicate(timeout=HANG)
         assert process.returncode == 0, out + err
@@ -803,7 +803,7 @@ def schema() -> dict[str, Any]:
 
 
 def problems(*values: str) -> list[list[str]]:
-    """Return what the schema has against the chart's default values, overridden by each of the given ones."""
+    """Return the schema's complaints about the chart's default values, overridden by each of the given ones."""
     python = LINTERS / "python"
     if not python.exists():
         pytest.skip("jsonschema IS NOT INSTALLED, SO VALUES ARE NOT VALIDATED: run scripts/install-linters")

@@ -284,7 +284,7 @@ def normal(rule: Fields) -> Fields:
 def test_a_field_or_a_value_that_the_server_does_not_know_is_noticed(
     server: RealKubernetes, tmp_path: Path, example: str, kind: str, where: str, value: object
 ) -> None:
-    """The test above can fail: the server rejects the object, or what it has stored lacks the field."""
+    """Shows that the test above can fail: the server rejects the object, or stores it without the field."""
     manifest = tmp_path / "manifest.yaml"
     manifest.write_text(template(CHART / f"examples/{example}.yaml"))
     content = copy.deepcopy(next(each for each in documents(manifest) if each["kind"] == kind))
@@ -315,7 +315,7 @@ class Installed:
 
     @contextlib.contextmanager
     def without(self, kind: str, name: str) -> Iterator[None]:
-        """Take an object of the chart away for a while."""
+        """Remove an object of the chart within the block."""
         (content,) = of_kind(self.path, kind, name)
         assert self.api.ask("DELETE", self.api.path_of(content)).status_code == 200
         yield

@@ -178,7 +178,7 @@ class Release:
 
 
 async def eventually(what: str, pods: PodProcesses, is_so: Callable[[], Any], *, within: float = ROLLOUT) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     try:
         async with asyncio.timeout(within):
             while not await is_so():

@@ -1,4 +1,4 @@
-"""What lies under deploy/ is well-formed for its own linter, and says to Goatherd what Goatherd takes."""
+"""The files under deploy/ pass their own linters, and contain valid command lines and options of Goatherd."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def containers(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def command_lines() -> Iterator[Any]:
-    """Yield every command line of ours that a file under deploy/ runs or shows."""
+    """Yield every Goatherd command line that a file under deploy/ runs or shows."""
     for path in MANIFESTS:
         for container in containers(path):
             line = [*container.get("command", []), *container.get("args", [])]
@@ -218,7 +218,7 @@ def test_goatherd_takes_the_command_lines(line: list[str]) -> None:
 
 
 def test_callers_of_an_unmodified_server_come_to_its_door() -> None:
-    """SECURITY: such a server gives its key away and believes forged authors (docs/explanation/door.md)."""
+    """SECURITY: such a server exposes its key and accepts forged authors (docs/explanation/door.md)."""
     (unit,) = [path for path in UNITS if path.name == "goatherd-run.service"]
     (image,) = [path for path in DOCKERFILES if path.name == "run.Dockerfile"]
     (entry,) = re.findall(r"^ENTRYPOINT (.*)$", image.read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The executable of one file (`make onefile`) does what the installed command does, where there is no Python."""
+"""The single-file executable (`make onefile`) works like the installed command on a machine without Python."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _is_built() -> None:
 
 
 def run(home: Path, *words: str, code: int = 0, **environ: str) -> str:
-    """Run it with nothing of this environment but a directory of its own."""
+    """Run the executable without this process's environment, with an empty home directory."""
     given = {"PATH": "/usr/bin:/bin", "HOME": str(home), **environ}
     done = subprocess.run(
         [PROGRAM, *words], env=given, cwd=home, capture_output=True, text=True, timeout=4 * HANG, check=False
@@ -42,7 +42,7 @@ def run(home: Path, *words: str, code: int = 0, **environ: str) -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether anything at all answers there."""
+    """Return whether a server answers at the URL, with any status."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

@@ -1,6 +1,6 @@
 """The units of deploy/systemd: confined, and their command lines run as they are written, with a socket for systemd.
 
-No test starts systemd itself. What it would do is done here: the environment, the directories, the notification socket.
+No test starts systemd itself. The tests provide the environment, the directories and the notification socket.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["goatherd-run.service", "my-goatdb.service.d/goatherd.conf"])
 def test_a_unit_of_an_unmodified_server_starts_reports_and_stops(home: Path, name: str) -> None:
-    """The application writes its environment down: systemd's variables are the agent's alone."""
+    """The application dumps its environment, which must not contain systemd's variables for the agent."""
     unit = DEPLOY / "systemd" / name
     inside, door = free_ports(2)
     goatherd = Path(sys.executable).parent / "goatherd"

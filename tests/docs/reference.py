@@ -1,8 +1,8 @@
 """Writes the generated parts of docs/reference from the code: commands, options, JSON fields, errors, metrics and more.
 
-Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page stands what the code says; the rest is written by
-people. ``python -m tests.docs.reference`` brings all pages into step; test_reference.py looks whether
-they are.
+The text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page is generated; the rest is written by
+hand. ``python -m tests.docs.reference`` updates all pages; test_reference.py checks that
+they are up to date.
 """
 
 from __future__ import annotations
@@ -237,12 +237,12 @@ GENERATORS: dict[str, Callable[[], str]] = {
 
 
 def in_step(text: str) -> str:
-    """Return a page with its generated parts as the code would have them now."""
+    """Return a page with its generated parts updated."""
     return _PART.sub(lambda match: match[1] + GENERATORS[match[2]]() + match[3], text)
 
 
 def main() -> None:
-    """Bring every page into step; with ``--check`` only say which is not."""
+    """Update every page; with ``--check``, only print which pages are outdated."""
     behind = [page for page in PAGES if page.read_text() != in_step(page.read_text())]
     if "--check" in sys.argv:
         sys.exit("".join(f"{page}: out of step\n" for page in behind) or 0)

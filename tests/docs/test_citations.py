@@ -1,4 +1,4 @@
-"""Code, tests and pages cite nothing that is not in the repository: no section, trap or difference by its number."""
+"""Code, tests and pages cite only what is in the repository, and nothing by a bare number."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tracked() -> list[Path]:
 
 
 def prose(path: Path) -> str:
-    """Return what a file says to its reader: a module's comments and docstrings, any other file's text."""
+    """Return the text of a file that readers see: a module's comments and docstrings, all of any other file."""
     text = path.read_text()
     if path.suffix != ".py":
         return text

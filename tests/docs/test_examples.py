@@ -55,7 +55,7 @@ def test_the_identity_in_an_emulator_of_aws(world: World) -> None:
 
 
 def test_the_commands_of_the_kubernetes_example_that_are_goatherd_s(world: World) -> None:
-    """Those of kubectl are not typed; tests/deploy holds the manifests against Kubernetes's schemas."""
+    """The kubectl commands are not run; tests/deploy checks the manifests against Kubernetes's schemas."""
     with FakeKubernetes(namespaces=["goatdb"]) as cluster:
         config = {
             "current-context": "c",

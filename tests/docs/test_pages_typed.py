@@ -1,4 +1,4 @@
-"""What README, the tutorial and the how-to pages tell their readers to type works, against live processes.
+"""The commands that README, the tutorial and the how-to pages show work, against live processes.
 
 Not typed here: commands of platforms (``az``, ``kubectl``, …), which the tests of each store hold against its emulator.
 """
@@ -75,7 +75,7 @@ class World:
             shell.start(f"goatherd serve --create --data {self.home}/data-{port} --port {port} {peers}")
 
     def cluster(self, count: int = 3) -> Shell:
-        """Return a shell in front of a cluster that serves."""
+        """Return a shell for a cluster that serves."""
         urls = " ".join(f"http://127.0.0.1:{port}" for port in self.ports[:count])
         shell = self.shell(GOATHERD_PROVIDER=self.provider, GOATHERD_NODES=urls)
         code, _ = shell.run("goatherd init")
@@ -297,7 +297,7 @@ def test_the_page_about_migration_works_as_it_is_written(world: World) -> None:
 
 
 def test_a_start_by_the_agent_is_undone_as_the_page_about_migration_says(world: World) -> None:
-    """When the agent ends, it removes settings.json, without which GoatDB would make a new root."""
+    """When the agent ends, it removes settings.json, without which GoatDB would create a new root."""
     (row,) = re.findall(r"^\| 4 .*\|$", (HOW_TO / "migrate.md").read_text(), re.MULTILINE)
     assert "After `goatherd run`, which removes `settings.json`, run `goatherd export`" in row
     data, file = f"{world.home}/srv/goatdb", world.home / "srv/goatdb/localhost/settings.json"
@@ -320,7 +320,7 @@ async def create_session(port: int) -> None:
 
 
 def settings(path: Path) -> None:
-    """Write what a GoatDB server has."""
+    """Write the settings.json of a GoatDB server."""
     now_ms = SystemClock().now_ms()
     root = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=now_ms, lifetime=timedelta(days=30))
     path.parent.mkdir(parents=True)
@@ -385,7 +385,7 @@ def test_the_page_about_ec2_works_as_it_is_written(world: World) -> None:
 
 
 def test_the_commands_of_the_page_about_systemd_are_what_its_units_run(world: World) -> None:
-    """The rest of the page is systemd's; tests/deploy/test_systemd.py runs the units."""
+    """The rest of the page concerns systemd; tests/deploy/test_systemd.py runs the units."""
     shell = world.shell()
     (world.home / "goatherd.env").write_text(f"GOATHERD_PROVIDER={world.provider}\n")
     assert shell.run(f"goatherd init --provider {world.provider} && mkdir data")[0] == 0, shell.story

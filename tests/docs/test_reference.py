@@ -1,4 +1,4 @@
-"""Nothing that a user can type, set or meet is undocumented, and the generated pages are in step with the code."""
+"""Every command, option, code and metric is documented, and the generated pages are up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page that compares the stores says what the stores' own pages and the providers say."""
+"""The page that compares the stores agrees with the stores' own pages and with the providers."""
 
 from __future__ import annotations
 

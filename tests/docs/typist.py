@@ -135,13 +135,13 @@ class Shell:
         return True
 
     def told(self, text: str) -> str:
-        """Return what is typed for a text of the page."""
+        """Return the text to type for a text of the page."""
         for old, new in self.replace.items():
             text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\d)", lambda _, new=new: new, text)
         return text
 
     def run(self, line: str) -> tuple[int, str]:
-        """Type one line; return the exit code and what came."""
+        """Type one line; return the exit code and the output."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(
@@ -163,7 +163,7 @@ class Shell:
 
     @property
     def story(self) -> str:
-        """What was typed so far, and what the servers in the background have written."""
+        """Return what was typed so far, and the output of the servers in the background."""
         return "\n".join([*self.typed, *(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())])
 
     def start(self, line: str) -> None:
@@ -187,7 +187,7 @@ class Shell:
             time.sleep(0.1)
 
     def follow(self, page: Sequence[Typed | File]) -> None:
-        """Do what a page says; each command must end well, or with the exit code that the page shows."""
+        """Type the commands of a page; each must succeed, or end with the exit code that the page shows."""
         for index, step in enumerate(page):
             if isinstance(step, File):
                 (self.home / "goatherd.toml").write_text(self.told(step.text))

@@ -1,4 +1,4 @@
-"""Signers of anchors in memory, with faults to switch on, and with a count of their signatures."""
+"""Signers of anchors in memory, whose faults a test can set and whose signatures are counted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class MemorySigner(Signer):
 
 
 class OwnKey:
-    """A session's own key as a signer, such as a thief's."""
+    """A session's own key as a signer, such as an attacker's."""
 
     def __init__(self, owned: OwnedSession) -> None:
         self._signer = owned.signer
@@ -86,7 +86,7 @@ class MemorySigners:
 
 
 def record_signer_calls(patch: pytest.MonkeyPatch) -> list[str]:
-    """Let every signer of a root be unreachable, and return a list to which the URI of each called one is added."""
+    """Make every signer of a root unreachable, and return a list to which the URI of each called one is added."""
     called: list[str] = []
 
     def sign(uri: str, *_: object) -> bytes:

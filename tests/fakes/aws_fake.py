@@ -1,7 +1,7 @@
 """A fake of AWS Secrets Manager on the wire, where the emulators differ from the service's API reference.
 
 What it is: ``POST /`` with ``X-Amz-Target`` on 127.0.0.1, for any AWS SDK; staging labels with their compare-and-swap,
-limits, paging, scheduled deletion, IAM policies, replicas in other regions, and troubles to order. What it is not:
+limits, paging, scheduled deletion, IAM policies, replicas in other regions, and faults on demand. What it is not:
 encryption or rotation, and no check of signatures beyond the access key and the time. Rules: a behaviour stands beside
 the sentence of the reference that it follows
 (docs.aws.amazon.com/secretsmanager/latest/apireference/API_<Operation>.html); what the reference leaves open is chosen
@@ -56,10 +56,10 @@ class AWSFakeError(Exception):
 
 @dataclass(slots=True)
 class Trouble:
-    """What befalls the next requests.
+    """A fault of the next requests.
 
     Attributes:
-        error: The answer; None for an answer that is cut or empty.
+        error: The error to answer with; None for a truncated or empty answer.
         operation: Only these requests; empty for any.
         times: How many more.
         body: Without `error`: the body of an answer with status 200.
@@ -75,7 +75,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A request that was answered: the operation, its fields without any value, and the access key."""
+    """An answered request: the operation, its fields without values, and the access key."""
 
     operation: str
     fields: Mapping[str, object]
@@ -101,7 +101,7 @@ class _Secret:
 
 @dataclass(slots=True)
 class Replica:
-    """What a primary secret knows of its replica in one region.
+    """The state that a primary secret records about its replica in one region.
 
     Attributes:
         status: ``InSync``, ``InProgress`` or ``Failed``.
@@ -566,7 +566,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that go away in the middle: tests make them do so."""
+        """Do not log that a client disconnected early, which tests make clients do."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -63,16 +63,16 @@ _HEADER: Final = "secret-of-the-managed-identity"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What goes wrong at the server, for which requests and how often.
+    """A fault of the server: for which requests, and how often.
 
     Attributes:
-        match: It befalls requests whose method and path contain this, such as ``PUT /secrets/root-pointer``. A space
+        match: It affects requests whose method and path contain this, such as ``PUT /secrets/root-pointer``. A space
             at the end stands for the end of the path.
-        times: How often; then all is well. None: indefinitely.
+        times: For how many requests; None: indefinitely.
         status: Answer with this and do nothing, unless `after`.
-        headers: With these.
-        body: With this; None for an error as the service words it.
-        after: Do what is asked first.
+        headers: Headers of the answer.
+        body: Body of the answer; None for an error as the service words it.
+        after: Perform the request first.
         hang_up: Close the connection without an answer.
     """
 
@@ -131,7 +131,7 @@ class FakeCredential:
 
 
 class FastClock(SystemClock):
-    """A clock that turns `speed` times faster, but for the date; to go with a vault whose clock does so."""
+    """A clock that runs `speed` times faster, except for the date; for a vault whose clock does so, too."""
 
     def __init__(self, speed: float) -> None:
         self._speed = speed
@@ -144,7 +144,7 @@ class FastClock(SystemClock):
 
 
 class SteppedClock(SystemClock):
-    """A clock that only moves when it is waited on; to go with a vault that has the same one. Waiting takes no time."""
+    """A clock that advances only while a task waits, and without real waiting; for a vault with the same clock."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -170,7 +170,7 @@ class FakeKeyVault:
         port: Where the vault listens, once entered.
         ca: The file with the certificate to trust.
         requests: Method and path of every request that bore a good token.
-        challenges: How many did not.
+        challenges: How many requests had no valid token.
         identity_failure: The status with which the managed identity refuses every request; None if it gives tokens.
         token_seconds: How long a token of the managed identity is good for.
         trouble: What goes wrong next.
@@ -231,7 +231,7 @@ class FakeKeyVault:
         return {version: one.value for version, one in self._state.secrets.get(name, {}).items()}
 
     def overwrite(self, name: str, version: str, value: str) -> None:
-        """Change a value where it lies, as no API can."""
+        """Change a stored value directly, which no API can do."""
         self._state.secrets[name][version].value = value
 
     def __enter__(self) -> Self:
@@ -579,7 +579,7 @@ class _Server(ThreadingHTTPServer):
         return connection, client
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that resets its connection is what the tests want."""
+        """Do not log that a client reset its connection, which tests make clients do."""
 
 
 def _serve(stack: contextlib.ExitStack, handler: type[BaseHTTPRequestHandler], context: ssl.SSLContext | None) -> int:

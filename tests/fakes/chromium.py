@@ -1,4 +1,4 @@
-"""Chromium without a window, and the process that serves the page, for tests that look at the page as a reader does."""
+"""Headless Chromium, and the process that serves the page, for tests of the page as a reader sees it."""
 
 from __future__ import annotations
 

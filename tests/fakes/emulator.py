@@ -1,4 +1,4 @@
-"""An emulator that others wrote, as a process of its own: started on a free port, waited for, and stopped.
+"""An emulator of another project, as a process: started on a free port, waited for, and stopped.
 
 What it is: `Emulator`, what `tests.fakes.moto` and `tests.fakes.openbao` have in common. What it is not: a fake. Rules:
 127.0.0.1 only; a test process that is killed takes the emulator along (Linux).

@@ -26,14 +26,14 @@ _LINGER_0: Final = struct.pack("ii", 1, 0)
 
 
 class Mode(StrEnum):
-    """What happens to what the client sends."""
+    """The kind of a fault: what happens to what the client sends."""
 
     OK = "ok"
     """It is passed on, and the reply too."""
     RESET = "reset"
     """The connection is reset; the server sees nothing of it."""
     BLACK_HOLE = "black hole"
-    """It is swallowed; nothing ever comes back."""
+    """It is dropped; no reply ever comes back."""
     DELAY = "delay"
     """It is passed on after `Fault.delay`."""
     CUT = "cut"
@@ -44,14 +44,14 @@ class Mode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong, for what and how often.
+    """A fault: its kind, the requests that it affects, and how often it occurs.
 
     Attributes:
         mode: What goes wrong.
         after: For `Mode.CUT`: how many bytes of the reply get through.
         delay: For `Mode.DELAY`.
-        match: It befalls only what holds these bytes, such as ``b"POST /v1/secret/data/x"``.
-        times: How often; then all is well. None: indefinitely.
+        match: It affects only data that contain these bytes, such as ``b"POST /v1/secret/data/x"``.
+        times: How often it occurs; None: indefinitely.
     """
 
     mode: Mode = Mode.OK
@@ -91,7 +91,7 @@ class FaultProxy:
     Attributes:
         port: Where it listens, once entered.
         fault: What goes wrong from now on, on connections that are open too.
-        hits: How often something did.
+        hits: How often the fault has occurred.
         connections: How many clients have connected.
     """
 
@@ -107,7 +107,7 @@ class FaultProxy:
 
     @property
     def fault(self) -> Fault:
-        """What goes wrong now."""
+        """The present fault; None for none."""
         return Fault() if self._left == 0 else self._fault
 
     @fault.setter
@@ -176,7 +176,7 @@ class FaultProxy:
                     each.transport.abort()  # closing alone waits for the other side to take what was written
 
     async def _sent(self, both: _Connection, chunk: bytes) -> bool:
-        """Deal with what the client sends; return whether to go on."""
+        """Handle data from the client; return whether to continue."""
         fault = self.fault
         if both.dead:
             return True
@@ -200,7 +200,7 @@ class FaultProxy:
         return True
 
     async def _answered(self, both: _Connection, chunk: bytes) -> bool:
-        """Deal with what the server answers; return whether to go on."""
+        """Handle data from the server; return whether to continue."""
         fault = both.reply
         if fault is not None and fault.mode is Mode.REPLY_LOST:
             _reset(both.client)
@@ -221,7 +221,7 @@ async def _pump(reader: asyncio.StreamReader, deal: Callable[[bytes], Awaitable[
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
-    """Close once what was written is on its way; at once where the other side does not take it."""
+    """Close the connection after the written data were sent, or at once if the other side does not read them."""
     writer.close()
     with contextlib.suppress(OSError, TimeoutError):
         await asyncio.wait_for(writer.wait_closed(), _LAST_BYTES)

@@ -1,4 +1,4 @@
-"""Rules of GoatDB that Goatherd itself does not need: GoatDB's vectors hold cases of them."""
+"""Rules of GoatDB that Goatherd itself does not need, and that GoatDB's vectors cover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A herd of simulated GoatDB nodes and clients in one process, on a clock that a test turns.
+"""A herd of simulated GoatDB nodes and clients in one process, on a clock that a test moves.
 
 What it is: nodes that keep GoatDB's rules where a rotation can hurt (who is trusted, what is dropped without a word,
 the ten submissions, a view of the store that lags), with faults to switch on. What it is not: a server; there is no
@@ -58,7 +58,7 @@ MAX_SUBMISSIONS: Final = 10
 
 
 class FakeClock:
-    """A clock that moves only when a task sleeps on it, or when told to; `on_tick` runs after each move."""
+    """A clock that advances only when a task sleeps on it, or a test advances it; `on_tick` runs after each advance."""
 
     def __init__(self, now_ms: int = 1_790_000_000_000) -> None:
         self._now_ms = now_ms
@@ -73,7 +73,7 @@ class FakeClock:
         return (self._now_ms - self._started_ms) / 1000
 
     def turn(self, duration: timedelta) -> None:
-        """Move the hands; nothing else happens."""
+        """Advance the clock, without running any task."""
         self._now_ms += max(1, duration // timedelta(milliseconds=1))
 
     async def sleep(self, duration: timedelta) -> None:
@@ -85,17 +85,17 @@ class FakeClock:
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong with a node; all of it can be switched while it runs.
+    """The faults of a node; all can be changed while it runs.
 
     Attributes:
         cut_off: No request gets through, from any sender.
         store_lost: It cannot read the store: its view stays as it is.
-        admits_loss: It says that it cannot read the store, as a server of Goatherd's does; else its replica lags.
-        deaf: It does not hear that it should look at the store; it still does by itself, at its interval.
-        refuses_documents: It reads the document, will not take it, and says so.
+        admits_loss: It reports that it cannot read the store, as a Goatherd server does; otherwise its replica lags.
+        deaf: It ignores notifications; it still reads the store at its interval.
+        refuses_documents: It reads the document, rejects it, and reports that.
         forgets_pushes: It answers 200 to pushed session commits of roots and keeps none.
         clock_ahead: How far its clock is ahead of the herd's.
-        tells_no_time: Its answers bear no time.
+        tells_no_time: Its answers have no date.
     """
 
     cut_off: bool = False
@@ -110,7 +110,7 @@ class Faults:
 
 @dataclass(slots=True)
 class _Sender:
-    """What a process remembers of what it has offered to others."""
+    """The memory of a process of how often it has offered each commit."""
 
     submissions: Counter[tuple[str, str]] = field(default_factory=Counter)
     filters: dict[tuple[str, str], BloomFilter] = field(default_factory=dict)
@@ -129,10 +129,10 @@ class HerdNode:
     """One simulated server. It is a `goatherd.cluster.node.Node`.
 
     Attributes:
-        unmodified: It is a GoatDB 0.5.1: no ``/goatherd/v1``, and it signs with the key that it started with.
+        unmodified: It runs GoatDB 0.5.1: it has no ``/goatherd/v1``, and signs with the key that it started with.
         is_agented: An agent runs it: reads the store at the interval, and restarts it for the reasons of a real agent.
         faults: See `Faults`.
-        peers: The nodes that it was told of, and synchronizes with; None for all.
+        peers: The nodes that it synchronizes with; None for all.
         instance: The id of its process.
         provider: The store that it reads; by default that of the herd.
         restarts: How often it was started again.
@@ -192,7 +192,7 @@ class HerdNode:
         return None if self.unmodified else ServerIdentity.from_json(self.say_identity())
 
     def say_identity(self) -> dict[str, Any]:
-        """Return what it says of itself, as it goes over the wire."""
+        """Return the node's answer about its identity, as on the wire."""
         is_lost = self.faults.store_lost and self.faults.admits_loss
         refusal = UnavailableError.code if is_lost and self.refusal is None else self.refusal
         reached = [peer for peer in self.known_peers() if not peer.faults.cut_off]
@@ -249,7 +249,7 @@ class HerdNode:
         return {"generation": self.document.generation, "changed": True}
 
     async def accepts_signature(self, signature: str) -> bool:
-        """COMPAT: as GoatDB, a process goes on accepting a signature that it has accepted, whatever the time."""
+        """COMPAT: as in GoatDB, a process accepts a signature again that it has accepted before, whatever the time."""
         self._arrive("accepts_signature")
         envelope = parse_signature(signature)
         now_ms = self._herd.clock.now_ms()
@@ -283,7 +283,7 @@ class HerdNode:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Read the store and take over what it holds, as far as the faults allow."""
+        """Read the store and adopt the document, as far as the faults allow."""
         if self.faults.store_lost:
             return
         document = await self._read_store()
@@ -301,14 +301,14 @@ class HerdNode:
         self.adopt(document)
 
     def adopt(self, document: IdentityDocument) -> None:
-        """Put an identity into use."""
+        """Use an identity from now on."""
         self.document = document
         self.pool.adopt_document(document)
         if isinstance(self.provider, RegionalReader):
             self.provider.note_used(self._herd.secret_id, DocumentMark.from_document(document))
 
     def restart(self) -> None:
-        """Start again: the log stays; what was learnt is learnt anew from it; submissions are forgotten."""
+        """Start again: the log is kept, trust is rebuilt from it, and the counts of submissions are lost."""
         self.restarts += 1
         self.instance = f"{self.instance.partition('/')[0]}/{self.restarts}"
         self._sender = _Sender()
@@ -322,7 +322,7 @@ class HerdNode:
         self.restart()
 
     async def tick(self) -> None:
-        """Look at the store when it is time; where an agent does, restart if that is needed."""
+        """Read the store when the interval has passed; under an agent, restart if needed."""
         due = self._looked_ms + self._herd.refresh_interval // timedelta(milliseconds=1)
         if self._herd.clock.now_ms() < due:
             return
@@ -444,7 +444,7 @@ class HerdNode:
 
 
 class HerdClient:
-    """A GoatDB client with writes of its own.
+    """A GoatDB client that writes notes.
 
     Attributes:
         home: The node that all its requests go to; None for any, as behind a load balancer.
@@ -502,8 +502,8 @@ class Herd:
         nodes: How many nodes, or the names of those that there are.
         unmodified: Numbers of nodes that are GoatDB 0.5.1.
         agented: Numbers of those that an agent runs.
-        seed: Of every dice that is rolled here.
-        refresh_interval: How often a node looks at the store by itself.
+        seed: Seed of all random numbers.
+        refresh_interval: How often a node reads the store.
     """
 
     secret_id: Final = "cluster/root"
@@ -548,14 +548,14 @@ class Herd:
         return cls(provider, document, clock=clock, **options)
 
     async def add_clients(self, count: int, *, at: HerdNode | None = None, home: HerdNode | None = None) -> None:
-        """Let `count` clients get a session, each at some node or at `at`, and let the sessions spread."""
+        """Create a session for each of `count` clients, at some node or at `at`, and spread the sessions."""
         for _ in range(count):
             owned, _ = await (at or self.random.choice(self.nodes)).create_session()
             self.clients.append(HerdClient(self, owned, len(self.clients), home))
         await self.spread()
 
     async def step(self) -> None:
-        """Let a round of work happen: refreshes, sync between peers, one write and one request of each client."""
+        """Run one round: reads of the store, sync between peers, one write and one request of each client."""
         for node in self.nodes:
             await node.tick()
         await self.spread()
@@ -565,13 +565,13 @@ class Herd:
                 await client.sync()
 
     async def spread(self) -> None:
-        """Let every node sync once with every other that it was told of."""
+        """Let every node sync once with each of its peers."""
         for node in self.nodes:
             for peer in node.known_peers():
                 await node.sync_with(peer)
 
     async def settle(self, rounds: int = 15) -> None:
-        """Stop writing, and give everything that will still arrive the time to do so."""
+        """Stop writing, and run rounds until everything that will arrive has arrived."""
         for _ in range(rounds):
             self.clock.turn(self.refresh_interval)
             for node in self.nodes:
@@ -593,7 +593,7 @@ class Herd:
         return [commit_id for commit_id in written if not all(node.holds(DATA, commit_id) for node in alive)]
 
     def unverifiable(self, *paths: str) -> list[str]:
-        """Return the ids of commits that some node holds and that some reachable node would refuse today.
+        """Return the ids of commits that some node holds and that some reachable node would reject today.
 
         Args:
             paths: The repositories to look at; all by default.
@@ -608,7 +608,7 @@ class Herd:
         return [commit.id for commit in held.values() if not all(_verifies(node.pool, commit) for node in alive)]
 
     def new_client_pool(self, roots: Iterable[Session]) -> TrustPool:
-        """Return the trust pool of a client that was born now: the roots it was told of, and ``/sys/sessions``."""
+        """Return the trust pool of a new client: the roots that it got, and ``/sys/sessions``."""
         told = list(roots)
         own = OwnedSession.generate(session_id=self.new_id(), owner=None, now_ms=self.clock.now_ms())
         pool = TrustPool(org=ORG, current=own, roots=told)

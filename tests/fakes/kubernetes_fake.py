@@ -63,7 +63,7 @@ class StatusError(Exception):
 
 @dataclass(slots=True)
 class Trouble:
-    """What befalls the next requests instead of an answer.
+    """A fault of the next requests.
 
     Attributes:
         status: The answer's.
@@ -84,7 +84,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One request, as the audit log would have it: without bodies."""
+    """One request, as in an audit log: without bodies."""
 
     verb: str
     name: str
@@ -176,7 +176,7 @@ class FakeKubernetes:
             self._store("MODIFIED" if (namespace, name) in self._objects else "ADDED", namespace, name, content)
 
     def save(self) -> Restore:
-        """Take note of all objects and of what watches are told; return what puts them back."""
+        """Record all objects and what watches have been sent; return a function that restores them."""
         saved = copy.deepcopy((self._objects, self._events, self._version))
 
         def restore() -> None:
@@ -185,7 +185,7 @@ class FakeKubernetes:
         return restore
 
     def other(self, namespace: str, name: str) -> Fields:
-        """Return a Secret of another name, as whole as the one that was asked for."""
+        """Return a complete Secret of another name."""
         content = copy.deepcopy(self.get(namespace, name))
         content["metadata"]["name"] = f"{name}-of-others"
         return content
@@ -238,7 +238,7 @@ class FakeKubernetes:
         )
 
     def reviewed(self, user: str, roles: tuple[Fields, ...] | None, review: Fields) -> Fields:
-        """Say whether the asker may do something: everybody may ask, by the ClusterRole system:basic-user."""
+        """Answer whether the asker may do something: every user may ask, by the ClusterRole system:basic-user."""
         asked = review["spec"]["resourceAttributes"]
         try:
             self.authorize(user, roles, asked["verb"], asked["namespace"], asked.get("name"))
@@ -369,7 +369,7 @@ class FakeKubernetes:
     def events_after(
         self, version: int, marked: int, namespace: str, name: str | None, bookmarks: bool
     ) -> list[Fields]:
-        """Return what a watch tells next."""
+        """Return the next events of a watch."""
         told: list[Fields] = []
         for number, kind, content in self._events:
             metadata = content["metadata"]
@@ -461,7 +461,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients that go away, and TLS that does not come about, belong to the tests."""
+        """Do not log clients that disconnect, or TLS handshakes that fail, which tests cause."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,7 @@
 """The moto server for tests: found, started, emptied and stopped.
 
 What it is: `find_moto` and `MotoServer`, an emulator of AWS by another project, as a process of its own. What it
-is not: AWS; where moto does otherwise, `tests.fakes.aws_fake` follows the API reference. Rules: 127.0.0.1 only;
+is not: AWS; where moto deviates, `tests.fakes.aws_fake` follows the API reference. Rules: 127.0.0.1 only;
 ready means that its own API answers; a test process that is killed takes it along (Linux).
 """
 

@@ -77,7 +77,7 @@ class PodProcesses:
     Attributes:
         pods: The pods that exist, by uid.
         started: How many processes were started for each pod's name.
-        ended: What a process said that ended by itself, with the pod's name.
+        ended: The output of each process that ended unexpectedly, with the pod's name.
     """
 
     def __init__(self, api: RealKubernetes, namespace: str, home: Path, *, service: str) -> None:
@@ -120,7 +120,7 @@ class PodProcesses:
         await self._http.aclose()
 
     def check(self) -> None:
-        """Raise what has gone wrong in here."""
+        """Raise the exception of any task in here that has failed."""
         for task in (self._loop, *self._tasks.values()):
             if task is not None and task.done() and not task.cancelled():
                 task.result()
@@ -136,7 +136,7 @@ class PodProcesses:
         return {each.name for each in self.running(command)}
 
     def log(self, name: str) -> str:
-        """Return what all processes of a pod's name have said."""
+        """Return the output of all processes of a pod's name."""
         return (self._home / f"{name}.log").read_text()
 
     # --- the cluster's DNS and kube-proxy ---------------------------------------------------------------------------

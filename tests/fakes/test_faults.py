@@ -1,4 +1,4 @@
-"""The proxy that fails on purpose does what each mode says, so that the tests behind it prove something."""
+"""The fault proxy does what each mode says, so that the tests behind it prove something."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fakes.faults import Fault, FaultProxy, Mode
 
 
 class Echo:
-    """Answers each line with ten bytes; remembers what it got."""
+    """Answers each line with ten bytes, and records the lines."""
 
     def __init__(self) -> None:
         self.got: list[bytes] = []

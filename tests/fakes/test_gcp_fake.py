@@ -1,4 +1,4 @@
-"""The fake of Google Secret Manager follows the reference; what it must not let pass, it does not."""
+"""The fake of Google Secret Manager follows the reference, and rejects what the reference forbids."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""A stand-in for an unmodified GoatDB 0.5.1 server that is wrong where it is wrong.
+"""A stand-in for an unmodified GoatDB 0.5.1 server, with GoatDB's defects.
 
-For tests of whatever stands in front of one: the attack works here, and must not work through the door. It has the
+For tests of the door: the attack works on this server, and must not work through the door. It has the
 HTTP surface, the trust, the sync and the known deaths of the original (the recorded exchanges say how it answers); it
 has no disk, no merges and no schemas beyond those given to it. Like the original it verifies the whole of a message
-before it stores any of it, answers others meanwhile, and goes on when the client has gone.
+before it stores any of it, answers others meanwhile, and continues when the client has disconnected.
 
 What would end the original's process ends this one's listening (`died`), what would hang it is never answered (`hung`).
 
-Never use it to hold data: it gives its private key to every caller.
+Never store data with it: it sends its private key to every caller.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ Scope = MutableMapping[str, Any]
 
 
 class DiedError(Exception):
-    """Here the original's process ends."""
+    """The original's process would end here."""
 
 
 class HungError(Exception):
-    """Here the original's event loop is blocked indefinitely."""
+    """The original's event loop would be blocked indefinitely here."""
 
 
 class FailedError(Exception):
-    """Here the original answers with this status and nothing else."""
+    """The original would answer with this status and nothing else."""
 
     def __init__(self, status: int = 500) -> None:
         super().__init__(status)
@@ -192,7 +192,7 @@ class UpstreamChild:
                 self._cannot_start = True
 
     async def crash(self, path: str, *lost: str) -> None:
-        """End without a word, before these commits were written down, and start again at the same address."""
+        """Crash before these commits were written to the disk, and start again at the same address."""
         assert self._listener is not None
         await self._listener.close()
         for commit_id in lost:
@@ -203,12 +203,12 @@ class UpstreamChild:
 
     @asynccontextmanager
     async def stalled(self) -> AsyncIterator[None]:
-        """Verify nothing, and so store nothing and answer no push, until the block ends."""
+        """Verify nothing, and therefore store nothing and answer no push, until the block ends."""
         async with self._processor:
             yield
 
     def create(self, path: str, commit: Commit) -> None:
-        """Put a commit in, past all checks, as the application or a peer would."""
+        """Store a commit without checks, as the application or a peer would."""
         self.repositories.setdefault(path, {})[commit.id] = commit.to_json()
         self._parents[path].update(commit.parents)
 
@@ -516,7 +516,7 @@ class UpstreamChild:
         return commit
 
     def _follow_deltas(self, path: str, commit_id: str) -> None:
-        """A delta that leads back to itself is followed endlessly, as soon as a client reads its key."""
+        """Follow a chain of deltas; a circular one is followed endlessly, as soon as a client reads its key."""
         seen: set[str] = set()
         base: str | None = commit_id
         while base is not None:

@@ -1,4 +1,4 @@
-"""Every place of Goatherd that takes bytes from outside, each as a function of these bytes, with good samples."""
+"""Every function of Goatherd that reads bytes from outside, with valid samples."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Entry:
     Attributes:
         read: Reads them.
         samples: What it reads without an error.
-        limit: How many bytes can come there: what the code in front of it lets through.
+        limit: The most bytes that the code in front of it lets through.
         raises: What it may raise, and nothing else.
         is_measured: Whether its cost is bounded; false for the user's own file that a library reads.
         small: Bytes of memory that it may take however few bytes come.
@@ -82,7 +82,7 @@ RECORD = (ForeignRecordError, DamagedRecordError)
 
 
 def text(data: bytes) -> str:
-    """Bytes as they come in a header, an argument or a variable."""
+    """Return bytes as a string, as a header, an argument or a variable contains them."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -300,7 +300,7 @@ def entries() -> Sequence[Entry]:
 
 
 def outcome(entry: Entry, data: bytes) -> str | None:
-    """Read `data` and return None, or what came of it that must not: the name of an exception that is not expected."""
+    """Read `data`; return None, or what must not happen, such as the name of an unexpected exception."""
     try:
         entry.read(data)
     except entry.raises:

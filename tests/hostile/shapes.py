@@ -1,4 +1,4 @@
-"""Texts that make a careless reader slow: each shape in any size, alone and inside of what a reader expects."""
+"""Texts that slow down a careless parser: each shape in any size, alone and inside a valid sample."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 def inside(sample: bytes) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
-    """Yield the places in which a shape can stand: alone, after a sample, and at each member where that is JSON."""
+    """Yield the places for a shape: alone, after a sample, and at each member if the sample is JSON."""
     yield "alone", lambda shape: shape
     yield "after a good one", lambda shape: sample + shape
     try:

@@ -1,4 +1,5 @@
-"""Wrong bytes of every kind, at every place that takes bytes: an error of ours or none, and never at a high price.
+"""Malformed input of every kind, at every place that reads bytes: it causes one of Goatherd's errors or none, at a
+bounded cost.
 
 The bytes come from good samples, changed in what they mean (members left out, doubled, of another kind, at the edges of
 numbers) and in how they are written (bits, cuts, splices). Each place has its time; the seed is in the test's name.

@@ -1,8 +1,8 @@
-"""No place that takes bytes takes time, or memory, out of proportion to them, whatever the bytes are.
+"""Every place that reads bytes takes time and memory in proportion to their number, whatever the bytes are.
 
 Measured is the time of the processor, not of a clock on the wall, the least of several tries, and only the ratio
-between sizes counts: what takes four times the bytes may take four times as long, and twice that for the machine's
-moods.
+between sizes counts: four times the bytes may take four times as long, and twice that because of the machine's
+noise.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def post(url: str, path: str, body: bytes, header: str | None) -> int:
 
 
 def bodies(author: object) -> Iterator[tuple[str, str, bytes]]:
-    """Yield what each body is, the path that it goes to, and the body."""
+    """Yield requests: a description, the path, and the body."""
     note = commit_by(author, "k", {"text": "x"}, ts=now_ms()).to_json()  # type: ignore[arg-type]
     batch = json.dumps([element("/data/a", [note])]).encode()
     key = json.dumps({"publicKey": owned("draft").session.public_key.to_jwk()}).encode()
@@ -108,7 +108,7 @@ def bodies(author: object) -> Iterator[tuple[str, str, bytes]]:
 
 
 async def dearest(url: str, author: object) -> list[str]:
-    """Send every body, signed and not, and return those that held the loop for too long."""
+    """Send every body, signed and unsigned; return those that held the loop for too long."""
     longest, wrong, sent = Longest(), [], 0
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""``python -m tests.model``: explore the rotation and print what was found; one broken rule prints its story.
+"""``python -m tests.model``: explore the rotation and print the figures; a broken rule prints its story.
 
 Without arguments: what CI runs. See ``--help``.
 """
@@ -42,7 +42,8 @@ def run_worlds(text: str, *, is_everything: bool) -> dict[str, Exploration]:
 
 
 def run_mutants(text: str) -> int:
-    """Explore every mutant whose name holds `text` and tell its story; return how many broke another rule."""
+    """Explore every mutant whose name contains `text` and print its story; return how many broke another rule than
+    expected."""
     unexpected = 0
     chosen: tuple[Mutant, ...] = (*MUTANTS, *PRICES, *REDUNDANT)
     for one in (mutant for mutant in chosen if text in mutant.name):

@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 
 class Choice(StrEnum):
-    """What a rotation does about the anchor (`goatherd.rotation.anchor_keys.AnchorChoice`)."""
+    """A rotation's choice about the anchor (`goatherd.rotation.anchor_keys.AnchorChoice`)."""
 
     KEEP = "keep the anchor"
     SET = "another anchor"
@@ -44,12 +44,12 @@ class Change(NamedTuple):
 
 
 class Anchoring(NamedTuple):
-    """What a document says of its anchor.
+    """What a document records about its anchor.
 
     Attributes:
-        anchor: Who is it, or `NO_ANCHOR`.
-        next: Who is it once the next root signs.
-        changes: The statements by which the role passes on.
+        anchor: The anchor, or `NO_ANCHOR`.
+        next: The anchor once the next root signs.
+        changes: The statements that pass the role to another anchor.
         earlier: The endorsements (by, of) of roots that signed before that anchor; they may not sign again under it.
         is_whole: Whether all signatures of anchors that the rotation needs are there, and valid.
         is_changing: Whether the rotation in progress changes the anchor.
@@ -63,7 +63,7 @@ class Anchoring(NamedTuple):
     is_changing: bool = False
 
     def at(self, generation: int) -> Anchoring:
-        """Return what is left of it in a document of this generation."""
+        """Return the part of it that still counts in a document of this generation."""
         kept = tuple(one for one in self.changes if one.counts_at(generation))
         return self if kept == self.changes else self._replace(changes=kept)
 
@@ -112,7 +112,7 @@ def asked_to_sign(before: Anchoring, choice: Choice) -> tuple[int, ...]:
 def with_word(
     before: Anchoring, endorsed: tuple[Pair, ...], *, current: int, target: int, choice: Choice, generation: int
 ) -> tuple[Anchoring, tuple[Pair, ...]]:
-    """Return what a prepared document says of the anchor, and all its endorsements (`transitions._with_word`).
+    """Return what a prepared document records about the anchor, and all its endorsements (`transitions._with_word`).
 
     Args:
         before: The same of the document before.

@@ -1,4 +1,4 @@
-"""Which worlds are explored, in the fast lane and in the slow one, and what each of them may break.
+"""The worlds to explore, in the fast and in the slow tests, and which rules may break in each.
 
 The fast ones run with every ``make test-fast``; all of them take minutes on one slow core.
 """
@@ -29,10 +29,10 @@ class Configuration:
     """One world with a name.
 
     Attributes:
-        about: What it adds, for people.
+        about: Human-readable description of what it adds.
         is_slow: Whether it takes more than a second or two.
         is_by_hand: Whether it takes so long that only ``python -m tests.model --all`` runs it.
-        allowed: Rules that do not hold in it, and why not is said in docs/explanation/proof.md.
+        allowed: Rules that do not hold in it; docs/explanation/proof.md says why.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What the real `decide` answers, whatever the adversary lets it see: asked once for each thing that can be seen.
+"""The answers of the real `decide` to everything that the adversary may let it see, each asked once.
 
 What it is: views for `goatherd.rotation.machine.decide`, and its answers. What it is not: it takes no decision.
 """
@@ -51,7 +51,7 @@ DAYS = 70 * 86_400_000
 
 
 class Sight(NamedTuple):
-    """What one node would truthfully show."""
+    """The true state of one node, as `decide` would see it."""
 
     trusts: bool
     holds: bool
@@ -66,7 +66,7 @@ class Sight(NamedTuple):
 
 
 class Decisions:
-    """Asks `decide`, and remembers.
+    """Asks `decide`, and caches the answers.
 
     Args:
         removed: Which protections are missing.
@@ -169,7 +169,7 @@ class Decisions:
 
 
 def unanswered(shown: tuple[str, ...]) -> int:
-    """Return how many nodes have not answered as they were asked."""
+    """Return how many nodes did not answer the query."""
     return sum(how in ("silence", "half") for how in shown)
 
 
@@ -199,7 +199,8 @@ def _store_view(document: Document, labelled: str | None, leaving: int) -> Store
 
 
 def _showings(sights: tuple[Sight, ...], hows: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield how the nodes may show themselves: each truly or not at all; or one of them halfway, or in refusal."""
+    """Yield how each node may appear: truthfully or not at all; one of them also partly, or as rejecting the
+    document."""
     living = [("truth", "silence") if not sight.is_dead else ("silence",) for sight in sights]
     yield from product(*living)
     for at, sight in enumerate(sights):

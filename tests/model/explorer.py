@@ -1,4 +1,4 @@
-"""Every state that can be reached, breadth first, and whether from each there is a way to steady.
+"""Explore every reachable state, breadth first, and check that steady can be reached from each.
 
 What it is: a walk over whole numbers. What it is not: it knows nothing of rotations. The first broken state that it
 finds is one of those with the fewest moves before it.
@@ -19,7 +19,7 @@ from .world import World
 
 @dataclass(kw_only=True)
 class Exploration:
-    """What was found.
+    """The result of an exploration.
 
     Attributes:
         states, transitions: How many, as whole states: states that differ only in numbering are one.
@@ -45,7 +45,7 @@ class Exploration:
 
 
 class TooManyStatesError(Exception):
-    """The world is larger than the caller wants to wait for."""
+    """The world has more states than the caller allows."""
 
 
 def explore(

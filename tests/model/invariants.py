@@ -1,6 +1,6 @@
 """What must hold in every state, each rule under a name of its own.
 
-What it is: design's invariants of a rotation, said exactly, over a state of `world`. What it is not: rules of the
+What it is: the invariants of a rotation as predicates over a state of `world`. What it is not: rules of the
 model. Some harm can only be seen in the change itself (a write that drops another one, a node that goes back); `World`
 names it in `Move.broken`, and its rules are in `RULES` too.
 """
@@ -54,7 +54,7 @@ RULES = {
 
 
 class Judge:
-    """Tells which rule a state breaks. One for each world: what it has found is remembered by parts of states.
+    """Finds the rule that a state breaks. One for each world: results are cached by parts of states.
 
     Args:
         world: The world.

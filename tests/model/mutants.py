@@ -1,4 +1,4 @@
-"""The same worlds with one protection taken away: the explorer must find what that protection prevents.
+"""The same worlds without one protection: the explorer must find the harm that the protection prevents.
 
 What it is: a test of the test. What it is not: a list of everything that could be wrong. `REDUNDANT` are protections
 whose loss alone does no harm in any world here, because another one stands behind them; they are listed with that one,
@@ -27,10 +27,10 @@ Asked = tuple[Observation, Intent, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """A world that lacks something.
+    """A world without one protection.
 
     Attributes:
-        name: The protection that is gone, in words.
+        name: The missing protection, in words.
         breaks: The rule that breaks first; None where nothing breaks (a redundant protection).
         allowed: Rules that may break on the way, because they break sooner and are not the point.
     """
@@ -74,12 +74,12 @@ RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
 def never_late(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """The deadline never comes."""
+    """The deadline never passes."""
     return observation, intent, min(now_ms, 1)
 
 
 def no_answer_is_yes(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """What is not known is taken for seen."""
+    """An unknown state counts as confirmed."""
 
     def shown(node: NodeView) -> NodeView:
         return node if node.reachable else replace(node, trusts_next=True, holds_introduction=True)
@@ -88,27 +88,27 @@ def no_answer_is_yes(observation: Observation, intent: Intent, now_ms: int) -> A
 
 
 def only_who_answers_counts(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Nodes that do not answer are left out."""
+    """Nodes that do not answer are ignored."""
     return replace(observation, nodes=tuple(node for node in observation.nodes if node.reachable)), intent, now_ms
 
 
 def one_is_enough(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Only one node is looked at: the most willing one, since they come sorted by what they show."""
+    """Only one node is considered: the most advanced, because nodes are sorted by their state."""
     return replace(observation, nodes=observation.nodes[-1:]), intent, now_ms
 
 
 def no_clock_is_compared(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Whatever the operator's clock shows is believed."""
+    """The operator's clock is trusted without a comparison."""
     return replace(observation, store=replace(observation.store, clock_ahead_ms=None)), intent, now_ms
 
 
 def stable_is_never_moved(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """It looks as if ``stable`` stood where it must."""
+    """The label ``stable`` always seems to be correct."""
     return replace(observation, store=replace(observation.store, stable=observation.store.version)), intent, now_ms
 
 
 def every_rotation_is_mine(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Every operator continues what he finds."""
+    """Every operator resumes any rotation in progress."""
     store = observation.store
     if store.phase is Phase.STEADY or intent.goal is Goal.RETIRE:
         return observation, intent, now_ms
@@ -116,19 +116,19 @@ def every_rotation_is_mine(observation: Observation, intent: Intent, now_ms: int
 
 
 def any_root_will_do(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Whatever signs now is replaced, though the run was begun to replace something else."""
+    """The current root is replaced, even if the run was started to replace another one."""
     return observation, replace(intent, from_id=observation.store.current_id), now_ms
 
 
 def it_was_finished(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """No document records how rotations ended; a run looks at who signs now."""
+    """The document does not record how rotations ended; a run only checks which root signs now."""
     is_current = intent.rotation_id is not None and intent.to_id == observation.store.current_id
     finished = frozenset({intent.rotation_id} if is_current else ())
     return replace(observation, store=replace(observation.store, finished=finished)), intent, now_ms
 
 
 def current_and_stable_are_nothing_special(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Retiring does not see which version ``current`` and ``stable`` point at, and takes all keys for retired."""
+    """Retiring ignores which version ``current`` and ``stable`` point at, and treats all keys as retired."""
     if observation.store.phase is not Phase.STEADY or not observation.versions:
         return observation, intent, now_ms
     store = observation.store
@@ -137,41 +137,41 @@ def current_and_stable_are_nothing_special(observation: Observation, intent: Int
 
 
 def labels_of_others_are_not_seen(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Retiring sees no label but ``current`` and ``stable``."""
+    """Retiring ignores all labels but ``current`` and ``stable``."""
     versions = tuple(replace(version, foreign_labels=()) for version in observation.versions)
     return replace(observation, versions=versions), intent, now_ms
 
 
 def no_server_has_a_history(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Servers do not say which generation they use, nor of which text."""
+    """Servers do not report the generation that they use, nor the digest of its document."""
     nodes = tuple(replace(node, generation=None, digest=None) for node in observation.nodes)
     return replace(observation, nodes=nodes), intent, now_ms
 
 
 def pushing_without_end(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Each look is the first: the deadline counts from now on."""
+    """Every look counts as the first, so the deadline starts again and again."""
     return observation, replace(intent, began_ms=now_ms), now_ms
 
 
 def cancelled_is_nothing_special(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """What a cancelled rotation has left is not seen."""
+    """A cancelled rotation's remains are ignored."""
     return replace(observation, store=replace(observation.store, cancelled=frozenset())), intent, now_ms
 
 
 def no_grace_period(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """Every retired key looks old enough to be destroyed."""
+    """Every retired key seems old enough to be destroyed."""
     versions = tuple(replace(version, retired_ms=-NEVER) for version in observation.versions)
     return replace(observation, versions=versions), intent, now_ms
 
 
 def no_generations(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """No node says which document it uses."""
+    """No node reports which document it uses."""
     nodes = tuple(replace(node, generation=None) for node in observation.nodes)
     return replace(observation, nodes=nodes), intent, now_ms
 
 
 def who_is_silent_holds_it(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """A node that does not answer is taken to hold the introductions of the roots that are to leave."""
+    """A node that does not answer is assumed to hold the introductions of the roots that are to leave."""
 
     def shown(node: NodeView) -> NodeView:
         return node if node.reachable else replace(node, holds_earlier=frozenset(observation.store.leaving))
@@ -180,7 +180,7 @@ def who_is_silent_holds_it(observation: Observation, intent: Intent, now_ms: int
 
 
 def a_quorum_lets_roots_leave(observation: Observation, intent: Intent, now_ms: int) -> Asked:
-    """After a rotation, nodes that do not answer are left out."""
+    """After a rotation, nodes that do not answer are ignored."""
     if observation.store.phase is not Phase.STEADY or intent.rotation_id is None:
         return observation, intent, now_ms
     return only_who_answers_counts(observation, intent, now_ms)
@@ -677,6 +677,6 @@ def taken_away(removed: Removed) -> Iterator[None]:
 
 
 def explore_mutant(mutant: Mutant) -> Exploration:
-    """Explore a world that lacks something, up to the first rule that breaks."""
+    """Explore a world without one protection, up to the first rule that breaks."""
     with taken_away(mutant.removed):
         return explore(mutant.options, mutant.removed, allowed=mutant.allowed)

@@ -1,6 +1,6 @@
-"""Brings docs/explanation/proof.md into step: rules, mutants, a story, and the figures of a run.
+"""Update docs/explanation/proof.md: rules, mutants, a story, and the figures of a run.
 
-Between ``<!-- generated: NAME -->`` and ``<!-- end -->`` stands what the model says; the rest is written by people.
+The text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is generated; the rest is written by hand.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def parts() -> dict[str, str]:
-    """Return what can be said without exploring large worlds."""
+    """Return the parts that need no exploration of large worlds."""
     (told,) = [one for one in MUTANTS if one.name.startswith(TOLD)]
     return {
         "rules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
@@ -40,7 +40,7 @@ def parts() -> dict[str, str]:
 
 
 def figures(found: Mapping[str, Exploration]) -> str:
-    """Return the table of what a run has found; a world that was not run has a dash."""
+    """Return the table of a run's figures; a world that was not run has a dash."""
     rows = []
     for one in CONFIGURATIONS:
         result = found.get(one.name)
@@ -62,7 +62,7 @@ def figures(found: Mapping[str, Exploration]) -> str:
 
 
 def written(page: str, new: Mapping[str, str]) -> str:
-    """Return the page with those parts replaced that `new` has."""
+    """Return the page with the given parts replaced."""
 
     def replaced(match: re.Match[str]) -> str:
         begin, name, end = match.groups()

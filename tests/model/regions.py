@@ -14,7 +14,7 @@ The adversary, in one place:
 - Once, a follower is promoted, in any state. What the promotion asks and does not reach is not known to it.
 - A command looks and changes the primary store at any time, or crashes at any time. The deadline may have passed or
   not. A look and the change that it leads to are one step, since a change of what was not read is refused.
-- In some worlds commands with the old configuration go on after the promotion.
+- In some worlds commands with the old configuration continue after the promotion.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ RULES = {
 
 
 class Held(NamedTuple):
-    """Where the labels of one region's store point."""
+    """The positions of the labels of one region's store."""
 
     current: int
     stable: int
 
 
 class State(NamedTuple):
-    """A moment.
+    """A state of the world.
 
     Attributes:
         stores: What each region's store holds.
@@ -126,7 +126,7 @@ class Options:
 
 @dataclass(slots=True)
 class Found:
-    """What an exploration has found.
+    """The result of an exploration.
 
     Attributes:
         steady: How many states are steady.
@@ -151,7 +151,7 @@ class Found:
 
 
 class _Documents:
-    """All documents of one exploration, by number, and how they stand to each other (the real comparison)."""
+    """All documents of one exploration, by number, with the real comparison of each pair."""
 
     def __init__(self) -> None:
         self.all: list[Document] = [FIRST]
@@ -181,7 +181,7 @@ class _Documents:
         return compare_documents(self.mark(one), self.mark(other))
 
     def _is_grown(self, version: int, held: int) -> bool:
-        """Whether a version has grown from another one, or is that one; by the documents, not by their marks."""
+        """Return whether a version is another one or has grown from it, by the documents and not by their marks."""
         while version != held and version != NONE:
             version = self.all[version].base
         return version == held
@@ -234,7 +234,7 @@ class World:
     # --- moves ----------------------------------------------------------------------------------------------------
 
     def moves(self, state: State) -> Iterator[tuple[State, str, str | None]]:
-        """Yield every state that can follow, what has happened, and the rule that the move itself breaks."""
+        """Yield every next state, what has happened, and the rule that the move itself breaks."""
         yield from self._reads(state)
         yield from self._replications(state)
         yield from self._cuts(state)

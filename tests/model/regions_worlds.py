@@ -1,4 +1,4 @@
-"""Which worlds with stores in three regions are explored, which protections are taken away, and what the page says.
+"""The worlds with stores in three regions, the mutants without one protection, and the parts of the page about them.
 
 ``python -m tests.model.regions_worlds`` explores them and prints what was found; ``--write`` also writes the figures
 into docs/explanation/proof.md.
@@ -38,7 +38,7 @@ class RegionsMutant:
     """A world that lacks a protection.
 
     Attributes:
-        name: The protection that is gone, in words.
+        name: The missing protection, in words.
         part: Its name in `regions.World`.
         breaks: The rule that breaks first.
         allowed: Rules that may break on the way, because they break sooner and are not the point.
@@ -142,7 +142,7 @@ MUTANTS = (
 
 
 def figures(found: Mapping[str, Found]) -> str:
-    """Return the table of what a run has found; a world that was not run has a dash."""
+    """Return the table of a run's figures; a world that was not run has a dash."""
     rows = []
     for one in WORLDS:
         result = found.get(one.name)
@@ -165,7 +165,7 @@ def figures(found: Mapping[str, Found]) -> str:
 
 
 def parts() -> dict[str, str]:
-    """Return what can be said without exploring."""
+    """Return the parts that need no exploration."""
     return {
         "regionrules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
         "regionmutants": table(("taken away", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),

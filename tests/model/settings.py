@@ -1,4 +1,4 @@
-"""What a world consists of, and which protections have been taken away from it. Data only."""
+"""The options of a world, and the protections that are removed from it. Data only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Lie = Callable[[Observation, Intent, int], tuple[Observation, Intent, int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """One world: its size, what its store promises, and what may happen in it.
+    """One world: its size, the guarantees of its store, and what may happen in it.
 
     Attributes:
-        nodes, unlisted: Nodes that the rotation is told of, and nodes that it is not.
+        nodes, unlisted: Nodes that the rotation knows, and nodes that it does not.
         operators: How many runs there may be at once; each may end or crash and be followed by another, indefinitely.
         rotations: How many rotations may be prepared in all.
         goals: What an operator may ask for.
@@ -33,12 +33,12 @@ class Options:
         clocks: At any look, an operator's clock may be days wrong, which the store's shows, and a phase may have
             been recorded in the future.
         labels: An operator or another tool may put a label of its own on any one version, and take it off again.
-        prunes: Earlier roots leave the document as soon as their introduction is everywhere: the grace period is over.
+        prunes: Earlier roots leave the document as soon as every node holds their introduction, without a grace period.
         left_out: It begins when a first rotation was rolled back that a quorum had led on without the last node: that
             one lacks the introduction of B, which has signed.
         has_left: It begins after two rotations, when A has left the document: only its introductions are left of it.
-        alters: What a writer without a root's key may do once: he alters what no chain
-            covers, with or without the signature that it bears; operators may take it back.
+        alters: What a writer without a root's key may do once: alter what no chain
+            covers, and keep or remove the signature; operators may restore the signed version.
         unsigned: It begins with an identity of Goatherd 0.1.0, which no root has signed.
         intruder: A writer without a root's key writes once.
         restores: Once, the store goes back to what it held at any earlier time, and gives version ids again.
@@ -46,7 +46,7 @@ class Options:
         has_anchor: It begins with an identity that has an anchor.
         mutes: The signers of anchors may stop answering permanently. Each call of them may fail anyhow.
         revokes: Once, the anchor revokes the working root.
-        thefts: What a thief of the working root may do, once, who can also write to the store.
+        thefts: What an attacker with the working root's key and write access to the store may do, once.
         liveness: Whether from every state there must be a way to steady.
     """
 
@@ -82,11 +82,11 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """The protections that are missing. Without arguments: none.
+    """The removed protections. Without arguments: none.
 
     Attributes:
         gates: Evidence that a step no longer asks for; the real `GATES` is changed while the world is explored.
-        lie: Changes what the real `decide` is told.
+        lie: Changes the arguments of the real `decide`.
         blind: Actions done without compare-and-swap: ``prepare``, ``advance``, ``abandon``, ``label``, ``prune``.
         parts: Other protections by name; see `PARTS`.
     """

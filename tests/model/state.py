@@ -1,4 +1,4 @@
-"""What a state is made of, and how it becomes one whole number. Data only."""
+"""The parts of a state, and how a state is encoded as one integer. Data only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run(NamedTuple):
         origin: The root that it was asked to replace.
         bound: The rotation that it drives, or 0.
         own: The rotation that it has begun itself, until it is bound to it; or 0.
-        highest: The highest generation that it has seen, where that matters.
+        highest: The highest generation that the run has read, where that matters.
         pending: What it has decided and not done yet.
         aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NONE`.
         choice: What it does about the anchor, until it is bound to the rotation.

@@ -22,7 +22,7 @@ NAMES = ("A", "B", "C", "D", "X", "K", "L", "Y")
 
 
 class Signature(StrEnum):
-    """What the current root's signature over a document is worth."""
+    """The validity of the current root's signature over a document."""
 
     VALID = "signed"
     INVALID = "not as it was signed"
@@ -30,7 +30,7 @@ class Signature(StrEnum):
 
 
 class Alteration(StrEnum):
-    """What a writer of the store does who holds no root's key, and which no chain of endorsements covers."""
+    """An alteration by a writer who holds no root's key, of a part that no chain of endorsements covers."""
 
     EXPIRATION = "changes an expiration"
     ROOT = "removes a root"
@@ -39,7 +39,7 @@ class Alteration(StrEnum):
 
 
 class Theft(StrEnum):
-    """What a thief of the working root does who can also write to the store, in an identity with an anchor."""
+    """The document of an attacker with the working root's key and write access to the store, where an anchor exists."""
 
     ROOT = "lists a root of the thief's"
     ANCHOR = "names an anchor of the thief's, and a root of the thief's signs"
@@ -51,7 +51,7 @@ class Theft(StrEnum):
 
 
 class Document(NamedTuple):
-    """What one version of the secret says.
+    """The content of one version of the secret.
 
     Attributes:
         next: The next root, or `NONE`.
@@ -67,8 +67,8 @@ class Document(NamedTuple):
         pruned: Bits: the roots that have left it.
         revoked: Bits: the roots that no node trusts any more.
         signature: What the current root's signature over it is worth.
-        altered: What was done to it without the key; None for what a rotation has written.
-        anchored: What it says of the anchor; None where no document has one.
+        altered: How a writer without the key has altered it; None for what a rotation has written.
+        anchored: What it records about the anchor; None where no document has one.
         stolen: What the thief of its root did; None for what an operator has written.
     """
 
@@ -102,7 +102,7 @@ class Document(NamedTuple):
 
 
 class Store(NamedTuple):
-    """All versions, and where the labels point.
+    """All versions, and the positions of the labels.
 
     Attributes:
         docs: Every version ever written, destroyed ones too.
@@ -112,7 +112,7 @@ class Store(NamedTuple):
         labelled: Bits: versions that another client's label points at.
         aged: Bits: versions whose retired keys have outlived the grace period.
         past: Earlier positions of (current, stable), oldest first; only where reads may be stale.
-        is_settled: Whether a change has come after the last write, so that no other change can win against it any more.
+        is_settled: Whether another change has followed the last write, so that no concurrent write can win any more.
         is_forked: Whether the store has once let two writers win.
         is_invaded: Whether a writer without a root's key has written to it.
         is_altered: Whether a writer without a key has once altered the document.
@@ -346,7 +346,7 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
 
 
 def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_back_to: Document | None) -> Anchoring:
-    """Return what the document after a later step says of the anchor."""
+    """Return what the document after a later step records about the anchor."""
     if step is Step.ACTIVATE:
         anchored = anchored._replace(anchor=anchored.next)
     elif step is Step.FINALIZE:
@@ -387,7 +387,7 @@ def revoked(document: Document, version: int, fresh: int) -> Document:
 
 
 def stolen(store: Store, how: Theft) -> Document | None:
-    """Return what the thief of the current working root writes; None where the document gives no occasion for that."""
+    """Return what an attacker with the working root's key writes; None if the document does not allow it."""
     document, version = store.head, store.heads[-1]
     anchored, current = document.anchored, document.current
     assert anchored is not None
@@ -472,7 +472,8 @@ def pruned(document: Document, version: int, leaving: int) -> Document:
 
 
 def altered(document: Document, version: int, how: Alteration, signature: Signature) -> Document | None:
-    """Return the document as a writer without the key writes it; None where it gives no occasion for that."""
+    """Return the document as a writer without the key alters it; None if the document does not allow that
+    alteration."""
     after = document._replace(
         generation=document.generation + (MAX_JUMP + 1 if how is Alteration.GENERATION else 1),
         base=version,
@@ -493,7 +494,8 @@ def altered(document: Document, version: int, how: Alteration, signature: Signat
 
 
 def taken_back(store: Store) -> Document:
-    """Return what ``goatherd restore --signature --take-back`` writes over an altered document (`sign_earlier`)."""
+    """Return the document that ``goatherd restore --signature --take-back`` writes over an altered one
+    (`sign_earlier`)."""
     head = store.head
     before = store.docs[head.base]
     is_followed = head.generation <= before.generation + MAX_JUMP
@@ -527,11 +529,11 @@ def follows_anchor(
     limits: bool = True,
     is_named_enough: bool = False,
 ) -> bool:
-    """The same for a node that knows an anchor, whose word alone counts.
+    """Return the same for a node that knows an anchor, for which only that anchor's signatures count.
 
     Args:
         new, held, links: As above.
-        anchors_only: Whether the word of a working root counts for no other root.
+        anchors_only: Whether a working root's endorsements of other roots are ignored.
         limits: Whether a statement that ends the anchor's role counts only as long as it says.
         is_named_enough: Whether the anchor that the document names counts, although the known one has not signed that.
     """
@@ -584,7 +586,7 @@ def is_revocation_signed(new: Document, held: Document) -> bool:
 
 
 def lost_roots(new: Document, held: Document, outlived: tuple[tuple[int, int], ...] = ()) -> int:
-    """Return the roots of `held` that are gone from `new` for no known reason (`find_lost_roots`).
+    """Return the roots that are in `held` but missing in `new` for no known reason (`find_lost_roots`).
 
     Args:
         new: The document.
@@ -608,5 +610,5 @@ def bits(mask: int) -> list[int]:
 
 
 def names(mask: int) -> str:
-    """Return the roots in a set, for people."""
+    """Return the names of the roots in a set."""
     return ", ".join(NAMES[number] for number in bits(mask)) or "none"

@@ -1,4 +1,4 @@
-"""The way to a broken state, told so that a reader who knows rotations and not this model can follow it.
+"""Tell the path to a broken state, for a reader who knows rotations but not this model.
 
 What it is: numbered lines of plain words. States keep nodes and operators sorted; a story gives them numbers again.
 """

@@ -1,4 +1,5 @@
-"""The model's anchor against the real code: documents, what nodes follow, and what a thief of a working root can do."""
+"""The model's anchor against the real code: documents, what nodes follow, and forgeries by an attacker with a working
+root's key."""
 
 from __future__ import annotations
 
@@ -318,7 +319,7 @@ def test_a_revocation_by_the_anchor_is_what_the_real_one_is_and_every_node_follo
 
 
 def forged(history: tuple[Pair, ...], new: Document) -> IdentityDocument:
-    """Return what the thief writes, from the stored document and what was ever signed."""
+    """Return what the attacker writes, from the stored document and all signatures so far."""
     real, _ = history[-1]
     roots = {one.id: one for document, _ in history for one in document.roots} | {"X": root("X").session}
     endorsed: dict[tuple[str, str], Endorsement] = {}

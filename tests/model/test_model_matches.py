@@ -132,7 +132,7 @@ def named(mask: int) -> set[str]:
 
 
 def private_keys(document: IdentityDocument) -> set[str]:
-    """Whose private keys are in a document's text, wherever they are."""
+    """Return the roots whose private keys are anywhere in a document's text."""
 
     def walk(value: object) -> Iterator[str]:
         if isinstance(value, dict):
@@ -259,7 +259,7 @@ def test_neither_follows_a_document_whose_root_no_trusted_root_endorsed() -> Non
 def test_both_or_neither_accept_a_change_by_a_writer_without_the_key(
     how: Alteration, signature: Signature, was_signed: bool
 ) -> None:
-    """Also by a run, which reads what was signed before in the store."""
+    """Includes a run, which reads earlier signatures from the store."""
     history = next(one for one in histories(1) if one[-1][1].finished)
     (held, _), version = history[-1], len(history) - 1
     stored = Store(docs=tuple(document for _, document in history), heads=(version,), stable=version)

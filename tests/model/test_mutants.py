@@ -1,4 +1,4 @@
-"""A test of the test: with a protection taken away, the explorer finds the harm and tells how it comes about."""
+"""A test of the model: without one protection, the explorer finds the harm and tells how it happens."""
 
 from __future__ import annotations
 

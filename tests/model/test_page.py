@@ -1,4 +1,4 @@
-"""docs/explanation/proof.md says what the model says. ``python -m tests.model --write`` brings it into step."""
+"""docs/explanation/proof.md agrees with the model. ``python -m tests.model --write`` updates it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No rule is broken with stores in three regions, and each protection that is taken away is missed."""
+"""No rule is broken with stores in three regions, and removing any protection breaks a rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The moves: all that nodes, operators, the store and the adversary between them may do next.
+"""The moves of a world: everything that nodes, operators, the store and the adversary may do next.
 
 What it is: `World.moves`, a function from a state to every state that can follow, around the real `decide`. What it is
 not: it judges nothing (`invariants`) and walks nothing (`explorer`).
@@ -284,7 +284,7 @@ class World:
         outlived: tuple[tuple[int, int], ...] = (),
         is_grown: bool = True,
     ) -> bool:
-        """Whether a node that uses `held` goes on to `new` (`verify_successor`).
+        """Return whether a node that uses `held` adopts `new` (`verify_successor`).
 
         A store that lets two writers win now and then makes nodes that have read the loser's go on by the next one.
         """
@@ -417,7 +417,7 @@ class World:
                 yield number, end._replace(highest=run.highest), 0, broken, ("acts unknowingly", run.pending)
 
     def _waits(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
-        """Yield, as a run's move, what it could do if a signer answered, and cannot do because none does.
+        """Yield, as a run's move, the actions that are blocked only because a signer does not answer.
 
         Only to begin a rotation may a run need a signer.
         """
@@ -460,7 +460,7 @@ class World:
                     yield Run(goal, NONE, bound, highest=highest), version
 
     def _glances(self, store: Store) -> Iterator[tuple[int, int]]:
-        """Yield each (current, stable) that one look at the store may find."""
+        """Yield each (current, stable) that one read of the store may return."""
         now = [(version, store.stable) for version in store.heads]
         if not self.is_past_kept:
             yield from now
@@ -585,7 +585,8 @@ class World:
         return None
 
     def _acts(self, store: Store, run: Run) -> Iterator[tuple[Store, Run | None, str | None]]:
-        """Yield (store, run, broken rule) after the effect of what the run has decided; nothing where it cannot be."""
+        """Yield (store, run, broken rule) after the effect of the run's decision; nothing where it cannot take
+        effect."""
         assert run.pending is not None
         kind, looking, removed = run.pending[0], run._replace(pending=None), self.removed.parts
         if kind == "label":
@@ -650,7 +651,7 @@ class World:
         yield from self._written(store, kind, after, looking, broken)
 
     def _signed(self, after: Document) -> Document:
-        """What a prepared document becomes where an anchor does not sign what it should."""
+        """Return a prepared document without the anchor's signatures that it should have."""
         anchored = after.anchored
         assert anchored is not None
         if "word of the old anchor" in self.removed.parts and NO_ANCHOR not in (anchored.anchor, anchored.next):
@@ -690,7 +691,7 @@ class World:
         return "last key" if lost else None
 
     def _spoilt(self, after: Document, before: Document, step: Step) -> Document:
-        """What the document becomes where the protections of its own steps are taken away."""
+        """Return the document without the protections of the step."""
         removed, fresh = self.removed.parts, 1 << before.target
         if step is Step.ROLL_BACK and "roots after roll-back" in removed:
             after = after._replace(roots=after.roots & ~fresh)
@@ -803,7 +804,7 @@ class World:
                     yield Move(self.stores.number(after), 0, 0, 0, None, ("altered", at))
 
     def sight(self, store: Store, document: Document, node: Node) -> Sight:
-        """Return what a node would truthfully show to a command that has just read `document`."""
+        """Return what a node would truthfully report to a command that has just read `document`."""
         held, rotation = store.docs[node.version], document.rotation
         at = next((version for version in store.heads if store.docs[version] == document), store.docs.index(document))
         return Sight(
@@ -844,9 +845,9 @@ class World:
 
 
 def knows_introducer(store: Store, held: Document, rotation: int) -> bool:
-    """Whether a node that uses `held` takes the introduction of a rotation's next root by a new anchor.
+    """Return whether a node that uses `held` accepts the introduction of a rotation's next root by a new anchor.
 
-    A node that knows an anchor takes no introduction of a root by any other root, until it has read of the next anchor.
+    A node that knows an anchor accepts introductions only by that anchor, until it has read of the next anchor.
     """
     if held.anchored is None or held.anchored.anchor == held.anchored.next == NO_ANCHOR:
         return True
@@ -856,7 +857,8 @@ def knows_introducer(store: Store, held: Document, rotation: int) -> bool:
 
 
 def missed_roll_back(store: Store, node: Node) -> bool:
-    """Whether a node uses a new anchor, and missed that its rotation was rolled back, until the way back had ended.
+    """Return whether a node uses a new anchor and missed that its rotation was rolled back, until the roll-back had
+    ended.
 
     An operator then starts it with ``--accept-identity`` (docs/explanation/anchor.md).
     """

@@ -81,7 +81,7 @@ def _range(text: str) -> range:
 
 
 def calm(goal: Goal, *, fate: Fate | None = None, step: int = 0) -> Scenario:
-    """Return a scenario of two nodes in which nothing goes wrong but what befalls one operator at one step.
+    """Return a scenario of two nodes whose only fault is one at a step of an operator's command.
 
     Args:
         goal: What the operator does. A restore begins after a rotation that nothing befalls.
@@ -116,7 +116,7 @@ def _replay(seed: int, options: argparse.Namespace) -> str:
 
 
 def _sweep(jobs: Iterator[_Job], options: argparse.Namespace) -> int:
-    """Run them all; tell those in which a rule was broken, and a lone one whole."""
+    """Run all jobs; print those in which a rule was broken, and a single job completely."""
     began, done, bad, notes, simulated = time.perf_counter(), 0, 0, 0, timedelta()
     single = options.at is not None and len(options.at) == 1
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Where every random bit of a run comes from, keys included.
+"""The source of every random bit of a run, keys included.
 
 What it is: `Dice`, and `loaded`, within which one number decides what `secrets`, `random.SystemRandom` and with them
 all of Goatherd roll, and which keys are "made". What it is not: safe. Nothing made in here is a secret.
@@ -32,11 +32,11 @@ _read: dict[str, PrivateKey] = {}
 
 
 class Dice(random.Random):
-    """A stream for one use, so that a change in one does not shift the others.
+    """A stream of random numbers for one use, so that a change in one does not shift the others.
 
     Args:
         seed: The run's number.
-        use: What for.
+        use: The use of the stream.
     """
 
     def __new__(cls, seed: int, use: str) -> Dice:
@@ -52,7 +52,7 @@ class Dice(random.Random):
 
 @contextlib.contextmanager
 def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
-    """Have everything that Goatherd rolls in here decided by `seed`; for one thread.
+    """Have every random value of Goatherd decided by `seed` within the block; for one thread.
 
     Args:
         seed: The run's number.

@@ -40,7 +40,7 @@ _LIFETIME: Final = timedelta(days=90)
 
 
 class Herd:
-    """See the module.
+    """A simulated herd with its scenario; see the module.
 
     Args:
         world: Where.
@@ -79,7 +79,7 @@ class Herd:
             self.restoration = Restoration(self, scenario.went_back, world.history)
 
     async def found(self) -> None:
-        """Make the identity and put it in the store, before any server or client is there to see it."""
+        """Create the identity in the store, before any server or client starts."""
         platform, now_ms = self.world.platform, self.world.clock.now_ms()
         root = OwnedSession.generate(session_id=FIRST_ROOT, owner=ROOT_OWNER, now_ms=now_ms, lifetime=_LIFETIME)
         word = await first_word(self.world, root, now_ms) if self.scenario.has_anchor else None
@@ -89,7 +89,7 @@ class Herd:
         platform.become(VersionedRecord(versions=MappingProxyType({1: entry}), labels=MappingProxyType({CURRENT: 1})))
 
     async def live(self) -> None:
-        """Start everything, and let happen what the scenario says until every command has ended."""
+        """Start everything, and perform the scenario until every command has ended."""
         await self.found()
         for node in self.nodes[: self.scenario.nodes]:
             node.start()
@@ -112,7 +112,7 @@ class Herd:
                 group.create_task(self._obey(number, command, ended))
 
     async def heal(self) -> None:
-        """Mend everything that is wrong, and start what is down."""
+        """Repair every fault, and start what is down."""
         world = self.world
         world.trace.tell("world", "everything is mended")
         if self._absence is not None:
@@ -140,7 +140,7 @@ class Herd:
     async def command(
         self, name: str, goal: Goal, *, skew: timedelta = timedelta(0), order: Order | None = None
     ) -> Operator:
-        """Run one command on the mended herd, to its end."""
+        """Run one command on the repaired herd, to its end."""
         return await self.operate(name, goal, [node.url for node in self.nodes], order or Order(), skew=skew)
 
     async def operate(
@@ -153,7 +153,7 @@ class Herd:
         return operator
 
     async def converge(self) -> bool:
-        """Wait until all nodes hold the same and are on good terms with the store; return whether they came to."""
+        """Wait until all nodes hold the same and can read the store; return whether they did in time."""
         try:
             async with asyncio.timeout(CONVERGED_WITHIN):
                 await self.until(self._agrees, every=0.5)
@@ -189,7 +189,7 @@ class Herd:
             node.start()
 
     async def _alter(self, at: float) -> None:
-        """Write to the store without a root's key, and rewrite history."""
+        """Write to the store without a root's key, and change the recorded history."""
         await asyncio.sleep(at)
         async with self.world.store(self.world.clock) as store:
             for _ in range(20):
@@ -205,7 +205,7 @@ class Herd:
                     return
 
     async def _take_back(self) -> None:
-        """Be the operator who is told that the document is not signed, and takes the last signed one back."""
+        """Act as the operator who learns that the document is not signed, and restores the last signed one."""
         self.world.is_mending = True
         async with self.world.store(self.world.clock) as store:
             while not self.world.promises.documents[-1][1].is_signed:
@@ -248,13 +248,15 @@ class Herd:
             ended[number].set()
 
     def _cut_short(self, operator: Operator) -> None:
-        """Have a server be away for longer than any command may wait, and an operator die after his next write."""
+        """Make a server unavailable for longer than any command may wait, and kill an operator's command after its next
+        write."""
         away = Fault(ill=Ill.CRASH, at=0.0, lasts=COMMAND_LIMIT + 20)
         self._absence = asyncio.create_task(self._suffer(away))
         operator.kill_at(operator.process.steps + _STEPS_OF_A_WRITE)
 
     def _judge(self, operator: Operator, command: Command) -> None:
-        """See that a lie ends no command but as that server's failure. With other trouble, nothing is checked."""
+        """Check that a lie makes a command fail only as that server's failure. With other faults, nothing is
+        checked."""
         scenario, liar = self.scenario, self.liar
         if liar is None or scenario.faults or any(one.fate is not None or one.skew for one in scenario.commands):
             return
@@ -291,7 +293,7 @@ class Herd:
                 )
 
     def _has_only_blips(self) -> bool:
-        """Whether single calls that fail are all that the store does wrong."""
+        """Return whether the store's only faults are single calls that fail."""
         ills = {fault.ill for fault in self.scenario.faults if fault.ill.startswith("store")}
         return ills == {Ill.STORE_BLIPS}
 
@@ -309,7 +311,7 @@ class Herd:
             await done
 
     async def _strike(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
-        """Make it happen; return what ends it."""
+        """Cause a fault; return what ends it."""
         node, trouble = self.nodes[fault.machine], self.world.network.trouble
         match fault.ill:
             case Ill.CRASH | Ill.RESTART:
@@ -380,7 +382,7 @@ async def _nobody() -> dict[str, ServerIdentity]:
 
 
 def how_it_failed(operator: Operator, goal: Goal, liar: str, scenario: Scenario) -> str | None:
-    """Return why the end of a command in a herd with nothing but one liar is not as it must be; None if it is."""
+    """Return what is wrong with the end of a command in a herd whose only fault is a liar; None if nothing is."""
     said = operator.ended or "nothing"
     if goal.is_revocation:
         return None if operator.revocation is not None else f"a lie ended a revocation: {said}"

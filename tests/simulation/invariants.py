@@ -1,6 +1,6 @@
-"""What must be true of a herd that was healed; each broken rule as a line for people.
+"""The invariants of a herd that was repaired; each broken rule is a human-readable line.
 
-What is watched while a run goes on (generations, refusals, what escapes) stands in `Promises.broken`; this is the rest.
+`Promises.broken` covers what is checked during a run: generations, rejections, exceptions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MAY_HOLD: Final = frozenset({"currentSession", "nextSession"})
 
 
 def at_rest(herd: Herd) -> list[str]:
-    """Return what is wrong with a herd that gets no requests and has had time."""
+    """Return the rules that are broken in a herd that gets no requests and has had time."""
     document = herd.world.promises.documents[-1][1]
     return [*_store(herd, document), *_nodes(herd, document), *_commits(herd)]
 
@@ -73,7 +73,8 @@ def no_time_in_the_future(herd: Herd) -> list[str]:
 
 
 def after_retiring(herd: Herd) -> list[str]:
-    """Return what is wrong once a rotation was made and the earlier keys were retired: orphans, above all."""
+    """Return the rules that are broken after a rotation and after the earlier keys were retired: orphaned keys, above
+    all."""
     platform, wrong = herd.world.platform, []
     for number, entry in platform.ledger.versions.items():
         if entry.destroyed:
@@ -86,7 +87,7 @@ def after_retiring(herd: Herd) -> list[str]:
 
 
 async def new_client(herd: Herd) -> list[str]:
-    """Return what a client that is born now cannot verify."""
+    """Return what a new client cannot verify."""
     client = herd.world.client(herd.nodes[0].url, herd.world.clock)
     try:
         owned, roots = await client.create_session()
@@ -126,7 +127,7 @@ async def after_revoking(herd: Herd) -> list[str]:
 
 
 async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
-    """Be the thief: ask as the stolen root, and bring what it has signed under any session."""
+    """Act as the thief: send requests as the stolen root, and push what it has signed under any session."""
     forged, wrong = thiefs_session(stolen), []
     for node in herd.nodes:
         client = herd.world.client(node.url, herd.world.clock)
@@ -143,7 +144,7 @@ async def _try_to_steal(herd: Herd, stolen: OwnedSession) -> list[str]:
 
 
 def keys_left(herd: Herd, operator: Operator) -> list[str]:
-    """Return what an operator who has revoked a root was told wrongly about versions that hold its key."""
+    """Return false statements to an operator who has revoked a root, about versions that hold its key."""
     report = operator.revocation
     if report is None:
         return [f"{operator.name} could not revoke: {operator.ended}"]
@@ -248,10 +249,10 @@ def _signers(herd: Herd) -> set[str]:
 
 
 def _heirs(herd: Herd) -> frozenset[str]:
-    """Return the roots that took a stolen one's place while servers may have been out of reach.
+    """Return the roots that replaced a stolen one while servers may have been unreachable.
 
-    Only the stolen root can introduce them, and no server listens to it afterwards: who was away then follows by the
-    proof in the identity, and the introduction, if one server alone got it, does not count.
+    Only the stolen root can introduce them, and then no server accepts it: a server that was offline follows by the
+    proof in the identity, and an introduction that one server alone got does not count.
     """
     scenario, documents = herd.scenario, [document for _, document in herd.world.promises.documents]
     if not (scenario.faults or scenario.lie or scenario.skews or scenario.joins_at):

@@ -31,7 +31,7 @@ _secrets: dict[bytes, bytes] = {}
 
 
 def keys() -> Iterator[PrivateKey]:
-    """Return the keys in order, always the same ones; made when they are first wanted in this process."""
+    """Return the keys in order, always the same ones; they are made at the first call in this process."""
     number = 0
     while True:
         if number == len(_made):

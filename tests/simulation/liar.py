@@ -1,4 +1,4 @@
-"""A server that was broken into: it does its work, and answers the tools falsely.
+"""A server that an attacker controls: it does its work, and gives the commands false answers.
 
 What it is: one lie, told until the server is repaired, over the answers of a real one. What it is not: a thief of keys;
 it signs nothing that counts. Clients and peers get honest answers, since they verify what they are sent; what a server
@@ -49,7 +49,7 @@ class Liar:
 
     Args:
         lie: Which.
-        dice: What it consists of.
+        dice: Source of the random parts of the lie.
         another: Returns the instance id of another server; None where none serves.
         claimed: Returns the digests of what a thief signs with stolen roots.
     """
@@ -68,7 +68,7 @@ class Liar:
         self._another = another
 
     def twist(self, path: str, answer: Answer) -> Answer:
-        """Return what it answers in place of an honest answer."""
+        """Return the false answer that replaces an honest one."""
         if answer.status_code != _OK or not path.startswith("/goatherd/"):
             return answer
         if self.lie is Lie.NONSENSE:

@@ -9,8 +9,8 @@ Rules:
   since asyncio keeps them in sets.
 - Everything that runs belongs to the `Process` whose context it was started in, or to the world, which has none.
 - A step is one callback of the loop. A process counts its own, so that a run can say "at the 117th step".
-- A killed process has no further effect: whatever reaches out of it (network, store, disk) asks `check_alive` first.
-  Its tasks are unwound so that nothing of them is left; what they do in that is not seen.
+- A killed process has no further effect: network, store and disk call `check_alive` first.
+  Its tasks are unwound completely; what they do meanwhile has no effect.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class Process:
-    """One process on one machine: its tasks, its steps, and whether it is still there.
+    """A process on a machine: its tasks, its steps, and whether it was killed.
 
     Args:
         loop: The loop.
@@ -84,11 +84,11 @@ class Process:
         self._alarms.setdefault(number, []).append(action)
 
     def mark_dead(self) -> None:
-        """From now on it has no effect on anything outside."""
+        """Mark the process as dead: from now on it has no effect outside."""
         self.is_dead = True
 
     async def kill(self) -> None:
-        """End it, as SIGKILL does: nothing that it would still do can be seen.
+        """Kill the process, as SIGKILL does: whatever its tasks still do has no effect.
 
         Raises:
             AssertionError: A task cannot be ended.
@@ -111,7 +111,7 @@ class Process:
             action()
 
     def owns(self, task: asyncio.Task[Any]) -> None:
-        """Note a task of this process."""
+        """Record a task of this process."""
         if len(self._tasks) >= 2 * self._kept:
             self._tasks = {task: None for task in self._tasks if not task.done()}
             self._kept = max(32, len(self._tasks))

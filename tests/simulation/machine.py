@@ -44,7 +44,7 @@ class MachineDisk:
         self._kept: dict[str, list[Mapping[str, Any]]] = {}
 
     def acquire(self) -> None:
-        """Begin anew after a crash: what was not flushed is gone."""
+        """Start after a crash: what was not flushed is lost."""
         self._logs = {}
 
     def close(self) -> None:

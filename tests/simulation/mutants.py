@@ -1,6 +1,6 @@
 """Code from which one protection is taken away: ``python -m tests.simulation.mutants NAME FROM-TO``.
 
-A test of the test: the simulation must find each of these out. It prints what the first seed that does has to say.
+A test of the simulation, which must find each defect. The command prints the story of the first seed that does.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ NO_HASHES = "0"
 
 
 def ungated() -> None:
-    """B signs before the others know B."""
+    """The next root signs before the other servers trust it."""
     machine.GATES[machine.Step.ACTIVATE] = ()
 
 
 def unvouched() -> None:
-    """No run waits until B has introduced A, so that later no client can verify what A signed."""
+    """No run waits for the next root's introduction of the previous one, so later clients cannot verify what that one
+    signed."""
     machine.GATES[machine.Step.VERIFY] = (machine.Evidence.SIGNS_WITH_NEXT,)
 
 
 def amnesic() -> None:
-    """A roll-back takes the new root out of the roots."""
+    """A roll-back removes the new root from the document."""
     roll_back = transitions.roll_back_rotation
 
     def without(document: IdentityDocument, stable: IdentityDocument, *rest: Any, **options: Any) -> IdentityDocument:
@@ -60,7 +61,7 @@ def amnesic() -> None:
 
 
 def hasty() -> None:
-    """A server answers before what it took in is on the disk."""
+    """A server answers before the received commits are on the disk."""
 
     async def not_at_all(self: Any) -> None:
         return None
@@ -69,17 +70,17 @@ def hasty() -> None:
 
 
 def credulous() -> None:
-    """A server takes whatever generation the store shows."""
+    """A server adopts a document of any generation that the store shows."""
     store_settings.verify_successor = lambda *given, **options: None
 
 
 def unsuspecting() -> None:
-    """A server that has seen a signed document follows an altered one."""
+    """A server that has read a signed document follows an altered one."""
     succession.check_signature = lambda new, seen: None
 
 
 def obliging() -> None:
-    """A command signs what a writer without the key has altered."""
+    """A command signs a document that was altered by a writer without the key."""
 
     async def nothing(self: Any, document: IdentityDocument) -> None:
         return None
@@ -88,12 +89,12 @@ def obliging() -> None:
 
 
 def silent() -> None:
-    """The operator who resumes does not mend the label `stable`."""
+    """The operator who resumes does not repair the label `stable`."""
     machine._repair_label = lambda *arguments: None
 
 
 def unlabelled_orphans() -> None:
-    """Retiring looks at labelled versions only, so that what a dead process has put there stays indefinitely."""
+    """Retiring looks at labelled versions only, so versions that a killed process has left stay indefinitely."""
     find = rotator.find_holdings
 
     async def labelled(*arguments: Any, **options: Any) -> Any:
@@ -114,12 +115,12 @@ def lawless() -> None:
 
 
 def uncompared() -> None:
-    """No clock is compared with another, so that `retire` destroys the way back."""
+    """No clock is compared with another, so `retire` destroys the keys that a roll-back needs."""
     clocks.Clocks.is_ours_wrong = property(lambda self: False)
 
 
 def believing() -> None:
-    """A phase that was recorded in the future counts from then, so that a command waits for months."""
+    """A phase that was recorded in the future counts from then, so a command waits for months."""
     view, limit = rotator.make_store_view, rotator.limit_times
 
     def as_recorded(document: IdentityDocument, *arguments: Any, **options: Any) -> Any:
@@ -135,7 +136,7 @@ def believing() -> None:
 
 
 def uncorrected() -> None:
-    """What a wrong clock has recorded stays as it is, so that a grace period begins in months."""
+    """A wrong timestamp that was recorded is not corrected, so a grace period begins in months."""
     rotator.limit_times = lambda document, *arguments, **options: document
 
 
@@ -145,7 +146,7 @@ def resettable() -> None:
 
 
 def grudging() -> None:
-    """A call of the store is not repeated, and failures count from the first one, whatever it answers later."""
+    """A call of the store is not repeated, and a later success does not reset the count of failures."""
     repeating_store.TRIES = 1
     source = textwrap.dedent(inspect.getsource(rotator.Rotator._run))
     single, both = "troubled_since = None  #", "troubled_since, has_write_failed = None, False"
@@ -167,17 +168,17 @@ def forgiving() -> None:
 
 
 def deaf() -> None:
-    """A server goes on believing a revoked root."""
+    """A server continues to trust a revoked root."""
     TrustPool.adopt_document = lambda self, document: self.replace_roots(current=document.current, roots=document.roots)
 
 
 def unfrozen() -> None:
-    """A server takes what a revoked root signs, whatever is in the frozen list."""
+    """A server accepts what a revoked root signs, even if the frozen list does not contain it."""
     TrustPool._is_frozen = lambda self, commit: commit.session in self._frozen
 
 
 def nearsighted() -> None:
-    """A command believes older reads than it has had."""
+    """A command trusts a read that is older than one it has had."""
 
     async def read(self: Any) -> Any:
         if self._last is not None:
@@ -190,7 +191,7 @@ def nearsighted() -> None:
 
 
 def unrelated() -> None:
-    """A root that takes a stolen one's place introduces no earlier one."""
+    """A root that replaces a stolen one introduces no earlier root."""
 
     async def not_at_all(self: Any, *arguments: Any) -> None:
         return None
@@ -199,7 +200,7 @@ def unrelated() -> None:
 
 
 def discreet() -> None:
-    """A revocation looks at labelled versions only, and says that no other holds the stolen key."""
+    """A revocation looks at labelled versions only, and reports that no other version holds the stolen key."""
     find = revoker.find_holdings
 
     async def labelled(*arguments: Any, **options: Any) -> Any:
@@ -209,12 +210,12 @@ def discreet() -> None:
 
 
 def gullible() -> None:
-    """What one server alone says that it holds of a stolen root counts."""
+    """Commits of a stolen root count if one server alone claims to hold them."""
     revoker.merge_frozen_lists = lambda lists, **options: FrozenList.union(lists.values())
 
 
 def careless() -> None:
-    """Members of a server's answer that are invalid are used all the same."""
+    """Invalid members of a server's answer are used."""
     of = server_answers._Members.of
 
     def as_it_is(self: Any, name: str, read: Any) -> Any:
@@ -227,12 +228,12 @@ def careless() -> None:
 
 
 def unanimous() -> None:
-    """A quorum that the operator has declared is not heeded: one server's failure stops everybody."""
+    """A declared quorum is ignored: the failure of one server stops a rotation."""
     Quorum.needed = lambda self, total: total
 
 
 def obedient() -> None:
-    """In an emergency, too, one server's word is enough to say that the store went back."""
+    """In an emergency, too, the report of one server suffices to conclude that the store went back."""
     check = identity_writer.check_store_history
 
     async def unvoted(*arguments: Any, is_voted: bool = False, **options: Any) -> Any:
@@ -252,22 +253,22 @@ def oblivious() -> None:
 
 
 def nominal() -> None:
-    """A server takes a version for unchanged if its id is, though a restored store gives ids again."""
+    """A server takes a version for unchanged if its id is the same, although a restored store reuses ids."""
     store_settings._value_digest = lambda found: b""
 
 
 def unborn() -> None:
-    """A document does not say from which ones it has grown."""
+    """A document does not record which documents it has grown from."""
     lineage.Lineage.followed_by = lambda self, generation, digest: lineage.Lineage()
 
 
 def heedless() -> None:
-    """A server goes on to a document in which a root is gone that it knows."""
+    """A server adopts a document that lacks a root which the server knows."""
     succession.find_lost_roots = lambda new, seen, introductions: ()
 
 
 def unanchored() -> None:
-    """A server follows whatever a trusted root has endorsed, though it knows an anchor."""
+    """A server that knows an anchor follows any root that a trusted root has endorsed."""
     verify = succession.verify_succession
 
     def without(*arguments: Any, anchor: Any = None) -> None:
@@ -277,7 +278,7 @@ def unanchored() -> None:
 
 
 def straying() -> None:
-    """A server that knows an anchor follows the one that a document names, though the known one has not signed that."""
+    """A server that knows an anchor adopts the anchor named in a document without the known anchor's signature."""
     find = succession.find_anchors
 
     def with_the_named_one(document: IdentityDocument, anchor: Session) -> Any:
@@ -289,7 +290,7 @@ def straying() -> None:
 
 
 def dependent() -> None:
-    """A rotation that is cancelled or rolled back asks the anchor first."""
+    """A cancellation or roll-back of a rotation needs a signature of the anchor."""
     abandon = rotator.Rotator._abandon_document
 
     async def asking(self: Any, document: IdentityDocument, *arguments: Any) -> IdentityDocument:

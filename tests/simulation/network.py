@@ -28,7 +28,7 @@ FAST: Final = (0.0003, 0.004)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What `NodeClient` looks at of an HTTP response."""
+    """The part of an HTTP response that `NodeClient` uses."""
 
     status_code: int
     content: bytes = b""
@@ -40,7 +40,7 @@ class Answer:
 
 
 class Host(Protocol):
-    """A machine that may be listening."""
+    """A machine on which a server may be listening."""
 
     @property
     def name(self) -> str: ...
@@ -79,7 +79,7 @@ class Trouble:
 
 
 class Network:
-    """Carries requests.
+    """The simulated network, which carries requests between machines.
 
     Args:
         dice: How long, and what gets lost.
@@ -103,7 +103,7 @@ class Network:
         self._hosts[url] = host
 
     def mended(self) -> None:
-        """Say that `trouble` has become less: connections that were cut are reset now."""
+        """Apply a reduction of `trouble`: connections that were cut are reset now."""
         self._mended.set()
         self._mended = asyncio.Event()
 
@@ -115,7 +115,7 @@ class Network:
         """Send a request and return the answer.
 
         Raises:
-            httpx2.TransportError: It did not work out.
+            httpx2.TransportError: The request failed.
         """
         check_alive()
         self.requests += 1

@@ -37,7 +37,7 @@ _WRITE_EVERY: Final = (1.0, 4.0)
 
 
 class SimulatedNode:
-    """One machine with a server on it, which is started again when it ends by itself.
+    """A machine with a server on it, which is started again whenever its process ends.
 
     Args:
         world: Where.
@@ -95,7 +95,7 @@ class SimulatedNode:
             await process.kill()
 
     async def stop(self) -> None:
-        """Stop its server in peace."""
+        """Stop the server gracefully."""
         database, self.database = self.database, None
         if database is not None and self.process is not None:
             await asyncio.wait({self.process.spawn(database.aclose(), "close")})
@@ -203,7 +203,7 @@ class SimulatedNode:
         await self._write_notes(database)
 
     async def _write_notes(self, database: Database) -> None:
-        """Be an application that writes with the server's own key."""
+        """Simulate an application that writes with the server's own key."""
         notes = database.repository(NOTES)
         while True:
             await self.clock.sleep(timedelta(seconds=self._dice.uniform(*_WRITE_EVERY)))
@@ -215,7 +215,7 @@ class SimulatedNode:
 
 
 class _Watch:
-    """Sees every identity that a server takes over."""
+    """Records every identity that a server adopts."""
 
     def __init__(self, world: World, name: str, settings: DBSettings, *, is_accepted: bool) -> None:
         self._world = world

@@ -1,4 +1,4 @@
-"""Those who use the herd: clients that write all along, and operators who rotate, restore, resume, abandon, retire and
+"""Users of the herd: clients that write all the time, and operators who rotate, restore, resume, abandon, retire and
 revoke.
 
 What is real: `goatherd.NodeClient`, sessions and signatures, `goatherd.Rotator` with its observer, and
@@ -146,18 +146,18 @@ class Goal(StrEnum):
 
 
 class Operator:
-    """An operator at a shell of his own, on a machine with a clock of its own, who runs one command.
+    """An operator who runs one command, on a machine with its own clock.
 
     Args:
         world: Where.
         name: For the trace and for the document.
-        skew: How wrong his machine's clock is.
-        is_credulous: He compares his clock with no other, as an earlier release did.
+        skew: How wrong the machine's clock is.
+        is_credulous: Whether the command compares its clock with no other, as an earlier release did.
 
     Attributes:
-        process: His command.
-        report: What came of it, if it returned.
-        revocation: What came of a revocation, if it returned.
+        process: The process of the command.
+        report: The report of the command, if it returned.
+        revocation: The report of a revocation, if it returned.
         ended: How it ended, for people; None while it runs.
         is_left_half_way: Whether it ended because of the store, with a rotation in progress.
     """
@@ -191,11 +191,11 @@ class Operator:
         return self._task
 
     def set_clock_at(self, step: int, skew: timedelta) -> None:
-        """Set the clock of his machine at a step."""
+        """Set the clock of the operator's machine at a step."""
         self.process.at_step(step, lambda: self._set_clock(skew))
 
     def set_clock_before(self, step: Step, skew: timedelta, then: Callable[[], None]) -> None:
-        """Set the clock of his machine, and call `then`, once he has decided to take a step of his rotation."""
+        """Set the clock of the machine, and call `then`, once the command has decided on a step of its rotation."""
         self._leap = step, skew, then
 
     def cancel_at(self, step: int) -> None:

@@ -55,7 +55,7 @@ class WentBack:
 
     Attributes:
         kind: How.
-        backed_up_at: Of which moment the restored state is, in seconds.
+        backed_up_at: Time of the restored state, in seconds.
         at: When it goes back, in seconds; from the end of the first command where that has ended (`is_after`).
         is_after: Whether it goes back after the first command has ended.
         forks: How many operators then write on from there, in turn, who overrule every server.
@@ -109,12 +109,12 @@ class StoreHistory:
     _begun: dict[str, tuple[Goal, float, frozenset[str]]] = field(default_factory=dict)
 
     def begins(self, operator: str, goal: Goal, listed: Sequence[str], order: Order) -> None:
-        """Note that an operator begins, who lists these servers."""
+        """Record that an operator begins a command with these servers."""
         trusted = frozenset(url.removeprefix("http://") for url in listed if url not in order.distrust)
         self._begun[operator] = (goal, self.world.loop.time(), trusted)
 
     def uses(self, node: str, document: IdentityDocument, *, is_accepted: bool = False) -> None:
-        """Note that a server uses a document. SECURITY: it follows no fork (tests/simulation)."""
+        """Record that a server uses a document. SECURITY: it follows no fork (tests/simulation)."""
         before = self.used.get(node)
         self.used[node] = (document, self.world.loop.time())
         self.signers.add(document.current.id)
@@ -126,7 +126,7 @@ class StoreHistory:
             self._broken(f"{node} goes on to generation {document.generation}, in which {sorted(lost)} are gone")
 
     def written(self, document: IdentityDocument) -> None:
-        """Note that a client has written. SECURITY: what servers know is not overwritten (tests/simulation)."""
+        """Record that a client has written. SECURITY: what servers know is not overwritten (tests/simulation)."""
         process = current_process()
         name = "" if process is None else process.name.partition("/")[0]
         if name not in self._begun or not self.is_strict:
@@ -172,7 +172,7 @@ class Restoration:
         self._has_unknown_roots = False
 
     async def happen(self, ended: Sequence[asyncio.Event]) -> None:
-        """Let the store go back, and let happen what operators do then."""
+        """Let the store go back, and let the operators do what they do then."""
         plan, platform = self._plan, self._world.platform
         await asyncio.sleep(plan.backed_up_at)
         backup = platform.back_up()
@@ -204,7 +204,8 @@ class Restoration:
         await self._herd.operate("careful", goal, [node.url for node in self._herd.nodes], Order())
 
     async def find_way_out(self) -> None:
-        """Be the operator who reads what `doctor` says, decides which identity is right, and does what the docs say."""
+        """Act as the operator who reads what `doctor` reports, decides which identity is right, and follows the
+        docs."""
         await asyncio.sleep(_LOOKED)
         _, current = self._world.promises.documents[-1]
         self._judge_servers(current)
@@ -257,7 +258,7 @@ class Restoration:
         return all(self._history.has_grown(later, used) for used, _ in self._history.used.values())
 
     def _put_back(self, backup: Backup) -> None:
-        """Bring a backup back, or make its version current again."""
+        """Restore a backup, or make its version current again."""
         platform, is_label = self._world.platform, self._plan.kind is Kind.LABEL
         number, value = backup.current
         if is_label and number in platform.values and platform.values[number] == value:

@@ -4,7 +4,7 @@ What is real: `goatherd.revocation.revoker.Revoker`. What it is not: it says not
 
 What a revoked root has signed itself counts as far as it is in the frozen list, so a server's own note that no other
 server held when the list was closed is lost, by design. What user sessions have signed counts always: they are
-introduced again, and an operator who is told that a server alone holds some of it asks for that.
+reissued, and the operator also approves commits that one server alone claims to hold.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _LIFETIME: Final = timedelta(days=365)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What an operator says beside what he wants; all but the quorum of a revocation.
+    """The options of an operator's command; all but the quorum are those of a revocation.
 
     Attributes:
         quorum: How many servers must follow a rotation; None for all.
         root_id: Which root; None for the one that signs, or the one before it.
-        trust_alone: Servers whose word he takes.
+        trust_alone: Servers whose claims the operator trusts.
         reopen: Whether the list is closed anew.
         destroy: Whether the stored keys are destroyed.
-        distrust: Servers whose word on the store's history does not count for a rotation.
+        distrust: Servers whose reports on the store's history a rotation ignores.
         anchor: What a rotation changes about the anchor.
     """
 
@@ -71,14 +71,14 @@ async def revoke(
     earlier: bool,
     heard: Callable[[Event], None],
 ) -> RevocationReport:
-    """Revoke a root, as an operator does who has looked who signs.
+    """Revoke a root, as an operator does who has checked which root signs.
 
     Args:
-        world: Where; it is told which root is stolen.
-        store: His way to the store.
-        nodes: The servers that he lists.
-        clock: His.
-        order: What he says.
+        world: The world, which records which root is stolen.
+        store: The operator's connection to the store.
+        nodes: The servers that the operator lists.
+        clock: The operator's clock.
+        order: The options of the command.
         earlier: Without a root in `order`: the one that signed before, where there is one that counts.
         heard: As `Revoker`'s ``on_event``.
     """
@@ -139,7 +139,7 @@ def frozen_lists(nodes: Iterable[SimulatedNode], document: IdentityDocument) -> 
 
 
 def holders(world: World, root_id: str) -> tuple[str, ...]:
-    """Return the versions that hold the private key of a root, newest first: the truth."""
+    """Return the versions that hold the private key of a root, newest first, as the platform really stores them."""
     platform, found = world.platform, []
     for number in sorted(platform.values, reverse=True):
         if platform.ledger.describe_version(number).state is VersionState.ENABLED:
@@ -153,12 +153,12 @@ def holders(world: World, root_id: str) -> tuple[str, ...]:
 
 
 def loot(world: World, root_id: str) -> OwnedSession | None:
-    """Return a root with its private key, as a thief has it who has read the store while it signed."""
+    """Return a root with its private key, which an attacker has read from the store while the root signed."""
     return next((one.current for _, one in world.promises.documents if one.current.id == root_id), None)
 
 
 def thiefs_session(stolen: OwnedSession) -> Commit:
-    """Return the commit by which a stolen root makes the thief an administrator."""
+    """Return the commit by which a stolen root introduces the attacker as an administrator."""
     key = stolen.session.public_key  # of any key that he has: this one needs no new one
     session = Session(
         id=f"{_THIEFS}-{stolen.id}"[:64],

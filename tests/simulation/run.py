@@ -1,4 +1,4 @@
-"""One run: a scenario lived through, healed, resumed, restored, rotated once more, retired, and judged."""
+"""One run: a scenario is simulated, repaired, resumed, restored, rotated once more, retired, and judged."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Result:
 
 
 def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, real: bool = False) -> Result:
-    """Live through one scenario.
+    """Simulate one scenario.
 
     Args:
-        seed: Decides every chance.
-        scenario: What happens; by default what the seed stands for.
+        seed: Decides everything random.
+        scenario: What happens; by default drawn from the seed.
         steps: Whether the story tells single calls.
         real: Whether signatures are P-384's own.
     """
@@ -102,7 +102,7 @@ def run(seed: int, scenario: Scenario | None = None, *, steps: bool = False, rea
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Leave garbage to the caller, who makes many runs: collecting it takes a good part of the time of one."""
+    """Leave garbage collection to the caller, who makes many runs, because it takes much of the time of one."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -144,7 +144,7 @@ async def _whole(herd: Herd) -> None:
 
 
 async def _corrected(herd: Herd, broken: list[str]) -> None:
-    """See that what a wrong clock has recorded is corrected, and that the grace period then ends."""
+    """Check that the timestamps of a wrong clock are corrected, and that the grace period then ends."""
     operator = await herd.command("corrector", Goal.RETIRE)
     if operator.report is None:
         broken.append(f"correcting failed: {operator.ended}")
@@ -157,7 +157,7 @@ async def _corrected(herd: Herd, broken: list[str]) -> None:
 
 
 async def _carried_on(herd: Herd) -> None:
-    """Carry on with whatever was begun."""
+    """Resume whatever is in progress."""
     if herd.scenario.is_resumed_first or not herd.world.promises.stolen:
         await herd.command("mender", Goal.RESUME)
     for root_id in tuple(herd.world.promises.stolen):
@@ -167,7 +167,7 @@ async def _carried_on(herd: Herd) -> None:
 
 
 async def _revoke(herd: Herd, root_id: str) -> None:
-    """Be the operator who runs a revocation again, takes every server's word of what it alone holds, and destroys."""
+    """Act as the operator who runs a revocation again, trusts every server's claims, and destroys the key."""
     urls, pause = [node.url for node in herd.nodes], herd.world.platform.trouble.lag + 0.1
     broken = herd.world.promises.broken
     for number, order in enumerate(

@@ -63,9 +63,9 @@ class Fault:
         ill: What.
         at: When it begins, in seconds.
         lasts: For how long.
-        machine: Whom it befalls: the number of a node.
+        machine: The number of the affected node.
         other: The other end, for `Ill.CUT_PAIR`.
-        degree: How bad, from 0 to 1.
+        degree: Severity, from 0 to 1.
     """
 
     ill: Ill
@@ -77,7 +77,7 @@ class Fault:
 
 
 class Fate(StrEnum):
-    """How a command ends before its end."""
+    """How a command is interrupted."""
 
     KILLED = "killed"
     INTERRUPTED = "interrupted"
@@ -88,12 +88,12 @@ class Command:
     """One operator's command.
 
     Attributes:
-        goal: What he wants.
+        goal: What the operator wants.
         at: When, in seconds.
-        after: He waits until the command with this number has ended, and `at` counts from there.
-        fate: What befalls him; None for nothing.
-        step: At which of his steps.
-        skew: How wrong his clock is.
+        after: The number of a command that must have ended first; `at` counts from its end.
+        fate: How the command is interrupted; None if it is not.
+        step: The step at which it is interrupted.
+        skew: How wrong the operator's clock is.
         anchor: What a rotation changes about the anchor.
     """
 
@@ -111,13 +111,13 @@ class WrongClock:
     """A clock that is days wrong.
 
     Attributes:
-        command: Whose: the number of a command.
+        command: The number of the command whose clock is wrong.
         skew: By how much.
         step: At which of the operator's steps it is set so; 0 from the beginning.
-        before: Instead of that: right before he takes this step of his rotation, so that the servers have answered
-            requests with the right time, and the document records the wrong one. A server crashes then, and he dies
-            before he notices.
-        is_credulous: The operator compares it with no other, as an earlier release did; then it is ahead.
+        before: Instead of `step`: right before this step of the rotation, so that the servers have answered
+            requests with the right time, and the document records the wrong one. A server then crashes, and the command
+            dies before it notices.
+        is_credulous: Whether the command compares it with no other clock, as an earlier release did; then it is ahead.
     """
 
     command: int
@@ -136,7 +136,7 @@ class Scenario:
         joins_at: When one more joins, in seconds; None for never.
         joiner_listed: Whether the operators know of the one that joins.
         clients: How many.
-        kind: Of store.
+        kind: The kind of store.
         lag: How old what the store shows may be, in seconds.
         skews: By how much each node's clock is wrong.
         faults: What goes wrong.
@@ -176,7 +176,7 @@ class Scenario:
     is_rotated_again: bool = True
 
     def lines(self) -> list[str]:
-        """Return what it is, for people."""
+        """Return the scenario as human-readable lines."""
         lines = [f"{self.nodes} nodes, {self.clients} clients; the store {self.kind}, {self.lag:.1f} s behind"]
         if self.has_anchor:
             lines.append("the identity has an anchor")
@@ -206,7 +206,7 @@ class Scenario:
 
 
 def draw(seed: int) -> Scenario:
-    """Return what a seed stands for."""
+    """Draw the scenario of a seed."""
     dice, restoring, altering = Dice(seed, "scenario"), Dice(seed, "restores"), Dice(seed, "alterations")
     nodes = dice.choices([1, 2, 3, 4], [1, 7, 4, 1])[0]
     joins = dice.uniform(0.2, FAULTS_WITHIN) if dice.chance(0.2) else None
@@ -236,7 +236,7 @@ def draw(seed: int) -> Scenario:
 
 
 def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
-    """Return the scenario with a store that fails a single call now and then, and is well otherwise.
+    """Return the scenario with a store in which a single call fails now and then.
 
     A server is away as well, so that commands wait.
     """
@@ -314,7 +314,7 @@ def _with_theft(seed: int, scenario: Scenario) -> Scenario:
 
 
 def _with_liar(seed: int, scenario: Scenario) -> Scenario:
-    """Have one of three servers lie in every tenth run. Half of these runs know no other trouble."""
+    """Have one of three servers lie in every tenth run. Half of these runs have no other fault."""
     dice = Dice(seed, "lies")
     if not dice.chance(0.1):
         return scenario
@@ -330,7 +330,7 @@ def _with_liar(seed: int, scenario: Scenario) -> Scenario:
 
 
 def _with_restored_store(seed: int, scenario: Scenario) -> Scenario:
-    """Have the store go back in some runs without a liar. Half of them know no other trouble."""
+    """Have the store go back in some runs without a liar. Half of them have no other fault."""
     dice = Dice(seed, "restored stores")
     is_blipping = any(fault.ill is Ill.STORE_BLIPS for fault in scenario.faults)
     if not dice.chance(0.1) or scenario.lie is not None or is_blipping:

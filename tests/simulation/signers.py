@@ -97,13 +97,13 @@ class SimulatedSigner(Signer):
 
 
 class SimulatedSigners:
-    """All signers, what ails them, and each text that one of them has signed rightly.
+    """All signers, their faults, and each text that one of them has signed correctly.
 
     Args:
         dice: How long a call takes.
 
     Attributes:
-        trouble: What they all do instead; None if they are well.
+        trouble: What they all do instead of signing; None if they work.
         degree: How slow they are, from 0 to 1.
         texts: What they have signed.
     """
@@ -125,7 +125,7 @@ class SimulatedSigners:
         return self._dice.uniform(*_TAKES) + (1 + 9 * self.degree if self.trouble is Trouble.SLOW else 0.0)
 
     def opener(self, clock: Clock, on_call: Callable[[str], None]) -> Callable[[str, PublicKey | None], VerifiedSigner]:
-        """Return what a process opens signers with; `on_call` hears of each call."""
+        """Return the function with which a process opens signers; `on_call` is called for each call."""
         return lambda uri, pinned: VerifiedSigner(
             SimulatedSigner(uri, self, on_call), pinned=pinned, policy=_POLICY, clock=clock
         )
@@ -166,7 +166,7 @@ class SimulatedSigners:
 
 
 async def first_word(world: World, root: OwnedSession, now_ms: int) -> AnchorWord:
-    """Return the word of the anchor with which a cluster begins."""
+    """Return the endorsement of the anchor with which a cluster begins."""
     async with AnchorKeys("localhost", world.signers.opener(world.clock, lambda call: None)) as keys:
         key = await keys.open_new(FIRST, session_id="anchor-first", now_ms=now_ms)
         endorsement = await key.introduce(root.session, now_ms)
@@ -177,10 +177,11 @@ async def first_word(world: World, root: OwnedSession, now_ms: int) -> AnchorWor
 
 
 async def steal(herd: Herd, secret: str, refresh: timedelta) -> list[str]:
-    """Be the thief of the working root, who can also write to the store; then the operator who takes that back.
+    """Act as an attacker with the working root's key and write access to the store, then as the operator who reverts
+    that.
 
     Returns:
-        What servers believed of it.
+        What servers accepted of the attacker's documents.
     """
     world = herd.world
     document = world.promises.documents[-1][1]

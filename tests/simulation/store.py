@@ -70,7 +70,7 @@ class Trouble:
 
     Attributes:
         down: It answers no request.
-        hangs: While `down`, it does not even say no.
+        hangs: While `down`, it does not answer at all.
         cut: Machines that it does not answer.
         throttles: The chance that a call is throttled.
         loses_answers: The chance that an answer is lost after the effect.
@@ -116,8 +116,8 @@ class Platform:
         kind: Of store.
         trouble: What is wrong now.
         calls: How many calls came in, attempts counted one by one.
-        on_current: Told, in order, each version that label ``current`` was moved to.
-        on_destroyed: Told each version that is destroyed, with what was in it.
+        on_current: Called, in order, with each version that label ``current`` was moved to.
+        on_destroyed: Called with each version that is destroyed, and its content.
         parents: From what each content has grown, by digest: what its writer had read under the id that it expected.
     """
 
@@ -140,7 +140,7 @@ class Platform:
         return self.past[-1][1]
 
     def become(self, ledger: VersionedRecord) -> None:
-        """Make a change true."""
+        """Make a change take effect."""
         before = self.ledger.labels.get(CURRENT)
         self.past.append((self.loop.time(), ledger))
         now = ledger.labels.get(CURRENT)
@@ -152,12 +152,12 @@ class Platform:
         return Backup(self.ledger, MappingProxyType(dict(self.values)))
 
     def restore(self, backup: Backup) -> None:
-        """Be what a backup holds, and nothing else: version ids go on from there, and no read shows what was since."""
+        """Restore a backup exactly: version ids continue from there, and no read shows a later state."""
         self.values = dict(backup.values)
         self.past = [(0.0, backup.ledger)]
 
     def seen(self, *, by_label: bool) -> VersionedRecord:
-        """Return the truth, or what was true a little while ago where the kind of store allows that."""
+        """Return the true state, or an earlier one where the kind of store allows that."""
         consistency = self.kind.consistency
         may_lag = consistency is ReadConsistency.EVENTUAL or (
             by_label and consistency is ReadConsistency.STRONG_BY_VERSION

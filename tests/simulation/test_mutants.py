@@ -1,4 +1,4 @@
-"""A test of the test: code from which one protection is taken away is found out by the simulation."""
+"""A test of the simulation: it finds each defect that is put into the code."""
 
 from __future__ import annotations
 

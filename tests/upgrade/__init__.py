@@ -1,1 +1,1 @@
-"""What 0.1.0 has written works with this version."""
+"""Data and servers of 0.1.0 work with this version."""

@@ -1,4 +1,4 @@
-"""Vector files that GoatDB produced, and what checks them: ``python -m tests.vectors``.
+"""Vector files that GoatDB produced, and the code that checks them: ``python -m tests.vectors``.
 
 - `runner`: finds the files, dispatches on their ``kind``, prints the report.
 - `sheet`: counting and comparing. `notation`: the vectors' notation for JavaScript values.

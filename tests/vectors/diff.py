@@ -1,4 +1,4 @@
-"""What changed between two versions of an item, as an edit's changes. Pure.
+"""The changes between two versions of an item, in the form of an edit. Pure.
 
 The changes are those of docs/reference/goatdb-formats.md#edits, found by its #equality.
 
@@ -56,7 +56,7 @@ def diff_data(old: Data, new: Data, schema: Schema) -> dict[str, list[dict[str, 
 
 
 def wrap_changes(changes: dict[str, list[dict[str, Any]]], *, alone: bool = False) -> dict[str, Any]:
-    """Return the changes as they stand in an edit.
+    """Return the changes in the form that an edit has.
 
     Args:
         alone: Leave what one encoder level does not convert, as GoatDB does where it measures the length.

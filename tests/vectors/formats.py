@@ -1,4 +1,4 @@
-"""Judges the vectors of plain formats: text, numbers, dates, hashes, filters, paths, messages, logs."""
+"""Checks the vectors of plain formats: text, numbers, dates, hashes, filters, paths, messages, logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges the vectors of commit graphs: order, leaves, head and value as Goatherd's server reads them, and merges.
+"""Checks the vectors of commit graphs: order, leaves, head and value as Goatherd's server reads them, and merges.
 
 Only clients and GoatDB's servers merge leaves. The rules of docs/reference/goatdb-formats.md#commit-graph by which they
 do are here and in `tests.vectors.diff`, like those of edits.
@@ -120,7 +120,8 @@ class _Graph:
         return commit
 
     def item_of(self, commit: Commit) -> tuple[Data, Schema, dict[str, Any]]:
-        """Return the item of a readable commit: data, schema, record. A corrupted one has that of the newest good."""
+        """Return the item of a readable commit: data, schema, record. For a corrupted commit, that of the newest intact
+        one."""
         good = self._good(commit)
         record = None if good is None else self._repository.build_record(good)
         schema = None if record is None else self._registry.from_marker(record["s"])
@@ -129,7 +130,7 @@ class _Graph:
         return record_data(record, self._registry), schema, dict(record)
 
     def _good(self, commit: Commit) -> Commit | None:
-        """Return the commit that holds the item of a commit: itself, or the newest good one if it is corrupted."""
+        """Return the commit that holds a commit's item: itself, or the newest intact one if it is corrupted."""
         candidates = (commit, *self._repository.commits_of(KEY))
         return next((each for each in candidates if self._repository.build_record(each) is not None), None)
 

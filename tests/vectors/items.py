@@ -1,4 +1,4 @@
-"""Judges the vectors of items: checksums, schemas, edits, merges."""
+"""Checks the vectors of items: checksums, schemas, edits, merges."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _CONSTANTS: dict[str, Any] = {
 
 
 class BigInt:
-    """A JavaScript bigint: nothing of ours takes one."""
+    """A JavaScript bigint, which no code of Goatherd accepts."""
 
 
 def value_of(encoded: Any, objects: dict[int, Any] | None = None) -> Any:
@@ -74,7 +74,7 @@ def _tagged(tag: Any, encoded: dict[str, Any], known: dict[int, Any]) -> Any:
 
 
 def dense(encoded: Any) -> Any:
-    """Return tagged notation with undefined where an array has a hole: all but the stable text read it so."""
+    """Return tagged notation with undefined where an array has a hole: only the stable form distinguishes them."""
     if isinstance(encoded, list):
         return [dense(item) for item in encoded]
     if not isinstance(encoded, dict):

@@ -1,4 +1,4 @@
-"""Judges whole repository files: what a fresh process reads from the logs of a real instance."""
+"""Checks whole repository files: what a new process reads from the logs of a real instance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Document = dict[str, Any]
 
 
 def jsonl(document: Document, sheet: Sheet, description: Path) -> None:
-    """Judge a description and the log files beside it.
+    """Check a description and the log files beside it.
 
     Args:
         description: The path of the description's own file.

@@ -1,4 +1,4 @@
-"""Finds vector files, judges each by its ``kind``, and reports.
+"""Finds vector files, checks each by its ``kind``, and reports.
 
 One line per file: ``NAME N ok / M``, then what is not judged and why. A file that is no vector file of a known kind is
 named and fails the run, whatever its name.
@@ -48,10 +48,10 @@ KINDS: Final[dict[str, Judge]] = {
 
 
 def check_directory(directory: Path) -> tuple[list[Sheet], list[str]]:
-    """Judge every file below a directory, or one file.
+    """Check every file below a directory, or one file.
 
     Returns:
-        A sheet per vector file, and a text per file that is none.
+        A sheet for each vector file, and a message for each other file.
     """
     sheets: list[Sheet] = []
     strangers: list[str] = []
@@ -77,7 +77,8 @@ def check_directory(directory: Path) -> tuple[list[Sheet], list[str]]:
 
 
 def _files(directory: Path, strangers: list[str]) -> Iterator[Path]:
-    """Yield the files below a directory but hidden ones, READMEs and this checker; name what cannot be read."""
+    """Yield the vector files below a directory, without hidden files, READMEs and this checker; name what cannot be
+    read."""
     if directory.is_file():
         yield directory
         return
@@ -99,7 +100,7 @@ def _files(directory: Path, strangers: list[str]) -> Iterator[Path]:
 
 
 def _read(file: Path) -> tuple[str, dict[str, Any] | None]:
-    """Return a vector file's object, or what is wrong with it."""
+    """Return a vector file's object, or a message that says what is wrong with the file."""
     try:
         document = parse_json(file.read_bytes())
     except DecodeError as error:
@@ -141,7 +142,7 @@ def _repositories(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return 0 when all that is judged holds, 1 when not, 2 for wrong usage."""
+    """Run the command; return 0 if all checked cases hold, 1 if not, 2 for wrong usage."""
     if not arguments or arguments[0].startswith("-"):
         _write(_USAGE, sys.stdout if arguments[:1] in (["-h"], ["--help"]) else sys.stderr)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2

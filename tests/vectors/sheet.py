@@ -1,4 +1,4 @@
-"""The score sheet of one vector file: cases that hold, that fail, and that are not judged, with reasons."""
+"""The results of one vector file: cases that hold, that fail, and that are not checked, with reasons."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MismatchError(Exception):
 
 
 class NotJudgedError(Exception):
-    """A case needs a part that does not exist yet; the message says which."""
+    """A case needs code that does not exist yet; the message says which."""
 
 
 class Sheet:
@@ -76,7 +76,7 @@ class Sheet:
             self.ok += 1
 
     def leave(self, cases: int, reason: str) -> None:
-        """Count cases that no test judges."""
+        """Count cases that no test checks."""
         if cases:
             self.total += cases
             self.not_judged[reason] += cases
@@ -89,7 +89,7 @@ class Sheet:
 
 
 def shown(value: Any) -> str:
-    """Return a short text of a value in which no private key shows.
+    """Return a short text of a value, without private keys.
 
     SECURITY: tests/vectors/test_vectors.py.
     """
@@ -110,7 +110,7 @@ def equal(what: str, expected: Any, got: Any) -> None:
 
 
 def same_text(what: str, expected: str, got: str) -> None:
-    """Fail the case unless both texts are equal; what is shown begins shortly before the first difference."""
+    """Fail the case unless both strings are equal; the message begins shortly before the first difference."""
     if expected != got:
         at = next(
             (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), min(len(expected), len(got))
@@ -136,7 +136,7 @@ def yields(
     *,
     as_is: bool = False,
 ) -> bool:
-    """Judge one recorded result of a case: a value, or that GoatDB threw instead.
+    """Check one recorded result of a case: a value, or an exception of GoatDB.
 
     A result that threw is absent from the case, which names the exception in a member that ends in ``error`` or
     ``throws``; or it is itself an object with the single member ``error``.

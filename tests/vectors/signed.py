@@ -1,4 +1,4 @@
-"""Judges the vectors of what is signed: sessions, settings, data and request signatures, commits."""
+"""Checks the vectors of signed data: sessions, settings, data and request signatures, commits."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _settings(c: Case) -> None:
 
 
 def _load(c: Case) -> None:
-    """GoatDB's own loading, errors swallowed and all; Goatherd's settings refuse such files instead."""
+    """Load settings as GoatDB does, with errors ignored; Goatherd's settings reject such files instead."""
     now_ms = c["now_ms"]
     sessions: dict[str, list[dict[str, Any]]] = {"currentSession": [], "roots": [], "trustedSessions": []}
     with contextlib.suppress(GoatherdError):
@@ -231,7 +231,7 @@ def _load_until_error(text: str, sessions: dict[str, list[dict[str, Any]]]) -> N
 
 
 def _import(encoded: Any) -> None:
-    """Decode a session as GoatDB does: each key for itself, whatever the date."""
+    """Decode a session as GoatDB does: each key alone, whatever the date."""
     if not isinstance(encoded, dict):
         raise DecodeError("no session")
     _import_key(encoded.get("publicKey"), "verify")
@@ -241,7 +241,7 @@ def _import(encoded: Any) -> None:
 
 
 def _import_key(jwk: Any, operation: str) -> None:
-    """Check of a JWK what Deno checks when it imports the key; whether the numbers are a key shows later."""
+    """Check a JWK as Deno does when it imports the key; whether the numbers are a valid key shows later."""
     if not isinstance(jwk, dict):
         raise DecodeError("no key")
     operations, is_extractable = jwk.get("key_ops"), jwk.get("ext")

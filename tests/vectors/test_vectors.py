@@ -1,4 +1,4 @@
-"""The vectors that GoatDB 0.5.1 produced, and the command that judges them."""
+"""The vectors that GoatDB 0.5.1 produced, and the command that checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AWS Secrets Manager answers: refusals, throttling and damage, and no error that shows a value."""
+"""AWS Secrets Manager's answers: rejections, throttling and damage, and that no error shows a value."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ async def test_a_damaged_answer_is_unavailable_and_never_nothing(fake: FakeSecre
 
 
 async def provider_made(fake: FakeSecretsManager, store: AWSSecretProvider) -> SecretVersion:
-    """Start again with one secret."""
+    """Create the only secret anew."""
     fake._secrets.clear()
     return await store.create(SECRET, b"1")
 
@@ -321,7 +321,7 @@ async def test_no_error_log_or_traceback_shows_a_value(
 
 
 async def shows(begin: Callable[[], Awaitable[object]], shown: list[str]) -> None:
-    """Collect all that a handler of errors could show of the failure, the local variables of each frame too."""
+    """Return everything that an error handler could show of the failure, including each frame's local variables."""
     with pytest.raises(ProviderError) as caught:
         await begin()
     error: BaseException | None = caught.value

@@ -1,4 +1,4 @@
-"""AWS Secrets Manager in trouble: cut answers, lost replies, a store that is unavailable for a while."""
+"""Faults of AWS Secrets Manager: truncated answers, lost replies, a store that is unavailable for a while."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_label_and_a_deletion_whose_reply_is_lost_are_done(fake: FakeSec
 
 
 class Held(SystemClock):
-    """A clock that sleeps until it is told to go on."""
+    """A clock whose sleep ends when the test releases it."""
 
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
@@ -173,7 +173,7 @@ async def test_an_outage_of_some_calls_is_outlived_and_a_longer_one_reported(fak
 
 
 async def test_a_move_that_is_refused_for_no_reason_shown_yet_is_asked_again(fake: FakeSecretsManager):
-    """As after a write of another client that a lagging replica does not show."""
+    """Another client's write may not be visible yet at a lagging replica."""
     async with provider_at(fake.url) as store:
         first = await store.create(SECRET, b"1")
         fake.fail("InvalidParameterException", operation="UpdateSecretVersionStage")

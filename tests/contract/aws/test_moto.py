@@ -45,7 +45,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class MoversTogether(AWSSecretProvider):
-    """Sends no move of a label without a holder before four movers have seen that it has none."""
+    """Delays moves of a label that no version has, until four clients have seen that none has it."""
 
     def __init__(self, address: AWSAddress) -> None:
         super().__init__(address)
@@ -77,14 +77,14 @@ class TestMoto(ProviderContract):
     # against a fake that does as it says, and looks at what we send. A moto that has repaired them fails here.
 
     def test_of_many_label_movers_exactly_one_wins(self, monkeypatch: pytest.MonkeyPatch):
-        """It moves a label of one's own although the holder is not named."""
+        """moto moves an operator's label even if the holder is not named."""
         # A client that looks after two have moved it finds two holders, which is another error.
         monkeypatch.setattr(self, "provider", lambda: MoversTogether(self.address))
         with pytest.raises(ContractViolationError, match="4 movers won"):
             self.run(provider_checks.of_many_label_movers_exactly_one_wins)
 
     def test_what_is_not_there_is_not_found(self):
-        """It fails (500) when the versions of a missing secret are listed."""
+        """moto fails (500) when the versions of a missing secret are listed."""
         with pytest.raises(ContractViolationError, match="UnavailableError was raised: aws: versions"):
             self.run(provider_checks.what_is_not_there_is_not_found)
 

@@ -31,7 +31,7 @@ def allows(role: str, operation: str, fields: Mapping[str, object], *, arn: str 
 
 
 async def every_request(fake: FakeSecretsManager) -> dict[str, list[Seen]]:
-    """Use the whole algebra; return what was sent by the role that does it."""
+    """Perform every operation; return the requests that each role sent."""
     address = AWSAddress(region=REGION, endpoint=fake.url)
     sent: dict[str, list[Seen]] = {}
 

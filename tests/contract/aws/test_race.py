@@ -26,7 +26,8 @@ def store_at(url: str) -> AWSSecretProvider:
 
 
 async def rotate(url: str, secret_id: str, name: str) -> None:
-    """At each line ``<holder of current> <holder of stable, or ->``, have one shot at either; print what came of it."""
+    """For each line ``<holder of current> <holder of stable, or ->``, try once to move either label; print the
+    result."""
     async with store_at(url) as store:
         print("ready", flush=True)
         number = 0
@@ -116,7 +117,7 @@ async def test_two_rotators_have_one_winner_a_round(fake: FakeSecretsManager, ro
 
 @pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.deep)])
 async def test_two_rotators_have_one_winner_a_round_at_moto(rounds: int):
-    """The current version only: moto moves other labels without asking who holds them."""
+    """Only the current version is checked, because moto moves other labels without checking the holder."""
     program = find_moto()
     if program is None:
         pytest.skip(WHY_SKIPPED)

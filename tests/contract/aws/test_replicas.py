@@ -1,4 +1,5 @@
-"""AWS replicas on the wire: no label moves while one lags, a failed one stops everything, and a replica is promoted."""
+"""AWS replicas on the wire: no label moves while one lags, a failed one stops every change, and a replica is
+promoted."""
 
 from __future__ import annotations
 

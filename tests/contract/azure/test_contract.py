@@ -21,7 +21,7 @@ SPEED = 50.0
 
 
 class TestAzure(ProviderContract):
-    """Its clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
+    """The vault's clock and ours run fifty times faster, so that the three seconds of a change take a twentieth."""
 
     promises = frozenset({"best_effort_cas", "custom_labels", "disables", "durable", "recoverable"})
     rounds = 20
@@ -45,7 +45,7 @@ class TestAzureAtLength(TestAzure):
 
 @pytest.mark.slow
 class TestAzureAnswers(AnswerContract):
-    """Its clock and ours only move when they are waited on."""
+    """The vault's clock and ours advance only while a task waits."""
 
     settle = timedelta(0)
     timeout = timedelta(seconds=HANG)

@@ -1,4 +1,4 @@
-"""What Azure's default chain of credentials gives when a token service fails, and without a login."""
+"""Errors of Azure's default chain of credentials when a token service fails, and without a login."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def vault() -> Iterator[FakeKeyVault]:
 
 @pytest.fixture(autouse=True)
 def only_machines_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the chain ask neither the logins of this machine's user nor anything outside of this machine."""
+    """Keep the chain from using logins of this machine's user, or services on other machines."""
 
     async def sleep(*_: Any, **__: Any) -> None:
         """Let the SDK retry at once."""

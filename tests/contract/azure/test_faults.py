@@ -1,4 +1,4 @@
-"""What comes out of the Azure provider when the vault, the way to it, or what lies in it is not as it should be."""
+"""Errors of the Azure provider when the vault, the network or the stored data are faulty."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def vault() -> Iterator[FakeKeyVault]:
 
 
 def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None, seconds: float = HANG):
-    """A provider for the vault, or for a proxy before it."""
+    """Return a provider for the vault, or for a proxy in front of it."""
     url = f"https://localhost:{port or vault.port}"
     address = AzureAddress(vault="fake", url=url, ca=str(vault.ca), check_challenge=False)
     return AzureSecretProvider(
@@ -61,13 +61,13 @@ def made(vault: FakeKeyVault, *, port: int = 0, retry: RetryPolicy | None = None
 
 @pytest.fixture
 async def once(vault: FakeKeyVault) -> AsyncIterator[AzureSecretProvider]:
-    """One that does not repeat."""
+    """Return a provider that does not retry."""
     async with made(vault, retry=ONCE) as opened:
         yield opened
 
 
 def value_of(stored: str) -> str:
-    """Return the value that a version of the pointer brings."""
+    """Return the value to which a version of the pointer leads."""
     return stored.partition("\n")[2]
 
 

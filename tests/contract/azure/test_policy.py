@@ -36,7 +36,8 @@ fi
 
 
 def run(commands: str, folder: Path) -> tuple[list[str], list[str]]:
-    """Run the commands with an ``az`` that only notes; return the data actions and the scopes that they give."""
+    """Run the commands with an ``az`` that only records them; return the data actions and the scopes that they
+    grant."""
     (folder / "az").write_text(AZ)
     (folder / "az").chmod(0o700)
     told = folder / "told"
@@ -67,7 +68,7 @@ def vault() -> Iterator[FakeKeyVault]:
 
 @pytest.fixture
 async def as_(vault: FakeKeyVault, tmp_path: Path) -> AsyncIterator[dict[str, AzureSecretProvider]]:
-    """A provider for each role, with what its printed commands give and nothing else."""
+    """Return a provider for each role, with only the rights that its printed commands grant."""
     address = AzureAddress(vault="my-vault", url=vault.url, ca=str(vault.ca), check_challenge=False)
     providers = {}
     for role in DATA_ACTIONS:

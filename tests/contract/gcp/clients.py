@@ -41,7 +41,7 @@ def latest(fake: FakeSecretManager, name: str) -> bytes:
 
 
 class At:
-    """Does something at one of the requests that reach the server, counted from 0."""
+    """Calls a function at the n-th request that reaches the server, counted from 0."""
 
     def __init__(self, number: int, action: Callable[[], None]) -> None:
         self.number, self.action, self.seen = number, action, 0
@@ -60,4 +60,4 @@ def failing(status: str, retry_after: float | None = None) -> Callable[[], None]
 
 
 def void(_: object) -> None:
-    """Make nothing of it."""
+    """Do nothing with the argument."""

@@ -1,4 +1,4 @@
-"""What Google Secret Manager answers: errors, hints and damage, and what shows none of a value."""
+"""Google Secret Manager's answers: errors, hints and damage, and that no error shows a value."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class TestAtLength(TestGlobal):
 
 @pytest.mark.slow
 class TestWhileAliasesLag(TestGlobal):
-    """Accesses by alias show what was, for a while; what is decided is decided on the secret itself."""
+    """Accesses by alias show an earlier state for a while; decisions are based on the secret itself."""
 
     rounds = 5
 

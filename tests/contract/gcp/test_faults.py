@@ -35,7 +35,7 @@ async def proxy(fake: FakeSecretManager) -> AsyncIterator[FaultProxy]:
 
 
 async def back(provider: GCPSecretProvider, name: str) -> SecretValue:
-    """Read as soon as it goes again: gRPC itself pauses up to two seconds between two attempts to connect."""
+    """Read as soon as the connection works again: gRPC pauses up to two seconds between two attempts to connect."""
     async with asyncio.timeout(HANG):
         while True:
             with contextlib.suppress(UnavailableError):
@@ -43,7 +43,8 @@ async def back(provider: GCPSecretProvider, name: str) -> SecretValue:
 
 
 def dropping(proxy: FaultProxy, *, losing: bool) -> Callable[[], None]:
-    """Return what ends all connections from the server's thread, and with `losing` the request with them."""
+    """Return a function that ends all connections from the server's thread, and with `losing` drops the request,
+    too."""
     loop = asyncio.get_running_loop()
 
     def drop() -> None:
@@ -97,7 +98,8 @@ async def test_one_fault_at_any_request_changes_nothing_about_the_outcome(
     operation: Operation, kind: str, fake: FakeSecretManager, proxy: FaultProxy
 ):
     async def done(number: int | None) -> tuple[object, object, int]:
-        """Do it with a fault at request `number`; return what is there then, and how many requests there were."""
+        """Perform the operation with a fault at request `number`; return the stored state, and the number of
+        requests."""
         name = new_secret()
         async with client(fake.port) as calm:
             await calm.create(name, b"first")

@@ -1,4 +1,4 @@
-"""The newest version of a secret at Google Secret Manager is the current one, whatever befalls its writers."""
+"""The newest version of a secret at Google Secret Manager is the current one, however its writers fail."""
 
 from __future__ import annotations
 

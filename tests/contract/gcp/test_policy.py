@@ -133,7 +133,7 @@ async def test_a_server_s_rights_are_enough_for_the_status(become: Become):
 
 
 async def test_no_right_is_printed_that_its_role_does_not_use(become: Become, fake: FakeSecretManager):
-    """Every operation of a role, with one right taken away: something is denied, or left lying."""
+    """Perform every operation of a role with one right removed: one is denied, or leaves something behind."""
     rights = permissions("rotator")
     needed = set()
     for missing in rights:

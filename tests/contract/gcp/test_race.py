@@ -33,7 +33,7 @@ def rotator(endpoint: str) -> GCPSecretProvider:
 
 
 async def race(endpoint: str, name: str) -> None:
-    """One shot at each version that is called out."""
+    """Try once to change each version that is read from standard input."""
     patch = pytest.MonkeyPatch()  # in a process of its own: the winner is not taken for gone because it is slow
     patch.setattr(module, "LEASE", timedelta(seconds=2 * HANG))
     patch.setattr(module, "_ATTEMPT", ANSWER)

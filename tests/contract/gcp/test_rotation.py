@@ -23,7 +23,7 @@ SECRET = "goatdb-root"
 
 
 async def check_latest(fake: FakeSecretManager, provider: SecretProvider) -> None:
-    """What a reader of ``latest`` gets is what the label leads to."""
+    """Check that a reader of ``latest`` gets the version of label `current`."""
     name = f"projects/{PROJECT}/secrets/{SECRET}/versions/latest"
     latest = fake.service.access_secret_version(wire.AccessSecretVersionRequest(name=name))
     assert latest.payload.data == (await provider.read(SECRET)).value.reveal()

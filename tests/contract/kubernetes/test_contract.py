@@ -1,4 +1,4 @@
-"""The Kubernetes provider over the fake API server: the one contract, and what goes over the wire."""
+"""The Kubernetes provider over the fake API server: the provider contract, and the requests that it sends."""
 
 from __future__ import annotations
 

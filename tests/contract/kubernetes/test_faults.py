@@ -79,7 +79,7 @@ FAULTS = [*BREAKS, Fault(mode=Mode.DELAY, delay=timedelta(milliseconds=30), time
 
 
 async def picture(fake: FakeKubernetes, path: Path) -> dict[str, object]:
-    """What a reader sees, and how many changes were made to say it."""
+    """Return what a reader sees, and how many changes were made."""
     found: dict[str, object] = {}
     async with provider_of(fake, path) as reader:
         for secret in (ROOT, "default/made"):

@@ -28,7 +28,7 @@ def provider(kubeconfig: str) -> KubernetesSecretProvider:
 
 
 async def race(kubeconfig: str, secret: str, name: str) -> None:
-    """One shot at each version that is called out, and what was won."""
+    """Try once to change each version that is read from standard input, and print the result."""
     async with provider(kubeconfig) as rotator:
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
@@ -46,7 +46,7 @@ def start(kubeconfig: str, secret: str, name: str) -> subprocess.Popen[str]:
 
 
 def race_of_two(secret: str, *, rotator: str, admin: str, rounds: int) -> None:
-    """Let two processes race, and look at what is left."""
+    """Let two processes race, and check the result."""
 
     async def begin() -> str:
         async with provider(admin) as first:

@@ -236,7 +236,7 @@ Ask = Callable[[str, str, object, str], tuple[int, Any]]
 
 
 def volatile(answer: object) -> object:
-    """Return the answer without what no two servers have in common."""
+    """Return the answer without the parts that differ between any two servers."""
     if isinstance(answer, Mapping):
         return {
             key: "…" if key in ("uid", "creationTimestamp") else volatile(value)
@@ -248,7 +248,7 @@ def volatile(answer: object) -> object:
 
 
 def conversation(ask: Ask, admin: str, reader: str) -> list[tuple[str, int, object]]:
-    """Ask the same questions of any API server; return what it said."""
+    """Send the same requests to any API server; return its answers."""
     path, one = "/api/v1/namespaces/default/secrets", "/api/v1/namespaces/default/secrets/talk"
     told: list[tuple[str, int, object]] = []
     secret: Fields = {
@@ -303,7 +303,7 @@ def conversation(ask: Ask, admin: str, reader: str) -> list[tuple[str, int, obje
 
 
 def watched(ask: Ask, admin: str, reader: str) -> list[object]:
-    """Watch one Secret while it changes; return what was told."""
+    """Watch one Secret while it changes; return the events."""
     path = "/api/v1/namespaces/default/secrets"
     secret: Fields = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "talk"}, "data": {"k": "dg=="}}
     _, made = ask("POST", path, secret, admin)

@@ -1,4 +1,5 @@
-"""A whole rotation of five simulated nodes with the identity in a Secret: forward, back, retired; and told at once."""
+"""A whole rotation of five simulated nodes with the identity in a Secret: forward, back, retired; and notified at
+once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching a Secret: told of every change at once, begun again cheaply, and never believed more than a hint."""
+"""Watching a Secret: every change causes a hint at once, a watch restarts cheaply, and a hint only causes a read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def hint(hints: AsyncIterator[None]) -> None:
 
 
 async def no_hint(hints: AsyncIterator[None], fake: FakeKubernetes, provider: KubernetesSecretProvider) -> None:
-    """See that nothing comes before the hint of a change that is made now."""
+    """Check that no hint comes before that of a change that is made now."""
     waiting = asyncio.create_task(anext(hints))
     await asyncio.sleep(0.05)
     assert not waiting.done()

@@ -1,1 +1,1 @@
-"""The signer contract over real tokens and servers, an emulator, and servers of our own."""
+"""The signer contract over real tokens and servers, an emulator, and fakes."""

@@ -1,4 +1,4 @@
-"""Getting in, staying in and being put out: tokens, AppRole and Kubernetes, on a real server."""
+"""Logging in, renewing and losing a login: tokens, AppRole and Kubernetes, on a real server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIVES = (5, 15, 30)
 
 
 class Seen(httpx2.AsyncHTTPTransport):
-    """The real transport, which remembers what it sent."""
+    """The real transport, which records the requests."""
 
     def __init__(self) -> None:
         super().__init__()

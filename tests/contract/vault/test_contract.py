@@ -36,7 +36,8 @@ class TestVaultAtLength(TestVault):
 
 
 class TestOpenBaoWhereReadsMayLag(ProviderContract):
-    """The same as it is declared for a cluster whose standbys answer reads; in a namespace, with a mount of its own."""
+    """The same contract as declared for a cluster whose standbys answer reads, in a namespace, with a mount of its
+    own."""
 
     promises = frozenset({"cas", "custom_labels", "destroys", "durable"})
     settle = timedelta(seconds=HANG)

@@ -100,7 +100,7 @@ FAULTS = BREAKS
 
 
 async def picture(server: BaoServer, name: str) -> dict[str, object]:
-    """What a reader sees, and how much was written to say it."""
+    """Return what a reader sees, and how many writes were made."""
     address = VaultAddress(url=server.url, auth=TokenAuth(token=ROOT_TOKEN))
     found: dict[str, object] = {}
     async with VaultSecretProvider(address) as reader:
@@ -295,7 +295,7 @@ def tls_server() -> Iterator[BaoServer]:
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> str:
-    """The certificate of an authority that has nothing to do with it."""
+    """Return the certificate of an unrelated authority."""
     ca = tmp_path / "ca.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-subj", "/CN=stranger", "-keyout", str(tmp_path / "key.pem"), "-out", str(ca)]

@@ -32,7 +32,7 @@ def provider(url: str, token: str) -> VaultSecretProvider:
 
 
 async def race(url: str, token: str, name: str) -> None:
-    """One shot at each version that is called out, and what was won."""
+    """Try once to change each version that is read from standard input, and print the result."""
     async with provider(url, token) as rotator:
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):

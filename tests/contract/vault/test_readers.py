@@ -220,7 +220,7 @@ async def test_a_value_that_no_pointer_names_is_listed_read_and_destroyed(server
 async def test_what_others_wrote_to_the_entry_of_values_stops_nothing_and_only_goatherds_own_is_destroyed(
     server: BaoServer,
 ):
-    """By hand, with `vault kv put`; damaged on the server; and deleted there, but not destroyed."""
+    """Written by hand with `vault kv put`, damaged on the server, or deleted there, but not destroyed."""
     name, clock = new_name(), FakeClock(SystemClock().now_ms())
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=clock.now_ms(), lifetime=timedelta(days=400))
     document = create_document(root, clock.now_ms())

@@ -30,7 +30,7 @@ def secret() -> str:
 
 @pytest.fixture
 async def as_(server: BaoServer, secret: str) -> AsyncIterator[dict[str, VaultSecretProvider]]:
-    """A provider for each role, under the policy that is printed for this secret."""
+    """Return a provider for each role, under the policy that is printed for this secret."""
     tokens = {role: server.token(policy(role, f"secret/{secret}")) for role in ("server", "rotator", "admin")}
     tokens["root"] = ROOT_TOKEN
     providers = {

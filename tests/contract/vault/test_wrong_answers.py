@@ -19,7 +19,8 @@ pytestmark = pytest.mark.skipif(BAO is None, reason=WHY_SKIPPED)
 
 
 class LyingTransport(httpx2.AsyncBaseTransport):
-    """Between the client and the server. A change that is not made is answered as the server would answer it."""
+    """A transport that changes the server's answers. A change that it drops is answered as the server would answer
+    it."""
 
     def __init__(self, answers: WrongAnswers) -> None:
         self._answers = answers

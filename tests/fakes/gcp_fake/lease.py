@@ -1,4 +1,5 @@
-"""The time after which a writer to Google Secret Manager counts as gone, by a clock that only moves when waited on."""
+"""The time after which a writer to Google Secret Manager counts as dead, on a clock that advances only while a task
+waits."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ _ANSWERS: Final[dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Failure:
-    """An answer to be given instead, some times.
+    """An answer to give instead of the real one, a number of times.
 
     Attributes:
         status: The gRPC status, such as ``RESOURCE_EXHAUSTED``.
@@ -83,7 +83,7 @@ class FakeSecretManager:
         port: Where it listens, once entered.
         endpoint: The same as ``host:port``.
         calls: How often each method was called.
-        granted: Who may do what: permissions by the service account's e-mail address. None: everybody everything.
+        granted: Permissions by the service account's e-mail address. None: every account may do everything.
             Without a right, PERMISSION_DENIED, as for a secret that does not exist.
         quotas: How many calls of a kind (`ACCESS`, `READ`, `WRITE`) a minute are answered; more get RESOURCE_EXHAUSTED.
         failures: What a method answers instead, by its name or ``*``.

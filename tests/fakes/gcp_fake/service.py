@@ -1,4 +1,4 @@
-"""What Google Secret Manager does, as its reference says; beside each rule stands where.
+"""The rules of Google Secret Manager, each with the place in the reference that states it.
 
 What it is: the semantics, over the SDK's own messages. What it is not: a server (`tests.fakes.gcp_fake.server`),
 or Google: what the reference leaves open is marked so, and no test may build on it. Rules: one lock, one step.
@@ -135,7 +135,7 @@ class SecretManager:
             return f"projects/{NUMBER}/secrets/{secret_id}" in self._secrets
 
     def save(self) -> Restore:
-        """Take note of all secrets; return what puts them back."""
+        """Record all secrets; return a function that restores them."""
         with self._lock:
             saved = copy.deepcopy(self._secrets)
 

@@ -161,7 +161,7 @@ class Forgetful(NodeClient):
 
 
 class Meddling(NodeClient):
-    """A server that calls `meddle` when it is asked which commits of the root it holds, so that a test can change the store."""
+    """A server that calls `meddle`, which can change the store, when it is asked which commits of the root it holds."""
 
     meddle: Callable[[], Awaitable[None]]
 

@@ -32,11 +32,11 @@ CALLS = EFFECTS | {"read", "versions", "batch_sync", "identity"}
 
 
 class KilledError(BaseException):
-    """The process is gone."""
+    """The simulated end of a killed process."""
 
 
 class Trap:
-    """Counts calls of chosen methods through the wrappers that it makes; at the chosen one it springs."""
+    """Counts calls of chosen methods through the wrappers that it makes, and interrupts the run at the chosen call."""
 
     def __init__(self, methods: set[str], at: int, spring: Callable[[], Any], *, after: bool) -> None:
         self.methods = methods
@@ -87,7 +87,7 @@ def trapped(herd: Herd, trap: Trap) -> Rotator:
 
 
 async def finish(herd: Herd) -> None:
-    """What the next operator does: carry on what there is; rotate if there was nothing."""
+    """Do what the next operator does: resume the rotation in progress, or rotate if there is none."""
     report = await rotator_for(herd, started_by="carol@host-2:1").resume()
     if report.outcome is Outcome.NOTHING and report.current_id == "root-a":
         report = await rotator_for(herd, started_by="carol@host-2:1").rotate()
@@ -203,7 +203,7 @@ async def test_a_stale_replica_is_not_believed(make_herd: MakeHerd) -> None:
     first = await herd.provider.read(herd.secret_id)
 
     class Lagging:
-        """Every second read shows the past."""
+        """Returns the previous state at every second read."""
 
         calls = 0
 
@@ -328,7 +328,7 @@ async def test_credentials_that_may_not_list_versions_are_found_before_a_rotatio
 
 
 class Blinking:
-    """A provider of which one read fails every five seconds, and which brings a node back after a minute."""
+    """A store in which one read fails every five seconds, and which ends a node's outage after a minute."""
 
     def __init__(self, herd: Herd, away: HerdNode) -> None:
         self._herd, self._away = herd, away
@@ -361,7 +361,7 @@ async def test_a_store_that_fails_now_and_then_while_a_server_is_waited_for_ends
 
 
 class Stuttering:
-    """A provider of which every call fails once, and succeeds if it is made again before any other."""
+    """A store in which every call fails once, and succeeds if it is repeated before any other."""
 
     def __init__(self, herd: Herd) -> None:
         self._herd = herd

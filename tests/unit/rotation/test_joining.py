@@ -1,4 +1,5 @@
-"""Each phase × each event: a node joins, leaves, restarts, is cut off or loses the store, whenever that may be."""
+"""Each phase × each event: a node joins, leaves, restarts, is cut off or loses the store, in every phase of a
+rotation."""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ def joins(herd: Herd) -> None:
 
 
 def leaves(herd: Herd) -> None:
-    """It is shut down permanently, and no longer listed."""
+    """The server is shut down permanently, and is no longer listed."""
     del herd.nodes[1]
 
 
 def restarts(herd: Herd) -> None:
-    """It answers no request for a moment, and comes back with what its log and the store hold."""
+    """The server answers no request for a moment, and comes back with the content of its log and of the store."""
     node = herd.nodes[1]
     away(herd, node, then=node.restart)
 
@@ -70,7 +71,7 @@ def away(herd: Herd, node: HerdNode, *, then: Callable[[], None] = lambda: None)
 
 
 def later(herd: Herd, do: Callable[[], None]) -> None:
-    """Do something when `MOMENT` has passed on the herd's clock."""
+    """Call `do` when `MOMENT` has passed on the herd's clock."""
     due = herd.clock.now_ms() + MOMENT // timedelta(milliseconds=1)
     tick = herd.clock.on_tick
     assert tick is not None
@@ -89,8 +90,8 @@ HARMLESS: list[Happening] = [joins, leaves, restarts, is_cut_off_for_a_moment, l
 WHEN = ["before", pytest.param("after", marks=pytest.mark.slow)]
 PERMANENT: list[Happening] = [is_cut_off_permanently, loses_the_store_permanently]
 
-# What happens when a node is gone permanently: by the phase in which it goes, before the phase is looked at or after.
-# Once the last gate is behind, it is not waited for, but named.
+# The outcome when a node stops permanently, by the phase in which it stops, before or after the first look in it.
+# After the last gate, the rotation does not wait for the node, but names it.
 ENDINGS = {
     (Phase.STEADY, "before"): (None, "rolled-back"),  # it is looked at before anything is written
     (Phase.STEADY, "after"): ("cancelled", "rolled-back"),
@@ -106,7 +107,7 @@ ENDINGS = {
 
 
 class Script:
-    """Lets something happen once: when a phase is about to be looked at, or when it was and is about to be left."""
+    """Causes an event once: right before the first look in a phase, or right before the phase is left."""
 
     def __init__(self, herd: Herd, phase: Phase, when: str, happening: Happening) -> None:
         self.herd, self.phase, self.when, self.happening = herd, phase, when, happening
@@ -242,7 +243,7 @@ def is_empty() -> Sequence[Node]:
 async def test_not_to_know_who_the_nodes_are_is_not_to_have_none(
     make_herd: MakeHerd, answer: Callable[[], Sequence[Node]]
 ) -> None:
-    """SECURITY: else a rotation would wait for no server as soon as the name server is away."""
+    """SECURITY: otherwise a rotation would wait for no server as soon as the name server does not answer."""
     herd = await make_herd()
     events: list[Event] = []
 

@@ -1,4 +1,4 @@
-"""A root that would live too short to be replaced in time is refused before anything is written."""
+"""A root whose lifetime is too short to replace it in time is rejected before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decision: every row is a sentence, what is seen, and what must come next."""
+"""The decision: each row is a sentence, an observation, and the expected action."""
 
 from __future__ import annotations
 

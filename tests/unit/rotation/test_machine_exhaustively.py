@@ -1,4 +1,4 @@
-"""The decision in every observation and every reachable state of a small world."""
+"""The decision for every observation in every reachable state of a small world."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_whatever_is_seen_no_rule_is_broken() -> None:
 
 @dataclass(frozen=True)
 class World:
-    """A model of the cluster: what the store holds, and of each node what it knows, what it signs with, if it is up."""
+    """A model of the cluster: what the store holds, and for each node its knowledge, its signing root and whether it
+    runs."""
 
     phase: Phase
     current: str
@@ -115,7 +116,7 @@ def acted(world: World, action: Action) -> World:
 
 
 def by_itself(world: World) -> Iterator[World]:
-    """What nodes do without the rotator: look at the store, pass commits on, go down and come up."""
+    """Yield what nodes do without the rotator: read the store, pass commits on, stop and start."""
     for i, (intro, trusts, signs, cross, up) in enumerate(world.nodes):
 
         def with_node(*changed: object, at: int = i) -> World:
@@ -130,7 +131,7 @@ def by_itself(world: World) -> Iterator[World]:
 
 
 def explore() -> set[World]:
-    """Walk every state that a rotation, its nodes and an adversary of time can reach."""
+    """Return every state that a rotation, its nodes and an adversary that chooses all timing can reach."""
     fresh = (False, False, "A", False, True)
     first = World(phase=Phase.STEADY, current="A", stable_moved=False, began=False, nodes=(fresh, fresh))
     seen, queue = {first}, deque([first])

@@ -1,4 +1,4 @@
-"""What keeps a rotation from beginning: seen before anything is written, and by the plan as by the rotation."""
+"""What prevents the start of a rotation: the rotation and its plan both find it, before anything is written."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Alias:
 
 
 def stranger(herd: Herd) -> HerdNode:
-    """A server of another cluster."""
+    """Return a server of another cluster."""
     root = OwnedSession.generate(session_id="root-x", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
     node = HerdNode(herd, "other", create_document(root, herd.clock.now_ms()))
     node.faults.store_lost = True
@@ -56,14 +56,14 @@ def stranger(herd: Herd) -> HerdNode:
 
 
 def part(herd: Herd, *groups: Sequence[int]) -> None:
-    """Let nodes know only those of their own group."""
+    """Let nodes know only the nodes of their own group."""
     for group in groups:
         for number in group:
             herd.nodes[number].peers = [herd.nodes[other] for other in group]
 
 
 async def refused(herd: Herd, **options: Any) -> GoatherdError:
-    """Rotate, see that it is refused at once and that nothing was written, and return the error."""
+    """Rotate, check that the rotation is rejected at once and nothing was written, and return the error."""
     before, began = await document_of(herd), herd.clock.now_ms()
     plan = await rotator_for(herd, **options).plan()
     with pytest.raises((RotationError, ConfigurationError)) as caught:
@@ -297,7 +297,7 @@ def test_a_server_that_does_not_identify_its_process_never_counts_as_listed_twic
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A generated cluster: how many nodes, what is wrong with each, who knows whom, and what is asked for."""
+    """A generated cluster: its nodes, the faults of each, which nodes know each other, and the requested rotation."""
 
     troubles: tuple[str, ...]
     links: frozenset[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""A plan: what it costs is counted, what it says is what then happens, and making it changes nothing."""
+"""A plan: its costs are counted, the rotation then does what the plan says, and making it changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READS, WRITES = ("read", "versions"), ("write", "label", "destroy")
 
 
 class Counted:
-    """A store that counts what is asked of it."""
+    """A store that counts its calls."""
 
     def __init__(self, herd: Herd) -> None:
         self.herd = herd
@@ -47,7 +47,7 @@ STEP_INTO = {after(phase, step): step for phase, step in FORWARD.items()}
 
 
 async def test_what_each_step_costs_is_what_the_plan_says(make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On nodes that are told at once; counted at a node that the cross-signature is not pushed to."""
+    """The nodes are notified at once; the calls are counted at a node that the cross-signature is not pushed to."""
     herd = await make_herd(clients=0)
     store, node, plain = Counted(herd), herd.nodes[1], herd.nodes[1].batch_sync
     asked: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""A declared quorum: which servers it leaves out, which never, and that a server that is left out loses nothing."""
+"""A declared quorum: which servers a rotation may proceed without, and that such a server loses nothing."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_a_node_that_does_not_answer_is_left_out_only_when_patience_has_en
 @pytest.mark.slow
 @pytest.mark.parametrize("is_unmodified", [False, True], ids=["one of ours", "an unmodified server"])
 async def test_a_node_that_was_left_out_loses_nothing_and_catches_up(make_herd: MakeHerd, is_unmodified: bool) -> None:
-    """SECURITY: it comes back as it went, and gets B and all that B has signed from the store or from its peers."""
+    """SECURITY: it comes back unchanged, and gets B and all that B has signed from the store or from its peers."""
     herd = await make_herd(unmodified=[2] if is_unmodified else [])
     away = herd.nodes[2]
     away.faults.cut_off = True
@@ -133,7 +133,7 @@ def keeps_its_view(herd: Herd) -> None:
 async def test_a_node_that_answers_and_does_not_follow_is_never_left_out(
     make_herd: MakeHerd, trouble: object, ending: str
 ) -> None:
-    """SECURITY: it would refuse and drop what B signs."""
+    """SECURITY: such a node would reject and drop what B signs."""
     herd = await make_herd()
     assert callable(trouble)
     trouble(herd)

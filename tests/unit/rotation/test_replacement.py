@@ -1,4 +1,4 @@
-"""An expired root is replaced: in any state of the store and of the servers, and never without need."""
+"""The replacement of an expired root: in any state of the store and of the servers, and only if it has expired."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def expired_identity(a: OwnedSession) -> IdentityDocument:
 
 @contextlib.asynccontextmanager
 async def servers_of(top: Path, document: IdentityDocument, count: int = 2) -> AsyncIterator[Cluster]:
-    """Give servers that read the store often: an expired root cannot ask them to."""
+    """Give servers that read the store often: an expired root cannot notify them."""
     async with cluster_of(top, document, 0) as cluster:
         for number in range(count):
             settings = CloudSecretSettings(cluster.provider, SECRET, refresh_interval=SECOND / 5)

@@ -23,7 +23,7 @@ def real_restarts(herd: Herd) -> dict[str, int]:
 
 
 def in_phase(phase: Phase, act: Callable[[], None]) -> Callable[[Event], None]:
-    """Return a listener that acts once, when the phase is entered."""
+    """Return a listener that calls `act` once, when the rotation enters the phase."""
     done: list[Phase] = []
 
     def told(event: Event) -> None:

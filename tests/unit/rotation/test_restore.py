@@ -1,4 +1,5 @@
-"""An earlier root signs again after a finished rotation, on a simulated herd: what holds, and what is refused."""
+"""Restore of an earlier root after a finished rotation, on a simulated herd: its invariants, and which restores are
+rejected."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ async def rotated(herd: Herd) -> IdentityDocument:
 
 
 async def keys_in_store(herd: Herd) -> set[str]:
-    """Whose private keys any version holds that can be read."""
+    """Return the roots whose private keys some readable version holds."""
     found = set()
     for version in await herd.provider.versions(herd.secret_id):
         if version.state is VersionState.ENABLED:

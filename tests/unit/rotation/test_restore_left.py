@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 async def rotated_until_it_left(herd: Herd, rotations: int = 4) -> None:
-    """Rotate until the cap on earlier roots takes the first root out of the document."""
+    """Rotate until the limit on earlier roots removes the first root from the document."""
     for _ in range(rotations):
         await rotator_for(herd).rotate()
     document = await check_steady(herd)
@@ -118,7 +118,8 @@ async def test_a_root_whose_key_was_put_into_the_store_by_hand_is_not_restored(m
 
 
 async def planted(herd: Herd, owned: OwnedSession) -> None:
-    """Store a version with a private key that is not the cluster's, newer than all others, and label it for oneself."""
+    """Store a version with a private key that is not the cluster's, newer than all others, and with a label of the
+    attacker."""
     raw = encode_document(transitions.create_document(owned, herd.clock.now_ms()))
     await herd.provider.write(
         herd.secret_id, raw, label=f"mine-{owned.id}-{owned.session.expiration_ms}", expected=None

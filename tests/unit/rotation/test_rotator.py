@@ -1,4 +1,4 @@
-"""The rotator on a simulated herd: each scenario is a sentence, what is wrong, and how it must end."""
+"""The rotator on a simulated herd: each scenario is a sentence, a fault, and the expected end."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ async def test_unmodified_servers_follow_when_they_are_restarted(make_herd: Make
     herd = await make_herd(nodes=2, unmodified=[0, 1])
 
     async def tick() -> None:
-        """An agent restarts each server with the new settings once signing has moved."""
+        """Simulate an agent that restarts each server with the new settings once another root signs."""
         document = await document_of(herd)
         for node in herd.nodes:
             if document.current.id != node.document.current.id:

@@ -1,4 +1,4 @@
-"""No command puts a root's signature under a document whose writer does not hold the root."""
+"""No command signs, with a root's key, a document whose writer does not have that key."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def put(herd: Herd, document: IdentityDocument) -> None:
 
 
 async def never_signed(herd: Herd) -> None:
-    """Make the store what one of Goatherd 0.1.0 is: no version has a signature."""
+    """Change the store to that of Goatherd 0.1.0: no version has a signature."""
     first = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
     await put(herd, changed(await document_of(herd), keeps_signature=False))
     await herd.provider.destroy(herd.secret_id, first)
@@ -64,7 +64,8 @@ async def never_signed(herd: Herd) -> None:
 async def sign(
     herd: Herd, way: Way, examined: SignatureExamination, policy: Policy = POLICY, **answers: ServerIdentity
 ) -> IdentityDocument:
-    """Sign, while servers say what `answers` maps their names to; without any, the servers of the herd are asked."""
+    """Sign, while servers report what `answers` maps their names to; without `answers`, the herd's servers are
+    asked."""
 
     async def say() -> Mapping[str, ServerIdentity]:
         return {f"http://{name}": answer for name, answer in answers.items()}

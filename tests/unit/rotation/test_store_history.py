@@ -1,4 +1,4 @@
-"""The check before each write: what servers say they use, against what the store holds."""
+"""The check before each write: whether the store holds what servers report that they use."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Fine:
 
 
 class Backup:
-    """What the store of a herd held, and the way back to it. The store gives the same version ids again then."""
+    """What the store of a herd held, and a way to restore it. The restored store gives the same version ids again."""
 
     def __init__(self, herd: Herd) -> None:
         self._herd = herd
@@ -182,7 +182,7 @@ async def test_no_command_writes_or_moves_a_label_or_destroys_anything(make_herd
 async def test_what_an_earlier_run_has_read_does_not_count_once_servers_have_accepted_a_backup(
     make_herd: MakeHerd,
 ) -> None:
-    """A controller's rotator lives for years."""
+    """The rotator of a controller runs for years, so its first read may be years old."""
     herd = await make_herd(clients=0)
     backup, rotator = Backup(herd), rotator_for(herd, health=[Fine()])
     await rotator.rotate()

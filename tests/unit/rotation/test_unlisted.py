@@ -1,4 +1,4 @@
-"""Servers that are not listed: B does not sign before they have had the time to look at the store."""
+"""Servers that are not listed: B signs only after they have had time to read the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALLOWED = replace(POLICY, unlisted=unlisted_for(INTERVAL))
 
 
 def without_sync_until_b_signs(herd: Herd) -> None:
-    """Let the server that is not listed learn of B by the store alone, at its own interval."""
+    """Let the server that is not listed learn of B only from the store, at its own interval."""
 
     async def tick() -> None:
         for node in herd.nodes:
@@ -33,7 +33,7 @@ def without_sync_until_b_signs(herd: Herd) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_allowed_for", [True, False])
 async def test_a_server_that_is_not_listed_trusts_b_before_b_signs(make_herd: MakeHerd, is_allowed_for: bool) -> None:
-    """Told twice: with the time that the policy leaves it, and without, where it is seen not to."""
+    """Runs with the waiting time of the policy, and without it, where the server rejects what B signs."""
     herd = await make_herd(refresh_interval=INTERVAL)
     without_sync_until_b_signs(herd)
     trusted: list[bool] = []

@@ -1,4 +1,4 @@
-"""A node that serves a last known good identity could not follow a rotation, so none is begun."""
+"""A node with a last known good identity could not follow a rotation, so no rotation starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.unit.rotation.conftest import MakeHerd, document_of, rotator_for
 
 
 def cut_off(herd: Herd, monkeypatch: pytest.MonkeyPatch, *, comes_back: bool) -> None:
-    """Let a node say that it is cut off from the store; told to look, it finds it again if it `comes_back`."""
+    """Let a node report that it is cut off from the store; with `comes_back`, a notification makes it reach the store
+    again."""
     node = herd.nodes[1]
     plain_identity, plain_refresh = node.identity, node.refresh
     source = "last known good"

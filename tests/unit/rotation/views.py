@@ -1,4 +1,4 @@
-"""What a rotation sees of the store and of servers, as the tests of its decisions write it down."""
+"""Shorthand for what a rotation reads from the store and from servers, for the tests of its decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The controller on a simulated herd: it rotates in time, yields, rests after failures, and ends at safe points."""
+"""The controller on a simulated herd: it rotates in time, waits for others, backs off after failures, and stops at safe
+points."""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ ALWAYS_DUE = replace(POLICY, lifetime=timedelta(days=180), renewal_fraction=1.0,
 
 
 class Rung(Alarm):
-    """An alarm that remembers."""
+    """An alarm that records its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,7 +205,8 @@ async def test_an_unrelated_identity_that_is_in_the_store_for_a_while_does_not_b
 async def test_a_trail_whose_file_was_renamed_begins_anew_at_the_next_look(
     make_herd: MakeHerd, tmp_path: Path, creates: bool
 ) -> None:
-    """As logrotate does it, with `create` or without. The page would report a missing trail until the next rotation."""
+    """logrotate renames it so, with `create` or without. Otherwise the page would report a missing trail until the next
+    rotation."""
     herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
     document = await document_of(herd)
     trail = AuditTrail(tmp_path / "audit.jsonl", actor="controller a", clock=herd.clock)
@@ -637,7 +639,8 @@ async def test_keys_that_are_due_to_be_destroyed_do_not_hide_that_the_root_has_e
 async def warnings_around_the_end(
     controller: Controller, document: IdentityDocument, alarm: Rung, clock: FakeClock
 ) -> list[bool]:
-    """Look from a day before the root expires until three days after it; return which warnings name an expired root."""
+    """Run the checks from a day before the root expires until three days after it; return which warnings name an
+    expired root."""
     clock.turn(timedelta(milliseconds=document.current.session.expiration_ms - clock.now_ms()) - DAY)
     for _ in range(4 * 4):
         await controller.act_once()
@@ -895,7 +898,7 @@ async def test_the_signer_that_an_attacker_has_written_into_the_store_is_not_cal
 async def test_an_identity_in_direct_mode_that_an_attacker_has_written_is_not_used(
     make_herd: MakeHerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The audit trail, for one, would be signed by the signer that it names."""
+    """For example, the audit trail would be signed by the signer that this identity names."""
     called = record_signer_calls(monkeypatch)
     herd, alarm = await make_herd(nodes=1, clients=0), Rung()
     controller = make(herd, alarm=alarm, journal=Journal(AuditTrail(tmp_path / "audit.jsonl", actor="a")))

@@ -1,4 +1,4 @@
-"""When a rotation is due: examples for each rule, years of simulated life, and clocks that jump."""
+"""When a rotation is due: examples for each rule, simulated years, and clocks that jump."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def schedule(**options: Any) -> Schedule:
 
 
 def facts(issued: str = "2026-11-01T00:00", **changes: Any) -> Facts:
-    """What a document says whose root came to sign at `issued`, by a rotation."""
+    """Return the facts of a document whose root began to sign at `issued`, by a rotation."""
     issued_ms = ms(issued)
     done = HistoryEntry(at=issued_ms, event="rotated", from_id="root-a", to_id="root-b")
     return replace(
@@ -429,7 +429,7 @@ def test_facts_are_read_from_a_document() -> None:
 
 
 def live(plan: Schedule, days: int, *, fails: frozenset[int] = frozenset()) -> tuple[list[int], list[int]]:
-    """Live under a schedule, asleep until what it announces; return when each success and failure was."""
+    """Follow a schedule, sleeping until the announced time; return when each success and failure was."""
     now = ms("2026-01-01T00:00")
     end = now + days * DAY_MS
     known = facts(history=(), updated_ms=now, expires_ms=now + LIFETIME)

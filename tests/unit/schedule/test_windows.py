@@ -1,4 +1,4 @@
-"""Maintenance windows, over changes of the clocks too: by example, and against a wall clock read minute by minute."""
+"""Maintenance windows, also over changes to and from summer time: examples, and a comparison with a wall clock."""
 
 from __future__ import annotations
 

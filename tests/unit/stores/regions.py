@@ -1,7 +1,7 @@
 """Stores of several regions in memory, whose replication lags, fails and is cut off when a test says so.
 
-What it is: a primary store that notes its state after each change, replicas that show one of these states (the way
-``platform``), and stores of their own (the way ``goatherd``). What it is not: a platform; AWS's own words are tested on
+A primary store records its state after each change, and replicas show one of these states (the way
+``platform``), and stores of their own (the way ``goatherd``). No platform is imitated; AWS's own answers are tested on
 the wire (tests/contract/aws/test_replicas.py).
 """
 
@@ -83,13 +83,13 @@ class RegionStore(MemorySecretProvider):
         self._changed()
 
     def contents(self) -> tuple[bytes | None, ...]:
-        """Return the values of the labels `current` and `stable`, past all faults."""
+        """Return the values of the labels `current` and `stable`, without faults."""
         listed = self._store.ledgers[SECRET].newest_first() if SECRET in self._store.ledgers else []
         held = {label: self._store.values[SECRET, int(one.id)].reveal() for one in listed for label in one.labels}
         return held.get(CURRENT), held.get(STABLE)
 
     def document(self) -> IdentityDocument:
-        """Return the current identity, past all faults."""
+        """Return the current identity, without faults."""
         ledger = self._store.ledgers[SECRET]
         number = next(int(one.id) for one in ledger.newest_first() if CURRENT in one.labels)
         return decode_document(self._store.values[SECRET, number].reveal())
@@ -99,9 +99,9 @@ class Replica(RegionStore):
     """A store that the platform fills: it shows what the primary store held `lag` changes ago.
 
     Attributes:
-        lag: How many changes it is behind.
+        lag: How many changes the replica is behind.
         is_stalled: Whether its replication has ended: it answers, and shows what it showed before.
-        is_promoted: Whether it has been a store of its own since.
+        is_promoted: Whether it has become a store of its own.
     """
 
     def __init__(self, primary: RegionStore, *, clock: FakeClock) -> None:
@@ -119,7 +119,7 @@ class Replica(RegionStore):
             self.is_promoted = True  # the platform's own promotion comes first
 
     def catch_up(self) -> None:
-        """Show what the replication has brought; it never takes anything back."""
+        """Show the changes that replication has copied; a read never shows an earlier state again."""
         if not (self.is_promoted or self.is_cut_off or self.is_stalled):
             self.shown = max(self.shown, len(self.primary.states) - 1 - self.lag)
             found = self.primary.states[self.shown]

@@ -1,4 +1,4 @@
-"""Reading from several regions: which store is read, and that none leads a server back or to another history."""
+"""Reading from several regions: which store is read, and that no read goes back to an earlier or a forked identity."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ async def test_a_start_beside_a_replica_that_lags_reads_the_region_that_has_the_
 async def test_a_view_that_fails_keeps_no_store_from_being_read(
     regions: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A view reads the label `stable`, too, which a server's credentials may not read, and waits for less time."""
+    """A view also reads the label `stable`, which a server's credentials may not allow, and has a shorter timeout."""
     monkeypatch.setattr("goatherd.providers.breaker._RANDOM.random", lambda: 1.0)
     real = regions.ap._read
 

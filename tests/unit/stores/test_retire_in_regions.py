@@ -1,4 +1,4 @@
-"""Old private keys in several regions: which store still holds them, and that none of them is forgotten."""
+"""Old private keys in several regions: which store still holds them, and that each is destroyed in the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GRACE = OWN_CLOCK.grace + timedelta(days=1)
 
 
 class Drill:
-    """A rotation while there is one region, a second region that is added later, and its promotion."""
+    """A rotation with one region, a second region that is added later, and its promotion."""
 
     def __init__(self) -> None:
         self.clock = FakeClock()
@@ -220,7 +220,7 @@ async def test_a_value_counts_as_destroyed_only_where_every_store_destroys_it() 
 
 
 class SlowlyDeleting(RegionStore):
-    """A store that deletes versions in its own time, as AWS does: those that are destroyed can still be read."""
+    """A store that deletes versions with a delay, as AWS does: destroyed versions can still be read."""
 
     @property
     def guarantees(self) -> Guarantees:

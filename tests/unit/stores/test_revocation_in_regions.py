@@ -1,4 +1,4 @@
-"""Revocations in three regions: one that goes away delays no server, and does not keep the stolen root trusted."""
+"""Revocations in three regions: an unreachable region delays no server, and does not keep the stolen root trusted."""
 
 from __future__ import annotations
 

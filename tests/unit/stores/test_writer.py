@@ -1,4 +1,4 @@
-"""Writing to several regions: what is held up, what is brought forward, and what is never overwritten."""
+"""Writing to several regions: when a write waits, what `bring forward` copies, and what is never overwritten."""
 
 from __future__ import annotations
 

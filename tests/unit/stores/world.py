@@ -1,4 +1,4 @@
-"""A cluster in three regions on a clock that a test turns: rotations, faults at a phase, and what must always hold."""
+"""A cluster in three regions on a clock that a test moves: rotations, faults in a phase, and invariants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMPATIENT = replace(
 
 @dataclass(slots=True)
 class Counters:
-    """What a world has checked."""
+    """Counts of the checks of a world."""
 
     moments: int = 0
     changes: int = 0
