@@ -57,12 +57,16 @@ def run_mutants(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description="Explore the rotation exhaustively.")
-    parser.add_argument("text", nargs="?", default="", help="only what has this in its name")
-    parser.add_argument("--all", action="store_true", help="the worlds that take many minutes, too")
-    parser.add_argument("--mutants", action="store_true", help="take protections away, and tell what comes of it")
-    parser.add_argument("--rules", action="store_true", help="print what must hold")
-    parser.add_argument("--write", action="store_true", help="bring docs/explanation/proof.md into step, and exit")
-    parser.add_argument("--figures", action="store_true", help="write the figures of this run into that page, too")
+    parser.add_argument("text", nargs="?", default="", help="only the worlds or mutants with this in their name")
+    parser.add_argument("--all", action="store_true", help="also explore the worlds that take many minutes")
+    parser.add_argument(
+        "--mutants",
+        action="store_true",
+        help="remove one protection at a time; print what breaks",
+    )
+    parser.add_argument("--rules", action="store_true", help="print the rules")
+    parser.add_argument("--write", action="store_true", help="update docs/explanation/proof.md, and exit")
+    parser.add_argument("--figures", action="store_true", help="also write the figures of this run into that page")
     chosen = parser.parse_args()
     if chosen.rules:
         for name, rule in RULES.items():

@@ -55,14 +55,14 @@ HUB = -1
 
 RULES = {
     "generation": "no server goes to a lower generation",
-    "one history": "a server goes on only to an identity that has grown from the one that it uses",
+    "one history": "a server adopts only an identity that has grown from the one that it uses",
     "one signer": "of servers that reach each other, those with one generation sign with one root, and each trusts the "
     "root that another one signs with",
-    "in step": "no change is made, but to go back, while the platform still replicates the one before",
+    "in step": "no change except a roll-back is made while the platform still replicates the previous one",
     "signer kept": "a root that signs is in the identity that each region's store holds",
     "overwritten": "no store's identity is replaced by one that has not grown from it",
     "promoted": "a promoted identity replaces all that a server or store within reach has shown",
-    "steady": "from every state there is a way to steady: all stores and servers alike, and nothing in progress",
+    "steady": "from every state, steady can be reached: all stores and servers alike, nothing in progress",
 }
 """The rules by name. Docs print this table."""
 

@@ -74,7 +74,7 @@ WORLDS = (
     ),
     RegionsWorld(
         name="a promotion, and the old configuration",
-        about="a follower is promoted in any state; commands with the old and the new configuration go on",
+        about="a follower is promoted in any state; commands with the old and the new configuration continue",
         options=RIVALS,
         is_slow=True,
     ),
@@ -100,14 +100,14 @@ MUTANTS = (
         options=STILL,
     ),
     RegionsMutant(
-        name="every gate, with a platform that is not harmed by it",
+        name="every gate, on a platform whose replication tolerates that",
         part="gates",
         breaks="signer kept",
         options=STILL,
         allowed=frozenset({"in step"}),
     ),
     RegionsMutant(
-        name="the generation rule: a server takes what any store shows",
+        name="the generation rule: a server adopts any generation that a store shows",
         part="generation",
         breaks="generation",
         options=STILL,
@@ -125,7 +125,7 @@ MUTANTS = (
         options=RIVALS,
     ),
     RegionsMutant(
-        name="not going back where a follower holds a later identity",
+        name="not going back if a follower holds a later identity",
         part="going back",
         breaks="one signer",
         options=RIVALS,
@@ -168,7 +168,7 @@ def parts() -> dict[str, str]:
     """Return the parts that need no exploration."""
     return {
         "regionrules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
-        "regionmutants": table(("taken away", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
+        "regionmutants": table(("removed protection", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
     }
 
 

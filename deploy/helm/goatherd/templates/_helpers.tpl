@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Short enough for a pod's name, with its component and the StatefulSet's number. */}}
+{{/* The name is short enough for a pod's name, which also contains the component and the StatefulSet's ordinal. */}}
 {{- define "goatherd.fullname" -}}
 {{- $name := include "goatherd.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -14,7 +14,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Arguments of those below: a dict of `root` (the top context) and `component` (server, controller, page). */}}
+{{/* The templates below take a dict of `root` (the top context) and `component` (server, controller, page). */}}
 {{- define "goatherd.selector" -}}
 app.kubernetes.io/name: {{ include "goatherd.name" .root }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end -}}
 {{- end -}}
 
-{{/* The store's URI, {org} replaced: what RBAC is made for. The containers get the URI as it is, and the organization. */}}
+{{/* The store's URI with {org} replaced, for RBAC. The containers get the unchanged URI, and the organization. */}}
 {{- define "goatherd.store" -}}
 {{- $uri := .root.Values.store.uri -}}
 {{- if eq .component "server" -}}{{- $uri = default $uri .root.Values.server.storeUri -}}{{- end -}}
@@ -184,7 +184,7 @@ annotations:
   {{- end }}
 {{- end -}}
 
-{{/* Goatherd follows the store by itself. A restart of all pods at once would go round the restart lease. */}}
+{{/* Goatherd follows the store without restarts. A restart of all pods at once would bypass the restart lease. */}}
 {{- define "goatherd.noRestarts" -}}
 annotations:
   reloader.stakater.com/auto: "false"
