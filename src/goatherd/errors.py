@@ -389,7 +389,7 @@ class ConflictError(ProviderError):
 
 
 class ProviderAccessDeniedError(ProviderError):
-    """The store, or the operating system, refuses access."""
+    """The store, or the operating system, denies access."""
 
     code = "provider.access_denied"
     hint = "Grant the permissions that `goatherd policy` prints."
@@ -529,7 +529,7 @@ class SignerKeyDisabledError(SignerError):
 
 
 class SignerAccessDeniedError(SignerError):
-    """The platform refuses access to the key: missing rights, wrong credentials or a wrong PIN."""
+    """The platform denies access to the key: missing rights, wrong credentials or a wrong PIN."""
 
     code = "signer.access_denied"
     hint = "Grant the permissions that `goatherd policy SCHEME --role signer URI` prints, and check the credentials."

@@ -747,7 +747,7 @@ class TrustPool:
         return session
 
     def _note_root(self, session_id: str) -> None:
-        """Note whether a learned session is a root now. Roots stay decoded: each new client is told of all of them."""
+        """Note whether a learned session is a root now. Roots stay decoded, because each new client gets all of them."""
         session = self._decode_session(session_id)
         if session is not None and session.is_root:
             self._learnt_roots[session_id] = session
@@ -776,9 +776,9 @@ class TrustPool:
         earlier = {earlier_introduction_id(session_id, anchor) for anchor in anchored.anchors}
         if not earlier & by_anchor:
             return session_id in anchored.working or first in by_anchor
-        # SECURITY: an anchor has introduced this root as a root from before the anchor. The key of such a root was in
-        # the store, and maybe on servers. So the root counts as a working root only if a rejected anchor has introduced
-        # it as a working root (tests/unit/rotation/test_anchor.py).
+        # SECURITY: an anchor has introduced this root as one that signed before there was an anchor. Its key was in the
+        # store, and maybe on servers. So it counts as a working root only if a rejected anchor has introduced it as
+        # one (tests/unit/rotation/test_anchor.py).
         of_anchors = chain.from_iterable(map(self._introductions_of, anchored.anchors))
         rejected = find_rejected_anchors(of_anchors, anchored.anchors)
         return any(one.id == first and one.session in rejected for one in introductions)

@@ -232,7 +232,7 @@ class DataDirectoryLock:
         child: Process | None = None,
         exposed: Iterable[str] = (),
     ) -> None:
-        """Save the agent's state in the data directory; what is not given stays as it was.
+        """Save the agent's state in the data directory; arguments that are not given keep their saved values.
 
         So the state may name a server that has ended. `Process` never takes a later process with its PID for it.
 

@@ -523,7 +523,7 @@ class ManagedOrganization:
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the organization's identity is, and how reading it from the store has gone."""
+        """How fresh the organization's identity is, and the result of the latest reads from the store."""
         return self._settings.status
 
     def describe(self) -> dict[str, Any]:

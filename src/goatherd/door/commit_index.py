@@ -46,14 +46,14 @@ STALE_SECONDS: Final = 0.5
 
 _ERROR_RATE: Final = 1e-3
 _UNCONFIRMED: Final = 100
-"""When more commits than these are assumed to be stored, the server is asked, but not every time: it sends back
-every one of them, and looks at all that it holds to find them."""
+"""When more commits than these are assumed to be stored, the server is asked which ones it has stored. It is not
+asked every time, because it sends every one of them back, and searches all its commits for them."""
 _CONFIRM_SECONDS: Final = 3.0
 """Minimum seconds between two such reads, unless very many commits are assumed to be stored."""
 _MANY_UNCONFIRMED: Final = 10_000
 _RENEWALS: Final = 3
 _CONTINUATIONS: Final = 4
-"""How often one push is judged again at most, after the first creations of its keys got a child."""
+"""How often one push is checked again at most, after the first creations of its keys got a child."""
 _SETTLING_SECONDS: Final = 5.0
 """Seconds that a second creation of a key waits while another request delivers the first one."""
 

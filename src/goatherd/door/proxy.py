@@ -99,9 +99,9 @@ ANSWER_SECONDS: Final = 7.5
 """How long after its headers a push is answered at the latest, if the server answers at all: a client waits ten seconds
 for the whole answer, then closes the connection and sends everything again."""
 PEER_ANSWER_SECONDS: Final = 3.5
-"""The same for another server, which pushes with a root's session and waits five seconds."""
+"""The same limit for pushes by another server, which uses a root's session and waits five seconds."""
 SESSION_SECONDS: Final = 4.0
-"""The same for a new session, for which a client waits five seconds."""
+"""The same limit for the creation of a session, for which a client waits five seconds."""
 JUDGE_SECONDS: Final = 2.0
 """Minimum time for the checks, however long the body took to arrive."""
 EARLY_ANSWERS: Final = 5

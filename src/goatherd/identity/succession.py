@@ -171,7 +171,7 @@ def find_anchors(document: IdentityDocument, anchor: Session) -> tuple[dict[str,
 
 
 def _check_anchors(new: IdentityDocument, seen: TrustCheckpoint, anchor: Session) -> None:
-    """Check that every root that counts as an anchor in an identity document was one, or is one by the anchor's word.
+    """Check that the known anchor has signed every change of the anchor in an identity document.
 
     The document must also name each former anchor that it named before.
 

@@ -819,7 +819,7 @@ class Database:
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the identity in use is, and how reading it from its source has gone."""
+        """How fresh the identity in use is, and the result of the latest reads from its source."""
         return self._settings.status
 
     @property

@@ -1,7 +1,7 @@
 """Write the indexes of a running server's logs, so that the server opens the logs faster at its next start.
 
 The task runs in the background and writes an index block by block, like `goatherd.node.data_check` with pauses that are
-longer while requests keep the server busy. It looks at the open repositories every two minutes. A log gets its index
+longer while requests keep the server busy. It checks the open repositories every two minutes. A log gets its index
 after it was opened, and further blocks as it grows. A server that is killed loses at most the last `LEAST` commits of
 the index.
 """

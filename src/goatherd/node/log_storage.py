@@ -294,7 +294,7 @@ class FileLog:
     def _delete_query_cache(self) -> None:
         """Delete the file in which GoatDB has stored results of its queries of this repository, if there is one.
 
-        COMPAT: GoatDB believes this file after a start, so its queries would never show an item that another program
+        COMPAT: GoatDB trusts this file after a start, so its queries would never show an item that another program
         has written to the log (docs/reference/goatdb-formats.md#defects).
         """
         if self._file.suffix == LOG_SUFFIX:

@@ -272,7 +272,7 @@ def _add_set_aside(report: LogReport, log: FileLog, org: str, pool: TrustPool, e
     present = {commit.id for commit in decode_log_commits(log.read_bytes(), org)}
     lines = [(line, one) for line, one in decode_lines(data, org) if isinstance(one, Commit) and one.id not in present]
     verdicts = verify_commits(pool, report.repository, [commit for _, commit in lines], executor)
-    reason = "the commit is valid, and its log lacks it"
+    reason = "the commit is valid, but its log lacks it"
     findings = tuple(
         _make_finding(report.repository, log.set_aside_file, line, LineProblem.SET_ASIDE, reason, commit.id)
         for (line, commit), verdict in zip(lines, verdicts, strict=True)

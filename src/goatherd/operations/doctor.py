@@ -384,7 +384,7 @@ async def _check_key_exposure(client: NodeClient) -> Check:
         )
         return Check(name=KEY_EXPOSURE, level=OK, text=text)
     if agent is not None and agent.activity is not None:
-        text = f"{url} {agent.activity}, which makes this check afterwards"
+        text = f"{url} {agent.activity}; the agent makes this check afterwards"
         return Check(name=KEY_EXPOSURE, level=SKIPPED, text=text)
     new = await client.new_session()
     if not new.leaked:
@@ -427,7 +427,7 @@ async def _check_clock(client: NodeClient) -> Check:
 def _check_data(url: str, data: LogsReport) -> Check:
     if data.cannot_write is not None:
         hint = "The server's log names the error. Free disk space, or make the disk writable; no restart is needed."
-        return Check(name="data", level=FAILED, text=f"{url} refuses writes; {data.cannot_write}", hint=hint)
+        return Check(name="data", level=FAILED, text=f"{url} rejects writes; {data.cannot_write}", hint=hint)
     if data.unusable is not None:
         hint = (
             "The server's log names the files. Stop the server, then run `goatherd doctor --data check DIR`, and"

@@ -652,7 +652,7 @@ async def _ask_server(client: NodeClient, org: str, roots: Sequence[tuple[OwnedS
         if is_valid:
             rejected = rejected or answer
         else:
-            view = replace(answer.server, trusts_current=None, problem="it rejects it, but the root has expired")
+            view = replace(answer.server, trusts_current=None, problem="the server rejects the root, but the root has expired")
             unclear = unclear or replace(answer, server=view)
     found = rejected or unclear
     assert found is not None
@@ -680,8 +680,8 @@ def remove_key(settings: Path, document: IdentityDocument, store: str) -> list[s
     remove_file(settings)
     # COMPAT: GoatDB treats a missing settings.json as a first start, and generates a new root.
     messages = [
-        f"{settings} is removed; {remains} says where the key went",
-        "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would make a new root",
+        f"{settings} was removed; {remains} records in which store the key is",
+        "start that server with `goatherd serve` or `goatherd run` from now on: GoatDB itself would create a new root",
     ]
     return messages + describe_key_copies(settings, advice=": remove it by hand")
 

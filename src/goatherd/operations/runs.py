@@ -75,7 +75,7 @@ class AuditLog:
 
 
 AuditLogName = AuditLog | str | PathLike[str]
-"""What an operation takes as the file of its audit trail."""
+"""The ways to give an operation the file of its audit trail."""
 
 
 class RunOptions(TypedDict, total=False):

@@ -134,7 +134,7 @@ async def _check_old_versions(
     if unread and not overdue:
         more = f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else ""
         text = f"{text} of those that were read; not read: {', '.join(unread[:_SHOWN])}{more}"
-        return Check(name=name, level=WARNING, text=text, hint="It is not known whose private keys these hold.")
+        return Check(name=name, level=WARNING, text=text, hint="It is unknown which private keys these versions hold.")
     if not overdue:
         return Check(name=name, level=OK, text=text)
     text = f"{describe_count(len(overdue), 'version')} with private keys whose grace period has ended"

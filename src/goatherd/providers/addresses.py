@@ -115,7 +115,7 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
 
 
 def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfig:
-    """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, by the syntax `form` of a store.
+    """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, for a store whose syntax is `form`.
 
     Raises:
         ConfigurationError: A member is missing, unknown or not a string, or an option has a value that is not allowed.

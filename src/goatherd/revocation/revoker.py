@@ -1,7 +1,7 @@
 """Revoke a stolen root: replace it, freeze the list of its commits, and reissue the sessions that it had introduced.
 
-Unlike a rotation, a revocation waits for no server, and it goes on without a region whose store lags for longer than
-the store's patience. Every step can be repeated.
+Unlike a rotation, a revocation waits for no server, and it continues without a region whose store lags for longer than
+its timeout. Every step can be repeated.
 
 The order, and why:
 
@@ -974,7 +974,7 @@ class Revoker:
 
     def _note_left(self, view: FollowerView) -> None:
         self._report.lagging_regions = (*self._report.lagging_regions, view.region)
-        self._emit_event(StoreTroubled(error=f"the revocation goes on without region {view.region}: {view.problem}"))
+        self._emit_event(StoreTroubled(error=f"the revocation continues without region {view.region}: {view.problem}"))
 
     async def _change_identity(
         self, name: str, change: Callable[[IdentityDocument], Awaitable[IdentityDocument | None]]

@@ -37,7 +37,7 @@ endorses roots after this time (`AnchorKey`)."""
 ROLL_BACK_WRITES: Final = 4
 """How many generations after the prepared document a roll-back can be written at the latest.
 
-The rotation itself takes them all. So after another write meanwhile, such as the promotion of a store, a rotation may
+The rotation itself uses all of them. So after another write meanwhile, such as the promotion of a store, a rotation may
 have to be completed (`goatherd.identity.transitions.can_go_back`).
 """
 

@@ -523,7 +523,7 @@ def _hold_for_followers(
         until_ms = deadline_ms(store, policy, intent)
         if now_ms < until_ms:
             return Wait(nodes=(), reason=reason, until_ms=until_ms)
-        return _abandon(store, f"not in time: expected that {reason}")
+        return _abandon(store, f"timeout: expected that {reason}")
     if intent.rotation_id is not None:
         # The rotation has ended. If this run has no time for the rest (label `stable`, cleanup), the next run does it.
         until_ms = since_ms + milliseconds(policy.settle)
@@ -700,7 +700,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
             store,
             f"not adopted in time: {describe(observation, lacking)}"
             if lacking
-            else f"not in time: expected that {blocker}",
+            else f"timeout: expected that {blocker}",
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)

@@ -350,7 +350,7 @@ def unlisted_for(refresh_interval: timedelta) -> timedelta:
 
     Args:
         refresh_interval: How often servers read the store (`goatherd.settings.CloudSecretSettings`). By default, a read
-            may be later by a fifth of it.
+            may come later by a fifth of this interval.
     """
     return refresh_interval * 1.2 + timedelta(seconds=2)
 

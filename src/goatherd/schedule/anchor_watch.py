@@ -20,7 +20,7 @@ CHECK_INTERVAL: Final = timedelta(hours=1)
 RETRY_INTERVAL: Final = timedelta(minutes=5)
 """Pause after a check that failed."""
 QUIET_FAILURES: Final = 2
-"""How many consecutive checks may fail by default before an operator is told."""
+"""How many consecutive checks may fail by default before the controller reports the failure."""
 
 FindProblem = Callable[[IdentityDocument], Awaitable[tuple[str, str] | None]]
 """Lets the signer of an identity's anchor sign a test text; returns what is wrong and what to do, None if it signed."""
@@ -32,7 +32,7 @@ class AnchorWatch:
     Args:
         find_problem: Lets the anchor's signer sign a test text, and returns the problem, if any (`FindProblem`).
         clock: Measures the pauses between checks.
-        quiet_failures: How many consecutive checks may fail before an operator is told.
+        quiet_failures: How many consecutive checks may fail before the controller reports the failure.
 
     Attributes:
         is_reachable: Whether the anchor signed at the last check; None before the first one, without an anchor, and

@@ -93,7 +93,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsStatus:
-    """How fresh a server's identity is, and how reading it from its source has gone.
+    """How fresh a server's identity is, and the result of the latest reads from its source.
 
     Attributes:
         source: Human-readable description of the source.
@@ -183,7 +183,7 @@ class SettingsProvider(Protocol):
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the settings in use are, and how reading them from their source has gone."""
+        """How fresh the settings in use are, and the result of the latest reads from their source."""
         ...
 
     async def load(self) -> DBSettings:
@@ -287,7 +287,7 @@ class SettingsSource(ABC):
 
     @property
     def status(self) -> SettingsStatus:
-        """How fresh the settings in use are, and how reading them from their source has gone."""
+        """How fresh the settings in use are, and the result of the latest reads from their source."""
         age = None
         if self._last_success_ms is not None:
             age = timedelta(milliseconds=max(0, self._clock.now_ms() - self._last_success_ms))

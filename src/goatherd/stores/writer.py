@@ -248,7 +248,7 @@ class ReplicatedStore(StoreGroup):
 
     @contextmanager
     def leaving_behind(self, on_left: Callable[[FollowerView], None]) -> Iterator[None]:
-        """Let the ``with`` block go on without a follower that lags for longer than `patience`.
+        """Let the ``with`` block continue without a follower that lags for longer than `patience`.
 
         For a revocation, which one region must not prevent. Unlike `ignoring_lag`, a change still waits for followers
         that lag for a moment: on AWS, the replication to a region can end if a label moves too early. A follower that

@@ -182,7 +182,7 @@ async def check_provider(
 
 
 def check_name(check: Check) -> str:
-    """Return the name of a check: that of its function, which is a sentence with underscores for spaces."""
+    """Return the name of a check: its function's name with spaces in place of underscores."""
     return str(getattr(check, "__name__", check))
 
 

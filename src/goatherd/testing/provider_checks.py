@@ -419,7 +419,7 @@ async def of_two_writers_at_most_one_believes_that_it_won(it: Subject) -> None:
             )
             winners = [each for each in done if isinstance(each, SecretVersion)]
             _only_conflicts(each for each in done if isinstance(each, BaseException))
-            must(len(winners) <= 1, "both writers believe that they won")
+            must(len(winners) <= 1, "both writers reported success")
             if winners:
                 won = (b"left %d", b"right %d")[done.index(winners[0])] % number
                 must(await it.seen(name, winners[0].id) == won, "the loser's value is read")

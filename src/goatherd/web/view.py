@@ -549,7 +549,7 @@ def _describe_problem(node: NodeView, root_ids: Collection[str]) -> str:
     if report.source == Origin.LAST_KNOWN_GOOD:
         parts.append("cannot reach the store, and uses its last known good identity")
     elif report.is_degraded and not node.find_problem():
-        parts.append("cannot use what the store holds")
+        parts.append("cannot use the identity in the store")
     if report.stores_not_followed:
         parts.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
     if report.data is not None:

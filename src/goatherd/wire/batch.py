@@ -323,7 +323,7 @@ def _read_commits(body: bytes, position: int, commits: RawCommits) -> int:
 
 
 def _read_plain_commits(body: bytes, position: int, commits: RawCommits) -> int:
-    """Add the objects at the start of a JSON array to `commits`, as long as their ends are easy to find.
+    """Add objects from the start of a JSON array to `commits`, up to the first one whose end is not easy to find.
 
     The end is easy to find if the object was read before, or if the next ``},{"`` ends it.
 

@@ -98,7 +98,7 @@ async def test_a_signal_that_comes_and_goes_ends_with_the_patience(make_herd: Ma
     herd = await make_herd()
     policy = replace(POLICY, health_failures=10, health_interval=timedelta(seconds=5))
     signal = Said(herd, lambda phase, _: phase is Phase.ACTIVATED)
-    with pytest.raises(NotAdoptedError, match="not in time: expected that the health check passes again"):
+    with pytest.raises(NotAdoptedError, match="timeout: expected that the health check passes again"):
         await rotator_for(herd, health=[signal], policy=policy).rotate()
 
 

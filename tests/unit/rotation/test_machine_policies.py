@@ -128,7 +128,7 @@ MORE: list[tuple[str, Observation, Policy, int, Action]] = [
         Abandon(
             step=Step.ROLL_BACK,
             expected="7",
-            reason="not in time: expected that the servers can be discovered: no answer",
+            reason="timeout: expected that the servers can be discovered: no answer",
         ),
     ),
     (

@@ -45,7 +45,7 @@ async def test_a_version_id_that_is_given_again_is_no_proof_that_nothing_has_cha
 
         assert (await used(settings)).next == B
         refusal = settings.status.last_refusal
-        assert settings.status.is_degraded, "it would say that it uses what the store holds"
+        assert settings.status.is_degraded, "the status would claim that the server uses the store's identity"
         assert refusal is not None
         assert refusal.code == GenerationError.code
 

@@ -130,7 +130,7 @@ def data_repair_lines(repairs: Sequence[Repair], *, has_peers: bool) -> list[str
             lines.append(
                 f"  joining commits that were pushed to peers: {one.given}"
                 if one.given
-                else "  other servers get the joining commits when they synchronize; --peer URL pushes them now"
+                else "  other servers get the commits that join the creations when they synchronize; --peer URL pushes them now"
             )
         if one.lacking:
             lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")

@@ -28,7 +28,7 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     if report.source == Origin.LAST_KNOWN_GOOD:
         parts.insert(0, "LAST KNOWN GOOD: cannot reach the store")
     elif report.is_degraded and not any(parts):
-        parts.append("degraded: cannot use what the store holds")
+        parts.append("degraded: cannot use the identity in the store")
     if report.stores_not_followed:
         parts.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
     if report.data is not None:

@@ -551,7 +551,7 @@ class VaultSecretProvider(SecretProvider):
         if written.expires:
             raise ProviderConfigurationError(
                 f"the server deletes versions of {self.address.mount}/{call.secret_id} automatically after some time",
-                hint="Set delete_version_after to 0s, of the entry and of the mount.",
+                hint="Set delete_version_after of the entry and of the mount to 0s.",
             )
         entry = entry_for(value, request=call.request, now_ms=written.created_ms)
         # The list never names a value that the server only said to have written.
