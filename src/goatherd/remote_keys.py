@@ -283,7 +283,7 @@ class RootSigners:
         return None if unknown.error is None else unknown.error.code
 
     def connect(self, root: OwnedSession) -> OwnedSession:
-        """Return `root` as a session that signs with one of these signers; a root with a local key is returned unchanged.
+        """Return `root` as a session that signs with one of these signers; a root with a local key is unchanged.
 
         Only a root in direct mode, whose key is in an HSM or a KMS, needs a signer.
         """

@@ -336,7 +336,7 @@ class TrustPool:
             anchored=identity.anchored_trust,
         )
 
-    # --- what it knows ---------------------------------------------------------------------------------------------
+    # --- what it knows ------------------------------------------------------------------------------------------------
 
     @property
     def current(self) -> OwnedSession:
@@ -417,7 +417,7 @@ class TrustPool:
         alive = [root for root in self.roots if not root.is_expired(now_ms)]
         return sorted(alive, key=lambda root: root.id != self._current.id)
 
-    # --- live changes ----------------------------------------------------------------------------------------------
+    # --- live changes -------------------------------------------------------------------------------------------------
 
     def adopt_document(self, document: TrustSource) -> None:
         """Adopt the current root, the roots and the revocations of a checked identity document.
@@ -479,7 +479,7 @@ class TrustPool:
         if before != self._settled:
             self._reassess_introductions()
 
-    # --- learning from /sys/sessions -------------------------------------------------------------------------------
+    # --- learning from /sys/sessions ----------------------------------------------------------------------------------
 
     def offer_session_commits(self, commits: Iterable[Commit]) -> None:
         """Index session commits of this server's own log, in log order. Roots are verified now, other sessions later.
@@ -570,7 +570,7 @@ class TrustPool:
         except DecodeError:
             return False
 
-    # --- verifying ---------------------------------------------------------------------------------------------------
+    # --- verifying ----------------------------------------------------------------------------------------------------
 
     def verify_commit(self, commit: Commit) -> None:
         """Verify one commit that is not in this server's log yet.
@@ -719,7 +719,7 @@ class TrustPool:
         self.conclude_verification(verification)
         return len({session_id for session_id in self._queue if session_id in self._pending})
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------------------
 
     def _find_session(self, session_id: str) -> Session | None:
         self._refuse_revoked(session_id)
@@ -747,7 +747,7 @@ class TrustPool:
         return session
 
     def _note_root(self, session_id: str) -> None:
-        """Note whether a learned session is a root now. Roots stay decoded, because each new client gets all of them."""
+        """Note whether a learned session is a root now. Roots stay decoded: each new client gets them all."""
         session = self._decode_session(session_id)
         if session is not None and session.is_root:
             self._learnt_roots[session_id] = session

@@ -37,7 +37,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
     sample = min(SAMPLE, size)
     signing = bare.seconds_on_all_cores(bare.sign, sample) / sample
     verifying = bare.seconds_on_all_cores(bare.verify, sample) / sample
-    # Each is verified when it is collected, signed anew, and verified by each server.
+    # Each session is verified when it is collected, reissued with a new signature, and verified by each server.
     limit = size * (signing + (1 + SERVERS) * verifying)
     seconds = report.seconds
     rejected = Row(

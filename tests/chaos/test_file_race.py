@@ -35,7 +35,7 @@ def unseal(value: bytes) -> tuple[int, str]:
     return content["counter"], content["writer"]
 
 
-# --- what the other processes do ------------------------------------------------------------------------------------
+# --- what the other processes do --------------------------------------------------------------------------------------
 
 
 async def write_on(provider: FileSecretProvider, name: str, rounds: int | None) -> None:
@@ -91,7 +91,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-# --- tests ----------------------------------------------------------------------------------------------------------
+# --- tests ------------------------------------------------------------------------------------------------------------
 
 
 def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
@@ -132,7 +132,7 @@ def kill_in_a_loop(directory: Path, seconds: float, seed: int) -> None:
             if not version.is_leftover:
                 counter, _ = unseal((await provider.read("root", version.id)).value.reveal())
                 assert counter + 1 == int(version.id)
-        # Who is killed while writing a value leaves it cut or whole, as the one that no manifest names.
+        # A writer that is killed while it writes a value leaves a truncated or complete value that no manifest names.
         assert [int(version.id) for version in listed if version.is_leftover] in ([], [last + 2])
         await provider.write("root", seal(last + 1, "end"), expected=found.version.id)
         values = {f"{number}.value" for number in range(1, last + 3)}

@@ -48,9 +48,9 @@ class Store:
     """A store that other processes can reach.
 
     Attributes:
-        client: Makes a client of it.
-        uri: Of a secret in it.
-        environment: What a process needs in order to reach it.
+        client: Makes a client of the store.
+        uri: The URI of a secret in the store.
+        environment: Environment variables with which a process can reach the store.
     """
 
     client: Callable[[], SecretProvider]
@@ -262,8 +262,8 @@ async def ends_well(
     Args:
         shell: Runs `retire`.
         herd: The servers.
-        name: Of the secret.
-        uri: Of the secret.
+        name: The name of the secret.
+        uri: The URI of the secret.
         signs: The root that must sign; None for the one that the document names.
         trusts: The root that signed before it; None for the herd's first.
     """

@@ -32,8 +32,8 @@ class GoatClient:
     Attributes:
         url: The server that it talks to.
         clock: Its time.
-        owned: Its own session, from birth.
-        roots: The roots that it believes, by id.
+        owned: Its own session, which never changes.
+        roots: The roots that it trusts, by id.
         sessions: The sessions that it knows, by id.
         held: Everything that it has pulled, by repository and id.
     """
@@ -102,14 +102,14 @@ class GoatClient:
         return commit
 
     def restart(self) -> None:
-        """Start again: everything in ``/sys/sessions`` is believed then, by whomever it is signed."""
+        """Start again: every session in ``/sys/sessions`` is trusted then, whichever root has signed it."""
         for commit in self.held.get(SESSIONS, {}).values():
             session = _session_of(commit)
             if session is not None:
                 self._add(session)
 
     def verifies(self, commit: Commit) -> bool:
-        """Whether this client can verify a commit by what it believes."""
+        """Return whether this client can verify a commit by the roots and sessions that it trusts."""
         session = self.sessions.get(commit.session)
         if session is None:
             return False

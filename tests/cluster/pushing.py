@@ -32,11 +32,11 @@ class PushingClient:
         url: The server that it talks to.
         owned: Its session.
         path: The repository.
-        commits: What it has.
+        commits: The commits that it holds.
         patience: How many seconds it waits for a whole answer; ten in the original.
         pause: How many seconds it waits between two messages.
         offered: In how many answered messages each commit was.
-        statuses: What it was answered.
+        statuses: The statuses of the answers.
         timeouts: How often it gave up and closed the connection.
     """
 

@@ -1,6 +1,6 @@
 """Replays recorded exchanges of a GoatDB 0.5.1 server against a server of ours and compares.
 
-Not the list of what differs on purpose: that is in `test_exchanges`. Rules: the clock stands at the recorded time, the
+The list of intended differences is in `test_exchanges`. Rules: the clock stands at the recorded time, the
 ids that the recorded server drew are drawn again, and everything else is compared exactly, except what is random by
 nature: seeds and bits of a reply's filter (its members are compared instead), and signature, connection and time of a
 commit that the server itself made.
@@ -139,7 +139,7 @@ def _dump(value: Any) -> bytes:
 
 
 def _time_of(raw: Json) -> int | None:
-    """Where the recorder wrote no time (requests of real clients), the request's signature has it."""
+    """Return the time in the request's signature, if the recorder wrote no time (requests of real clients)."""
     if raw.get("at") is not None:
         return int(raw["at"])
     header = raw["request"]["headers"].get("x-goat-sig")
@@ -167,12 +167,12 @@ def make_server(directory: Path, clock: StandingClock, ids: RecordedIds) -> Serv
 
 @dataclass
 class Replay:
-    """A server of ours in the place of the recorded one.
+    """A server of ours that replaces the recorded one.
 
     Attributes:
         everything: Every body that our server has answered with.
-        kept: Ids that we hold on purpose and the recorded server did not, by repository.
-        dropped: Ids that the recorded server held and we do not, on purpose.
+        kept: Ids that our server holds intentionally and the recorded server did not, by repository.
+        dropped: Ids that the recorded server held and ours intentionally does not.
         settling: Whether the recorded server catches up with us in this exchange, so that its filter has another size.
     """
 

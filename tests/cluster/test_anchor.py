@@ -181,7 +181,7 @@ async def test_a_stolen_working_root_is_revoked_by_one_signature_of_a_token_and_
         await cluster.in_step(path=NOTES, ids={one.id for one in oldest})
         thief = OwnedSession.generate(session_id=new_id(), owner=ROOT_OWNER, now_ms=SystemClock().now_ms())
 
-        # With write access to the store too, the thief names a root of its own.
+        # The thief, who can also write to the store, names a root of their own.
         forged = endorse_root(stolen, thief.session, SystemClock().now_ms())
         version = (await cluster.provider.read("root")).version
         taken = replace(

@@ -222,7 +222,7 @@ def rotations(*, has_parents: bool) -> list[Commit]:
 
 @pytest.mark.parametrize("has_parents", [True, False])
 async def test_a_client_that_was_away_for_two_rotations_follows_the_roots(has_parents: bool) -> None:
-    """The child's answer holds everything at once: a client looks at new leaves only (see `Client`)."""
+    """The child's answer contains all commits at once, and a client looks at new leaves only (see `Client`)."""
     for through in (False, True):
         async with world() as w:
             for commit in rotations(has_parents=has_parents):

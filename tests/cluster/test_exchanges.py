@@ -86,15 +86,15 @@ def is_small(replay: Replay, exchange: Exchange, response: httpx2.Response) -> N
 
 @dataclass(frozen=True)
 class Difference:
-    """How our answer differs from the recorded one, on purpose.
+    """How our answer intentionally differs from the recorded one.
 
     Attributes:
         rule: The heading in ``docs/reference/compatibility.md`` that explains it.
         status: Our status.
         check: What else must hold.
-        keeps: Which of the commits in the request we keep from here on, though the recorded server did not.
-        drops: Which we do not keep, though the recorded server did.
-        settles: Which the recorded server has from here on too.
+        keeps: The commits of the request that our server keeps from here on, but the recorded server did not.
+        drops: The commits that our server does not keep, but the recorded server did.
+        settles: The commits that the recorded server has from here on, too.
     """
 
     rule: str

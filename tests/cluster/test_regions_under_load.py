@@ -129,7 +129,7 @@ def stores_of(provider: SecretProvider) -> Store:
 
 
 async def sync(regions: Regions, primary: str = "eu") -> IdentityDocument:
-    """Bring all regions' stores forward; return what they hold."""
+    """Bring the stores of all regions forward; return their contents."""
     async with regions.writer(primary) as store:
         assert (await sync_stores(stores_of(store), patience=ADOPTION)).is_complete
         states = await read_regions(stores_of(store))

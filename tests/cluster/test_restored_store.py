@@ -38,7 +38,7 @@ POLICY = Policy(adoption=ADOPTION, settle=ADOPTION, node_timeout=ANSWER, grace=t
 
 
 class Store:
-    """The file store of a cluster, and a way to put it back to what it was."""
+    """The file store of a cluster, which can be restored to an earlier state."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.path = cluster.top / "keys"

@@ -34,7 +34,7 @@ class Place:
     """A running store.
 
     Attributes:
-        factory: Makes one more client of it.
+        factory: Makes one more client of the store.
         secret_id: A secret that does not exist.
         adoption: The timeout for the nodes; longer than the store delays a change.
         clock_tolerance: By how much its clock may differ from this machine's.

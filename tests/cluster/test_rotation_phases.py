@@ -161,7 +161,7 @@ async def test_a_rotation_goes_through_whatever_a_server_does_meanwhile(
             assert member.server is not None
             while member.server.database().pool.current.id != document.current.id:
                 await SystemClock().sleep(timedelta(milliseconds=50))
-            # A client that had a session before has it everywhere, at servers that came later too.
+            # A client's earlier session is known at every server, also at those that joined later.
             while not await cluster.clients[member.url].answers(client):
                 await SystemClock().sleep(timedelta(milliseconds=50))
             assert {root.id for root in document.roots} == set(member.server.database().pool.root_ids)

@@ -103,7 +103,7 @@ async def test_a_goatdb_server_is_migrated_served_rotated_and_exported_with_ever
             await Rotator(store, secret_id, [node], policy=policy, started_by="test").rotate()
         second = server.database().pool.current.session
         assert second.id != A["id"]
-        # A client that comes now and is told of B alone must be able to verify what was signed under A.
+        # A new client that learns of B alone must be able to verify what was signed under A.
         await check_old_commits(listener.url, [second])
 
     settings = tmp_path / "settings.json"

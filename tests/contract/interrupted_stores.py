@@ -37,7 +37,7 @@ class DyingProxy(FaultProxy):
     """A proxy that lets a process die at its n-th HTTP request to the server.
 
     Args:
-        port: The server's, on this machine.
+        port: The server's port, on this machine.
         at: The number of the request, from 1.
         after: Whether the server still gets that request, and only the answer is lost.
     """
@@ -180,7 +180,7 @@ class Store:
 
     Attributes:
         make: Make a provider that does not retry.
-        kill: Make one whose process dies at a call; what is returned with it says whether it came to that.
+        kill: Make one whose process dies at a call; the returned function tells whether the process has died.
         held: Return all values that the store holds of a secret: how often each, only those that can be read.
         name: Make a new secret id.
         destroys: Whether what is destroyed is gone from `held`.

@@ -75,7 +75,7 @@ def template(values: Path, *, release: str = "goatdb") -> str:
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """What each example renders into, by the example's name."""
+    """Return the manifests of each example, by the example's name."""
     folder = tmp_path_factory.mktemp("rendered")
     found = {}
     for example in EXAMPLES:

@@ -102,7 +102,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def pods(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield every pod's spec of a manifest, wherever it stands."""
+    """Yield every pod's spec of a manifest, at any depth."""
 
     def walk(node: Any) -> Iterator[dict[str, Any]]:
         if isinstance(node, dict):

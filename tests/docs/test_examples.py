@@ -1,4 +1,4 @@
-"""The commands in the READMEs of examples/ work as they are written, against live processes, emulators and fakes."""
+"""The commands in the READMEs of examples/ work, against live processes, emulators and fakes."""
 
 from __future__ import annotations
 

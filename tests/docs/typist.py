@@ -84,10 +84,10 @@ class Shell:
     """One bash, with the directories and servers of a test in the place of those of a page.
 
     Attributes:
-        home: Where it starts, and where the directories of the page lie.
+        home: The directory in which it starts, and which contains the page's directories.
         replace: Text of a page, and what is typed instead.
         environ: More variables.
-        typed: Every line, with its output; what is printed when one fails.
+        typed: Every line with its output, which is printed when a line fails.
     """
 
     home: Path
@@ -113,7 +113,7 @@ class Shell:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Servers in the background are of the shell's session, and end with it.
+        # Servers in the background belong to the shell's session, and end with it.
         os.killpg(self.process.pid, signal.SIGTERM)
         self.process.kill()
         self.process.wait()

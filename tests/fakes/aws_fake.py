@@ -61,7 +61,7 @@ class Trouble:
     Attributes:
         error: The error to answer with; None for a truncated or empty answer.
         operation: Only these requests; empty for any.
-        times: How many more.
+        times: For how many more requests.
         body: Without `error`: the body of an answer with status 200.
         after: Whether the request takes effect first.
     """
@@ -119,7 +119,7 @@ class FakeSecretsManager:
         policies: IAM policies by access key, as JSON text; a key without one may do everything.
         clock_ahead: How many seconds the service's clock is ahead of the true time.
         page_size: The longest page of a list.
-        requests: What has been answered.
+        requests: The requests that were answered.
         wrong: Which request is answered with a wrong success.
         region: The region that it is.
         others: The services of other regions, by region.

@@ -173,7 +173,7 @@ class FakeKeyVault:
         challenges: How many requests had no valid token.
         identity_failure: The status with which the managed identity refuses every request; None if it gives tokens.
         token_seconds: How long a token of the managed identity is good for.
-        trouble: What goes wrong next.
+        trouble: The next fault.
         wrong: Which request is answered with a wrong success.
     """
 

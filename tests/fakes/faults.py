@@ -49,7 +49,7 @@ class Fault:
     Attributes:
         mode: What goes wrong.
         after: For `Mode.CUT`: how many bytes of the reply get through.
-        delay: For `Mode.DELAY`.
+        delay: The delay of `Mode.DELAY`.
         match: It affects only data that contain these bytes, such as ``b"POST /v1/secret/data/x"``.
         times: How often it occurs; None: indefinitely.
     """

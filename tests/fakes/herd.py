@@ -1,11 +1,11 @@
 """A herd of simulated GoatDB nodes and clients in one process, on a clock that a test moves.
 
-What it is: nodes that keep GoatDB's rules where a rotation can hurt (who is trusted, what is dropped without a word,
+What it is: nodes that keep GoatDB's rules where a rotation can hurt (which roots are trusted, what is dropped silently,
 the ten submissions, a view of the store that lags), with faults to switch on. What it is not: a server; there is no
 HTTP, and commits are never merged.
 
-What it keeps of GoatDB 0.5.1: a request by an unknown or expired session is refused; a pushed commit by one is dropped
-and the sender is not told; all commits of a message are verified before one is stored, so a session commit and what
+What it keeps of GoatDB 0.5.1: a request by an unknown or expired session is rejected; a pushed commit by one is dropped
+without an error; all commits of a message are verified before one is stored, so a session commit and what
 that session signed do not pass together; a session is known once its commit is stored and a trusted root signed it; a
 commit is offered ten times in the life of the process that wrote it, and then never again. Signatures of commits are
 real; those of requests are only looked up (the key must be the known one), which keeps a thousand runs affordable.
@@ -348,7 +348,7 @@ class HerdNode:
         return decode_document(found.value.reveal())
 
     async def sync_with(self, peer: HerdNode) -> None:
-        """Offer a peer what it lacks and take what it has, at GoatDB's protocol, signed by this node's root."""
+        """Offer a peer the commits that it lacks and pull those that this node lacks, signed by this node's root."""
         if self.faults.cut_off:
             return
         for path, log in self._logs.items():
@@ -478,7 +478,7 @@ class HerdClient:
         self.written.append(sign_commit(self.owned, draft, now_ms=self._herd.clock.now_ms()))
 
     async def sync(self) -> None:
-        """Offer one node what it lacks."""
+        """Offer one node the commits that it lacks."""
         node = self.home or self._herd.random.choice(self._herd.nodes)
         offered = self._sender.offers("the cluster", DATA, self.written)
         message = new_message(self._herd.filter_of([one.id for one in self.written]), len(self.written), offered)

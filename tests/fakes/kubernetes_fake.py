@@ -66,11 +66,11 @@ class Trouble:
     """A fault of the next requests.
 
     Attributes:
-        status: The answer's.
-        body: The answer's; bytes are sent as they are.
-        headers: The answer's.
+        status: The status of the answer.
+        body: The body of the answer; bytes are sent unchanged.
+        headers: The headers of the answer.
         method: Only these requests; empty for any.
-        times: How many more.
+        times: For how many more requests.
         takes_effect: Whether the request is carried out all the same.
     """
 
@@ -98,7 +98,7 @@ class FakeKubernetes:
 
     Attributes:
         url: Where it listens, once entered.
-        troubles: What befalls the next requests, first come first served.
+        troubles: The faults of the next requests, in order.
         asked: The requests so far.
         slices: The EndpointSlices that there are, as the API has them, by namespace.
         wrong: Which request is answered with a wrong success.
@@ -153,7 +153,7 @@ class FakeKubernetes:
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    # --- what a test arranges ---------------------------------------------------------------------------------------
+    # --- what a test arranges -----------------------------------------------------------------------------------------
 
     def account(self, name: str, *roles: Fields) -> str:
         """Return the token of a new user bound to Roles, each as the API has it."""
@@ -204,7 +204,7 @@ class FakeKubernetes:
             self._compacted = self._version
             self._events.clear()
 
-    # --- what it does -----------------------------------------------------------------------------------------------
+    # --- what it does -------------------------------------------------------------------------------------------------
 
     def user_of(self, authorization: str) -> tuple[str, tuple[Fields, ...] | None]:
         """Return who asks: reference/access-authn-authz/authentication/#putting-a-bearer-token-in-a-request."""
@@ -433,7 +433,7 @@ def _decoded(raw: bytes) -> Fields:
         try:
             base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError, TypeError):
-            # A real server quotes the neighbourhood of the place where it could not go on.
+            # A real server quotes the text around the place of the error.
             told = f"illegal base64 data at input byte 0, error found in #10 byte of ...|{str(value)[:40]}|..."
             raise StatusError(
                 400, "BadRequest", f'Secret in version "v1" cannot be handled as a Secret: {told}'

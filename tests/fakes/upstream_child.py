@@ -89,7 +89,7 @@ class UpstreamChild:
 
     Args:
         root: Its current session; published with the private key, as from a ``settings.json`` that it wrote itself.
-            None: there is no ``settings.json``, so it makes a root of its own.
+            None: there is no ``settings.json``, so it creates a new root.
         org: The organization.
         registry: The application's schemas.
         clock: The time.

@@ -228,7 +228,7 @@ def entries() -> Sequence[Entry]:
         Entry("signed text of a commit", _signed_text, (json.dumps(NOTE.to_json()).encode(),)),
         Entry("session's commit", _session_commit, (json.dumps(BIRTH.to_json()).encode(),)),
         Entry("new session", decode_session_request, (KEY,), 16384),
-        # what comes to the door, and what the server behind it answers
+        # requests to the door, and answers of the server behind it
         Entry("door: batch", _door_batch, (BATCH,)),
         Entry("door: commit", _door_commit, (json.dumps(NOTE.to_json()).encode(),)),
         Entry("door: new session", _door_session, (KEY,), 16384),

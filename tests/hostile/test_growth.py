@@ -65,7 +65,7 @@ def _problem(entry: Entry, place: str, put: Callable[[bytes], bytes], shape: Cal
         short, _ = _seconds(entry, put(shape(full // FACTOR)))
         if long < QUICK or long / max(short, 1e-5) < TOO_MUCH:
             break
-        # Small bodies may be read in another way, so what counts is how it goes on.
+        # Small bodies may be read in another way, so only the growth of larger ones counts.
         if FACTOR * full <= entry.limit and _seconds(entry, put(shape(FACTOR * full)))[0] / long < TOO_MUCH:
             break
     else:

@@ -119,7 +119,7 @@ def with_word(
         endorsed: Its endorsements.
         current, target: The root that signs, and the next one.
         choice: What the rotation does about the anchor.
-        generation: Of the prepared document.
+        generation: The generation of the prepared document.
     """
     old, new = before.anchor, before.chosen(choice)
     until = generation + ROLL_BACK_WRITES
@@ -156,7 +156,7 @@ def find_anchors(anchoring: Anchoring, known: int, listed: int, generation: int)
         anchoring: What the new document says.
         known: The anchor of the identity in use.
         listed: Bits: the roots of the new document that are not revoked.
-        generation: Of the new document.
+        generation: The generation of the new document.
     """
     anchors, released = 1 << known, 0
     while True:

@@ -62,7 +62,7 @@ def explore(
         options: The world.
         removed: The protections that it lacks.
         limit: The most states.
-        allowed: Rules that this world may break; a state that breaks one is walked on from.
+        allowed: Rules that this world may break; a state that breaks one is explored further.
         on_progress: Called now and then with the number of states so far.
 
     Raises:

@@ -58,7 +58,7 @@ class Judge:
 
     Args:
         world: The world.
-        allowed: Rules that are not looked at.
+        allowed: Rules that are not checked.
     """
 
     def __init__(self, world: World, allowed: frozenset[str] = frozenset()) -> None:
@@ -143,7 +143,7 @@ class Judge:
                 yield "kept"
             if any(_introduced(store, node) & ~head.roots & ~head.pruned for node in group) and not store.is_forked:
                 yield "known"
-            # With the document that it will have; what it has now may list the root still.
+            # Checked with the next document of the node, because the present one may still list the root.
             late = [self.world.trusted(store, node._replace(version=at)) for node in listed for at in store.heads]
             if any(signed & head.pruned & ~trusted for trusted in late):
                 yield "verifiable"

@@ -70,7 +70,7 @@ THIEF = replace(ANCHORED, mutes=False, liveness=False)
 RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
 
 
-# --- lies: what `decide` is told instead of what is -----------------------------------------------------------------
+# --- lies: false arguments of `decide` --------------------------------------------------------------------------------
 
 
 def never_late(observation: Observation, intent: Intent, now_ms: int) -> Asked:
@@ -186,7 +186,7 @@ def a_quorum_lets_roots_leave(observation: Observation, intent: Intent, now_ms: 
     return only_who_answers_counts(observation, intent, now_ms)
 
 
-# --- the protections ------------------------------------------------------------------------------------------------
+# --- the protections --------------------------------------------------------------------------------------------------
 
 
 def _gate(step: Step, *kept: Evidence) -> Removed:

@@ -26,7 +26,7 @@ class Options:
         forks: Once, two writers with the same `expected` both win (a store with `best_effort_cas` that is not well).
         forgets: A node that restarts does not remember what it has seen (no ``seen`` file).
         unmodified: A node may store an introduction without believing it until it restarts, as GoatDB can.
-        deaths: How many nodes may go away permanently.
+        deaths: How many nodes may stop permanently.
         refusals: A node may refuse the document for a reason of its own, at any time.
         quorum: How many nodes are enough once the deadline has passed; None for all.
         retires: Time may pass the grace period, and operators may retire.

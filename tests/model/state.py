@@ -38,7 +38,7 @@ class Run(NamedTuple):
         bound: The rotation that it drives, or 0.
         own: The rotation that it has begun itself, until it is bound to it; or 0.
         highest: The highest generation that the run has read, where that matters.
-        pending: What it has decided and not done yet.
+        pending: The decided action that was not performed yet.
         aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NONE`.
         choice: What it does about the anchor, until it is bound to the rotation.
     """

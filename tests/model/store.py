@@ -66,7 +66,7 @@ class Document(NamedTuple):
         before: The root that signed before the current one, or `NONE`.
         pruned: Bits: the roots that have left it.
         revoked: Bits: the roots that no node trusts any more.
-        signature: What the current root's signature over it is worth.
+        signature: The validity of the current root's signature over it.
         altered: How a writer without the key has altered it; None for what a rotation has written.
         anchored: What it records about the anchor; None where no document has one.
         stolen: What the thief of its root did; None for what an operator has written.
@@ -154,7 +154,7 @@ class Store(NamedTuple):
         return any(self.docs[at].signature is Signature.VALID for at in self.ancestors(version))
 
     def is_refused(self, version: int) -> bool:
-        """Whether a command goes on from no such version (`SignedStoreCheck`)."""
+        """Return whether commands reject a version, instead of building on it (`SignedStoreCheck`)."""
         document = self.docs[version]
         if document.signature is Signature.MISSING:
             return self.was_signed(version) or document.generation > MAX_JUMP
@@ -306,7 +306,7 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     """Return the document after a later step.
 
     Args:
-        document: What the step is taken from.
+        document: The document before the step.
         version: Its version.
         step: Any step but `Step.PREPARE`.
         rolled_back_to: For `Step.ROLL_BACK`, what the version to go back to holds.
@@ -511,7 +511,7 @@ def follows(new: Document, held: Document, links: tuple[tuple[int, int], ...] = 
 
     Args:
         new: The document.
-        held: The one in use.
+        held: The document in use.
         links: Introductions (by, of), beside the document's endorsements.
     """
     if held.anchor != NO_ANCHOR:
@@ -578,7 +578,7 @@ def _reachable(new: Document, known: int, links: tuple[tuple[int, int], ...], le
 def is_revocation_signed(new: Document, held: Document) -> bool:
     """Whether the anchor has signed what a document newly revokes (`check_revocations`).
 
-    In the model it never signs a revocation by itself: it endorses the root that takes the stolen one's place.
+    In the model the anchor never signs a revocation alone: it endorses the root that replaces the stolen one.
     """
     if held.anchor == NO_ANCHOR or not held.roots >> new.current & 1:
         return True
@@ -590,7 +590,7 @@ def lost_roots(new: Document, held: Document, outlived: tuple[tuple[int, int], .
 
     Args:
         new: The document.
-        held: The one in use.
+        held: The document in use.
         outlived: Pairs (root, signer): which introductions of earlier roots the node holds.
     """
     lost = held.roots & ~new.roots

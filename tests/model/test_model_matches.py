@@ -1,4 +1,4 @@
-"""The model against the real code: documents, succession, trust, and what `decide` looks at. Where they part, fix the
+"""The model against the real code: documents, succession, trust, and what `decide` looks at. Where they differ, fix the
 model."""
 
 from __future__ import annotations
@@ -108,14 +108,15 @@ def followed(history: tuple[Pair, ...], step: Step) -> tuple[Pair, ...]:
 
 @cache
 def histories(rotations: int) -> tuple[tuple[Pair, ...], ...]:
-    """Every way that the documents of up to so many rotations can take, and every beginning of one."""
+    """Return every sequence of documents of at most this number of rotations, and every beginning of such a
+    sequence."""
 
     def walk(history: tuple[Pair, ...]) -> Iterator[tuple[Pair, ...]]:
         yield history
         phase = history[-1][1].phase
         for before, step in STEPS:
             is_full = step is Step.PREPARE and max(document.rotation for _, document in history) == rotations
-            # A prune leads back to where it was, so it is taken only where roots can leave; that ends.
+            # A prune leads back to the same state, so it is made only where roots can leave, and the walk ends.
             is_idle = step is Step.PRUNE and not may_leave(history[-1][1])
             if before is phase and not is_full and not is_idle:
                 yield from walk(followed(history, step))
@@ -220,7 +221,7 @@ def test_a_run_recognizes_its_rotation_as_the_real_one_does() -> None:
         real, abstract = history[-1]
         for number in (1, 2):
             begun = transitions.has_begun(real, f"rotation-{number}")
-            # A rotation under way hides the one before it; a run of that one is told that another operator is at it.
+            # A rotation in progress hides the previous one; a run of that one learns that another operator rotates.
             is_over = abstract.rotation == 0 and bool(abstract.ended >> number & 1)
             assert begun is (abstract.rotation == number or is_over)
 

@@ -182,7 +182,7 @@ class World:
             group = self._settled(move.store, operators)
             yield pack(move.store, group, nodes, sent | move.sent, signed), move
 
-    # --- nodes ------------------------------------------------------------------------------------------------------
+    # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _node_moves(self, store_number: int, nodes_number: int, sent: int) -> Iterator[Move]:
         store: Store = self.stores.values[store_number]
@@ -255,7 +255,7 @@ class World:
         return (*there, *back, *((signer, root) for root, signer in pairs(node.earlier)))
 
     def _harm_of(self, store: Store, new: Document, version: int, *, is_grown: bool) -> str | None:
-        """Name the rule that a node breaks when it goes on from a version to a document."""
+        """Name the rule that a node breaks when it adopts a document after a version."""
         held = store.docs[version]
         if new.generation <= held.generation:
             return "generation"
@@ -286,7 +286,7 @@ class World:
     ) -> bool:
         """Return whether a node that uses `held` adopts `new` (`verify_successor`).
 
-        A store that lets two writers win now and then makes nodes that have read the loser's go on by the next one.
+        In a store that lets two writers win, nodes that have read the loser's document follow the next one.
         """
         removed = self.removed.parts
         if "generation" not in removed and new.generation <= held.generation:
@@ -335,7 +335,7 @@ class World:
             if trusted == before:
                 return trusted & ~store.docs[node.version].revoked
 
-    # --- operators --------------------------------------------------------------------------------------------------
+    # --- operators ----------------------------------------------------------------------------------------------------
 
     def _operator_moves(self, store_number: int, nodes: int, operators: int) -> Iterator[Move]:
         runs: tuple[Run | None, ...] = self.operators.values[operators]
@@ -379,7 +379,7 @@ class World:
         return store.is_restored and any(store.id_of(head) == store.id_of(expected) for head in store.heads)
 
     def _forks(self, store: Store, kind: str, expected: int) -> bool:
-        # The change after it settles it; so where that must be possible, a rotation is left for it.
+        # The next change decides which write wins; where that must be possible, one rotation is kept for it.
         left = self.options.rotations - store.prepared - (kind in ("prepare", "restore"))
         return (
             self.options.forks
@@ -391,7 +391,7 @@ class World:
         )
 
     def _run_moves(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
-        """Yield (store, run, what is sent, broken rule, what it is in the story)."""
+        """Yield (store, run, what is sent, broken rule, description for the story)."""
         store: Store = self.stores.values[store_number]
         if run is None:
             group: tuple[Node, ...] = self.nodes.values[nodes] if self.options.restores else ()
@@ -487,8 +487,7 @@ class World:
                 continue
             seen = run
             if run.own and not run.bound and self._recognizes(document, run.own):
-                # From here on a run that rotates and one that resumes are told apart by nothing
-                # (test_model_matches.py).
+                # From here on nothing distinguishes a run that rotates from one that resumes (test_model_matches.py).
                 seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NONE, aim=NONE, choice=Choice.KEEP)
             if self.is_past_noted:
                 seen = seen._replace(highest=max(run.highest, document.generation))
@@ -564,7 +563,7 @@ class World:
         """Return the move that decides on a change of the store.
 
         Decided on what the store holds now, it must be a change that the store would take, and that changes something:
-        whatever the store refuses, and whatever leaves it as it is, would be decided again and again.
+        a change that the store would reject, or that changes nothing, would be decided again and again.
         """
         ordered = run._replace(pending=pending)
         is_now = store.heads == (version,) and stable == store.stable

@@ -86,7 +86,7 @@ def calm(goal: Goal, *, fate: Fate | None = None, step: int = 0) -> Scenario:
     Args:
         goal: What the operator does. A restore begins after a rotation that nothing befalls.
         fate: How the command ends.
-        step: At which step.
+        step: The step at which the command ends so.
     """
     scenario = Scenario(nodes=2, clients=1, is_rotated_again=False)
     (rotate,) = scenario.commands

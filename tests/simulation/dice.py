@@ -1,7 +1,7 @@
 """The source of every random bit of a run, keys included.
 
 What it is: `Dice`, and `loaded`, within which one number decides what `secrets`, `random.SystemRandom` and with them
-all of Goatherd roll, and which keys are "made". What it is not: safe. Nothing made in here is a secret.
+all of Goatherd roll, and which keys are "made". What it is not: safe. Nothing that it makes is a secret.
 
 Rules:
 - One place is changed in the standard library: where `random.SystemRandom` gets its bytes. `secrets` stands on it.
@@ -35,7 +35,7 @@ class Dice(random.Random):
     """A stream of random numbers for one use, so that a change in one does not shift the others.
 
     Args:
-        seed: The run's number.
+        seed: The seed of the run.
         use: The use of the stream.
     """
 
@@ -55,7 +55,7 @@ def loaded(seed: int, *, real: bool = False) -> Iterator[None]:
     """Have every random value of Goatherd decided by `seed` within the block; for one thread.
 
     Args:
-        seed: The run's number.
+        seed: The seed of the run.
         real: Whether signatures are P-384's own.
     """
     source, made = Dice(seed, "dice"), keys()

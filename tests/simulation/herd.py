@@ -43,9 +43,9 @@ class Herd:
     """A simulated herd with its scenario; see the module.
 
     Args:
-        world: Where.
-        scenario: What happens.
-        seed: For what the scenario does not say.
+        world: The world of the run.
+        scenario: The scenario.
+        seed: Decides what the scenario leaves open.
     """
 
     def __init__(self, world: World, scenario: Scenario, seed: int) -> None:
@@ -132,8 +132,8 @@ class Herd:
             await self.restoration.find_way_out()
         async with asyncio.timeout(CONVERGED_WITHIN):
             await self.until(lambda: all(node.is_up for node in self.nodes))
-        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show
-        # nothing to carry on.
+        # Calls that hung have failed by then; and of a store whose reads lag, a look right after a crash may show no
+        # rotation to resume.
         await asyncio.sleep(max(2 * NOTICED, world.platform.trouble.lag))
         await self._take_back()
 

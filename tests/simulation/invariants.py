@@ -151,7 +151,7 @@ def keys_left(herd: Herd, operator: Operator) -> list[str]:
     truth = holders(herd.world, report.revoked_id)
     wrong = []
     labels, record = herd.world.platform.ledger.labels, herd.world.promises.documents[-1][1].rotation
-    # Another operator's rotation in progress may have to go back to where it has left `stable`.
+    # Another operator's rotation in progress may have to roll back to the version of `stable`.
     stable = str(labels.get(CURRENT)) if record is None else record.stable_version
     if str(labels.get(STABLE)) != stable:
         wrong.append(f"{operator.name} left stable on version {labels.get(STABLE)}, not on {stable}")

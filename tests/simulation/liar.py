@@ -1,6 +1,6 @@
 """A server that an attacker controls: it does its work, and gives the commands false answers.
 
-What it is: one lie, told until the server is repaired, over the answers of a real one. What it is not: a thief of keys;
+What it is: one lie in the answers of a real server, until the server is repaired. What it is not: a thief of keys;
 it signs nothing that counts. Clients and peers get honest answers, since they verify what they are sent; what a server
 says of itself and of what it holds cannot be verified, so that is what it lies about.
 
@@ -29,7 +29,7 @@ _FAR: Final = (2**31, 2**53 - 2, 2**53 - 1)
 
 
 class Lie(StrEnum):
-    """What a server answers falsely."""
+    """The kind of a server's false answer."""
 
     FAR = "a generation far ahead"
     ANOTHER = "the instance of another server"
@@ -48,7 +48,7 @@ class Liar:
     """One server's lie.
 
     Args:
-        lie: Which.
+        lie: The lie.
         dice: Source of the random parts of the lie.
         another: Returns the instance id of another server; None where none serves.
         claimed: Returns the digests of what a thief signs with stolen roots.

@@ -57,7 +57,7 @@ class Process:
 
     Args:
         loop: The loop.
-        name: For the trace.
+        name: The name in the trace.
 
     Attributes:
         steps: How many steps it has done.
@@ -131,7 +131,7 @@ def check_alive() -> None:
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """See the module.
+    """An event loop whose time is a number; see the module.
 
     Args:
         pause: How long something takes that elsewhere runs in a thread, in seconds: first until it is done, then until

@@ -55,7 +55,7 @@ class Host(Protocol):
 
 @dataclass(slots=True)
 class Trouble:
-    """What is wrong on the network now; names are those of machines.
+    """The present faults of the network; names are those of machines.
 
     Attributes:
         cut: Machines that nothing reaches and that reach nothing.
@@ -72,7 +72,7 @@ class Trouble:
     loses_answers: dict[str, float] = field(default_factory=dict)
 
     def parts(self, one: str, other: str) -> bool:
-        """Whether nothing passes between two machines."""
+        """Return whether nothing passes between two machines."""
         return bool(
             one in self.cut or other in self.cut or (one, other) in self.cut_pairs or (other, one) in self.cut_pairs
         )
@@ -82,11 +82,11 @@ class Network:
     """The simulated network, which carries requests between machines.
 
     Args:
-        dice: How long, and what gets lost.
-        trace: Where single requests are told.
+        dice: Decides how long messages take, and which get lost.
+        trace: The trace, in which single requests are recorded.
 
     Attributes:
-        trouble: What is wrong now.
+        trouble: The present faults.
         requests: How many were sent.
     """
 
@@ -155,7 +155,7 @@ class Network:
 
 
 class Line:
-    """What `NodeClient` uses of an `httpx2.AsyncClient`."""
+    """The part of an `httpx2.AsyncClient` that `NodeClient` uses."""
 
     def __init__(self, network: Network) -> None:
         self._network = network

@@ -40,14 +40,14 @@ class SimulatedNode:
     """A machine with a server on it, which is started again whenever its process ends.
 
     Args:
-        world: Where.
+        world: The world of the run.
         name: Its name, and its host name.
         peers: The URLs of all servers, its own among them.
-        dice: When its application writes.
+        dice: Decides when its application writes.
 
     Attributes:
-        process: Which runs now; None while it is down.
-        database: Of that process; None until it serves.
+        process: The process that runs now; None while the server is down.
+        database: The database of that process; None until it serves.
         lives: How often it was started.
         liar: What it answers falsely; None for a server that was not broken into.
         accepts: Whether it is started with ``--accept-identity`` the next time.
@@ -76,7 +76,7 @@ class SimulatedNode:
 
     @property
     def generation(self) -> int:
-        """Of the identity that it uses; -1 while it is down."""
+        """The generation of the identity that it uses; -1 while it is down."""
         return -1 if self.database is None else int(self.database.describe_identity()["generation"])
 
     def start(self) -> None:

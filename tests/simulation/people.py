@@ -51,10 +51,10 @@ class SimulatedClient:
     """A client that got its session from one server and talks to that one only, so that it may never be refused.
 
     Args:
-        world: Where.
-        name: For the trace.
-        home: Its server.
-        dice: When it writes.
+        world: The world of the run.
+        name: The name in the trace.
+        home: The server that it uses.
+        dice: Decides when it writes.
     """
 
     def __init__(self, world: World, name: str, home: SimulatedNode, dice: Dice) -> None:
@@ -73,7 +73,7 @@ class SimulatedClient:
         return len(self._pending)
 
     def start(self) -> None:
-        """Have it write, until the world is calm, and offer what it wrote until it is acknowledged."""
+        """Start writing, until the world is calm; offer each note until it is acknowledged."""
         self._process.spawn(self._live(), "live")
 
     async def leave(self) -> None:
@@ -94,7 +94,7 @@ class SimulatedClient:
             try:
                 await client.push(NOTES, list(self._pending.values()), owned)
             except NodeRefusedError as error:
-                # A session that a stolen root has introduced counts again once a good one has introduced it.
+                # A session that a stolen root has introduced is valid again once another root has introduced it.
                 if error.status == _FORBIDDEN and not self._world.promises.stolen:
                     self._world.promises.broken.append(f"{self.name} was refused by {self._home.name}: {error}")
             except NodeError:
@@ -129,7 +129,7 @@ class SimulatedClient:
 
 
 class Goal(StrEnum):
-    """What an operator wants."""
+    """The goal of an operator's command."""
 
     ROTATE = "rotate"
     RESTORE = "restore"
@@ -149,8 +149,8 @@ class Operator:
     """An operator who runs one command, on a machine with its own clock.
 
     Args:
-        world: Where.
-        name: For the trace and for the document.
+        world: The world of the run.
+        name: The name in the trace and in the document.
         skew: How wrong the machine's clock is.
         is_credulous: Whether the command compares its clock with no other, as an earlier release did.
 
@@ -158,7 +158,7 @@ class Operator:
         process: The process of the command.
         report: The report of the command, if it returned.
         revocation: The report of a revocation, if it returned.
-        ended: How it ended, for people; None while it runs.
+        ended: How it ended, human-readable; None while it runs.
         is_left_half_way: Whether it ended because of the store, with a rotation in progress.
     """
 

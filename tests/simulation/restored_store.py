@@ -1,6 +1,6 @@
 """A store that goes back to an earlier state, what servers and operators may do then, and the operator's way out.
 
-What it is: the backup and its restore, an operator who writes on from there, a record of which document has grown from
+What it is: the backup and its restore, an operator who continues from there, a record of which document has grown from
 which by what its writer had read, and the two ways out of docs/how-to/restored-store.md. What it is not: it trusts
 nothing that the documents say of their own past; that is what is tested.
 
@@ -43,7 +43,7 @@ class Kind(StrEnum):
 
 
 class WayOut(StrEnum):
-    """What the operator decides."""
+    """The operator's choice of a way out."""
 
     LATER = "the later state is put back"
     ACCEPT = "every server is told to accept what the store holds"
@@ -54,7 +54,7 @@ class WentBack:
     """How the store of one run goes back.
 
     Attributes:
-        kind: How.
+        kind: The way in which it goes back.
         backed_up_at: Time of the restored state, in seconds.
         at: When it goes back, in seconds; from the end of the first command where that has ended (`is_after`).
         is_after: Whether it goes back after the first command has ended.
@@ -90,10 +90,10 @@ class WentBack:
 
 @dataclass(slots=True)
 class StoreHistory:
-    """Which documents there were, which has grown from which, and who uses them.
+    """A record of all documents: which has grown from which, and which servers use them.
 
     Attributes:
-        world: Where.
+        world: The world of the run.
         is_strict: Whether every server answers, so that an operator must see what they use.
         is_lineage_believed: Whether the store keeps its promise of compare-and-swap. Where two writers may win, servers
             go on by what has grown from another document, but never without a root that has signed.
@@ -160,9 +160,9 @@ class Restoration:
     """The restore of one run, and the way out of it.
 
     Args:
-        herd: Where.
-        plan: What happens.
-        history: What is known of the documents.
+        herd: The herd of the run.
+        plan: The plan of the restore.
+        history: The record of all documents.
     """
 
     def __init__(self, herd: Herd, plan: WentBack, history: StoreHistory) -> None:
@@ -191,7 +191,7 @@ class Restoration:
     async def _write_on(self) -> None:
         assert self._later is not None
         _, current = self._world.promises.documents[-1]
-        # Who knows of no server introduces no root to one; so none may be where it could follow him.
+        # An operator who lists no server introduces no root to any; so no server may be able to follow that root.
         is_apart = not any(self._history.has_grown(current, used) for used, _ in self._history.used.values())
         listed = [] if self._plan.is_unlisted and is_apart else [node.url for node in self._herd.nodes]
         for number in range(self._plan.forks):
@@ -238,7 +238,7 @@ class Restoration:
             promises.stolen = {**dict.fromkeys(lost), **promises.stolen}
 
     def _is_revocation_lost(self, current: IdentityDocument) -> bool:
-        """Whether the docs leave one way out only, since a root that is stolen would sign again."""
+        """Return whether the docs leave only one way out, because a stolen root would sign again."""
         assert self._later is not None
         lost = decode_document(self._later.current[1].reveal()).revoked_ids - current.revoked_ids
         return bool(lost) or not self._world.promises.stolen.keys().isdisjoint(root.id for root in current.roots)
@@ -268,7 +268,7 @@ class Restoration:
             platform.restore(backup)
         self._world.was_put_back(str(number), value)
 
-    # --- what must be seen ------------------------------------------------------------------------------------------
+    # --- what must be seen --------------------------------------------------------------------------------------------
 
     def _judge_servers(self, current: IdentityDocument) -> None:
         """SECURITY: a server does not take another content for the one that it uses, whatever its version id says."""

@@ -28,18 +28,18 @@ _THREAD = (0.0, 0.004)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        seed: Its number.
-        broken: The rules that were broken; empty for a good one.
+        seed: The seed of the run.
+        broken: The rules that were broken; empty for a run without errors.
         lines: The story.
         digest: The same for two runs only if everything in them was the same.
         steps: How many steps the command of the scenario's last operator did.
-        notes: How many acknowledged notes were looked for at the end.
+        notes: How many acknowledged notes were checked at the end.
         requests: How many requests went over the network.
-        simulated: How long it lasted, for those in it.
-        took: How long it took.
+        simulated: How long it lasted, in simulated time.
+        took: How long it took, in real time.
     """
 
     seed: int

@@ -1,7 +1,7 @@
 """What goes wrong in a run, when and for how long: drawn from the seed before the run begins.
 
-What it is: `Scenario` as data, `draw`, and the faults that a `Herd` can suffer. What it is not: it says nothing about
-what ought to come of it (`invariants`).
+What it is: `Scenario` as data, `draw`, and the faults that a `Herd` can suffer. What it is not: the expected outcome
+(`invariants`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Fault:
     """One thing that goes wrong.
 
     Attributes:
-        ill: What.
+        ill: The kind of the fault.
         at: When it begins, in seconds.
-        lasts: For how long.
+        lasts: How long it lasts, in seconds.
         machine: The number of the affected node.
         other: The other end, for `Ill.CUT_PAIR`.
         degree: Severity, from 0 to 1.
@@ -89,7 +89,7 @@ class Command:
 
     Attributes:
         goal: What the operator wants.
-        at: When, in seconds.
+        at: When the command starts, in seconds.
         after: The number of a command that must have ended first; `at` counts from its end.
         fate: How the command is interrupted; None if it is not.
         step: The step at which it is interrupted.
@@ -112,7 +112,7 @@ class WrongClock:
 
     Attributes:
         command: The number of the command whose clock is wrong.
-        skew: By how much.
+        skew: How wrong the clock is.
         step: At which of the operator's steps it is set so; 0 from the beginning.
         before: Instead of `step`: right before this step of the rotation, so that the servers have answered
             requests with the right time, and the document records the wrong one. A server then crashes, and the command
@@ -135,12 +135,12 @@ class Scenario:
         nodes: How many serve from the beginning.
         joins_at: When one more joins, in seconds; None for never.
         joiner_listed: Whether the operators know of the one that joins.
-        clients: How many.
+        clients: How many clients there are.
         kind: The kind of store.
         lag: How old what the store shows may be, in seconds.
         skews: By how much each node's clock is wrong.
-        faults: What goes wrong.
-        commands: What operators do.
+        faults: The faults.
+        commands: The operators' commands.
         wrong_clocks: Which operators' clocks are days wrong; mended with everything else.
         altered_at: When a writer without a key alters the document, in seconds; None
             for never.
@@ -273,8 +273,8 @@ def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
 def _with_leap(scenario: Scenario, dice: Dice) -> Scenario:
     """Return the scenario with a rotation whose clock leaps ahead in the middle of it, and an operator who resumes it.
 
-    The servers refuse what is signed with a time days off, so a clock that is wrong for longer than one look gets no
-    further than that.
+    The servers reject requests that are signed with a time days off, so a clock that is wrong for longer than one look
+    gets no further than that.
     """
     rotation = Command(goal=Goal.ROTATE, at=dice.uniform(0.1, 1.5))
     wrong = WrongClock(

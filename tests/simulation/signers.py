@@ -47,7 +47,7 @@ _LOOKS: Final = 3
 
 
 class Trouble(StrEnum):
-    """What signers do instead of signing."""
+    """What signers do instead of signing correctly."""
 
     SLOW = "slow"
     DENIED = "denied"
@@ -100,7 +100,7 @@ class SimulatedSigners:
     """All signers, their faults, and each text that one of them has signed correctly.
 
     Args:
-        dice: How long a call takes.
+        dice: Decides how long a call takes.
 
     Attributes:
         trouble: What they all do instead of signing; None if they work.

@@ -40,7 +40,7 @@ NOTICED: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """What kind of store this is.
+    """The kind of a store.
 
     Attributes:
         consistency: What a read may show.
@@ -66,7 +66,7 @@ class Kind:
 
 @dataclass(slots=True)
 class Trouble:
-    """What is wrong with the store now.
+    """The present faults of the store.
 
     Attributes:
         down: It answers no request.
@@ -77,8 +77,8 @@ class Trouble:
         slow: By which factor it is slower.
         lag: How old what a read shows may be, in seconds; where its guarantee allows it.
         blips: How many seconds apart single calls fail, each with all of its attempts; 0 for never.
-        next_blip: When the next one does.
-        blip: Which one did last.
+        next_blip: The time of the next failing call.
+        blip: The number of the last failing call.
     """
 
     down: bool = False
@@ -109,12 +109,12 @@ class Backup:
 
 @dataclass(slots=True)
 class Platform:
-    """What is behind all providers of one run.
+    """The platform behind all providers of one run.
 
     Attributes:
-        clock: The store's own.
-        kind: Of store.
-        trouble: What is wrong now.
+        clock: The store's own clock.
+        kind: The kind of store.
+        trouble: The present faults.
         calls: How many calls came in, attempts counted one by one.
         on_current: Called, in order, with each version that label ``current`` was moved to.
         on_destroyed: Called with each version that is destroyed, and its content.
@@ -256,7 +256,7 @@ class SimulatedStore(SecretProvider):
     async def _delete(self, call: Call) -> None:
         raise call.error(SecretNotFoundError, "no command deletes the secret of a run")
 
-    # --- effects ----------------------------------------------------------------------------------------------------
+    # --- effects ------------------------------------------------------------------------------------------------------
 
     def _put_and_label(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         platform = self._platform
@@ -287,7 +287,7 @@ class SimulatedStore(SecretProvider):
         clock = self.clock if self._platform.kind.is_timeless else self._platform.clock
         return RecordedVersion(created_ms=clock.now_ms(), request=call.request, digest="", size=value.size)
 
-    # --- the way there and back ---------------------------------------------------------------------------------------
+    # --- the network to the store -------------------------------------------------------------------------------------
 
     async def _call(self, call: Call, what: str, work: Callable[[], R]) -> R:
         platform, trouble = self._platform, self._platform.trouble

@@ -10,7 +10,7 @@ from tests.simulation.mutants import MUTANTS
 SEEDS = "0-200"
 MORE = 200
 # Few runs have wrong clocks, blips, a theft, a liar or a store that goes back. The search starts at the first seed that
-# found the mutant; a change of the code can shift what a seed draws, so it goes on from there.
+# found the mutant, and continues from there, because a change of the code can shift what a seed draws.
 FROM_SEED = {
     "uncompared": 175,
     "believing": 8,

@@ -1,4 +1,4 @@
-"""What happened in a run, one line each. Ids, times and texts only; never key material."""
+"""The events of a run, one line each. Ids, times and texts only; never key material."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Trace:
     """The story of one run.
 
     Args:
-        loop: Tells the true time.
-        steps: Whether single calls are told too.
+        loop: Supplies the true time.
+        steps: Whether single calls are recorded, too.
     """
 
     def __init__(self, loop: VirtualLoop, *, steps: bool = False) -> None:

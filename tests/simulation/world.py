@@ -1,4 +1,4 @@
-"""What everybody in a run shares: time, dice, network, store, trace, and what has been promised so far.
+"""The shared parts of a run: time, dice, network, store, trace, and the promises that were made so far.
 
 What it is not: it decides nothing (`scenario`) and judges nothing (`invariants`).
 """
@@ -52,15 +52,15 @@ CLOCKS_DIFFER: Final = timedelta(seconds=160)
 
 @dataclass(slots=True)
 class Promises:
-    """What must be true at the end, and what must not have happened.
+    """The state that must hold at the end, and the rules that were broken during the run.
 
     Attributes:
         written: Ids of commits that a node has acknowledged, in order, each with the node.
-        wanted: Ids of notes that a client has signed; it goes on offering them until they are acknowledged.
+        wanted: Ids of notes that a client has signed; it offers them until they are acknowledged.
         stolen: Roots whose revocation has begun, in order.
         documents: What label ``current`` was moved to, in order, each with its version.
         signed_until: When each root was seen to be the current one last, in seconds of the true time.
-        broken: What was seen to be wrong while the run went on.
+        broken: The rules that were broken during the run.
     """
 
     written: dict[str, str] = field(default_factory=dict)
@@ -72,13 +72,13 @@ class Promises:
 
 
 class World:
-    """See the module.
+    """All shared parts of a run.
 
     Args:
-        seed: Decides every chance.
+        seed: The seed of the run.
         loop: The loop.
-        kind: Of store.
-        policy: How patient rotations are.
+        kind: The kind of store.
+        policy: The timeouts of rotations.
         steps: Whether the trace tells single calls.
     """
 
@@ -142,7 +142,7 @@ class World:
             self.promises.broken.append(f"generation {document.generation}: no signer has made {what}")
         if document.generation >= _BELIEVABLE:
             self.promises.broken.append(f"generation {document.generation} is one that a server has invented")
-        # SECURITY: what a server says gets into the identity only where it can be verified (tests/simulation).
+        # SECURITY: a server's claims get into the identity only if they can be verified (tests/simulation).
         if MARK.encode() in value.reveal():
             self.promises.broken.append(f"generation {document.generation} holds what a server has invented")
         if self.history is not None:

@@ -209,7 +209,7 @@ def encoders(document: Document, sheet: Sheet) -> None:
 
 
 def _decoded(encoded: Any) -> Any:
-    """Read a value; what GoatDB's reader leaves as a decoder of its own is no value."""
+    """Read a value; what GoatDB's reader leaves undecoded is no value."""
     return refuse_encoded(Decoder().decode(encoded))
 
 
@@ -235,7 +235,7 @@ def sync_messages(document: Document, sheet: Sheet) -> None:
         equal("sent_ids", c["sent_ids"], sent)
         equal("decoded", c["decoded"], {"size": decoded.size, "ids": sent, "version": decoded.version})
         if c["peer_filter"] is None or not (sent or any(decoded.filter.bits)):
-            # No filter was given, or missing commits were not wanted; only the second can be told from what was sent.
+            # Either no filter was given, or no missing commits were requested; what was sent shows only the second.
             equal("ids sent without the peer's filter", [], sent)
             equal("an empty filter", 0, sum(decoded.filter.bits))
             equal("size is the local count", c["local_count"], decoded.size)

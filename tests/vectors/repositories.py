@@ -41,7 +41,8 @@ def jsonl(document: Document, sheet: Sheet, description: Path) -> None:
 
 
 def log_path(repository: dict[str, Any], description: Path) -> Path:
-    """Return where a repository's log lies: its ``file`` is relative to the description's parent or its grandparent."""
+    """Return the path of a repository's log: its ``file`` is relative to the description's parent or its
+    grandparent."""
     named = Path(str(repository["file"]))
     for base in (description.parent.parent, description.parent):
         if (base / named).is_file():

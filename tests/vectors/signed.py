@@ -114,7 +114,7 @@ def request_signatures(document: Document, sheet: Sheet) -> None:
     sheet.each("cases", document.get("cases"), case)
 
 
-# --- sessions and settings.json -----------------------------------------------------------------------------------
+# --- sessions and settings.json ---------------------------------------------------------------------------------------
 
 
 def sessions(document: Document, sheet: Sheet) -> None:
@@ -140,7 +140,7 @@ def _public_or_owned(encoded: dict[str, Any], *, public: bool) -> dict[str, Any]
 def _session(c: Case) -> None:
     encoded = parse_json(c["json"])
     if c.get("decoded", {}).get("expiration_ms") == "NaN":
-        # SECURITY: GoatDB takes a date that is none, and then nothing is ever signed too late; Goatherd refuses it.
+        # SECURITY: GoatDB takes an invalid date, with which no signature ever counts as too late; Goatherd rejects it.
         refuses("decoded", lambda: Session.from_json(encoded))
         return
     if not yields(c, "reencoded_json", lambda: to_json(_reencoded(encoded)), same_text):
@@ -261,7 +261,7 @@ def _import_key(jwk: Any, operation: str) -> None:
         raise DecodeError("a coordinate must be base64url")
 
 
-# --- commits ------------------------------------------------------------------------------------------------------
+# --- commits ----------------------------------------------------------------------------------------------------------
 
 
 def commits(document: Document, sheet: Sheet) -> None:

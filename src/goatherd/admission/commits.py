@@ -1,7 +1,7 @@
 """Decode a commit and make every check that needs neither the session that signed it nor other commits.
 
 GoatDB stores anything that it can decode, and some commits crash servers or clients that merge them. The checks accept
-everything that GoatDB's own clients and servers write. As in GoatDB, the sender is not notified that a commit was rejected;
+everything that GoatDB's own clients and servers write. As in GoatDB, the sender is not notified of a rejection;
 `NotAdmittedError` holds the reason.
 """
 

@@ -73,7 +73,7 @@ def parse_idle_timeout(value: object) -> timedelta:
     if timeout < timedelta(seconds=10):
         raise ConfigurationError(
             f"{value!r} is too short: clients reuse a connection for 5s, and would lose requests",
-            hint="Give at least 10s, and more than the idle timeout of the load balancer in front of the server; the default is 75s.",
+            hint="Give at least 10s, and more than the load balancer's idle timeout; the default is 75s.",
         )
     return timeout
 

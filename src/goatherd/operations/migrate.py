@@ -652,7 +652,7 @@ async def _ask_server(client: NodeClient, org: str, roots: Sequence[tuple[OwnedS
         if is_valid:
             rejected = rejected or answer
         else:
-            view = replace(answer.server, trusts_current=None, problem="the server rejects the root, but the root has expired")
+            view = replace(answer.server, trusts_current=None, problem="the server rejects it, but it has expired")
             unclear = unclear or replace(answer, server=view)
     found = rejected or unclear
     assert found is not None

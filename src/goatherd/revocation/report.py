@@ -99,7 +99,7 @@ class RevocationReport:
         unknown_left: Versions that an interrupted change has left and whose keys cannot be known.
         also_stored: Other roots whose private keys the store holds; if the store was compromised, they were stolen,
             too.
-        lagging_regions: Regions whose store lagged, so that this run continued without them. Servers that read only such
+        lagging_regions: Regions whose store lagged, so this run continued without them. Servers that read only such
             a store trust the root until the store shows the revocation.
         is_expired: In a plan: whether the current root has expired, so that the servers report neither commits nor
             sessions to the plan.

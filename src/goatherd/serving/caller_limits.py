@@ -178,7 +178,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _WITH_PORT: Final = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\])(?::[0-9]+)?")
-"""An entry of ``X-Forwarded-For`` as Azure's Application Gateway, IIS, and AWS (if configured so) write it: with a port."""
+"""An entry of ``X-Forwarded-For`` as Azure's Application Gateway, IIS, and AWS, if configured, write it: with a port"""
 
 
 def find_caller(address: str, forwarded: str, trusted: tuple[Network, ...]) -> str:

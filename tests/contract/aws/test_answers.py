@@ -305,7 +305,7 @@ async def test_no_error_log_or_traceback_shows_a_value(
         for begin in attempts:
             operation = "CreateSecret" if begin is attempts[0] else "PutSecretValue"
             for code in ("ValidationException", "InvalidRequestException", "Odd", "InternalServiceError", value):
-                # AWS quotes what it refuses in some messages.
+                # In some messages, AWS quotes the value that it rejects.
                 fake.fail(code, message=f"Value '{value}' at 'secretString' is wrong", operation=operation)
                 await shows(begin, shown)
         for body in (f'{{"SecretString": "{value}'.encode(), f"{value}\xff".encode("latin-1")):

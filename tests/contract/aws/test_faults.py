@@ -189,7 +189,7 @@ async def test_a_version_that_loses_its_last_label_meanwhile_is_destroyed(fake: 
         first = await store.create(SECRET, b"1")
         await store.write(SECRET, b"2", expected=first.id)
         assert fake.stages(SECRET)[first.id] == ["AWSPREVIOUS"]
-        # AWS moves AWSPREVIOUS when another writer moves AWSCURRENT, and refuses to remove it from the former holder.
+        # AWS moves AWSPREVIOUS when another writer moves AWSCURRENT, and rejects its removal from the former holder.
         fake.fail("InvalidParameterException", operation="UpdateSecretVersionStage", after=True)
         await store.destroy(SECRET, first.id)
     assert fake.stages(SECRET)[first.id] == []

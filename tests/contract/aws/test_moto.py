@@ -73,12 +73,12 @@ class TestMoto(ProviderContract):
     def provider(self) -> SecretProvider:
         return AWSSecretProvider(self.address)
 
-    # Where moto 5.2.5 is known to do otherwise than the API reference says. test_contract.py runs these checks
+    # Known differences between moto 5.2.5 and the API reference. test_contract.py runs these checks
     # against a fake that does as it says, and looks at what we send. A moto that has repaired them fails here.
 
     def test_of_many_label_movers_exactly_one_wins(self, monkeypatch: pytest.MonkeyPatch):
         """moto moves an operator's label even if the holder is not named."""
-        # A client that looks after two have moved it finds two holders, which is another error.
+        # A client that reads after two others have moved the label finds two holders, which is another error.
         monkeypatch.setattr(self, "provider", lambda: MoversTogether(self.address))
         with pytest.raises(ContractViolationError, match="4 movers won"):
             self.run(provider_checks.of_many_label_movers_exactly_one_wins)

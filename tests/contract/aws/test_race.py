@@ -66,7 +66,7 @@ async def race(url: str, rounds: int, *, stable: bool) -> None:
         holder = (await store.create(secret_id, b"start")).id
         current = (await store.write(secret_id, b"second", expected=holder)).id
         if stable:
-            # A version holds it before they begin. If both gave a free label to the same version, neither would lose:
+            # One version has it from the start. If both set a free label on the same version, neither would lose:
             # AWS takes the second request for a repetition of the first.
             await store.label(secret_id, STABLE, holder, expected=None)
         racers = {name: start(url, secret_id, name) for name in ("ann", "bob")}

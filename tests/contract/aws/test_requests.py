@@ -1,4 +1,4 @@
-"""What is sent to AWS Secrets Manager, and that the printed policies suffice for it."""
+"""The requests to AWS Secrets Manager, and that the printed policies allow them."""
 
 from __future__ import annotations
 

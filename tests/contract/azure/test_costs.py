@@ -1,4 +1,4 @@
-"""What a change costs at Azure Key Vault, and what it leaves behind for later changes."""
+"""The cost of a change at Azure Key Vault, and the garbage that it leaves for later changes to remove."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_a_pointer_whose_tags_were_changed_after_it_was_switched_off_is_da
 
 
 def earlier_build(vault: FakeKeyVault, clock: SteppedClock, *, has_view: bool = True) -> dict[str, str]:
-    """Put a secret of an earlier build into the vault; return the version ids by what they are."""
+    """Put a secret of an earlier build into the vault; return the version ids by role."""
     for name, versions in json.loads(EARLIER.read_text()).items():
         if has_view or not name.endswith("-current"):
             stored = {version: _Version(**one) for version, one in versions.items()}

@@ -326,7 +326,7 @@ async def test_a_pointer_set_by_hand_is_told_and_setting_it_back_helps(
     assert (await provider.read("herd")).version.id == second.id
 
 
-# --- answers that are lost after the vault did it --------------------------------------------------------------------
+# --- answers that are lost after the vault made the change ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("what", ["PUT /secrets/herd ", "PUT /secrets/herd-pointer "])
@@ -371,7 +371,7 @@ async def test_a_write_that_was_lost_with_its_writer_is_settled_by_the_next_read
         await once.write("herd", b"third", expected=first.id)
 
 
-# --- over a proxy ----------------------------------------------------------------------------------------------------
+# --- over a proxy -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

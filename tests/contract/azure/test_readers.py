@@ -36,7 +36,7 @@ READER = "token-of-an-ordinary-reader"
 
 
 def documented_secret() -> str:
-    """Return the name that the page's command reads, after a look at the rest of it."""
+    """Return the secret's name in the page's command, after checking the rest of the command."""
     found = re.findall(r"^\$ az keyvault secret download (.*)$", PAGE.read_text(), re.MULTILINE)
     assert len(found) == 1
     words = found[0].split()

@@ -108,7 +108,7 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-# --- what goes out --------------------------------------------------------------------------------------------------
+# --- what goes out ----------------------------------------------------------------------------------------------------
 
 
 async def test_the_server_gets_what_it_reads_and_nothing_else(kit: Kit) -> None:
@@ -135,7 +135,7 @@ async def test_where_nothing_was_written_nothing_is_a_reason(kit: Kit) -> None:
     assert kit.organization.reasons_to_restart() == ()
 
 
-# --- forward and back -----------------------------------------------------------------------------------------------
+# --- forward and back -------------------------------------------------------------------------------------------------
 
 
 async def test_a_server_that_does_not_come_up_gets_the_root_before_and_not_the_new_one_again(kit: Kit) -> None:
@@ -176,7 +176,7 @@ async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_w
     assert not await again.adopt_file()
 
 
-# --- what is there already ------------------------------------------------------------------------------------------
+# --- what is there already --------------------------------------------------------------------------------------------
 
 
 async def test_a_settings_json_of_this_identity_may_be_replaced_rotated_since_or_not(kit: Kit) -> None:
@@ -265,7 +265,7 @@ async def test_a_root_that_the_server_has_invented_is_left_where_it_is_at_the_en
     assert "the file was not removed" in told.text
 
 
-# --- what the server makes of it ------------------------------------------------------------------------------------
+# --- how the server changes the file ----------------------------------------------------------------------------------
 
 
 async def test_what_the_server_learns_is_told_without_its_keys_and_the_store_is_not_touched(
@@ -407,7 +407,7 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
     assert owned("z").id not in {one["id"] for one in kit.tree["trustedSessions"]}
 
 
-# --- asking ---------------------------------------------------------------------------------------------------------
+# --- asking -----------------------------------------------------------------------------------------------------------
 
 
 async def test_how_the_server_stands_to_its_root(kit: Kit) -> None:

@@ -38,7 +38,7 @@ USER = owned("user", owner=None)
 SECOND = timedelta(seconds=1)
 SOON = timedelta(milliseconds=100)
 
-# Says which root it read, then does what the file `orders` says for that root.
+# Prints which root it read, then does what the file `orders` contains for that root.
 CHILD = """
     import json, os, signal, sys, time
     directory, = sys.argv[1:]

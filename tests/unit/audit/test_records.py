@@ -365,7 +365,7 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     identity = Anchors.of(documents[-1])
     assert not {"root-a", "root-b"} & identity.roots.keys()
     assert len(verify(written(*documents), anchors=identity).signers) == 9
-    # Who has the stolen key can put other roots before it, but the successor endorses none of them.
+    # An attacker with the stolen key can put other roots before the successor, which endorses none of them.
     alone = transitions.create_document(root("alone"), NOW_MS)
     stolen = rotated(alone, "stolen")
     assert broken(written(alone, stolen, *documents[3:]), anchors=identity).line == 1

@@ -218,7 +218,7 @@ def test_wherever_crashes_cut_the_file_it_goes_on_and_says_so(
     checked = check(file)
     assert events(file)[-1] == "five"
     assert file.read_bytes().startswith(grown[:again]), "nothing is taken back"
-    # Where a line lacks its end only, giving it one makes it whole.
+    # If a line lacks only its line end, adding one completes it.
     if is_torn and whole[cut : cut + 1] != b"\n":
         assert kept + 1 in checked.torn
 
@@ -289,7 +289,7 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
         assert numbers == list(range(20))
 
 
-# --- what is in it ----------------------------------------------------------------------------------------------------
+# --- contents ---------------------------------------------------------------------------------------------------------
 
 
 def test_evidence_is_ids_versions_times_and_addresses() -> None:

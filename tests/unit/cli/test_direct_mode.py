@@ -1,4 +1,4 @@
-"""Direct mode by commands: an identity without a private key, a server that signs with its signer, and the way back."""
+"""Direct mode by commands: an identity without a private key, a server with a signer, and the return to a working root."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_rotation_says_whether_and_until_when_the_previous_root_can_be_restore
     assert goatherd("restore", *alone).code == 0
     assert "cannot make it sign again" in goatherd("rotate", "--anchor", signer, "--create-key", *alone).out
     assert "rotation.not_restorable" in goatherd("restore", *alone).err
-    # It is renewed when it has 10 days left, and its key is kept for 30 days.
+    # The root is renewed when it has 10 days left, and its key is kept for 30 days.
     assert goatherd("rotate", "--lifetime", "10d", *alone).code == 0
     expires = goatherd("show", "--provider", store, "--json").json["current"]["expiration"]
     told = f"until shortly before it expires at {expires}, `goatherd restore` can make it sign again"

@@ -251,7 +251,7 @@ def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
         finally:
             cleaned.append(True)
 
-    # Where it is not caught, it would end the tests.
+    # If the command does not catch the exception, it ends the tests.
     monkeypatch.setattr(f"goatherd.cli.{module}.open_store", terminate)
     before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(AssertionError("SIGTERM was not caught")))
     try:

@@ -403,7 +403,7 @@ def test_a_root_that_has_expired_proves_nothing_of_a_server(
     with server(403) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
     assert result.code == 0
-    assert f"it is not known whether {url} has this root: it rejects it, but the root has expired" in result.out
+    assert f"it is not known whether {url} has this root: the server rejects it, but it has expired" in result.out
 
 
 def test_a_server_that_has_extended_its_root_itself_is_one_of_the_cluster(

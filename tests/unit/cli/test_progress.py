@@ -83,7 +83,7 @@ def test_who_joins_and_who_leaves_in_the_middle_is_told_and_so_is_health_when_it
     ):
         progress.show(event)
     assert stderr.getvalue().splitlines() == [
-        "http://b has left, and is not waited for",
+        "http://b is no longer listed",
         "http://c has joined",
         "the servers could not be discovered: dns://x: no answer; trying again",
         "not healthy, 1 in a row: command check: ended with 1",

@@ -47,7 +47,7 @@ def test_an_old_client_that_was_away_for_two_rotations_believes_everything_too()
 
 
 def test_a_client_born_under_a_working_root_learns_the_earlier_ones_from_the_anchor() -> None:
-    # Nothing leads from the working root to the one before, which it has replaced after its expiration.
+    # No introduction leads from the working root to the previous root, which it replaced after that had expired.
     log = [
         introduction(A, Z, commit_id=introduction_id(A.id)),
         introduction(owned("old"), A),
@@ -127,7 +127,7 @@ def test_a_server_answers_a_client_in_that_order_and_without_a_revoked_root_and_
     assert len(node.sync(B, "/sys/sessions", held=BloomFilter(b"\0", (1, 2)))["c"]) >= len(log)
 
 
-# --- a client that was away ------------------------------------------------------------------------------------------
+# --- a client that was away -------------------------------------------------------------------------------------------
 
 
 @cache
@@ -241,7 +241,7 @@ def test_whatever_arrives_when_and_whatever_the_filter_contains_by_chance_the_cl
     for until, wrong in zip([*sorted(arrivals), len(log)], [*mistakes, []], strict=False):
         introductions.extend(log[there:until])
         there = max(there, min(until, len(log)))
-        # Its filter contains what it holds, and some of the rest.
+        # The client's filter contains the ids that it holds, and by chance some others.
         for by_chance in (wrong, []):
             missing = [
                 commit

@@ -247,7 +247,7 @@ def with_unknown(document: IdentityDocument) -> IdentityDocument:
 def test_unknown_members_of_list_entries_survive_every_change_and_are_shown_nowhere() -> None:
     document = with_unknown(revoked())
     entries = {name: len(document_tree(document)[name]) for name in ("endorsements", "revoked", "history")}
-    # Each of these changes one of the lists, so that it is not written back as it was read.
+    # Each of these mutations changes one of the lists, so the document is not written back as it was read.
     later = cancel_rotation(document, NOW, reason="why")
     later = revoke_root(later, owned("a").id, NOW, reason="stolen too")
     later = record_frozen_commits(later, owned("a").id, NOW, commits=1, digest="cd" * 32)

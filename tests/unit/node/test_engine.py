@@ -587,7 +587,7 @@ def test_a_client_sees_that_its_commit_is_here_while_creations_of_another_item_a
     reply = node.sync(X, commits=[mine])
     assert {commit["id"] for commit in reply["c"]} == {mine.id}, "what is not merged yet is shown to no client"
     assert mine.id in BloomFilter.from_json(reply["f"]["__v"])
-    # Who brings one more creation of the same item merges all of them, and is told of all.
+    # A client that pushes one more creation of the same item causes a merge of all creations, and gets all of them.
     reply = node.sync(X, commits=[again])
     shown = {commit["id"] for commit in reply["c"]}
     assert {mine.id, again.id, *(birth.id for birth in births)} < shown

@@ -100,7 +100,7 @@ async def test_what_is_written_can_be_read_while_a_log_cannot_be_written(
         with caplog.at_level(logging.INFO, "goatherd.node"):
             assert await status_of_push(client, NOTES, during, user) == 507
             for _ in range(3):
-                # Sent again it is known already, and still not written.
+                # When the commit is sent again, the server knows it already, but has still not written it.
                 assert await status_of_push(client, NOTES, during, user) == 507
                 assert await ids(client, NOTES, user) == {before.id}
             assert await status_of_push(client, OTHERS, other, user) == 200

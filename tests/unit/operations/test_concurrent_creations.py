@@ -88,7 +88,7 @@ def test_creations_with_different_keys_are_not_joined_since_one_is_forged() -> N
         join_creations(conflict, signer=A, org=ORG)
 
 
-# --- a server of GoatDB's that ends where it does ---------------------------------------------------------------------
+# --- a server that crashes where GoatDB does --------------------------------------------------------------------------
 
 
 def now_ms() -> int:

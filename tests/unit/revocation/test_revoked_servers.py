@@ -167,7 +167,7 @@ async def test_a_node_that_drops_what_is_pushed_holds_up_no_other_and_is_tried_a
 
         async def breaks_off(path: str, commits: Any, signer: OwnedSession, now: int | None = None) -> Any:
             nonlocal pushes
-            # The introduction of the successor is the first; then it takes nothing for a while.
+            # The server stores the introduction of the successor, and then nothing for a while.
             pushes += path == SESSIONS
             if 2 <= pushes <= 3:
                 raise NodeUnreachableError("http://node-0 broke off")

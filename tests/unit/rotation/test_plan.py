@@ -66,7 +66,7 @@ async def test_what_each_step_costs_is_what_the_plan_says(make_herd: MakeHerd, m
     def told(event: Event) -> None:
         if isinstance(event, PhaseEntered) and event.phase is not Phase.STEADY:
             reads, writes, requests = count()
-            # The first look at a phase is told after it; it belongs to the step that leaves the phase.
+            # The event of a phase comes after the first look in it; this look belongs to the step leaving the phase.
             counts.append((reads - 1, writes, requests - 2))
 
     rotator = rotator_for(herd, provider=store)

@@ -155,7 +155,7 @@ async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeH
     ]
 
 
-# --- the way back from a restore -------------------------------------------------------------------------------------
+# --- rolling back a restore -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.PUBLISHED])
@@ -240,7 +240,7 @@ async def test_a_restore_needs_nothing_of_a_current_root_that_has_expired(make_h
     assert (await rotator_for(herd).rotate()).outcome is Outcome.ROTATED
 
 
-# --- what cannot be restored says why --------------------------------------------------------------------------------
+# --- what cannot be restored says why ---------------------------------------------------------------------------------
 
 
 async def refused(herd: Herd, root_id: str | None = None, rotator: Rotator | None = None) -> str:

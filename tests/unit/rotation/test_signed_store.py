@@ -204,7 +204,7 @@ async def test_taking_back_takes_no_version_that_was_never_current(make_herd: Ma
     herd = await make_herd()
     await rotator_for(herd).rotate()
     signed = await check_steady(herd)
-    # A write that lost its race, in a store that writes a value before it points at it.
+    # A write that lost its race, in a store that writes a value before it moves the label to it.
     lost = sign_again(signed, herd.clock.now_ms(), after=signed.generation)
     await herd.provider.write(herd.secret_id, encode_document(lost), label="parked", expected=None)
     orphan = (await herd.provider.versions(herd.secret_id))[0].id

@@ -259,7 +259,7 @@ async def test_of_controllers_that_act_at_the_same_moment_one_rotates_and_the_ot
     assert len(document.roots) == 2
     assert alarm.alerts == []
     assert caplog.text.count("controller.yielded") == 3
-    # None of them does it again.
+    # None of the controllers rotates again.
     again = [await controller.act_once() for controller in controllers]
     assert not any(turn.has_acted for turn in again)
 

@@ -77,7 +77,7 @@ async def test_a_body_below_auth_has_16_kib(tmp_path: Path) -> None:
         refused = await http.post("/auth/session", json={**KEY, "x": "x" * 17_000})
         assert (refused.status_code, refused.content) == (413, b"")
         assert server.stopped[Excess.TOO_LARGE] == 1
-        # Told before a byte of it has come.
+        # The announced length counts before a byte of the body has arrived.
         assert b" 413 " in await spoken(http, head("/AUTH/Session", "content-length: 60000000"))
 
 

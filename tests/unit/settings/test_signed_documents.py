@@ -113,7 +113,7 @@ async def test_a_writer_of_the_store_without_the_key_changes_nothing_for_a_serve
         assert await settings.refresh() is False
         assert settings.settings.document == ROTATED
         assert settings.status.last_refusal is not None
-    # After a restart it does not start with it either, and what the key's owner writes next is followed.
+    # The server does not start with that document either, and follows the next one that the key's owner writes.
     restarted = CloudSecretSettings(provider, SECRET, seen=seen)
     async with restarted:
         with pytest.raises(IdentityError):

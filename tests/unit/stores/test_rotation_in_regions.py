@@ -172,7 +172,7 @@ async def test_a_region_is_promoted_in_a_phase_and_the_rotation_ends_there(phase
     assert current(world).rotation.stable_version == stable.version.id  # type: ignore[union-attr]
     assert (await world.rotator().resume()).outcome is Outcome.ROTATED
     await check_rest(world)
-    # The old primary store comes back, behind; `stores sync` brings it forward.
+    # The old primary store returns with an earlier state, and `stores sync` updates it.
     world.regions.eu.is_cut_off, world.allowed = False, ()
     world.herd.clock.turn(timedelta(minutes=1))
     assert all(view.is_in_step for view in await followers(world))
@@ -244,7 +244,7 @@ async def test_two_primaries_that_both_rotated_are_a_split_and_no_server_changes
     assert world.regions.ap.document() == before
 
 
-# --- the proofs can fail --------------------------------------------------------------------------------------------
+# --- the proofs can fail ----------------------------------------------------------------------------------------------
 
 
 async def test_without_the_gate_after_each_change_the_primary_store_runs_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ class World:
     Attributes:
         primary: The region that the commands' configuration names.
         allowed: Regions that the operator lets lag.
-        counted: What was checked.
+        counted: Counts of the checks that were made.
         is_going_back: Whether a cancel or a roll-back may change the primary store now.
         checked: The state of the servers at which their trust was checked last.
     """

@@ -83,7 +83,7 @@ def _list_conflicts(conflicts: Sequence[Conflict]) -> list[str]:
     if len(conflicts) > SHOWN:
         lines.append(f"  and {len(conflicts) - SHOWN} more; --json lists all")
     if conflicts:
-        lines.append('  GoatDB merges these by ending: "Merge commit got empty ancestors filter"')
+        lines.append('  GoatDB crashes when it merges these: "Merge commit got empty ancestors filter"')
     return lines
 
 
@@ -130,7 +130,7 @@ def data_repair_lines(repairs: Sequence[Repair], *, has_peers: bool) -> list[str
             lines.append(
                 f"  joining commits that were pushed to peers: {one.given}"
                 if one.given
-                else "  other servers get the commits that join the creations when they synchronize; --peer URL pushes them now"
+                else "  other servers get the commits that join them when they synchronize; --peer URL pushes them now"
             )
         if one.lacking:
             lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")

@@ -173,7 +173,7 @@ class RotationProgress:
     def _joined(self, nodes: tuple[NodeView, ...]) -> None:
         before, now = ({node.url for node in views} for views in (self._nodes, nodes))
         for url in sorted(before ^ now) if before else []:
-            text = f"{url} has joined" if url in now else f"{url} has left, and is not waited for"
+            text = f"{url} has joined" if url in now else f"{url} is no longer listed"
             self._line("joined" if url in now else "left", {"node": url}, text)
         self._nodes = nodes
 

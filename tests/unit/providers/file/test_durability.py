@@ -40,7 +40,7 @@ class Medium(System):
 
     Args:
         dies_after_rename: Whether the process that uses it does nothing after its first rename.
-        volatile: What another process knows too.
+        volatile: The renames that are not on the medium yet, shared with another process.
     """
 
     def __init__(
