@@ -2,8 +2,8 @@
 up.
 
 Each case runs the real provider in a forked process whose system layer ends it, without any clean-up, right before or
-right after its k-th call. What a crash of the machine adds, lost caches, is covered by the order of fsync calls, which
-is tested here too.
+right after its k-th call. A crash of the machine also loses caches; the order of fsync calls, which is tested here
+too, covers that.
 """
 
 from __future__ import annotations

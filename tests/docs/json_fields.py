@@ -58,15 +58,15 @@ OBJECTS: Final[dict[str, Fields]] = {
         "version": Field("integer", "Version of the identity document's format."),
         "generation": Field("integer", "Number that grows with each write of the identity document."),
         "phase": Field("string", "Phase of the rotation in progress; `steady` when there is none."),
-        "signed": Field("boolean", "Whether the current root has signed the identity document as it is."),
+        "signed": Field("boolean", "Whether the current root has signed this identity document."),
         "current": Field("object", "The current root.", "session"),
         "next": Field("object or null", "The next root; null when no rotation is in progress.", "session"),
         "anchor": Field("object", "The root that alone endorses other roots; absent if there is none."),
-        "anchor.id": Field("string", "Id of its session."),
+        "anchor.id": Field("string", "Id of the anchor's session."),
         "anchor.fingerprint": Field("string", "As for `roots[].fingerprint`."),
         "anchor.owner": Field("string", "Owner of the session: `root`."),
         "anchor.expiration": Field("string", "Timestamp at which the anchor expires."),
-        "anchor.signer": Field("string", "URI of the signer that holds its private key."),
+        "anchor.signer": Field("string", "URI of the signer that holds the anchor's private key."),
         "roots": Field("array of object", "The trusted roots."),
         "roots[].id": Field("string", "Id of the root session."),
         "roots[].fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the root's public key."),
@@ -91,8 +91,8 @@ OBJECTS: Final[dict[str, Fields]] = {
         ),
         "rotation.restores": Field("boolean", "Always true; present only when the rotation restores a previous root."),
         "rotation.anchor": Field("object", "The new anchor; present only if the rotation adds or replaces the anchor."),
-        "rotation.anchor.id": Field("string", "Id of its session."),
-        "rotation.anchor.signer": Field("string", "URI of the signer that holds its private key."),
+        "rotation.anchor.id": Field("string", "Id of the anchor's session."),
+        "rotation.anchor.signer": Field("string", "URI of the signer that holds the anchor's private key."),
         "rotation.removesAnchor": Field("boolean", "Always true; present only if the rotation removes the anchor."),
         "endorsements": Field("array of object", "Signatures by which one root makes another trusted."),
         "endorsements[].by": Field("string", "Id of the root that signs."),
@@ -138,14 +138,16 @@ OBJECTS: Final[dict[str, Fields]] = {
         "behind": Field("array of string", "URLs of servers that do not sign with the current root yet."),
         "leftOut": Field("array of string", "URLs of servers that the quorum did not wait for."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),
-        "givenUp": Field("array of string", "Ids of versions that the store was told to destroy, but may keep longer."),
+        "givenUp": Field(
+            "array of string", "Ids of versions that the store was asked to destroy, but may keep longer."
+        ),
         "kept": Field("array of object", "Versions that a label keeps from being destroyed.", "kept version"),
-        "undestroyed": Field("array of string", "Versions that the store refused to destroy, with the error's code."),
+        "undestroyed": Field("array of string", "Versions that the store did not destroy, with the error's code."),
         "restarts": Field("array of object", "One for each server that answered during the command."),
         "restarts[].node": Field("string", "URL of the server."),
         "restarts[].count": Field("integer or null", "Number of restarts that were observed; null if it is unknown."),
         "began": Field("string", "Timestamp of the start of the command."),
-        "ended": Field("string", "Timestamp of its end."),
+        "ended": Field("string", "Timestamp of the command's end."),
         "seconds": Field("number", "Duration of the command, in seconds."),
     },
     "key inventory": {
@@ -187,7 +189,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "replication": Field(
             "string or null", "Who copies the secret there: `platform` or `goatherd`; null for the primary store."
         ),
-        "reachable": Field("boolean", "Whether its identity could be read."),
+        "reachable": Field("boolean", "Whether the identity in the store could be read."),
         "generation": Field(
             "integer or null", "Generation of the store's identity document; null if the generation is not known."
         ),
@@ -362,7 +364,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "rotation.waitingFor": Field("array of string", "What the rotation is waiting for, and from which servers."),
         "lastRotation": Field("object or null", "How the last rotation ended."),
         "lastRotation.event": Field("string", "How the rotation ended, such as `rotated` or `cancelled`."),
-        "lastRotation.at": Field("string", "Timestamp of its end."),
+        "lastRotation.at": Field("string", "Timestamp of the rotation's end."),
         "lastRotation.from": Field("string or null", "Id of the root that signed before."),
         "lastRotation.to": Field("string or null", "Id of the next root."),
         "lastRotation.reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
@@ -581,7 +583,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "leftOut": Field("array of string", "Ids of the sessions that are not reissued because of `--except`."),
         "destroyed": Field("array of string", "Ids of the versions that were destroyed."),
-        "givenUp": Field("array of string", "Ids of versions that the store was told to destroy, but may keep longer."),
+        "givenUp": Field(
+            "array of string", "Ids of versions that the store was asked to destroy, but may keep longer."
+        ),
         "kept": Field("array of object", "Versions that a label keeps from being destroyed.", "kept version"),
         "keysLeft": Field("array of string", "Ids of versions that still hold the revoked root's private key."),
         "unknownLeft": Field(

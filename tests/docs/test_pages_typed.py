@@ -208,7 +208,7 @@ def test_the_page_about_installing_names_targets_that_exist() -> None:
 
 
 def test_every_page_with_commands_is_typed_by_a_test_here_or_by_those_of_its_store() -> None:
-    """Typed elsewhere: docs/how-to/external-secrets.md, by tests/cluster/test_external_secrets.py."""
+    """The page docs/how-to/external-secrets.md is typed by tests/cluster/test_external_secrets.py."""
     text = Path(__file__).read_text()
     for path in HOW_TO.glob("*.md"):
         named = f"docs/how-to/{path.name}" in text or f'"{path.stem}"' in text

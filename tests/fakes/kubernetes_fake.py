@@ -247,7 +247,10 @@ class FakeKubernetes:
         return {**review, "status": {"allowed": True}}
 
     def get(self, namespace: str, name: str) -> Fields:
-        """reference/kubernetes-api/config-and-storage-resources/secret-v1/#get-read-the-specified-secret."""
+        """Read a Secret.
+
+        reference/kubernetes-api/config-and-storage-resources/secret-v1/#get-read-the-specified-secret
+        """
         found = self._objects.get((namespace, name))
         if found is None:
             raise _not_found("secrets", name)
@@ -287,7 +290,7 @@ class FakeKubernetes:
         return {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": metadata, "items": found}
 
     def create(self, namespace: str, content: Fields) -> Fields:
-        """reference/kubernetes-api/config-and-storage-resources/secret-v1/#create-create-a-secret."""
+        """Create a Secret: reference/kubernetes-api/config-and-storage-resources/secret-v1/#create-create-a-secret."""
         name = content.get("metadata", {}).get("name", "")
         if namespace not in self._namespaces:
             raise _not_found("namespaces", namespace)
@@ -406,7 +409,7 @@ class FakeKubernetes:
         self.changed.notify_all()
 
     def _validate(self, name: str, content: Fields) -> None:
-        """docs/concepts/configuration/secret/#restriction-names-data and #restriction-data-size."""
+        """Check a Secret: docs/concepts/configuration/secret/#restriction-names-data and #restriction-data-size."""
         if not name:
             raise _invalid(
                 name, "FieldValueRequired", "Required value: name or generateName is required", "metadata.name"

@@ -349,7 +349,7 @@ class World:
                 yield state._replace(lagged=state.lagged | 1 << state.cut), f"{REGIONS[state.cut]} may lag.", None
 
     def _views(self, state: State, primary: int) -> tuple[FollowerView, ...]:
-        """Return what `ReplicatedStore.observe` tells of the followers."""
+        """Return what `ReplicatedStore.observe` reports about the followers."""
         views = []
         for region in range(3):
             if region == primary:

@@ -1,8 +1,8 @@
 """A store that goes back to an earlier state, what servers and operators may do then, and the operator's way out.
 
 What it is: the backup and its restore, an operator who continues from there, a record of which document has grown from
-which by what its writer had read, and the two ways out of docs/how-to/restored-store.md. What it is not: it trusts
-nothing that the documents say of their own past; that is what is tested.
+which by what its writer had read, and the two ways out of docs/how-to/restored-store.md. The module does not use
+what the documents record about their own past, because that is under test.
 
 A store that was restored from a backup counts its version ids on from there, so that servers see ids again that they
 have seen with other content.

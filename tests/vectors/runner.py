@@ -77,8 +77,8 @@ def check_directory(directory: Path) -> tuple[list[Sheet], list[str]]:
 
 
 def _files(directory: Path, strangers: list[str]) -> Iterator[Path]:
-    """Yield the vector files below a directory, without hidden files, READMEs and this checker; name what cannot be
-    read."""
+    """Yield the vector files below a directory, without hidden files, READMEs and this checker; add unreadable
+    ones to `strangers`."""
     if directory.is_file():
         yield directory
         return

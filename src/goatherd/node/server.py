@@ -249,7 +249,7 @@ class Server:
         await self._close()
 
     async def _close(self) -> None:
-        """Close every database, also one that is being opened, and what they share."""
+        """Close every database, also one that is being opened, and the resources that they share."""
         opening = list(self._opening.values())
         for task in opening:
             task.cancel()

@@ -47,8 +47,8 @@ class ConnectionPool:
     async def run(self, exchange: Callable[[httpx2.AsyncClient], Awaitable[T]]) -> T:
         """Send a request and read its answer with `exchange`; return what it returns.
 
-        A task of its own does this. If the caller is cancelled, the exchange is cancelled too, and has ended when this
-        method ends.
+        The exchange runs in its own task. If the caller is cancelled, the exchange is cancelled too, and has ended when
+        this method ends.
         """
         async with self as http:
             return await _run_to_its_end(lambda: exchange(http))

@@ -57,7 +57,7 @@ class State(StrEnum):
 
     FINE = "fine"
     BUSY = "busy"
-    """A rotation is in progress, as it should be."""
+    """A rotation is in progress, without a problem."""
     WARNING = "warning"
     BAD = "bad"
 

@@ -179,7 +179,7 @@ class SecretManager:
             return self._secrets[name].message()
 
     def get_secret(self, request: wire.GetSecretRequest) -> wire.Secret:
-        """[rpc, GetSecret]."""
+        """Return a secret [rpc, GetSecret]."""
         with self._lock:
             return self._secret(request.name).message()
 
@@ -238,7 +238,7 @@ class SecretManager:
             return _shown(secret, made)
 
     def get_secret_version(self, request: wire.GetSecretVersionRequest) -> wire.SecretVersion:
-        """[rpc, GetSecretVersion]: by number, alias or ``latest``."""
+        """Return a version by number, alias or ``latest`` [rpc, GetSecretVersion]."""
         with self._lock:
             return _shown(*self._version(request.name))
 
@@ -271,11 +271,14 @@ class SecretManager:
             )
 
     def enable_secret_version(self, request: wire.EnableSecretVersionRequest) -> wire.SecretVersion:
-        """[rpc, EnableSecretVersion]. "A version may not leave this state once entered" [rpc, State.DESTROYED]."""
+        """Enable a version [rpc, EnableSecretVersion].
+
+        "A version may not leave this state once entered" [rpc, State.DESTROYED].
+        """
         return self._switch(request.name, request.etag, ENABLED)
 
     def disable_secret_version(self, request: wire.DisableSecretVersionRequest) -> wire.SecretVersion:
-        """[rpc, DisableSecretVersion]."""
+        """Disable a version [rpc, DisableSecretVersion]."""
         return self._switch(request.name, request.etag, DISABLED)
 
     def destroy_secret_version(self, request: wire.DestroySecretVersionRequest) -> wire.SecretVersion:
