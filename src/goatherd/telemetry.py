@@ -177,7 +177,7 @@ class Event(StrEnum):
     DATA_CHECKED = "data.checked"
     """A started server has read all of its logs and verified every record."""
     DATA_WRONG_INDEX = "data.wrong_index"
-    """The index of a log had left out commits. The server serves them again, and has deleted the index."""
+    """The index of a log lacked commits. The server serves them again, and has deleted the index."""
     DATA_NO_INDEX = "data.no_index"
     """The index of a log cannot be written. The next start of the server takes longer; nothing else changes."""
     DATA_UNWRITABLE = "data.unwritable"

@@ -46,7 +46,7 @@ class MarkState(Enum):
     LOST = auto()
     """The server runs in another process, or the process has lost the mark."""
     TOO_EARLY = auto()
-    """The server would still accept any signature of that time, so its answer shows nothing."""
+    """The server would still accept any signature with that timestamp, so its answer proves nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

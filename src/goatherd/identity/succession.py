@@ -255,7 +255,7 @@ def find_introduced(document: IdentityDocument, introductions: Iterable[Commit])
 
 
 def is_current_introduced(document: IdentityDocument, known: Mapping[str, Session]) -> bool:
-    """Return whether the current root is a known one, or a chain of endorsements leads to it from one; by id.
+    """Return whether the current root is a known one, or a chain of endorsements leads from a known one to it.
 
     As in `verify_succession`, only the proof of its revocation leads on from a revoked root.
     """

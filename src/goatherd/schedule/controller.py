@@ -60,7 +60,7 @@ _log = logging.getLogger("goatherd.rotation")
 QUIET_FAILURES: Final = 2
 """How many consecutive reads of the store may fail before an alert is raised."""
 SHORT_WAIT: Final = timedelta(seconds=3)
-"""A controller that is to stop leaves a rotation that has waited for the same servers for this long."""
+"""Time that a rotation must have waited for the same servers before a stopping controller leaves it."""
 RETIRE_PAUSE: Final = timedelta(days=1)
 """Pause before the store is asked again to destroy a version, since some stores destroy with a delay; and before it is
 searched again for keys of roots that are no longer in the identity document, since that reads every version."""

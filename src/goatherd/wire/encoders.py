@@ -148,7 +148,7 @@ MAX_REFERENCED = 20_000
 
 
 def check_members(encoded: dict[str, Any]) -> None:
-    """Check that GoatDB can read the members of an encoded object, and reads these.
+    """Check that GoatDB can read the members of an encoded object, and reads no others in their place.
 
     Raises:
         DecodeError: One member is named ``hasOwnProperty``. It hides the method by which GoatDB finds members. Or the

@@ -256,7 +256,7 @@ async def test_the_successor_that_a_first_run_introduced_to_one_server_only_is_i
         forged = Commit.from_json(claim, org="localhost")
 
         class Lying(NodeClient):
-            """A server that reports another root's key under the successor's id, and claims to hold that commit."""
+            """A server that reports another root's key under the successor's id, and claims to hold it."""
 
             async def held(self, *arguments: Any, **options: Any) -> bytes:
                 honest = FrozenList.from_bytes(await super().held(*arguments, **options))

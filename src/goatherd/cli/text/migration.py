@@ -65,7 +65,7 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
 
 
 def proof_line(proof: RootAcceptance) -> str:
-    """Return whether one server accepts requests signed by the migrated root, as a line."""
+    """Return a line that says whether one server accepts requests signed by the migrated root."""
     org, root, server = proof.org, proof.root, proof.server
     if server.trusts_current is None:
         return f"{org}: it is not known whether {server.url} has this root: {server.problem}"
