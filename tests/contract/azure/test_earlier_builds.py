@@ -126,6 +126,17 @@ async def test_a_secret_of_an_earlier_build_is_read_as_it_is_and_changed_in_the_
             assert vault._state.secrets == {}
 
 
+async def test_values_that_were_purged_are_not_an_absent_secret_and_the_hint_keeps_the_pointer():
+    clock = SteppedClock()
+    with FakeKeyVault(clock=clock) as vault:
+        earlier_build(vault, clock)
+        del vault._state.secrets["goatdb-root"]
+        async with made(vault, clock=clock, retry=ONCE) as provider:
+            with pytest.raises(UnavailableError, match="that the vault does not have") as caught:
+                await provider.read("goatdb-root")
+            assert "Do not delete goatdb-root-pointer" in str(caught.value.hint)
+
+
 async def test_the_next_change_of_an_earlier_secret_writes_the_view_whatever_it_is():
     for change in ("label", "candidate", "destroy"):
         clock = SteppedClock()

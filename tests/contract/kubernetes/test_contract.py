@@ -400,8 +400,10 @@ async def test_a_namespace_that_is_missing_is_said_to_be_so_on_creation(provider
 async def test_an_immutable_secret_is_said_to_be_so(fake: FakeKubernetes, provider: KubernetesSecretProvider):
     first = await provider.create(ROOT, b"first")
     fake.put("default", "root", {**fake.stored("default", "root"), "immutable": True})
-    with pytest.raises(ProviderConfigurationError, match="immutable"):
+    with pytest.raises(ProviderConfigurationError, match="immutable") as caught:
         await provider.write(ROOT, b"second", expected=first.id)
+    hint = str(caught.value.hint)  # an operator who deletes the Secret before saving it loses the keys
+    assert hint.index("kubectl get secret") < hint.index("delete")
 
 
 @pytest.mark.parametrize(

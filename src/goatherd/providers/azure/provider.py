@@ -562,7 +562,8 @@ class AzureSecretProvider(SecretProvider):
             return self._vault.deleted_error(call.secret_id)
         return UnavailableError(
             f"the pointer names versions of {call.secret_id} that the vault does not have",
-            hint=f"If it stays, they were purged by hand: delete {call.secret_id}{POINTER_SUFFIX} and purge it too.",
+            hint="If this persists, they were purged by hand: restore them from a backup of the vault. Do not delete"
+            f" {call.secret_id}{POINTER_SUFFIX}, which may hold other versions.",
         )
 
     # --- the pointer ------------------------------------------------------------------------------------------------

@@ -497,7 +497,8 @@ def _invalid_reason(answer: Mapping[str, Any]) -> ProviderError:
     if "field is immutable when `immutable` is set" in message:
         return ProviderConfigurationError(
             "the Secret is immutable",
-            hint="An immutable Secret cannot be changed. Delete it, and create it again without `immutable`.",
+            hint="Save it with `kubectl get secret NAME -o json`, because it holds the only private keys. Remove"
+            " `immutable` and `metadata.uid` from the saved file, delete the Secret, and create it from the file.",
         )
     fields = ", ".join(sorted({str(cause.get("field"))[:60] for cause in found}))
     return ProviderConfigurationError(f"the server rejected the Secret as invalid: {fields or '?'}")
