@@ -1112,7 +1112,7 @@ class Rotator:
                 if not any(one.id == version.id and CURRENT in one.labels for one in listed):
                     # The value and the list of versions were read at different times. With such labels, `stable` could
                     # be moved to a version older than the one to which this rotation rolls back (tests/model, mutant
-                    # "two looks").
+                    # "reading the labels").
                     raise GenerationError(
                         f"the store returned version {version.id} as current, but its list of versions names another"
                     )
