@@ -139,7 +139,6 @@ def current_root(shell: Shell) -> str:
 
 
 def test_the_page_about_a_stolen_key_works_as_it_is_written(world: World) -> None:
-    world.replace |= {"aws://eu-west-1/goatdb/prod/root": world.provider}
     shell = world.cluster()
     world.replace["ROOT"] = current_root(shell)
     shell.follow(page("docs/how-to/revoke.md"))
