@@ -20,7 +20,7 @@ CHOICES = tuple(Choice)
 THEFTS = tuple(one for one in Theft if one is not Theft.ABANDONED)
 EMERGENCY = frozenset({"trust", "introduced", "restarts"})
 """What a revocation breaks: it waits for no server."""
-RESTORED = frozenset({"kept", "known", "adopted", "cross-signed", "lost write", "roll-back"})
+RESTORED = frozenset({"kept", "known", "adopted", "cross-signed", "lost write", "way back"})
 """What a restore itself breaks: what it takes away, labels too, and what is written over an id that is given again."""
 
 
@@ -183,7 +183,7 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="wrong clocks",
-        about="operators retire; at any check, a clock is days ahead or behind, or a phase was recorded in the future",
+        about="operators retire; at any look, a clock is days ahead or behind, or a phase was recorded in the future",
         options=Options(nodes=1, operators=1, retires=True, clocks=True, goals=EVERYTHING),
     ),
     Configuration(
@@ -313,12 +313,12 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="a writer without the key, an identity of 0.1.0",
-        about="the generation is raised so far that no write can follow, also while the identity is not signed yet",
+        about="the generation is raised beyond use, also while the identity is not signed yet",
         options=Options(nodes=1, operators=1, alters=(Alteration.GENERATION,), unsigned=True),
     ),
     Configuration(
         name="a restored store",
-        about="once, the store returns to any earlier state, and assigns the same version ids again",
+        about="once, the store goes back to any earlier state, and gives the same version ids again",
         options=Options(nodes=1, operators=1, rotations=2, restores=True, refusals=False, liveness=False),
         allowed=RESTORED,
         is_slow=True,

@@ -40,7 +40,7 @@ RULES = {
     "adopted": "once a rotation is verified, every node signs with the new root",
     "stranger": "no run changes a rotation that it was not asked to drive",
     "restarts": "a rotation changes the root that signs once, or twice if rolled back; no server restarts more often",
-    "checked": "a rotation begins only after every listed server, or the declared quorum, has answered",
+    "looked": "a rotation begins only after every listed server, or the declared quorum, has answered",
     "asked": "a run replaces the root that it was asked to replace, no other",
     "once": "a run begins one rotation at most",
     "report": "a run reports only the true outcome",
@@ -93,7 +93,7 @@ class Judge:
             if head.base != NONE and head.generation <= _last_possible(store, head.base):
                 yield "generation"
             if not self._has_way_back(store, head):
-                yield "roll-back"
+                yield "way back"
             if not store.is_invaded and self._changes_too_often(store, head):
                 yield "restarts"
 

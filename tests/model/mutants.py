@@ -194,7 +194,7 @@ def _gate(step: Step, *kept: Evidence) -> Removed:
 
 
 MUTANTS = (
-    Mutant(name="preparing while a node gives no answer", breaks="checked", options=ONE, removed=_gate(Step.PREPARE)),
+    Mutant(name="preparing while a node gives no answer", breaks="looked", options=ONE, removed=_gate(Step.PREPARE)),
     Mutant(name="activating without a gate", breaks="trust", options=STALE, removed=_gate(Step.ACTIVATE)),
     Mutant(
         name="activating before every node is known to hold the introduction",
@@ -231,21 +231,21 @@ MUTANTS = (
         breaks="trust",
         options=TWO,
         removed=Removed(lie=no_answer_is_yes),
-        allowed=frozenset({"checked"}),
+        allowed=frozenset({"looked"}),
     ),
     Mutant(
         name="ignoring nodes that do not answer",
         breaks="trust",
         options=TWO,
         removed=Removed(lie=only_who_answers_counts),
-        allowed=frozenset({"checked"}),
+        allowed=frozenset({"looked"}),
     ),
     Mutant(
-        name="checking one node only",
+        name="asking one node only",
         breaks="introduced",
         options=TWO,
         removed=Removed(lie=one_is_enough),
-        allowed=frozenset({"checked"}),
+        allowed=frozenset({"looked"}),
     ),
     Mutant(
         name="pushing the introduction before the phase published is written",
@@ -273,7 +273,7 @@ MUTANTS = (
     ),
     Mutant(
         name="labelling stable without compare-and-swap",
-        breaks="roll-back",
+        breaks="way back",
         options=TWICE,
         removed=Removed(blind=frozenset({"label"})),
     ),
@@ -283,7 +283,7 @@ MUTANTS = (
         options=TWICE,
         removed=Removed(parts=frozenset({"one look"})),
     ),
-    Mutant(name="never labelling stable", breaks="roll-back", options=ONE, removed=Removed(lie=stable_is_never_moved)),
+    Mutant(name="never labelling stable", breaks="way back", options=ONE, removed=Removed(lie=stable_is_never_moved)),
     Mutant(
         name="a node that does not compare generations",
         breaks="generation",
@@ -371,7 +371,7 @@ MUTANTS = (
         removed=Removed(lie=no_grace_period),
     ),
     Mutant(
-        name="leaving the previous private key in the document",
+        name="leaving the earlier private key in the document",
         breaks="private keys",
         options=ONE,
         removed=Removed(parts=frozenset({"one private key"})),
@@ -389,7 +389,6 @@ MUTANTS = (
         options=RIVALS,
         removed=Removed(lie=every_rotation_is_mine),
     ),
-    Mutant(name="replacing any current root", breaks="asked", options=TWICE, removed=Removed(lie=any_root_will_do)),
     Mutant(
         name="replacing any root that is current", breaks="asked", options=TWICE, removed=Removed(lie=any_root_will_do)
     ),
@@ -428,14 +427,14 @@ MUTANTS = (
         breaks="lost root",
         options=WENT_BACK,
         removed=Removed(parts=frozenset({"lineage", "lost roots", "history"}), lie=no_server_has_a_history),
-        allowed=RESTORED | {"restored store", "grown"},
+        allowed=RESTORED | {"went back", "grown"},
     ),
     Mutant(
         name="following a document that has not grown from the one in use",
         breaks="grown",
         options=WENT_BACK,
         removed=Removed(parts=frozenset({"lineage", "history"}), lie=no_server_has_a_history),
-        allowed=RESTORED | {"restored store"},
+        allowed=RESTORED | {"went back"},
     ),
     Mutant(
         name="beginning a rotation without checking which identity the servers have used",
@@ -538,7 +537,7 @@ MUTANTS = (
         name="a new anchor that does not sign the roll-back to the previous anchor",
         breaks="steady",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"anchor's permission to roll back"})),
+        removed=Removed(parts=frozenset({"way back of the anchor"})),
     ),
     Mutant(
         name="a replaced anchor that does not endorse the next root",
@@ -582,7 +581,7 @@ MUTANTS = (
         name="a node that accepts a new anchor's signature for a roll-back indefinitely",
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.WAY_BACK,)),
-        removed=Removed(parts=frozenset({"end of that permission"})),
+        removed=Removed(parts=frozenset({"end of the way back"})),
     ),
     Mutant(
         name="retiring with a clock that is days ahead of the store's",

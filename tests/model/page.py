@@ -16,7 +16,7 @@ from .mutants import MUTANTS, PRICES, REDUNDANT, explore_mutant
 from .story import tell
 
 PAGE = Path(__file__).parents[2] / "docs/explanation/proof.md"
-TOLD = "checking one node only"
+TOLD = "asking one node only"
 
 _PART = re.compile(r"(<!-- generated: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -119,7 +119,7 @@ MUTANTS = (
         options=Options(cuts=0),
     ),
     RegionsMutant(
-        name="keeping a later identity when a follower is updated",
+        name="keeping a later identity when a follower is brought forward",
         part="later kept",
         breaks="overwritten",
         options=RIVALS,

@@ -182,7 +182,7 @@ def _labels(store: Store) -> str:
     parts = [f"Current is {' or '.join(heads)}"]
     parts.append("nothing is stable" if store.stable == NONE else f"stable is version {store.stable}")
     if store.head.phase is not Phase.STEADY:
-        parts.append(f"version {store.head.rollback} is the one that a roll-back returns to")
+        parts.append(f"version {store.head.rollback} is the one to go back to")
     if store.gone:
         parts.append(f"destroyed: {', '.join(map(str, bits(store.gone)))}")
     return "; ".join(parts) + "."

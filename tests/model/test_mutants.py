@@ -35,7 +35,7 @@ def test_without_it_alone_nothing_is_broken_because_another_protection_stands_be
 
 
 def test_a_story_names_operators_nodes_and_versions_all_the_way() -> None:
-    (mutant,) = [one for one in MUTANTS if one.name.startswith("checking one node only")]
+    (mutant,) = [one for one in MUTANTS if one.name.startswith("asking one node only")]
     assert tell(explore_mutant(mutant)).splitlines()[9:13] == [
         "  9. The introduction of B reaches node 1, which takes it.",
         " 10. Operator 1 sees version 2 (published, generation 3, A signs, B next): the next step is to activate.",

@@ -311,7 +311,7 @@ class World:
                 held,
                 links,
                 anchors_only="word of working roots" not in removed,
-                limits="end of that permission" not in removed,
+                limits="end of the way back" not in removed,
                 is_named_enough="change of the anchor" in removed,
             )
         return "succession" in removed or follows(new._replace(anchored=None), held._replace(anchored=None), links)
@@ -400,7 +400,7 @@ class World:
                 if any(self._contradicts(store, version, node) for node in group):
                     if "history" not in self.removed.parts:
                         continue
-                    broken = "restored store"
+                    broken = "went back"
                 yield store_number, begun, 0, broken, ("begins",)
             return
         yield store_number, None, 0, None, ("crashes",)
@@ -520,11 +520,11 @@ class World:
                 yield self._ordered(number, store, version, stable, run, ("label", version, places[expected]), what)
             case Prepare():
                 spare = self.options.nodes - (self.options.quorum or self.options.nodes)
-                broken = "checked" if unanswered(sights) > spare else None
+                broken = "looked" if unanswered(sights) > spare else None
                 yield number, run._replace(pending=("prepare", version)), 0, broken, what
             case PrepareRestore():
                 spare = self.options.nodes - (self.options.quorum or self.options.nodes)
-                broken = "checked" if unanswered(sights) > spare else None
+                broken = "looked" if unanswered(sights) > spare else None
                 yield number, run._replace(pending=("restore", version, run.aim)), 0, broken, what
             case Advance(step=step):
                 is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
@@ -640,7 +640,7 @@ class World:
         asking = {"no later signature", *(("no signature to go on",) if kind == "advance" else ())}
         if self._needs_signer(store, document) and removed & asking:
             return
-        broken = None if document.rotation == run.bound else "own rotation"
+        broken = None if document.rotation == run.bound else "stranger"
         earlier = None
         if run.pending[2] is Step.ROLL_BACK:
             if store.gone >> document.rollback & 1:
@@ -656,7 +656,7 @@ class World:
         if "word of the old anchor" in self.removed.parts and NO_ANCHOR not in (anchored.anchor, anchored.next):
             kept = tuple(one for one in after.endorsed if one != (anchored.anchor, after.target))
             after = after._replace(endorsed=kept if anchored.next != anchored.anchor else after.endorsed)
-        if "anchor's permission to roll back" in self.removed.parts:
+        if "way back of the anchor" in self.removed.parts:
             lasting = tuple(one for one in anchored.changes if one.until is None)
             after = after._replace(anchored=anchored._replace(changes=lasting))
         return after
