@@ -607,7 +607,7 @@ def find_remarks(
         for label, version in sorted((foreign_labels or {}).items())
     ]
     found += [
-        f"version {version} cannot be read ({why}), so it is not known whose private keys it holds"
+        f"version {version} cannot be read ({why}), so it is unknown which private keys it holds"
         for version, why in sorted((damaged or {}).items())
     ]
     return (*found, *_describe_versions(observation.nodes))

@@ -453,7 +453,7 @@ def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
     note = json.loads((data / "localhost" / REMAINS).read_text())
     assert note["store"] == store
     assert note["current"]["id"] == NAMED["root"]
-    assert "GoatDB itself would make a new root" in result.out
+    assert "GoatDB itself would create a new root" in result.out
     assert "still holds the private key" not in result.out
 
     undone = goatherd("export", str(file), "--provider", store, "--data", str(data / "localhost"))
