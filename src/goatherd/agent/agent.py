@@ -242,12 +242,13 @@ class Agent:
         for organization in self._organizations:
             await stack.enter_async_context(organization)
             await organization.load_identity(self._changed)
-            if (current := organization.document.current.id) in self._lock.before.exposed:
-                # SECURITY: the server would expose the key again (tests/unit/agent/test_agent.py).
-                text = f"the server exposed the private key of root {current} before, so it was not started"
-                raise KeyLeakedError(text, root_ids=(current,))
+        self._check_not_exposed()
         await self._claim_settings_files()
         return True
+
+    def _check_not_exposed(self) -> None:
+        for organization in self._organizations:
+            self._lock.before.check_not_exposed(organization.wanted.current.id)
 
     async def _claim_settings_files(self) -> None:
         """Check that writing settings.json overwrites no other identity, and record which files will be written."""
@@ -436,6 +437,7 @@ class Agent:
             return
         _log.warning(event_text(Event.AGENT_CHANGE, message="; ".join(reasons)))
         try:
+            self._check_not_exposed()
             for organization in self._organizations:
                 await organization.prepare_file()
         except GoatherdError as error:
@@ -529,6 +531,7 @@ class Agent:
         Until then, the server has not been notified of any of them, even if the change is withdrawn meanwhile.
         """
         try:
+            self._check_not_exposed()
             for organization in self._organizations:
                 await organization.write_file()
         except GoatherdError as error:

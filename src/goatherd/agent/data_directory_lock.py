@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
-from goatherd.errors import AgentBusyError, AgentError, SettingsError
+from goatherd.errors import AgentBusyError, AgentError, KeyLeakedError, SettingsError
 from goatherd.files import OWNER_HINT, lock_file, make_directory, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
@@ -124,6 +124,17 @@ class AgentState:
     child: Process | None = None
     token: str | None = None
     exposed: frozenset[str] = frozenset()
+
+    def check_not_exposed(self, root_id: str) -> None:
+        """Check that the server has not exposed the private key of the root with which it is to be started.
+
+        Raises:
+            KeyLeakedError: The server has exposed it.
+        """
+        # SECURITY: the server would expose the key again (tests/unit/agent/test_agent.py).
+        if root_id in self.exposed:
+            text = f"the server exposed the private key of root {root_id} before, so it is not started with this root"
+            raise KeyLeakedError(text, root_ids=(root_id,))
 
     def to_bytes(self) -> bytes:
         """Encode the state as JSON."""

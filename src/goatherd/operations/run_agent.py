@@ -218,6 +218,7 @@ async def fetch_settings(
             prepare_logs(directory)
             await stack.enter_async_context(organization)
             await organization.load_identity(asyncio.Event())
+            lock.before.check_not_exposed(organization.document.current.id)
             await organization.check_place(is_left_over=organization.org in lock.before.orgs)
         _move_settings(files, organizations)
         # Recorded first: a key is only written where a later agent knows that it may replace or remove the file.

@@ -195,6 +195,27 @@ async def test_a_server_that_gives_its_key_away_is_stopped_and_not_started_befor
             await task
 
 
+async def test_a_running_server_is_not_put_back_on_a_root_whose_key_it_has_exposed(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    first = world.settings.document
+    with DataDirectoryLock(world.data) as claim:
+        claim.save(exposed=[A.id])
+        claim.clear()
+    world.settings.change(activated())
+    async with world.running():
+        await world.seen(B.id)
+        await world.until(lambda: world.asked > 0)
+        world.settings.change(first)
+        await world.until(lambda: "agent.change_refused" in told.text)
+        assert world.supervisor.pid is not None
+        os.kill(world.supervisor.pid, signal.SIGKILL)
+        await world.seen(B.id, B.id)
+        assert world.agent is not None
+        assert world.agent.describe()["problem"] == "agent.key_leaked"
+
+
 async def test_a_server_that_comes_up_late_is_asked_then(world: World) -> None:
     world.rules = replace(world.rules, ready_timeout=SOON)
     world.order(a="hangs")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.agent.data_directory_lock import DataDirectoryLock
 from goatherd.agent.memory_directory import directory_for
 from goatherd.cli.main import EXIT_CODES, EXIT_USAGE
 from goatherd.errors import SettingsError
@@ -138,6 +139,20 @@ def test_the_key_does_not_stay_where_an_earlier_watch_has_put_it(
     assert not before.parent.exists()
     assert settings(data).readlink().is_relative_to(elsewhere)
     assert settings(data).read_bytes() == text
+
+
+@pytest.mark.parametrize("command", ["fetch", "watch --on-change ignore"])
+def test_no_file_is_written_for_a_server_that_has_exposed_the_key_of_this_root(
+    goatherd: Goatherd, store: str, data: Path, command: str
+) -> None:
+    root = goatherd("show", "--provider", store, "--json").json["current"]["id"]
+    with DataDirectoryLock(data) as claim:
+        claim.save(exposed=[root])
+        claim.clear()
+    done = goatherd(*command.split(), "--provider", store, "--data", str(data), "--plain-file")
+    assert done.code == EXIT_CODES["agent"]
+    assert f"the private key of root {root}" in done.err
+    assert not settings(data).exists()
 
 
 def test_fetch_writes_a_plain_file_only_when_told_so(goatherd: Goatherd, store: str, data: Path) -> None:
