@@ -111,7 +111,7 @@ async def test_a_key_leaves_the_disk_only_while_the_store_returns_it_and_can_be_
     assert file.exists()
     target.memory = kept
     messages = await remove_keys(target.described, done, confirmed=True)
-    assert f"{file} is removed" in messages[0]
+    assert f"{file} was removed" in messages[0]
     assert not file.exists()
     async with target.open_store("localhost") as store:
         exported = await export_settings(store, file, data=data / "localhost", unsafe_short_life=True)
