@@ -13,7 +13,7 @@ gets a conflict and writes its value again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
@@ -31,7 +31,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import StoreReader
 from goatherd.providers.capabilities import BETWEEN, find_guarantees, list_copied_versions, list_guarantees
@@ -61,6 +61,8 @@ class Holding:
         rotation_id: Id of the rotation that is prepared or published in this version, which then holds the next root's
             private key; None if there is none.
         is_of_cancelled: Whether the document records that this rotation was cancelled.
+        root_ids: Ids of all roots of the document in this version.
+        rotation_ids: Ids of the rotations that this document records.
         problem: Why the value of the version could not be read; None if it was read.
         is_unknown_leftover: Whether an interrupted change has left the version, its keys cannot be known, and the store
             can destroy it. Its grace period starts when it was written or when the current root began to sign,
@@ -76,6 +78,8 @@ class Holding:
     retired_ms: int
     rotation_id: str | None = None
     is_of_cancelled: bool = False
+    root_ids: tuple[str, ...] = ()
+    rotation_ids: tuple[str, ...] = ()
     problem: str | None = None
     is_unknown_leftover: bool = False
     is_copied: bool = False
@@ -92,6 +96,16 @@ class Holding:
         return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Content:
+    """What the document in a stored value names; the attributes are those of `Holding`."""
+
+    private_ids: frozenset[str]
+    rotation_id: str | None
+    root_ids: tuple[str, ...]
+    rotation_ids: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class ReadVersions:
     """What was found in the versions that were read before, so that each is read once: a version's value never changes.
@@ -100,12 +114,11 @@ class ReadVersions:
 
     Attributes:
         digests: The SHA-256 of each version's value.
-        contents: By this digest, the ids of the roots whose private keys the value holds, and the id of the rotation
-            that is prepared or published in it, or None.
+        contents: By this digest, what the value names.
     """
 
     digests: dict[VersionId, bytes] = field(default_factory=dict)
-    contents: dict[bytes, tuple[frozenset[str], str | None]] = field(default_factory=dict)
+    contents: dict[bytes, _Content] = field(default_factory=dict)
 
     def forget(self, version: str) -> None:
         """Let a version and its copies be read again: they are to be destroyed, and a store may list them longer."""
@@ -143,29 +156,47 @@ async def find_holdings(
     Raises:
         ProviderError: The store failed. A store of another region that fails is listed as a holding with a problem.
     """
+    found = _read_each(
+        provider, secret_id, document, without=without, latest_ms=latest_ms, has_copies=has_copies, known=known
+    )
+    return tuple([holding async for holding in found])
+
+
+async def _read_each(
+    provider: StoreReader,
+    secret_id: str,
+    document: IdentityDocument,
+    *,
+    without: Collection[str] = (),
+    latest_ms: int | None = None,
+    has_copies: bool = True,
+    known: ReadVersions | None = None,
+) -> AsyncIterator[Holding]:
+    """Yield what `find_holdings` returns. Each version is read when it is its turn."""
     known = ReadVersions() if known is None else known
     own: set[bytes] = set()
 
-    async def look_into_each(versions: Sequence[SecretVersion], *, is_copied: bool) -> list[Holding]:
-        found = []
+    async def read(versions: Sequence[SecretVersion], *, is_copied: bool) -> AsyncIterator[Holding]:
+        found: list[Holding] = []
         for version in versions:
             if version.state is VersionState.DESTROYED or version.id in without:
                 continue
             holding = await _read_holding(provider, secret_id, document, version, own, known, is_copied=is_copied)
             if holding is not None:
                 found.append(holding)
-        return [_with_retirement_time(one, found, document, latest_ms) for one in found]
+                yield _with_retirement_time(holding, found, document, latest_ms)
 
-    holdings = await look_into_each(await provider.versions(secret_id), is_copied=False)
+    async for holding in read(await provider.versions(secret_id), is_copied=False):
+        yield holding
     for store in await list_copied_versions(provider, secret_id) if has_copies else ():
         problem = store.problem
         try:
-            holdings += await look_into_each(store.versions, is_copied=True)
+            async for holding in read(store.versions, is_copied=True):
+                yield holding
         except ProviderError as error:
             problem = error.code
         if problem is not None:
-            holdings.append(_unsearched(store.region, problem))
-    return tuple(holdings)
+            yield _unsearched(store.region, problem)
 
 
 def _unsearched(region: str, code: str) -> Holding:
@@ -209,28 +240,31 @@ async def read_private_root(
     provider: StoreReader,
     secret_id: str,
     document: IdentityDocument,
-    root_id: str,
+    root: Session | None,
     *,
     known: ReadVersions | None = None,
 ) -> OwnedSession | None:
-    """Return a root of an identity with its private key, from a stored version; None if no version holds the key.
+    """Return a root of an identity with its private key, from the newest stored version that holds the key.
+
+    No older version is read. Returns None if no version holds the key, or without a root.
 
     Args:
         provider: The store.
         secret_id: The secret that holds the identity.
-        document: The identity.
-        root_id: Id of the root.
+        document: The current identity.
+        root: The root, exactly as the document or its introduction lists it.
         known: As for `find_holdings`.
 
     Raises:
         ProviderError: The store failed.
     """
-    root = document.find_root(root_id)
-    for holding in await find_holdings(provider, secret_id, document, known=known):
-        if root_id in holding.private_ids:
+    if root is None:
+        return None
+    async for holding in _read_each(provider, secret_id, document, known=known):
+        if root.id in holding.private_ids:
             held = decode_document((await provider.read(secret_id, holding.version.id)).value.reveal())
             for owned in (held.current, held.next):
-                if owned is not None and owned.session == root:
+                if owned is not None and owned.session == root and not owned.is_remote:
                     return owned
     return None
 
@@ -328,12 +362,10 @@ async def _read_holding(
         known: What was read before, to which what is read now is added.
         is_copied: Whether the version is in the store of another region; with a digest in `own` it is a mere copy.
     """
-    private: frozenset[str] = frozenset()
-    rotation_id: str | None = None
     may_destroy = version.is_leftover and provider.guarantees.destroys
     unknown = Holding(
         version=version,
-        private_ids=private,
+        private_ids=frozenset(),
         retired_ms=max(version.created_ms, document.rotated_at or 0) if may_destroy else version.created_ms,
         problem=_SWITCHED_OFF,
         is_unknown_leftover=may_destroy,
@@ -356,7 +388,7 @@ async def _read_holding(
             if value is None:
                 value = (await provider.read(secret_id, version.id)).value.reveal()
             known.contents[digest] = _read_content(value)
-        private, rotation_id = known.contents[digest]
+        content = known.contents[digest]
     except SecretNotFoundError:
         return None  # destroyed since it was listed
     except VersionDisabledError:
@@ -374,24 +406,32 @@ async def _read_holding(
             raise
         # Goatherd destroys no version that another tool has written.
         return replace(unknown, problem=f"not written by Goatherd ({error.code})", is_unknown_leftover=False)
-    retired_ms = max([version.created_ms, *(last_signed_ms(document, key) for key in private - {document.current.id})])
+    silent_ms = [last_signed_ms(document, key) for key in content.private_ids - {document.current.id}]
     cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}
     return Holding(
         version=version,
-        private_ids=private,
-        retired_ms=retired_ms,
-        rotation_id=rotation_id,
-        is_of_cancelled=rotation_id is not None and rotation_id in cancelled,
+        private_ids=content.private_ids,
+        retired_ms=max([version.created_ms, *silent_ms]),
+        rotation_id=content.rotation_id,
+        is_of_cancelled=content.rotation_id is not None and content.rotation_id in cancelled,
+        root_ids=content.root_ids,
+        rotation_ids=content.rotation_ids,
         is_copied=is_copied,
     )
 
 
-def _read_content(value: bytes) -> tuple[frozenset[str], str | None]:
-    """Return what `ReadVersions.contents` holds about a value."""
+def _read_content(value: bytes) -> _Content:
     held = decode_document(value)
     signing = [one for one in (held.current, held.next) if one is not None]
-    private = frozenset(one.id for one in signing if not one.is_remote)
-    return private, held.rotation.id if held.rotation is not None and held.next is not None else None
+    rotations = [one.rotation_id for one in held.history if one.rotation_id]
+    if held.rotation is not None:
+        rotations.append(held.rotation.id)
+    return _Content(
+        private_ids=frozenset(one.id for one in signing if not one.is_remote),
+        rotation_id=held.rotation.id if held.rotation is not None and held.next is not None else None,
+        root_ids=tuple(root.id for root in held.roots),
+        rotation_ids=tuple(dict.fromkeys(rotations)),
+    )
 
 
 def describe_kept(version: str, labels: Sequence[str], *, command: str = "`goatherd retire`") -> str:

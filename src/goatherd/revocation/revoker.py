@@ -477,7 +477,8 @@ class Revoker:
         return {url: one for url, one in (await self._read_reports()).items() if one is not None}
 
     async def _stored_root(self, document: IdentityDocument, session_id: str) -> OwnedSession | None:
-        return await read_private_root(self._store, self._secret_id, document, session_id, known=self._read_versions)
+        root = document.find_root(session_id)
+        return await read_private_root(self._store, self._secret_id, document, root, known=self._read_versions)
 
     async def _introduce_successor(
         self, document: IdentityDocument, new_root: Session, word: AnchorWord | None

@@ -195,7 +195,7 @@ class Replacer:
         document, is_written = await self._write_replacement()
         expired = transitions.find_replaced(document)
         assert expired is not None
-        key = await read_private_root(self._identity.store, self._secret_id, document, expired.id)
+        key = await read_private_root(self._identity.store, self._secret_id, document, expired)
         nodes = await self._wait_until_followed(document, expired.id, key)
         return ReplacementReport(
             expired_id=expired.id,

@@ -6,28 +6,21 @@ its introduction in ``/sys/sessions`` has them. If a root cannot be restored, th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
 from goatherd.cluster.observer import Observer
-from goatherd.errors import (
-    IdentityError,
-    NotRestorableError,
-    ProviderError,
-    SecretNotFoundError,
-    VersionDisabledError,
-)
-from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.errors import NotRestorableError
+from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.identity.transitions import CANCELLED, ROLLED_BACK, may_sign_again
+from goatherd.key_inventory import Holding, ReadVersions, find_holdings, read_private_root
 from goatherd.providers.base import StoreReader
-from goatherd.providers.capabilities import list_copied_versions
-from goatherd.providers.values import SecretVersion, VersionState
 from goatherd.rotation.cross_signing import find_introduction_ids
 from goatherd.rotation.policy import Policy, compute_lifetime_floor
 from goatherd.times import iso
@@ -152,15 +145,12 @@ async def find_left_root(
             current root has expired.
         ProviderError: The store failed.
     """
-    stored, rotations, roots = set[str](), dict[str, None](), {root.id: None for root in document.roots}
-    unread: list[str] = []
-    async for held in _read_versions(provider, secret_id, unread):
-        owned = [one for one in (held.current, held.next) if one is not None and not one.is_remote]
-        stored.update(one.id for one in owned)
-        roots.update(dict.fromkeys([*(one.id for one in owned), *(one.id for one in held.roots)]))
-        rotations.update(dict.fromkeys(one.rotation_id for one in held.history if one.rotation_id))
-        if held.rotation is not None:
-            rotations[held.rotation.id] = None
+    holdings = await find_holdings(provider, secret_id, document)
+    stored = {key for one in holdings for key in one.private_ids}
+    rotations = dict.fromkeys(rotation for one in holdings for rotation in one.rotation_ids)
+    listed = [root.id for root in document.roots]
+    roots = dict.fromkeys([*listed, *(root for one in holdings for root in one.root_ids)])
+    unread = _list_unread(holdings)
     restorable = _list_restorable(document, stored, now_ms)
     if root_id not in stored:
         raise NotRestorableError(
@@ -176,7 +166,7 @@ async def find_left_root(
             f"introduce it again, has expired at {iso(document.current.session.expiration_ms)}",
             hint=f"Listed roots that can be restored: {restorable}. {EXPIRED_HINT}",
         )
-    ids = find_introduction_ids(rotations, roots, [root.id for root in document.roots])
+    ids = find_introduction_ids(rotations, roots, listed)
     async for commits in observer.read_commits(ids, document.current):
         found = find_introduced(document, commits).get(root_id)
         if found is not None:
@@ -189,64 +179,30 @@ async def find_left_root(
     )
 
 
-async def _read_versions(provider: StoreReader, secret_id: str, unread: list[str]) -> AsyncIterator[IdentityDocument]:
-    """Yield the identity documents of all stored versions, newest first, then those in the stores of other regions.
-
-    A former primary store may hold versions that no other store holds. Destroyed versions are left out. For every other
-    version that cannot be read, its id and the reason are added to `unread`.
-    """
-    async for held in _read_each(provider, secret_id, await provider.versions(secret_id), unread):
-        yield held
-    for store in await list_copied_versions(provider, secret_id):
-        problem = store.problem
-        try:
-            async for held in _read_each(provider, secret_id, store.versions, unread):
-                yield held
-        except ProviderError as error:
-            problem = error.code
-        if problem is not None:
-            unread.append(f"those in the store of region {store.region} ({problem})")
+def _list_unread(holdings: Iterable[Holding]) -> list[str]:
+    return [f"{one.version.id} ({one.problem})" for one in holdings if one.problem is not None]
 
 
-async def _read_each(
-    provider: StoreReader, secret_id: str, versions: Iterable[SecretVersion], unread: list[str]
-) -> AsyncIterator[IdentityDocument]:
-    for version in versions:
-        if version.state is VersionState.DESTROYED:
-            continue
-        if version.state is VersionState.DISABLED:
-            unread.append(f"{version.id} (disabled in the store)")
-            continue
-        try:
-            held = decode_document((await provider.read(secret_id, version.id)).value.reveal())
-        except SecretNotFoundError:
-            continue  # it was destroyed after it was listed
-        except VersionDisabledError:
-            unread.append(f"{version.id} (disabled in the store)")
-        except IdentityError as error:
-            unread.append(f"{version.id} ({error.code})")
-        else:
-            yield held
-
-
-async def read_earlier_root(provider: StoreReader, secret_id: str, wanted: Session) -> OwnedSession:
+async def read_earlier_root(
+    provider: StoreReader, secret_id: str, document: IdentityDocument, wanted: Session
+) -> OwnedSession:
     """Return a previous root with its private key, from the newest stored version that holds the key.
 
     Args:
         provider: The store.
         secret_id: Id of the store's secret that holds the identity.
+        document: The current identity.
         wanted: The root, exactly as the document lists it or `find_left_root` returns it.
 
     Raises:
         NotRestorableError: No readable version holds the root's private key.
         ProviderError: The store failed.
     """
-    unread: list[str] = []
-    root_id = wanted.id
-    async for held in _read_versions(provider, secret_id, unread):
-        for owned in (held.current, held.next):
-            if owned is not None and owned.session == wanted and not owned.is_remote:
-                return owned
+    root_id, known = wanted.id, ReadVersions()
+    found = await read_private_root(provider, secret_id, document, wanted, known=known)
+    if found is not None:
+        return found
+    unread = _list_unread(await find_holdings(provider, secret_id, document, known=known))
     if unread:
         raise NotRestorableError(
             f"no version that can be read holds the private key of root {root_id}; not read: {', '.join(unread)}",

@@ -841,7 +841,7 @@ class Rotator:
                 wanted = document.find_root(root_id) or self._restoring
                 if wanted is None or wanted.id != root_id:
                     raise NotRestorableError("another rotation has ended since this command began; nothing was written")
-                earlier = await read_earlier_root(self._store, self._secret_id, wanted)
+                earlier = await read_earlier_root(self._store, self._secret_id, document, wanted)
                 prepared = await call_signing(
                     transitions.prepare_restore,
                     document,

@@ -141,7 +141,7 @@ async def test_an_introduction_by_a_revoked_root_does_not_count(make_herd: MakeH
             reason="stolen",
             successor=OwnedSession.generate(session_id="root-z", owner="root", now_ms=herd.clock.now_ms()),
         ),
-        await read_earlier_root(herd.provider, herd.secret_id, a),
+        await read_earlier_root(herd.provider, herd.secret_id, document, a),
         now_ms=herd.clock.now_ms(),
         rotation_id="again",
         started_by="",
