@@ -1,4 +1,4 @@
-"""Direct mode by commands: an identity without a private key, a server with a signer, and the return to a working root."""
+"""Direct mode by commands: an identity without a private key, a server with a signer, the return to a working root."""
 
 from __future__ import annotations
 
