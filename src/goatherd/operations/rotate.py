@@ -322,7 +322,7 @@ async def drop_lost_anchor(
         # SECURITY: servers that are started with --accept-identity follow the result also from a restored backup, and
         # lose the roots that have signed since (tests/unit/operations/test_rotate.py).
         await identity.check_history((await identity.read())[0])
-        document, version = await identity.read()
+        document, version = await identity.read_latest()
         await identity.signatures.check(document)
         now_ms = clock.now_ms()
         check_own_clock(

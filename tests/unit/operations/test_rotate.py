@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -279,6 +281,22 @@ async def test_a_lost_anchor_is_not_dropped_while_a_server_has_used_a_later_iden
     assert await store.versions() == before
     every = replace(POLICY, distrust=frozenset(node.base_url for node in herd.nodes))
     assert (await drop_lost_anchor(store, herd.nodes, every, clock=clock)).anchor is None
+
+
+async def test_a_replica_that_lags_for_a_moment_keeps_no_lost_anchor(
+    make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    herd = await make_herd()
+    store, signers = store_of(herd), MemorySigners()
+    anchor = AnchorChoice(signer="memory:kms")
+    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=herd.clock)
+    earlier, read, reads = (await store.versions())[1].id, herd.provider.read, itertools.count(1)
+
+    async def lagging(secret_id: str, at: Any = CURRENT, **options: Any) -> Any:
+        return await read(secret_id, earlier if next(reads) == 2 else at, **options)
+
+    monkeypatch.setattr(herd.provider, "read", lagging)
+    assert (await drop_lost_anchor(store, herd.nodes, POLICY, clock=herd.clock)).anchor is None
 
 
 async def test_a_lost_anchor_is_not_dropped_by_a_machine_whose_clock_is_wrong(make_herd: MakeHerd) -> None:
