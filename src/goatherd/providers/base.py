@@ -218,7 +218,7 @@ class SecretProvider(ABC):
 
     A plugin subclasses this class, sets `scheme`, implements `from_uri`, `guarantees` and the seven private methods,
     and documents *Address, Credentials, Permissions, Guarantees* in its class docstring; a plugin that declares
-    `Guarantees.custom_labels` also implements `_unlabel`. A private method raises errors through `Call.error`, always
+    `Guarantees.custom_labels` also implements `_unlabel`. A private method raises errors of `goatherd.errors`, always
     ``from`` the platform's exception; any other exception is reported as a bug of the plugin.
 
     Attributes:
