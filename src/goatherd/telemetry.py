@@ -126,7 +126,8 @@ class Event(StrEnum):
     AGENT_STEPPED_BACK = "agent.stepped_back"
     """The server was not ready with the next root, and runs with the previous root."""
     AGENT_NOT_RECORDED = "agent.not_recorded"
-    """The process id of the server cannot be written to the data directory; after a kill, the next agent lacks it."""
+    """The process id of the server, or a root that it has exposed, cannot be written to the data directory; the next
+    agent lacks it, the process id only after a kill."""
     AGENT_REWRITTEN = "agent.rewritten"
     """The server has changed its settings.json; the agent writes none of it to the store."""
     AGENT_KEY_IN_DANGER = "agent.key_in_danger"

@@ -275,8 +275,10 @@ class Agent:
             await cancel_tasks(life, stopping)
             code = await self._stop_server(grace)
             if exposed:
-                with contextlib.suppress(SettingsError):
+                try:
                     await asyncio.to_thread(lambda: self._lock.save(exposed=exposed))
+                except SettingsError as error:
+                    _log.error(event_text(Event.AGENT_NOT_RECORDED, exposed=" ".join(exposed), message=error))
         if life.done() and not life.cancelled() and (error := life.exception()) is not None:
             raise error
         return 0 if code is None else code

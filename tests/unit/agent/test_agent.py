@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.agent import settings_file
+from goatherd.agent import data_directory_lock, settings_file
 from goatherd.agent.child_process import Supervisor
 from goatherd.agent.data_directory_lock import RECORD_NAME, DataDirectoryLock
 from goatherd.agent.restart_lease import Lease, lease_id_for
@@ -193,6 +193,23 @@ async def test_a_server_that_gives_its_key_away_is_stopped_and_not_started_befor
     async with world.running() as task:
         with pytest.raises(KeyLeakedError, match=A.id):
             await task
+
+
+async def test_an_exposed_root_that_cannot_be_recorded_is_logged(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.leaked, write = (A.id,), data_directory_lock.replace_file
+
+    def refuse_exposed(path: Path, data: bytes) -> None:
+        if b"exposed" in data:
+            raise SettingsError("the disk is full")
+        write(path, data)
+
+    monkeypatch.setattr(data_directory_lock, "replace_file", refuse_exposed)
+    async with world.running() as task:
+        with pytest.raises(KeyLeakedError, match=A.id):
+            await task
+    assert f"agent.not_recorded exposed={A.id}" in told.text
 
 
 async def test_a_running_server_is_not_put_back_on_a_root_whose_key_it_has_exposed(
