@@ -34,7 +34,7 @@ from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, 
 from goatherd.operations.stores import RegionState, read_regions
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
-from goatherd.rotation.obstacles import ORGANIZATION_HINT, WENT_BACK, ObstacleKind, Survey
+from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey, explain_silence
 from goatherd.rotation.policy import Policy
 from goatherd.settings.base import Origin
 from goatherd.stores import RegionalReader, ReplicatedStore, Standing
@@ -442,28 +442,21 @@ def _check_data(url: str, data: LogsReport) -> Check:
 
 def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -> Check:
     name, url, report, agent = "node", node.url, node.report, node.report.agent
-    current = document.current.id
-    # An agent reports about its server although the server rejects the root, which is then all that is wrong.
-    is_rejected = agent is not None and node.trusts_current is False and node.problem is not None
-    if not is_rejected and (problem := node.find_problem()) is not None:
+    current, root_ids = document.current.id, {root.id for root in document.roots}
+    silence = explain_silence(node, root_ids, current_id=current, generation=document.generation)
+    problem = node.find_problem()
+    if problem is not None and (node.trusts_current or node.problem is None):
         return Check(name=name, level=FAILED, text=f"{url} {problem}")
-    if node.is_of_another_identity({root.id for root in document.roots}):
-        text = (
-            f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
-            f"{', '.join((node.roots or ())[:5])}, not root {current}"
-        )
-        hint = "Check that this server starts from the store of --provider, and that --node is the right server."
-        return Check(name=name, level=FAILED, text=text, hint=hint)
+    if silence.kind is ObstacleKind.OTHER_IDENTITY:
+        return Check(name=name, level=FAILED, text=silence.text, hint=silence.hint)
     if node.activity is not None and not node.is_in_step(current):
         return Check(name=name, level=WARNING, text=f"{url} {node.activity}", hint="Check again in a minute.")
-    if not node.trusts_current and document.current.session.is_expired(SystemClock().now_ms()):
+    if node.trusts_current is False and document.current.session.is_expired(SystemClock().now_ms()):
         return Check(
             name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
         )
     if not node.trusts_current:
-        hint = "Check that it starts from this store, and that its clock is right."
-        hint += "" if agent is None else f" {ORGANIZATION_HINT}"
-        return Check(name=name, level=FAILED, text=f"{url} does not trust root {current}", hint=hint)
+        return Check(name=name, level=FAILED, text=silence.text, hint=silence.hint)
     if node.is_unmodified and agent is None:
         return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
     if agent is not None and node.signs_with is None:

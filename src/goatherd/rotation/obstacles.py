@@ -8,7 +8,7 @@ step of a rotation needs its answer. A problem that does not stop a rotation is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -438,7 +438,7 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
     if is_silent and contradiction is not None:
         return  # the contradiction explains why the server rejects requests of the store's root
     if is_silent:
-        yield _why_silent(node, store)
+        yield explain_silence(node, store.root_ids, current_id=store.current_id, generation=store.generation)
         return
     if node.rejects is not None:
         yield Obstacle(
@@ -472,8 +472,16 @@ def _find_contradiction(node: NodeView, store: StoreView) -> Obstacle | None:
     return find_contradiction(node.url, node.generation, node.digest if store.digest else None, held)
 
 
-def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
-    url, urls, root = node.url, (node.url,), store.current_id
+def explain_silence(node: NodeView, root_ids: Set[str], *, current_id: str, generation: int) -> Obstacle:
+    """Return why a server has not accepted a request signed by the current root.
+
+    Args:
+        node: The server.
+        root_ids: The roots that the identity in the store lists.
+        current_id: The current root.
+        generation: Generation of the identity in the store.
+    """
+    url, urls, root = node.url, (node.url,), current_id
     if node.activity is not None and node.trusts_current is not False:
         return Obstacle(
             kind=ObstacleKind.UNREACHABLE,
@@ -489,7 +497,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
             "the server, or remove it from the list if it no longer exists.",
             nodes=urls,
         )
-    if node.is_of_another_identity(store.root_ids):
+    if node.is_of_another_identity(root_ids):
         return Obstacle(
             kind=ObstacleKind.OTHER_IDENTITY,
             text=f"{url} belongs to another identity: it signs with root {node.signs_with} and trusts "
@@ -506,7 +514,7 @@ def _why_silent(node: NodeView, store: StoreView) -> Obstacle:
         return Obstacle(
             kind=ObstacleKind.UNTRUSTED,
             text=f"{url} rejects a request signed by the current root {root}: {signs}, at generation {node.generation}"
-            f" of {store.generation}, or its clock is wrong",
+            f" of {generation}, or its clock is wrong",
             hint="Check whether the server can read the store, and whether its clock is right (`goatherd doctor`"
             f" compares the clocks).{more}",
             nodes=urls,

@@ -12,14 +12,14 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from goatherd.cluster.node import NodeView
+from goatherd.cluster.server_problems import describe_problems
 from goatherd.crypto import fingerprint
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency
@@ -31,15 +31,12 @@ from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.values import format_label
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind
 from goatherd.schedule.due import Act, DueDecision, Schedule
-from goatherd.settings.base import Origin
 from goatherd.telemetry import hide_key_material
 
 PHASES: Final = (Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED)
 SHORT: Final = 8
 """How many characters of a long id are shown; its title has the whole id."""
 _FEW: Final = 3
-_REQUEST: Final = re.compile(r"[A-Z]+ https?://\S+: ")
-"""What an error about a request to a server begins with."""
 
 
 class Fact(StrEnum):
@@ -524,7 +521,7 @@ def _server_row(node: NodeView, document: IdentityDocument) -> ServerRow:
         read_age_ms=None if read_age is None else round(read_age.total_seconds() * 1000),
         clock_ahead_ms=node.clock_ahead_ms if node.reachable else None,
         kind=_describe_kind(node),
-        problem=clean_text(_describe_problem(node, {root.id for root in document.roots})),
+        problem=clean_text(describe_problems(node, {root.id for root in document.roots})),
         region=clean_text(node.region or ""),
         store_region=clean_text(report.store_region or ""),
         version=None if node.version is None else clean_text(node.version),
@@ -540,27 +537,6 @@ def _describe_kind(node: NodeView) -> str:
     if agent is None:
         return "unmodified GoatDB server"
     return f"GoatDB under an agent{', with a door' if agent.door is not None else ''}"
-
-
-def _describe_problem(node: NodeView, root_ids: Collection[str]) -> str:
-    report, parts = node.report, []
-    if node.is_of_another_identity(set(root_ids)):
-        parts.append("uses another identity")
-    if report.source == Origin.LAST_KNOWN_GOOD:
-        parts.append("cannot reach the store, and uses its last known good identity")
-    elif report.is_degraded and not node.find_problem():
-        parts.append("cannot use the identity in the store")
-    if report.stores_not_followed:
-        parts.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
-    if report.data is not None:
-        parts += [text for text in (report.data.unusable, report.data.cannot_write) if text is not None]
-    if report.agent is not None and report.agent.door is not None and report.agent.door.is_exposed:
-        parts.append("can be reached without its door")
-    problem = node.find_problem() or ""
-    if not node.reachable and (request := _REQUEST.match(problem)):
-        problem = f"did not answer: {problem[request.end() :]}"
-    parts += [text for text in (node.activity, problem) if text]
-    return "; ".join(parts)
 
 
 def _fact(value: bool | None) -> Fact:

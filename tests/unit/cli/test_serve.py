@@ -257,7 +257,7 @@ def test_a_server_starts_from_its_last_known_good_identity_while_the_store_canno
     for path, raw in whole.items():
         path.write_bytes(raw)
     shown = goatherd("status", "--provider", store, "--node", server.url)
-    assert "LAST KNOWN GOOD: cannot reach the store" in shown.out
+    assert "cannot reach the store, and uses its last known good identity" in shown.out
     (node,) = goatherd("status", "--provider", store, "--node", server.url, "--json").json["nodes"]
     assert (node["source"], node["degraded"], node["problem"]) == ("last known good", True, None)
     checks = goatherd("doctor", "--provider", store, "--node", server.url, "--json").json["checks"]

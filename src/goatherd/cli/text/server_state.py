@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import AgentReport
+from goatherd.cluster.server_problems import describe_problems
 from goatherd.identity.document import IdentityDocument
-from goatherd.settings.base import Origin
 from goatherd.times import format_duration, iso
 
 
@@ -21,19 +21,9 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     if report.is_from_file:
         kind = "its identity is from a settings.json"
     if report.agent is not None:
-        kind = f"{kind}{':' if report.agent.activity else ''} {_describe_agent(report.agent)}"
-    parts = [node.find_problem() or kind]
-    if node.is_of_another_identity({root.id for root in document.roots}):
-        parts.insert(0, f"another identity: trusts {', '.join((node.roots or ())[:5])}")
-    if report.source == Origin.LAST_KNOWN_GOOD:
-        parts.insert(0, "LAST KNOWN GOOD: cannot reach the store")
-    elif report.is_degraded and not any(parts):
-        parts.append("degraded: cannot use the identity in the store")
-    if report.stores_not_followed:
-        parts.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
-    if report.data is not None:
-        parts += [report.data.unusable or "", report.data.cannot_write or ""]
-    problem = "; ".join(filter(None, parts))
+        kind = f"{kind} under an agent{f', restarts: {report.agent.restarts}' if report.agent.restarts else ''}"
+    problems = describe_problems(node, {root.id for root in document.roots})
+    problem = "; ".join(filter(None, ["" if node.find_problem() else kind, problems]))
     version = "-" if node.version == "" else node.version or "?"
     return (node.url, node.signs_with or "?", trusts, generation, report.phase or "?", age, version, problem)
 
@@ -73,13 +63,6 @@ def server_data(node: NodeView) -> dict[str, object]:
         "storesNotFollowed": list(report.stores_not_followed),
         "problem": node.find_problem(),
     }
-
-
-def _describe_agent(agent: AgentReport) -> str:
-    """Describe what an agent reports about its server."""
-    if agent.activity is not None:
-        return agent.activity
-    return "under an agent" if not agent.restarts else f"under an agent, restarts: {agent.restarts}"
 
 
 def _data_of_agent(agent: AgentReport) -> dict[str, object]:
