@@ -558,37 +558,22 @@ class RepositoryIndexes:
     """Hold an index of the commits of each repository that clients write to.
 
     Args:
-        ask: Sends a request to the server.
-        signer: Returns the root that signs requests.
-        verify: Verifies commits that the server holds.
-        clock: Supplies the current time.
+        make_index: Makes the index of a repository, given its path and `first_seen`.
         capacity: Maximum number of commits in all indexes.
         repositories: Maximum number of indexes.
         is_session: Returns whether an id is that of a session in ``/sys/sessions``.
-        server_generation: Returns a number that changes whenever the server may have been restarted.
-        org: The organization.
     """
 
     def __init__(
         self,
+        make_index: Callable[..., RepositoryIndex],
         *,
-        ask: Ask,
-        signer: Callable[[], OwnedSession],
-        verify: Verify,
-        clock: Clock,
         capacity: int,
         repositories: int = 50_000,
         is_session: Callable[[str], bool],
-        server_generation: Callable[[], int],
-        org: str = DEFAULT_ORG,
     ) -> None:
-        self._server_generation = server_generation
-        self._org = org
+        self._make_index = make_index
         self._first_seen = FirstSeen(2 * capacity, is_session)
-        self._ask = ask
-        self._signer = signer
-        self._verify = verify
-        self._clock = clock
         self._capacity = capacity
         self._repositories = repositories
         self._indexes: OrderedDict[str, RepositoryIndex] = OrderedDict()
@@ -601,16 +586,7 @@ class RepositoryIndexes:
         """
         index = self._indexes.get(path)
         if index is None:
-            index = RepositoryIndex(
-                path,
-                ask=self._ask,
-                signer=self._signer,
-                verify=self._verify,
-                clock=self._clock,
-                first_seen=self._first_seen,
-                server_generation=self._server_generation,
-                org=self._org,
-            )
+            index = self._make_index(path, first_seen=self._first_seen)
             self._indexes[path] = index
         self._indexes.move_to_end(path)
         if not index.is_read:

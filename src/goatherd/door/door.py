@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PrivateKey
-from goatherd.door.commit_index import RepositoryIndexes
+from goatherd.door.commit_index import RepositoryIndex, RepositoryIndexes
 from goatherd.door.exchange import HeaderRewriter
 from goatherd.door.limits import DoorLimits
 from goatherd.door.proxy import ANSWER_BYTES, Answerer, Proxy
@@ -208,16 +208,20 @@ class Door:
         for trust in self.trusts:
             ask = partial(self._send_to_server, self._hosts.get(trust.org))
             trust.set_sender(ask)
-            self._indexes[trust.org] = RepositoryIndexes(
+            make_index = partial(
+                RepositoryIndex,
                 ask=ask,
                 signer=lambda pool=trust.pool: pool.current,  # type: ignore[misc]
                 verify=partial(trust.verify_commits, executor=self._executor),
                 clock=self._clock,
+                server_generation=lambda: self._server.server_generation,
+                org=trust.org,
+            )
+            self._indexes[trust.org] = RepositoryIndexes(
+                make_index,
                 capacity=self._limits.index_commits,
                 repositories=self._limits.repositories,
                 is_session=trust.holds_commit,
-                server_generation=lambda: self._server.server_generation,
-                org=trust.org,
             )
         self._proxy = Proxy(
             server=self._server,
