@@ -379,14 +379,10 @@ async def test_an_index_that_is_being_read_is_not_dropped_so_that_its_reading_en
         raise AssertionError("the reading is cancelled")
 
     indexes = RepositoryIndexes(
-        ask=ask,
-        signer=lambda: A,
-        verify=believe,
-        clock=SystemClock(),
+        partial(RepositoryIndex, ask=ask, signer=lambda: A, verify=believe, clock=SystemClock()),
         capacity=1,
         repositories=1,
         is_session=lambda _: False,
-        server_generation=lambda: 0,
     )
     slow = asyncio.create_task(indexes.open_index("/d/slow"))
     await reading.wait()
