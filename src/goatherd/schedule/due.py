@@ -26,7 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from goatherd.errors import ConfigurationError
-from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
+from goatherd.identity.document import HistoryEntry, IdentityDocument, RotationRecord
 from goatherd.identity.key_age import REPLACE_EXPIRED, roots_with_keys
 from goatherd.identity.recorded_times import limit_times
 from goatherd.identity.transitions import BEGINNINGS, FAILURES, RESTORED, SUCCESSES
@@ -62,23 +62,11 @@ class Act(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Underway:
-    """The rotation in progress, as the identity document records it: its id, phase, owner, and when the phase began.
-
-    Times are milliseconds since 1970.
-    """
-
-    id: str
-    phase: Phase
-    started_by: str
-    phase_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """The ids and times in the identity document that matter for a schedule. Times are milliseconds since 1970.
 
     Attributes:
+        underway: The rotation in progress; None if there is none.
         unretired: Previous roots whose private keys the store may still hold, each with the time at which it stopped
             signing; also roots that are no longer in the document, if a search of the store has found their keys.
         is_ahead: Whether the document records a time in the future, written by a machine with a wrong clock.
@@ -93,7 +81,7 @@ class Facts:
     expires_ms: int
     updated_ms: int
     history: tuple[HistoryEntry, ...] = ()
-    underway: Underway | None = None
+    underway: RotationRecord | None = None
     unretired: tuple[tuple[str, int], ...] = ()
     is_ahead: bool = False
     has_anchor: bool = False
@@ -136,9 +124,7 @@ def read_facts(
         expires_ms=document.current.session.expiration_ms,
         updated_ms=document.last_updated or 0,
         history=document.history,
-        underway=None
-        if record is None
-        else Underway(id=record.id, phase=record.phase, started_by=record.started_by, phase_ms=record.phase_at),
+        underway=record,
         unretired=(*roots_with_keys(document), *unlisted_keys),
     )
 
@@ -335,14 +321,14 @@ def _for_facts(schedule: Schedule, facts: Facts) -> Schedule:
 # --- the parts --------------------------------------------------------------------------------------------------------
 
 
-def _decide_resumption(underway: Underway, schedule: Schedule, now_ms: int) -> DueDecision:
+def _decide_resumption(underway: RotationRecord, schedule: Schedule, now_ms: int) -> DueDecision:
     who = underway.started_by or "an unnamed operator"
-    since = _format_time(underway.phase_ms, schedule) if underway.phase_ms else "a time in the future"
+    since = _format_time(underway.phase_at, schedule) if underway.phase_at else "a time in the future"
     state = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
         return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{state}: this controller started it and resumes it")
     # Windows do not apply here: a rotation in progress must not wait for days.
-    stale_ms = underway.phase_ms + milliseconds(schedule.stale)
+    stale_ms = underway.phase_at + milliseconds(schedule.stale)
     at_ms = stale_ms + int(jitter_fraction(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
     left = (
         "no process drives it, so it is resumed"

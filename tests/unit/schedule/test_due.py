@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from goatherd.config.options import option_keys
 from goatherd.errors import ConfigurationError
 from goatherd.identity import transitions
-from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
+from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase, RotationRecord
 from goatherd.identity.session import OwnedSession
 from goatherd.rotation.machine import Policy
 from goatherd.schedule.due import (
@@ -24,7 +24,6 @@ from goatherd.schedule.due import (
     Facts,
     Missed,
     Schedule,
-    Underway,
     make_schedule,
     next_due,
     order_actions,
@@ -329,7 +328,16 @@ def test_a_slot_to_be_skipped_is_given_up_when_its_retries_would_come_too_late()
 
 
 def underway(since: str, started_by: str = "bob") -> Facts:
-    record = Underway(id="rotation-1", phase=Phase.PUBLISHED, started_by=started_by, phase_ms=ms(since))
+    record = RotationRecord(
+        id="rotation-1",
+        phase=Phase.PUBLISHED,
+        from_id="root-a",
+        to_id="root-b",
+        started_at=ms(since),
+        started_by=started_by,
+        phase_at=ms(since),
+        stable_version="1",
+    )
     return facts(underway=record)
 
 
@@ -412,8 +420,13 @@ def test_facts_are_read_from_a_document() -> None:
     document = transitions.prepare_rotation(
         document, second, now_ms=now + 1, rotation_id="rotation-1", started_by="bob", stable_version="1"
     )
-    assert seen(document).underway == Underway(
-        id="rotation-1", phase=Phase.PREPARED, started_by="bob", phase_ms=now + 1
+    record = seen(document).underway
+    assert record is not None
+    assert (record.id, record.phase, record.started_by, record.phase_at) == (
+        "rotation-1",
+        Phase.PREPARED,
+        "bob",
+        now + 1,
     )
     document = transitions.activate_rotation(transitions.with_phase(document, Phase.PUBLISHED, now + 2), now + 3)
     document = transitions.finalize_rotation(transitions.with_phase(document, Phase.VERIFIED, now + 4), now + 5)
