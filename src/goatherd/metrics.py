@@ -353,23 +353,22 @@ def common_samples(document: IdentityDocument, status: SettingsStatus) -> Iterat
 
 def call_samples(calls: CallCounts) -> Iterator[MetricSample]:
     """Return the metrics of a provider's calls: counts and durations."""
-    for (operation, outcome), count in calls.ended.items():
-        yield MetricSample(Metric.PROVIDER_CALLS, count, (calls.provider, operation, outcome))
-    for operation, count in calls.retries.items():
-        yield MetricSample(Metric.PROVIDER_RETRIES, count, (calls.provider, operation))
-    for operation, durations in calls.durations.items():
-        yield MetricSample(Metric.PROVIDER_CALL_DURATION, durations, (calls.provider, operation))
+    return _count_calls(calls, Metric.PROVIDER_CALLS, Metric.PROVIDER_RETRIES, Metric.PROVIDER_CALL_DURATION)
 
 
 def signer_samples(calls: SignerCounts) -> Iterator[MetricSample]:
     """Return the metrics of a signer's calls, and how many invalid signatures it has returned."""
-    for (operation, outcome), count in calls.ended.items():
-        yield MetricSample(Metric.SIGNER_CALLS, count, (calls.provider, operation, outcome))
-    for operation, count in calls.retries.items():
-        yield MetricSample(Metric.SIGNER_RETRIES, count, (calls.provider, operation))
-    for operation, durations in calls.durations.items():
-        yield MetricSample(Metric.SIGNER_CALL_DURATION, durations, (calls.provider, operation))
+    yield from _count_calls(calls, Metric.SIGNER_CALLS, Metric.SIGNER_RETRIES, Metric.SIGNER_CALL_DURATION)
     yield MetricSample(Metric.SIGNER_INVALID_SIGNATURES, calls.invalid_signatures, (calls.provider,))
+
+
+def _count_calls(calls: CallCounts, ended: Metric, retries: Metric, duration: Metric) -> Iterator[MetricSample]:
+    for (operation, outcome), count in calls.ended.items():
+        yield MetricSample(ended, count, (calls.provider, operation, outcome))
+    for operation, count in calls.retries.items():
+        yield MetricSample(retries, count, (calls.provider, operation))
+    for operation, durations in calls.durations.items():
+        yield MetricSample(duration, durations, (calls.provider, operation))
 
 
 class RotationMetrics:
