@@ -279,8 +279,8 @@ class Agent:
                     await asyncio.to_thread(lambda: self._lock.save(exposed=exposed))
                 except SettingsError as error:
                     _log.error(event_text(Event.AGENT_NOT_RECORDED, exposed=" ".join(exposed), message=error))
-        if life.done() and not life.cancelled() and (error := life.exception()) is not None:
-            raise error
+        if life.done() and not life.cancelled() and (failure := life.exception()) is not None:
+            raise failure
         return 0 if code is None else code
 
     async def _stop_server(self, grace: timedelta | None) -> int | None:
