@@ -36,7 +36,7 @@ from goatherd.revocation.introduced_sessions import (
 from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.cross_signing import introduction_ids
 from goatherd.rotation.machine import Policy
-from goatherd.times import milliseconds
+from goatherd.rotation.polling import Polling
 from goatherd.trust import TrustPool
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, decode_commits
@@ -266,8 +266,9 @@ class SessionReissuer:
         failed: dict[str, GoatherdError] = {}
         await self._push_reissued(todo, ready, failed, document, entry)
         by_id = {one.commit_id: one for one in found.sessions}
-        left, poll, deadline = [one for one in ready if one.url not in failed], self._policy.poll_min, None
-        until_ms, shown = 0, None
+        left = [one for one in ready if one.url not in failed]
+        polling: Polling | None = None
+        shown = None
         while True:
             for outcome in left:
                 outcome.problem = None
@@ -276,17 +277,15 @@ class SessionReissuer:
                 if (error := await self._try_node(outcome, arrived)) is not None:
                     failed[outcome.url] = error
             left = [one for one in ready if one.url in failed]
-            if deadline is None:
-                deadline = self._clock.monotonic() + self._policy.adoption.total_seconds()
-                until_ms = self._clock.now_ms() + milliseconds(self._policy.adoption)
-            if len(left) in (0, len(ready)) or not comes_back or self._clock.monotonic() >= deadline:
+            if polling is None:
+                polling = Polling(self._clock, self._policy, self._policy.adoption)
+            if len(left) in (0, len(ready)) or not comes_back or polling.is_over:
                 break
             urls = tuple(one.url for one in left)
             if urls != shown:
                 shown = urls
-                self._waits(urls, until_ms)
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+                self._waits(urls, polling.until_ms)
+            await polling.pause()
         if len(left) == len(ready):
             raise next(iter(failed.values()))
 
@@ -364,12 +363,11 @@ class SessionReissuer:
         await self._nodes[outcome.url].push(SESSIONS_PATH, commits, signer, self._clock.now_ms())
         lacking = await self._find_lacking(outcome, [commit.id for commit in commits], signer)
         self._report.node_calls += 2
-        poll = self._policy.poll_min
+        polling = Polling(self._clock, self._policy)
         for _ in range(RETRIES):
             if not lacking:
                 return
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+            await polling.pause()
             missing = [commit for commit in commits if commit.id in set(lacking)]
             await self._nodes[outcome.url].push(SESSIONS_PATH, missing, signer, self._clock.now_ms())
             lacking = await self._find_lacking(outcome, lacking, signer)
@@ -418,8 +416,7 @@ class SessionReissuer:
         entry: Revocation,
     ) -> None:
         """Wait for the new commits to reach a server from the other servers; at the deadline, push the missing ones."""
-        deadline = self._clock.monotonic() + self._policy.settle.total_seconds()
-        poll, least = self._policy.poll_min, len(wanted) + 1
+        polling, least = Polling(self._clock, self._policy, self._policy.settle), len(wanted) + 1
         lacking = list(wanted)
         while True:
             # A commit that has arrived stays, so each request asks for fewer commits than the one before.
@@ -428,12 +425,12 @@ class SessionReissuer:
             if not lacking:
                 return
             if len(lacking) < least:
-                least, deadline = len(lacking), self._clock.monotonic() + self._policy.settle.total_seconds()
+                least = len(lacking)
+                polling.extend()
             alone = outcome.is_unmodified or len(self._nodes) == 1
-            if alone or self._clock.monotonic() >= deadline:
+            if alone or polling.is_over:
                 break
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+            await polling.pause()
         for start in range(0, len(lacking), BATCH):
             part = [by_id[commit_id] for commit_id in lacking[start : start + BATCH]]
             await self._push_commits(outcome, await self._sign_commits(part, document, entry), document.current)

@@ -78,8 +78,8 @@ from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import Kept, Policy, Wait
 from goatherd.rotation.obstacles import check_own_clock
 from goatherd.rotation.policy import check_lifetime
+from goatherd.rotation.polling import Polling
 from goatherd.stores import FollowerView, ReplicatedStore
-from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 if TYPE_CHECKING:
@@ -504,9 +504,7 @@ class Revoker:
 
     async def _wait_for_adoption(self, document: IdentityDocument) -> None:
         """Notify the servers until each has adopted the revocation, or the timeout has passed."""
-        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
-        until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
-        poll, shown = self.policy.poll_min, None
+        polling, shown = Polling(self._clock, self.policy, self.policy.adoption), None
         while True:
             await self._observe_nodes(document)
             behind = [
@@ -514,14 +512,13 @@ class Revoker:
                 for one in self._outcomes.values()
                 if not (one.refuses or one.is_unmodified or one.is_distrusted)
             ]
-            if not behind or self._clock.monotonic() >= deadline:
+            if not behind or polling.is_over:
                 return
             if behind != shown:
                 shown = behind
-                self._emit_wait("rejects the revoked root", tuple(behind), until_ms)
+                self._emit_wait("rejects the revoked root", tuple(behind), polling.until_ms)
             await self._notify(document, behind)
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
+            await polling.pause()
 
     async def _observe_nodes(self, document: IdentityDocument) -> None:
         revoked = document.revoked_ids
@@ -590,16 +587,14 @@ class Revoker:
         Servers that do not answer are not waited for, nor are commits that were signed after the first check: servers
         accept the stolen root meanwhile.
         """
-        deadline = self._clock.monotonic() + self.policy.flow_patience.total_seconds()
-        poll, first = self.policy.poll_min, None
+        polling, first = Polling(self._clock, self.policy, self.policy.flow_patience), None
         while True:
             lists = await self._read_early_lists(document, session_id)
             left = self._find_left_out(lists, self._count_lists(lists))
             first = left if first is None else first & left
-            if len(lists) < 2 or not first or self._clock.monotonic() >= deadline:
+            if len(lists) < 2 or not first or polling.is_over:
                 return
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
+            await polling.pause()
 
     async def _preview_claims(self, document: IdentityDocument, session_id: str) -> None:
         """Record, for the report of a plan, which commits only one server would report to a revocation."""
@@ -841,8 +836,7 @@ class Revoker:
         lists a Goatherd server makes the list.
         """
         reissuer, entry = self._make_reissuer(document), _find_entry(document, session_id)
-        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
-        poll = self.policy.poll_min
+        polling = Polling(self._clock, self.policy, self.policy.adoption)
         while True:
             found, known = await reissuer.collect_sessions(document, session_id, leave_out=leave_out)
             if all(one.problem is None for one in self._outcomes.values()):
@@ -859,10 +853,9 @@ class Revoker:
                 await reissuer.introduce_again(document, entry, found, known, comes_back=False)
                 await self._introduce_roots(document, known)
             done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
-            if done or self._clock.monotonic() >= deadline:
+            if done or polling.is_over:
                 return
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self.policy.poll_max)
+            await polling.pause()
             await self._observe_nodes(document)
 
     async def _settle_if_complete(self, document: IdentityDocument, session_id: str) -> IdentityDocument:

@@ -12,7 +12,7 @@ Modules that carry a rotation out:
 - `rotator`: the loop that observes the store and the servers, decides, and acts. `events`: the events that it reports.
 - `identity_writer`: reads and changes the identity in the store, for a rotation, a revocation and `replacement`. It
   uses `repeating_store`, which retries single calls, and `signed_store` and `store_history`, the checks before a write.
-- `attempts`: limits how often an action is tried.
+- `attempts`: limits how often an action is tried. `polling`: the pauses and the deadline of a wait.
 - `anchor_keys`: collects the signatures of an anchor, whose key is in an HSM or a KMS.
 - `health_checks`: the operator's own health checks of the cluster.
 - `restorable`: which previous root can sign again. `replacement`: replaces an expired root.

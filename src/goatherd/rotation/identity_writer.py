@@ -28,6 +28,7 @@ from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, StoreTroubled
 from goatherd.rotation.obstacles import StoredState
 from goatherd.rotation.policy import Policy
+from goatherd.rotation.polling import Polling
 from goatherd.rotation.repeating_store import RepeatingStore
 from goatherd.rotation.signed_store import Ask, SignedStoreCheck
 from goatherd.rotation.store_history import check_store_history
@@ -97,15 +98,14 @@ class IdentityWriter:
 
     async def read_latest(self) -> tuple[IdentityDocument, SecretVersion]:
         """Read as `read` does, and wait up to `Policy.store_patience` while the store shows an older identity."""
-        until, poll = self._clock.monotonic() + self._policy.store_patience.total_seconds(), self._policy.poll_min
+        polling = Polling(self._clock, self._policy, self._policy.store_patience)
         while True:
             try:
                 return await self.read()
             except GenerationError:
-                if self._clock.monotonic() >= until:
+                if polling.is_over:
                     raise
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+            await polling.pause()
 
     def _check_continuity(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Check that a document is the one last read or written, or can follow that one.
@@ -197,7 +197,8 @@ class IdentityWriter:
             StuckError: The store has refused the change twice, and has not changed.
             UnsignedIdentityError: The identity in the store was changed since a root signed it.
         """
-        attempts, poll = Attempts(self.store.guarantees, self._policy, self._clock), self._policy.poll_min
+        attempts = Attempts(self.store.guarantees, self._policy, self._clock)
+        polling = Polling(self._clock, self._policy)
         sent: set[str] = set()
         while True:
             document, version = await self.read_latest()
@@ -213,14 +214,13 @@ class IdentityWriter:
                 except ConflictError as conflict:
                     attempts.count_attempt(evidence, conflict)
                     self._on_event(ConflictMet())
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+            await polling.pause()
 
     async def move_stable(self, document: IdentityDocument, version: SecretVersion) -> None:
         """Move label ``stable`` to a version, unless a rotation is in progress, which may need a roll-back."""
         if STABLE in version.labels or document.rotation is not None:
             return
-        until, poll = self._clock.monotonic() + self._policy.store_patience.total_seconds(), self._policy.poll_min
+        polling = Polling(self._clock, self._policy, self._policy.store_patience)
         while True:
             listed = await self.store.versions(self._secret_id)
             at = next((one.id for one in listed if STABLE in one.labels), None)
@@ -234,7 +234,6 @@ class IdentityWriter:
                 return
             # Another process has moved the label, or the list was outdated. The process that wrote last moves it.
             _, now = await self.read_latest()
-            if now.id != version.id or self._clock.monotonic() >= until:
+            if now.id != version.id or polling.is_over:
                 return
-            await self._clock.sleep(poll)
-            poll = min(poll * 2, self._policy.poll_max)
+            await polling.pause()

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Final
 
 from goatherd.clock import Clock, SystemClock
@@ -63,8 +62,8 @@ from goatherd.rotation.machine import NodeView, Observation, Policy, Refuse, Wai
 from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, find_obstacles
 from goatherd.rotation.policy import check_lifetime
+from goatherd.rotation.polling import Polling
 from goatherd.rotation.store_history import check_distrusted
-from goatherd.times import milliseconds
 from goatherd.wire.paths import DEFAULT_ORG, SESSIONS_PATH
 
 OBSTACLES: Final = frozenset(
@@ -326,9 +325,7 @@ class Replacer:
         async def notify(node: Node) -> None:
             await node.refresh(current, self._clock.now_ms())
 
-        deadline = self._clock.monotonic() + self.policy.adoption.total_seconds()
-        until_ms = self._clock.now_ms() + milliseconds(self.policy.adoption)
-        poll, shown = self.policy.poll_min, None
+        polling, shown = Polling(self._clock, self.policy, self.policy.adoption), None
         while True:
             nodes = await self._observer.observe(question)
             if nodes and all(_is_introduced(node, can_introduce=can_introduce) for node in nodes):
@@ -340,12 +337,12 @@ class Replacer:
             done = [
                 node.signs_with == current.id and _is_introduced(node, can_introduce=can_introduce) for node in nodes
             ]
-            if all(done) or self._clock.monotonic() >= deadline:
+            if all(done) or polling.is_over:
                 return nodes
             waiting = tuple(node.url for node, is_done in zip(nodes, done, strict=True) if not is_done)
             if waiting != shown:
                 shown = waiting
-                wait = Wait(nodes=waiting, reason="signs with the new root", until_ms=until_ms)
+                wait = Wait(nodes=waiting, reason="signs with the new root", until_ms=polling.until_ms)
                 self._emit_event(Decided(action=wait))
             lacking = [
                 node.url for node in nodes if node.trusts_next and not _is_introduced(node, can_introduce=can_introduce)
@@ -353,11 +350,7 @@ class Replacer:
             behind = [node.url for node in nodes if node.trusts_next is False]
             await self._observer.call_each(lacking, push)
             await self._observer.call_each(behind, notify)
-            poll = await self._wait(poll)
-
-    async def _wait(self, poll: timedelta) -> timedelta:
-        await self._clock.sleep(poll)
-        return min(poll * 2, self.policy.poll_max)
+            await polling.pause()
 
     def _report_failure(self, url: str, problem: str) -> None:
         self._emit_event(NodeNotified(url=url, is_reached=False, problem=problem))

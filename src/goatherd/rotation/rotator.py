@@ -137,6 +137,7 @@ from goatherd.rotation.observation import make_store_view
 from goatherd.rotation.obstacles import StoredState, Survey, find_contradiction, find_flow, find_remarks
 from goatherd.rotation.plan import Plan, make_plan
 from goatherd.rotation.policy import check_quorum, check_rotation_servers
+from goatherd.rotation.polling import Polling
 from goatherd.rotation.restorable import check_remaining_life, choose_root, find_left_root, read_earlier_root
 from goatherd.rotation.store_history import check_distrusted, find_later_versions
 from goatherd.stores import FollowerView, RegionalReader, ReplicatedStore
@@ -545,7 +546,7 @@ class Rotator:
                 return await self._run(intent)
 
     async def _run(self, intent: Intent) -> Report:
-        poll = self.policy.poll_min
+        polling = Polling(self._clock, self.policy)
         troubled_since: float | None = None
         has_write_failed = False
         destroyed: list[str] = []
@@ -577,11 +578,12 @@ class Rotator:
                 if isinstance(action, Wait):
                     troubled_since, has_write_failed = None, False  # the store answers, and nothing has to be written
                     await self._notify(document, action.nodes)
-                    poll = await self._wait(poll, action.until_ms)
+                    left_ms = max(1, action.until_ms - self._steady.now_ms())
+                    await polling.pause(timedelta(milliseconds=left_ms))
                     continue
                 attempted = identify_attempt(action, observation)
                 if not attempts.may_try(attempted, action):
-                    poll = await self._wait(poll, None)
+                    await polling.pause()
                     continue
                 intent = replace(intent, has_acted=True)
                 await self._perform_action(action, document, candidate, successor_id, anchor_id)
@@ -594,15 +596,15 @@ class Rotator:
                     gone.append(action.version)
                 if isinstance(action, Introduce | CrossSign | IntroduceEarlier) and pushed is type(action):
                     # Pushes without effect must not loop without a pause. After the first one, observe at once.
-                    poll = await self._wait(poll, None)
+                    await polling.pause()
                 else:
-                    poll = self.policy.poll_min
+                    polling.shorten()
                 pushed = type(action)
                 troubled_since, has_write_failed = None, False
             except ConflictError as conflict:
                 attempts.count_attempt(attempted, conflict)
                 self._emit_event(ConflictMet())
-                poll = await self._wait(poll, None)
+                await polling.pause()
             except (ProviderError, GenerationError, SignerError) as error:
                 if isinstance(error, SignerError) and not self._is_rotation_in_progress():
                     raise  # nothing was written
@@ -623,7 +625,7 @@ class Rotator:
                         error.hint = f"{self._describe_half_way()} {error.hint}".rstrip()
                     raise
                 self._emit_event(StoreTroubled(error=str(error)))
-                poll = await self._wait(poll, None)
+                await polling.pause()
 
     def _is_rotation_in_progress(self) -> bool:
         """Return whether a rotation was in progress in the identity when this run last read it from the store."""
@@ -780,14 +782,14 @@ class Rotator:
         another identity.
         """
         lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
-        poll, until = self.policy.poll_min, self._clock.monotonic() + self.policy.store_patience.total_seconds()
+        polling = Polling(self._clock, self.policy, self.policy.store_patience)
         while True:
             latest, version = await self._read()
             if latest.generation != document.generation or not (is_waiting and lags):
                 return latest, version
-            if self._clock.monotonic() >= until:
+            if polling.is_over:
                 return latest, version
-            poll = await self._wait(poll, None)
+            await polling.pause()
 
     async def _look_at_health(self, store: StoreView, intent: Intent) -> HealthView | None:
         if (
@@ -1195,11 +1197,6 @@ class Rotator:
             raise UnhealthyError(
                 f"the health check failed before the next step, so the step was not started: {problem}"
             )
-
-    async def _wait(self, poll: timedelta, until_ms: int | None) -> timedelta:
-        left = timedelta.max if until_ms is None else timedelta(milliseconds=max(1, until_ms - self._steady.now_ms()))
-        await self._clock.sleep(min(poll, left))
-        return min(poll * 2, self.policy.poll_max)
 
     # --- telling ----------------------------------------------------------------------------------------------------
 

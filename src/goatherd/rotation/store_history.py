@@ -34,6 +34,7 @@ from goatherd.providers.base import Guarantees, ReadConsistency, StoreReader
 from goatherd.providers.values import VersionState
 from goatherd.rotation.obstacles import Obstacle, StoredState, find_contradiction, went_back_error
 from goatherd.rotation.policy import Policy
+from goatherd.rotation.polling import Polling
 
 
 async def check_store_history(
@@ -70,13 +71,12 @@ async def check_store_history(
         StoreWentBackError: A server has used a later identity, or a different one.
     """
     may_lag = guarantees.read_consistency is not ReadConsistency.STRONG
-    until = clock.monotonic() + policy.store_patience.total_seconds()
-    poll = policy.poll_min
+    polling = Polling(clock, policy, policy.store_patience)
     while found := find_contradictions(await ask(), document, policy.distrust, signed=signed, is_voted=is_voted):
         before = document
         with contextlib.suppress(GenerationError):  # a replica that lags more than the one before
             document = await read()
-        is_over = clock.monotonic() >= until
+        is_over = polling.is_over
         # It may have been changed while the servers were asked; then they are ahead of what was read before.
         if source_digest(document) != source_digest(before) and not is_over:
             continue
@@ -84,8 +84,7 @@ async def check_store_history(
             raise went_back_error(found)
         if troubled is not None:
             troubled(found[0].text)
-        await clock.sleep(poll)
-        poll = min(poll * 2, policy.poll_max)
+        await polling.pause()
     return document
 
 
