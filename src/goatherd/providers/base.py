@@ -15,6 +15,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -174,11 +175,11 @@ class Call:
 
     def complete_error(self, error: ProviderError) -> ProviderError:
         """Return an error that was raised without its call as a new error, which names this call."""
-        completed = self.error(
-            type(error), str(error), hint=vars(error).get("hint"), final=vars(error).get("retryable") is False
+        completed = copy(error)
+        # Not the constructor of the error's own class, which in a plugin may take other arguments.
+        ProviderError.__init__(
+            completed, str(error), provider=self.provider, secret_id=self.secret_id, operation=self.operation
         )
-        if isinstance(completed, ThrottledError) and isinstance(error, ThrottledError):
-            completed.retry_after = error.retry_after
         return completed
 
     def missing_label_error(self, label: str) -> SecretNotFoundError:

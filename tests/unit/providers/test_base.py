@@ -158,6 +158,18 @@ async def test_an_error_that_was_raised_without_its_call_gets_it():
     assert str(bare) == "slow down", "another call may get the same error"
 
 
+async def test_an_error_of_a_plugin_s_own_class_gets_its_call_and_keeps_what_the_class_has_added():
+    class StatusError(UnavailableError):
+        def __init__(self, status: int) -> None:
+            super().__init__(f"HTTP {status}", final=True)
+            self.status = status
+
+    provider = await made(StatusError(503))
+    with pytest.raises(StatusError, match=r"^memory: read 'root': HTTP 503$") as caught:
+        await provider.read("root")
+    assert (caught.value.status, caught.value.secret_id, caught.value.retryable) == (503, "root", False)
+
+
 async def test_the_store_s_own_wish_for_patience_is_heeded_unless_it_exceeds_the_deadline():
     def throttled(seconds: float) -> ThrottledError:
         error = Call(provider="memory", secret_id="root", operation="read").error(ThrottledError, "slow down")
