@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest.mock import patch
 
+from goatherd.providers.values import CURRENT, STABLE
 from goatherd.rotation import machine
 from goatherd.rotation.machine import Evidence, Goal, Intent, NodeView, Observation, Phase, Step
 
@@ -138,7 +139,10 @@ def current_and_stable_are_nothing_special(observation: Observation, intent: Int
 
 def labels_of_others_are_not_seen(observation: Observation, intent: Intent, now_ms: int) -> Asked:
     """Retiring ignores all labels but ``current`` and ``stable``."""
-    versions = tuple(replace(version, foreign_labels=()) for version in observation.versions)
+    versions = tuple(
+        replace(held, version=replace(held.version, labels=held.version.labels & {CURRENT, STABLE}))
+        for held in observation.versions
+    )
     return replace(observation, versions=versions), intent, now_ms
 
 
