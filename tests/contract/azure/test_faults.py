@@ -305,10 +305,10 @@ async def test_a_deletion_whose_answer_was_lost_is_not_an_error(vault: FakeKeyVa
 
 
 async def test_a_secret_that_is_not_ours_is_not_written_to(vault: FakeKeyVault, provider: AzureSecretProvider):
-    await provider._vault.put_secret("herd", "of somebody", "text/plain", {})
+    await provider._vault.put_secret("herd", "of another program", "text/plain", {})
     with pytest.raises(SecretExistsError, match="is not Goatherd's"):
         await provider.create("herd", VALUE)
-    assert list(vault.versions("herd").values()) == ["of somebody"]
+    assert list(vault.versions("herd").values()) == ["of another program"]
 
 
 async def test_a_pointer_set_by_hand_is_told_and_setting_it_back_helps(
