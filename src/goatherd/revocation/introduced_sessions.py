@@ -80,7 +80,7 @@ def survey(
     """Find the sessions in ``/sys/sessions`` that a revoked root had introduced.
 
     Args:
-        commits: All commits that any server holds, in any order.
+        commits: All commits that any server holds, in any order. Servers may send different commits under one id.
         revoked: The revoked root.
         successor_id: Id of the root that reissues the sessions.
         roots: Ids of the identity's roots.
@@ -135,7 +135,7 @@ def survey(
             if any((one.id, one.session) == (commit_id, successor_id) for one in by_key[session.id]):
                 staying.add(session.id)
             continue
-        leaves = [one.id for one in by_key[session.id] if one.id not in parents and one.id != commit_id]
+        leaves = {one.id for one in by_key[session.id] if one.id not in parents and one.id != commit_id}
         sessions.append(
             Introduced(session=session, commit_id=commit_id, parents=tuple(sorted(leaves)), is_long=is_long)
         )
@@ -146,6 +146,23 @@ def survey(
         left_out=tuple(sorted(left_out)),
         cannot_leave=tuple(sorted(staying)),
     )
+
+
+def find_reissued(
+    commits: Iterable[Commit], introduced: Iterable[Introduced], signer: Session, executor: Executor | None = None
+) -> set[str]:
+    """Return the ids of those of the commits that reissue sessions, with a valid signature of the new root `signer`."""
+    wanted = {one.commit_id for one in introduced}
+    claimed = [one for one in commits if one.id in wanted and one.session == signer.id]
+
+    def read_signature(commit: Commit) -> SignatureCheck | VerificationError:
+        try:
+            return read_signature_by(signer, commit)
+        except VerificationError as error:
+            return error
+
+    verdicts = verify_in_threads(read_signature, claimed, executor)
+    return {commit.id for commit, verdict in zip(claimed, verdicts, strict=True) if verdict is None}
 
 
 def introduce_again(

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
+from goatherd.cluster.session_queries import read_held
 from goatherd.errors import DecodeError, GoatherdError, RotationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.revocations import FrozenList, Revocation, commit_digest
@@ -30,6 +31,7 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
     Introduced,
     IntroducedSessions,
+    find_reissued,
     introduce_again,
     survey,
 )
@@ -119,8 +121,7 @@ class SessionReissuer:
     ) -> tuple[IntroducedSessions, set[str]]:
         """Collect ``/sys/sessions`` from the servers, and find the sessions that the revoked root had introduced.
 
-        Each server is asked for the commits that the servers before it did not have. Unmodified servers are asked only
-        if there is no Goatherd server to ask.
+        Unmodified servers are asked only if there is no Goatherd server to ask.
 
         Args:
             document: The identity.
@@ -130,18 +131,18 @@ class SessionReissuer:
             leave_out: Ids of sessions not to be reissued.
 
         Returns:
-            The sessions to reissue, and the ids of all commits that were found.
+            The sessions to reissue, and the ids of the commits by which the current root has reissued some already.
         """
-        signer, raw = document.current, await self._collect(document)
+        signer, raw = document.current, await self._collect_from(self._choose_servers(), document)
         revoked = document.find_root(session_id)
         assert revoked is not None
 
-        def look() -> IntroducedSessions:
-            commits = decode_commits(raw.values(), self._org)
+        def look() -> tuple[IntroducedSessions, set[str]]:
+            commits = decode_commits(raw, self._org)
             # A root that is no longer in the document but is trusted without the revoked one is not the thief's.
             others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
             with verifier_processes(), ThreadPoolExecutor(_THREADS) as executor:
-                return survey(
+                found = survey(
                     commits,
                     revoked,
                     successor_id=signer.id,
@@ -150,15 +151,16 @@ class SessionReissuer:
                     leave_out=leave_out,
                     executor=executor,
                 )
+                return found, find_reissued(commits, found.sessions, signer.session, executor)
 
-        found = await asyncio.to_thread(look)
+        found, known = await asyncio.to_thread(look)
         report = self._report
         report.sessions = len(found.sessions)
         report.long_lived = tuple(one.session.id for one in found.sessions if one.is_long)
         report.rogue_roots, report.forged, report.left_out = found.rogue_roots, found.forged, found.left_out
         cancelled = {entry.to_id for entry in document.history if entry.event == CANCELLED}
         report.cancelled_roots = tuple(root for root in found.rogue_roots if root in cancelled)
-        return found, set(raw)
+        return found, known
 
     async def find_introductions(self, document: IdentityDocument, session_id: str) -> set[bytes]:
         """Return the digests of the commits by which the revoked root introduces roots that the identity trusts.
@@ -171,38 +173,61 @@ class SessionReissuer:
             if root.id not in document.revoked_ids
             for commit_id in introduction_ids(root.id)
         }
-        raw = await self._collect(document)
+        found: list[Mapping[str, Any]] = []
+
+        async def read(node: SessionNode) -> None:
+            found.extend((await read_held(node, list(roots), document.current, self._clock.now_ms())).values())
+
+        await self._on_each(self._choose_servers(), read)
         digests = set()
-        for commit in decode_commits([raw[one] for one in roots if one in raw], self._org):
+        for commit in decode_commits(found, self._org):
             with suppress(DecodeError):
                 is_one = commit.session == session_id and session_from_commit(commit) == roots[commit.id]
                 if is_one and (digest := commit_digest(commit)) is not None:
                     digests.add(digest)
         return digests
 
-    async def _collect(self, document: IdentityDocument) -> dict[str, Any]:
-        """Return the commits of ``/sys/sessions``, by id. Args and servers are those of `collect_sessions`."""
-        raw: dict[str, Any] = {}
-        ours = [
-            one.url
-            for one in self._outcomes.values()
-            if not (one.is_unmodified or one.is_distrusted) and one.problem is None
-        ]
-        for url in ours or [one.url for one in self._outcomes.values() if one.problem is None]:
-            await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
-        return raw
+    def _choose_servers(self) -> list[str]:
+        """Return the Goatherd servers that answer and are not distrusted; all that answer if there are none."""
+        ready = [one for one in self._outcomes.values() if one.problem is None]
+        ours = [one.url for one in ready if not (one.is_unmodified or one.is_distrusted)]
+        return ours or [one.url for one in ready]
 
     async def find_pruned(self, document: IdentityDocument, session_id: str) -> Session | None:
         """Return a root that is no longer in the document, from verified introductions on the servers.
 
         Return None if no server has one.
         """
-        raw: dict[str, Any] = {}
-        for url in self._outcomes:
-            await self._on_each([url], lambda node: self._collect_from(node, document.current, raw), is_long=True)
-        commits = decode_commits(raw.values(), self._org)
+        commits = decode_commits(await self._collect_from(self._outcomes, document), self._org)
         found = await asyncio.to_thread(self._verify_commits, document, commits, document.revoked_ids)
         return next((root for root in found if root.id == session_id), None)
+
+    async def _collect_from(self, urls: Collection[str], document: IdentityDocument) -> list[Any]:
+        """Return the commits of ``/sys/sessions`` of the given servers.
+
+        SECURITY: each server is asked for all its commits, and different commits with one id are all returned. So a
+        server that lies cannot hide another's commit behind one with the same id
+        (tests/unit/revocation/test_claims_of_one_server.py).
+        """
+        found: dict[str, list[Any]] = {}
+
+        async def collect(node: SessionNode) -> None:
+            seen: set[str] = set()
+            for _ in range(_ROUNDS):
+                shown = await asyncio.to_thread(_filter_of, tuple(seen))
+                message = {"ver": VERSION, "f": shown, "s": len(seen), "c": [], "ad": []}
+                (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], document.current, self._clock.now_ms())
+                before = len(seen)
+                for commit in reply.get("c") or ():
+                    if isinstance(commit, Mapping) and isinstance(key := commit.get("id"), str) and key not in seen:
+                        seen.add(key)
+                        if commit not in (same := found.setdefault(key, [])):
+                            same.append(commit)
+                if len(seen) == before:
+                    return
+
+        await self._on_each(urls, collect, is_long=True)
+        return [commit for same in found.values() for commit in same]
 
     def _verify_commits(
         self, document: IdentityDocument, commits: Iterable[Commit], revoked: Collection[str]
@@ -221,18 +246,6 @@ class SessionReissuer:
         pool.offer_session_commits(commits)
         return pool.roots
 
-    async def _collect_from(self, node: SessionNode, signer: OwnedSession, raw: dict[str, Any]) -> None:
-        for _ in range(_ROUNDS):
-            shown = await asyncio.to_thread(_filter_of, tuple(raw))
-            message = {"ver": VERSION, "f": shown, "s": len(raw), "c": [], "ad": []}
-            (reply,) = await node.batch_sync([(SESSIONS_PATH, message)], signer, self._clock.now_ms())
-            before = len(raw)
-            for commit in reply.get("c") or ():
-                if isinstance(commit, Mapping) and isinstance(commit.get("id"), str):
-                    raw.setdefault(commit["id"], commit)
-            if len(raw) == before:
-                return
-
     async def introduce_again(
         self,
         document: IdentityDocument,
@@ -250,7 +263,7 @@ class SessionReissuer:
             document: The identity.
             entry: The revocation, as recorded in the document.
             found: The sessions to reissue.
-            known: Ids of the commits that at least one server holds already.
+            known: Ids of the commits that at least one server holds already, as `collect_sessions` returns them.
             comes_back: Whether to retry failed servers, for `Policy.adoption` at most.
 
         Raises:

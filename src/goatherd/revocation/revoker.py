@@ -300,7 +300,7 @@ class Revoker:
             self._check_left_out(document, found)
             entry = _find_entry(document, session_id)
             await self._run_timed("introduce again", reissuer.introduce_again(document, entry, found, known))
-            await self._run_timed("introduce roots", self._introduce_roots(document, known))
+            await self._run_timed("introduce roots", self._introduce_roots(document))
             document = await self._settle_if_complete(document, session_id)
         return await self._finish(document, session_id, destroy=destroy)
 
@@ -791,7 +791,7 @@ class Revoker:
             clock=self._clock,
         )
 
-    async def _introduce_roots(self, document: IdentityDocument, known: Collection[str]) -> None:
+    async def _introduce_roots(self, document: IdentityDocument) -> None:
         """Let the current root introduce the other valid roots, since maybe only the revoked root had introduced them.
 
         New clients may learn of the current root only, because the other roots have expired; with these introductions
@@ -805,12 +805,11 @@ class Revoker:
             # Any other introduction would need another signature of the anchor, and servers hold one by it.
             good = [one for one in good if is_introduced_by_anchor(document, one)]
         commits = [await call_signing(make_earlier_introduction, document, one, org=self._org) for one in good]
-        todo = [one for one in commits if one["id"] not in known]
-        if not todo:
+        if not commits:
             return
 
         async def introduce(node: RevocableNode) -> None:
-            await node.push(SESSIONS_PATH, todo, document.current, self._clock.now_ms())
+            await node.push(SESSIONS_PATH, commits, document.current, self._clock.now_ms())
 
         await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
 
@@ -851,7 +850,7 @@ class Revoker:
             # The problem of a server that fails is recorded, and the server is asked again below.
             with suppress(NodeError):
                 await reissuer.introduce_again(document, entry, found, known, comes_back=False)
-                await self._introduce_roots(document, known)
+                await self._introduce_roots(document)
             done = all(one.problem is None and one.introduced == len(found.sessions) for one in self._outcomes.values())
             if done or polling.is_over:
                 return
