@@ -125,7 +125,9 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
                     kind=ObstacleKind.UNREACHABLE,
                     text="http://b did not answer",
                     hint="Every listed server must accept a request signed by the current root before a rotation "
-                    "begins. Start the server, or remove it from the list if it no longer exists.",
+                    "begins. Start the server, or remove it from the list if it no longer exists. If its agent has "
+                    "ended with exit status 12, the server exposed the key: in place of the rotation, run goatherd "
+                    "revoke A.",
                     nodes=("http://b",),
                 ),
             )
