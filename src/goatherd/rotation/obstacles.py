@@ -494,8 +494,8 @@ def explain_silence(node: NodeView, root_ids: Set[str], *, current_id: str, gene
             kind=ObstacleKind.UNREACHABLE,
             text=f"{url} did not answer{_describe_problem(node)}",
             hint="Every listed server must accept a request signed by the current root before a rotation begins. Start"
-            " the server, or remove it from the list if it no longer exists. If its agent has ended with exit status 12,"
-            f" the server exposed the key: in place of the rotation, run goatherd revoke {root}.",
+            " the server, or remove it from the list if it no longer exists. If its agent has ended with exit status"
+            f" 12, the server exposed the key: in place of the rotation, run goatherd revoke {root}.",
             nodes=urls,
         )
     if node.is_of_another_identity(root_ids):
