@@ -23,6 +23,7 @@ from goatherd.errors import (
     PromotionRefusedError,
     ProviderError,
     SecretNotFoundError,
+    StoresDifferError,
     UnsignedIdentityError,
 )
 from goatherd.identity.document import IdentityDocument, decode_document, encode_document
@@ -352,6 +353,7 @@ async def promote_store(
     Raises:
         ConfigurationError: No follower has this region.
         PromotionRefusedError: Another store or a server has shown a later identity, or one with another history.
+        StoresDifferError: Another region was promoted at the same time, so there are two histories now.
         UnsignedIdentityError: The identity in the store of the region was changed since a root signed it.
         ProviderError, IdentityError: The store of the region cannot be read or written.
     """
@@ -409,6 +411,18 @@ async def promote_store(
             record_promotion, document, time.now_ms(), region=region, above=above, stable_version=stable
         )
         await member.provider.write(inner, encode_document(changed), label=CURRENT, expected=found.version.id)
+        after, _ = await _gather_evidence(stores, store.secret_id, region, None)
+        since = {who: mark for who, mark in after.items() if mark != seen.get(who)}
+        if others := find_objections(DocumentMark.from_document(changed), since):
+            raise StoresDifferError(
+                f"region {region} was promoted to generation {changed.generation}, but meanwhile"
+                f" {'; '.join(one.text for one in others)}",
+                provider=member.provider.scheme,
+                secret_id=inner,
+                operation="promote",
+                hint="Make only one of them the primary store ([stores]), and delete the secret in the other: how-to"
+                " page More than one region, Both sides were promoted.",
+            )
     return replace(report, generation=changed.generation, can_go_back=can_go_back(changed))
 
 

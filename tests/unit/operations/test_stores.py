@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from goatherd.errors import (
     NodeUnreachableError,
     PromotionRefusedError,
     SecretNotFoundError,
+    StoresDifferError,
     UnavailableError,
     UnsignedIdentityError,
 )
@@ -207,6 +209,17 @@ async def test_a_region_is_promoted_only_with_the_highest_generation_that_anythi
     again = await promote_store(stores_of(regions), "us", nodes_with(SECOND))
     assert again.is_repeated
     assert regions.us.document().generation == 3
+
+
+async def test_two_regions_that_are_promoted_at_the_same_time_do_not_both_report_success(regions: Regions) -> None:
+    regions.eu.is_cut_off = True
+    done = await asyncio.gather(
+        *(promote_store(stores_of(regions), one) for one in ("us", "ap")), return_exceptions=True
+    )
+    assert [one for one in done if isinstance(one, StoresDifferError)], done
+    assert "was promoted to generation 2, but meanwhile region" in str(done)
+    with pytest.raises(PromotionRefusedError, match="with another history"):
+        await promote_store(stores_of(regions), "us")
 
 
 async def test_an_identity_that_was_altered_without_a_root_s_key_is_not_promoted(regions: Regions) -> None:
