@@ -95,7 +95,10 @@ async def init_identity(
     except SecretExistsError as error:
         if isinstance(store.provider, ReplicatedStore):  # in the store of another region, which the hint names
             raise IdentityExistsError(f"{error}; nothing was changed", hint=error.hint) from error
-        raise _exists_error(store) from error
+        found = _exists_error(store)
+        if create_key:  # which is the key of the other process's identity if that one has named it, too
+            found.hint = f"{found.hint} If its anchor has another key than {anchor}, destroy this key, which was created."
+        raise found from error
     return version, document
 
 

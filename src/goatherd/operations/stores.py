@@ -420,8 +420,8 @@ async def promote_store(
                 provider=member.provider.scheme,
                 secret_id=inner,
                 operation="promote",
-    hint="Make only one of them the primary store in [stores], and delete the secret in the other (how-to page:"
-                " More than one region).",
+                hint="Make only one of them the primary store in [stores], and delete the secret in the other (how-to"
+                " page: More than one region).",
             )
     return replace(report, generation=changed.generation, can_go_back=can_go_back(changed))
 
