@@ -97,7 +97,9 @@ async def init_identity(
             raise IdentityExistsError(f"{error}; nothing was changed", hint=error.hint) from error
         found = _exists_error(store)
         if create_key:  # which is the key of the other process's identity if that one has named it, too
-            found.hint = f"{found.hint} If its anchor has another key than {anchor}, destroy this key, which was created."
+            found.hint = (
+                f"{found.hint} If its anchor has another key than {anchor}, destroy this key, which was created."
+            )
         raise found from error
     return version, document
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -50,6 +51,20 @@ async def test_a_lifetime_below_the_floor_is_refused_before_anything_is_written(
         await init_identity(store, Policy(lifetime=timedelta(minutes=1)))
     version, _ = await init_identity(store, Policy())
     assert version.id == "1"
+
+
+async def test_of_two_processes_that_create_an_identity_the_later_one_names_the_key_that_it_created(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    keys = [f"local:{tmp_path}/{name}.json" for name in ("one", "two")]
+    done = await asyncio.gather(
+        *(init_identity(store, Policy(), anchor=key, create_key=True) for key in keys), return_exceptions=True
+    )
+    (late,) = (one for one in done if isinstance(one, IdentityExistsError))
+    loser = keys[done.index(late)]
+    assert late.hint is not None
+    assert late.hint.endswith(f"If its anchor has another key than {loser}, destroy this key, which was created.")
 
 
 @pytest.mark.parametrize("is_away", [False, True])
