@@ -57,6 +57,13 @@ async def test_of_two_processes_that_create_an_identity_the_later_one_names_the_
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOATHERD_SIGNER_SEAL_KEY", bytes(range(32)).hex())
+    both, create = asyncio.Barrier(2), store.provider.create
+
+    async def create_at_once(secret_id: str, value: SecretBytes) -> SecretVersion:
+        await both.wait()
+        return await create(secret_id, value)
+
+    monkeypatch.setattr(store.provider, "create", create_at_once)
     keys = [f"local:{tmp_path}/{name}.json" for name in ("one", "two")]
     done = await asyncio.gather(
         *(init_identity(store, Policy(), anchor=key, create_key=True) for key in keys), return_exceptions=True
