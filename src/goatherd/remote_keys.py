@@ -5,7 +5,9 @@ connections to the HSM or KMS belong to one thread with an event loop of its own
 thread. Code on another event loop calls `sign_aside`, which signs with a local key at once, and with a remote one in
 another thread.
 
-- A tool, such as ``goatherd rotate``, signs with the signer that the identity document names.
+- A tool, such as ``goatherd rotate``, signs with the signer that the identity document names, if the operator has named
+  it, too, or a listed server was started with the signer of this key. SECURITY: an attacker who can write the document
+  must not choose where a tool sends its credentials (tests/unit/cli/test_direct_mode.py).
 - A server signs with a signer that it was started with (`RootSigners`), never with one that only the document names:
   SECURITY: an attacker who can write the document must not choose where a server sends its credentials
   (tests/unit/test_remote_keys.py).
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey, fingerprint
 from goatherd.errors import SignerConfigurationError, SignerError
-from goatherd.identity.remote_key import RemoteKey, register_signing
+from goatherd.identity.remote_key import ACCEPTED_SIGNERS, RemoteKey, is_known_to_servers, register_signing
 from goatherd.identity.session import OwnedSession
 from goatherd.serving.signals import cancel_tasks
 from goatherd.telemetry import Event, event_text
@@ -212,12 +214,26 @@ class RootSigner:
 
 _NAMED: Final[dict[tuple[str, bytes], RootSigner]] = {}
 _NAMED_LOCK: Final = threading.Lock()
+_REPORTED: Final[set[bytes]] = set()
+"""The public keys, compressed, with whose signers listed servers were started."""
 
 
 def _sign_by_name(uri: str, public_key: PublicKey, data: bytes) -> bytes:
     """Sign with the signer that an identity document names by URI, for tools; it is opened at its first signature."""
     with _NAMED_LOCK:
         signer = _NAMED.setdefault((uri, public_key.compressed), RootSigner(uri, public_key))
+    if uri not in ACCEPTED_SIGNERS and public_key.compressed not in _REPORTED:
+        if not _LOOP.run(is_known_to_servers(fingerprint(public_key))):
+            raise SignerConfigurationError(
+                "only the identity in the store names this signer, so it is not used: no server that is listed and"
+                " answers was started with the signer of the root's key",
+                signer=uri.partition(":")[0],
+                key=uri,
+                operation="sign",
+                hint="Find out who has written this identity. If it is yours, list its servers (--node), or name the"
+                " signer in the setting `serve.root_signers`.",
+            )
+        _REPORTED.add(public_key.compressed)
     return signer.sign(data)
 
 

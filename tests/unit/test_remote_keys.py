@@ -11,7 +11,7 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.crypto import PublicKey, fingerprint
 from goatherd.errors import ConfigurationError, SignerConfigurationError, SignerError, SignerKeyNotFoundError
-from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.remote_key import RemoteKey, accept_signer
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.remote_keys import RootSigner, RootSigners, run_remote, sign_aside
 from goatherd.signers.local import LocalSigner
@@ -38,9 +38,12 @@ def root(uri: str, key: PublicKey) -> OwnedSession:
     return OwnedSession(session=session, signer=RemoteKey(key, uri))
 
 
-async def test_a_tool_signs_with_the_signer_that_the_document_names_and_in_another_thread(tmp_path: Path) -> None:
+async def test_a_tool_signs_with_the_signer_that_the_operator_names_and_in_another_thread(tmp_path: Path) -> None:
     uri, key = await new_key(tmp_path / "root.json")
     signer, threads = root(uri, key), list[int]()
+    with pytest.raises(SignerConfigurationError, match="only the identity in the store names this signer"):
+        await sign_aside(lambda: signer.signer.sign(b"text"), signer)
+    accept_signer(uri)
 
     def sign() -> bytes:
         threads.append(threading.get_ident())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, Unpack, overload
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.remote_key import accept_signer
 from goatherd.operations import init as init_operations
 from goatherd.operations import migrate as migrate_operations
 from goatherd.operations import restore as restore_operations
@@ -689,7 +690,8 @@ def _signer_opener(new: str | VerifiedSigner | None, present: str | VerifiedSign
         new: The signer of a new anchor, whose key is not known yet.
         present: The signer of the present anchor; None for the one that the identity names.
     """
-    _signer_uri(present)
+    if (named := _signer_uri(present)) is not None:
+        accept_signer(named)
 
     def open_or_lend(uri: str, pinned: PublicKey | None) -> AnchorSigner:
         given = new if pinned is None else present

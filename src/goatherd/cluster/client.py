@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
+from weakref import WeakSet
 
 import orjson
 
@@ -37,11 +39,13 @@ from goatherd.cluster.server_answers import (
 from goatherd.errors import (
     DecodeError,
     InvalidAnswerError,
+    NodeError,
     NodeRefusedError,
     NodeUnreachableError,
     SignerError,
     UnsignedRequestError,
 )
+from goatherd.identity.remote_key import register_servers
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
@@ -154,6 +158,8 @@ class NodeClient:
         self._server_clock = RemoteClock(self._clock)
         self.answered_by: str | None = None
         self._instances: dict[str, None] = {}
+        with _CLIENTS_LOCK:
+            _CLIENTS.add(self)
 
     @property
     def timeout(self) -> timedelta:
@@ -376,6 +382,19 @@ class NodeClient:
         if identity is not None:
             self._learn_instance(identity.instance)
         return identity
+
+    async def has_signer(self, key_fingerprint: str) -> bool:
+        """Return whether the server reports that it was started with the signer of the key with this fingerprint.
+
+        It may be called in any event loop. A server that does not answer counts as one without the signer.
+        """
+        client = NodeClient(self.base_url, timeout=self._timeout, server_name=self._server_name, org=self._org)
+        async with client:
+            try:
+                report = await client.identity()
+            except NodeError:
+                return False
+        return report is not None and any(one.fingerprint == key_fingerprint for one in report.root_signers or ())
 
     async def refresh(self, signer: OwnedSession, now_ms: int | None = None) -> dict[str, Any] | None:
         """Ask the server to read its identity from the store now (``POST /goatherd/v1/refresh``).
@@ -788,3 +807,26 @@ def _connection_problem(error: Exception) -> str:
     if text == "All connection attempts failed":
         return "connection refused, or no route to the host"
     return text
+
+
+_CLIENTS: Final[WeakSet[NodeClient]] = WeakSet()
+"""The clients of this process: their servers are those that the operator has listed."""
+_CLIENTS_LOCK: Final = threading.Lock()
+
+
+async def _is_known_to_a_server(key_fingerprint: str) -> bool:
+    with _CLIENTS_LOCK:
+        clients = {client.base_url: client for client in _CLIENTS}
+    asked = [asyncio.ensure_future(client.has_signer(key_fingerprint)) for client in clients.values()]
+    try:
+        for answer in asyncio.as_completed(asked):
+            if await answer:
+                return True  # other servers may not answer
+    finally:
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    return False
+
+
+register_servers(_is_known_to_a_server)

@@ -161,6 +161,10 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
             the primary store does not answer; other commands use the primary store only.
     """
     chosen = org or options.org
+    for uri in options.serve_root_signers:
+        from goatherd.identity.remote_key import accept_signer  # only direct mode needs it
+
+        accept_signer(uri)
     if is_reader:
         # That of the own region may lag, and unlike a server, a command does not know the identity in use.
         options = replace(options, stores_region=None)

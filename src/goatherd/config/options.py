@@ -142,7 +142,8 @@ class Options:
         (),
         "list of URIs",
         "Signers with which `goatherd serve` may sign as the root, in direct mode: the root's key is in an HSM or a "
-        "KMS. A signer that only the identity names is never used.",
+        "KMS. A signer that only the identity names is never used. Commands use one only if this option names it, or "
+        "a server in `nodes` was started with it.",
     )
     serve_unused_sessions: int = _option(
         values.parse_limit_or_zero,

@@ -3,11 +3,15 @@
 Pure. A `RemoteKey` holds the public half, and the URI of the signer. `goatherd.remote_keys` makes the signatures. It
 registers its function here when it is imported, so that this package does not depend on the plugins that call an HSM or
 a KMS.
+
+A signer gets this process's credentials, may read files and load a library. So the URI in a document is used only if
+the operator has named it, too (`accept_signer`), or if a listed server reports that it was started with the signer of
+this key (`register_servers`): a document can be wholly an attacker's own, and then is correctly signed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from goatherd.crypto import PublicKey
@@ -75,3 +79,28 @@ _REGISTERED: Final[list[Sign]] = []
 def register_signing(sign: Sign) -> None:
     """Register the function that signs for every remote key (in an HSM or a KMS) that was made without its own."""
     _REGISTERED[:] = [sign]
+
+
+AskServers = Callable[[str], Awaitable[bool]]
+"""Returns whether a server reports that it was started with the signer of the key that has this fingerprint."""
+
+ACCEPTED_SIGNERS: Final[set[str]] = set()
+"""The URIs of signers that the operator has named."""
+
+
+def accept_signer(uri: str) -> None:
+    """Let this process sign with the key of a root at a signer that the operator has named by its URI."""
+    ACCEPTED_SIGNERS.add(uri)
+
+
+_SERVERS: Final[list[AskServers]] = []
+
+
+def register_servers(ask: AskServers) -> None:
+    """Register the function that asks the servers of which this process has clients."""
+    _SERVERS[:] = [ask]
+
+
+async def is_known_to_servers(key_fingerprint: str) -> bool:
+    """Return whether a listed server reports that it was started with the signer of the key with this fingerprint."""
+    return any([await ask(key_fingerprint) for ask in _SERVERS])

@@ -16,7 +16,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.observer import Observer
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
-from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.remote_key import RemoteKey, accept_signer
 from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
@@ -263,6 +263,7 @@ def _accept_signer(document: IdentityDocument) -> IdentityDocument:
     key = document.current.signer
     if not isinstance(key, RemoteKey):
         return document
+    accept_signer(key.uri)
     accepted = RemoteKey(key.public_key, key.uri)
     return replace(document, current=OwnedSession(session=document.current.session, signer=accepted))
 

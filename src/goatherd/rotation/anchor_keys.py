@@ -22,7 +22,7 @@ from goatherd.errors import ConfigurationError, IllegalStepError
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_valid_ms
-from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.remote_key import RemoteKey, accept_signer
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
 from goatherd.times import milliseconds
@@ -253,6 +253,7 @@ class AnchorKeys:
         Raises:
             IllegalStepError: The identity lists the key already, as its anchor or as a root that cannot become one.
         """
+        accept_signer(uri)
         signer = self._open(uri, None)
         key = (await signer.public_key()).public_key
         known = None if document is None else next((one for one in document.roots if one.public_key == key), None)

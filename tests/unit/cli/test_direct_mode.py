@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS
+from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError, SignerKeyNotFoundError
+from goatherd.identity.document import encode_document
+from goatherd.identity.remote_key import ACCEPTED_SIGNERS
+from goatherd.plugins import open_provider
+from goatherd.providers.values import CURRENT, SecretBytes
+from goatherd.remote_keys import RootSigner
 from goatherd.signers import SignerKey, verified
 from goatherd.signers.local import LocalSigner
 from tests.deadlines import ANSWER, HANG
+from tests.fakes.anchors import make_own_identity
 
 from .conftest import Goatherd, Serving, secrets_in
 
@@ -180,6 +187,53 @@ def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_w
     log = server.stderr.read_text()
     assert "signer.failed" in log
     assert "signer.recovered" in log
+
+
+@pytest.mark.slow
+def test_no_command_calls_a_signer_that_only_an_attacker_has_written_into_the_store(
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signer gets this process's credentials, may read any file and load any library."""
+    called: list[str] = []
+
+    def sign(self: RootSigner, _: bytes) -> bytes:
+        called.append(self.uri)
+        raise self.error or SignerKeyNotFoundError("no key", signer="local", key=self.uri, operation="sign")
+
+    monkeypatch.setattr(RootSigner, "sign", sign)
+    (tmp_path / "goatherd.toml").write_text(f'[audit]\nlog = "{tmp_path}/audit.jsonl"\n')
+    goatherd("init", "--provider", store)
+    server = serve("--data", str(tmp_path / "data"), "--provider", store)
+    evil = f"local:{tmp_path}/evil.json"
+    asyncio.run(replace_identity(store, evil))
+    ACCEPTED_SIGNERS.discard(evil)  # the attacker has named it in this process, too
+    for command in (
+        ("status",),
+        ("doctor",),
+        ("rotate", "--working-root"),
+        ("rotate", "--working-root", "--plan"),
+        ("rotate", "--rollback"),
+        ("restore",),
+        ("retire", "--yes", "--grace", "0s"),
+        ("revoke", "root-of-an-attacker", "--reason", "test", "--plan"),
+    ):
+        goatherd(*command, "--provider", store, "--node", server.url)
+        assert called == [], command
+    shown = goatherd("status", "--provider", store, "--node", server.url)
+    assert "belongs to another identity" in shown.out
+    assert "only the identity in the store names this signer" in shown.out
+    monkeypatch.setenv("GOATHERD_SERVE_ROOT_SIGNERS", evil)
+    goatherd("status", "--provider", store, "--node", server.url)
+    assert set(called) == {evil}, "what the operator names is used"
+
+
+async def replace_identity(store: str, signer: str) -> None:
+    """Write what an attacker writes who has no root's key: a correctly signed identity of their own."""
+    provider, secret_id = open_provider(store)
+    async with provider:
+        before = (await provider.read(secret_id, CURRENT)).version
+        own = await make_own_identity(signer, generation=2, now_ms=SystemClock().now_ms(), is_direct=True)
+        await provider.write(secret_id, SecretBytes(encode_document(own)), expected=before.id)
 
 
 async def can_create_session(url: str) -> bool:
