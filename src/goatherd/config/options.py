@@ -607,9 +607,7 @@ def load_options(
         except ConfigurationError as error:
             raise ConfigurationError(f"{FILE_VARIABLE}: {error}", hint=error.hint) from None
     path = named or directory / FILE_NAME
-    if named is None:
-        _check_owner(path)
-    found = _read_file(path, must_exist=named is not None)
+    found = _read_file(path, is_named=named is not None)
     texts = [*flags.values(), *environ.values(), *({} if found is None else found.values).values()]
     for name in environ:
         _check_variable(name, environ, texts)
@@ -631,8 +629,12 @@ def load_options(
     return Options(**given_values, origin=origin, file=None if found is None else path)
 
 
-def _check_owner(path: Path) -> None:
+def _check_owner(path: Path, found: os.stat_result) -> None:
     """Refuse a goatherd.toml that was found in the current directory if another user can have written it.
+
+    Args:
+        path: The file.
+        found: The status of the file, or of a symbolic link at its path.
 
     SECURITY: the file names commands to run and the store to trust, and operators change into directories of other
     users (tests/unit/config/test_options.py).
@@ -640,13 +642,9 @@ def _check_owner(path: Path) -> None:
     Raises:
         ConfigurationError: Another user can have written the file.
     """
-    try:
-        found = path.stat()
-    except OSError:
-        return  # the code that reads the file reports the error
     if os.name != "posix" or stat.S_ISDIR(found.st_mode):
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         raise ConfigurationError(
             f"{path} is not a regular file, so it is not used",
             hint="Remove the file, or name another one with --config FILE.",
@@ -654,6 +652,8 @@ def _check_owner(path: Path) -> None:
     hint = f"If you trust it, name it: --config {path}."
     if found.st_uid not in (0, os.geteuid()):
         raise ConfigurationError(f"{path} belongs to another user (uid {found.st_uid}), so it is not used", hint=hint)
+    if stat.S_ISLNK(found.st_mode):
+        return  # its owner alone decides where it leads
     shared = found.st_mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
     if shared or found.st_mode & stat.S_IWOTH:
         who = "other users" if found.st_mode & stat.S_IWOTH else f"its group (gid {found.st_gid})"
@@ -765,11 +765,17 @@ def _find_close(name: str, known: Iterable[str], *, cutoff: float) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
 
 
-def _read_file(path: Path, *, must_exist: bool) -> _File | None:
+def _read_file(path: Path, *, is_named: bool) -> _File | None:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows write a byte order mark
+        if not is_named:
+            _check_owner(path, path.lstat())
+            _check_owner(path, path.stat())  # to open a pipe would not end
+        with path.open(encoding="utf-8-sig") as file:  # editors of Windows write a byte order mark
+            if not is_named:
+                _check_owner(path, os.fstat(file.fileno()))  # another file may have been put there meanwhile
+            text = file.read()
     except FileNotFoundError:
-        if must_exist:
+        if is_named:
             raise ConfigurationError(
                 f"there is no {path}", hint="--config and GOATHERD_CONFIG must name a file that exists."
             ) from None

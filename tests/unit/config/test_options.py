@@ -6,6 +6,7 @@ import os
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -229,6 +230,34 @@ def test_a_file_of_another_user_is_used_only_where_it_is_named(tmp_path: Path, m
     with pytest.raises(ConfigurationError, match="belongs to another user"):
         load(tmp_path)
     assert load_options({}, {}, directory=tmp_path, file=path).org == "theirs"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a link of another user")
+def test_a_link_that_another_user_has_made_is_refused(tmp_path: Path) -> None:
+    """It may lead to a file of this user, such as the configuration of another cluster."""
+    (tmp_path / "mine.toml").write_text('org = "mine"')
+    (tmp_path / "goatherd.toml").symlink_to("mine.toml")
+    assert load(tmp_path).org == "mine"
+    os.lchown(tmp_path / "goatherd.toml", 12345, 0)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        load(tmp_path)
+
+
+def test_a_file_that_is_replaced_while_it_is_checked_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "goatherd.toml").write_text('org = "mine"')
+    (evil := tmp_path / "evil").write_text('org = "evil"')
+    evil.chmod(0o666)
+    opened = Path.open
+
+    def open_replaced(self: Path, *given: Any, **named: Any) -> Any:
+        evil.rename(self)
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", open_replaced)
+    with pytest.raises(ConfigurationError, match="can be written by other users"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 1600 + "]" * 1600, "a = " + "{a = " * 1600 + "1" + "}" * 1600])
