@@ -50,6 +50,8 @@ def _short(text: str | None) -> str:
 
 
 COMMON = ("--provider", "--org", "--config", "--json", "--debug")
+MANY = 5
+"""An option that as many commands have is described in a table of its own."""
 
 
 def _options(name: str, *, common: bool) -> list[list[str]]:
@@ -73,21 +75,58 @@ def common_options() -> str:
     return _table(["option", "meaning"], _options("show", common=True))
 
 
+def _title(name: str) -> str:
+    return f"goatherd {ALIASES.get(name, name)}"
+
+
+def _users() -> dict[tuple[str, ...], list[str]]:
+    """Return the commands that have each option, by its row, so that an option of several is described once."""
+    users: dict[tuple[str, ...], list[str]] = {}
+    for name in COMMANDS:
+        for row in _options(name, common=False):
+            users.setdefault(tuple(row), []).append(name)
+    return users
+
+
+def shared_options() -> str:
+    """Return the table of the options that many commands have."""
+    rows = [list(row) for row, names in _users().items() if len(names) >= MANY]
+    return _table(["option", "meaning"], sorted(rows))
+
+
+def _own_options(name: str, users: dict[tuple[str, ...], list[str]]) -> str:
+    """Return the table of a command's options, and links to those that are described elsewhere."""
+    own: list[list[str]] = []
+    elsewhere: dict[str, list[str]] = {}
+    rows = _options(name, common=False)
+    homes = ["" if len(users[tuple(row)]) >= MANY else users[tuple(row)][0] for row in rows]
+    for row, home in zip(rows, homes, strict=True):
+        if home == name or (home and homes.count(home) == 1):
+            own.append(row)
+        else:
+            elsewhere.setdefault(_title(home) if home else "several commands", []).append(row[0].split()[0].strip("`"))
+    table = "\n" + _table(["option", "meaning"], own) if own else ""
+    links = []
+    for title, options in elsewhere.items():
+        anchor = re.sub(r"[^a-z -]", "", title).replace(" ", "-").replace("several", "options-of-several")
+        links.append(f"{', '.join(f'`{option}`' for option in options)} ([of {title}](#{anchor}))")
+    return table + (f"\nAlso {', '.join(links)}.\n" if links else "")
+
+
 def commands() -> str:
     """Return a section for each command: what it does, its own options, an example."""
     parts = []
     context = click.Context(cli, info_name="goatherd")
+    users = _users()
     for name in COMMANDS:
         found = cli.get_command(context, name)
         assert found is not None
         text = inspect.cleandoc(found.help or "")
         example = inspect.cleandoc((found.epilog or "").replace("\b", "")).partition("Example:\n")[2]
-        rows = _options(name, common=False)
-        table = "\n" + _table(["option", "meaning"], rows) if rows else ""
         alias = f"Alias: `goatherd {name}`.\n\n" if name in ALIASES else ""
         parts.append(
-            f"## goatherd {ALIASES.get(name, name)}\n\n{alias}{text}\n\n```console\n"
-            f"{inspect.cleandoc(example)}\n```\n{table}"
+            f"## {_title(name)}\n\n{alias}{text}\n\n```console\n"
+            f"{inspect.cleandoc(example)}\n```\n{_own_options(name, users)}"
         )
     return "\n".join(parts)
 
@@ -224,6 +263,7 @@ def _json_sections(all_fields: dict[str, Fields]) -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "common-options": common_options,
+    "shared-options": shared_options,
     "exit-codes": exit_codes,
     "options": options,
     "errors": errors,
