@@ -2,8 +2,8 @@
 
 docs/reference/json.md is generated from this module, and the tests compare each command's output with it. In a field's
 name, a dot separates an object from its field, and ``[]`` stands for the elements of an array. An object that several
-commands write is described once, in `OBJECTS`, and `Field.shape` refers to it; the field that stands for all of them
-has an empty name.
+commands write is described once, in `OBJECTS`, and `Field.shape` refers to it. A name that is empty or ends with a dot
+stands for all fields of such an object beside others.
 """
 
 from __future__ import annotations
@@ -37,20 +37,13 @@ _DRY_RUN: Final = Field("boolean", "Whether the command was asked to change noth
 _READY: Final = Field("boolean", "Always true; the line is written once requests are answered.")
 _OBSTACLES: Final = Field("array of string", "What prevents a rotation from starting now.")
 _REPORT: Final = Field("object", "How the rotation ended.", "rotation report")
-_CHECKS: Final = {
-    "checks": Field("array of object", "The checks."),
-    "checks[].check": Field("string", "Name of the check."),
-    "checks[].name": Field("string", "Former name of the check; the next release removes it."),
-    "checks[].level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
-    "checks[].text": Field("string", "What was found."),
-    "checks[].hint": Field("string", "What to do; empty when there is no advice."),
-}
+_CHECKS: Final = Field("array of object", "The checks.", "check")
 _KEYS: Final = Field("object", "The stored versions, and the roots whose private keys they hold.", "key inventory")
 
 OBJECTS: Final[dict[str, Fields]] = {
     "session": {
         "id": Field("string", "Id of the root session."),
-        "fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the root's public key."),
+        "fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the public key."),
         "owner": Field("string", "Owner of the session: `root`."),
         "expiration": Field("string", "Timestamp at which the root expires."),
     },
@@ -60,22 +53,14 @@ OBJECTS: Final[dict[str, Fields]] = {
         "phase": Field("string", "Phase of the rotation in progress; `steady` when there is none."),
         "signed": Field("boolean", "Whether the current root has signed this identity document."),
         "current": Field("object", "The current root.", "session"),
-        "next": Field("object or null", "The next root; null when no rotation is in progress.", "session"),
+        "next": Field("object or null", "The next root, during a rotation.", "session"),
         "anchor": Field("object", "The root that alone endorses other roots; absent if there is none."),
-        "anchor.id": Field("string", "Id of the anchor's session."),
-        "anchor.fingerprint": Field("string", "As for `roots[].fingerprint`."),
-        "anchor.owner": Field("string", "Owner of the session: `root`."),
-        "anchor.expiration": Field("string", "Timestamp at which the anchor expires."),
+        "anchor.": Field("object", "The anchor's session.", "session"),
         "anchor.signer": Field("string", "URI of the signer that holds the anchor's private key."),
         "roots": Field("array of object", "The trusted roots."),
-        "roots[].id": Field("string", "Id of the root session."),
-        "roots[].fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the root's public key."),
-        "roots[].owner": Field("string", "Owner of the session: `root`."),
-        "roots[].expiration": Field("string", "Timestamp at which the root expires."),
+        "roots[].": Field("object", "The root.", "session"),
         "roots[].revoked": Field("boolean", "Whether the root is revoked."),
-        "lastUpdated": Field(
-            "string or null", "Timestamp of the last write; null when the document does not state it."
-        ),
+        "lastUpdated": Field("string or null", "Timestamp of the last write."),
         "rotatedFrom": Field("string or null", "Id of the root that the current root has replaced."),
         "rotatedAt": Field("string or null", "Timestamp at which the current root replaced that root."),
         "rotation": Field("object or null", "The rotation in progress."),
@@ -86,9 +71,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "rotation.startedAt": Field("string", "Timestamp at which the rotation started."),
         "rotation.startedBy": Field("string", "User or controller that started the rotation."),
         "rotation.phaseAt": Field("string", "Timestamp at which the phase began."),
-        "rotation.stableVersion": Field(
-            "string", "Stored version that `stable` points at; absent before there is one."
-        ),
+        "rotation.stableVersion": Field("string", "Stored version that `stable` points at, if any."),
         "rotation.restores": Field("boolean", "Always true; present only when the rotation restores a previous root."),
         "rotation.anchor": Field("object", "The new anchor; present only if the rotation adds or replaces the anchor."),
         "rotation.anchor.id": Field("string", "Id of the anchor's session."),
@@ -102,26 +85,43 @@ OBJECTS: Final[dict[str, Fields]] = {
         "revoked[].at": Field("string", "Timestamp of the revocation."),
         "revoked[].reason": Field("string", "Reason that the operator gave."),
         "revoked[].successor": Field(
-            "string", "Id of the root that took the revoked root's place; absent when the revoked root did not sign."
+            "string",
+            "Id of the root that took the revoked root's place; absent if the revoked root did not sign.",
         ),
         "revoked[].freeze": Field("object", "The frozen commits; absent until they are collected from every server."),
         "revoked[].freeze.at": Field("string", "Timestamp at which the list of frozen commits was closed."),
         "revoked[].freeze.commits": Field("integer", "Number of frozen commits."),
         "revoked[].freeze.digest": Field("string", "Digest of the list of frozen commits."),
         "revoked[].settledAt": Field("string", "Timestamp at which every session was reissued; absent until then."),
-        "history": Field("array of object", "What happened to the identity, oldest first."),
-        "history[].at": Field("string", "Timestamp of the event."),
-        "history[].event": Field("string", "What happened, such as `rotated`."),
-        "history[].from": Field("string", "Id of the root that signed before; absent where the event has none."),
-        "history[].to": Field("string", "Id of the next root; absent where the event has none."),
-        "history[].reason": Field("string", "Why the event happened; absent where no reason was given."),
-        "history[].rotation": Field("string", "Id of the rotation; absent where the event belongs to none."),
+        "history": Field("array of object", "What happened to the identity, oldest first.", "event"),
         "prunedRoots": Field("integer", "Number of previous roots that the document no longer lists."),
         "unknownMembers": Field("array of string", "Names of members that this release does not know."),
     },
+    "event": {
+        "at": Field("string", "Timestamp of the event."),
+        "event": Field("string", "What happened, such as `rotated`."),
+        "from": Field(
+            "string or null",
+            "Id of the root that signed before. This and the next fields: null in `goatherd history`, else"
+            " absent, where the event has none.",
+        ),
+        "to": Field("string or null", "Id of the next root."),
+        "reason": Field("string or null", "Why the event happened."),
+        "rotation": Field("string or null", "Id of the rotation."),
+    },
+    "stored version": {
+        "id": Field(
+            "string",
+            "Id of the version; in the key inventory `REGION:ID` for one in the store of another region,"
+            " `REGION:*` for such a store that could not be searched.",
+        ),
+        "labels": Field("array of string", "Labels of the version."),
+        "state": Field("string", "State of the version in the store, such as `enabled`."),
+        "leftover": Field("boolean", "Whether an interrupted change left the version behind."),
+    },
     "kept version": {
-        "version": Field("string", "Id of a version that was due, and that a label keeps from being destroyed."),
-        "labels": Field("array of string", "The labels that keep the version from being destroyed."),
+        "version": Field("string", "Id of the version."),
+        "labels": Field("array of string", "Labels that keep the version."),
     },
     "rotation report": {
         "outcome": Field("string", "`rotated`, `restored`, `abandoned`, `reached`, `retired` or `nothing to do`."),
@@ -145,7 +145,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "undestroyed": Field("array of string", "Versions that the store did not destroy, with the error's code."),
         "restarts": Field("array of object", "One for each server that answered during the command."),
         "restarts[].node": Field("string", "URL of the server."),
-        "restarts[].count": Field("integer or null", "Number of restarts that were observed; null if it is unknown."),
+        "restarts[].count": Field("integer or null", "Number of restarts that were observed."),
         "began": Field("string", "Timestamp of the start of the command."),
         "ended": Field("string", "Timestamp of the command's end."),
         "seconds": Field("number", "Duration of the command, in seconds."),
@@ -154,14 +154,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "complete": Field("boolean", "Whether every stored version could be read."),
         "problem": Field("string or null", "Why the versions could not be read."),
         "versions": Field("array of object", "The stored versions."),
-        "versions[].id": Field(
-            "string",
-            "Id of the version; `REGION:ID` for one in the store of another region, `REGION:*` for such a store that"
-            " could not be searched.",
-        ),
-        "versions[].labels": Field("array of string", "Labels of the version."),
-        "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
-        "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),
+        "versions[].": Field("object", "The version.", "stored version"),
         "versions[].privateKeysOf": Field("array of string", "Ids of the roots whose private keys the version holds."),
         "versions[].problem": Field("string or null", "Why the version could not be read."),
         "roots": Field("array of object", "The roots of the identity."),
@@ -186,21 +179,17 @@ OBJECTS: Final[dict[str, Fields]] = {
         "region": Field("string", "Region of the store."),
         "provider": Field("string", "URI scheme of the store."),
         "role": Field("string", "`primary` or `follower`."),
-        "replication": Field(
-            "string or null", "Who copies the secret there: `platform` or `goatherd`; null for the primary store."
-        ),
+        "replication": Field("string or null", "Who copies the secret to this follower: `platform` or `goatherd`."),
         "reachable": Field("boolean", "Whether the identity in the store could be read."),
-        "generation": Field(
-            "integer or null", "Generation of the store's identity document; null if the generation is not known."
-        ),
-        "labels": Field("map of string", "For each label, the id of the version that the label points at."),
+        "generation": Field("integer or null", "Generation of the store's identity document."),
+        "labels": Field("map of string", "Id of the version that each label points at."),
         "standing": Field(
             "string or null", "`same`, `behind` or `another history`, compared with the latest identity in any store."
         ),
         "inStep": Field("boolean", "Whether the store holds the latest identity, with the right labels."),
         "lagSince": Field(
             "string or null",
-            "Timestamp of the change that the store lacks; null if the store lacks none, or more than one.",
+            "Timestamp of the change that the store lacks, if it lacks exactly one.",
         ),
         "problem": Field("string or null", "Why the store does not answer or does not follow."),
         "hint": Field("string or null", "What to do about the problem."),
@@ -214,6 +203,13 @@ OBJECTS: Final[dict[str, Fields]] = {
         "reason": Field("string", "Why the record cannot be used."),
         "code": Field("string or null", "Error code of a failed verification."),
         "commit": Field("string or null", "Id of the commit, if the record can be read as a commit."),
+    },
+    "check": {
+        "check": Field("string", "Name of the check."),
+        "name": Field("string", "Former name of the check; the next release removes it."),
+        "level": Field("string", "`ok`, `warn`, `fail` or `skip`."),
+        "text": Field("string", "What was found."),
+        "hint": Field("string", "What to do, or empty."),
     },
     "conflict": {
         "session": Field("string", "Id of the session."),
@@ -247,10 +243,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "missingExtras": Field("array of string", "Extras of which a library is missing."),
     },
     "error": {
-        "error": Field("object", "The error that ended the command; any command can write it in place of its result."),
+        "error": Field("object", "The error that ended the command, in place of its result."),
         "error.code": Field("string", "Error code."),
         "error.message": Field("string", "What happened."),
-        "error.hint": Field("string", "What to do; empty when there is no advice."),
+        "error.hint": Field("string", "What to do, or empty."),
     },
     "init": {
         "store": _STORE,
@@ -276,9 +272,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].org": _ORG,
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].root": Field("string", "Id of the root that signed the request."),
-        "nodes[].trusts": Field(
-            "boolean or null", "Whether the server trusts the root; null when the server did not answer."
-        ),
+        "nodes[].trusts": Field("boolean or null", "Whether the server trusts the root."),
         "nodes[].problem": Field("string or null", "Why the server did not answer."),
         "removed": Field("array of string", "What was done with each settings.json."),
         "stillOnDisk": Field("array of string", "Paths of settings.json files that still hold the private key."),
@@ -299,17 +293,14 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "versions": {
         "store": _STORE,
         "versions": Field("array of object", "The stored versions, newest first."),
-        "versions[].id": Field("string", "Id of the version."),
+        "versions[].": Field("object", "The version.", "stored version"),
         "versions[].created": Field("string", "Timestamp at which the version was written."),
-        "versions[].labels": Field("array of string", "Labels of the version."),
-        "versions[].state": Field("string", "State of the version in the store, such as `enabled`."),
-        "versions[].leftover": Field("boolean", "Whether an interrupted change left the version behind."),
     },
     "versions label": {
         "store": _STORE,
         "label": Field("string", "The label."),
         "from": Field("string or null", "Id of the version that held the label before."),
-        "to": Field("string or null", "Id of the version that holds the label now; null after `unlabel`."),
+        "to": Field("string or null", "Id of the version that holds the label now."),
         "changed": Field("boolean", "Whether anything was changed."),
     },
     "copy": {
@@ -321,7 +312,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "alreadyThere": Field("integer", "Number of versions that the destination held already."),
         "versions": Field("array of object", "The versions, oldest first."),
         "versions[].from": Field("string", "Id of the version in the source."),
-        "versions[].to": Field("string or null", "Id of the version in the destination; null when not written yet."),
+        "versions[].to": Field("string or null", "Id of the version in the destination, once written."),
         "versions[].labels": Field("array of string", "Labels of the version."),
         "skipped": Field("array of object", "Versions that are not copied."),
         "skipped[].id": Field("string", "Id of the version in the source."),
@@ -349,13 +340,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
         "labels": Field(
             "map of string",
-            "Id of the version that each label points at. If the credentials may not list the versions, only `current`"
-            " is certain to be among them.",
+            "Id of the version that each label points at; perhaps only of `current` if the credentials may not"
+            " list the versions.",
         ),
         "identity": Field("object", "The identity.", "identity"),
-        "rotation": Field(
-            "object or null", "State of the rotation in progress; null without a rotation, or if no servers are listed."
-        ),
+        "rotation": Field("object or null", "State of the rotation in progress; null also if no servers are listed."),
         "rotation.phase": Field("string", "Phase of the rotation."),
         "rotation.since": Field("string", "Timestamp at which the phase began."),
         "rotation.until": Field(
@@ -373,25 +362,23 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "obstacles": _OBSTACLES,
         "storeClockAheadMs": Field(
             "integer or null",
-            "How many milliseconds the store's clock is ahead of this machine's; null if the store has no clock.",
+            "Milliseconds by which the store's clock is ahead of this machine's; null if it has none.",
         ),
         "stores": Field("array of object", "The store of each region; empty with a single store.", "region"),
-        "nodes": Field("array of object", "One for each server. Unknown values are null."),
+        "nodes": Field("array of object", "One for each server."),
         "nodes[].region": Field("string or null", "Region in which the server stands."),
         "nodes[].storeRegion": Field("string or null", "Region of the store that the server read last."),
         "nodes[].storeVersion": Field("string or null", "The store's id of the version that the server read last."),
         "nodes[].storesNotFollowed": Field(
             "array of string",
-            "Regions whose store does not answer the server, or holds an earlier identity than the server uses.",
+            "Regions whose store does not answer the server, or is behind it.",
         ),
         "nodes[].url": Field("string", "URL of the server."),
-        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
         "nodes[].trustsCurrent": Field(
             "boolean or null", "Whether the server accepts a request signed by the current root."
         ),
-        "nodes[].trustsNext": Field(
-            "boolean or null", "Whether the server accepts a request signed by the next root; null without a rotation."
-        ),
+        "nodes[].trustsNext": Field("boolean or null", "Whether the server accepts a request signed by the next root."),
         "nodes[].holdsIntroduction": Field(
             "boolean or null", "Whether the server holds the introduction of the next root, before that root signs."
         ),
@@ -406,11 +393,11 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].phase": Field("string or null", "Phase in that document."),
         "nodes[].clockAheadMs": Field(
             "integer or null",
-            "How many milliseconds the server's clock is ahead of this machine's; negative if it is behind.",
+            "Milliseconds by which the server's clock is ahead of this machine's.",
         ),
         "nodes[].version": Field(
             "string or null",
-            "Version of Goatherd, of the server or of its agent; null if neither reports a version.",
+            "Version of Goatherd, of the server or of its agent.",
         ),
         "nodes[].viewAge": Field("string or null", "Time since the server last read the store."),
         "nodes[].degraded": Field(
@@ -428,7 +415,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].data.damaged": Field("integer", "Number of damaged records."),
         "nodes[].data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
         "nodes[].data.unwritable": Field("integer", "Number of repositories whose log cannot be written now."),
-        "nodes[].agent": Field("object or null", "What the server's agent reports; null without an agent."),
+        "nodes[].agent": Field("object or null", "What the server's agent reports."),
         "nodes[].agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
         "nodes[].agent.started": Field("string or null", "Id of the root that the agent started the server with."),
         "nodes[].agent.restarts": Field("integer or null", "Number of restarts of the server by this agent."),
@@ -437,9 +424,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "Timestamp at which the agent last checked that the server does not expose its private key.",
         ),
         "nodes[].agent.pending": Field("array of string", "Why the agent is about to restart the server."),
-        "nodes[].agent.door": Field(
-            "object or null", "What the door in front of the server reports; null without a door."
-        ),
+        "nodes[].agent.door": Field("object or null", "What the door in front of the server reports."),
         "nodes[].agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
         "nodes[].agent.door.exposed": Field("boolean", "Whether the server can be reached without the door."),
         "nodes[].agent.door.stopped": Field(
@@ -450,40 +435,31 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "history": {
         "store": _STORE,
         "events": Field("array of object", "What happened to the identity, oldest first."),
-        "events[].at": Field("string", "Timestamp of the event."),
-        "events[].event": Field("string", "What happened, such as `rotated`."),
-        "events[].from": Field("string or null", "Id of the root that signed before."),
-        "events[].to": Field("string or null", "Id of the next root."),
-        "events[].reason": Field("string or null", "Why the event happened."),
-        "events[].rotation": Field("string or null", "Id of the rotation."),
-        "events[].startedAt": Field("string or null", "Timestamp at which the rotation started, by the audit trail."),
+        "events[].": Field("object", "The event.", "event"),
+        "events[].startedAt": Field("string or null", "Timestamp at which the rotation started."),
         "events[].startedBy": Field(
             "string or null",
-            "User or controller that started the rotation, or revoked the root, according to the audit trail.",
+            "User or controller that started the rotation or revoked the root. Both are from the audit trail.",
         ),
     },
     "doctor": {
         "healthy": Field("boolean", "Whether no check has failed."),
-        **_CHECKS,
+        "checks": _CHECKS,
     },
     "doctor --signer": {
         "healthy": Field("boolean", "Whether no check has failed."),
         "signer": Field("object", "The signer and what it declares."),
         "signer.scheme": Field("string", "URI scheme of the signer."),
         "signer.key": Field("string", "Name of the key on its platform."),
-        "signer.kind": Field("string or null", "Kind of the key; null when the key could not be read."),
-        "signer.fingerprint": Field(
-            "string or null", "First 16 hexadecimal digits of the SHA-256 of the public key; null when it is unknown."
-        ),
+        "signer.kind": Field("string or null", "Kind of the key."),
+        "signer.fingerprint": Field("string or null", "First 16 hexadecimal digits of the SHA-256 of the public key."),
         "signer.exportable": Field("boolean", "Whether a process can read the private key in a usable form."),
         "signer.latency": Field("string", "Cost of a signature in time: `memory`, `device` or `service`."),
         "signer.region": Field("string or null", "Where the service is."),
         "signer.maxTextBytes": Field("integer or null", "Longest text that can be signed; null for no limit."),
-        "signer.signaturesPerSecond": Field(
-            "integer or null", "Rate of signatures that the platform documents; null when it documents none."
-        ),
-        "signer.seconds": Field("number or null", "Median duration of a signature; null when none was made."),
-        **_CHECKS,
+        "signer.signaturesPerSecond": Field("integer or null", "Rate of signatures that the platform documents."),
+        "signer.seconds": Field("number or null", "Median duration of a signature."),
+        "checks": _CHECKS,
     },
     "rotate": {"": _REPORT},
     "rotate --plan": {
@@ -522,21 +498,21 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "expired": Field("string", "Id of the root that had expired."),
         "current": _CURRENT,
         "generation": Field("integer", "Generation of the identity document."),
-        "written": Field("boolean", "Whether this run wrote the identity; false if an earlier run did."),
+        "written": Field("boolean", "Whether this run, not an earlier one, wrote the identity."),
         "complete": Field("boolean", "Whether nothing is left to do."),
         "introducible": Field(
             "boolean",
-            "Whether existing clients can follow: the store still holds the expired root's private key, or there is an "
-            "anchor.",
+            "Whether existing clients can follow, because the expired root's private key or an anchor"
+            " introduces the new root.",
         ),
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].followed": Field("boolean", "Whether nothing is left to do at the server."),
-        "nodes[].unmodified": Field("boolean", "Whether the server is an unmodified GoatDB server."),
+        "nodes[].unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
         "nodes[].trustsCurrent": Field(
             "boolean or null", "Whether the server accepts a request signed by the current root."
         ),
-        "nodes[].signsWith": Field("string or null", "Id of the root that the server signs with; null when not known."),
+        "nodes[].signsWith": Field("string or null", "Id of the root that the server signs with."),
         "nodes[].introduction": Field(
             "boolean or null", "Whether the server holds the introduction of the current root by the expired one."
         ),
@@ -555,9 +531,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
         "current": _CURRENT,
         "generation": Field("integer", "Generation of the identity document, before the command."),
-        "signedVersion": Field("string or null", "Id of the last signed version; null when there is none."),
+        "signedVersion": Field("string or null", "Id of the last signed version."),
         "changes": Field("array of string", "What differs between that version and the current one."),
-        "written": Field("integer or null", "Generation that the command has written; null when it has written none."),
+        "written": Field("integer or null", "Generation that the command has written."),
     },
     "revoke": {
         "plan": Field("boolean", "Whether the command was asked to change nothing."),
@@ -572,9 +548,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "sessions": Field("integer", "Number of sessions to reissue."),
         "pushed": Field("integer", "Number of sessions that this run has reissued."),
         "longLived": Field("array of string", "Ids of sessions that expire later than GoatDB allows."),
-        "rogueRoots": Field(
-            "array of string", "Ids of roots that the revoked root introduced and nothing else endorses."
-        ),
+        "rogueRoots": Field("array of string", "Ids of roots that only the revoked root introduced."),
         "forged": Field(
             "integer", "Number of session commits that name the revoked root as signer but were not signed by it."
         ),
@@ -606,7 +580,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes": Field("array of object", "One for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field(
-            "boolean", "Whether the server is an unmodified GoatDB server, or a Goatherd server with a settings.json."
+            "boolean", "Whether the server runs unmodified GoatDB, or Goatherd with a settings.json."
         ),
         "nodes[].door": Field(
             "boolean", "Whether the door is in front of the unmodified server, and clients cannot bypass it."
@@ -614,20 +588,13 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].refuses": Field("boolean", "Whether the server rejects the revoked root."),
         "nodes[].held": Field("integer or null", "Number of commits of the revoked root that the server holds."),
         "nodes[].inFlight": Field("integer", "Number of frozen commits that the server does not hold yet."),
-        "nodes[].late": Field(
-            "integer", "Number of commits of the revoked root that the server holds and that are not frozen."
-        ),
+        "nodes[].late": Field("integer", "Number of the revoked root's commits on the server that are not frozen."),
         "nodes[].distrusted": Field(
             "boolean",
-            "Whether the server's list of commits and its report on the store's history are ignored because of"
-            " `--distrust`.",
+            "Whether `--distrust` names the server.",
         ),
-        "nodes[].sole": Field(
-            "boolean", "Whether this is the only server whose list counts, so that no other server confirms the list."
-        ),
-        "nodes[].alone": Field(
-            "integer", "Number of commits that only this server lists, and that therefore do not count."
-        ),
+        "nodes[].sole": Field("boolean", "Whether this is the only server whose list counts."),
+        "nodes[].alone": Field("integer", "Number of commits that do not count, because only this server lists them."),
         "nodes[].claims": Field("array of object", "What these commits are, as this server reports; sessions first."),
         "nodes[].claims[].path": Field("string", "Repository; `/sys/sessions` for sessions."),
         "nodes[].claims[].key": Field("string", "Key of the item; in `/sys/sessions` the id of the session."),
@@ -667,7 +634,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "yielded": Field("boolean", "Whether another process had acted first."),
         "why": Field("string", "Why this action was due, or is due next."),
         "next": Field("object", "What was due, or is due next.", "due"),
-        "report": Field("object or null", "How the rotation ended; null when nothing was done.", "rotation report"),
+        "report": Field("object or null", "How the rotation ended.", "rotation report"),
     },
     "audit verify": {
         "file": Field("string", "Path of the audit trail."),
@@ -702,7 +669,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].org": _ORG,
         "organizations[].directory": Field("string", "Path of the organization's directory."),
         "organizations[].verifiedWith": Field(
-            "string or null", "Source of the roots with which signatures were verified; null if none were."
+            "string or null", "Source of the roots with which signatures were verified."
         ),
         "organizations[].logs": Field("integer", "Number of logs."),
         "organizations[].records": Field("integer", "Number of commits."),
@@ -717,7 +684,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].org": _ORG,
         "organizations[].directory": Field("string", "Path of the organization's directory."),
         "organizations[].verifiedWith": Field(
-            "string or null", "Source of the roots with which signatures were verified; null if none were."
+            "string or null", "Source of the roots with which signatures were verified."
         ),
         "organizations[].setAside": Field("array of object", "Records that were moved to `*.damaged`.", "finding"),
         "organizations[].restored": Field("integer", "Number of commits that were restored from `*.damaged`."),
@@ -735,29 +702,23 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         ),
     },
     "scan": {
-        "store": Field("string or null", "Address of the store; null when none was given."),
+        "store": Field("string or null", "Address of the store."),
         "findings": Field("array of object", "The private keys that were found, one for each place."),
         "findings[].path": Field("string", "Path of the file. An archive and a file in it are joined by `!`."),
         "findings[].line": Field("integer", "Line of the file, from 1."),
-        "findings[].repository": Field(
-            "string or null", "Git repository whose history contains the key; null for a file."
-        ),
+        "findings[].repository": Field("string or null", "Git repository whose history contains the key."),
         "findings[].commit": Field("string or null", "Id of the oldest commit that contains the key."),
         "findings[].object": Field("string or null", "Id of the git object."),
         "findings[].root": Field("string or null", "Id of the session, if the id stands beside the key."),
-        "findings[].fingerprint": Field(
-            "string", "First 16 hexadecimal digits of the SHA-256 of the key's public key."
-        ),
+        "findings[].fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the public key."),
         "findings[].isRoot": Field("boolean", "Whether the key is a root's key."),
         "findings[].isSettings": Field("boolean", "Whether the file is a settings file of GoatDB."),
         "findings[].inStore": Field(
             "string or null",
-            "`current root`, `next root`, `trusted root`, `revoked root`, `not trusted`, or `not listed` if the"
-            " identity cannot tell; null without a store.",
+            "`current root`, `next root`, `trusted root`, `revoked root`, `not trusted`, or `not listed` if"
+            " the identity cannot tell.",
         ),
-        "findings[].live": Field(
-            "boolean or null", "Whether servers accept what the key signs; null without a store, and for `not listed`."
-        ),
+        "findings[].live": Field("boolean or null", "Whether servers accept what the key signs."),
         "unsearched": Field("array of string", "What could not be searched, and why."),
         "notes": Field("array of string", "What limits the result, such as a shallow clone."),
         "files": Field("integer", "Number of files that were searched."),
@@ -777,9 +738,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "followers[].region": Field("string", "Region of the follower."),
         "followers[].replication": Field("string", "`platform` or `goatherd`."),
         "followers[].inStep": Field("boolean", "Whether the follower shows what the primary store holds."),
-        "followers[].before": Field(
-            "integer or null", "Generation that the follower held before; null if it held none."
-        ),
+        "followers[].before": Field("integer or null", "Generation that the follower held before."),
         "followers[].generation": Field("integer or null", "Generation that the follower holds now."),
         "followers[].problem": Field("string or null", "Why the follower is not in step."),
         "followers[].hint": Field("string or null", "What to do about the problem."),
@@ -788,14 +747,14 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "region": Field("string", "Region whose store is the primary store now."),
         "before": Field("integer", "Generation that the store held before."),
         "generation": Field("integer", "Generation that the store holds now."),
-        "written": Field("boolean", "Whether the command wrote; false if the store had been promoted before."),
+        "written": Field("boolean", "Whether the command, not an earlier one, promoted the store."),
         "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
         "unseen": Field("array of string", "Stores and servers whose generation is not known."),
         "reasons": Field("object", "For each store and server in `unseen`, why its generation is not known."),
         "canRollBack": Field(
             "boolean",
-            "Whether a rotation in progress can still be rolled back; false if it sets an anchor whose permission to"
-            " roll back has expired.",
+            "Whether a rotation in progress can still be rolled back. It cannot if it sets an anchor whose"
+            " permission to roll back has expired.",
         ),
     },
     "serve": {
@@ -824,7 +783,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "lease": {
         "lease": Field("string", "Id of the secret that is the lease, in its store."),
         "made": Field("boolean", "Whether the command has created the lease."),
-        "holder": Field("string or null", "Server that holds the lease; null when the lease is free."),
+        "holder": Field("string or null", "Server that holds the lease."),
         "until": Field("string or null", "Timestamp until which the lease is held."),
     },
     "demo": {

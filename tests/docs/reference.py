@@ -231,10 +231,15 @@ def _field_rows(fields: Fields) -> list[list[str]]:
     rows = []
     for path, field in fields.items():
         link = f"[{field.shape}](#{field.shape.replace(' ', '-')})"
-        if not path:
-            rows.append([f"all fields of {link}", "", field.meaning])
-        else:
-            rows.append([f"`{path}`", field.form + (f": {link}" if field.shape else ""), field.meaning])
+        if path.endswith("."):
+            rows.append([f"`{path}…`", "", f"All fields of {link}."])
+        elif path:
+            form = field.form.removeprefix("array of ").replace("map of ", "map: ")
+            may_be_null = form.endswith(" or null")
+            form = form.removesuffix(" or null").replace("array of string", "string[]")
+            form = link if field.shape else form
+            form += "[]" * field.form.startswith("array of ") + "?" * may_be_null
+            rows.append([f"`{path}`", form, field.meaning])
     return rows
 
 
@@ -257,7 +262,13 @@ def _document_heading(name: str) -> str:
 
 def _json_sections(all_fields: dict[str, Fields]) -> str:
     heads = ["field", "type", "meaning"]
-    return "\n".join(f"### {name}\n\n{_table(heads, _field_rows(fields))}" for name, fields in all_fields.items())
+    parts = []
+    for name, fields in all_fields.items():
+        rows = _field_rows(fields)
+        shape = fields[""].shape if "" in fields else ""
+        whole = f"All fields of [{shape}](#{shape.replace(' ', '-')}){', and' if rows else '.'}\n" if shape else ""
+        parts.append(f"### {name}\n\n" + "\n".join([each for each in (whole, rows and _table(heads, rows)) if each]))
+    return "\n".join(parts)
 
 
 GENERATORS: dict[str, Callable[[], str]] = {

@@ -56,9 +56,9 @@ class JSONDocuments:
             path = prefix + key
             field = fields.get(path)
             if field is None:
-                included = fields[""].shape if not prefix and "" in fields else ""
-                assert included, f"{name}: the field {path} is not declared in json_fields.py"
-                self.seen[name].add("")
+                assert prefix in fields, f"{name}: the field {path} is not declared in json_fields.py"
+                included = fields[prefix].shape
+                self.seen[name].add(prefix)
                 self._walk(included, OBJECTS[included], {key: held}, "")
                 continue
             self.seen[name].add(path)

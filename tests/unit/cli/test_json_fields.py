@@ -254,11 +254,11 @@ def demo(stage: Stage) -> None:
 Scenario = Callable[[Stage], None]
 
 FAST: dict[Scenario, list[str]] = {
-    without_store: ["--version", "config", "policy", "error", "doctor --signer"],
+    without_store: ["--version", "config", "policy", "error", "doctor --signer", "check"],
     identity_of_a_new_store: ["init", "show", "doctor", "sign", "export", "scan", "fetch", "lease", "session"],
     rotation_and_what_it_leaves: [
         *["rotate", "rotate --plan", "restore", "retire", "retire --dry-run", "key inventory"],
-        "rotate --drop-lost-anchor",
+        *["rotate --drop-lost-anchor", "stored version", "event"],
         *["kept version", "versions", "versions label", "audit verify", "audit show", "history", "copy"],
     ],
     stores_of_three_regions: ["stores status", "stores sync", "stores promote", "region"],
@@ -319,8 +319,10 @@ def test_a_field_that_is_not_declared_or_has_another_type_is_found(document: dic
 
 
 def test_a_nested_field_that_is_not_declared_is_found() -> None:
-    with pytest.raises(AssertionError, match=r"versions: the field versions\[\]\.new is not declared"):
+    with pytest.raises(AssertionError, match="stored version: the field new is not declared"):
         JSONDocuments().check(["versions"], {"versions": [{"new": 1}]})
+    with pytest.raises(AssertionError, match=r"copy: the field skipped\[\]\.new is not declared"):
+        JSONDocuments().check(["copy"], {"skipped": [{"new": 1}]})
     with pytest.raises(AssertionError, match="session: the field new is not declared"):
         JSONDocuments().check(["show"], {"current": {"new": 1}})
 
