@@ -143,18 +143,10 @@ def exit_codes() -> str:
 def options() -> str:
     """Return the table of options."""
     rows = [
-        [
-            f"`{key.name}`",
-            key.form,
-            "" if key.is_table else f"`{key.variable}`",
-            f"`{key.default_text}`",
-            key.help,
-        ]
-        if key.default_text
-        else [f"`{key.name}`", key.form, "" if key.is_table else f"`{key.variable}`", "", key.help]
+        [f"`{key.name}`", key.form, f"`{key.default_text}`" if key.default_text else "", key.help]
         for key in option_keys()
     ]
-    return _table(["key", "form", "environment", "default", "meaning"], rows)
+    return _table(["key", "form", "default", "meaning"], rows)
 
 
 def error_classes() -> list[type[GoatherdError]]:

@@ -84,11 +84,11 @@ def test_every_exit_code_is_documented() -> None:
         assert meaning in REFERENCE["cli"]
 
 
-def test_every_configuration_key_and_its_variable_is_documented() -> None:
+def test_every_configuration_key_is_documented_and_its_variable_has_the_documented_name() -> None:
+    assert "`rotation.grace` is `GOATHERD_ROTATION_GRACE`" in REFERENCE["configuration"]
     for key in option_keys():
         assert f"`{key.name}`" in REFERENCE["configuration"]
-        if not key.is_table:
-            assert f"`{key.variable}`" in REFERENCE["configuration"]
+        assert key.variable == f"GOATHERD_{key.name.upper().replace('.', '_')}" or key.is_table
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_every_uri_scheme_is_documented() -> None:
 
 def test_every_log_event_is_documented() -> None:
     for event in Event:
-        assert f"`{event.value}`" in REFERENCE["configuration"]
+        assert f"`{event.value}`" in REFERENCE["log-events"]
 
 
 def test_the_configuration_files_that_are_shown_are_read(tmp_path: Path) -> None:

@@ -65,14 +65,14 @@ class Options:
         values.parse_store_type,
         None,
         "text",
-        'Type of the settings provider: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
+        '"cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
     cloud_config: Mapping[str, str] | None = _option(
         values.parse_cloud_config,
         None,
         "table",
-        'With `type = "cloud"`: `provider`, `secretId` and the options of that provider, such as `region`. '
-        "The option `provider` takes precedence over this table.",
+        'With `type = "cloud"`: `provider`, `secretId` and the options of that provider. The option '
+        "`provider` takes precedence.",
     )
     org: str = _option(
         values.parse_organization, DEFAULT_ORG, "text", "Organization, which replaces `{org}` in the secret's name."
@@ -104,15 +104,15 @@ class Options:
         values.parse_path,
         None,
         "path",
-        "Path of a sealed copy of the identity, from which a server starts while the store is unreachable. `{org}` is "
-        "replaced by the organization. Without this option, a server cannot start while the store is unreachable.",
+        "Path of a sealed copy of the identity, which a server needs to start while the store is unreachable. "
+        "`{org}` is replaced by the organization.",
     )
     settings_last_known_good_key: str | None = _option(
         values.parse_key_source,
         None,
         "text",
-        "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd). "
-        "The option never holds the key itself.",
+        "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd), never "
+        "the key itself.",
     )
     settings_last_known_good_max_age: timedelta = _option(
         parse_duration,
@@ -131,8 +131,8 @@ class Options:
         values.parse_public_url,
         None,
         "URL",
-        "URL at which browsers reach the application: the only origin that the server's CORS headers allow. Without "
-        "this option, it is `http://localhost` with the server's port.",
+        "URL at which browsers reach the application: the only origin that CORS headers allow. Default: "
+        "`http://localhost` with the server's port.",
     )
     serve_peers: tuple[str, ...] = _option(
         values.parse_urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
@@ -141,16 +141,16 @@ class Options:
         values.parse_strings,
         (),
         "list of URIs",
-        "Signers with which `goatherd serve` may sign as the root, in direct mode: the root's key is in an HSM or a "
-        "KMS. A signer that only the identity names is never used. Commands use one only if this option names it, or "
-        "a server in `nodes` was started with it.",
+        "Signers with which `goatherd serve` may sign as the root, in direct mode. A signer that only the identity "
+        "names is never used. Commands use one only if this option names it, or a server in `nodes` was started with "
+        "it.",
     )
     serve_unused_sessions: int = _option(
         values.parse_limit_or_zero,
         200_000,
         "number",
-        "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; if there are more, it "
-        "drops the oldest. With 0, it writes each session to `/sys/sessions` when it is created, as GoatDB does.",
+        "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; beyond that, it "
+        "drops the oldest. With 0, it writes each new session to `/sys/sessions`, as GoatDB does.",
     )
     serve_shutdown_timeout: timedelta = _option(
         parse_duration, timedelta(seconds=10), "time", "How long a stopping server waits for requests in progress."
@@ -166,8 +166,8 @@ class Options:
         values.parse_primary_store,
         None,
         "table",
-        "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The option "
-        "`provider`, as a flag or a variable, takes precedence over this section.",
+        "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The "
+        "flag or variable of `provider` takes precedence.",
     )
     stores_followers: tuple[values.StoreEntry, ...] = _option(
         values.parse_follower_stores,
@@ -180,8 +180,8 @@ class Options:
         values.parse_regions,
         (),
         "list of texts",
-        "Regions whose store may lag: a change is written although this store does not show the previous change yet. "
-        "A server that reads only this store then follows late, or not at all.",
+        "Regions whose store may lag: changes do not wait for it, and servers that read only this store follow "
+        "late, or not at all.",
     )
 
     limits_forwarded_by: tuple[str, ...] = _option(
@@ -206,8 +206,8 @@ class Options:
         values.parse_idle_timeout,
         timedelta(seconds=75),
         "time",
-        "How long `goatherd serve` or the door keeps a connection without a request open. It must be longer than a "
-        "reverse proxy or load balancer in front does: 60 s for nginx and AWS, 600 s for Google Cloud.",
+        "How long `goatherd serve` or the door keeps a connection without a request open: longer than a proxy or "
+        "load balancer in front (60 s for nginx and AWS, 600 s for Google Cloud).",
     )
     limits_requests_per_second: int = _option(
         values.parse_limit,
@@ -225,9 +225,8 @@ class Options:
         values.parse_limit,
         30,
         "number",
-        "How many requests one session may send per second on average, with a burst of five times as many. A GoatDB "
-        "client sends up to five per second. `goatherd serve` first delays further requests, then rejects them; the "
-        "door rejects them.",
+        "How many requests one session may send per second on average, with a burst of five times as many. A "
+        "GoatDB client sends up to five.",
     )
 
     agent_data: Path | None = _option(
@@ -298,8 +297,8 @@ class Options:
         values.parse_root_lifetime,
         timedelta(days=30),
         "time",
-        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. It has "
-        "the same lower limits as `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
+        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. "
+        "Lower limits as for `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _option(
         parse_duration,
@@ -317,8 +316,8 @@ class Options:
         values.parse_positive_duration,
         timedelta(minutes=5),
         "time",
-        "Largest accepted difference between this machine's clock and those of the store and most servers. Beyond it, "
-        "commands write nothing. Also how far in the future a recorded timestamp is accepted.",
+        "Largest difference between this machine's clock and those of the store and most servers with which "
+        "commands write. Also how far in the future a recorded timestamp may be.",
     )
     rotation_poll: timedelta = _option(
         values.parse_positive_duration, timedelta(seconds=1), "time", "Longest pause between two checks of the servers."
@@ -327,37 +326,34 @@ class Options:
         parse_duration,
         timedelta(days=30),
         "time",
-        "How long after a rotation the store keeps the old private key, so that `restore` can return to it. "
-        "`retire` destroys the key afterwards.",
+        "How long after a rotation the store keeps the old private key for `restore`, before `retire` destroys it.",
     )
     rotation_quorum: str = _option(
         values.parse_quorum,
         "all",
         "text",
-        "How many servers must follow before a rotation continues: `all`, a count such as `4`, or a share such as "
-        "`80%`. After `rotation.adoption`, the rotation continues without servers that do not answer at all.",
+        "How many servers must follow before a rotation continues: `all`, a count such as `4`, or a share such "
+        "as `80%`. It leaves out only servers that have not answered within `rotation.adoption`.",
     )
     rotation_unlisted: timedelta | None = _option(
         parse_duration,
         None,
         "time",
-        "How long the next root must be published before it signs, for servers that are not listed. Default: 0s if "
-        "every server is listed by its URL; `settings.refresh_interval` with its jitter plus two seconds if servers "
-        "are discovered. `0s` states that all servers are listed.",
+        "How long the next root must be published before it signs, for servers that are not listed. Default: "
+        "`settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s.",
     )
     rotation_bare: tuple[str, ...] = _option(
         values.parse_urls,
         (),
         "list of URLs",
-        "URLs of unmodified GoatDB servers that you restart by hand. They must trust the next root like all servers, "
-        "and sign with the previous root until you restart them.",
+        "URLs of unmodified GoatDB servers that you restart by hand, and that sign with the previous root until then.",
     )
     rotation_distrust: tuple[str, ...] = _option(
         values.parse_urls,
         (),
         "list of URLs",
-        "URLs of servers whose report of the store's history is ignored. While any other server reports a later "
-        "identity than the store holds, no command writes.",
+        "URLs of servers to ignore when they report a later identity than the store holds; otherwise no command "
+        "writes then.",
     )
     rotation_health_url: str | None = _option(
         values.parse_http_url,
@@ -395,7 +391,7 @@ class Options:
         None,
         "text",
         "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
-        "Without this option, the age of the key decides.",
+        "Default: by the age of the key.",
     )
     controller_max_age: timedelta | None = _option(
         parse_duration,
@@ -411,8 +407,8 @@ class Options:
         values.parse_windows,
         (),
         "list of texts",
-        "Maintenance windows, such as `Mon-Fri 02:00-04:00`; a rotation starts only within a window. Without this "
-        "option, it starts at any time. In an environment variable, semicolons separate windows.",
+        "Maintenance windows, such as `Mon-Fri 02:00-04:00`, in which a rotation may start. In an environment "
+        "variable, semicolons separate them.",
     )
     controller_missed: str = _option(
         values.parse_missed,
@@ -449,8 +445,8 @@ class Options:
         parse_duration,
         timedelta(minutes=15),
         "time",
-        "How long a rotation may stay in one phase before a controller resumes it in place of the process that started "
-        "it. Must exceed `rotation.adoption` and `rotation.health_soak` together.",
+        "How long a rotation may stay in one phase before a controller resumes it. Must exceed "
+        "`rotation.adoption` and `rotation.health_soak` together.",
     )
     controller_retire: bool = _option(
         values.parse_flag, True, "flag", "Whether a controller destroys old private keys as `retire` does."
@@ -496,8 +492,7 @@ class Options:
         values.parse_page_token,
         None,
         "text",
-        "Source of the token that a reader of the page must give: `file:/PATH`, `env:NAME` or `credential:NAME` "
-        "(a systemd credential). The option never holds the token itself.",
+        "Source of the token that a reader of the page must give, as for `settings.last_known_good_key`.",
     )
     web_certificate: Path | None = _option(
         values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."

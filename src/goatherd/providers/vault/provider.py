@@ -587,9 +587,11 @@ class VaultSecretProvider(SecretProvider):
 
 
 class OpenBaoSecretProvider(VaultSecretProvider):
-    """Store secrets in OpenBao: as `VaultSecretProvider`, but `BAO_ADDR` and other ``BAO_`` variables take precedence.
+    """Store secrets in OpenBao: as ``vault://``, but ``BAO_ADDR`` and other ``BAO_`` variables take precedence.
 
-    Address: ``openbao://host:port/mount/path``. Credentials, Permissions and Guarantees: see `VaultSecretProvider`.
+    Address: ``openbao://host:port/mount/path``.
+
+    Credentials: those of `VaultSecretProvider`, as are permissions and guarantees.
     """
 
     scheme = "openbao"
