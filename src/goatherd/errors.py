@@ -477,10 +477,6 @@ _SIGNER_OPERATIONS = {
     "public_key": "read the public key of",
     "sign": "sign with",
     "create_key": "create",
-    "disable_key": "disable",
-    "schedule_deletion": "delete",
-    "destroy_key": "destroy",
-    "list_keys": "list the keys beside",
 }
 
 

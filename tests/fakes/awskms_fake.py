@@ -174,22 +174,9 @@ class FakeKMS:
         self._late[body["AliasName"]] = self.late_aliases
         return {}
 
-    def _do_ListAliases(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        names = ["alias/aws/secretsmanager", *sorted(self._aliases)]
-        first = int(body.get("Marker", "0"))
-        page: dict[str, Any] = {"Aliases": [{"AliasName": name} for name in names[first : first + 1]]}
-        more = first + 1 < len(names)
-        return {**page, "Truncated": more, **({"NextMarker": str(first + 1)} if more else {})}
-
     def _do_DescribeKey(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         key = self._find(body)
         return {"KeyMetadata": {"KeyId": key.id, "KeyState": key.state}}
-
-    def _do_DisableKey(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        if str(body["KeyId"]).startswith("alias/"):
-            raise RefusedError("InvalidArnException")
-        self._find(body).state = "Disabled"
-        return {}
 
     def _do_ScheduleKeyDeletion(self, body: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         key = self._find(body)

@@ -13,7 +13,6 @@ import json
 import re
 import secrets
 import tempfile
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -52,8 +51,6 @@ class FakeKeys:
         self.ca = Path()
         self._keys: dict[str, tuple[str, ec.EllipticCurvePrivateKey]] = {}
         self.disabled: set[str] = set()
-        self._earlier: dict[str, list[str]] = {}
-        self._deleted: dict[str, dict[str, Any]] = {}
         self._stack = contextlib.ExitStack()
 
     def uri(self, name: str) -> str:
@@ -75,8 +72,6 @@ class FakeKeys:
 
     def add_key(self, name: str, curve: ec.EllipticCurve) -> None:
         """Add a key of any curve, or a version to a key that exists."""
-        if name in self._keys:
-            self._earlier.setdefault(name, []).append(self._keys[name][0])
         self._keys[name] = (secrets.token_hex(16), ec.generate_private_key(curve))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -104,13 +99,6 @@ class FakeKeys:
         return Handler
 
     def _do(self, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if method == "GET" and path.rstrip("/") == "/keys":
-            return {"value": [self._listed(name) for name in sorted(self._keys)], "nextLink": None}
-        if (gone := re.fullmatch(r"/deletedkeys/([0-9a-zA-Z-]+)/?", path)) is not None:
-            return self._deleted[gone[1]]
-        if (of := re.fullmatch(r"/keys/([0-9a-zA-Z-]+)/versions", path)) is not None and of[1] in self._keys:
-            versions = [*self._earlier.get(of[1], []), self._keys[of[1]][0]]
-            return {"value": [self._listed(of[1], f"/{version}") for version in versions], "nextLink": None}
         found = re.fullmatch(r"/keys/([0-9a-zA-Z-]+)/?([0-9a-f]{32})?/?(create|sign)?", path)
         assert found is not None, path
         name, version, action = found[1], found[2], found[3]
@@ -122,15 +110,7 @@ class FakeKeys:
             return self._bundle(name)
         if name not in self._keys or version not in (None, self._keys[name][0]):
             raise _RefusedError(404, "KeyNotFound", f"A key with (name/id) {name} was not found in this key vault.")
-        if method == "PATCH":
-            (self.disabled.discard if body["attributes"]["enabled"] else self.disabled.add)(name)
-        elif method == "DELETE":
-            now, bundle = int(time.time()), self._bundle(name)
-            del self._keys[name]
-            dates = {"deletedDate": now, "scheduledPurgeDate": now + 90 * 86_400}
-            self._deleted[name] = {**bundle, **dates, "recoveryId": f"https://localhost/deletedkeys/{name}"}
-            return self._deleted[name]
-        elif action == "sign":
+        if action == "sign":
             if name in self.disabled:
                 raise _RefusedError(403, "Forbidden", "Operation sign is not allowed on a disabled key.", "KeyDisabled")
             assert body["alg"] == "ES384"
@@ -138,12 +118,6 @@ class FakeKeys:
             r, s = decode_dss_signature(self._keys[name][1].sign(digest, ec.ECDSA(Prehashed(hashes.SHA384()))))
             return {"kid": self._bundle(name)["key"]["kid"], "value": _encoded(r.to_bytes(48) + s.to_bytes(48))}
         return self._bundle(name)
-
-    def _listed(self, name: str, version: str = "") -> dict[str, Any]:
-        return {
-            "kid": f"https://localhost:{self.port}/keys/{name}{version}",
-            "attributes": {"enabled": not {name, version[1:]} & self.disabled},
-        }
 
     def _bundle(self, name: str) -> dict[str, Any]:
         version, key = self._keys[name]

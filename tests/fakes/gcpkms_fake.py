@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -33,11 +32,8 @@ ENABLED: Final = "ENABLED"
 PENDING: Final = "PENDING_GENERATION"
 _METHODS: Final[dict[str, Any]] = {
     "CreateCryptoKey": wire.CryptoKey,
-    "ListCryptoKeys": wire.ListCryptoKeysResponse,
     "GetPublicKey": wire.PublicKey,
     "AsymmetricSign": wire.AsymmetricSignResponse,
-    "UpdateCryptoKeyVersion": wire.CryptoKeyVersion,
-    "DestroyCryptoKeyVersion": wire.CryptoKeyVersion,
 }
 
 
@@ -118,14 +114,6 @@ class FakeKeyManagement:
             self._pending[version], self.states[version] = self.pending_reads, PENDING
         return wire.CryptoKey(name=name)
 
-    def _do_ListCryptoKeys(self, request: Any) -> Any:  # noqa: N802
-        names = sorted({name.partition("/cryptoKeyVersions")[0] for name in self._keys})
-        first = int(request.page_token or "0")
-        more = str(first + 1) if first + 1 < len(names) else ""
-        return wire.ListCryptoKeysResponse(
-            crypto_keys=[wire.CryptoKey(name=name) for name in names[first : first + 1]], next_page_token=more
-        )
-
     def _do_GetPublicKey(self, request: Any) -> Any:  # noqa: N802
         der = self._usable(request.name).public_key()
         pem = der.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
@@ -145,15 +133,6 @@ class FakeKeyManagement:
             signature_crc32c=google_crc32c.value(signature),
             verified_digest_crc32c=True,
         )
-
-    def _do_UpdateCryptoKeyVersion(self, request: Any) -> Any:  # noqa: N802
-        version = request.crypto_key_version
-        self.states[version.name] = version.state.name
-        return version
-
-    def _do_DestroyCryptoKeyVersion(self, request: Any) -> Any:  # noqa: N802
-        self.states[request.name] = "DESTROY_SCHEDULED"
-        return wire.CryptoKeyVersion(name=request.name, destroy_time=datetime.now(UTC) + timedelta(days=30))
 
     def _usable(self, name: str) -> ec.EllipticCurvePrivateKey:
         if name not in self._keys:

@@ -1,6 +1,6 @@
 """Signers: plugins that sign with a key that cannot be exported, such as a key in an HSM or a KMS.
 
-- `base`: `Signer`, the interface of a plugin; the optional interfaces; what a signer declares about itself; and
+- `base`: `Signer`, the interface of a plugin; `KeyCreator`; what a signer declares about itself; and
   `check_role`, which checks the role that is given to `goatherd policy`.
 - `verified`: `open_signer`, and `VerifiedSigner`, which verifies each signature that a plugin makes.
 - `local`: the reference implementation, which keeps an encrypted key in a file.
@@ -9,11 +9,7 @@
 
 from goatherd.signers.base import (
     KeyCreator,
-    KeyDeleter,
-    KeyDestroyer,
-    KeyDisabler,
     KeyKind,
-    KeyLister,
     Latency,
     Signer,
     SignerFacts,
@@ -23,11 +19,7 @@ from goatherd.signers.verified import SigningPolicy, VerifiedSigner, open_signer
 
 __all__ = [
     "KeyCreator",
-    "KeyDeleter",
-    "KeyDestroyer",
-    "KeyDisabler",
     "KeyKind",
-    "KeyLister",
     "Latency",
     "Signer",
     "SignerFacts",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from types import TracebackType
 from typing import ClassVar, Final, Protocol, Self, TypeVar, runtime_checkable
@@ -226,7 +226,7 @@ _KINDS: tuple[tuple[type[ProviderError], type[SignerError]], ...] = (
 )
 
 
-# --- optional interfaces ----------------------------------------------------------------------------------------------
+# --- creating a key ----------------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -241,46 +241,6 @@ class KeyCreator(Protocol):
         Raises:
             SignerKeyExistsError: The key exists; nothing was changed.
         """
-        ...
-
-
-@runtime_checkable
-class KeyDisabler(Protocol):
-    """A signer that can disable its key, which an administrator of the platform can undo."""
-
-    async def disable_key(self) -> None:
-        """Disable the key: from now on it does not sign. Disabling a disabled key does nothing."""
-        ...
-
-
-@runtime_checkable
-class KeyDeleter(Protocol):
-    """A signer that can have its key deleted after a waiting period, in which the deletion can be cancelled."""
-
-    async def schedule_deletion(self) -> datetime | None:
-        """Schedule the deletion of the key; return when it takes effect, or None if the platform does not say."""
-        ...
-
-
-@runtime_checkable
-class KeyDestroyer(Protocol):
-    """A signer that can destroy its key at once, on a platform without a waiting period. Nothing can undo it."""
-
-    async def destroy_key(self, expected: PublicKey) -> None:
-        """Destroy the key if its public half is `expected`.
-
-        Raises:
-            SignerWrongKeyError: The key has another public half. Nothing was destroyed.
-        """
-        ...
-
-
-@runtime_checkable
-class KeyLister(Protocol):
-    """A signer that can list the keys in the same place as its own key, such as its region, vault or token."""
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        """Return the URIs of the keys in the same place as the signer's key whose labels begin with `label`, sorted."""
         ...
 
 

@@ -33,7 +33,7 @@ from goatherd.errors import (
     SignerKeyNotFoundError,
     SignerUnavailableError,
 )
-from goatherd.files import create_file, read_if_there, replace_file
+from goatherd.files import create_file, read_if_there
 from goatherd.secret_source import SecretSource
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey, check_role
 
@@ -98,40 +98,23 @@ class LocalSigner(Signer):
     async def aclose(self) -> None:
         self._key = None
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         try:
-            create_file(self._path, self._encode(PrivateKey.generate(), disabled=False))
+            create_file(self._path, self._encode(PrivateKey.generate()))
         except IdentityExistsError:
             raise self.error(SignerKeyExistsError, "create_key", "the file exists") from None
         except SettingsError as error:
             raise self.error(SignerAccessDeniedError, "create_key", str(error)) from None
 
-    async def disable_key(self) -> None:
-        content = self._read_file("disable_key")
-        key = self._unseal(content)
-        try:
-            replace_file(self._path, self._encode(key, disabled=True))
-        except SettingsError as error:
-            raise self.error(SignerAccessDeniedError, "disable_key", str(error)) from None
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        return sorted(
-            f"local:{path}?seal-key={self._source}"
-            for path in self._path.parent.glob(f"*{self._path.suffix}")
-            if path.name.startswith(label) and _is_ours(path)
-        )
-
     # --- the file ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, key: PrivateKey, *, disabled: bool) -> bytes:
+    def _encode(self, key: PrivateKey) -> bytes:
         # SECURITY: the private key leaves this function encrypted only
         # (tests/unit/signers/test_local.py::test_the_file_does_not_hold_the_key_in_the_clear).
         head: dict[str, object] = {
             "format": FORMAT,
             "publicKey": key.public_key.to_jwk(),
-            "disabled": disabled,
+            "disabled": False,
         }
         raw = json.dumps(key.to_jwk()).encode()
         sealed = seal_data(raw, key=self._seal_key("create_key"), associated=_associated(head))
@@ -212,10 +195,3 @@ def policy(role: str, uri: str) -> str:
 
 def _associated(head: Mapping[str, object]) -> bytes:
     return json.dumps(head, sort_keys=True).encode()
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return f'"{FORMAT}"'.encode() in path.read_bytes()[:200]
-    except OSError:
-        return False

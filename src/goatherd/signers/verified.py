@@ -108,8 +108,7 @@ class VerifiedSigner:
     Every method may raise a `SignerError`; see `goatherd.errors`.
 
     Attributes:
-        plugin: The platform's signer. Use it for the optional interfaces, such as `KeyCreator`; a signature that it
-            makes is not verified.
+        plugin: The platform's signer, which may be a `KeyCreator`. A signature that it makes is not verified.
         uri: The URI by which the signer was opened; None if it was not opened by a URI.
         call_counts: The number of calls, their outcomes, and the invalid signatures.
     """

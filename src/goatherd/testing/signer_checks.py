@@ -27,9 +27,8 @@ from goatherd.errors import (
     SignerUnavailableError,
     SignerWrongKeyError,
 )
-from goatherd.plugins import open_signer_plugin
 from goatherd.providers.base import RetryPolicy
-from goatherd.signers.base import KeyCreator, KeyDestroyer, KeyDisabler, KeyKind, KeyLister, Signer
+from goatherd.signers.base import KeyCreator, KeyKind, Signer
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
 from goatherd.testing.subject import SkippedError, must
 
@@ -50,19 +49,12 @@ class SignerWorld:
         raise NotImplementedError("a subclass of SignerWorld must override signer()")
 
     def administrator(self) -> Signer:
-        """Return a signer of the usable key whose credentials may also create and list keys."""
+        """Return a signer of the usable key whose credentials may also create keys."""
         return self.signer()
 
     def missing_key(self) -> Signer:
         """Return a signer of a key that does not exist."""
         raise SkippedError("this test environment names no key that does not exist")
-
-    def disposable(self) -> Signer:
-        """Return a signer for a key that does not exist yet, and which a check may create, disable and destroy.
-
-        Each call must return a signer for another key.
-        """
-        raise SkippedError("this test environment names no key that a check may create and destroy")
 
     def disabled(self) -> AbstractContextManager[Signer]:
         """Disable a key, and yield a signer for this key."""
@@ -305,63 +297,6 @@ async def creating_twice_is_refused(world: SignerWorld) -> None:
     must(await _key_of(world) == before, "creating the key again has replaced it")
 
 
-async def _create(signer: VerifiedSigner) -> None:
-    if not isinstance(signer.plugin, KeyCreator):
-        raise SkippedError(f"signers of the scheme {signer.scheme} cannot create keys")
-    await signer.create_key()
-
-
-async def a_key_that_is_disabled_does_not_sign(world: SignerWorld) -> None:
-    """After `disable_key` the key does not sign, also for a signer that has used it; disabling again does nothing."""
-    plugin = world.disposable()
-    async with VerifiedSigner(plugin, policy=QUICK) as signer:
-        if not isinstance(plugin, KeyDisabler):
-            raise SkippedError(f"signers of the scheme {plugin.scheme} cannot disable keys")
-        await _create(signer)
-        await signer.sign(b"before")
-        await plugin.disable_key()
-        await plugin.disable_key()
-        await _raises(SignerKeyDisabledError, signer.sign(b"after"), signer)
-
-
-async def a_destroyed_key_is_gone_and_no_other_is_destroyed(world: SignerWorld) -> None:
-    """`destroy_key` destroys a key, even a disabled one, only if its public half is the expected one.
-
-    After that, the key no longer signs.
-    """
-    for is_disabled in (False, True):
-        plugin = world.disposable()
-        async with VerifiedSigner(plugin, policy=QUICK) as signer:
-            if not isinstance(plugin, KeyDestroyer):
-                raise SkippedError(f"signers of the scheme {plugin.scheme} cannot destroy keys")
-            await _create(signer)
-            key = (await signer.public_key()).public_key
-            if is_disabled and isinstance(plugin, KeyDisabler):
-                await plugin.disable_key()
-            await _raises(SignerWrongKeyError, plugin.destroy_key(PrivateKey.generate().public_key), signer)
-            if not is_disabled:
-                key.verify(await signer.sign(b"it is still there"), b"it is still there")
-            await plugin.destroy_key(key)
-            try:
-                await signer.sign(b"after")
-            except (SignerKeyNotFoundError, SignerKeyDisabledError):
-                pass
-            else:
-                must(False, "the key still signs")
-
-
-async def a_listed_key_opens(world: SignerWorld) -> None:
-    """The signer's own key is among the listed keys, and each listed URI is that of a signer."""
-    plugin = world.administrator()
-    async with plugin:
-        if not isinstance(plugin, KeyLister):
-            raise SkippedError(f"signers of the scheme {plugin.scheme} cannot list keys")
-        found = await plugin.list_keys()
-        must(bool(found) and found == sorted(found), f"the list is empty or not sorted: {found}")
-        names = [open_signer_plugin(uri).name for uri in found]
-        must(plugin.name in names, f"{plugin.name} is not among {names}")
-
-
 SIGNER_CHECKS: Final[tuple[SignerCheck, ...]] = (
     a_signature_is_right,
     two_signers_of_one_key_have_one_public_key,
@@ -378,9 +313,6 @@ SIGNER_CHECKS: Final[tuple[SignerCheck, ...]] = (
     a_cancelled_call_leaves_the_signer_usable,
     a_closed_signer_rejects_calls,
     creating_twice_is_refused,
-    a_key_that_is_disabled_does_not_sign,
-    a_destroyed_key_is_gone_and_no_other_is_destroyed,
-    a_listed_key_opens,
 )
 
 

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from goatherd.errors import (
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
+from goatherd.signers import Signer, VerifiedSigner
 from goatherd.signers.awskms import AWSKMSSigner
 from goatherd.signers.awskms.address import parse_uri
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
@@ -88,9 +87,6 @@ class KMSWorld(SignerWorld):
     def signer(self) -> Signer:
         return opened(self._fake.url, self._alias)
 
-    def disposable(self) -> Signer:
-        return opened(self._fake.url, f"alias/disposable-{secrets.token_hex(4)}")
-
     def missing_key(self) -> Signer:
         return opened(self._fake.url, "alias/missing")
 
@@ -149,19 +145,10 @@ async def test_moto_s_signatures_are_right_too(moto: MotoServer) -> None:
                 key.verify(await signer.sign(text), text)
 
 
-async def test_it_has_every_optional_interface(fake: FakeKMS) -> None:
-    async with opened(fake.url, "alias/whole") as plugin:
-        for kind in (KeyCreator, KeyDisabler, KeyDeleter, KeyLister):
-            assert isinstance(plugin, kind)
+async def test_a_key_that_is_scheduled_for_deletion_does_not_sign(fake: FakeKMS) -> None:
+    async with opened(fake.url, "alias/scheduled") as plugin:
         await plugin.create_key()
-        assert await plugin.list_keys("whole") == [plugin.address.uri_of("alias/whole")]
-        assert "aws%2Fsecretsmanager" not in "".join(await plugin.list_keys())
-        await plugin.disable_key()
-        await plugin.disable_key()
-        assert fake.state_of("alias/whole") == "Disabled"
-        date = await plugin.schedule_deletion()
-        assert date is not None
-        assert timedelta(days=29) < date - datetime.now(UTC) < timedelta(days=31)
+        fake.set_state("alias/scheduled", "PendingDeletion")
         with pytest.raises(SignerKeyDisabledError):
             await plugin.sign(b"text")
 

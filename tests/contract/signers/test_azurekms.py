@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,11 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from goatherd.errors import (
     SignerConfigurationError,
     SignerError,
-    SignerKeyDisabledError,
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer
+from goatherd.signers import Signer
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import answering, unreachable
 
@@ -59,9 +57,6 @@ class VaultWorld(SignerWorld):
 
     def signer(self) -> Signer:
         return opened(self._vault, self._key)
-
-    def disposable(self) -> Signer:
-        return opened(self._vault, f"disposable-{secrets.token_hex(4)}")
 
     def missing_key(self) -> Signer:
         return opened(self._vault, "missing")
@@ -114,20 +109,6 @@ class TestVaultContract(SignerContract):
         return self._made
 
 
-async def test_it_has_every_optional_interface(vault: FakeKeys) -> None:
-    async with opened(vault, "whole") as plugin:
-        for kind in (KeyCreator, KeyDisabler, KeyDeleter, KeyLister):
-            assert isinstance(plugin, kind)
-        await plugin.create_key()
-        assert await plugin.list_keys("whole") == [plugin.address.uri_of("whole")]
-        await plugin.disable_key()
-        with pytest.raises(SignerKeyDisabledError):
-            await plugin.sign(b"text")
-        date = await plugin.schedule_deletion()
-        assert date is not None
-        assert timedelta(days=89) < date - datetime.now(UTC) < timedelta(days=91)
-
-
 async def test_a_version_is_one_of_the_key(vault: FakeKeys) -> None:
     async with opened(vault, "versioned") as plugin:
         await plugin.create_key()
@@ -137,20 +118,6 @@ async def test_a_version_is_one_of_the_key(vault: FakeKeys) -> None:
     async with opened(vault, "versioned", f"/{'0' * 32}") as plugin:
         with pytest.raises(SignerError, match="no such key or version"):
             await plugin.public_key()
-
-
-async def test_a_version_is_not_deleted_with_the_others_that_are_in_use(vault: FakeKeys) -> None:
-    vault.add_key("rotated", ec.SECP384R1())
-    first = vault._keys["rotated"][0]
-    vault.add_key("rotated", ec.SECP384R1())
-    later = vault._keys["rotated"][0]
-    for version in (first, later):
-        async with opened(vault, "rotated", f"/{version}") as plugin:
-            with pytest.raises(SignerConfigurationError, match="the key has other versions in use"):
-                await plugin.schedule_deletion()
-    vault.disabled.add(first)
-    async with opened(vault, "rotated", f"/{later}") as plugin:
-        assert await plugin.schedule_deletion() is not None
 
 
 async def test_a_key_in_a_managed_hsm_is_created_as_one_that_the_hsm_protects(vault: FakeKeys) -> None:

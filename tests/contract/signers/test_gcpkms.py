@@ -6,19 +6,18 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from goatherd.errors import (
     SignerConfigurationError,
-    SignerKeyDisabledError,
     SignerKeyNotFoundError,
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.signers import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer, VerifiedSigner
+from goatherd.signers import Signer, VerifiedSigner
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 from tests.contract.signers.faulty_http import silent, unreachable
 
@@ -63,9 +62,6 @@ class KMSWorld(SignerWorld):
 
     def signer(self) -> Signer:
         return opened(self._fake.endpoint, self._key)
-
-    def disposable(self) -> Signer:
-        return opened(self._fake.endpoint, f"disposable-{secrets.token_hex(4)}")
 
     def missing_key(self) -> Signer:
         return opened(self._fake.endpoint, "missing")
@@ -117,21 +113,6 @@ class TestKMSContract(SignerContract):
 
     def world(self) -> SignerWorld:
         return self._made
-
-
-async def test_it_has_every_optional_interface(fake: FakeKeyManagement) -> None:
-    async with opened(fake.endpoint, "whole") as plugin:
-        for kind in (KeyCreator, KeyDisabler, KeyDeleter, KeyLister):
-            assert isinstance(plugin, kind)
-        await plugin.create_key()
-        assert await plugin.list_keys("whole") == [plugin.address.uri_of("whole")]
-        await plugin.disable_key()
-        assert fake.states[plugin.name] == "DISABLED"
-        date = await plugin.schedule_deletion()
-        assert date is not None
-        assert timedelta(days=29) < date - datetime.now(UTC) < timedelta(days=31)
-        with pytest.raises(SignerKeyDisabledError):
-            await plugin.sign(b"text")
 
 
 @pytest.mark.parametrize(

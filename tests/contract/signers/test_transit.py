@@ -20,7 +20,7 @@ from goatherd.errors import (
     UnsupportedKeyError,
 )
 from goatherd.plugins import policy_text
-from goatherd.signers import KeyCreator, KeyLister, Signer, VerifiedSigner
+from goatherd.signers import KeyCreator, Signer, VerifiedSigner
 from goatherd.signers.transit import TransitSigner
 from goatherd.signers.transit.address import parse_uri
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
@@ -63,9 +63,6 @@ class TransitWorld(SignerWorld):
 
     def administrator(self) -> Signer:
         return opened(self._server.port, self._key, ROOT_TOKEN)
-
-    def disposable(self) -> Signer:
-        return opened(self._server.port, f"disposable-{secrets.token_hex(4)}", ROOT_TOKEN)
 
     def missing_key(self) -> Signer:
         return opened(self._server.port, "missing", ROOT_TOKEN)
@@ -125,13 +122,10 @@ def admin(server: BaoServer, key: str, options: str = "") -> TransitSigner:
     return opened(server.port, key, ROOT_TOKEN, options)
 
 
-async def test_a_new_key_cannot_be_exported_and_is_listed(server: BaoServer) -> None:
+async def test_a_new_key_cannot_be_exported(server: BaoServer) -> None:
     async with admin(server, "made-here") as plugin:
         assert isinstance(plugin, KeyCreator)
-        assert isinstance(plugin, KeyLister)
         await plugin.create_key()
-        assert f"transit://127.0.0.1:{server.port}/transit/made-here?tls=off" in await plugin.list_keys("made")
-        assert await plugin.list_keys("other") == []
         async with VerifiedSigner(plugin) as signer:
             key = (await signer.public_key()).public_key
             key.verify(await signer.sign(b"text"), b"text")
@@ -159,26 +153,6 @@ async def test_a_key_is_created_only_for_a_uri_that_names_its_first_version(serv
     async with admin(server, "second-version") as plugin:
         with pytest.raises(SignerKeyNotFoundError):
             await plugin.public_key()
-
-
-async def test_a_destroyed_version_takes_the_whole_key_along_only_if_there_is_no_later_version(
-    server: BaoServer,
-) -> None:
-    server.ask("POST", "transit/keys/destroyed", {"type": "ecdsa-p384"})
-    server.ask("POST", "transit/keys/destroyed/rotate", {})
-    async with admin(server, "destroyed") as first, admin(server, "destroyed", "&version=2") as second:
-        old, new = (await first.public_key()).public_key, (await second.public_key()).public_key
-        with pytest.raises(SignerWrongKeyError):
-            await first.destroy_key(new)
-        await first.destroy_key(old)
-        kept = server.ask("GET", "transit/keys/destroyed")["data"]
-        assert (list(kept["keys"]), kept["min_available_version"]) == (["2"], 2)
-        with pytest.raises(SignerKeyDisabledError):
-            await first.sign(b"text")
-        new.verify(await second.sign(b"text"), b"text")
-        await second.destroy_key(new)
-        with pytest.raises(SignerKeyNotFoundError):
-            await second.public_key()
 
 
 async def test_a_key_that_was_rotated_signs_with_the_version_that_the_address_names(server: BaoServer) -> None:
@@ -215,13 +189,6 @@ async def test_other_kinds_of_keys_and_exportable_ones_are_refused(server: BaoSe
     async with VerifiedSigner(admin(server, "free")) as signer:
         with pytest.raises(SignerConfigurationError, match="the key can be exported"):
             await signer.check_key()
-
-
-async def test_an_engine_without_keys_has_an_empty_list(server: BaoServer) -> None:
-    server.ask("POST", "sys/mounts/unused", {"type": "transit"})
-    uri = f"transit://127.0.0.1:{server.port}/any?tls=off&mount=unused"
-    async with TransitSigner(parse_uri(uri), environment={"VAULT_TOKEN": ROOT_TOKEN}) as plugin:
-        assert await plugin.list_keys() == []
 
 
 async def test_a_wrong_mount_is_a_mistake_in_the_address(server: BaoServer) -> None:

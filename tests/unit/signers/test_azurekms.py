@@ -18,7 +18,6 @@ def test_an_address_names_vault_key_and_version() -> None:
     address = parse_uri(f"azurekms://my-vault/anchor/{VERSION}?identity=client")
     assert (address.vault.url, address.key, address.version) == ("https://my-vault.vault.azure.net", "anchor", VERSION)
     assert address.name == f"my-vault/anchor/{VERSION}"
-    assert address.uri_of("b") == "azurekms://my-vault/b?identity=client"
     hsm = parse_uri("azurekms://my-hsm/anchor?suffix=managedhsm.azure.net")
     assert (hsm.vault.url, hsm.version) == ("https://my-hsm.managedhsm.azure.net", None)
 

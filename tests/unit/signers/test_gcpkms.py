@@ -15,7 +15,6 @@ def test_an_address_names_project_location_ring_key_and_version() -> None:
         "projects/my-project/locations/europe-west1/keyRings/my-ring/cryptoKeys/anchor/cryptoKeyVersions/3"
     )
     assert (address.endpoint, address.protection) == ("kms.example.org:443", "hsm")
-    assert address.uri_of("b") == "gcpkms://my-project/europe-west1/my-ring/b/1?endpoint=kms.example.org:443"
 
 
 @pytest.mark.parametrize(

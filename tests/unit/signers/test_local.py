@@ -23,7 +23,7 @@ from goatherd.errors import (
     SignerThrottledError,
     SignerUnavailableError,
 )
-from goatherd.signers.base import KeyCreator, KeyDeleter, KeyDisabler, KeyLister, Signer
+from goatherd.signers.base import KeyCreator, Signer
 from goatherd.signers.local import LocalSigner, SealSource, parse_uri, policy
 from goatherd.testing.signer_checks import SignerContract, SignerWorld
 
@@ -40,9 +40,6 @@ class LocalWorld(SignerWorld):
 
     def signer(self) -> Signer:
         return self._named("key.json")
-
-    def disposable(self) -> Signer:
-        return self._named(f"disposable-{secrets.token_hex(4)}.json")
 
     def missing_key(self) -> Signer:
         return self._named("missing.json")
@@ -134,17 +131,9 @@ def test_the_file_does_not_hold_the_key_in_the_clear(directory: Path) -> None:
     assert "PrivateKey(…)" in repr([key])
 
 
-async def test_it_has_the_optional_interfaces_that_it_declares(directory: Path) -> None:
+async def test_a_file_that_exists_is_not_replaced_by_a_new_key(directory: Path) -> None:
     signer = LocalSigner(directory / "key.json", SEAL, environ=ENVIRON)
     assert isinstance(signer, KeyCreator)
-    assert isinstance(signer, KeyDisabler)
-    assert isinstance(signer, KeyLister)
-    assert not isinstance(signer, KeyDeleter)
-    await signer.disable_key()
-    await signer.disable_key()
-    assert json.loads((directory / "key.json").read_text())["disabled"] is True
-    assert await signer.list_keys("key") == [f"local:{directory}/key.json?seal-key=env:SEAL"]
-    assert await signer.list_keys("other") == []
     with pytest.raises(SignerKeyExistsError):
         await signer.create_key()
 

@@ -18,9 +18,6 @@ def test_a_uri_names_token_key_library_and_the_place_of_the_pin() -> None:
     assert (address.object, address.id) == ("my/key", b"\x01\xff")
     assert (address.module, str(address.pin)) == ("/usr/lib/lib.so", "file:/run/pin")
     assert address.name == "token=The%20token;serial=07;slot-id=3;object=my%2Fkey;id=%01%FF"
-    again = parse_uri(address.uri_of("other"), environment={})
-    assert (again.token, again.object, again.id, again.module) == ("The token", "other", None, "/usr/lib/lib.so")
-    assert str(again.pin) == "file:/run/pin"
 
 
 def test_the_environment_names_the_library_and_holds_the_pin_by_default() -> None:

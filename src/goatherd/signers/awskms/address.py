@@ -9,7 +9,6 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode
 
 from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm, Option
@@ -45,13 +44,6 @@ class AWSKeyAddress:
         """The key's alias, ``alias/name``, if the address names one."""
         name = self.key.rpartition(":")[2]
         return name if name.startswith("alias/") else None
-
-    def uri_of(self, alias: str) -> str:
-        """Return the URI of another alias of AWS KMS in the same region and account as this key."""
-        service = self.service
-        options = {"profile": service.profile, "endpoint": service.endpoint, "role_arn": service.role_arn}
-        query = urlencode({name: value for name, value in options.items() if value is not None})
-        return f"awskms://{service.region or ''}/{alias}" + (f"?{query}" if query else "")
 
 
 def parse_uri(uri: str) -> AWSKeyAddress:

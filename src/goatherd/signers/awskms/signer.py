@@ -7,14 +7,14 @@ the fields of each answer are checked.
 SECURITY: an exception of boto3 may quote what was sent or received, so it is never chained
 (tests/contract/signers/test_awskms.py).
 Follows docs.aws.amazon.com/kms/latest/APIReference/ (Sign, GetPublicKey, CreateKey, CreateAlias, DescribeKey,
-DisableKey, ScheduleKeyDeletion, ListAliases).
+ScheduleKeyDeletion).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import ClassVar, Final
 
 from goatherd.clock import Clock, SystemClock
@@ -41,7 +41,6 @@ KEY_SPEC: Final = "ECC_NIST_P384"
 LONGEST_RAW: Final = 4096
 TIMEOUT: Final = timedelta(seconds=12)
 THREADS: Final = 4
-WAITING_DAYS: Final = 30
 NAMING: Final = timedelta(seconds=30)
 """How long to try to give a new key its alias. Some seconds pass until all servers of KMS know a new key."""
 NAMING_PAUSE: Final = timedelta(seconds=1)
@@ -120,8 +119,6 @@ class AWSKMSSigner(Signer):
         self._threads.close()
         self._client.close()
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         alias = self.address.alias
         if alias is None:
@@ -168,32 +165,6 @@ class AWSKMSSigner(Signer):
                     raise
             is_first = False
             await self._clock.sleep(NAMING_PAUSE)
-
-    async def disable_key(self) -> None:
-        await self._call("disable_key", "disable_key", KeyId=await self._key_id("disable_key"))
-
-    async def schedule_deletion(self) -> datetime | None:
-        key_id = await self._key_id("schedule_deletion")
-        answer = await self._call(
-            "schedule_deletion", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=WAITING_DAYS
-        )
-        date = answer.get("DeletionDate")
-        return date if isinstance(date, datetime) else None
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        found: list[str] = []
-        more: dict[str, object] = {}
-        while True:
-            answer = await self._call("list_keys", "list_aliases", **more)
-            listed = answer.get("Aliases")
-            if not isinstance(listed, list):
-                raise self._damaged("list_keys", "it has no aliases")
-            names = [str(each.get("AliasName", "")) for each in listed if isinstance(each, dict)]
-            found += [name for name in names if name.startswith(f"alias/{label}") and not name.startswith("alias/aws/")]
-            marker = answer.get("NextMarker")
-            if answer.get("Truncated") is not True or not isinstance(marker, str):
-                return sorted(self.address.uri_of(name) for name in found)
-            more = {"Marker": marker}
 
     async def _key_id(self, operation: str) -> str:
         """Return the id of the key, for requests that change a key: these do not accept an alias."""

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode
 
 from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm
@@ -65,11 +64,6 @@ class AzureKeyAddress:
         """Whether the key is in a Managed HSM, by the domain in the address."""
         domains = (self.options.get("suffix", ""), self.vault.url.partition(".")[2])
         return any(domain.startswith(_HSM) for domain in domains)
-
-    def uri_of(self, key: str) -> str:
-        """Return the URI of another key in the same vault, with the same options."""
-        query = f"?{urlencode(self.options)}" if self.options else ""
-        return f"azurekms://{self.vault.vault}/{key}{query}"
 
 
 def parse_uri(uri: str) -> AzureKeyAddress:

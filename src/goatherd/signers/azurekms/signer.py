@@ -6,7 +6,7 @@ are off, because `goatherd.signers.verified` retries.
 SECURITY: an exception of the SDK may quote what was sent or received, so it is never chained
 (tests/contract/signers/test_azurekms.py). Only its status, the
 service's codes and the text of a denial are quoted. Follows learn.microsoft.com/rest/api/keyvault/keys (get key, sign,
-create key, update key, delete key, get keys).
+create key).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import hashlib
 import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
-from datetime import datetime
 from typing import Any, ClassVar, Final
 
 from azure.core import exceptions as sdk
@@ -101,8 +100,6 @@ class AzureKMSSigner(Signer):
         if self._loop is asyncio.get_running_loop():
             await stack.aclose()
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         client = await self._connect("create_key")
         # The service adds a version to a key that exists, so it is asked first.
@@ -119,46 +116,6 @@ class AzureKMSSigner(Signer):
             hardware_protected=self.address.is_in_managed_hsm,  # which has no other keys
         )
         await self._call("create_key", made)
-
-    async def disable_key(self) -> None:
-        client = await self._connect("disable_key")
-        await self._call(
-            "disable_key", client.update_key_properties(self.address.key, self.address.version, enabled=False)
-        )
-
-    async def schedule_deletion(self) -> datetime | None:
-        client = await self._connect("schedule_deletion")
-        # SECURITY: Azure deletes a key with all its versions, and a later version may be the next anchor
-        # (tests/contract/signers/test_azurekms.py).
-        if self.address.version is not None and await self._find_other_versions(client):
-            raise self.error(
-                SignerConfigurationError,
-                "schedule_deletion",
-                "the key has other versions in use, and Azure deletes a key with all its versions",
-                hint="Disable this version instead. To delete the whole key, leave out the version in the URI.",
-            )
-        deleted = await self._call("schedule_deletion", client.delete_key(self.address.key))
-        date = deleted.scheduled_purge_date
-        return date if isinstance(date, datetime) else None
-
-    async def _find_other_versions(self, client: Any) -> list[str]:
-        """Return the versions of the key that are enabled, without the one that the URI names."""
-
-        async def versions() -> list[str]:
-            listed = client.list_properties_of_key_versions(self.address.key)
-            return [str(each.version) async for each in listed if each.enabled is not False]
-
-        found = await self._call("schedule_deletion", versions())
-        return [version for version in found if version != self.address.version]
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        client = await self._connect("list_keys")
-
-        async def names() -> list[str]:
-            return [str(each.name) async for each in client.list_properties_of_keys()]
-
-        found = await self._call("list_keys", names())
-        return sorted(self.address.uri_of(name) for name in found if name.startswith(label))
 
     # --- one request ------------------------------------------------------------------------------------------------
 

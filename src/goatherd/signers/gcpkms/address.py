@@ -62,11 +62,6 @@ class GCPKeyAddress:
         """The resource name of the version."""
         return f"{self.key_name}/cryptoKeyVersions/{self.version}"
 
-    def uri_of(self, key: str) -> str:
-        """Return the URI of the first version of another key in the same key ring."""
-        query = f"?endpoint={self.endpoint}" if self.endpoint else ""
-        return f"gcpkms://{self.project}/{self.location}/{self.ring}/{key}/1{query}"
-
 
 def parse_uri(uri: str) -> GCPKeyAddress:
     """Return the address of the key version that `uri` names.

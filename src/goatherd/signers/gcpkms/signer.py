@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, ClassVar, Final
 
 import google_crc32c
@@ -31,7 +31,7 @@ from goatherd.errors import (
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.providers.gcp.connection import Connection, first_page
+from goatherd.providers.gcp.connection import Connection
 from goatherd.providers.gcp.problem import status_of, translate_error
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.gcpkms.address import PUBLIC_HOST, GCPKeyAddress, parse_uri
@@ -105,8 +105,6 @@ class GCPKMSSigner(Signer):
     async def aclose(self) -> None:
         await self._connection.close()
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         self.check_first_version(self.address.version, hint="End the URI with /1.")
         level = wire.ProtectionLevel[self.address.protection.upper()]
@@ -117,28 +115,6 @@ class GCPKMSSigner(Signer):
             parent=self.address.ring_name, crypto_key_id=self.address.key, crypto_key=key
         )
         await self._call("create_key", lambda it: it.create_crypto_key, request)
-
-    async def disable_key(self) -> None:
-        version = wire.CryptoKeyVersion(name=self.name, state=wire.CryptoKeyVersion.CryptoKeyVersionState.DISABLED)
-        request = wire.UpdateCryptoKeyVersionRequest(crypto_key_version=version, update_mask={"paths": ["state"]})
-        await self._call("disable_key", lambda it: it.update_crypto_key_version, request)
-
-    async def schedule_deletion(self) -> datetime | None:
-        request = wire.DestroyCryptoKeyVersionRequest(name=self.name)
-        answer = await self._call("schedule_deletion", lambda it: it.destroy_crypto_key_version, request)
-        date = answer.destroy_time
-        return date if isinstance(date, datetime) else None
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        request = wire.ListCryptoKeysRequest(parent=self.address.ring_name)
-        found: list[str] = []
-        while True:
-            page = await self._call("list_keys", lambda it: first_page(it.list_crypto_keys), request)
-            names = [str(key.name).rpartition("/")[2] for key in page.crypto_keys]
-            found += [name for name in names if name.startswith(label)]
-            if page.next_page_token in ("", request.page_token):
-                return sorted(self.address.uri_of(name) for name in found)
-            request.page_token = page.next_page_token
 
     # --- one request ------------------------------------------------------------------------------------------------
 

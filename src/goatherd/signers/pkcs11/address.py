@@ -75,11 +75,6 @@ class PKCS11Address:
         """The attributes of the PKCS#11 URI that choose the token."""
         return replace(self, object=None, id=None).name or "the only token"
 
-    def uri_of(self, label: str) -> str:
-        """Return the URI of another key in the same token."""
-        query = f"?module-path={quote(self.module, safe='/')}&" if self.module else "?"
-        return f"pkcs11:{replace(self, object=label, id=None).name}{query}pin-source={quote(str(self.pin), safe='/:')}"
-
 
 def parse_uri(uri: str, *, environment: Mapping[str, str] | None = None) -> PKCS11Address:
     """Return the address that a PKCS#11 URI names.

@@ -18,7 +18,6 @@ from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 from goatherd.crypto import SIGNATURE_BYTES, PublicKey, raw_from_der
 from goatherd.errors import (
     DecodeError,
-    InvalidSignatureError,
     SignerAccessDeniedError,
     SignerConfigurationError,
     SignerError,
@@ -27,7 +26,6 @@ from goatherd.errors import (
     SignerKeyNotFoundError,
     SignerMisuseError,
     SignerUnavailableError,
-    SignerWrongKeyError,
     UnsupportedKeyError,
 )
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -95,19 +93,8 @@ class PKCS11Signer(Signer):
             self._is_open = False
             await Library.at(self.address.module).close_session(self.address, id(self))
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         await self._run("create_key", self._generate)
-
-    async def disable_key(self) -> None:
-        await self._run("disable_key", self._forbid_signing)
-
-    async def destroy_key(self, expected: PublicKey) -> None:
-        await self._run("destroy_key", lambda session: self._destroy(session, expected))
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        return await self._run("list_keys", lambda session: self._list(session, label))
 
     # --- in the library's thread --------------------------------------------------------------------------------------
 
@@ -205,54 +192,6 @@ class PKCS11Signer(Signer):
                 Attribute.EXTRACTABLE: False,
             },
         )
-
-    def _forbid_signing(self, session: Any) -> None:
-        key = self._find(session, ObjectClass.PRIVATE_KEY, "disable_key")
-        if key[Attribute.SIGN]:
-            key[Attribute.SIGN] = False
-        if key[Attribute.SIGN]:
-            raise self.error(
-                SignerMisuseError,
-                "disable_key",
-                "the token ignored the change of CKA_SIGN",
-                hint="Disable or delete the key with the token's own tool.",
-            )
-        self._key = None
-
-    def _destroy(self, session: Any, expected: PublicKey) -> None:
-        public = self._find(session, ObjectClass.PUBLIC_KEY, "destroy_key")
-        if self._decode_public(public, "destroy_key") != expected:
-            raise self.error(SignerWrongKeyError, "destroy_key", "the key is not the expected one")
-        self._key = None
-        try:
-            private = self._find(session, ObjectClass.PRIVATE_KEY, "destroy_key")
-        except SignerKeyNotFoundError:
-            pass  # an interrupted call has destroyed it
-        else:
-            # SECURITY: a label and an id do not prove that the private and the public key belong together. So the
-            # private key must make a valid signature before it is destroyed (tests/contract/signers/test_token.py).
-            self._check_pair(session, private, expected)
-            private.destroy()
-        public.destroy()
-
-    def _check_pair(self, session: Any, private: Any, expected: PublicKey) -> None:
-        text, is_disabled = b"goatherd destroys this key", not private[Attribute.SIGN]
-        if is_disabled:
-            private[Attribute.SIGN] = True
-            # An object that was looked up while it could not sign has no method `sign`.
-            private = self._find(session, ObjectClass.PRIVATE_KEY, "destroy_key")
-        try:
-            expected.verify(private.sign(hashlib.sha384(text).digest(), mechanism=Mechanism.ECDSA), text)
-        except InvalidSignatureError:
-            raise self.error(SignerWrongKeyError, "destroy_key", "the private key is not the expected one") from None
-        finally:
-            if is_disabled:
-                private[Attribute.SIGN] = False
-
-    def _list(self, session: Any, label: str) -> list[str]:
-        wanted = {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.KEY_TYPE: KeyType.EC}
-        labels = {str(key[Attribute.LABEL]) for key in session.get_objects(wanted)}
-        return sorted(self.address.uri_of(each) for each in labels if each and each.startswith(label))
 
     # --- one call ---------------------------------------------------------------------------------------------------
 

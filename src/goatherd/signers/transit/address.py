@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlencode
 
 from goatherd.providers.addresses import AddressForm, Option
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, parse_with_form
@@ -37,26 +36,16 @@ class TransitAddress:
         server: The Vault server, the mount of the transit engine, and how to log in.
         key: The key's name.
         version: The key's version.
-        options: The options of the URI, as they were given, without the version.
     """
 
     server: VaultAddress
     key: str
     version: int = 1
-    options: Mapping[str, str]
 
     @property
     def name(self) -> str:
         """The mount, the key and its version, for errors and reports."""
         return f"{self.server.mount}/{self.key} version {self.version}"
-
-    def uri_of(self, key: str) -> str:
-        """Return the URI of another key of the same transit engine."""
-        scheme, _, host = self.server.url.partition("://")
-        options = {**self.options, **({"tls": "off"} if scheme == "http" else {})}
-        query = f"?{urlencode(options)}" if options else ""
-        path = key if "mount" in options else f"{self.server.mount}/{key}"
-        return f"transit://{host}/{path}{query}"
 
 
 def parse_uri(uri: str, *, environment: Mapping[str, str] | None = None) -> TransitAddress:
@@ -77,8 +66,7 @@ def parse_uri(uri: str, *, environment: Mapping[str, str] | None = None) -> Tran
     version = options.get("version", "1")
     if not _VERSION.fullmatch(version):
         raise FORM.error("version must be a number from 1")
-    rest = {name: value for name, value in options.items() if name != "version"}
-    return TransitAddress(server=server, key=key, version=int(version), options=rest)
+    return TransitAddress(server=server, key=key, version=int(version))
 
 
 def policy(role: str, uri: str) -> str:

@@ -1,7 +1,7 @@
 """Sign with a key of the transit engine of Vault or OpenBao. The private key stays in Vault.
 
 Each request contains the digest of the data, never the data, and names the version of the key, which each answer must
-confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key, list keys); tested with
+confirm. Follows https://openbao.org/api-docs/secret/transit/ (sign data, read key, create key); tested with
 OpenBao 2.7.2.
 """
 
@@ -28,7 +28,6 @@ from goatherd.errors import (
     SignerKeyExistsError,
     SignerKeyNotFoundError,
     SignerUnavailableError,
-    SignerWrongKeyError,
     UnsupportedKeyError,
 )
 from goatherd.providers.vault.client import VaultClient
@@ -95,8 +94,6 @@ class TransitSigner(Signer):
         if client is not None and self._loop is asyncio.get_running_loop():
             await client.close()
 
-    # --- optional interfaces ----------------------------------------------------------------------------------------
-
     async def create_key(self) -> None:
         self.check_first_version(self.address.version, hint="Leave out the version in the URI.")
         # The engine answers success for a key that exists, so it is asked first.
@@ -108,54 +105,6 @@ class TransitSigner(Signer):
             raise self.error(SignerKeyExistsError, "create_key", "the key exists")
         body = {"type": KEY_TYPE, "exportable": False, "allow_plaintext_backup": False}
         await self._call("create_key", "POST", self._path("keys"), body=body)
-
-    async def disable_key(self) -> None:
-        # The engine has no switch: signing with a version ends if the key's minimum is a later version.
-        await self._raise_minimum("disable_key", "min_encryption_version")
-
-    async def destroy_key(self, expected: PublicKey) -> None:
-        operation, path = "destroy_key", self._path("keys")
-        _, answer = await self._call(operation, "GET", path)
-        if self._key_in(operation, answer).public_key != expected:
-            raise self.error(SignerWrongKeyError, operation, "the key is not the expected one")
-        if self._latest_version(operation, answer) == self.address.version:
-            await self._call(operation, "POST", f"{path}/config", body={"deletion_allowed": True})
-            await self._call(operation, "DELETE", path)
-            return
-        # SECURITY: a later version may be the next anchor; deleting the key would destroy it as well
-        # (tests/contract/signers/test_transit.py).
-        await self._raise_minimum(operation, "min_encryption_version", "min_decryption_version")
-        await self._call(operation, "POST", f"{path}/trim", body={"min_available_version": self.address.version + 1})
-
-    async def _raise_minimum(self, operation: str, *names: str) -> None:
-        """Raise the named minimum versions of the key to the version after this one, which is created if missing."""
-        path = self._path("keys")
-        _, answer = await self._call(operation, "GET", path)
-        if self._latest_version(operation, answer) == self.address.version:
-            await self._call(operation, "POST", f"{path}/rotate", body={})
-        data, least = self._object(answer, "data", operation), self.address.version + 1
-        raised = {name: least for name in names if not isinstance(data.get(name), int) or data[name] < least}
-        for name, value in raised.items():  # the minimum for encryption must not be the lower one at any time
-            await self._call(operation, "POST", f"{path}/config", body={name: value})
-
-    def _latest_version(self, operation: str, answer: Mapping[str, Any]) -> int:
-        latest = self._object(answer, "data", operation).get("latest_version")
-        if isinstance(latest, bool) or not isinstance(latest, int):
-            raise self._damaged(operation, "it has no latest_version")
-        if latest < self.address.version:
-            raise self.error(SignerKeyNotFoundError, operation, "the key has no such version")
-        return latest
-
-    async def list_keys(self, label: str = "") -> list[str]:
-        path = f"{self.address.server.mount}/keys"
-        try:
-            _, answer = await self._call("list_keys", "GET", path, params={"list": "true"})
-        except SignerKeyNotFoundError:
-            return []  # the engine has no keys; a missing mount is another error
-        found = self._object(answer, "data", "list_keys").get("keys")
-        if not isinstance(found, list):
-            raise self._damaged("list_keys", "it has no keys")
-        return sorted(self.address.uri_of(key) for key in found if isinstance(key, str) and key.startswith(label))
 
     # --- one request ------------------------------------------------------------------------------------------------
 
