@@ -9,6 +9,7 @@ first. So files of another GoatDB version, or a mistyped path, cause an error an
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -164,10 +165,38 @@ def prepare_logs(directory: Path) -> None:
     for path, found in _find_torn_logs(directory):
         try:
             size = path.stat().st_size - found.good_end
-            os.truncate(path, found.good_end)
+            _cut_off(path, found.good_end)
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise StorageError(
+                    f"{path} was not repaired: it, or its directory, is a link that another user has made",
+                    hint="Find out which user made it. Remove it, or replace it by a link of your own.",
+                ) from error
             raise StorageError(f"cannot remove the unfinished last line of {path}: {error.strerror}") from error
         _log.info("%s", event_text(Event.DATA_TORN, file=path, bytes=size))
+
+
+def _cut_off(path: Path, length: int) -> None:
+    """Cut a log off at this length.
+
+    SECURITY: an agent may run as another user than its server, such as root. So it does not follow a link of the
+    server's user, which could lead to a file that only the agent may write (tests/unit/test_data_directory.py).
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _avoid_link(path.parent))
+    try:
+        log = os.open(path.name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | _avoid_link(path), dir_fd=directory)
+        try:
+            os.ftruncate(log, length)
+        finally:
+            os.close(log)
+    finally:
+        os.close(directory)
+
+
+def _avoid_link(path: Path) -> int:
+    """Return the flag that makes `os.open` fail at a link, unless root or this process's user has made the link."""
+    status = path.lstat()
+    return 0 if stat.S_ISLNK(status.st_mode) and status.st_uid in (0, os.geteuid()) else os.O_NOFOLLOW
 
 
 def _find_torn_logs(directory: Path) -> list[tuple[Path, Scan]]:

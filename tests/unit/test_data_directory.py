@@ -157,6 +157,28 @@ def test_what_a_crash_left_at_the_end_of_a_log_is_cut_off_before_a_goatdb_server
     assert (org / "sys" / "sessions.jsonl").stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.parametrize("linked", ["a log", "its directory"])
+def test_the_agent_cuts_off_no_file_to_which_another_user_has_made_a_link(
+    org: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
+) -> None:
+    """The server's user may be compromised, and the agent may run as root."""
+    (tmp_path / "etc").mkdir()
+    (target := tmp_path / "etc" / "notes.jsonl").write_bytes(b"root:x:0:0\n")
+    (link := org / "data" / "notes.jsonl" if linked == "a log" else org / "data").parent.mkdir(exist_ok=True)
+    link.symlink_to(target if linked == "a log" else target.parent)
+    if (user := os.geteuid()) == 0:
+        os.lchown(link, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(StorageError, match="a link that another user has made"):
+        prepare_logs(org)
+    assert target.read_bytes() == b"root:x:0:0\n"
+    monkeypatch.undo()
+    os.lchown(link, user, -1)
+    prepare_logs(org)
+    assert target.read_bytes() == b""
+
+
 def test_no_log_is_cut_while_good_records_follow_the_damage_in_one_of_them(org: Path) -> None:
     log, torn = org / "data" / "notes.jsonl", org / "data" / "a.jsonl"
     log.parent.mkdir()
