@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from goatherd.errors import (
     GoatherdError,
@@ -96,8 +96,7 @@ class Holding:
         return tuple(sorted(str(label) for label in self.version.labels - {CURRENT, STABLE}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Content:
+class _Content(NamedTuple):
     """What the document in a stored value names; the attributes are those of `Holding`."""
 
     private_ids: frozenset[str]

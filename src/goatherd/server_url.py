@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import Final, NamedTuple
 
 from goatherd.errors import ConfigurationError
 
@@ -39,8 +38,7 @@ def one_or_more(given: str | Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerURL:
+class ServerURL(NamedTuple):
     """The URL of one server. Its string form has no slash at the end.
 
     Attributes:

@@ -22,7 +22,7 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from goatherd.config import values
 from goatherd.config.values import parse_duration
@@ -518,8 +518,7 @@ class Options:
         return (self.stores_primary, *self.stores_followers)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
+class Key(NamedTuple):
     """One option of Goatherd as the reference page of the configuration shows it."""
 
     name: str
@@ -734,8 +733,7 @@ def _check_variable(name: str, environ: Mapping[str, str], texts: Iterable[objec
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _File:
+class _File(NamedTuple):
     """The contents of a configuration file.
 
     Attributes:
@@ -872,8 +870,7 @@ _SECRET_NAME = re.compile(
 HIDDEN: Final = "<hidden>"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(NamedTuple):
     """One option with its effective value, as `goatherd doctor --options` shows it.
 
     Attributes:

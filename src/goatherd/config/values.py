@@ -10,9 +10,9 @@ import ipaddress
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from goatherd.errors import ConfigurationError
 from goatherd.server_url import check_http_url, parse_listen_host, parse_server_url
@@ -216,7 +216,7 @@ def parse_http_url(value: object) -> str:
 
 def parse_public_url(value: object) -> str:
     url = parse_server_url(parse_string(value), hint="Write the URL as https://goats.example.")
-    origin = replace(url, port=None)
+    origin = url._replace(port=None)
     # Browsers compare it with the origin of the page, in which they leave out the scheme's own port.
     return str(origin if origin.connect_port == url.port else url)
 
@@ -387,8 +387,7 @@ _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _STORE_FORM = 'Such as {region = "us", provider = "aws://us-east-1/goatdb/prod/root", replication = "platform"}.'
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreEntry:
+class StoreEntry(NamedTuple):
     """One store of the section ``[stores]``: its region, its URI, and how it is replicated if it is a follower.
 
     Attributes:

@@ -11,7 +11,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import cryptography
@@ -93,8 +92,7 @@ class ImportedKey(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class OtherLibrary:
+class OtherLibrary(NamedTuple):
     """A library that can verify signatures instead of OpenSSL; see `verify_with`.
 
     Attributes:

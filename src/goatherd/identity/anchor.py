@@ -15,9 +15,10 @@ This module does not call the HSM or KMS: its functions return the text to sign,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from goatherd.errors import MalformedIdentityError, SuccessionError
 from goatherd.identity.json_members import JSONObject, json_member, read_id, read_number, read_signature, read_text
@@ -77,8 +78,7 @@ class AnchorChange(JSONObject):
         return self.until is None or generation <= self.until
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnchorWord:
+class AnchorWord(NamedTuple):
     """The anchor's signatures for one change of the identity document, collected before the new document is made.
 
     Attributes:
@@ -94,11 +94,10 @@ class AnchorWord:
     session: Session | None
     endorsements: tuple[Endorsement, ...] = ()
     changes: tuple[AnchorChange, ...] = ()
-    proofs: Mapping[str, str] = field(default_factory=dict)
+    proofs: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class AnchoredTrust:
+class AnchoredTrust(NamedTuple):
     """Which roots may introduce other roots, in an identity with an anchor (a root that says which roots may sign).
 
     Attributes:

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from goatherd.errors import MalformedIdentityError, SuccessionError, VerificationError
 from goatherd.identity.json_members import (
@@ -55,8 +55,7 @@ if TYPE_CHECKING:
 ENDORSEMENT_DOMAIN = "endorsement/1"
 
 
-@dataclass(frozen=True, slots=True)
-class IntroducedBy:
+class IntroducedBy(NamedTuple):
     """What is needed, besides the introduced session and the author's id, to make an anchor's session commit again.
 
     An endorsement by an anchor stores these members, because its signature covers that commit.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.crypto.keys import SignatureCheck
@@ -191,8 +191,7 @@ class OwnedSession:
         return isinstance(self.signer, RemoteKey)
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureEnvelope:
+class SignatureEnvelope(NamedTuple):
     """A decoded GoatDB signature string: the raw signature, the session that signed, and the time.
 
     Attributes:

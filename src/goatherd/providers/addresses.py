@@ -8,8 +8,8 @@ an error, and no error quotes the URI. An address never holds a secret, because 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.errors import ConfigurationError
@@ -18,8 +18,7 @@ from goatherd.providers.values import ORG_FIELD
 _SECRETS: Final = frozenset({"token", "secret-id", "password"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """One option in the address of a secret: ``?name=value`` in a URI, or a member of GoatDB's ``cloudConfig``.
 
     Attributes:
@@ -34,8 +33,7 @@ class Option:
     is_number: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AddressForm:
+class AddressForm(NamedTuple):
     """The syntax of the addresses of secrets in one kind of store, as a URI or as GoatDB's ``cloudConfig``.
 
     Attributes:
@@ -49,7 +47,7 @@ class AddressForm:
 
     scheme: str
     example: str = ""
-    options: Mapping[str, Option] = field(default_factory=dict)
+    options: Mapping[str, Option] = MappingProxyType({})
     parts: tuple[str, ...] = ()
     missing: str = "it names no secret"
     subject: str = "a secret"
@@ -61,8 +59,7 @@ class AddressForm:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedAddress:
+class ParsedAddress(NamedTuple):
     """The parts of a secret's URI after parsing: host, path and options.
 
     Attributes:
@@ -76,8 +73,7 @@ class ParsedAddress:
     options: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParsedConfig:
+class ParsedConfig(NamedTuple):
     """The parts of GoatDB's ``cloudConfig`` after parsing: the secret id, the region and the options.
 
     Attributes:

@@ -17,9 +17,8 @@ the reader of Services by its method `service_reader`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from goatherd.providers.base import Guarantees, SecretProvider, StoreReader
 from goatherd.providers.values import SecretVersion, VersionId
@@ -36,8 +35,7 @@ class Verdict(StrEnum):
     """The platform does not say. Not the same as fine."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """One result of the diagnosis of a secret store, for an operator.
 
     Attributes:
@@ -151,8 +149,7 @@ BETWEEN: Final = ":"
 """Between the region and the id, in the id of a version in the store of another region: ``REGION:ID``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopiedVersions:
+class CopiedVersions(NamedTuple):
     """The versions of a secret in the store of another region, which holds a copy of the secret.
 
     Attributes:
@@ -213,8 +210,7 @@ class ServiceReader(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplicaState:
+class ReplicaState(NamedTuple):
     """What the platform reports on its replica of a secret in one region.
 
     Attributes:

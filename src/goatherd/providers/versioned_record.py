@@ -20,7 +20,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 from goatherd.errors import ConflictError, SecretExistsError, SecretNotFoundError, VersionDisabledError
 from goatherd.providers.base import Call
@@ -49,8 +49,7 @@ def parse_number(version: str) -> int:
     return int(version) if _NUMBER.fullmatch(version) else 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedVersion:
+class RecordedVersion(NamedTuple):
     """What the record of a secret's versions contains about one version.
 
     Attributes:
@@ -238,7 +237,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         number = self.require_unlabelled(call, version)
         if self.versions[number].destroyed:
             return self
-        gone = replace(self.versions[number], destroyed=True, digest="", size=0)
+        gone = self.versions[number]._replace(destroyed=True, digest="", size=0)
         return replace(self, versions=MappingProxyType({**self.versions, number: gone}))
 
     def _request_of(self, number: int) -> str | None:
@@ -264,8 +263,7 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordForm:
+class RecordForm(NamedTuple):
     """How a store encodes the record of a secret's versions (`VersionedRecord`) as bytes.
 
     Attributes:

@@ -140,7 +140,7 @@ class StoreGroup(SecretProvider):
         """Diagnose each store, as `DiagnosableSecretProvider.diagnose` does; a failure is a finding of its region."""
         found = await asyncio.gather(*(self._diagnose_member(one, secret_id) for one in self.members))
         return [
-            replace(one, text=f"region {member.region}: {one.text}")
+            one._replace(text=f"region {member.region}: {one.text}")
             for member, findings in zip(self.members, found, strict=True)
             for one in findings
         ]
@@ -155,7 +155,7 @@ class StoreGroup(SecretProvider):
                 if isinstance(provider, DiagnosableSecretProvider):
                     found = await provider.diagnose(inner)
                     if member.replication is Replication.PLATFORM:  # which no command needs to write
-                        found = [replace(one, may_write=one.may_write or None) for one in found]
+                        found = [one._replace(may_write=one.may_write or None) for one in found]
                     return found
                 await provider.read(inner, attempts=1)
                 return [unreported_finding(provider.scheme)]

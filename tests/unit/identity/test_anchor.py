@@ -157,9 +157,9 @@ async def test_every_member_of_the_endorsing_commit_is_signed(world: World) -> N
     (endorsement,) = document.endorsements
     assert endorsement.commit is not None
     for changed in (
-        replace(endorsement.commit, ts=NOW + 1),
-        replace(endorsement.commit, org="other"),
-        replace(endorsement.commit, is_earlier=True),
+        endorsement.commit._replace(ts=NOW + 1),
+        endorsement.commit._replace(org="other"),
+        endorsement.commit._replace(is_earlier=True),
     ):
         with pytest.raises(MalformedIdentityError, match="invalid"):
             replace(document, endorsements=(replace(endorsement, commit=changed),)).check()
@@ -269,7 +269,7 @@ async def test_the_thief_of_a_working_root_can_revoke_no_other_root(world: World
     proof = await world.keys.open_current(rotated).sign_revocation(A.id, NOW)
     word = AnchorWord(anchor=rotated.anchor, session=rotated.anchor_session, proofs={A.id: proof})
     follow(rotated, revoke_root(rotated, A.id, NOW, reason="", word=word))
-    later = replace(word, proofs={A.id: await world.keys.open_current(rotated).sign_revocation(A.id, NOW - 1)})
+    later = word._replace(proofs={A.id: await world.keys.open_current(rotated).sign_revocation(A.id, NOW - 1)})
     with pytest.raises(UnanchoredIdentityError, match="revoked"):
         follow(rotated, revoke_root(rotated, A.id, NOW, reason="", word=later))
 

@@ -28,9 +28,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from goatherd.errors import (
     ProviderConfigurationError,
@@ -89,8 +88,7 @@ class LockHeldError(Exception):
     """Another writer holds the lock of a secret's directory or replaced the directory; the caller must try again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(NamedTuple):
     """The open directory of a secret: its file descriptor, its parent's descriptor, and its name in the parent."""
 
     descriptor: int

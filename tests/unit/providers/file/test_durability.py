@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -189,7 +188,7 @@ async def test_after_years_of_rotations_the_reserve_still_suffices(tmp_path: Pat
     await it.create()
     here = tmp_path / "keys/root"
     only = decode_record((here / MANIFEST).read_bytes(), FORM).versions[1]
-    gone = replace(only, destroyed=True, digest="", size=0)
+    gone = only._replace(destroyed=True, digest="", size=0)
     aged = VersionedRecord(
         versions=MappingProxyType({**dict.fromkeys(range(1, 1000), gone), 1000: only}),
         labels=MappingProxyType({CURRENT: 1000, STABLE: 1000}),

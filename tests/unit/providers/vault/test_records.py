@@ -43,7 +43,7 @@ def test_any_value_comes_back(value: bytes):
 @given(st.binary(min_size=1, max_size=300))
 def test_a_pointer_comes_back_with_any_current_value(value: bytes):
     current = SecretBytes(value)
-    entries = {**LEDGER.versions, 10: replace(ENTRY, digest=digest_of(current))}
+    entries = {**LEDGER.versions, 10: ENTRY._replace(digest=digest_of(current))}
     stored = StoredPointer(ledger=replace(LEDGER, versions=MappingProxyType(entries)), current=current)
     assert decode_pointer(json.loads(json.dumps(encode_pointer(stored)))) == stored
 
