@@ -988,7 +988,11 @@ def _history_bytes(entry: HistoryEntry) -> int:
 KEPT_ROOTS: Final = 3
 """Maximum number of previous roots in the document that are not retired; one fewer in an identity with an anchor."""
 MOST_BYTES: Final = 24_000
-"""Maximum size of a document in bytes: below the smallest limit of any store (Azure Key Vault, 25 KB)."""
+"""A document is full if this many bytes would not hold it with all that is reserved below.
+
+The reserves are generous: what is written stays below the smallest limit of any store (Azure Key Vault, 19 200 bytes),
+unless the document holds kilobytes of members that Goatherd does not know.
+"""
 ROTATION_BYTES: Final = 3 * 1024
 """Bytes that a rotation in progress adds: the next root twice, an endorsement, the record."""
 REVOCATION_BYTES: Final = 3 * 1024

@@ -25,6 +25,8 @@ DAY = 86_400_000
 PIECE = 12
 USUAL_BYTES = 10 * 1024
 """What an identity document takes at most in normal use (docs/explanation/scope.md)."""
+SMALLEST_LIMIT = 19_200
+"""The smallest limit of any store for a value: Azure Key Vault's (docs/how-to/choose-a-store.md)."""
 
 
 @cache

@@ -30,7 +30,6 @@ from goatherd.identity.session import OwnedSession, sign_commit
 from goatherd.identity.settings_json import to_settings
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import (
-    MOST_BYTES,
     activate_rotation,
     can_go_back,
     cancel_rotation,
@@ -56,7 +55,7 @@ from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit, new_commit
 from tests.fakes.anchors import MemorySigners, OwnKey
-from tests.unit.identity.make import USUAL_BYTES
+from tests.unit.identity.make import SMALLEST_LIMIT, USUAL_BYTES
 
 from .make import DAY, NOW, first, owned, shows_key
 
@@ -589,4 +588,4 @@ async def test_even_a_revocation_in_the_middle_of_the_last_renewal_that_fits_sta
     fresh = owned("fresh")
     word = AnchorWord(anchor=key.record, session=key.session, endorsements=(await key.introduce(fresh.session, NOW),))
     revoked = revoke_root(published, published.current.id, NOW, reason=long, successor=fresh, word=word)
-    assert len(encode_document(revoked)) < MOST_BYTES
+    assert len(encode_document(revoked)) < SMALLEST_LIMIT

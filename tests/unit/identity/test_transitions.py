@@ -15,7 +15,6 @@ from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import (
     MAX_HISTORY,
     MAX_HISTORY_BYTES,
-    MOST_BYTES,
     activate_rotation,
     cancel_rotation,
     create_document,
@@ -35,7 +34,7 @@ from goatherd.identity.transitions import (
     with_phase,
 )
 
-from .make import DAY, NOW, activated, first, owned, prepared, published, rotated, shows_key
+from .make import DAY, NOW, SMALLEST_LIMIT, activated, first, owned, prepared, published, rotated, shows_key
 
 A, B, C = owned("a"), owned("b"), owned("c")
 NOBODY, EXPIRED = owned("u", owner=None), owned("e", days=-1)
@@ -361,7 +360,7 @@ def test_even_a_revocation_in_the_middle_of_the_last_rotation_that_fits_stays_be
     assert before is not document
     assert number >= 8
     revoked = revoke_root(worst, worst.current.id, LATER, reason="\N{GOAT}" * 200, successor=C)
-    assert len(encode_document(revoked)) < MOST_BYTES
+    assert len(encode_document(revoked)) < SMALLEST_LIMIT
 
 
 def test_a_document_without_room_keeps_no_root_only_to_be_restored() -> None:
@@ -386,7 +385,7 @@ def test_fourteen_revocations_fit_and_leave_room_for_a_rotation() -> None:
     assert len(document.revoked_ids) == 14
     assert [one.proof is not None for one in document.revoked[-4:]] == [False, True, True, True]
     assert all(one.freeze is not None for one in document.revoked), "commits of each are still checked"
-    assert len(encode_document(rotated(document, "next"))) < MOST_BYTES
+    assert len(encode_document(rotated(document, "next"))) < SMALLEST_LIMIT
 
 
 def test_a_revocation_that_is_not_finished_keeps_its_proof() -> None:
