@@ -105,6 +105,8 @@ async def test_a_revocation_from_one_end_to_the_other(tmp_path: Path) -> None:
         stable = await cluster.provider.read(SECRET, STABLE)
         assert stable.version.id == (await cluster.provider.read(SECRET)).version.id
         assert report.keys_left == ("1",)
+        (took,) = (line for line in revocation_lines(report) if line.startswith("took: "))
+        assert ("reissue " in took, "introduce again" in took) == (True, False)
 
         again = await cluster.revoker().revoke(a.id, reason="stolen")
         assert again.is_complete

@@ -17,6 +17,8 @@ from goatherd.times import iso
 from goatherd.wire.paths import SESSIONS_PATH
 
 SHOWN_CLAIMS: Final = 20
+_PARTS: Final = {"introduce again": "reissue", "survey": "collect"}
+"""Names of parts of a revocation; other parts are shown as JSON names them."""
 
 UNMODIFIED: Final = (
     "An unmodified server still trusts the revoked root: it accepts what the attacker signs, and hands out what the",
@@ -159,7 +161,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
         head = f"revoked {report.revoked_id}: {report.current_id} signs; finished at all Goatherd servers"
     else:
         head = f"revoked {report.revoked_id}: {report.current_id} signs; NOT FINISHED, run it again"
-    took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.seconds.items())
+    took = ", ".join(f"{_PARTS.get(name, name)} {seconds:.1f} s" for name, seconds in report.seconds.items())
     lines = [
         head,
         f"took: {took}; {describe_count(report.node_calls, 'request')} to servers, {report.store_calls} to the store",
