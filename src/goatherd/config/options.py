@@ -43,7 +43,21 @@ _MAX_DOTS: Final = 32
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
-def _option(parse: Callable[[object], Any], default: Any, form: str, text: str) -> Any:
+_FORMS: Final = {
+    "str": "text",
+    "int": "number",
+    "bool": "flag",
+    "timedelta": "time",
+    "Path": "path",
+    "tuple[str, ...]": "list of texts",
+    "Mapping[str, str]": "table",
+    "values.StoreEntry": "table",
+    "tuple[values.StoreEntry, ...]": "list of tables",
+}
+"""What the reference page calls a value of each type, unless an option states its `form`."""
+
+
+def _option(parse: Callable[[object], Any], default: Any, text: str, *, form: str | None = None) -> Any:
     return field(default=default, metadata={"parse": parse, "form": form, "help": text})
 
 
@@ -59,127 +73,115 @@ class Options:
     """
 
     provider: str | None = _option(
-        values.parse_string, None, "URI", "URI of the store and the secret that hold the identity."
+        values.parse_string, None, "URI of the store and the secret that hold the identity.", form="URI"
     )
     type: str | None = _option(
         values.parse_store_type,
         None,
-        "text",
         '"cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
     cloud_config: Mapping[str, str] | None = _option(
         values.parse_cloud_config,
         None,
-        "table",
         'With `type = "cloud"`: `provider`, `secretId` and the options of that provider. The option '
         "`provider` takes precedence.",
     )
     org: str = _option(
-        values.parse_organization, DEFAULT_ORG, "text", "Organization, which replaces `{org}` in the secret's name."
+        values.parse_organization, DEFAULT_ORG, "Organization, which replaces `{org}` in the secret's name."
     )
     any_org: bool = _option(
         values.parse_flag,
         False,
-        "flag",
         "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
     )
     nodes: tuple[str, ...] = _option(
         values.parse_nodes,
         (),
-        "list of URLs",
         "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
+        form="list of URLs",
     )
     timeout: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=5), "time", "Timeout of one request to a server."
+        values.parse_positive_duration, timedelta(seconds=5), "Timeout of one request to a server."
     )
 
     settings_refresh_interval: timedelta = _option(
         values.parse_positive_duration,
         timedelta(seconds=30),
-        "time",
         "How often a server reads the store, with a small jitter.",
     )
 
     settings_last_known_good: Path | None = _option(
         values.parse_path,
         None,
-        "path",
         "Path of a sealed copy of the identity, which a server needs to start while the store is unreachable. "
         "`{org}` is replaced by the organization.",
     )
     settings_last_known_good_key: str | None = _option(
         values.parse_key_source,
         None,
-        "text",
         "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd), never "
         "the key itself.",
     )
     settings_last_known_good_max_age: timedelta = _option(
         parse_duration,
         timedelta(hours=24),
-        "time",
         "How long after the last successful read of the store a server may start from the copy.",
     )
 
-    serve_data: Path | None = _option(values.parse_path, None, "path", "Data directory of `goatherd serve`.")
+    serve_data: Path | None = _option(values.parse_path, None, "Data directory of `goatherd serve`.")
     serve_settings: Path | None = _option(
-        values.parse_path, None, "path", "GoatDB settings.json to read the identity from instead of a store."
+        values.parse_path, None, "GoatDB settings.json to read the identity from instead of a store."
     )
-    serve_host: str = _option(values.parse_bind_address, "127.0.0.1", "text", "Address to listen on.")
-    serve_port: int = _option(values.parse_port, 8080, "number", "Port to listen on; 0 takes a free one.")
+    serve_host: str = _option(values.parse_bind_address, "127.0.0.1", "Address to listen on.")
+    serve_port: int = _option(values.parse_port, 8080, "Port to listen on; 0 takes a free one.")
     serve_public_url: str | None = _option(
         values.parse_public_url,
         None,
-        "URL",
         "URL at which browsers reach the application: the only origin that CORS headers allow. Default: "
         "`http://localhost` with the server's port.",
+        form="URL",
     )
     serve_peers: tuple[str, ...] = _option(
-        values.parse_urls, (), "list of URLs", "URLs of the other servers of the cluster, to synchronize with."
+        values.parse_urls, (), "URLs of the other servers of the cluster, to synchronize with.", form="list of URLs"
     )
     serve_root_signers: tuple[str, ...] = _option(
         values.parse_strings,
         (),
-        "list of URIs",
         "Signers with which `goatherd serve` may sign as the root, in direct mode. A signer that only the identity "
         "names is never used. Commands use one only if this option names it, or a server in `nodes` was started with "
         "it.",
+        form="list of URIs",
     )
     serve_unused_sessions: int = _option(
         values.parse_limit_or_zero,
         200_000,
-        "number",
         "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; beyond that, it "
         "drops the oldest. With 0, it writes each new session to `/sys/sessions`, as GoatDB does.",
     )
     serve_shutdown_timeout: timedelta = _option(
-        parse_duration, timedelta(seconds=10), "time", "How long a stopping server waits for requests in progress."
+        parse_duration, timedelta(seconds=10), "How long a stopping server waits for requests in progress."
     )
 
     stores_region: str | None = _option(
         values.parse_region,
         None,
-        "text",
         "Region of this machine: a server first reads the store of its own region, then the others in order.",
     )
     stores_primary: values.StoreEntry | None = _option(
         values.parse_primary_store,
         None,
-        "table",
         "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The "
         "flag or variable of `provider` takes precedence.",
     )
     stores_followers: tuple[values.StoreEntry, ...] = _option(
         values.parse_follower_stores,
         (),
-        "list of tables",
         "The stores of the other regions: `region`, `provider`, and `replication`: `platform` if the platform copies "
         "the secret (AWS replica regions, Vault performance replication), or `goatherd` if Goatherd writes it.",
     )
     stores_allow_lagging: tuple[str, ...] = _option(
         values.parse_regions,
         (),
-        "list of texts",
         "Regions whose store may lag: changes do not wait for it, and servers that read only this store follow "
         "late, or not at all.",
     )
@@ -187,108 +189,95 @@ class Options:
     limits_forwarded_by: tuple[str, ...] = _option(
         values.parse_networks,
         (),
-        "list of networks",
         "Networks of the proxies in front of `goatherd serve` or the door, whose `X-Forwarded-For` header is used.",
+        form="list of networks",
     )
     limits_connections: int = _option(
-        values.parse_limit,
-        4000,
-        "number",
-        "How many connections `goatherd serve` or the door keeps open at the same time.",
+        values.parse_limit, 4000, "How many connections `goatherd serve` or the door keeps open at the same time."
     )
     limits_connections_per_address: int = _option(
         values.parse_limit,
         1000,
-        "number",
         "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
     )
     limits_idle_timeout: timedelta = _option(
         values.parse_idle_timeout,
         timedelta(seconds=75),
-        "time",
         "How long `goatherd serve` or the door keeps a connection without a request open: longer than a proxy or "
         "load balancer in front (60 s for nginx and AWS, 600 s for Google Cloud).",
     )
     limits_requests_per_second: int = _option(
         values.parse_limit,
         500,
-        "number",
         "How many requests one address may send per second on average, with a burst of five times as many.",
     )
     limits_new_sessions: int = _option(
         values.parse_limit,
         300,
-        "number",
         "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
     )
     limits_session_requests_per_second: int = _option(
         values.parse_limit,
         30,
-        "number",
         "How many requests one session may send per second on average, with a burst of five times as many. A "
         "GoatDB client sends up to five.",
     )
 
     agent_data: Path | None = _option(
-        values.parse_path, None, "path", "Data directory of the GoatDB server that `goatherd run` runs."
+        values.parse_path, None, "Data directory of the GoatDB server that `goatherd run` runs."
     )
     agent_url: str = _option(
         values.parse_agent_url,
         "http://127.0.0.1:8080",
-        "URL",
         "URL of the GoatDB server; `{org}` is replaced by the organization.",
+        form="URL",
     )
     agent_memory: Path | None = _option(
-        values.parse_path, None, "path", "Directory on a tmpfs for settings.json (default: found automatically)."
+        values.parse_path, None, "Directory on a tmpfs for settings.json (default: found automatically)."
     )
     agent_on_change: str = _option(
         values.parse_on_change,
         "restart",
-        "text",
         "How the agent notifies the server when the identity changes: restart, signal, command or ignore.",
     )
     agent_signal: int = _option(
-        values.parse_signal_number, 1, "signal", 'Signal to send to the server if `on_change` is "signal".'
+        values.parse_signal_number, 1, 'Signal to send to the server if `on_change` is "signal".', form="signal"
     )
     agent_command: str | None = _option(
-        values.parse_command, None, "command", 'Command to run, without a shell, if `on_change` is "command".'
+        values.parse_command, None, 'Command to run, without a shell, if `on_change` is "command".', form="command"
     )
     agent_stop_signal: int = _option(
-        values.parse_signal_number, 15, "signal", "Signal that stops the server for a restart."
+        values.parse_signal_number, 15, "Signal that stops the server for a restart.", form="signal"
     )
     agent_grace: timedelta = _option(
-        parse_duration, timedelta(seconds=30), "time", "How long a server may take to stop before it is killed."
+        parse_duration, timedelta(seconds=30), "How long a server may take to stop before it is killed."
     )
     agent_ready_timeout: timedelta = _option(
         values.parse_positive_duration,
         timedelta(seconds=60),
-        "time",
         "How long a started server may take until it accepts a request signed by the current root.",
     )
     agent_crashes: int = _option(
         values.parse_restarts,
         5,
-        "number",
         "How many times in a row to restart a server that crashed; with 0, the agent ends with the server.",
     )
     agent_pass_env: tuple[str, ...] = _option(
         values.parse_strings,
         (),
-        "list of texts",
         "Environment variables with store credentials to pass to the server; the agent removes all others.",
     )
     agent_lease: str | None = _option(
         values.parse_lease,
         None,
-        "URI",
         "URI of the secret that holds the restart lease (default: `<secret>-lease`, beside the identity). "
         'With "none", servers restart without a lease.',
+        form="URI",
     )
 
     rotation_lifetime: timedelta = _option(
         values.parse_root_lifetime,
         timedelta(days=180),
-        "time",
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
         "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
         "unmodified GoatDB.",
@@ -296,215 +285,187 @@ class Options:
     rotation_working_lifetime: timedelta = _option(
         values.parse_root_lifetime,
         timedelta(days=30),
-        "time",
         "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. "
         "Lower limits as for `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
     )
     rotation_adoption: timedelta = _option(
         parse_duration,
         timedelta(minutes=5),
-        "time",
         "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
     )
     rotation_settle: timedelta = _option(
         parse_duration,
         timedelta(seconds=90),
-        "time",
         "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
     )
     rotation_clock_tolerance: timedelta = _option(
         values.parse_positive_duration,
         timedelta(minutes=5),
-        "time",
         "Largest difference between this machine's clock and those of the store and most servers with which "
         "commands write. Also how far in the future a recorded timestamp may be.",
     )
     rotation_poll: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=1), "time", "Longest pause between two checks of the servers."
+        values.parse_positive_duration, timedelta(seconds=1), "Longest pause between two checks of the servers."
     )
     rotation_grace: timedelta = _option(
         parse_duration,
         timedelta(days=30),
-        "time",
         "How long after a rotation the store keeps the old private key for `restore`, before `retire` destroys it.",
     )
     rotation_quorum: str = _option(
         values.parse_quorum,
         "all",
-        "text",
         "How many servers must follow before a rotation continues: `all`, a count such as `4`, or a share such "
         "as `80%`. It leaves out only servers that have not answered within `rotation.adoption`.",
     )
     rotation_unlisted: timedelta | None = _option(
         parse_duration,
         None,
-        "time",
         "How long the next root must be published before it signs, for servers that are not listed. Default: "
         "`settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s.",
     )
     rotation_bare: tuple[str, ...] = _option(
         values.parse_urls,
         (),
-        "list of URLs",
         "URLs of unmodified GoatDB servers that you restart by hand, and that sign with the previous root until then.",
+        form="list of URLs",
     )
     rotation_distrust: tuple[str, ...] = _option(
         values.parse_urls,
         (),
-        "list of URLs",
         "URLs of servers to ignore when they report a later identity than the store holds; otherwise no command "
         "writes then.",
+        form="list of URLs",
     )
     rotation_health_url: str | None = _option(
         values.parse_http_url,
         None,
-        "URL",
         "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
+        form="URL",
     )
     rotation_health_command: str | None = _option(
         values.parse_string,
         None,
-        "command",
         "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.",
+        form="command",
     )
     rotation_health_failures: int = _option(
-        values.parse_count, 3, "number", "After how many failed health checks in a row the rotation is rolled back."
+        values.parse_count, 3, "After how many failed health checks in a row the rotation is rolled back."
     )
     rotation_health_interval: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=2), "time", "Shortest interval between two health checks."
+        values.parse_positive_duration, timedelta(seconds=2), "Shortest interval between two health checks."
     )
     rotation_health_timeout: timedelta = _option(
         values.parse_positive_duration,
         timedelta(seconds=5),
-        "time",
         "Timeout of one health check; a check that times out has failed.",
     )
     rotation_health_soak: timedelta = _option(
         parse_duration,
         timedelta(seconds=10),
-        "time",
         "How long the health check, if any, must pass while the next root signs, before the rotation is final.",
     )
 
     controller_cron: str | None = _option(
         values.parse_cron,
         None,
-        "text",
         "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
         "Default: by the age of the key.",
     )
     controller_max_age: timedelta | None = _option(
         parse_duration,
         None,
-        "time",
         "Age at which a key is replaced. Default: when half of its lifetime is left, at most 60 days, so a key of 180 "
         "days at the age of 120 days; a working root when a third of its lifetime is left.",
     )
     controller_timezone: str = _option(
-        values.parse_timezone, "UTC", "text", "Time zone of `cron` and `windows`, such as Europe/Berlin."
+        values.parse_timezone, "UTC", "Time zone of `cron` and `windows`, such as Europe/Berlin."
     )
     controller_windows: tuple[str, ...] = _option(
         values.parse_windows,
         (),
-        "list of texts",
         "Maintenance windows, such as `Mon-Fri 02:00-04:00`, in which a rotation may start. In an environment "
         "variable, semicolons separate them.",
     )
     controller_missed: str = _option(
         values.parse_missed,
         "catch-up",
-        "text",
         "What to do after a missed time of `cron`: `catch-up` (rotate as soon as possible) or `skip` (wait for the "
         "next time).",
     )
     controller_tolerance: timedelta = _option(
-        parse_duration,
-        timedelta(hours=1),
-        "time",
-        "How late a rotation may start before its time of `cron` counts as missed.",
+        parse_duration, timedelta(hours=1), "How late a rotation may start before its time of `cron` counts as missed."
     )
     controller_jitter: timedelta = _option(
         parse_duration,
         timedelta(minutes=10),
-        "time",
         "Longest delay after a time of `cron` or the start of a window. Each controller has a fixed delay of its own.",
     )
     controller_interval: timedelta = _option(
-        values.parse_positive_duration, timedelta(minutes=1), "time", "How often a controller reads the store."
+        values.parse_positive_duration, timedelta(minutes=1), "How often a controller reads the store."
     )
     controller_backoff: timedelta = _option(
-        parse_duration,
-        timedelta(minutes=5),
-        "time",
-        "Pause after a failed rotation; it doubles with each further failure.",
+        parse_duration, timedelta(minutes=5), "Pause after a failed rotation; it doubles with each further failure."
     )
     controller_backoff_max: timedelta = _option(
-        parse_duration, timedelta(hours=6), "time", "Longest pause after failed rotations."
+        parse_duration, timedelta(hours=6), "Longest pause after failed rotations."
     )
     controller_stale: timedelta = _option(
         parse_duration,
         timedelta(minutes=15),
-        "time",
         "How long a rotation may stay in one phase before a controller resumes it. Must exceed "
         "`rotation.adoption` and `rotation.health_soak` together.",
     )
     controller_retire: bool = _option(
-        values.parse_flag, True, "flag", "Whether a controller destroys old private keys as `retire` does."
+        values.parse_flag, True, "Whether a controller destroys old private keys as `retire` does."
     )
     controller_name: str | None = _option(
         values.parse_string,
         None,
-        "text",
         "Name of the controller, shown to operators and used for its jitter (default: the host name).",
     )
     controller_alert_command: str | None = _option(
         values.parse_string,
         None,
-        "command",
         "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
+        form="command",
     )
     controller_stop_timeout: timedelta = _option(
         parse_duration,
         timedelta(seconds=20),
-        "time",
         "How long a stopping controller may take to finish a rotation in progress.",
     )
 
     audit_log: Path | None = _option(
         values.parse_path,
         None,
-        "path",
         "File of the audit trail: `rotate`, `restore`, `retire`, `revoke`, `stores`, `controller` and changes of labels"
         " append every decision to it, signed.",
     )
 
-    web_host: str = _option(
-        values.parse_bind_address, "127.0.0.1", "text", "Address on which `goatherd web` serves the page."
-    )
-    web_port: int = _option(values.parse_port, 8090, "number", "Port of the page; 0 takes a free one.")
+    web_host: str = _option(values.parse_bind_address, "127.0.0.1", "Address on which `goatherd web` serves the page.")
+    web_port: int = _option(values.parse_port, 8090, "Port of the page; 0 takes a free one.")
     web_interval: timedelta = _option(
         values.parse_page_interval,
         timedelta(seconds=10),
-        "time",
         "How often the page's store and servers are read, however many pages are open.",
     )
     web_token: str | None = _option(
         values.parse_page_token,
         None,
-        "text",
         "Source of the token that a reader of the page must give, as for `settings.last_known_good_key`.",
     )
     web_certificate: Path | None = _option(
-        values.parse_path, None, "path", "PEM file with the page's TLS certificate and its chain."
+        values.parse_path, None, "PEM file with the page's TLS certificate and its chain."
     )
     web_certificate_key: Path | None = _option(
-        values.parse_path, None, "path", "PEM file with the private key of that certificate."
+        values.parse_path, None, "PEM file with the private key of that certificate."
     )
     web_proxies: tuple[str, ...] = _option(
         values.parse_networks,
         (),
-        "list of networks",
         "Networks of the reverse proxies in front of the page. Only they may connect, and they sign readers in.",
+        form="list of networks",
     )
 
     origin: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -556,7 +517,7 @@ def option_keys() -> tuple[Key, ...]:
             name=_find_key(item.name),
             attribute=item.name,
             variable=ENVIRONMENT_PREFIX + item.name.upper(),
-            form=item.metadata["form"],
+            form=item.metadata["form"] or _FORMS[str(item.type).removesuffix(" | None")],
             help=item.metadata["help"],
             default=item.default,
             parse=item.metadata["parse"],
