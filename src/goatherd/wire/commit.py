@@ -265,8 +265,7 @@ class Commit:
             raw_id, raw_key, raw_session, raw_ts, raw_parents, raw_contents = found.groups()[:6]
             canonical = _read_canonical(raw_contents, registry)
             if canonical is not None:
-                contents, text = canonical
-                record = contents.get("r")
+                text, schema, base = canonical
                 return compact_commit(
                     line if text == raw_contents else line[: found.start(6)] + text + line[found.end(6) :],
                     raw_id.decode(),
@@ -275,8 +274,8 @@ class Commit:
                     int(raw_ts),
                     org,
                     () if raw_parents is None else tuple(raw_parents[1:-1].decode().split('","')),
-                    None if record is None else intern(record["s"]),
-                    contents.get("b"),
+                    None if schema is None else intern(schema),
+                    base,
                 )
         commit = cls.from_json(parse_json(line), org=org, registry=registry)
         commit.compact()
@@ -604,7 +603,7 @@ def compact_commit(
 _new_object: Final = object.__new__
 
 # --- stored commits ---------------------------------------------------------------------------------------------------
-# Almost every record of a log has exactly the members that Goatherd and GoatDB write. The pattern checks all but the
+# Almost every record of a log has exactly the members that Goatherd and GoatDB write. A pattern checks all but the
 # contents, which `_read_canonical` reads. A record that differs in any way, even by one escaped character, is decoded
 # like a commit from a client.
 
@@ -636,11 +635,51 @@ _EXPONENT: Final = re.compile(rb"[:,\[]-?[0-9.]+[Ee]")
 _SURE_DEPTH: Final = 100
 
 
-def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], bytes] | None:
-    """Decode a commit's contents to canonical form; also return their JSON as JavaScript writes it.
+_FLAT_VALUES: Final = {
+    "string": r'"[ !#-\[\]-~]*+(?:\\["\\bfnrt][ !#-\[\]-~]*+)*+"',
+    "number": "(?:-?[1-9][0-9]{0,14}|0)",
+    "boolean": "(?:true|false)",
+    "date": r"([1-9][0-9]{8,9}\.[0-9]{0,2}[1-9])",
+}
+"""By the type of a field, values that are written as they are read; of dates only if `_is_exact`."""
+_FLAT_NAME: Final = re.compile("(?!hasOwnProperty$)[A-Za-z][A-Za-z0-9_]*")
+_FLAT_MARKER: Final = re.compile("[A-Za-z][A-Za-z0-9_-]*/[0-9]+")
+_BEFORE_MARKER: Final = '{"r":{"s":"'
 
-    The result is None if this fast way (orjson) may give another result than the complete decoding.
+
+@lru_cache(maxsize=16)
+def _flat_pattern(registry: Registry) -> re.Pattern[bytes]:
+    """Return a regular expression that matches the JSON of the contents of items without nested values.
+
+    It needs no decoding to know that they are in canonical form: known fields in the schema's order, with plain values.
+    Its groups are the dates.
     """
+    forms = []
+    for schema in registry.schemas:
+        if _FLAT_MARKER.fullmatch(schema.marker) is not None:
+            fields = "".join(
+                f'(?:"{field.name}":{_FLAT_VALUES[field.type]}(?:,(?=")|(?=}})))?'
+                for field in schema.by_name.values()
+                if field.type in _FLAT_VALUES and _FLAT_NAME.fullmatch(field.name) is not None
+            )
+            forms.append(f'{schema.marker}","d":{{{fields}}}')
+    return re.compile(f'{_BEFORE_MARKER}(?:{"|".join(forms)}),"n":true,"cs":"[0-9]+"}}}}'.encode())
+
+
+def _is_exact(date: bytes) -> bool:
+    """Return whether a date in seconds stays the same when it is read as milliseconds and written."""
+    seconds = float(date)
+    return int(seconds * 1000) / 1000 == seconds
+
+
+def _read_canonical(text: bytes, registry: Registry) -> tuple[bytes, str | None, str | None] | None:
+    """Decode a commit's contents; return their canonical form as JavaScript writes it, their schema marker, their base.
+
+    The result is None if the fast ways (a pattern, orjson) may give another result than the complete decoding.
+    """
+    flat = _flat_pattern(registry).fullmatch(text)
+    if flat is not None and all(map(_is_exact, filter(None, flat.groups()))):
+        return text, text[len(_BEFORE_MARKER) : text.index(b'"', len(_BEFORE_MARKER))].decode(), None
     if text.count(b"{") + text.count(b"[") > _SURE_DEPTH:
         return None
     try:
@@ -648,8 +687,9 @@ def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], by
         written = orjson.dumps(contents)
     except (orjson.JSONDecodeError, orjson.JSONEncodeError, DecodeError):
         return None
+    found = written, contents["r"]["s"] if "r" in contents else None, contents.get("b")
     if orjson_agrees(contents):
-        return contents, written
+        return found
     # JavaScript may write these otherwise: large or small numbers, whole floats, and in another order names of digits.
     zeros = text.translate(_DIGITS)
     is_sure = (
@@ -659,7 +699,7 @@ def _read_canonical(text: bytes, registry: Registry) -> tuple[dict[str, Any], by
         and b'0":' not in zeros
         and b"0000000000000000" not in zeros
     )
-    return (contents, written) if is_sure else None
+    return found if is_sure else None
 
 
 def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:

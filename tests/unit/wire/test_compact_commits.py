@@ -162,6 +162,52 @@ def test_a_record_of_a_log_is_read_as_if_it_had_been_decoded_and_encoded_again(
         assert (found.data, found.edit, found.checksum) == (expected.data, expected.edit, expected.checksum)
 
 
+SECONDS = (
+    st.integers(10**7, 2 * 10**10).map(lambda seconds: seconds / 2)
+    | st.builds(lambda seconds, ms: float(f"{seconds}.{ms:03}"), st.integers(10**7, 10**11), st.integers(0, 999))
+    | st.sampled_from([1086307200.001, 2147483648.007, 4102444800.003, 999999999.999, 1e8 + 0.5, 1234567890.1234])
+)
+FLAT = st.fixed_dictionaries(
+    {}, optional={"text": TEXTS, "at": SECONDS, "n": st.integers(-(10**16), 10**16), "isDeleted": st.booleans()}
+)
+
+
+@pytest.mark.slow
+@given(FLAT, st.sampled_from(["1", "0123", "", "-1"]), st.sampled_from(["as it is", "spaced"]))
+def test_a_plain_item_of_a_log_is_read_as_if_it_had_been_decoded_and_encoded_again(
+    data: dict[str, Any], checksum: str, form: str
+) -> None:
+    registry = REGISTRIES["notes"]
+    contents = {"r": {"s": "note/1", "d": data, "n": True, "cs": checksum}}
+    line = PLAIN.encoded.replace(to_json_bytes(PLAIN.contents), to_json_bytes(contents))
+    if form == "spaced":
+        line = line.replace(b'"n":', b'"n": ')
+    expected = Commit.from_json(parse_json(line), org="o", registry=registry)
+    found = Commit.from_stored(line, org="o", registry=registry)
+    assert found == expected
+    assert found.encoded == to_json_bytes(expected.to_json())
+    assert (found.schema, found.data) == (expected.schema, expected.data)
+
+
+def test_a_plain_item_of_a_log_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"text": 'a "b"\n', "at": 1795832225.516, "n": 15}
+    contents = {"r": {"s": "note/1", "d": data, "n": True, "cs": "7"}}
+    line = replace(PLAIN, contents=contents).encoded
+    monkeypatch.setattr("goatherd.wire.commit.orjson.loads", lambda _: pytest.fail("it was decoded"))
+    found = Commit.from_stored(line, org="o", registry=REGISTRIES["notes"])
+    assert (found.encoded, found.schema) == (line, "note/1")
+
+
+@pytest.mark.parametrize("name", ["hasOwnProperty", "1", "__t"])
+def test_the_name_of_a_field_that_goatdb_reads_otherwise_has_no_fast_way(name: str) -> None:
+    schema = Schema(ns="odd", version=1, fields=(SchemaField(name=name, type="string"),))
+    contents = {"r": {"s": "odd/1", "d": {name: "E"}, "n": True, "cs": "7"}}
+    line = PLAIN.encoded.replace(to_json_bytes(PLAIN.contents), to_json_bytes(contents))
+    registry = Registry([schema])
+    expected = outcome(lambda: Commit.from_json(parse_json(line), org="o", registry=registry))
+    assert outcome(lambda: Commit.from_stored(line, org="o", registry=registry)) == expected
+
+
 @given(RECORDS)
 def test_a_commit_that_becomes_compact_keeps_its_value(record: dict[str, Any]) -> None:
     record = parse_json(to_json_bytes(record))  # 0.0 and 0 are one number in JSON, and would differ in `repr`.
