@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from goatherd.audit.records import Anchors, Head
-from goatherd.cli.main import App, PathType, command
+from goatherd.cli.main import FILE, App, command
 from goatherd.cli.text.audit import checked_json, checked_lines, record_json, record_line
 from goatherd.config.build import is_store_named, open_store
 from goatherd.errors import ConfigurationError, DecodeError
@@ -21,7 +21,7 @@ from goatherd.telemetry import describe_count
     "goatherd audit show /var/log/goatherd/audit.jsonl --last 20",
 )
 @click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
-@click.argument("file", type=PathType(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option(
     "--offline",
     is_flag=True,

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, audit_option, checked, command, distrust_option, without_nodes_option
+from goatherd.cli.main import (
+    FILE,
+    App,
+    audit_option,
+    checked,
+    command,
+    config_flag,
+    distrust_option,
+    without_nodes_option,
+)
 from goatherd.cli.process import log_level_option, log_to_stderr
 from goatherd.cli.text.rotation import warn_of_short_life
 from goatherd.cli.text.schedule import explanation_data, explanation_lines, turn_data, turn_lines
@@ -31,40 +40,37 @@ from goatherd.serving.sockets import cannot_listen
 )
 @click.option("--explain", is_flag=True, help="Show what the controller would do, when and why; write nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, then exit; for a systemd timer or a CronJob.")
-@click.option(
+@config_flag(
     "--cron",
     "controller_cron",
+    "When to rotate, in crontab format, such as '0 3 1 * *' (default: when the key has the age in --max-age).",
     metavar="EXPRESSION",
-    help="When to rotate, in crontab format, such as '0 3 1 * *' (default: when the key has the age in --max-age).",
 )
-@click.option(
+@config_flag(
     "--max-age",
     "controller_max_age",
-    metavar="TIME",
-    help="Age at which a key is replaced, such as 60d (default: when half of its lifetime is left, at most 60 days; for"
-    " a working root: a third).",
+    "Age at which a key is replaced, such as 60d (default: when half of its lifetime is left, at most 60 days;"
+    " for a working root: a third).",
 )
-@click.option(
-    "--timezone", "controller_timezone", metavar="NAME", help="Time zone of --cron and --window (default: UTC)."
+@config_flag(
+    "--timezone", "controller_timezone", "Time zone of --cron and --window (default: {default}).", metavar="NAME"
 )
-@click.option(
+@config_flag(
     "--window",
     "controller_windows",
-    multiple=True,
+    "Start rotations only in this window, such as 'Mon-Fri 02:00-04:00'.",
     metavar="WINDOW",
-    help="Start rotations only in this window, such as 'Mon-Fri 02:00-04:00'. Can be given more than once.",
 )
-@click.option(
+@config_flag(
     "--missed",
     "controller_missed",
-    type=click.Choice([one.value for one in Missed]),
-    help="What to do after a missed time of --cron: rotate soon (catch-up, the default), or wait for the next (skip).",
+    "What to do after a missed time of --cron: rotate soon (catch-up, the default), or wait for the next (skip).",
+    kind=click.Choice([one.value for one in Missed]),
 )
-@click.option(
+@config_flag(
     "--alert-command",
     "controller_alert_command",
-    metavar="CMD",
-    help="Shell command to run when an operator is needed; it gets the reason as JSON on standard input.",
+    "Shell command to run when an operator is needed; it gets the reason as JSON on standard input.",
 )
 @click.option(
     "--metrics",
@@ -82,7 +88,7 @@ from goatherd.serving.sockets import cannot_listen
 )
 @click.option(
     "--metrics-file",
-    type=PathType(path_type=Path, dir_okay=False),
+    type=FILE,
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom, and needs"
     " --once.",
 )

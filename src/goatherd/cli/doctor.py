@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command, peers_option
+from goatherd.cli.main import DIRECTORY, EXIT_FINDINGS, App, command, config_flag, peers_option
 from goatherd.cli.text.doctor import check_lines, data_check_lines, data_repair_lines
 from goatherd.config.build import build_health_signals, build_policy, build_store_opener, open_peers, open_store
 from goatherd.config.options import effective_settings
@@ -81,16 +81,14 @@ def _check_signer(app: App, uri: str) -> int:
     "goatherd doctor --data repair /srv/goatdb --provider file:///srv/keys/root --peer http://10.0.0.2:8080",
 )
 @click.argument("action", type=click.Choice(["check", "repair"]), metavar="check|repair")
-@click.argument("directory", type=PathType(path_type=Path, file_okay=False))
+@click.argument("directory", type=DIRECTORY)
 @peers_option
 @click.option(
     "--offline",
     is_flag=True,
     help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
 )
-@click.option(
-    "--timeout", metavar="TIME", help="Timeout of one request to a server (default: 2m, which is also the minimum)."
-)
+@config_flag("--timeout", "timeout", "Timeout of one request to a server (default: 2m, which is also the minimum).")
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import App, PathType, command
+from goatherd.cli.main import DIRECTORY, FILE, App, command
 from goatherd.config.build import open_store
 from goatherd.operations.export import export_settings
 from goatherd.telemetry import describe_count
 
 
 @command(example="goatherd export settings.json --provider file:///srv/keys/root --data /srv/goatdb/localhost")
-@click.argument("file", type=PathType(path_type=Path, dir_okay=False))
+@click.argument("file", type=FILE)
 @click.option(
     "--data",
-    type=PathType(path_type=Path, file_okay=False),
+    type=DIRECTORY,
     help="Data directory of the server; sessions of its /sys/sessions log become `trustedSessions`.",
 )
 @click.option("--replace", is_flag=True, help="Overwrite an existing FILE and the private key in it.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import click
 
 from goatherd.audit.records import Anchors
-from goatherd.cli.main import App, PathType, command
+from goatherd.cli.main import FILE, App, command, config_flag
 from goatherd.cli.text.history import history_data, history_lines, timeline_lines
 from goatherd.clock import SystemClock
 from goatherd.config.build import open_store
@@ -21,11 +20,11 @@ from goatherd.web.view import history_rows
     "goatherd history --timeline --audit-log /var/log/goatherd/audit.jsonl",
 )
 @click.option("--timeline", is_flag=True, help="Show the events as a timeline, oldest first, with the times between.")
-@click.option(
+@config_flag(
     "--audit-log",
     "audit_log",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="File of the audit trail, which states when each rotation started, and who started it or revoked a root.",
+    "File of the audit trail, which states when each rotation started, and who started it or revoked a root.",
+    kind=FILE,
 )
 def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.

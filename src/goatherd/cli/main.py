@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -122,6 +122,11 @@ class PathType(click.Path):
         if "://" in str(value):  # it would be taken for a path below the current directory
             self.fail("this is a URI, and a path is needed, such as /srv/goatdb", param, ctx)
         return super().convert(value, param, ctx)
+
+
+FILE = PathType(path_type=Path, dir_okay=False)
+DIRECTORY = PathType(path_type=Path, file_okay=False)
+ANY_PATH = PathType(path_type=Path)
 
 
 class Terminated(click.Abort):
@@ -246,6 +251,51 @@ def checked(parse: Callable[[str], object]) -> Callable[[click.Context, click.Pa
     return check
 
 
+_METAVARS: Final = {
+    "time": "TIME",
+    "number": "N",
+    "URL": "URL",
+    "URI": "URI",
+    "command": "CMD",
+    "signal": "NAME",
+    "list of URLs": "URL",
+    "list of URIs": "URI",
+    "list of networks": "NETWORK",
+}
+"""How the help names the value of a flag, by the form of the option that it sets."""
+
+
+def config_flag(
+    flag: str,
+    attribute: str,
+    text: str,
+    *,
+    metavar: str | None = None,
+    kind: click.ParamType | None = None,  # type: ignore[type-arg]
+) -> Callable[[FC], FC]:
+    """Return a flag that sets an option of the configuration, for one command line.
+
+    A flag for a list can be given more than once, which its help then says.
+
+    Args:
+        flag: The flag, such as ``--adoption``.
+        attribute: The field of `Options`.
+        text: The help; ``{default}`` in it stands for the option's default.
+        metavar: How the help names the value, if not as the option's form requires.
+        kind: The type of the parameter; None for a string, which `load_options` parses.
+    """
+    key = next(one for one in option_keys() if one.attribute == attribute)
+    is_list = key.form.startswith("list of ")
+    return click.option(
+        flag,
+        attribute,
+        multiple=is_list,
+        metavar=metavar or _METAVARS.get(key.form),
+        type=kind,
+        help=text.replace("{default}", key.default_text) + (" Can be given more than once." if is_list else ""),
+    )
+
+
 def command(
     *, example: str, nodes: bool = False, orgs: bool = False, store: bool = True, org: bool = True
 ) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -279,9 +329,7 @@ def command(
                 raise RuntimeError(f"a pipe or a connection was closed: {error}") from error
 
         entry.__doc__ = function.__doc__
-        provider_option = click.option(
-            "--provider", metavar="URI", help="URI of the store, such as file:///srv/keys/root."
-        )
+        provider_option = config_flag("--provider", "provider", "URI of the store, such as file:///srv/keys/root.")
         org_option = click.option(
             "--org",
             *(["orgs"] if orgs else []),
@@ -295,7 +343,7 @@ def command(
             click.option(
                 "--config",
                 "config_file",
-                type=PathType(path_type=Path),
+                type=ANY_PATH,
                 help="Path of the configuration file (default: ./goatherd.toml).",
             ),
             click.option("--json", "as_json", is_flag=True, help="Write the result or the error as one JSON document."),
@@ -303,18 +351,8 @@ def command(
         ]
         if nodes:
             shared[:0] = [
-                click.option(
-                    "--node",
-                    "nodes",
-                    multiple=True,
-                    metavar="URL",
-                    help="URL of a server of the cluster. Can be given more than once.",
-                ),
-                click.option(
-                    "--timeout",
-                    metavar="TIME",
-                    help="Timeout of one request to a server (default: 5s).",
-                ),
+                config_flag("--node", "nodes", "URL of a server of the cluster."),
+                config_flag("--timeout", "timeout", "Timeout of one request to a server (default: {default})."),
             ]
         # The command's own options come before the shared ones: click reverses the list.
         for option in reversed(shared):
@@ -327,11 +365,11 @@ def command(
     return decorate
 
 
-audit_option = click.option(
+audit_option = config_flag(
     "--audit-log",
     "audit_log",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="File of the audit trail, a chain of signed records, to which the command appends every decision.",
+    "File of the audit trail, a chain of signed records, to which the command appends every decision.",
+    kind=FILE,
 )
 """The option ``--audit-log`` of a command that writes the audit trail."""
 
@@ -351,13 +389,10 @@ def audit_log(app: App) -> AuditLog | None:
     return None if app.options.audit_log is None else AuditLog(app.options.audit_log, warn, show_head)
 
 
-distrust_option = click.option(
+distrust_option = config_flag(
     "--distrust",
     "rotation_distrust",
-    multiple=True,
-    metavar="URL",
-    help="URL of a server to ignore when it reports a later identity than the store holds. Can be given more than"
-    " once.",
+    "URL of a server to ignore when it reports a later identity than the store holds.",
 )
 """The option ``--distrust``, which names servers whose reports on the store's history are ignored."""
 
@@ -369,21 +404,12 @@ accept_identity_option = click.option(
 )
 """The option ``--accept-identity`` of a command that runs a server."""
 
-refresh_interval_option = click.option(
-    "--refresh-interval",
-    "settings_refresh_interval",
-    metavar="TIME",
-    help="How often to read the store (default: 30s).",
+refresh_interval_option = config_flag(
+    "--refresh-interval", "settings_refresh_interval", "How often to read the store (default: {default})."
 )
 """The option ``--refresh-interval`` of a command that follows the store."""
 
-peers_option = click.option(
-    "--peer",
-    "serve_peers",
-    multiple=True,
-    metavar="URL",
-    help="URL of another server of the cluster. Can be given more than once.",
-)
+peers_option = config_flag("--peer", "serve_peers", "URL of another server of the cluster.")
 """The option ``--peer``, which names the other servers of the cluster."""
 
 without_nodes_option = click.option(
@@ -411,63 +437,52 @@ direct_option = click.option(
 )
 """The option ``--direct`` of a command that sets an anchor."""
 
-idle_timeout_option = click.option(
+idle_timeout_option = config_flag(
     "--idle-timeout",
     "limits_idle_timeout",
-    metavar="TIME",
-    help="How long a connection without a request stays open; longer than a load balancer in front keeps it"
-    " (default: 75s).",
+    "How long a connection without a request stays open; longer than a load balancer in front keeps it (default: 75s).",
 )
 """The option ``--idle-timeout`` of a command that serves clients."""
 
-forwarded_by_option = click.option(
+forwarded_by_option = config_flag(
     "--forwarded-by",
     "limits_forwarded_by",
-    multiple=True,
-    metavar="NETWORK",
-    help="Network of a reverse proxy in front, whose X-Forwarded-For header is trusted. Can be given more than once.",
+    "Network of a reverse proxy in front, whose X-Forwarded-For header is trusted.",
 )
 """The option ``--forwarded-by`` of a command that serves clients."""
 
-lifetime_option = click.option(
-    "--lifetime",
-    "rotation_lifetime",
-    metavar="TIME",
-    help="How long the new root is valid (default: 180d; for a working root: 30d).",
+lifetime_option = config_flag(
+    "--lifetime", "rotation_lifetime", "How long the new root is valid (default: {default}; for a working root: 30d)."
 )
 """The option ``--lifetime`` of a command that makes a new root."""
 
-working_lifetime_option = click.option(
+working_lifetime_option = config_flag(
     "--working-lifetime",
     "rotation_working_lifetime",
-    metavar="TIME",
-    help="How long a new working root is valid; only if the identity has an anchor (default: 30d).",
+    "How long a new working root is valid; only if the identity has an anchor (default: {default}).",
 )
 """The option ``--working-lifetime`` of a command that may make a working root."""
 
-adoption_option = click.option(
+adoption_option = config_flag(
     "--adoption",
     "rotation_adoption",
-    metavar="TIME",
-    help="Time limit for the servers to adopt each new version of the identity (default: 5m).",
+    "Time limit for the servers to adopt each new version of the identity (default: {default}).",
 )
 """The option ``--adoption`` of a command that waits until servers have adopted the identity."""
 
-region_option = click.option(
+region_option = config_flag(
     "--region",
     "stores_region",
+    "Region of this machine, whose store is read first; only with [stores] in goatherd.toml.",
     metavar="NAME",
-    help="Region of this machine, whose store is read first; only with [stores] in goatherd.toml.",
 )
 """The option ``--region``, for commands that run on the machine of a server."""
 
-allow_lagging_option = click.option(
+allow_lagging_option = config_flag(
     "--allow-lagging",
     "stores_allow_lagging",
-    multiple=True,
+    "Region whose store may lag: changes do not wait for it, and its servers follow late, or not at all.",
     metavar="REGION",
-    help="Region whose store may lag: changes do not wait for it, and its servers follow late, or not at all. Can"
-    " be given more than once.",
 )
 """The option ``--allow-lagging``, for commands that change the identity."""
 

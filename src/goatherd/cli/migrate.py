@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import ANY_PATH, EXIT_FINDINGS, App, command
 from goatherd.config.build import build_migration_target
 
 
@@ -16,7 +16,7 @@ from goatherd.config.build import build_migration_target
     "goatherd migrate /srv/goatdb --provider file:///srv/keys/{org}/root --node http://10.0.0.2:8080 --remove-key",
     nodes=True,
 )
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=PathType(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=ANY_PATH)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; write nothing.")
 @click.option(
     "--write-sessions/--no-write-sessions",

@@ -13,6 +13,7 @@ from goatherd.cli.main import (
     audit_log,
     audit_option,
     command,
+    config_flag,
     distrust_option,
 )
 from goatherd.cli.process import run_interruptible
@@ -38,12 +39,7 @@ from goatherd.telemetry import describe_count
 )
 @distrust_option
 @allow_lagging_option
-@click.option(
-    "--grace",
-    "rotation_grace",
-    metavar="TIME",
-    help="How long after a rotation its old private key is kept (default: 30d).",
-)
+@config_flag("--grace", "rotation_grace", "How long after a rotation its old private key is kept (default: {default}).")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
 @audit_option

@@ -14,13 +14,14 @@ import click
 
 from goatherd.cli.main import (
     EXIT_FINDINGS,
+    FILE,
     App,
-    PathType,
     adoption_option,
     allow_lagging_option,
     audit_log,
     audit_option,
     command,
+    config_flag,
     create_key_option,
     direct_option,
     distrust_option,
@@ -117,43 +118,34 @@ from goatherd.rotation.machine import Phase
     help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
 )
 @adoption_option
-@click.option(
+@config_flag(
     "--quorum",
     "rotation_quorum",
+    "How many servers must have followed when the time in --adoption is over (default: {default}).",
     metavar="N|N%|all",
-    help="How many servers must have followed when the time in --adoption is over (default: all).",
 )
-@click.option(
+@config_flag(
     "--unlisted",
     "rotation_unlisted",
-    metavar="TIME",
-    help="How long to wait after publishing the next root before it signs, so that servers that are not listed can read"
-    " it (default: 0s; for discovered servers, a little more than the refresh interval).",
+    "How long to wait after publishing the next root before it signs, so that servers that are not listed can"
+    " read it (default: 0s; for discovered servers, a little more than the refresh interval).",
 )
-@click.option(
-    "--bare",
-    "rotation_bare",
-    multiple=True,
-    metavar="URL",
-    help="URL of an unmodified GoatDB server that you restart by hand. Can be given more than once.",
-)
+@config_flag("--bare", "rotation_bare", "URL of an unmodified GoatDB server that you restart by hand.")
 @distrust_option
 @allow_lagging_option
-@click.option(
+@config_flag(
     "--health-url",
     "rotation_health_url",
-    metavar="URL",
-    help="URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
+    "URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
 )
-@click.option(
+@config_flag(
     "--health-command",
     "rotation_health_command",
-    metavar="CMD",
-    help="Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
+    "Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
 )
 @click.option(
     "--metrics-file",
-    type=PathType(path_type=Path, dir_okay=False),
+    type=FILE,
     help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
 )
 @audit_option

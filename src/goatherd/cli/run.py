@@ -15,11 +15,13 @@ import click
 
 from goatherd.cli.door import door_options
 from goatherd.cli.main import (
+    ANY_PATH,
+    DIRECTORY,
     PORT,
     App,
-    PathType,
     accept_identity_option,
     command,
+    config_flag,
     refresh_interval_option,
     region_option,
 )
@@ -50,28 +52,18 @@ def directory_options(function: Callable[..., int | None]) -> Callable[..., int 
     """Add the options that say where the server's data directory is, and how its settings.json is written."""
     for option in reversed(
         [
-            click.option(
-                "--data",
-                "agent_data",
-                type=PathType(path_type=Path, file_okay=False),
-                help="Data directory of the server.",
-            ),
+            config_flag("--data", "agent_data", "Data directory of the server.", kind=DIRECTORY),
             click.option(
                 "--create",
                 is_flag=True,
                 help="Create the data directory, and each organization's directory in it, if missing.",
             ),
-            click.option(
-                "--url",
-                "agent_url",
-                metavar="URL",
-                help="URL at which the server answers (default: http://127.0.0.1:8080).",
-            ),
-            click.option(
+            config_flag("--url", "agent_url", "URL at which the server answers (default: {default})."),
+            config_flag(
                 "--memory",
                 "agent_memory",
-                type=PathType(path_type=Path),
-                help="Directory on a tmpfs for settings.json (default: found automatically).",
+                "Directory on a tmpfs for settings.json (default: found automatically).",
+                kind=ANY_PATH,
             ),
             click.option(
                 "--plain-file",
@@ -104,30 +96,27 @@ def change_options(ways: Sequence[str], default: str) -> Decorator:
                     type=click.Choice(ways),
                     help=f"How to notify the server when the identity changes ({default}).",
                 ),
-                click.option(
+                config_flag(
                     "--signal",
                     "agent_signal",
-                    metavar="NAME",
-                    help="Signal to send to the server if --on-change is `signal` (default: HUP).",
+                    "Signal to send to the server if --on-change is `signal` (default: {default}).",
                 ),
-                click.option(
+                config_flag(
                     "--command",
                     "agent_command",
+                    "Command to run when the identity changes, if --on-change is `command`.",
                     metavar="TEXT",
-                    help="Command to run when the identity changes, if --on-change is `command`.",
                 ),
-                click.option(
+                config_flag(
                     "--lease",
                     "agent_lease",
-                    metavar="URI",
-                    help="URI of the secret for the restart lease; an agent restarts its server only while it holds"
-                    " this lease (default: `<secret>-lease`). `none`, for a single server, turns the lease off.",
+                    "URI of the secret for the restart lease; an agent restarts its server only while it holds this"
+                    " lease (default: `<secret>-lease`). `none`, for a single server, turns the lease off.",
                 ),
-                click.option(
+                config_flag(
                     "--ready-timeout",
                     "agent_ready_timeout",
-                    metavar="TIME",
-                    help="Timeout for a started server to become ready (default: 1m).",
+                    "Timeout for a started server to become ready (default: {default}).",
                 ),
                 refresh_interval_option,
             ]
@@ -193,30 +182,16 @@ def run_for_server(
 )
 @directory_options
 @change_options(["restart", "signal", "command", "ignore"], "default: restart")
-@click.option(
-    "--stop-signal",
-    "agent_stop_signal",
-    metavar="NAME",
-    help="Signal that stops the server for a restart (default: TERM).",
+@config_flag("--stop-signal", "agent_stop_signal", "Signal that stops the server for a restart (default: {default}).")
+@config_flag("--grace", "agent_grace", "How long a server may take to stop before it is killed (default: {default}).")
+@config_flag(
+    "--crashes", "agent_crashes", "How many times in a row to restart a server that crashed (default: {default})."
 )
-@click.option(
-    "--grace",
-    "agent_grace",
-    metavar="TIME",
-    help="How long a server may take to stop before it is killed (default: 30s).",
-)
-@click.option(
-    "--crashes",
-    "agent_crashes",
-    metavar="N",
-    help="How many times in a row to restart a server that crashed (default: 5).",
-)
-@click.option(
+@config_flag(
     "--pass-env",
     "agent_pass_env",
-    multiple=True,
+    "Name of a variable with a store credential that the server gets, too.",
     metavar="NAME",
-    help="Name of a variable with a store credential that the server gets, too. Can be given more than once.",
 )
 @click.option(
     "--door",
@@ -344,9 +319,7 @@ def fetch(
 )
 @directory_options
 @change_options(["signal", "command", "ignore"], "no default")
-@click.option(
-    "--pid-file", type=PathType(path_type=Path), help="File with the server's process id, for --on-change signal."
-)
+@click.option("--pid-file", type=ANY_PATH, help="File with the server's process id, for --on-change signal.")
 def watch(
     app: App,
     orgs: tuple[str, ...],

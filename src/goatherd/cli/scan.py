@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND, App, PathType, command
+from goatherd.cli.main import ANY_PATH, EXIT_FINDINGS, EXIT_KEY_FOUND, App, command
 from goatherd.cli.text.scan import sarif_document, scan_lines
 from goatherd.config.build import is_store_named, open_store
 from goatherd.event_loop import run_reader
@@ -19,7 +19,7 @@ from goatherd.operations.scan import compare_with_identity, scan_paths
     "goatherd scan image.tar --provider file:///srv/keys/root\n"
     "goatherd scan --sarif . > goatherd.sarif",
 )
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=PathType(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=ANY_PATH)
 @click.option("--no-history", is_flag=True, help="Do not search the histories of git repositories.")
 @click.option("--sarif", is_flag=True, help="Write the result as a SARIF document, for code scanning.")
 def scan(app: App, paths: tuple[Path, ...], no_history: bool, sarif: bool) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from goatherd.cli.main import (
+    ANY_PATH,
+    DIRECTORY,
     App,
-    PathType,
     accept_identity_option,
     command,
+    config_flag,
     forwarded_by_option,
     idle_timeout_option,
     peers_option,
@@ -26,35 +26,26 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
     example="goatherd serve --data /srv/goatdb --port 8080 --provider file:///srv/keys/root --peer http://10.0.0.2:8080\n"
     "goatherd serve --data /srv/goatdb --settings /srv/goatdb/localhost/settings.json"
 )
-@click.option(
-    "--data", "serve_data", type=PathType(path_type=Path, file_okay=False), help="Data directory of the server."
-)
+@config_flag("--data", "serve_data", "Data directory of the server.", kind=DIRECTORY)
 @click.option(
     "--create", is_flag=True, help="Create the data directory, and the organization's directory in it, if missing."
 )
-@click.option("--host", "serve_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
-@click.option("--port", "serve_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8080).")
-@click.option(
+@config_flag("--host", "serve_host", "Address to listen on (default: {default}).", metavar="ADDRESS")
+@config_flag("--port", "serve_port", "Port to listen on; 0 takes a free one (default: {default}).")
+@config_flag(
     "--public-url",
     "serve_public_url",
-    metavar="URL",
-    help="Public URL, at which browsers reach the application. It is the only origin that CORS headers allow (default:"
-    " http://localhost:PORT).",
+    "Public URL, at which browsers reach the application. It is the only origin that CORS headers allow"
+    " (default: http://localhost:PORT).",
 )
 @peers_option
-@click.option(
+@config_flag(
     "--root-signer",
     "serve_root_signers",
-    multiple=True,
-    metavar="URI",
-    help="URI of an HSM or KMS key with which the server may sign as the root, in direct mode. Can be given more than"
-    " once.",
+    "URI of an HSM or KMS key with which the server may sign as the root, in direct mode.",
 )
-@click.option(
-    "--settings",
-    "serve_settings",
-    type=PathType(path_type=Path),
-    help="GoatDB settings.json to read the identity from instead of a store.",
+@config_flag(
+    "--settings", "serve_settings", "GoatDB settings.json to read the identity from instead of a store.", kind=ANY_PATH
 )
 @refresh_interval_option
 @accept_identity_option

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from goatherd.cli.main import EXIT_FINDINGS, App, PathType, command
+from goatherd.cli.main import EXIT_FINDINGS, FILE, App, command, config_flag
 from goatherd.cli.text.status import status_data, status_lines
 from goatherd.config.build import build_policy, build_schedule, listed_nodes, open_nodes, open_store
 from goatherd.event_loop import run_reader
@@ -21,9 +21,7 @@ from goatherd.times import iso
     nodes=True,
 )
 @click.option(
-    "--html",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="File to write the status to as a page for a browser; an existing file is replaced.",
+    "--html", type=FILE, help="File to write the status to as a page for a browser; an existing file is replaced."
 )
 def status(app: App, html: Path | None) -> int:
     """Show the store, the identity, and the state of every server.
@@ -72,12 +70,7 @@ async def _status(app: App, html: Path | None) -> int:
 
 
 @command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
-@click.option(
-    "--lease",
-    "agent_lease",
-    metavar="URI",
-    help="URI of the secret for the restart lease (default: `<secret>-lease`).",
-)
+@config_flag("--lease", "agent_lease", "URI of the secret for the restart lease (default: `<secret>-lease`).")
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
 def lease(app: App, make: bool) -> None:
     """Show which server holds the restart lease, or create the lease.

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
-import click
-
-from goatherd.cli.main import App, PathType, command
+from goatherd.cli.main import FILE, App, command, config_flag
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.config.build import build_policy, build_schedule, listed_nodes, open_nodes, open_store
 from goatherd.config.options import Options
@@ -26,42 +23,19 @@ from goatherd.web.publisher import publish_views
     "goatherd web --host 0.0.0.0 --token file:/etc/goatherd/token --certificate web.pem --certificate-key web.key",
     nodes=True,
 )
-@click.option("--host", "web_host", metavar="ADDRESS", help="Address to listen on (default: 127.0.0.1).")
-@click.option("--port", "web_port", metavar="N", help="Port to listen on; 0 takes a free one (default: 8090).")
-@click.option(
-    "--interval", "web_interval", metavar="TIME", help="How often to read the store and the servers (default: 10s)."
-)
-@click.option(
+@config_flag("--host", "web_host", "Address to listen on (default: {default}).", metavar="ADDRESS")
+@config_flag("--port", "web_port", "Port to listen on; 0 takes a free one (default: {default}).")
+@config_flag("--interval", "web_interval", "How often to read the store and the servers (default: {default}).")
+@config_flag(
     "--token",
     "web_token",
+    "Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME (a systemd credential).",
     metavar="SOURCE",
-    help="Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME (a systemd credential).",
 )
-@click.option(
-    "--certificate",
-    "web_certificate",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="PEM file with the TLS certificate and its chain.",
-)
-@click.option(
-    "--certificate-key",
-    "web_certificate_key",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="PEM file with the private key of the certificate.",
-)
-@click.option(
-    "--behind",
-    "web_proxies",
-    multiple=True,
-    metavar="NETWORK",
-    help="Network of a reverse proxy that signs readers in; only it may connect. Can be given more than once.",
-)
-@click.option(
-    "--audit-log",
-    "audit_log",
-    type=PathType(path_type=Path, dir_okay=False),
-    help="File of the audit trail that the page verifies and shows.",
-)
+@config_flag("--certificate", "web_certificate", "PEM file with the TLS certificate and its chain.", kind=FILE)
+@config_flag("--certificate-key", "web_certificate_key", "PEM file with the private key of the certificate.", kind=FILE)
+@config_flag("--behind", "web_proxies", "Network of a reverse proxy that signs readers in; only it may connect.")
+@config_flag("--audit-log", "audit_log", "File of the audit trail that the page verifies and shows.", kind=FILE)
 def web(app: App) -> None:
     """Serve a read-only page with the status of a cluster, live.
 
