@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.clock import SystemClock
-from goatherd.errors import IdentityExistsError
+from goatherd.errors import IdentityExistsError, SettingsError
 from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
 from goatherd.identity.settings_json import to_settings
@@ -52,12 +52,18 @@ async def export_settings(
         unsafe_short_life: Accept a root with less than 15 days left, whose private key GoatDB exposes.
 
     Raises:
+        SettingsError: The file cannot be written, or its directory does not exist.
         IdentityExistsError: The file exists with other contents, and `replace` is False.
         UnsignedIdentityError: The identity was changed since a root signed it.
         ConfigurationError: `data` has no ``/sys/sessions`` log.
         IdentityError: The root has less than 15 days left, or the identity is malformed.
         ProviderError: The store cannot be read.
     """
+    if not file.parent.is_dir():
+        # A path with a typing error would put the key where it is not looked for.
+        raise SettingsError(
+            f"cannot write {file}: there is no directory {file.parent}", hint="Create it, or correct the path."
+        )
     version, document = await store.read()
     # SECURITY: an unmodified server trusts every root in the file, also one that an attacker has added to the identity
     # (tests/unit/cli/test_sign.py).
