@@ -25,4 +25,4 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(cli, {}, "goatherd", COMPLETION_VARIABLE).source()
-    Output(as_json=False).line(script)
+    Output(as_json=False).document(script)

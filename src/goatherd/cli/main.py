@@ -532,7 +532,8 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
     flags = list(arguments)[: arguments.index("--")] if "--" in arguments else list(arguments)
     out, debug = Output(as_json="--json" in flags), "--debug" in flags
     if not arguments and COMPLETION_VARIABLE not in os.environ:
-        out.write_note(FIRST_STEPS)
+        for line in FIRST_STEPS.splitlines():
+            out.write_note(line)
         return EXIT_USAGE
     try:
         done = cli.main(list(arguments), prog_name="goatherd", standalone_mode=False, obj=owns_process)

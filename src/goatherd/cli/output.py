@@ -6,7 +6,8 @@ Commands write to the terminal only through `Output`. Rules:
    standard error.
 3. Colour, and lines that are updated in place, appear only on a terminal; ``NO_COLOR`` is honoured.
 4. Errors pass through `hide_key_material`, so that no key is printed. Every line passes through `make_visible`, so that
-   no terminal control sequence is printed.
+   no terminal control sequence is printed. SECURITY: a line feed in a line is escaped, too, or a text from the store
+   could show lines that the command has not written (tests/unit/cli/test_output.py).
 5. If progress, notes, errors or the line of a server that is ready cannot be written (closed pipe, full disk), the
    command continues and its exit code stays the same. Only a result that cannot be written is an error.
 """
@@ -51,14 +52,14 @@ class Output:
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
         """Write the result: `data` as JSON, or else `lines`."""
         if self.as_json:
-            self._line(self.stdout, _json(self.stdout, data, indent=2))
+            self._block(self.stdout, _json(self.stdout, data, indent=2))
             return
         for line in lines:
             self._line(self.stdout, line)
 
-    def line(self, text: str) -> None:
-        """Write one line of the result immediately."""
-        self._line(self.stdout, text)
+    def document(self, text: str) -> None:
+        """Write a result that is a document of several lines, in which every text is escaped already."""
+        self._block(self.stdout, text)
 
     def ready(self, data: Mapping[str, object], text: str) -> None:
         """Write the line with which a command reports that it is ready and runs until it is stopped."""
@@ -76,12 +77,13 @@ class Output:
         if not self.as_json:
             self._line(self.stderr, text)
 
-    def event(self, name: str, data: Mapping[str, object], text: str) -> None:
-        """Write one line of progress: `text`, or in JSON output an object with `name` and `data`."""
+    def event(self, name: str, data: Mapping[str, object], *lines: str) -> None:
+        """Write progress: `lines`, or in JSON output an object with `name` and `data`."""
         if self.as_json:
             self._line(self.stderr, _json(self.stderr, {"event": name, **data}))
         else:
-            self._line(self.stderr, text)
+            for line in lines:
+                self._line(self.stderr, line)
 
     def error(self, error: BaseException, *, debug: bool = False) -> None:
         """Write an error with its code and hint. With `debug`, write its traceback first, in which keys are hidden."""
@@ -89,7 +91,7 @@ class Output:
             import traceback  # here, since most commands print none
 
             trace = "".join(traceback.format_exception(error))
-            self._line(self.stderr, hide_key_material(trace).rstrip())
+            self._block(self.stderr, hide_key_material(trace).rstrip())
         if isinstance(error, GoatherdError):
             code, message, hint = error.code, str(error), error.command_hint or error.hint
         elif isinstance(error, OSError) and error.strerror:
@@ -107,14 +109,18 @@ class Output:
         if self.as_json:
             shape = {"error": {"code": code, "message": message, "hint": hint}}
             with contextlib.suppress(OSError):  # then the error is written as text to standard error
-                self._line(self.stdout, _json(self.stdout, shape, indent=2))
+                self._block(self.stdout, _json(self.stdout, shape, indent=2))
                 return
         self._line(self.stderr, f"error: {message} [{code}]", style="31")
         if hint:
             self._line(self.stderr, f"hint: {hint}", style="2")
 
     def _line(self, stream: TextIO, text: str, *, style: str = "") -> None:
-        """Write one line and flush it.
+        """Write one line and flush it; a line feed in `text` is escaped. See `_block`."""
+        self._block(stream, text.replace("\n", "\\u000a"), style=style)
+
+    def _block(self, stream: TextIO, text: str, *, style: str = "") -> None:
+        """Write lines and flush them.
 
         Raises:
             OSError: A result cannot be written, for example because the disk under standard output is full.

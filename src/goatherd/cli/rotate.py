@@ -335,7 +335,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
         except NotAdoptedError as error:
             if isinstance(error.report, Report):
                 restarts = {"restarts": restarts_data(error.report)}
-                app.out.event("restarts", restarts, "\n".join(describe(error.report)))
+                app.out.event("restarts", restarts, *describe(error.report))
             raise
     app.out.result(report_data(report), describe(report))
     return 0

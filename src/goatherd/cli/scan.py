@@ -45,7 +45,7 @@ def scan(app: App, paths: tuple[Path, ...], no_history: bool, sarif: bool) -> in
     if document is not None:
         compare_with_identity(report, document)
     if sarif:
-        app.out.line(sarif_document(report))
+        app.out.document(sarif_document(report))
     else:
         app.out.result({"store": name, **report.to_json()}, scan_lines(report))
     if report.findings:

@@ -179,3 +179,20 @@ def test_nothing_that_commands_a_terminal_is_written() -> None:
     Output(as_json=True, stdout=programs, stderr=err).result({"text": nasty}, [])
     assert json.loads(programs.getvalue()) == {"text": nasty}
     assert all(char.isprintable() or char == "\n" for char in programs.getvalue())
+
+
+def test_a_text_from_the_store_shows_no_line_that_the_command_has_not_written() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    text = Output(as_json=False, stdout=out, stderr=err)
+    text.result({}, ["reason: a\nsignature   valid"])
+    text.write_note("a\nb")
+    text.event("name", {}, "first\nforged", "second")
+    text.failure("code", "a\nb", "run this\nor that")
+    assert out.getvalue() == "reason: a\\u000asignature   valid\n"
+    assert err.getvalue().splitlines() == [
+        "a\\u000ab",
+        "first\\u000aforged",
+        "second",
+        "error: a\\u000ab [code]",
+        "hint: run this\\u000aor that",
+    ]
