@@ -317,6 +317,13 @@ def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Itera
         yield f"root {session_id} was revoked"
     for session_id in sorted(before.revoked_ids - after.revoked_ids):
         yield f"the revocation of root {session_id} was removed"
+    for what, was, is_ in (
+        ("the anchor", before.anchor, after.anchor),
+        ("the anchor after the rotation", before.next_anchor, after.next_anchor),
+    ):
+        if was is not None and is_ is not None and was.signer != is_.signer:
+            # An accepted document may be signed there.
+            yield f"signer of {what}: {was.signer} before, {is_.signer} now"
     old, new = document_tree(before), document_tree(after)
     covered = {"generation", "currentSession", "roots", "lastUpdated", MEMBER}
     for name in sorted((old.keys() | new.keys()) - covered):
