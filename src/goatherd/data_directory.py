@@ -22,6 +22,7 @@ from typing import Any, Final
 import orjson
 
 from goatherd.errors import ConfigurationError, DecodeError, NewerFormatError, StorageError
+from goatherd.files import open_or_create
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.telemetry import Event, event_text
 from goatherd.wire.commit import Commit, decode_commits
@@ -177,26 +178,12 @@ def prepare_logs(directory: Path) -> None:
 
 
 def _cut_off(path: Path, length: int) -> None:
-    """Cut a log off at this length.
-
-    SECURITY: an agent may run as another user than its server, such as root. So it does not follow a link of the
-    server's user, which could lead to a file that only the agent may write (tests/unit/test_data_directory.py).
-    """
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | _avoid_link(path.parent))
+    """Cut a log off at this length. A link that another user has made is not followed (`goatherd.files`)."""
+    log = open_or_create(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, create=False, may_be_below_link=False)
     try:
-        log = os.open(path.name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | _avoid_link(path), dir_fd=directory)
-        try:
-            os.ftruncate(log, length)
-        finally:
-            os.close(log)
+        os.ftruncate(log, length)
     finally:
-        os.close(directory)
-
-
-def _avoid_link(path: Path) -> int:
-    """Return the flag that makes `os.open` fail at a link, unless root or this process's user has made the link."""
-    status = path.lstat()
-    return 0 if stat.S_ISLNK(status.st_mode) and status.st_uid in (0, os.geteuid()) else os.O_NOFOLLOW
+        os.close(log)
 
 
 def _find_torn_logs(directory: Path) -> list[tuple[Path, Scan]]:

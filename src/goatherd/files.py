@@ -162,18 +162,21 @@ def lock_file(path: Path, *, create: bool = True) -> int:
     return descriptor
 
 
-def open_or_create(path: Path, flags: int) -> int:
+def open_or_create(path: Path, flags: int, *, create: bool = True, may_be_below_link: bool = True) -> int:
     """Open a file, or create it with mode 0600 if it is missing, and return the descriptor.
 
     Args:
         path: The file, in a directory that exists.
         flags: How to open it, without O_CREAT.
+        create: Whether to create a missing file.
+        may_be_below_link: Whether the directory may be a link that another user has made (`flag_for_link`).
 
     Raises:
-        OSError: The file cannot be opened or created.
+        OSError: The file cannot be opened or created, or is a link that another user has made.
     """
-    with _open_directory(path.parent) as directory:
-        with contextlib.suppress(FileNotFoundError):
+    with open_directory(path.parent, may_be_link=may_be_below_link) as directory:
+        flags |= flag_for_link(path)
+        with contextlib.nullcontext() if not create else contextlib.suppress(FileNotFoundError):
             return os.open(path.name, flags, dir_fd=directory)
         try:
             descriptor = os.open(path.name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
@@ -181,6 +184,38 @@ def open_or_create(path: Path, flags: int) -> int:
             return os.open(path.name, flags, dir_fd=directory)
         _give_to_owner(descriptor, directory)
         return descriptor
+
+
+def flag_for_link(path: Path) -> int:
+    """Return the flag with which `os.open` fails at a link, unless root or this process's user has made the link.
+
+    SECURITY: a process of root that works in another user's directory, such as an agent or a repair, must not follow a
+    link of this user, which could lead to a file that only root may change (tests/unit/node/test_log_storage.py,
+    tests/unit/test_data_directory.py).
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return os.O_NOFOLLOW
+    return 0 if stat.S_ISLNK(status.st_mode) and status.st_uid in (0, os.geteuid()) else os.O_NOFOLLOW
+
+
+@contextlib.contextmanager
+def open_directory(path: Path, *, may_be_link: bool) -> Iterator[int]:
+    """Open a directory while the block runs, and yield the descriptor.
+
+    Args:
+        path: The directory.
+        may_be_link: Whether it may be a link that another user has made (`flag_for_link`).
+
+    Raises:
+        OSError: The directory cannot be opened, or is such a link.
+    """
+    descriptor = os.open(path, _DIRECTORY | (0 if may_be_link else flag_for_link(path)))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:

@@ -42,7 +42,7 @@ from weakref import WeakValueDictionary
 
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
 from goatherd.errors import DecodeError, GoatherdError, PathError, StorageError
-from goatherd.files import OWNER_HINT, make_directory, open_or_create
+from goatherd.files import OWNER_HINT, flag_for_link, make_directory, open_directory, open_or_create
 from goatherd.garbage_collection import pause_collection
 from goatherd.node.log_index import IndexedPart, LogIndex, decode_line, split_part
 from goatherd.node.repository import Log
@@ -94,6 +94,8 @@ class FileLog:
 
     def __init__(self, file: Path, held: Callable[[], Sequence[bytes] | None] = lambda: None) -> None:
         self._file = file
+        # The directory of an organization may be a link of the administrator.
+        self._may_be_below_link = file.name == UNUSED_NAME
         self._held = held
         self._size = 0  # the least that the file must have now
         self._has_kept_cache = False
@@ -216,7 +218,7 @@ class FileLog:
             moved = [data[line.start : line.end] for line in lines]
             try:
                 status = self._file.stat()
-                aside = self.set_aside_file.read_bytes() if self.set_aside_file.exists() else b""
+                aside = _read_own(self.set_aside_file)
                 present = set(aside.split(b"\n"))
                 fresh = [text for text in dict.fromkeys(moved) if text not in present]
                 if fresh:
@@ -315,7 +317,8 @@ class FileLog:
         fresh = not self._file.exists()
         if fresh:
             make_directory(self._file.parent)
-        descriptor = open_or_create(self._file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        descriptor = open_or_create(self._file, flags, may_be_below_link=self._may_be_below_link)
         try:
             start = os.fstat(descriptor).st_size
             try:
@@ -340,7 +343,9 @@ class FileLog:
 
     def _truncate_log(self, length: int) -> None:
         try:
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CLOEXEC)
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            below_link = self._may_be_below_link
+            descriptor = open_or_create(self._file, flags, create=False, may_be_below_link=below_link)
             try:
                 os.ftruncate(descriptor, length)
                 os.fsync(descriptor)
@@ -385,7 +390,8 @@ class FileLogIndex:
 
     def write_block(self, header: bytes, block: bytes, offset: int) -> int:
         try:
-            with os.fdopen(open_or_create(self.file, os.O_WRONLY | os.O_CLOEXEC), "wb") as file:
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            with os.fdopen(open_or_create(self.file, flags, may_be_below_link=False), "wb") as file:
                 file.truncate(offset)
                 file.seek(offset)
                 file.write(block if offset else header + block)
@@ -583,6 +589,16 @@ def _read_or_empty(path: Path) -> bytes:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
 
 
+def _read_own(path: Path) -> bytes:
+    """Return a file's bytes, or none if it is missing. A link that another user has made is not followed."""
+    try:
+        descriptor = open_or_create(path, os.O_RDONLY | os.O_CLOEXEC, create=False, may_be_below_link=False)
+    except FileNotFoundError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
 def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
     """Return a log's bytes without the given lines, and without the blank line directly before each of them."""
     kept, position = [], 0
@@ -596,24 +612,29 @@ def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
 
 def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
     """Replace a file atomically and durably; the new file gets the mode and owner given in `like`."""
-    path = path.resolve()
-    for left in path.parent.glob(f".{path.name}.*.new"):
-        left.unlink()  # of a process that was killed: the directory's lock is ours
-    new = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), like.st_mode & 0o7777)
-            mine = os.fstat(file.fileno())
-            if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
-                os.fchown(file.fileno(), like.st_uid, like.st_gid)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-    _sync_directory(path.parent)
+    if not flag_for_link(path):
+        path = path.resolve()  # such a link stays
+    start, end = f".{path.name}.", ".new"
+    new = f"{start}{secrets.token_hex(8)}{end}"
+    with open_directory(path.parent, may_be_link=False) as directory:
+        for left in os.listdir(directory):  # noqa: PTH208 - it is open
+            if left.startswith(start) and left.endswith(end):
+                os.unlink(left, dir_fd=directory)  # of a process that was killed: the directory's lock is ours
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with os.fdopen(os.open(new, flags, 0o600, dir_fd=directory), "wb") as file:
+                os.fchmod(file.fileno(), like.st_mode & 0o7777)
+                mine = os.fstat(file.fileno())
+                if (mine.st_uid, mine.st_gid) != (like.st_uid, like.st_gid):
+                    os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=directory)
+        os.fsync(directory)
 
 
 def _sync_directory(path: Path) -> None:

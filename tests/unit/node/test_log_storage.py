@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -309,3 +310,40 @@ def test_a_memory_log_reads_back_what_it_was_given() -> None:
 def test_what_is_written_is_json_that_others_can_read(tmp_path: Path) -> None:
     file = filled(tmp_path)
     assert [json.loads(line)["id"] for line in file.read_text().splitlines() if line] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.parametrize("linked", ["data", "data/x.jsonl", "data/x.jsonl.damaged", "data/.x.jsonl.index", LOCK_NAME])
+def test_no_link_of_another_user_is_followed_by_a_repair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
+) -> None:
+    """The server's user may be compromised, and root may repair the data."""
+    (tmp_path / "etc").mkdir()
+    for name in ("x.jsonl", "x.jsonl.damaged"):
+        (tmp_path / "etc" / name).write_bytes(b"secret\n")
+    (tmp_path / "etc").chmod(0o700)
+    org = tmp_path / "org"
+    if linked != "data":
+        filled(org)
+        (org / linked).unlink(missing_ok=True)
+    else:
+        org.mkdir()
+    (org / linked).symlink_to(tmp_path / "etc" if linked == "data" else tmp_path / "etc/x.jsonl")
+    if (user := os.geteuid()) == 0:
+        os.lchown(org / linked, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+
+    def statuses() -> dict[str, tuple[int, ...]]:
+        found = {path.name: path.stat() for path in (tmp_path / "etc").iterdir()}
+        return {name: (one.st_ino, one.st_size, one.st_mtime_ns, one.st_uid) for name, one in found.items()}
+
+    before = statuses()
+    with suppress(StorageError), LogDirectory(org) as directory:
+        log = directory.open_log("/data/x")
+        with suppress(StorageError):
+            log.set_aside(read_lines(log.read_bytes()))
+        with suppress(StorageError):
+            log.index.write_block(b"header\n", b"block\n", 0)
+        log.append_record({"id": "c"})
+        log.flush()
+    assert statuses() == before, "nothing was written, and the owner and the mode are the same"
