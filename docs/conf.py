@@ -18,6 +18,7 @@ html_css_files = ["goatherd.css"]
 exclude_patterns = ["build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+smartquotes_action = "qe"  # not the dashes of an option in a heading
 suppress_warnings = ["myst.header"]
 default_role = "code"
 autodoc_mock_imports = ["azure", "boto3", "botocore", "google", "google_crc32c", "grpc", "kubernetes_asyncio"]

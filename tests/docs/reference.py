@@ -142,11 +142,11 @@ def exit_codes() -> str:
 
 def options() -> str:
     """Return the table of options."""
-    rows = [
-        [f"`{key.name}`", key.form, f"`{key.default_text}`" if key.default_text else "", key.help]
-        for key in option_keys()
-    ]
-    return _table(["key", "form", "default", "meaning"], rows)
+    rows = []
+    for key in option_keys():
+        default = f" Default: `{key.default_text}`." if key.default_text else ""
+        rows.append([f"`{key.name}`", key.form, key.help + default])
+    return _table(["key", "form", "meaning"], rows)
 
 
 def error_classes() -> list[type[GoatherdError]]:
@@ -178,12 +178,13 @@ def events() -> str:
 
 
 def metrics() -> str:
-    """Return the table of metrics."""
-    rows = []
+    """Return a table of metrics for each kind of process that exports them."""
+    tables: dict[str, list[list[str]]] = {}
     for metric, about in FAMILIES.items():
         labels = ", ".join(f"`{label}`" for label in about.labels)
-        rows.append([f"`{metric.value}`", about.kind.value, labels, about.where.value, about.help])
-    return _table(["metric", "type", "labels", "of", "meaning"], rows)
+        where = about.where.value.replace("both", "a node, what rotates").capitalize()
+        tables.setdefault(where, []).append([f"`{metric.value}`", labels, about.help])
+    return "\n".join(f"## {where}\n\n{_table(['metric', 'labels', 'meaning'], rows)}" for where, rows in tables.items())
 
 
 def _docstring(class_name: str, room: str = "providers") -> str:

@@ -23,6 +23,7 @@ from goatherd.config.options import load_options, option_keys
 from goatherd.data_directory import DAMAGED_SUFFIX, REMAINS, SEEN_NAME
 from goatherd.identity.key_age import STAGES, WORKING_STAGES, Urgency
 from goatherd.identity.settings_json import SETTINGS_NAME
+from goatherd.metrics import FAMILIES
 from goatherd.node import log_storage
 from goatherd.node.frozen_commits import FOLDER
 from goatherd.node.log_storage import INDEX_SUFFIX, UNUSED_NAME
@@ -165,6 +166,15 @@ def test_each_program_that_exports_the_metrics_of_a_signer_is_documented() -> No
     (row,) = re.findall(r"^\| \*what signs with a signer\* \|.*$", REFERENCE["metrics"], re.MULTILINE)
     assert "`goatherd controller`" in row
     assert "`goatherd serve --root-signer`" in row
+
+
+def test_the_type_of_a_metric_follows_from_its_name_as_the_page_says() -> None:
+    (row,) = re.findall(r"^\| types \|.*$", REFERENCE["metrics"], re.MULTILINE)
+    endings = dict(re.findall(r"(counter|histogram) if its name ends with `(\w+)`", row))
+    assert len(endings) == 2
+    for metric, about in FAMILIES.items():
+        kind = next((kind for kind, ending in endings.items() if metric.value.endswith(ending)), "gauge")
+        assert kind == about.kind.value, metric.value
 
 
 def test_every_uri_scheme_is_documented() -> None:

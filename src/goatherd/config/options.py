@@ -78,7 +78,7 @@ class Options:
     type: str | None = _option(
         values.parse_store_type,
         None,
-        '"cloud" with `cloudConfig`, or "file" with `serve.settings`.',
+        'Source of the identity: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
     )
     cloud_config: Mapping[str, str] | None = _option(
         values.parse_cloud_config,
