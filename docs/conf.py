@@ -39,6 +39,12 @@ def inline_drawings(app, doctree, _name):
             image.parent.replace(image, nodes.raw("", f'<span class="drawing">{drawing}</span>', format="html"))
 
 
+def lengthen_dashes(_app, doctree, _name):
+    """Put a dash between a parameter and its meaning, where Sphinx puts two hyphens and relies on `smartquotes`."""
+    for text in [text for text in doctree.findall(nodes.Text) if text == " -- "]:
+        text.parent.replace(text, nodes.Text(" – "))
+
+
 def mark_store_sections(_app, _what, _name, _obj, _options, lines):
     """Make fields of what a provider's docstring says of address, credentials, permissions and guarantees."""
     lines[:] = [re.sub(r"^(Address|Credentials|Permissions|Guarantees): ", r":\1: ", line) for line in lines]
@@ -47,3 +53,4 @@ def mark_store_sections(_app, _what, _name, _obj, _options, lines):
 def setup(app):
     app.connect("autodoc-process-docstring", mark_store_sections)
     app.connect("doctree-resolved", inline_drawings)
+    app.connect("doctree-resolved", lengthen_dashes)
