@@ -14,6 +14,7 @@ import functools
 import gc
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.done_once import do_once
 from tests.open_connections import connections_left_open, enter_test, watch_connections
 
 HERE = Path(__file__).parent
-SLOW_FOLDERS = tuple(HERE / name for name in ("chaos", "cluster", "contract", "model"))
+SLOW_FOLDERS = tuple(HERE / name for name in ("browser", "chaos", "cluster", "contract", "model"))
 QUICK_FILES = (
     HERE / "contract" / "test_provider_contract.py",
     HERE / "contract" / "test_contract_catches.py",
@@ -142,14 +143,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import files that have slow tests only if only quick ones run: their SDKs take longer than most tests."""
-    is_left_out = config.option.markexpr == "not slow" and collection_path.suffix and is_slow(collection_path)
-    return True if is_left_out else None
+    """Do not import files that have slow tests only if only quick ones run: their SDKs take longer than most tests.
+
+    A folder of such files is left out too, since its conftest.py imports the same SDK.
+    """
+    if config.option.markexpr != "not slow" or any(collection_path in file.parents for file in QUICK_FILES):
+        return None
+    return True if is_slow(collection_path) or is_marked_slow(collection_path) else None
 
 
 @functools.cache
 def is_slow(path: Path) -> bool:
-    return path not in QUICK_FILES and any(folder in path.parents for folder in SLOW_FOLDERS)
+    return path not in QUICK_FILES and any(path.is_relative_to(folder) for folder in SLOW_FOLDERS)
+
+
+def is_marked_slow(path: Path) -> bool:
+    """Return whether a file marks all of its tests, in one line, as slow or deep."""
+    if path.suffix != ".py":
+        return False
+    return re.search(r"^pytestmark = .*\b(?:slow|deep)\b", path.read_text(), re.MULTILINE) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
