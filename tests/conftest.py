@@ -23,6 +23,7 @@ import pytest
 from hypothesis import settings
 
 from tests.done_once import do_once
+from tests.leftover_processes import watch_this_process
 from tests.open_connections import connections_left_open, enter_test, watch_connections
 
 HERE = Path(__file__).parent
@@ -86,8 +87,9 @@ class FailurePrinter:
 
 
 def pytest_configure() -> None:
-    """Watch connections, and put the tests' folders into memory if there is room: a run writes ten thousand files."""
+    """Watch connections and processes; put the tests' folders into memory if there is room for ten thousand files."""
     watch_connections()
+    watch_this_process()
     if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(MEMORY, os.W_OK | os.X_OK):
         return
     found = os.statvfs(MEMORY)
