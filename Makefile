@@ -38,7 +38,7 @@ lint: .venv/.dev ## ruff (rules and format) and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: .venv/.dev ## mypy --strict over src, and over the fakes, the simulation and the vectors' checker
+types: .venv/.dev ## mypy --strict over src, and over what the tests are made of
 	$(BIN)/mypy
 
 lowest: .venv/.dev ## the help, the demo and tests of each library, with the lowest versions that pyproject.toml allows

@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from goatherd.agent.organization import ManagedOrganization
 from goatherd.agent.settings_file import SettingsFile
@@ -34,7 +35,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         first, again = await _write_twice(Path(name), data, size)
     limit = size * bare.cpu_seconds(bare.verify, SAMPLE)
-    common = {"unit": "s CPU", "size": size, "power": 1}
+    common: dict[str, Any] = {"unit": "s CPU", "size": size, "power": 1}
     return [
         Row(name="agent/first", samples=[first], bare=[limit], limit="verification", **common),
         Row(name="agent/restart", samples=[again], bare=[limit], limit="verification", **common),

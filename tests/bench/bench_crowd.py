@@ -20,7 +20,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -85,7 +85,7 @@ class _Polled:
             held.update(self.learned)
         return element(self.shared.path, held, self.shared.count + len(self.learned), self.unsent.values())
 
-    def take_reply(self, reply: dict[str, object], now: float) -> int:
+    def take_reply(self, reply: dict[str, Any], now: float) -> int:
         """Record what the server holds and has sent; return how many of the client's own commits it has now."""
         before = len(self.unsent)
         if self.unsent:

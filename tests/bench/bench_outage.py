@@ -222,7 +222,9 @@ async def run(scale: Scale, data: Data) -> list[Row]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        times = {} if scale.rounds > 1 else {"nodes": 2, "outage": 2 * ONSET, "after": timedelta(minutes=2)}
+        times: dict[str, Any] = (
+            {} if scale.rounds > 1 else {"nodes": 2, "outage": 2 * ONSET, "after": timedelta(minutes=2)}
+        )
         jittered, goatherd = [await simulate(kind, **times) for kind in ("jittered", "goatherd")]
     finally:
         logger.setLevel(level)

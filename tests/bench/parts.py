@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from . import (
     bench_agent,
@@ -25,7 +25,7 @@ from .data import Data
 from .rows import Row
 from .scale import Scale
 
-Part = Callable[[Scale, Data], Awaitable[list[Row]]]
+Part = Callable[[Scale, Data], Coroutine[Any, Any, list[Row]]]
 
 PARTS: Final[Mapping[str, Part]] = {
     "command": bench_command_line.run,

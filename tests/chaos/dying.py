@@ -63,7 +63,8 @@ def arm(death: Death) -> None:
     async def deadly_send(self: httpx2.AsyncClient, request: httpx2.Request, **options: Any) -> httpx2.Response:
         if not has_effect(request):
             return await send(self, request, **options)
-        return await death.around(lambda: send(self, request, **options))
+        response: httpx2.Response = await death.around(lambda: send(self, request, **options))
+        return response
 
     httpx2.AsyncClient.send = deadly_send  # type: ignore[method-assign]
 

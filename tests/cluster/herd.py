@@ -35,7 +35,7 @@ class CutOff(FileSecretProvider):
         self.is_cut = False
 
     async def read(
-        self, secret_id: str, at: Label | VersionId = CURRENT, *, attempts: int | None = None
+        self, secret_id: str, at: Label | VersionId | str = CURRENT, *, attempts: int | None = None
     ) -> SecretValue:
         if self.is_cut:
             raise UnavailableError("the cable is out", provider="file", secret_id=secret_id, operation="read")

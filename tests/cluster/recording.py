@@ -154,7 +154,7 @@ def exchange_creates_session(raw: Json) -> bool:
 
 
 def _creation_time(raw: Json) -> int:
-    expiration = json.loads(raw["response"]["body"])["session"]["expiration"]
+    expiration: float = json.loads(raw["response"]["body"])["session"]["expiration"]
     return round(expiration * 1000) - 30 * 24 * 3600 * 1000
 
 

@@ -156,7 +156,7 @@ def error_classes() -> list[type[GoatherdError]]:
     ]
     found.sort(key=lambda kind: inspect.getsourcelines(kind)[1])
     for kind in (TooManyValuesError, NotAdmittedError):
-        found.insert(found.index(kind.__base__) + 1, kind)
+        found.insert(1 + next(at for at, one in enumerate(found) if one is kind.__base__), kind)
     return found
 
 

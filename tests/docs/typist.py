@@ -137,7 +137,7 @@ class Shell:
     def told(self, text: str) -> str:
         """Return the text to type for a text of the page."""
         for old, new in self.replace.items():
-            text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\d)", lambda _, new=new: new, text)
+            text = re.sub(rf"(?<![\w.]){re.escape(old)}(?!\d)", new.replace("\\", r"\\"), text)
         return text
 
     def run(self, line: str) -> tuple[int, str]:

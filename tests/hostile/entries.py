@@ -44,6 +44,7 @@ from goatherd.providers.vault.records import decode_value as decode_vault_value
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, VersionedRecord, entry_for
 from goatherd.schedule.due import check_cron
 from goatherd.server_url import parse_listen_address, parse_server_url
+from goatherd.serving.caller_limits import RefusedError
 from goatherd.wire.batch import read_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import frame_records, read_lines, scan_log
@@ -146,31 +147,31 @@ def _door_commit(data: bytes) -> object:
 
 
 def _door_batch(data: bytes) -> object:
-    with contextlib.suppress(request_checks.RefusedError):
+    with contextlib.suppress(RefusedError):
         return request_checks.read_batch(data, DoorLimits())
     return None
 
 
 def _door_session(data: bytes) -> object:
-    with contextlib.suppress(request_checks.RefusedError):
+    with contextlib.suppress(RefusedError):
         request_checks.check_session_request(data)
     return None
 
 
 def _door_mail(data: bytes) -> object:
-    with contextlib.suppress(request_checks.RefusedError):
+    with contextlib.suppress(RefusedError):
         return request_checks.read_mail_request(data)
     return None
 
 
 def _door_target(data: bytes) -> object:
-    with contextlib.suppress(request_checks.RefusedError):
+    with contextlib.suppress(RefusedError):
         return request_checks.check_target(data)
     return None
 
 
 def _door_host(data: bytes) -> object:
-    with contextlib.suppress(request_checks.RefusedError):
+    with contextlib.suppress(RefusedError):
         return request_checks.check_headers([(b"host", data), (b"connection", data)])
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 Shape = Callable[[int], bytes]
@@ -126,10 +127,18 @@ def inside(sample: bytes) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
             seen.add(alike)
             before, after = json.dumps(replaced(value, path, HOLE)).encode().split(b'"' + HOLE.encode() + b'"')
             name = "/".join(map(str, path))
-            yield f"at {name}", lambda shape, before=before, after=after: before + shape + after
+            yield f"at {name}", partial(_put_between, before, after)
             if isinstance(member(value, path), str):
                 # As a text of its own, too: the readers of ids, keys, dates and numbers see it.
-                yield f"as a text at {name}", lambda shape, before=before, after=after: before + _quoted(shape) + after
+                yield f"as a text at {name}", partial(_quote_between, before, after)
+
+
+def _put_between(before: bytes, after: bytes, shape: bytes) -> bytes:
+    return before + shape + after
+
+
+def _quote_between(before: bytes, after: bytes, shape: bytes) -> bytes:
+    return before + _quoted(shape) + after
 
 
 def _quoted(shape: bytes) -> bytes:

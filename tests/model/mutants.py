@@ -123,8 +123,8 @@ def any_root_will_do(observation: Observation, intent: Intent, now_ms: int) -> A
 
 def it_was_finished(observation: Observation, intent: Intent, now_ms: int) -> Asked:
     """The document does not record how rotations ended; a run only checks which root signs now."""
-    is_current = intent.rotation_id is not None and intent.to_id == observation.store.current_id
-    finished = frozenset({intent.rotation_id} if is_current else ())
+    is_current = intent.to_id == observation.store.current_id
+    finished = frozenset() if intent.rotation_id is None or not is_current else frozenset({intent.rotation_id})
     return replace(observation, store=replace(observation.store, finished=finished)), intent, now_ms
 
 

@@ -146,7 +146,7 @@ def figures(found: Mapping[str, Found]) -> str:
     rows = []
     for one in WORLDS:
         result = found.get(one.name)
-        numbers = ("–",) * 6
+        numbers: tuple[str, ...] = ("–",) * 6
         if result is not None:
             numbers = tuple(
                 f"{number:,}"

@@ -89,10 +89,10 @@ class _Teller:
             said = f"The store is restored from a backup: version {what[1]} ({_content(before, what[1])}) is current."
         else:
             said = f"An intruder writes version {what[1]}: X signs, endorsed by no root."
-        for at, run in enumerate(self.runs):
-            self.runs[at] = self.world.alive(after, run)
-            if self.runs[at] != run:
-                said += f" What operator {at + 1} has decided will end in a conflict."
+        for place, run in enumerate(self.runs):
+            self.runs[place] = self.world.alive(after, run)
+            if self.runs[place] != run:
+                said += f" What operator {place + 1} has decided will end in a conflict."
         return said
 
     def _node(self, store: Store, old: Node, new: Node, kind: str, *about: Any) -> str:

@@ -600,8 +600,8 @@ class World:
             is_free = version not in store.heads and version != store.stable and not is_foreign
             if is_free or "label guard" in self.removed.parts:
                 broken = "respected" if is_foreign else None
-                after = store._replace(gone=store.gone | 1 << version)
-                yield after, looking, broken or self._lost_key(store, version, after)
+                without = store._replace(gone=store.gone | 1 << version)
+                yield without, looking, broken or self._lost_key(store, version, without)
             return
         expected = run.pending[1]
         if not (self._wins(store, kind, expected) or kind in self.removed.blind):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from itertools import product
+from typing import Any
 
 from goatherd.rotation.machine import (
     Goal,
@@ -23,7 +24,7 @@ LATE = NOW + 60_000
 DAY = 86_400_000
 
 
-def store(phase: Phase, **changes: object) -> StoreView:
+def store(phase: Phase, **changes: Any) -> StoreView:
     signs_b = phase in (Phase.ACTIVATED, Phase.VERIFIED)
     view = StoreView(
         version="7",
@@ -47,7 +48,7 @@ def store(phase: Phase, **changes: object) -> StoreView:
     return replace(view, **changes)
 
 
-def node(number: int, **changes: object) -> NodeView:
+def node(number: int, **changes: Any) -> NodeView:
     full = NodeView(
         url=f"n{number}",
         reachable=True,
@@ -75,7 +76,7 @@ ROLLED_BACK = replace(STEADY, current_id="A")
 FINISHED = replace(STEADY, current_id="B", finished=frozenset({"r1"}))
 
 
-SIGHTS = [
+SIGHTS: list[dict[str, Any]] = [
     {"trusts_next": trusts, "holds_introduction": holds, "signs_with": signs, "holds_cross_signature": cross}
     for trusts, holds, signs, cross in product((True, False), (True, False, None), ("A", "B", None), (True, False))
 ] + [DEAD, {"rejects": "it says so"}]
