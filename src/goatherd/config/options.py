@@ -17,7 +17,7 @@ import re
 import signal
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -43,21 +43,24 @@ _MAX_DOTS: Final = 32
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
-_FORMS: Final = {
-    "str": "text",
-    "int": "number",
-    "bool": "flag",
-    "timedelta": "time",
-    "Path": "path",
-    "tuple[str, ...]": "list of texts",
-    "Mapping[str, str]": "table",
-    "values.StoreEntry": "table",
-    "tuple[values.StoreEntry, ...]": "list of tables",
+_TYPES: Final[Mapping[str, tuple[str, Any]]] = {
+    "str": ("text", values.parse_string),
+    "int": ("number", None),
+    "bool": ("flag", values.parse_flag),
+    "timedelta": ("time", parse_duration),
+    "Path": ("path", values.parse_path),
+    "tuple[str, ...]": ("list of texts", values.parse_strings),
+    "Mapping[str, str]": ("table", None),
+    "values.StoreEntry": ("table", None),
+    "tuple[values.StoreEntry, ...]": ("list of tables", None),
 }
-"""What the reference page calls a value of each type, unless an option states its `form`."""
+"""For each type of an option: what the reference page calls its form; how its value is parsed, unless it states that."""
 
 
-def _option(parse: Callable[[object], Any], default: Any, text: str, *, form: str | None = None) -> Any:
+def _option(
+    text: str, default: Any = None, *, parse: Callable[[object], Any] | None = None, form: str | None = None
+) -> Any:
+    """Declare an option. `parse` and `form` are needed only if they are not those of its type (`_TYPES`)."""
     return field(default=default, metadata={"parse": parse, "form": form, "help": text})
 
 
@@ -72,399 +75,347 @@ class Options:
         file: The configuration file that was read, if there is one.
     """
 
-    provider: str | None = _option(
-        values.parse_string, None, "URI of the store and the secret that hold the identity.", form="URI"
-    )
+    provider: str | None = _option("URI of the store and the secret that hold the identity.", form="URI")
     type: str | None = _option(
-        values.parse_store_type,
-        None,
         'Source of the identity: "cloud" with `cloudConfig`, or "file" with `serve.settings`.',
+        parse=values.parse_store_type,
     )
     cloud_config: Mapping[str, str] | None = _option(
-        values.parse_cloud_config,
-        None,
         'With `type = "cloud"`: `provider`, `secretId` and the options of that provider. The option '
         "`provider` takes precedence.",
+        parse=values.parse_cloud_config,
     )
     org: str = _option(
-        values.parse_organization, DEFAULT_ORG, "Organization, which replaces `{org}` in the secret's name."
+        "Organization, which replaces `{org}` in the secret's name.", DEFAULT_ORG, parse=values.parse_organization
     )
     any_org: bool = _option(
-        values.parse_flag,
-        False,
         "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
+        False,
     )
     nodes: tuple[str, ...] = _option(
-        values.parse_nodes,
-        (),
         "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
+        (),
+        parse=values.parse_nodes,
         form="list of URLs",
     )
     timeout: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=5), "Timeout of one request to a server."
+        "Timeout of one request to a server.", timedelta(seconds=5), parse=values.parse_positive_duration
     )
 
     settings_refresh_interval: timedelta = _option(
-        values.parse_positive_duration,
-        timedelta(seconds=30),
         "How often a server reads the store, with a small jitter.",
+        timedelta(seconds=30),
+        parse=values.parse_positive_duration,
     )
 
     settings_last_known_good: Path | None = _option(
-        values.parse_path,
-        None,
         "Path of a sealed copy of the identity, which a server needs to start while the store is unreachable. "
-        "`{org}` is replaced by the organization.",
+        "`{org}` is replaced by the organization."
     )
     settings_last_known_good_key: str | None = _option(
-        values.parse_key_source,
-        None,
         "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd), never "
         "the key itself.",
+        parse=values.parse_key_source,
     )
     settings_last_known_good_max_age: timedelta = _option(
-        parse_duration,
-        timedelta(hours=24),
-        "How long after the last successful read of the store a server may start from the copy.",
+        "How long after the last successful read of the store a server may start from the copy.", timedelta(hours=24)
     )
 
-    serve_data: Path | None = _option(values.parse_path, None, "Data directory of `goatherd serve`.")
-    serve_settings: Path | None = _option(
-        values.parse_path, None, "GoatDB settings.json to read the identity from instead of a store."
-    )
-    serve_host: str = _option(values.parse_bind_address, "127.0.0.1", "Address to listen on.")
-    serve_port: int = _option(values.parse_port, 8080, "Port to listen on; 0 takes a free one.")
+    serve_data: Path | None = _option("Data directory of `goatherd serve`.")
+    serve_settings: Path | None = _option("GoatDB settings.json to read the identity from instead of a store.")
+    serve_host: str = _option("Address to listen on.", "127.0.0.1", parse=values.parse_bind_address)
+    serve_port: int = _option("Port to listen on; 0 takes a free one.", 8080, parse=values.parse_port)
     serve_public_url: str | None = _option(
-        values.parse_public_url,
-        None,
         "URL at which browsers reach the application: the only origin that CORS headers allow. Default: "
         "`http://localhost` with the server's port.",
+        parse=values.parse_public_url,
         form="URL",
     )
     serve_peers: tuple[str, ...] = _option(
-        values.parse_urls, (), "URLs of the other servers of the cluster, to synchronize with.", form="list of URLs"
+        "URLs of the other servers of the cluster, to synchronize with.",
+        (),
+        parse=values.parse_urls,
+        form="list of URLs",
     )
     serve_root_signers: tuple[str, ...] = _option(
-        values.parse_strings,
-        (),
         "Signers with which `goatherd serve` may sign as the root, in direct mode. A signer that only the identity "
         "names is never used. Commands use one only if this option names it, or a server in `nodes` was started with "
         "it.",
+        (),
         form="list of URIs",
     )
     serve_unused_sessions: int = _option(
-        values.parse_limit_or_zero,
-        200_000,
         "How many sessions that have signed nothing yet a server keeps outside `/sys/sessions`; beyond that, it "
         "drops the oldest. With 0, it writes each new session to `/sys/sessions`, as GoatDB does.",
+        200_000,
+        parse=values.parse_limit_or_zero,
     )
     serve_shutdown_timeout: timedelta = _option(
-        parse_duration, timedelta(seconds=10), "How long a stopping server waits for requests in progress."
+        "How long a stopping server waits for requests in progress.", timedelta(seconds=10)
     )
 
     stores_region: str | None = _option(
-        values.parse_region,
-        None,
         "Region of this machine: a server first reads the store of its own region, then the others in order.",
+        parse=values.parse_region,
     )
     stores_primary: values.StoreEntry | None = _option(
-        values.parse_primary_store,
-        None,
         "With stores in several regions: `region` and `provider` (a URI) of the store that rotations write. The "
         "flag or variable of `provider` takes precedence.",
+        parse=values.parse_primary_store,
     )
     stores_followers: tuple[values.StoreEntry, ...] = _option(
-        values.parse_follower_stores,
-        (),
         "The stores of the other regions: `region`, `provider`, and `replication`: `platform` if the platform copies "
         "the secret (AWS replica regions, Vault performance replication), or `goatherd` if Goatherd writes it.",
+        (),
+        parse=values.parse_follower_stores,
     )
     stores_allow_lagging: tuple[str, ...] = _option(
-        values.parse_regions,
-        (),
         "Regions whose store may lag: changes do not wait for it, and servers that read only this store follow "
         "late, or not at all.",
+        (),
+        parse=values.parse_regions,
     )
 
     limits_forwarded_by: tuple[str, ...] = _option(
-        values.parse_networks,
-        (),
         "Networks of the proxies in front of `goatherd serve` or the door, whose `X-Forwarded-For` header is used.",
+        (),
+        parse=values.parse_networks,
         form="list of networks",
     )
     limits_connections: int = _option(
-        values.parse_limit, 4000, "How many connections `goatherd serve` or the door keeps open at the same time."
+        "How many connections `goatherd serve` or the door keeps open at the same time.", 4000, parse=values.parse_limit
     )
     limits_connections_per_address: int = _option(
-        values.parse_limit,
-        1000,
         "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
+        1000,
+        parse=values.parse_limit,
     )
     limits_idle_timeout: timedelta = _option(
-        values.parse_idle_timeout,
-        timedelta(seconds=75),
         "How long `goatherd serve` or the door keeps a connection without a request open: longer than a proxy or "
         "load balancer in front (60 s for nginx and AWS, 600 s for Google Cloud).",
+        timedelta(seconds=75),
+        parse=values.parse_idle_timeout,
     )
     limits_requests_per_second: int = _option(
-        values.parse_limit,
-        500,
         "How many requests one address may send per second on average, with a burst of five times as many.",
+        500,
+        parse=values.parse_limit,
     )
     limits_new_sessions: int = _option(
-        values.parse_limit,
-        300,
         "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
+        300,
+        parse=values.parse_limit,
     )
     limits_session_requests_per_second: int = _option(
-        values.parse_limit,
-        30,
         "How many requests one session may send per second on average, with a burst of five times as many. A "
         "GoatDB client sends up to five.",
+        30,
+        parse=values.parse_limit,
     )
 
-    agent_data: Path | None = _option(
-        values.parse_path, None, "Data directory of the GoatDB server that `goatherd run` runs."
-    )
+    agent_data: Path | None = _option("Data directory of the GoatDB server that `goatherd run` runs.")
     agent_url: str = _option(
-        values.parse_agent_url,
-        "http://127.0.0.1:8080",
         "URL of the GoatDB server; `{org}` is replaced by the organization.",
+        "http://127.0.0.1:8080",
+        parse=values.parse_agent_url,
         form="URL",
     )
-    agent_memory: Path | None = _option(
-        values.parse_path, None, "Directory on a tmpfs for settings.json (default: found automatically)."
-    )
+    agent_memory: Path | None = _option("Directory on a tmpfs for settings.json (default: found automatically).")
     agent_on_change: str = _option(
-        values.parse_on_change,
-        "restart",
         "How the agent notifies the server when the identity changes: restart, signal, command or ignore.",
+        "restart",
+        parse=values.parse_on_change,
     )
     agent_signal: int = _option(
-        values.parse_signal_number, 1, 'Signal to send to the server if `on_change` is "signal".', form="signal"
+        'Signal to send to the server if `on_change` is "signal".', 1, parse=values.parse_signal_number, form="signal"
     )
     agent_command: str | None = _option(
-        values.parse_command, None, 'Command to run, without a shell, if `on_change` is "command".', form="command"
+        'Command to run, without a shell, if `on_change` is "command".', parse=values.parse_command, form="command"
     )
     agent_stop_signal: int = _option(
-        values.parse_signal_number, 15, "Signal that stops the server for a restart.", form="signal"
+        "Signal that stops the server for a restart.", 15, parse=values.parse_signal_number, form="signal"
     )
-    agent_grace: timedelta = _option(
-        parse_duration, timedelta(seconds=30), "How long a server may take to stop before it is killed."
-    )
+    agent_grace: timedelta = _option("How long a server may take to stop before it is killed.", timedelta(seconds=30))
     agent_ready_timeout: timedelta = _option(
-        values.parse_positive_duration,
-        timedelta(seconds=60),
         "How long a started server may take until it accepts a request signed by the current root.",
+        timedelta(seconds=60),
+        parse=values.parse_positive_duration,
     )
     agent_crashes: int = _option(
-        values.parse_restarts,
-        5,
         "How many times in a row to restart a server that crashed; with 0, the agent ends with the server.",
+        5,
+        parse=values.parse_restarts,
     )
     agent_pass_env: tuple[str, ...] = _option(
-        values.parse_strings,
-        (),
-        "Environment variables with store credentials to pass to the server; the agent removes all others.",
+        "Environment variables with store credentials to pass to the server; the agent removes all others.", ()
     )
     agent_lease: str | None = _option(
-        values.parse_lease,
-        None,
         "URI of the secret that holds the restart lease (default: `<secret>-lease`, beside the identity). "
         'With "none", servers restart without a lease.',
+        parse=values.parse_lease,
         form="URI",
     )
 
     rotation_lifetime: timedelta = _option(
-        values.parse_root_lifetime,
-        timedelta(days=180),
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
         "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
         "unmodified GoatDB.",
+        timedelta(days=180),
+        parse=values.parse_root_lifetime,
     )
     rotation_working_lifetime: timedelta = _option(
-        values.parse_root_lifetime,
-        timedelta(days=30),
         "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. "
         "Lower limits as for `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
+        timedelta(days=30),
+        parse=values.parse_root_lifetime,
     )
     rotation_adoption: timedelta = _option(
-        parse_duration,
-        timedelta(minutes=5),
         "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
+        timedelta(minutes=5),
     )
     rotation_settle: timedelta = _option(
-        parse_duration,
-        timedelta(seconds=90),
         "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
+        timedelta(seconds=90),
     )
     rotation_clock_tolerance: timedelta = _option(
-        values.parse_positive_duration,
-        timedelta(minutes=5),
         "Largest difference between this machine's clock and those of the store and most servers with which "
         "commands write. Also how far in the future a recorded timestamp may be.",
+        timedelta(minutes=5),
+        parse=values.parse_positive_duration,
     )
     rotation_poll: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=1), "Longest pause between two checks of the servers."
+        "Longest pause between two checks of the servers.", timedelta(seconds=1), parse=values.parse_positive_duration
     )
     rotation_grace: timedelta = _option(
-        parse_duration,
-        timedelta(days=30),
         "How long after a rotation the store keeps the old private key for `restore`, before `retire` destroys it.",
+        timedelta(days=30),
     )
     rotation_quorum: str = _option(
-        values.parse_quorum,
-        "all",
         "How many servers must follow before a rotation continues: `all`, a count such as `4`, or a share such "
         "as `80%`. It leaves out only servers that have not answered within `rotation.adoption`.",
+        "all",
+        parse=values.parse_quorum,
     )
     rotation_unlisted: timedelta | None = _option(
-        parse_duration,
-        None,
         "How long the next root must be published before it signs, for servers that are not listed. Default: "
-        "`settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s.",
+        "`settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s."
     )
     rotation_bare: tuple[str, ...] = _option(
-        values.parse_urls,
-        (),
         "URLs of unmodified GoatDB servers that you restart by hand, and that sign with the previous root until then.",
+        (),
+        parse=values.parse_urls,
         form="list of URLs",
     )
     rotation_distrust: tuple[str, ...] = _option(
-        values.parse_urls,
-        (),
         "URLs of servers to ignore when they report a later identity than the store holds; otherwise no command "
         "writes then.",
+        (),
+        parse=values.parse_urls,
         form="list of URLs",
     )
     rotation_health_url: str | None = _option(
-        values.parse_http_url,
-        None,
         "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
+        parse=values.parse_http_url,
         form="URL",
     )
     rotation_health_command: str | None = _option(
-        values.parse_string,
-        None,
-        "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.",
-        form="command",
+        "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.", form="command"
     )
     rotation_health_failures: int = _option(
-        values.parse_count, 3, "After how many failed health checks in a row the rotation is rolled back."
+        "After how many failed health checks in a row the rotation is rolled back.", 3, parse=values.parse_count
     )
     rotation_health_interval: timedelta = _option(
-        values.parse_positive_duration, timedelta(seconds=2), "Shortest interval between two health checks."
+        "Shortest interval between two health checks.", timedelta(seconds=2), parse=values.parse_positive_duration
     )
     rotation_health_timeout: timedelta = _option(
-        values.parse_positive_duration,
-        timedelta(seconds=5),
         "Timeout of one health check; a check that times out has failed.",
+        timedelta(seconds=5),
+        parse=values.parse_positive_duration,
     )
     rotation_health_soak: timedelta = _option(
-        parse_duration,
-        timedelta(seconds=10),
         "How long the health check, if any, must pass while the next root signs, before the rotation is final.",
+        timedelta(seconds=10),
     )
 
     controller_cron: str | None = _option(
-        values.parse_cron,
-        None,
         "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
         "Default: by the age of the key.",
+        parse=values.parse_cron,
     )
     controller_max_age: timedelta | None = _option(
-        parse_duration,
-        None,
         "Age at which a key is replaced. Default: when half of its lifetime is left, at most 60 days, so a key of 180 "
-        "days at the age of 120 days; a working root when a third of its lifetime is left.",
+        "days at the age of 120 days; a working root when a third of its lifetime is left."
     )
     controller_timezone: str = _option(
-        values.parse_timezone, "UTC", "Time zone of `cron` and `windows`, such as Europe/Berlin."
+        "Time zone of `cron` and `windows`, such as Europe/Berlin.", "UTC", parse=values.parse_timezone
     )
     controller_windows: tuple[str, ...] = _option(
-        values.parse_windows,
-        (),
         "Maintenance windows, such as `Mon-Fri 02:00-04:00`, in which a rotation may start. In an environment "
         "variable, semicolons separate them.",
+        (),
+        parse=values.parse_windows,
     )
     controller_missed: str = _option(
-        values.parse_missed,
-        "catch-up",
         "What to do after a missed time of `cron`: `catch-up` (rotate as soon as possible) or `skip` (wait for the "
         "next time).",
+        "catch-up",
+        parse=values.parse_missed,
     )
     controller_tolerance: timedelta = _option(
-        parse_duration, timedelta(hours=1), "How late a rotation may start before its time of `cron` counts as missed."
+        "How late a rotation may start before its time of `cron` counts as missed.", timedelta(hours=1)
     )
     controller_jitter: timedelta = _option(
-        parse_duration,
-        timedelta(minutes=10),
         "Longest delay after a time of `cron` or the start of a window. Each controller has a fixed delay of its own.",
+        timedelta(minutes=10),
     )
     controller_interval: timedelta = _option(
-        values.parse_positive_duration, timedelta(minutes=1), "How often a controller reads the store."
+        "How often a controller reads the store.", timedelta(minutes=1), parse=values.parse_positive_duration
     )
     controller_backoff: timedelta = _option(
-        parse_duration, timedelta(minutes=5), "Pause after a failed rotation; it doubles with each further failure."
+        "Pause after a failed rotation; it doubles with each further failure.", timedelta(minutes=5)
     )
-    controller_backoff_max: timedelta = _option(
-        parse_duration, timedelta(hours=6), "Longest pause after failed rotations."
-    )
+    controller_backoff_max: timedelta = _option("Longest pause after failed rotations.", timedelta(hours=6))
     controller_stale: timedelta = _option(
-        parse_duration,
-        timedelta(minutes=15),
         "How long a rotation may stay in one phase before a controller resumes it. Must exceed "
         "`rotation.adoption` and `rotation.health_soak` together.",
+        timedelta(minutes=15),
     )
-    controller_retire: bool = _option(
-        values.parse_flag, True, "Whether a controller destroys old private keys as `retire` does."
-    )
+    controller_retire: bool = _option("Whether a controller destroys old private keys as `retire` does.", True)
     controller_name: str | None = _option(
-        values.parse_string,
-        None,
-        "Name of the controller, shown to operators and used for its jitter (default: the host name).",
+        "Name of the controller, shown to operators and used for its jitter (default: the host name)."
     )
     controller_alert_command: str | None = _option(
-        values.parse_string,
-        None,
         "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
         form="command",
     )
     controller_stop_timeout: timedelta = _option(
-        parse_duration,
-        timedelta(seconds=20),
-        "How long a stopping controller may take to finish a rotation in progress.",
+        "How long a stopping controller may take to finish a rotation in progress.", timedelta(seconds=20)
     )
 
     audit_log: Path | None = _option(
-        values.parse_path,
-        None,
         "File of the audit trail: `rotate`, `restore`, `retire`, `revoke`, `stores`, `controller` and changes of labels"
-        " append every decision to it, signed.",
+        " append every decision to it, signed."
     )
 
-    web_host: str = _option(values.parse_bind_address, "127.0.0.1", "Address on which `goatherd web` serves the page.")
-    web_port: int = _option(values.parse_port, 8090, "Port of the page; 0 takes a free one.")
+    web_host: str = _option(
+        "Address on which `goatherd web` serves the page.", "127.0.0.1", parse=values.parse_bind_address
+    )
+    web_port: int = _option("Port of the page; 0 takes a free one.", 8090, parse=values.parse_port)
     web_interval: timedelta = _option(
-        values.parse_page_interval,
-        timedelta(seconds=10),
         "How often the page's store and servers are read, however many pages are open.",
+        timedelta(seconds=10),
+        parse=values.parse_page_interval,
     )
     web_token: str | None = _option(
-        values.parse_page_token,
-        None,
         "Source of the token that a reader of the page must give, as for `settings.last_known_good_key`.",
+        parse=values.parse_page_token,
     )
-    web_certificate: Path | None = _option(
-        values.parse_path, None, "PEM file with the page's TLS certificate and its chain."
-    )
-    web_certificate_key: Path | None = _option(
-        values.parse_path, None, "PEM file with the private key of that certificate."
-    )
+    web_certificate: Path | None = _option("PEM file with the page's TLS certificate and its chain.")
+    web_certificate_key: Path | None = _option("PEM file with the private key of that certificate.")
     web_proxies: tuple[str, ...] = _option(
-        values.parse_networks,
-        (),
         "Networks of the reverse proxies in front of the page. Only they may connect, and they sign readers in.",
+        (),
+        parse=values.parse_networks,
         form="list of networks",
     )
 
@@ -512,18 +463,19 @@ class Key(NamedTuple):
 @cache
 def option_keys() -> tuple[Key, ...]:
     """Return every option in the order of the reference page."""
-    return tuple(
-        Key(
-            name=_find_key(item.name),
-            attribute=item.name,
-            variable=ENVIRONMENT_PREFIX + item.name.upper(),
-            form=item.metadata["form"] or _FORMS[str(item.type).removesuffix(" | None")],
-            help=item.metadata["help"],
-            default=item.default,
-            parse=item.metadata["parse"],
-        )
-        for item in fields(Options)
-        if item.metadata
+    return tuple(_make_key(item) for item in fields(Options) if item.metadata)
+
+
+def _make_key(item: Field[Any]) -> Key:
+    form, parse = _TYPES[str(item.type).removesuffix(" | None")]
+    return Key(
+        name=_find_key(item.name),
+        attribute=item.name,
+        variable=ENVIRONMENT_PREFIX + item.name.upper(),
+        form=item.metadata["form"] or form,
+        help=item.metadata["help"],
+        default=item.default,
+        parse=item.metadata["parse"] or parse,
     )
 
 
