@@ -122,7 +122,7 @@ def check_understood(directory: Path) -> None:
 
     Raises:
         NewerFormatError: The directory holds such a file; the message names it.
-        StorageError: A file cannot be read.
+        StorageError: A file or a directory in it cannot be read.
     """
     try:
         _check_settings(directory / SETTINGS_NAME)
@@ -331,6 +331,7 @@ def refuse_running(data: Path) -> None:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 _LOG_SUFFIXES: Final = (LOG_SUFFIX, _NEWER_SUFFIX)
+_LOST_AND_FOUND: Final = "lost+found"
 _FEW: Final = 5
 _PART_BYTES: Final = 1024 * 1024
 
@@ -371,22 +372,30 @@ def _list_written(process: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _list_entries(directory: Path) -> list[Path]:
-    """Return the entries of a directory, except hidden files and the ``lost+found`` of a new file system."""
+    """Return the entries of a directory, except hidden files and the ``lost+found`` of a file system."""
     try:
         found = sorted(directory.iterdir())
     except OSError as error:
         raise StorageError(f"{directory} cannot be read: {error.strerror}") from error
-    return [path for path in found if not path.name.startswith(".") and path.name != "lost+found"]
+    return [path for path in found if not path.name.startswith(".") and path.name != _LOST_AND_FOUND]
 
 
 def _walk_files(directory: Path) -> Iterator[Path]:
-    """Yield the files of an organization, except hidden files and files of damaged lines that were set aside."""
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """Yield the files of an organization, except hidden files and files of damaged lines that were set aside.
+
+    Raises:
+        OSError: A directory cannot be read: the logs in it would seem not to exist.
+    """
+    for folder, folders, names in os.walk(directory, onerror=_raise):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _LOST_AND_FOUND)
         for name in sorted(names):
             path = Path(folder, name)
             if not name.startswith(".") and path.suffix != DAMAGED_SUFFIX and path.is_file():
                 yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_newer_log(path: Path) -> bool:

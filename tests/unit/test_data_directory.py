@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -304,3 +305,33 @@ def test_the_same_path_in_another_container_is_another_file(
     )
     with nullcontext() if is_elsewhere else pytest.raises(StorageError, match=f"process {is_there} holds"):
         refuse_running(org)
+
+
+def test_a_directory_that_may_not_be_read_is_an_error_and_is_not_taken_for_an_empty_one(
+    org: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (org / "data").mkdir()
+    (org / "data" / "notes.jsonl").write_bytes(b"")
+    deny(monkeypatch, org / "data")
+    with pytest.raises(StorageError, match=f"{org}/data cannot be read: Permission denied"):
+        check_understood(org)
+
+
+def test_the_lost_and_found_of_a_volume_keeps_no_server_from_its_start(
+    org: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (org / "lost+found").mkdir()
+    deny(monkeypatch, org / "lost+found")
+    check_understood(org)
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Let every attempt to list a directory fail, as for a user without the right; the tests may run as root."""
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == directory:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)

@@ -111,6 +111,9 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
         return [(org or path.resolve().name, path)]
     chosen = [(name, one) for name, one in found if org is None or name == org]
     if not chosen:
+        for one in path.iterdir():
+            if one.is_dir() and not os.access(one, os.R_OK | os.X_OK):
+                raise StorageError(f"{one} cannot be read: Permission denied")
         what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
         raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")
     return chosen

@@ -588,6 +588,15 @@ def test_a_data_directory_and_the_directory_of_one_organization_are_both_found(d
         find_organizations(tmp_path / "missing", None)
 
 
+def test_an_organization_whose_directory_may_not_be_read_is_not_taken_for_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ORG).mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / ORG)  # the tests may run as root
+    with pytest.raises(StorageError, match=f"{ORG} cannot be read: Permission denied"):
+        find_organizations(tmp_path, None)
+
+
 def test_a_directory_in_use_is_an_error_that_names_the_process(directory: Path) -> None:
     script = "import sys, time; file = open(sys.argv[1], 'a'); print('open', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", script, str(notes(directory))]
