@@ -73,6 +73,12 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
+_WAY_OUT: Final = (
+    " Without one, `label` in Python makes an earlier version the current one (how-to page: The store was restored from"
+    " a backup)."
+)
+
+
 def _living_numbers(ledger: VersionedRecord) -> set[int]:
     return {number for number, entry in ledger.versions.items() if not entry.destroyed}
 
@@ -138,7 +144,7 @@ class SecretDirectory:
                     problem = "its bytes do not fit the digest in the manifest"
                 # A writer may have destroyed it, or replaced the whole secret, since the manifest was read.
                 if self._load_record(here)[0] == raw and raw is not None:
-                    raise self._damaged_error(f"version {number} is damaged: {problem}")
+                    raise self._damaged_error(f"version {number} is damaged: {problem}", way_out=_WAY_OUT)
         raise self._call.error(UnavailableError, "the secret changed faster than it could be read")
 
     def list_versions(self) -> list[SecretVersion]:
@@ -385,7 +391,9 @@ class SecretDirectory:
         try:
             status = self._system.file_status(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise self._configuration_error(f"{name} is not a file")
+                raise self._configuration_error(
+                    f"{name} is not a file", hint=f"Remove it, and restore {self._path} from a backup."
+                )
             self._check_private(status, f"{self._path}/{name}", "600")
             identity = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
             return self._system.read_up_to(descriptor, limit), identity
@@ -519,10 +527,6 @@ class SecretDirectory:
     def _configuration_error(self, message: str, *, hint: str | None = None) -> ProviderConfigurationError:
         return self._call.error(ProviderConfigurationError, message, hint=hint)
 
-    def _damaged_error(self, message: str) -> UnavailableError:
-        return self._call.error(
-            UnavailableError,
-            message,
-            hint=f"Restore {self._path} from a backup, or move the label to an undamaged version.",
-            final=True,
-        )
+    def _damaged_error(self, message: str, *, way_out: str = "") -> UnavailableError:
+        hint = f"Restore {self._path} from a backup.{way_out}"
+        return self._call.error(UnavailableError, message, hint=hint, final=True)

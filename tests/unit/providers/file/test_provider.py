@@ -293,8 +293,9 @@ async def test_a_symbolic_link_in_place_of_a_directory_is_refused(keys: Path, tm
 async def test_a_pipe_in_place_of_a_file_does_not_make_a_reader_wait(store: FileSecretProvider, keys: Path, name: str):
     (keys / "root" / name).unlink()
     os.mkfifo(keys / "root" / name, 0o600)
-    with pytest.raises(ProviderConfigurationError, match="is not a file"):
+    with pytest.raises(ProviderConfigurationError, match="is not a file") as caught:
         await asyncio.wait_for(store.read("root"), HANG)
+    assert "backup" in caught.value.hint, "not only to run doctor, which reports the same"
 
 
 async def test_files_that_are_not_ours_are_left_alone(store: FileSecretProvider, keys: Path):
@@ -339,6 +340,8 @@ async def test_damage_is_called_damage_and_never_absence_and_gives_no_value(
         await store.read("root")
     assert not caught.value.retryable
     assert "second" not in str(caught.value)
+    assert "backup" in caught.value.hint
+    assert ("`label` in Python" in caught.value.hint) == ("version 2" in str(caught.value)), "it needs a manifest"
     with pytest.raises((UnavailableError, SecretExistsError)):
         await store.create("root", b"invented")
     assert picture(keys) == before, "nothing was repaired, overwritten or invented"
