@@ -104,6 +104,7 @@ async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct
     async with AnchorKeys("localhost", signers.open) as keys:
         key = await keys.open_new(uri, session_id="anchor-of-an-attacker", now_ms=now_ms)
         endorsements = [await key.introduce(root.session, now_ms)]
+    remote_key.ACCEPTED_SIGNERS.discard(uri)  # the attacker has named it, and the operator has not
     session = key.session
     if is_direct:
         # It ends soon, which a controller records in the audit trail.

@@ -40,11 +40,13 @@ from goatherd.errors import (
     NodeRefusedError,
     ProviderError,
     RotationError,
+    SignerConfigurationError,
     SignerError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, source_digest
+from goatherd.identity.remote_key import ACCEPTED_SIGNERS
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -370,6 +372,7 @@ class Revoker:
         """Return the anchor's signatures for the revocation; None if the identity has no anchor."""
         if document.anchor is None or session_id == document.anchor.id:
             return None  # the change itself explains that an anchor cannot be revoked
+        await self._check_trusted(document)
         anchor = self._anchor_keys.open_current(document)
         endorsements: list[Endorsement] = []
         if new_root is not None and document.find_root(new_root.id) is None:
@@ -385,15 +388,48 @@ class Revoker:
         """Return why the anchor's signer, without which nothing can be revoked, does not sign; None if it does."""
         if document.anchor is None:
             return None
-        # SECURITY: an attacker who can write the store must not choose where this process sends its credentials
-        # (tests/unit/rotation/test_anchor.py).
         await self._identity.signatures.check(document)
         async with self._anchor_keys as keys:
             try:
+                await self._check_trusted(document)
                 await keys.open_current(document).check()
             except SignerError as error:
                 return str(error)
         return None
+
+    async def _check_trusted(self, document: IdentityDocument) -> None:
+        """Check that a listed server uses this identity or trusts its current root; or the operator named the signer.
+
+        SECURITY: an attacker who can write the store, but has no root's key, must not choose where this process sends
+        its credentials (tests/unit/rotation/test_anchor.py). An expired root proves nothing: servers reject its
+        requests.
+
+        Raises:
+            SignerConfigurationError: None of the listed servers does.
+        """
+        assert document.anchor is not None
+        uri, digest, is_trusted = document.anchor.signer, source_digest(document), False
+        if not self._nodes or uri in ACCEPTED_SIGNERS:
+            return
+
+        async def ask(node: RevocableNode) -> None:
+            nonlocal is_trusted
+            answer = await node.identity()
+            if answer is None or answer.digest != digest:
+                await node.batch_sync([], document.current, self._clock.now_ms())
+            is_trusted = True
+
+        await self._call_each([url for url in self._nodes if url not in self._distrust], ask)
+        if not is_trusted:
+            raise SignerConfigurationError(
+                "only the identity in the store names this signer, so it was not called: no server that is listed and"
+                f" answers trusts root {document.current.id}",
+                signer=uri.partition(":")[0],
+                key=uri,
+                operation="sign",
+                hint="Find out who has written this identity. If it is yours, list one of its servers (--node), or name"
+                " the signer in the setting `serve.root_signers`.",
+            )
 
     def _check_clock(self) -> None:
         """Check that this machine's clock is right, by the answers of the store and the servers so far."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,20 +17,21 @@ from goatherd.errors import (
     LifetimeError,
     NotRestorableError,
     RotationBusyError,
+    SignerConfigurationError,
     SignerInvalidSignatureError,
     SignerUnavailableError,
     UnanchoredIdentityError,
     UnsignedIdentityError,
     UntrustedRootError,
 )
-from goatherd.identity.document import Phase, encode_document
+from goatherd.identity.document import Phase, encode_document, normalize_document, sign_document
 from goatherd.identity.introductions_for_clients import RootIntroductions
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.session_commits import introduction_id
 from goatherd.identity.succession import TrustCheckpoint, verify_successor
 from goatherd.identity.transitions import record_promotion
 from goatherd.providers.values import STABLE
-from goatherd.revocation.revoker import Revoker
+from goatherd.revocation.revoker import RevocableNode, Revoker
 from goatherd.rotation.anchor_keys import ROLL_BACK_WRITES, AnchorChoice, SignerOpener
 from goatherd.rotation.cross_signing import expected_introductions, make_session_commit
 from goatherd.rotation.machine import Outcome
@@ -288,6 +290,28 @@ async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
     await alone.plan()
     await alone.survey()
     assert evil.by_uri == {}
+
+
+@pytest.mark.parametrize("is_plan", [True, False])
+async def test_a_revocation_calls_no_signer_that_only_an_attacker_has_written_into_the_store(
+    make_herd: MakeHerd, signers: MemorySigners, is_plan: bool
+) -> None:
+    """The attacker's identity lists the root that the operator revokes, whose public half is known."""
+    herd, evil = await make_herd(nodes=2, clients=0), MemorySigners()
+    document = await document_of(herd)
+    own = await make_own_identity("memory:evil", generation=document.generation + 1, now_ms=herd.clock.now_ms())
+    listing = replace(own, roots=(*own.roots, document.current.session))
+    await put(herd, normalize_document(sign_document(listing, herd.clock.now_ms())))
+    nodes = [cast("RevocableNode", node) for node in herd.nodes]
+    revoker = Revoker(herd.provider, herd.secret_id, nodes, policy=OWN_CLOCK, clock=herd.clock, open_signer=evil.open)
+    if is_plan:
+        with suppress(BaseExceptionGroup):  # these servers do not have all endpoints
+            await revoker.plan(document.current.id)
+    else:
+        with pytest.raises(SignerConfigurationError, match="no server that is listed and answers trusts root"):
+            await revoker.revoke(document.current.id, reason="test")
+    assert evil.by_uri == {}
+    await put(herd, document)
 
 
 @pytest.mark.slow
