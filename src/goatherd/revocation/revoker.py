@@ -40,13 +40,11 @@ from goatherd.errors import (
     NodeRefusedError,
     ProviderError,
     RotationError,
-    SignerConfigurationError,
     SignerError,
 )
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, source_digest
-from goatherd.identity.remote_key import ACCEPTED_SIGNERS
 from goatherd.identity.revocations import MAX_SHOWN, FrozenList, Revocation, merge_frozen_lists
 from goatherd.identity.root_signatures import Endorsement
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
@@ -59,7 +57,7 @@ from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
-from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
+from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, check_signer_named, open_pinned_signer
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.cross_signing import (
     introduction_ids,
@@ -398,19 +396,14 @@ class Revoker:
         return None
 
     async def _check_trusted(self, document: IdentityDocument) -> None:
-        """Check that a listed server uses this identity or trusts its current root; or the operator named the signer.
+        """Check that the anchor's signer may be called: a listed server uses the identity or trusts its current root.
 
-        SECURITY: an attacker who can write the store, but has no root's key, must not choose where this process sends
-        its credentials (tests/unit/rotation/test_anchor.py). An expired root proves nothing: servers reject its
-        requests.
+        Of a current root that has expired, servers reject the requests.
 
         Raises:
-            SignerConfigurationError: None of the listed servers does.
+            SignerConfigurationError: No listed server does, and the operator has not named the signer.
         """
-        assert document.anchor is not None
-        uri, digest, is_trusted = document.anchor.signer, source_digest(document), False
-        if not self._nodes or uri in ACCEPTED_SIGNERS:
-            return
+        digest, is_trusted = source_digest(document), not self._nodes
 
         async def ask(node: RevocableNode) -> None:
             nonlocal is_trusted
@@ -420,16 +413,7 @@ class Revoker:
             is_trusted = True
 
         await self._call_each([url for url in self._nodes if url not in self._distrust], ask)
-        if not is_trusted:
-            raise SignerConfigurationError(
-                "only the identity in the store names this signer, so it was not called: no server that is listed and"
-                f" answers trusts root {document.current.id}",
-                signer=uri.partition(":")[0],
-                key=uri,
-                operation="sign",
-                hint="Find out who has written this identity. If it is yours, list one of its servers (--node), or name"
-                " the signer in the setting `serve.root_signers`.",
-            )
+        check_signer_named(document, is_trusted=is_trusted)
 
     def _check_clock(self) -> None:
         """Check that this machine's clock is right, by the answers of the store and the servers so far."""

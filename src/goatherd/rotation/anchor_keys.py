@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from goatherd.crypto import PublicKey
-from goatherd.errors import ConfigurationError, IllegalStepError
+from goatherd.errors import ConfigurationError, IllegalStepError, SignerConfigurationError
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_valid_ms
-from goatherd.identity.remote_key import RemoteKey, accept_signer
+from goatherd.identity.remote_key import ACCEPTED_SIGNERS, RemoteKey, accept_signer
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
 from goatherd.times import milliseconds
@@ -128,6 +128,33 @@ class AnchorChoice:
 
 
 UNCHANGED: Final = AnchorChoice()
+
+
+def check_signer_named(document: IdentityDocument, *, is_trusted: bool) -> None:
+    """Check that the signer of an identity's anchor, if it has one, may be called with this process's credentials.
+
+    SECURITY: an attacker who can write the store, but has no root's key, can write an identity that is wholly the
+    attacker's own. It must not choose where credentials are sent (tests/unit/rotation/test_anchor.py).
+
+    Args:
+        document: The identity.
+        is_trusted: Whether a listed server uses this identity or trusts its current root.
+
+    Raises:
+        SignerConfigurationError: No server does, and the operator has not named the signer.
+    """
+    if document.anchor is None or is_trusted or document.anchor.signer in ACCEPTED_SIGNERS:
+        return
+    uri = document.anchor.signer
+    raise SignerConfigurationError(
+        "only the identity in the store names this signer, so it was not called: no server that is listed and answers"
+        f" uses this identity or trusts root {document.current.id}",
+        signer=uri.partition(":")[0],
+        key=uri,
+        operation="sign",
+        hint="Find out who has written this identity. If it is yours, list one of its servers (--node), or name the"
+        " signer in the setting `serve.root_signers`.",
+    )
 
 
 class AnchorKey:

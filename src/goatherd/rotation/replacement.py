@@ -31,7 +31,7 @@ from goatherd.cluster.session_queries import ExpectedCommit
 from goatherd.errors import IllegalStepError
 from goatherd.identity import transitions
 from goatherd.identity.anchor import AnchorWord
-from goatherd.identity.document import IdentityDocument
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.key_inventory import read_private_root
@@ -41,6 +41,7 @@ from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorKeys,
     SignerOpener,
+    check_signer_named,
     collect_anchor_signatures,
     open_pinned_signer,
 )
@@ -234,11 +235,15 @@ class Replacer:
                         " rotation in progress.",
                     )
                 return None
-            await self._refuse_obstacles(document, version)
+            nodes = await self._refuse_obstacles(document, version)
             await self._identity.store.reserve_room(self._secret_id)
             successor = transitions.find_successor(document, now_ms)
             if successor is None:
                 if fresh is None:
+                    # Servers reject requests of the expired root, so only a digest shows that they use the identity.
+                    digest = source_digest(document)
+                    is_used = not nodes or any(node.digest == digest for node in nodes)
+                    check_signer_named(document, is_trusted=is_used)
                     fresh = OwnedSession.generate(
                         session_id=new_id(),
                         owner=ROOT_OWNER,
@@ -262,7 +267,8 @@ class Replacer:
         await self._identity.move_stable(document, version)
         return document, is_written
 
-    async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> None:
+    async def _refuse_obstacles(self, document: IdentityDocument, version: SecretVersion) -> Sequence[NodeView]:
+        """Check that nothing prevents the replacement; return the servers as they were observed."""
         nodes = await self._observer.observe(Question(asker=document.current, answers=True))
         now_ms = self._clock.now_ms()
         policy = self._policy_for(document)
@@ -281,6 +287,7 @@ class Replacer:
         obstacles: tuple[Obstacle, ...] = tuple(one for one in found if one.kind in OBSTACLES)
         if obstacles:
             raise refusal_error(Refuse(obstacles=obstacles))
+        return nodes
 
     def _policy_for(self, document: IdentityDocument) -> Policy:
         return self.policy.for_identity(has_anchor=document.anchor is not None)

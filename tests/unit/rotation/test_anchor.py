@@ -292,24 +292,30 @@ async def test_the_signer_of_an_identity_that_no_server_trusts_is_not_called(
     assert evil.by_uri == {}
 
 
-@pytest.mark.parametrize("is_plan", [True, False])
-async def test_a_revocation_calls_no_signer_that_only_an_attacker_has_written_into_the_store(
-    make_herd: MakeHerd, signers: MemorySigners, is_plan: bool
+@pytest.mark.parametrize("command", ["revoke --plan", "revoke", "rotate --replace-expired"])
+async def test_no_signer_that_only_an_attacker_has_written_into_the_store_is_called(
+    make_herd: MakeHerd, signers: MemorySigners, command: str
 ) -> None:
-    """The attacker's identity lists the root that the operator revokes, whose public half is known."""
+    """The attacker's identity lists the current root, whose public half is known."""
     herd, evil = await make_herd(nodes=2, clients=0), MemorySigners()
-    document = await document_of(herd)
-    own = await make_own_identity("memory:evil", generation=document.generation + 1, now_ms=herd.clock.now_ms())
+    document, now_ms = await document_of(herd), herd.clock.now_ms()
+    if command == "rotate --replace-expired":
+        now_ms -= milliseconds(timedelta(days=400))  # the attacker's root has expired
+    own = await make_own_identity("memory:evil", generation=document.generation + 1, now_ms=now_ms)
     listing = replace(own, roots=(*own.roots, document.current.session))
-    await put(herd, normalize_document(sign_document(listing, herd.clock.now_ms())))
+    await put(herd, normalize_document(sign_document(listing, now_ms)))
     nodes = [cast("RevocableNode", node) for node in herd.nodes]
-    revoker = Revoker(herd.provider, herd.secret_id, nodes, policy=OWN_CLOCK, clock=herd.clock, open_signer=evil.open)
-    if is_plan:
+    given: dict[str, Any] = {"policy": OWN_CLOCK, "clock": herd.clock, "open_signer": evil.open}
+    revoker = Revoker(herd.provider, herd.secret_id, nodes, **given)
+    if command == "revoke --plan":
         with suppress(BaseExceptionGroup):  # these servers do not have all endpoints
             await revoker.plan(document.current.id)
-    else:
-        with pytest.raises(SignerConfigurationError, match="no server that is listed and answers trusts root"):
+    elif command == "revoke":
+        with pytest.raises(SignerConfigurationError, match="no server that is listed and answers"):
             await revoker.revoke(document.current.id, reason="test")
+    else:
+        with pytest.raises(SignerConfigurationError, match="no server that is listed and answers"):
+            await Replacer(herd.provider, herd.secret_id, herd.nodes, **given).replace()
     assert evil.by_uri == {}
     await put(herd, document)
 
