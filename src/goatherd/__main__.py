@@ -67,13 +67,18 @@ def _help() -> None:
 def _leave_no_core() -> None:
     """Turn off core dumps of this process and of the processes that it starts.
 
-    SECURITY: a core dump would contain private keys (tests/unit/cli/test_errors.py).
+    SECURITY: a core dump would contain private keys (tests/unit/cli/test_errors.py). With a limit of 0, Linux still
+    sends it to a program that ``core_pattern`` names, such as apport. A limit of 1 byte also stops that
+    (https://github.com/torvalds/linux/blob/v6.6/fs/coredump.c).
     """
     try:
         import resource
     except ImportError:  # not on Windows, which writes none by itself
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:  # the limit is 0 already, and only root may raise it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":
