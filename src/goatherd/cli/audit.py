@@ -43,10 +43,10 @@ def audit(
 ) -> int:
     """Check an audit trail, or show it.
 
-    `verify` reports the first record that was changed, removed, moved or repeated, or that is not signed by a root of
-    the identity in the store. It also reports a record that is cut short, unless the next record states that a crash
-    has cut it short. It prints the head of the trail: the number and digest of the last record. Keep the head in
-    another place, and give it as --checkpoint later: nothing else detects records that are missing at the end.
+    `verify` reports the first record that was changed, removed, moved, repeated or cut short (unless the next record
+    states that a crash cut it short), or that is not signed by a root of the identity in the store. It prints the head
+    of the trail: the number and digest of the last record. Keep the head in another place, and give it as --checkpoint
+    later: nothing else detects records that are missing at the end.
 
     `show` prints the records without verifying them.
     """

@@ -108,9 +108,9 @@ def controller(
 ) -> int:
     """Rotate on a schedule, resume rotations, destroy old keys.
 
-    A cron expression or the age of the key determines the time of a rotation, within maintenance windows. The
-    controller keeps no state but the identity document, so several controllers can run at once: one of them rotates,
-    and the others see the rotation in the document. A root that expires soon is replaced regardless of the schedule.
+    A cron expression or the age of the key determines the time of a rotation, within maintenance windows. A root that
+    expires soon is replaced regardless of the schedule. The controller keeps no state but the identity document, so
+    several controllers can run at once: one of them rotates.
 
     After SIGTERM or Ctrl-C the controller stops at a safe point; a second signal makes it stop sooner. It logs to
     standard error.

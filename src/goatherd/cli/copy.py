@@ -25,9 +25,8 @@ def copy(app: App, source: str, destination: str, dry_run: bool, resume: bool) -
     """Copy an identity from one store to another.
 
     SRC and DST are the addresses of secrets; SRC stays unchanged, and DST must not exist. The command copies every
-    readable version, oldest first, then the labels, `current` last. Finally it reads all copies back, compares them
-    with the originals, and lists their new version ids. --resume completes an interrupted copy if the versions in DST
-    are the first ones of SRC. While a rotation is in progress, the command copies nothing.
+    readable version, oldest first, then the labels, `current` last, and compares all copies with the originals.
+    --resume completes an interrupted copy. While a rotation is in progress, the command copies nothing.
     """
     done = asyncio.run(_copy(app, source, destination, dry_run=dry_run, resume=resume))
     app.out.result(

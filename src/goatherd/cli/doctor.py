@@ -27,19 +27,17 @@ from goatherd.operations.store_checks import FAILED
 def doctor(app: App, signer: str | None) -> int:
     """Check the store, the identity and every server.
 
-    The command checks the store: access, latency, labels, clock, and the permissions of these credentials, where the
-    platform reports them. It checks the identity: its format, its remaining lifetime, and whether a process drives the
-    rotation in progress. Each finding states what to do.
+    The command checks the store (access, latency, labels, clock, permissions where the platform reports them), the
+    identity (format, remaining lifetime, whether a process drives the rotation in progress), and every obstacle to a
+    rotation. It also runs the command of the health check, if one is configured. Each finding states what to do.
 
-    To check whether a server exposes its private key, the command sends an unauthenticated POST /auth/session, which
-    creates one anonymous session on that server. For a server under an agent, the command uses the result of the
-    agent's own check instead. The command lists every obstacle to a rotation, as `goatherd rotate --plan` does, but it
-    also runs the command of the health check, if one is configured. It lists sessions that were created twice with
-    different contents, too: GoatDB servers and clients crash when they merge these.
+    To check whether a server exposes its private key, the command creates one anonymous session on it by an
+    unauthenticated POST /auth/session; for a server under an agent, it uses the result of the agent's check. It lists
+    sessions that were created twice with different contents, which crash GoatDB servers and clients when they merge
+    them.
 
-    With --signer, the command checks a signer only: it reads the signer's public key, signs a short test text, verifies
-    the signature, and shows what the signer declares about its key, such as the region and whether the private key can
-    be exported. It creates no key.
+    With --signer, the command checks a signer only: it reads the public key, signs a short test text, verifies the
+    signature, and shows what the signer declares about its key. It creates no key.
 
     The exit code is 11 if a check has failed; warnings do not change it.
     """
@@ -92,20 +90,18 @@ def _check_signer(app: App, uri: str) -> int:
 def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
-    `check` reads every log and changes nothing. It lists, with file and offset, each record that is damaged, is no
-    commit, or has a signature that cannot be verified. It also lists conflicts: sessions that two commits in
-    /sys/sessions, here or on a --peer, create with different contents. GoatDB crashes when it merges such commits.
+    `check` changes nothing. It lists, with file and offset, each record that is damaged, is no commit, or has a
+    signature that cannot be verified. It also lists conflicts: sessions that two commits in /sys/sessions, here or on a
+    --peer, create with different contents. GoatDB crashes when it merges such commits.
 
-    `repair` moves damaged lines to a file beside the log, whose name ends in .damaged, and fetches the commits again
-    from the peers. Before that, it adds sessions that only a --peer holds to /sys/sessions. It leaves records of
-    unknown sessions in their logs until every --peer has sent its sessions. It resolves a conflict with a merge commit,
-    which it writes to the log and to each --peer. It deletes nothing, and writes to no other log in which check finds
-    nothing. An interrupted repair is completed by the next.
+    `repair` adds sessions that only a --peer holds to /sys/sessions. Then it moves damaged lines to a file beside the
+    log, whose name ends in .damaged, and fetches the commits again from the peers. It leaves records of unknown
+    sessions in their logs until every --peer has sent its sessions. It resolves a conflict with a merge commit, which
+    it writes to the log and to each --peer. It deletes nothing, and can be repeated.
 
-    DIRECTORY is the data directory of a server, or the directory of one organization in it; the server can be
-    Goatherd's or an unmodified GoatDB server. Stop it first. Signatures are verified with the identity in the store. If
-    no store is given, the roots in the server's own files are used; if there are none, no signature is verified, and
-    the command says so.
+    DIRECTORY is the data directory of a server, Goatherd's or an unmodified one, or the directory of one organization
+    in it. Stop the server first. Signatures are verified with the identity in the store, else with the roots in the
+    server's own files, else not.
 
     The exit code is 11 if `check` finds something, if `repair` cannot repair everything, or if a peer does not answer.
     """

@@ -83,9 +83,9 @@ def door(
     """Run a verifying proxy in front of an unmodified GoatDB server.
 
     The door removes private keys from the server's answers, rejects requests that the server would wrongly accept or
-    that would crash it, limits sizes and rates, and forwards everything else. The door prints one line when it accepts
-    connections; the server need not run yet. After SIGTERM or Ctrl-C the door stops gracefully; a second signal
-    makes it stop at once. `goatherd run --door PORT` starts a server and its door together.
+    that would crash it, limits sizes and rates, and forwards everything else. It prints one line when it accepts
+    connections; the server need not run yet. A second SIGTERM or Ctrl-C makes it stop at once. `goatherd run --door PORT`
+    starts a server and its door together.
     """
     require_node_extra()
     log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)

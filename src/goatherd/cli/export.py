@@ -25,9 +25,9 @@ from goatherd.telemetry import describe_count
 def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
-    The command writes FILE atomically, readable by its owner only. FILE holds only what a GoatDB server reads, and
-    never the key of the next root. The command does not export a root with less than 15 days left, because a GoatDB
-    server would extend that root automatically and then expose its private key to unauthenticated requests.
+    The command writes FILE atomically, readable by its owner only, without the key of the next root. It does not export
+    a root with less than 15 days left: a GoatDB server would extend that root, and then expose its private key to
+    unauthenticated requests.
     """
     asyncio.run(_export(app, file, data, replace=replace, unsafe_short_life=unsafe_short_life))
 

@@ -55,18 +55,15 @@ def migrate(
     unless --root names the root that signs from now on. Stop each server whose SOURCE you give; the others can keep
     running.
 
-    The command checks the key pair, removes private keys from the list of roots, and looks for every trusted user
-    session in the server's /sys/sessions log. It then reads the identity back from the store, and checks whether each
-    --node accepts a request signed by the current root in the store, or else by the root of the file. You can run it
-    again: an identity that the store already holds stays unchanged, except for a later expiration that a GoatDB server
-    has given the root. If an earlier run has removed settings.json, the command only checks that the store holds its
-    root. If the store holds another identity, the command fails.
+    The command checks the key pair, removes private keys from the list of roots, looks for every trusted user session
+    in the server's /sys/sessions log, reads the identity back from the store, and checks whether each --node accepts a
+    request signed by its root. You can run it again: an identity that the store holds stays unchanged, except for a
+    later expiration that a GoatDB server has given the root. If the store holds another identity, the command fails.
 
-    A session that is only in settings.json is written into the logs of all servers as the same commit. If you migrate
-    servers one at a time, name those that you migrated before, by --node or as SOURCE, so that the command can copy the
-    commit from them. If an earlier run migrated a server and not every server could be asked, the command fails before
-    it writes anything: two different commits of one session crash GoatDB. Give --only-server if there is no other
-    server, or --no-write-sessions to leave these sessions out.
+    A session that is only in settings.json is written into the logs of all servers as the same commit, since two
+    different commits of one session crash GoatDB. If you migrate servers one at a time, name those that you migrated
+    before, by --node or as SOURCE. If one of them cannot be asked, the command writes nothing. Give --only-server if
+    there is no other server, or --no-write-sessions to leave these sessions out.
     """
     if root_id is not None and not write_sessions:
         raise click.UsageError("--root writes into the logs, so it cannot be combined with --no-write-sessions")

@@ -27,10 +27,9 @@ def policy(app: App, platform: str, secret: str | None, role: str) -> None:
     """Print the store permissions that a server or a rotator needs.
 
     PROVIDER is the scheme of a store's URI, such as aws, gcp, azure, vault, k8s or file. SECRET is the address of the
-    secret (default: the configured store; of the stores of several regions, the first one with this scheme). With
-    --role signer, PROVIDER is the scheme of a signer, such as awskms, pkcs11 or transit, and SECRET is the signer's
-    URI. The command prints exactly the permissions that the role needs. It contacts no store, changes nothing and
-    needs no SDK.
+    secret (default: the configured store; of several, the first one with this scheme). With --role signer, PROVIDER is
+    the scheme of a signer, such as awskms, pkcs11 or transit, and SECRET is the signer's URI. The command contacts no
+    store and needs no SDK.
     """
     address, *others = [secret] if secret else configured_addresses(app.options, platform)
     if not address:

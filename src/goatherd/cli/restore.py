@@ -61,9 +61,8 @@ def restore(
     """Make a previous root the current root again.
 
     Use this command after a finished rotation; the cluster keeps serving. ROOT is the id of a previous root (default:
-    the last root before the current one). The command reads that root's private key from the stored version that holds
-    it, which is possible until `goatherd retire` has destroyed the key. The root that is replaced stays trusted, and
-    the store keeps its private key for the grace period.
+    the last one). It can be restored until `goatherd retire` has destroyed its private key. The root that is replaced
+    stays trusted, and the store keeps its private key for the grace period.
 
     A restore has the steps and checks of a rotation, and --resume, --cancel and --rollback of `goatherd rotate` apply.
 
@@ -89,13 +88,12 @@ def restore(
 def sign(app: App, accept: bool, take_back: bool) -> int:
     """Repair an invalid signature of the identity: sign the changes, or undo them.
 
-    Every command that writes the identity signs it. The signature becomes invalid if Goatherd 0.1.0 writes the
-    identity, or if a writer without the root's key changes it in the store. Servers that have seen a signed identity
-    reject one whose signature is missing or invalid, and so do the commands that write.
+    The signature becomes invalid if Goatherd 0.1.0 writes the identity, or if a writer without the root's key changes
+    it in the store. Servers that have seen a signed identity, and commands that write, then reject it.
 
     Without an option, the command only shows what changed since the last signed version, and exits with 11 if the
-    signature is invalid. Compare these changes with what your tools have done. --accept signs the changes. --take-back
-    undoes them: it writes the last signed version again, with the next generation number.
+    signature is invalid. --accept signs the changes. --take-back undoes them: it writes the last signed version again,
+    with the next generation number.
 
     If a listed server has used a later or different identity than the one in the store, the store was probably restored
     from a backup, and the command writes nothing. Without listed servers, the command cannot check this.

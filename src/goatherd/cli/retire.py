@@ -47,10 +47,9 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     """Destroy old private keys whose grace period has ended.
 
     The command permanently destroys stored versions whose private keys have not signed for longer than the grace
-    period. The public keys of these roots stay trusted. Running the command again is harmless.
+    period. The public keys of these roots stay trusted.
 
-    The command compares this machine's clock with the store's clock. If the store has no clock (files, Google), it
-    compares with the servers' clocks. If this machine's clock is wrong, the command destroys nothing.
+    If this machine's clock differs from the store's (files, Google: from the servers'), the command destroys nothing.
 
     The command keeps and lists versions that have a label other than `current` and `stable`; the exit code is then 11.
 
@@ -58,7 +57,7 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     retired, and the exit code is 11.
 
     If a listed server has used a later identity than the one in the store, the store was probably restored from a
-    backup. The command then destroys nothing, because the keys may still be needed.
+    backup, and the command destroys nothing.
     """
     if dry_run:
         return _show(app)

@@ -113,10 +113,9 @@ def revoke(
 ) -> int:
     """Revoke a root whose private key was exposed.
 
-    SESSION is the root's id, as `goatherd show` lists it. If SESSION is the current root, another root replaces it.
-    From then on, every Goatherd server rejects new commits that the revoked root signs, whatever date they carry.
-    Commits that the servers held before stay valid, also on servers that join later. Goatherd reissues every user
-    session that the revoked root introduced.
+    SESSION is the root's id, as `goatherd show` lists it. If it is the current root, another root replaces it. From
+    then on, every Goatherd server rejects new commits that the revoked root signs, whatever their date. Commits that
+    the servers held before stay valid, and every user session that the root introduced is reissued.
 
     Do not revoke a root that has only expired: `goatherd rotate --replace-expired` replaces it.
 

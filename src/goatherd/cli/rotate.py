@@ -170,9 +170,9 @@ def rotate(
 ) -> int:
     """Replace the root key while the cluster serves.
 
-    First every server learns to trust the next root. When all servers trust the next root, they start to sign with it.
-    If a server does not follow in time, or the health check fails, Goatherd cancels the rotation or rolls it back. List
-    every server that holds this identity: the rotation does not wait for servers that are not listed.
+    When every listed server trusts the next root, all start to sign with it. If a server does not follow in time, or
+    the health check fails, Goatherd cancels the rotation or rolls it back. List every server that holds this identity:
+    the rotation does not wait for others.
 
     The store keeps the previous private key for the grace period, so that `goatherd restore` can return to that root.
     Afterwards, `goatherd retire` destroys the key.
@@ -180,9 +180,8 @@ def rotate(
     In an identity with an anchor, the command renews the working root, and the anchor signs once. --anchor and
     --remove-anchor change the anchor in the same way, while the cluster serves.
 
-    With --anchor URI --direct, the next root is a key in an HSM or a KMS, and each of its signatures is made there.
-    Every server must be a Goatherd server that was started with --root-signer URI. --working-root and --remove-anchor
-    end this mode.
+    With --anchor URI --direct, each signature of the next root is made in an HSM or a KMS. Every server must be a
+    Goatherd server that was started with --root-signer URI. --working-root and --remove-anchor end this mode.
 
     An expired root cannot endorse a next root, so replace it with --replace-expired. If a listed server has not
     followed the new root, the exit code is 11; run the same command again.

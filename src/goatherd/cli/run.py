@@ -235,12 +235,11 @@ def run(
     """Run an unmodified GoatDB server with its identity from a store.
 
     This command is the server's agent: it writes settings.json to a tmpfs, links to it from the data directory, and
-    starts COMMAND. When the identity changes, the agent restarts the server; the agents of a cluster do so one at a
-    time. If the server is not ready with the new root, the agent restarts it with the previous root. After every start,
-    the agent checks with an unauthenticated request whether the server exposes its private key, and stops the server if
-    it does. After SIGTERM or Ctrl-C the exit code is 0 if the server stopped in time; otherwise it is the server's exit
-    code, or 128 plus the number of the signal that ended the server. A second signal is passed to the server, too; if
-    it still runs 5 seconds later, it is killed.
+    starts COMMAND. When the identity changes, the agents of a cluster restart their servers one at a time. If a server
+    is not ready with the new root, its agent restarts it with the previous root. After every start, the agent checks
+    whether the server exposes its private key, and stops the server if it does. After SIGTERM or Ctrl-C the exit code
+    is 0 if the server stopped in time, else the server's exit code, or 128 plus the number of the signal that ended it.
+    After a second signal, the server is killed if it still runs 5 seconds later.
 
     --door starts a verifying proxy in front of the server; see `goatherd door`.
     """
@@ -332,9 +331,9 @@ def watch(
     """Keep settings.json up to date for a server that another program runs.
 
     Run this command as a sidecar. The agent writes settings.json when it starts and when the identity changes; the
-    agents of a cluster do so one at a time. After a change, the agent restarts the server with a signal or a command,
-    and waits until the server signs with the new root. If the server does not sign with it in time, the agent writes
-    the previous root again. The file stays when the agent exits, because the server may need it for its next start.
+    agents of a cluster do so one at a time. After a change, the agent restarts the server with a signal or a command.
+    If the server does not sign with the new root in time, the agent writes the previous root again. The file stays when
+    the agent exits, because the server may need it for its next start.
     """
     log_to_stderr(log_level)
     options, named = app.options, chosen_organizations(app.options, orgs)

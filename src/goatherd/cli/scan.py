@@ -25,15 +25,14 @@ from goatherd.operations.scan import compare_with_identity, scan_paths
 def scan(app: App, paths: tuple[Path, ...], no_history: bool, sarif: bool) -> int:
     """Search files, images and git histories for private keys.
 
-    PATH is a file, a pipe or a directory. Files are searched whatever their names, also inside archives (tar, zip) and
-    compressed files (gzip, bzip2, xz), so PATH can be an image: the file that `docker save` writes, an OCI layout, or a
-    layer. If a directory is a git repository, every object of its history is searched, also those that no branch
-    contains any more. A key is found in a settings.json, and in any other file as JSON or in base64, as in a Kubernetes
-    Secret.
+    PATH is a file, a pipe or a directory. Archives (tar, zip) and compressed files (gzip, bzip2, xz) are searched, too,
+    so PATH can be an image: the file that `docker save` writes, an OCI layout, or a layer. If a directory is a git
+    repository, every object of its history is searched, also those that no branch contains any more. A key is found in
+    any file, as JSON or in base64, as in a Kubernetes Secret.
 
-    If a store is named, the command says of each key whether it is live: whether servers accept what it signs. A
-    finding names a key by its root and the fingerprint of its public key; the private key is never printed. Revoke a
-    root whose key was found where others could read it (`goatherd revoke`); to delete the file is not enough.
+    If a store is named, the command reports whether servers accept what each key signs. A finding names a key by its
+    root and the fingerprint of its public key. If others could read the key, deleting the file is not enough: revoke
+    the root (`goatherd revoke`).
 
     The exit code is 15 if a key was found. Otherwise it is 11 if something could not be searched, such as a file that
     cannot be read or unpacked.

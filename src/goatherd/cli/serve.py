@@ -56,16 +56,14 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None:
     """Run a GoatDB server that takes its identity from a store.
 
-    The server prints one line when it is ready. After SIGTERM or Ctrl-C it stops gracefully: it accepts no new
-    requests, finishes those in progress and flushes its data; a second signal makes it stop sooner. The server never
-    creates an identity. It records in the data directory which identity it uses, and after a restart rejects one that
-    is older or unrelated.
+    The server prints one line when it is ready. After SIGTERM or Ctrl-C it finishes the requests in progress and
+    flushes its data; a second signal makes it stop sooner. It never creates an identity. After a restart it rejects one
+    that is older than the one it used, or unrelated.
 
-    In direct mode the root's key is in an HSM or a KMS. The server signs with a --root-signer that holds this key, and
-    never with a signer that only the identity names.
+    In direct mode the root's key is in an HSM or a KMS: name its signer with --root-signer.
 
-    The data directory must exist, and be empty or hold the organization's data; --create creates what is missing. At
-    its first start on data of a GoatDB server, the server checks that the data belong to the identity in the store.
+    The data directory must exist, and be empty or hold the organization's data; --create creates what is missing. Data
+    of a GoatDB server must belong to the identity in the store.
     """
     require_node_extra()
     options = app.options

@@ -26,9 +26,8 @@ from goatherd.times import iso
 def status(app: App, html: Path | None) -> int:
     """Show the store, the identity, and the state of every server.
 
-    The report lists every stored version with the private keys in it, and when `goatherd retire` may destroy them. It
-    states how the last rotation ended, and why. With credentials that can read only the current version, the report
-    leaves out what it cannot read, and says so.
+    The report lists every stored version with the private keys in it, when `goatherd retire` may destroy them, and how
+    the last rotation ended. With credentials that can read only the current version, it states what it cannot read.
 
     The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
     """
@@ -75,10 +74,9 @@ async def _status(app: App, html: Path | None) -> int:
 def lease(app: App, make: bool) -> None:
     """Show which server holds the restart lease, or create the lease.
 
-    The agents of `goatherd run` and `goatherd run --watch` restart their servers one at a time: an agent restarts its
-    server only while it holds the restart lease, a small secret that is stored beside the identity and holds no key.
-    The first agent creates the lease if its credentials allow that. Otherwise, run this command with --make and with
-    credentials that may create secrets.
+    An agent restarts its server only while it holds the restart lease, a small secret beside the identity without a
+    key. The first agent creates the lease if its credentials allow that. Otherwise, run this command with --make and
+    with credentials that may create secrets.
     """
     # Imported here, because the status of a file store alone needs neither an agent nor an event loop.
     import asyncio

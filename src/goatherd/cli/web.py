@@ -39,10 +39,9 @@ from goatherd.web.publisher import publish_views
 def web(app: App) -> None:
     """Serve a read-only page with the status of a cluster, live.
 
-    The page shows the store, the identity and every server. By default, only this machine can open the page. To serve
-    it to others, give a token and TLS, or name a reverse proxy that authenticates readers. The command reads the store
-    and each server once in an interval, however many pages are open. A separate process without any key answers the
-    readers. No request changes anything in the cluster.
+    The page shows the store, the identity and every server. By default, only this machine can open it. To serve it to
+    others, give a token and TLS, or name a reverse proxy that authenticates readers. The store and each server are read
+    once in an interval, however many pages are open. A separate process without any key answers the readers.
 
     The command prints one line when the page is served. SIGTERM or Ctrl-C stops it.
     """
