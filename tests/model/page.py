@@ -1,4 +1,4 @@
-"""Update docs/explanation/proof.md: rules, mutants, a story, and the figures of a run.
+"""Update docs/explanation/proof.md: rules, a story, and the figures of a run.
 
 The text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is generated; the rest is written by hand.
 """
@@ -32,7 +32,6 @@ def parts() -> dict[str, str]:
     (told,) = [one for one in MUTANTS if one.name.startswith(TOLD)]
     return {
         "rules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
-        "mutants": table(("removed protection", "breaks"), [(one.name, f"*{one.breaks}*") for one in MUTANTS]),
         "prices": table(("chosen", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
         "redundant": "".join(f"- {one.name}\n" for one in REDUNDANT),
         "story": f"```text\n{tell(explore_mutant(told))}\n```\n",
@@ -45,19 +44,18 @@ def figures(found: Mapping[str, Exploration]) -> str:
     for one in CONFIGURATIONS:
         result = found.get(one.name)
         numbers = (
-            ("–", "–", "–", "–")
+            ("–", "–", "–")
             if result is None
             else (
                 f"{result.states:,}",
                 f"{result.transitions:,}",
-                f"{result.schedules:,}",
                 str(result.depth),
             )
         )
         options = one.options
         size = f"{options.nodes + options.unlisted} / {options.operators} / {options.rotations}"
         rows.append((one.name, one.about, size, *numbers))
-    heads = ("world", "what it is", "nodes / operators / rotations", "states", "transitions", "schedules", "depth")
+    heads = ("world", "what it is", "nodes / operators / rotations", "states", "transitions", "depth")
     return table(heads, rows)
 
 
