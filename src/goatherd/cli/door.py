@@ -84,8 +84,8 @@ def door(
 
     The door removes private keys from the server's answers, rejects requests that the server would wrongly accept or
     that would crash it, limits sizes and rates, and forwards everything else. It prints one line when it accepts
-    connections; the server need not run yet. A second SIGTERM or Ctrl-C makes it stop at once. `goatherd run --door PORT`
-    starts a server and its door together.
+    connections; the server need not run yet. A second SIGTERM or Ctrl-C makes it stop at once. `goatherd run --door
+    PORT` starts a server and its door together.
     """
     require_node_extra()
     log_to_stderr(log_level, others="warning" if log_level == "info" else log_level)
