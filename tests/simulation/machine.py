@@ -75,7 +75,6 @@ class _Log:
     def __init__(self, kept: list[Mapping[str, Any]]) -> None:
         self._kept = kept
         self._pending: list[Mapping[str, Any]] = []
-        self.damaged = 0
 
     @property
     def unflushed(self) -> int:

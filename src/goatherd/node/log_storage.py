@@ -6,7 +6,7 @@ it. The file format is GoatDB's (docs/reference/goatdb-formats.md#logs).
 
 Torn writes. A last line without a newline is a write that a crash interrupted before it was confirmed. Only this line
 is removed. (GoatDB also removes good lines: docs/reference/goatdb-formats.md#defects.) A damaged line that is followed
-by other lines is not a torn write: it stays in the file, and is skipped and counted. Each append begins with a newline,
+by other lines is not a torn write: it stays in the file, and is skipped. Each append begins with a newline,
 so that an unfinished line before it cannot damage it.
 
 Other programs. If one has removed a log or cut it off while a server holds its records, the next flush writes the log
@@ -34,8 +34,6 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -48,7 +46,7 @@ from goatherd.node.log_index import IndexedPart, LogIndex, decode_line, split_pa
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
-from goatherd.wire.commit_log import LogLine, frame_records, read_lines
+from goatherd.wire.commit_log import LogLine, frame_records, parse_record
 from goatherd.wire.paths import NAME_LENGTH, check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
@@ -57,28 +55,6 @@ INDEX_SUFFIX = ".index"
 QUERY_CACHE_SUFFIX = ".cache.json"
 
 _log = logging.getLogger("goatherd.node")
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    records: list[Mapping[str, Any]]
-    good_end: int
-    torn: bool
-    damaged: int
-
-
-def _scan_log(data: bytes) -> _Scan:
-    """Read all lines of a log file. Unlike `goatherd.wire.commit_log.scan_log`, it continues after a damaged line."""
-    records: list[Mapping[str, Any]] = []
-    damaged = 0
-    for line in read_lines(data):
-        if not line.is_finished:
-            return _Scan(records, line.start, torn=True, damaged=damaged)
-        if line.record is None:
-            damaged += 1
-        else:
-            records.append(line.record)
-    return _Scan(records, len(data), torn=False, damaged=damaged)
 
 
 class FileLog:
@@ -104,17 +80,14 @@ class FileLog:
         self._taken = 0
         self._pending_lock = threading.Lock()
         self._write_lock = threading.Lock()
-        self.damaged = 0
 
     def read_records(self) -> list[Mapping[str, Any]]:
-        with self._write_lock:
-            data = self.read_bytes()
-            scan = _scan_log(data)
-            self.damaged = scan.damaged
-            if scan.torn:
-                self._cut_torn_line(scan.good_end, len(data) - scan.good_end)
-            self._size = max(self._size, scan.good_end)
-            return scan.records
+        """Read every undamaged record of the log, in order, and cut off a torn last line.
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        return [record for line in self.read_lines() if (record := parse_record(line)) is not None]
 
     @property
     def index(self) -> FileLogIndex:
@@ -515,17 +488,8 @@ class LogDirectory:
         """
         # SECURITY: a path must not lead out of the directory (tests/unit/test_upstream_traps.py).
         kind, name = check_repository_path(repository)
-        if self._lock is None:
-            raise StorageError(f"the data directory {self.path} is not open")
-        with self._guard:
-            log = self._logs.get(f"/{kind}/{name}")
-            if log is None:
-                held = partial(self._find_held, f"/{kind}/{name}")
-                log = self._logs[f"/{kind}/{name}"] = FileLog(self.path / kind / f"{name}{LOG_SUFFIX}", held)
-            return log
-
-    def _find_held(self, repository: str) -> Sequence[bytes] | None:
-        return self.held_records(repository)
+        path = f"/{kind}/{name}"
+        return self._open_file(path, self.path / kind / f"{name}{LOG_SUFFIX}", lambda: self.held_records(path))
 
     def read_log(self, repository: str) -> list[Any]:
         """Return the records in a repository's log file at present. Damaged lines are skipped. Nothing is changed.
@@ -545,12 +509,15 @@ class LogDirectory:
         Raises:
             StorageError: The directory is not locked.
         """
+        return self._open_file(UNUSED_NAME, self.path / UNUSED_NAME, lambda: None)
+
+    def _open_file(self, name: str, file: Path, held: Callable[[], Sequence[bytes] | None]) -> FileLog:
         if self._lock is None:
             raise StorageError(f"the data directory {self.path} is not open")
         with self._guard:
-            log = self._logs.get(UNUSED_NAME)
+            log = self._logs.get(name)
             if log is None:
-                log = self._logs[UNUSED_NAME] = FileLog(self.path / UNUSED_NAME)
+                log = self._logs[name] = FileLog(file, held)
             return log
 
     def repository_paths(self, *, is_whole: bool = False) -> list[str]:
@@ -658,9 +625,6 @@ class TrackedLog:
     def unflushed(self) -> int:
         return self._log.unflushed
 
-    def read_records(self) -> Sequence[Mapping[str, Any]]:
-        return self._log.read_records()
-
     @property
     def index(self) -> LogIndex | None:
         return self._log.index
@@ -684,6 +648,9 @@ class TrackedUnusedLog(TrackedLog):
     def __init__(self, log: UnusedLog, on_append: Callable[[Log], None]) -> None:
         super().__init__(log, on_append)
         self._rewritten = log
+
+    def read_records(self) -> Sequence[Mapping[str, Any]]:
+        return self._rewritten.read_records()
 
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         self._rewritten.rewrite_records(records)

@@ -55,14 +55,6 @@ class Log(Protocol):
         """Number of appended records that are not written durably yet."""
         ...
 
-    def read_records(self) -> Sequence[Mapping[str, Any]]:
-        """Read every undamaged record of the log, in order. Duplicates are possible.
-
-        Raises:
-            StorageError: The log cannot be read.
-        """
-        ...
-
     @property
     def index(self) -> LogIndex | None:
         """The index beside the log; None if this kind of log has none."""

@@ -39,6 +39,14 @@ _LATEST: Final = int(SESSION_LIFETIME.total_seconds() * 1000) + 86_400_000
 class UnusedLog(Log, Protocol):
     """The interface of the log of unused sessions (which have signed no request yet); it can also be rewritten."""
 
+    def read_records(self) -> Sequence[Mapping[str, Any]]:
+        """Read every undamaged record of the log, in order.
+
+        Raises:
+            StorageError: The log cannot be read.
+        """
+        ...
+
     def rewrite_records(self, records: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Make the next flush replace the whole log by these records and by those that are appended from now on."""
         ...

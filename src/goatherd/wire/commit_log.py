@@ -51,11 +51,12 @@ def read_lines(data: bytes) -> Iterator[LogLine]:
             yield LogLine(position, length, None, is_finished=False)
             return
         if newline > position:
-            yield LogLine(position, newline, _parse_record(data[position:newline]), is_finished=True)
+            yield LogLine(position, newline, parse_record(data[position:newline]), is_finished=True)
         position = newline + 1
 
 
-def _parse_record(line: bytes) -> dict[str, Any] | None:
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in one line of a log; None if the line is damaged."""
     try:
         record = parse_json(line)
     except DecodeError:

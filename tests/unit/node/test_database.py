@@ -340,16 +340,11 @@ async def test_sessions_are_verified_after_the_choice_of_a_batch_raised(
 class Shelf:
     """A log whose flush waits for a gate, or fails."""
 
-    damaged = 0
-
     def __init__(self, *, fails: bool = False) -> None:
         self.gate = threading.Event()
         self.is_flushing = threading.Event()
         self.fails = fails
         self.unflushed = 1
-
-    def read_records(self) -> list[Mapping[str, Any]]:
-        return []
 
     def append_record(self, record: Mapping[str, Any]) -> None:
         raise NotImplementedError
