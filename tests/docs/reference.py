@@ -152,9 +152,8 @@ def options() -> str:
 def error_classes() -> list[type[GoatherdError]]:
     """Return every error class, in the order in which errors.py has them; those of other modules behind their base."""
     found = [
-        kind for _, kind in inspect.getmembers(goatherd.errors, inspect.isclass) if issubclass(kind, GoatherdError)
+        kind for kind in vars(goatherd.errors).values() if isinstance(kind, type) and issubclass(kind, GoatherdError)
     ]
-    found.sort(key=lambda kind: inspect.getsourcelines(kind)[1])
     for kind in (TooManyValuesError, NotAdmittedError):
         found.insert(1 + next(at for at, one in enumerate(found) if one is kind.__base__), kind)
     return found
