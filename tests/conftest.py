@@ -72,7 +72,8 @@ def loggers_as_they_were() -> Iterator[None]:
     before = [(logger, logger.level) for logger in (logging.getLogger(), logging.getLogger("goatherd"))]
     yield
     for logger, level in before:
-        logger.setLevel(level)
+        if logger.level != level:  # a call clears the cache of every logger
+            logger.setLevel(level)
 
 
 class FailurePrinter:
