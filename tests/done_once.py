@@ -1,8 +1,9 @@
 """Cache what costs most: simulated servers verify the same signatures and decode the same documents again and again.
 
-A signature that was found valid is not verified again in this process, a private key is derived from its scalar once,
-and an identity document (which is immutable) is decoded once from the same bytes. Invalid input is checked each time.
-Processes that tests start are not affected. A test of verification takes `inspect.unwrap(PublicKey.verify)`.
+A signature that this process has made or found valid is not verified again, the same text is signed once (signatures
+are deterministic), a private key is derived from its scalar once, and an identity document (which is immutable) is
+decoded once from the same bytes. Invalid input is checked each time. Processes that tests start are not affected. A
+test of signing or verification runs inside `sign_and_verify_each_time`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from hashlib import blake2b
+from inspect import unwrap
 from typing import Any
 from unittest.mock import patch
 
@@ -25,14 +27,24 @@ MOST_DOCUMENTS = 64
 
 @contextmanager
 def do_once() -> Iterator[None]:
-    with _verify_once(), _derive_once(), decode_once():
+    with _sign_and_verify_once(), _derive_once(), decode_once():
         yield
 
 
 @contextmanager
-def _verify_once() -> Iterator[None]:
-    verify = PublicKey.verify
+def _sign_and_verify_once() -> Iterator[None]:
+    sign, verify = PrivateKey.sign, PublicKey.verify
+    signatures: dict[tuple[bytes, bytes], bytes] = {}
     valid: set[tuple[bytes, bytes, bytes]] = set()
+
+    @wraps(sign)
+    def sign_once(self: PrivateKey, data: bytes) -> bytes:
+        raw, digest = self.public_key.raw, blake2b(data).digest()
+        signature = signatures.get((raw, digest))
+        if signature is None:
+            signature = signatures[raw, digest] = sign(self, data)
+            valid.add((raw, signature, digest))
+        return signature
 
     @wraps(verify)
     def verify_once(self: PublicKey, signature: bytes, data: bytes) -> None:
@@ -41,7 +53,14 @@ def _verify_once() -> Iterator[None]:
             verify(self, signature, data)
             valid.add(known)
 
-    with patch.object(PublicKey, "verify", verify_once):
+    with patch.object(PrivateKey, "sign", sign_once), patch.object(PublicKey, "verify", verify_once):
+        yield
+
+
+@contextmanager
+def sign_and_verify_each_time() -> Iterator[None]:
+    sign, verify = unwrap(PrivateKey.sign), unwrap(PublicKey.verify)
+    with patch.object(PrivateKey, "sign", sign), patch.object(PublicKey, "verify", verify):
         yield
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from goatherd.crypto import PrivateKey, PublicKey, keys
 from goatherd.crypto.keys import ImportedKey, OtherLibrary, verify_with
 from goatherd.errors import InvalidSignatureError
 from tests.deadlines import HANG
+from tests.done_once import sign_and_verify_each_time
 from tests.vectors import runner
 
 KEY = PrivateKey.generate()
@@ -29,11 +29,11 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0D
 
 
 @pytest.fixture(autouse=True)
-def every_signature_is_verified(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def every_signature_is_verified() -> Iterator[None]:
     """Verify again what this process has verified before; afterwards, restore the library that was in use."""
     before = keys._other
-    monkeypatch.setattr(PublicKey, "verify", inspect.unwrap(PublicKey.verify))
-    yield
+    with sign_and_verify_each_time():
+        yield
     verify_with(before)
 
 

@@ -7,6 +7,7 @@ import copy
 import logging
 import pickle
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from goatherd.crypto import PrivateKey, PublicKey, open_sealed, seal_data
 from goatherd.crypto.keys import raw_from_der
 from goatherd.errors import DecodeError, InvalidSealError, InvalidSignatureError
+from tests.done_once import sign_and_verify_each_time
 
 KEY = PrivateKey.generate()
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
@@ -24,6 +26,12 @@ ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0D
 
 def b64(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_signature_is_made_and_verified() -> Iterator[None]:
+    with sign_and_verify_each_time():
+        yield
 
 
 class TestSignatures:
