@@ -53,7 +53,6 @@ from goatherd.metrics import (
     Exporter,
     MetricKind,
     MetricSample,
-    RotationMetrics,
     call_samples,
     common_samples,
     format_samples,
@@ -66,6 +65,7 @@ from goatherd.metrics import (
     write_file,
 )
 from goatherd.node.management import caller_samples, data_samples, root_signer_samples
+from goatherd.operations.rotation_metrics import RotationMetrics
 from goatherd.providers.base import Call, RetryPolicy
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, possible_outcomes
 from goatherd.providers.memory import MemorySecretProvider

@@ -27,9 +27,9 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_unlisted_keys
-from goatherd.metrics import RotationMetrics
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes
+from goatherd.operations.rotation_metrics import RotationMetrics
 from goatherd.operations.runs import EventListener, notify_each
 from goatherd.operations.status import find_obstacles_now
 from goatherd.providers.base import SecretProvider

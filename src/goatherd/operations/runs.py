@@ -28,7 +28,7 @@ from goatherd.operations.identity_store import Store
 
 if TYPE_CHECKING:
     from goatherd.audit.trail import Journal
-    from goatherd.metrics import RotationMetrics
+    from goatherd.operations.rotation_metrics import RotationMetrics
     from goatherd.rotation.events import Event
 
 _log = logging.getLogger("goatherd.rotation")
@@ -188,7 +188,8 @@ def write_metrics_file(path: Path | None, store: str, on_failure: Callable[[str]
         ConfigurationError: node_exporter would not read a file of this name.
         MissingExtraError: The library that writes metrics is not installed.
     """
-    from goatherd.metrics import RotationMetrics, require_library, write_file
+    from goatherd.metrics import require_library, write_file
+    from goatherd.operations.rotation_metrics import RotationMetrics
 
     seen = RotationMetrics()
     if path is None:

@@ -86,3 +86,12 @@ def test_the_status_of_a_file_store_defines_few_dataclasses(tmp_path: Path) -> N
     found = names_after(DATACLASSES, "status", *store)
     assert "goatherd.identity.document.IdentityDocument" in found
     assert len(found) <= 30, sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["goatherd.node.server", "goatherd.door.door"])
+def test_what_serves_imports_nothing_that_only_rotates(module: str) -> None:
+    command = [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "goatherd.metrics" in found
+    assert not {name for name in found if name.startswith(("goatherd.rotation", "goatherd.revocation"))}

@@ -17,7 +17,7 @@ from goatherd.clock import SystemClock
 from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import AuditBrokenError, ConfigurationError, ProviderAccessDeniedError, UnavailableError
 from goatherd.identity.document import Phase
-from goatherd.metrics import Metric, RotationMetrics
+from goatherd.metrics import Metric
 from goatherd.operations.controller import (
     StartProblem,
     explain_schedule,
@@ -29,6 +29,7 @@ from goatherd.operations.controller import (
 from goatherd.operations.identity_store import Store
 from goatherd.operations.init import init_identity
 from goatherd.operations.rotate import rotate
+from goatherd.operations.rotation_metrics import RotationMetrics
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import SecretValue
