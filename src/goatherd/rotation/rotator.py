@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -34,6 +34,7 @@ from goatherd.errors import (
     IllegalStepError,
     NotAdoptedError,
     NotRestorableError,
+    ObstructedError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
@@ -353,6 +354,7 @@ class Rotator:
 
         Raises:
             IllegalStepError: A rotation is in progress.
+            ObstructedError: A listed server still signs with a root whose private key would be destroyed.
             StoreWentBackError: As for `rotate`; only the servers that answer are compared with the store.
             ProviderError: The store failed, or cannot destroy a version.
         """
@@ -552,6 +554,7 @@ class Rotator:
         destroyed: list[str] = []
         candidate, successor_id, anchor_id = new_id(), new_id(), new_id()
         pushed: type[Action] | None = None
+        signing: Mapping[str, str] | None = None
         attempts = Attempts(self._provider.guarantees, self.policy, self._clock)
         while True:
             attempted: object = None
@@ -585,6 +588,9 @@ class Rotator:
                 if not attempts.may_try(attempted, action):
                     await polling.pause()
                     continue
+                if isinstance(action, Destroy) and intent.goal is Goal.RETIRE:
+                    signing = await self._read_signing_roots() if signing is None else signing
+                    _refuse_used_key(observation, action, signing)
                 intent = replace(intent, has_acted=True)
                 await self._perform_action(action, document, candidate, successor_id, anchor_id)
                 attempts.count_attempt(attempted)
@@ -636,6 +642,14 @@ class Rotator:
             f"The rotation is in progress, in phase {self._stored_phase}, and the servers keep their state. When the "
             "store can be read again, finish it with `goatherd rotate --resume`, or use --rollback or --cancel."
         )
+
+    async def _read_signing_roots(self) -> Mapping[str, str]:
+        """Return the root that signs at each server that reports one, by the server's URL.
+
+        Servers with a settings.json are left out, since their key is there.
+        """
+        reports = await self._observer.read_identities()
+        return {url: one.signer for url, one in reports.items() if one.signer is not None and not one.is_from_file}
 
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         nodes: tuple[NodeView, ...] = ()
@@ -1343,3 +1357,24 @@ def _advance_document(document: IdentityDocument, step: Step, now_ms: int) -> Id
 
 
 _RECORDED: Final = {Step.PUBLISH: Phase.PUBLISHED, Step.VERIFY: Phase.VERIFIED}
+
+
+def _refuse_used_key(observation: Observation, action: Destroy, signing: Mapping[str, str]) -> None:
+    """Check that no server signs with a root whose private key is in the version that is to be destroyed.
+
+    SECURITY: an attacker who can write the store, but may destroy nothing and has no root's key, can write an identity
+    of their own. The key with which the servers sign is an old one in it, and must not be destroyed
+    (tests/unit/rotation/test_signed_store.py).
+
+    Raises:
+        ObstructedError: A server does.
+    """
+    held = next((one.private_ids for one in observation.versions if one.version.id == action.version), frozenset())
+    used = [url for url, root_id in signing.items() if root_id in held and root_id != observation.store.current_id]
+    if used:
+        raise ObstructedError(
+            f"version {action.version} was not destroyed: it holds the private key of root {signing[used[0]]}, with"
+            f" which {', '.join(used)} still {'signs' if len(used) == 1 else 'sign'}",
+            hint="If these servers do not follow the store, find out why: `goatherd status` shows it. Perhaps another"
+            " identity was written into the store.",
+        )

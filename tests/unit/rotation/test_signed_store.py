@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -12,6 +13,7 @@ from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     GenerationJumpError,
     GoatherdError,
+    ObstructedError,
     StoreWentBackError,
     UnavailableError,
     UnsignedIdentityError,
@@ -23,13 +25,15 @@ from goatherd.identity.document import (
     document_digest,
     document_tree,
     encode_document,
+    normalize_document,
+    sign_document,
 )
-from goatherd.identity.session import OwnedSession
+from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.strict_json import to_pretty_json
 from goatherd.identity.succession import verify_successor
-from goatherd.identity.transitions import sign_again
+from goatherd.identity.transitions import create_document, sign_again
 from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, sign_current, sign_earlier
-from goatherd.providers.values import CURRENT, STABLE
+from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import SignedStoreCheck
@@ -347,3 +351,23 @@ async def test_what_was_altered_in_place_is_followed_by_servers_once_it_is_signe
     verify_successor(await sign(herd, sign_current, examined), signed)
     await rotator_for(herd).rotate()
     await check_steady(herd)
+
+
+async def test_no_key_is_destroyed_with_which_a_listed_server_signs(make_herd: MakeHerd) -> None:
+    """An attacker who may write, but may destroy nothing, has put an identity of their own into the store."""
+    herd = await make_herd(nodes=2, clients=0)
+    document, now_ms = await document_of(herd), herd.clock.now_ms()
+    root = OwnedSession.generate(session_id="root-of-an-attacker", owner=ROOT_OWNER, now_ms=now_ms)
+    own = replace(create_document(root, now_ms), generation=document.generation + 1)
+    own = replace(own, roots=(*own.roots, document.current.session), rotated_from=document.current.id)
+    await put(herd, normalize_document(sign_document(own, now_ms)))
+    policy = replace(POLICY, grace=timedelta(0))
+    with pytest.raises(ObstructedError, match=f"private key of root {document.current.id}, with which .* still sign"):
+        await rotator_for(herd, policy=policy).retire()
+    held = [
+        decode_document((await herd.provider.read(herd.secret_id, one.id)).value.reveal())
+        for one in await herd.provider.versions(herd.secret_id)
+        if one.state is VersionState.ENABLED
+    ]
+    assert document.current.id in {one.current.id for one in held}
+    await put(herd, document)
