@@ -50,6 +50,7 @@ def _short(text: str | None) -> str:
 
 
 COMMON = ("--provider", "--org", "--config", "--json", "--debug")
+REPEATABLE = " Can be given more than once."
 MANY = 5
 """An option that as many commands have is described in a table of its own."""
 
@@ -66,7 +67,8 @@ def _options(name: str, *, common: bool) -> list[list[str]]:
         if (parameter.opts[-1] in COMMON) == common:
             record = parameter.get_help_record(inner)
             assert record is not None
-            rows.append([f"`{record[0]}`", record[1]])
+            text = record[1].removesuffix(REPEATABLE)
+            rows.append([f"`{record[0]}{' …' if text != record[1] else ''}`", text])
     return rows
 
 
@@ -165,8 +167,9 @@ def errors() -> str:
     for kind in error_classes():
         if kind is not GoatherdError:
             meaning = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("``", "`")
-            rows.append([f"`{kind.code}`", f"`{kind.__name__}`", "yes" if kind.retryable else "", meaning])
-    return _table(["code", "class", "retry", "meaning"], rows)
+            retryable = " *Retryable.*" if kind.retryable else ""
+            rows.append([f"`{kind.code}`", f"`{kind.__name__}`", meaning + retryable])
+    return _table(["code", "class", "meaning"], rows)
 
 
 def events() -> str:
