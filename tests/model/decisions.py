@@ -78,10 +78,10 @@ class Decisions:
 
     def __init__(self, removed: Removed, options: Options) -> None:
         self._removed = removed
-        self._prunes = options.prunes
-        self._skews = (0, DAYS, -DAYS) if options.clocks else (0,)
-        self._recorded = (0, NEVER) if options.clocks else (0,)
-        self._hows = ("half", "refusal") if options.refusals else ("half",)
+        self._prunes = options.prunes_at_once
+        self._skews = (0, DAYS, -DAYS) if options.wrong_clocks else (0,)
+        self._recorded = (0, NEVER) if options.wrong_clocks else (0,)
+        self._hows = ("half", "refusal") if options.nodes_reject else ("half",)
         self._policy = Policy(quorum=Quorum(count=options.quorum))
         self._known: dict[tuple[Any, ...], tuple[tuple[Action, tuple[str, ...]], ...]] = {}
         self.asked = 0
@@ -92,30 +92,30 @@ class Decisions:
         """Return every action that `decide` may answer, whatever the adversary shows, each with one of its reasons."""
         document = store.docs[version]
         versions: tuple[tuple[int, int, bool, bool, int], ...] = ()
-        cancelled = run.bound if document.cancelled >> run.bound & 1 else 0
-        if (run.goal is Goal.RETIRE or (run.bound and cancelled)) and document.phase is Phase.STEADY:
+        cancelled = run.drives if document.cancelled >> run.drives & 1 else 0
+        if (run.goal is Goal.RETIRE or (run.drives and cancelled)) and document.phase is Phase.STEADY:
             versions = tuple(
                 (
                     number,
                     doc.private,
-                    bool(store.aged >> number & 1),
-                    bool(store.labelled >> number & 1),
+                    bool(store.past_grace >> number & 1),
+                    bool(store.foreign_labelled >> number & 1),
                     doc.rotation if doc.next != NONE else 0,
                 )
                 for number, doc in enumerate(store.docs)
-                if not store.gone >> number & 1
+                if not store.destroyed >> number & 1
             )
             if run.goal is not Goal.RETIRE:
-                versions = tuple(one for one in versions if one[4] == run.bound)
+                versions = tuple(one for one in versions if one[4] == run.drives)
         labelled = None if stable == NONE else "current" if stable == version else "stable"
         if document.phase is not Phase.STEADY:
             labelled = None  # no command lists the versions then
         place = (version, stable) if versions else ()
-        leaving = may_leave(document) if self._prunes and run.bound else 0
+        leaving = may_leave(document) if self._prunes and run.drives else 0
         about = document._replace(roots=0, private=0, ended=0, endorsed=(), base=0, rollback=0, before=NONE, pruned=0)
         about = about._replace(revoked=0, signature=Signature.VALID, altered=None, anchored=None, stolen=None)
-        aim = store.target_of(run.bound) if run.bound else run.aim
-        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.bound, aim, leaving)
+        aim = store.target_of(run.drives) if run.drives else run.restores
+        key = (about, labelled, sights, versions, place, run.goal, run.origin, run.drives, aim, leaving)
         found = self._known.get(key)
         if found is None:
             given = (about, labelled, sights, versions, place, run, aim, leaving)
@@ -138,13 +138,13 @@ class Decisions:
             goal=run.goal,
             began_ms=0,
             from_id=NAMES[run.origin] if run.origin != NONE else "",
-            rotation_id=_rotation_id(run.bound),
+            rotation_id=_rotation_id(run.drives),
             to_id=NAMES[aim] if aim != NONE else None,
         )
         known: dict[Any, None] = {}
         clocks = tuple(product(self._skews, self._recorded))
         for shown, now_ms, (skew_ms, recorded_ms) in product(_showings(sights, self._hows), (EARLY, LATE), clocks):
-            since_ms = recorded_ms if "recorded times" in self._removed.parts else min(0, recorded_ms)
+            since_ms = recorded_ms if "recorded times" in self._removed.protections else min(0, recorded_ms)
             view = replace(view, clock_ahead_ms=-skew_ms if len(clocks) > 1 else None, phase_since_ms=since_ms)
             nodes = tuple(
                 _node_view(at, sight, how, document.generation)

@@ -121,7 +121,7 @@ def explore(
     found.depth = depth
     goals = bytearray(is_steady(world, state) for state in states)
     found.steady = sum(goals)
-    if options.liveness:
+    if options.must_reach_steady:
         stuck = _stuck(len(states), sources, targets, goals)
         if stuck is not None:
             return stop("steady", stuck)

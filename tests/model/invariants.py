@@ -20,32 +20,32 @@ RULES = {
     "one signer": "at most one signer is current in the store",
     "trust": "every node trusts the signer of every commit that any node has accepted",
     "introduced": "once a root has signed, every node's log holds its introduction",
-    "kept": "a root that has signed stays among the document's roots until it is pruned",
-    "known": "a root that was introduced to a node stays among the document's roots until it is pruned",
-    "verifiable": "a root that has signed and was pruned is trusted by every listed node through its own log",
+    "signer listed": "a root that has signed stays among the document's roots until it is pruned",
+    "introduced listed": "a root that was introduced to a node stays among the document's roots until it is pruned",
+    "pruned trusted": "a root that has signed and was pruned is trusted by every listed node through its own log",
     "private keys": "no private key is outside currentSession and nextSession",
     "generation": "the generation only rises: in the store, and in a node that runs",
-    "grown": "a node adopts only a document that has grown from the one that it uses",
+    "grown document": "a node adopts only a document that has grown from the one that it uses",
     "lost root": "a node adopts no document that lacks a root that has signed, to its knowledge, unless it was pruned",
     "unaltered": "a node that has used a signed document adopts only documents that their root has signed",
-    "bounded": "a node adopts no generation that no rotation can have led to",
+    "possible generation": "a node adopts no generation that no rotation can have led to",
     "anchored": "a node that knows an anchor follows no root, anchor or revocation that a working root alone has named",
     "signed first": "no run begins a rotation without every signature of the anchor that it needs",
     "no signer": "no node needs a signer of an anchor, and a run needs one only to begin a rotation",
     "signed over": "once a signed document was stored, no run signs a document that was altered without the key",
-    "went back": "no run begins while a listed node has used a later state than the store holds, or another one",
+    "store went back": "no run begins while a listed node has used a later state than the store holds, or another one",
     "lost write": "a committed write is never lost",
-    "way back": "while a roll-back is possible, label stable is on a readable version that holds the earlier key",
+    "roll-back possible": "while a roll-back is possible, label stable is on a readable version with the earlier key",
     "cross-signed": "once a rotation is verified, every node holds the earlier root's introduction by the new one",
     "adopted": "once a rotation is verified, every node signs with the new root",
-    "stranger": "no run changes a rotation that it was not asked to drive",
+    "own rotation": "no run changes a rotation that it was not asked to drive",
     "restarts": "a rotation changes the root that signs once, or twice if rolled back; no server restarts more often",
-    "looked": "a rotation begins only after every listed server, or the declared quorum, has answered",
-    "asked": "a run replaces the root that it was asked to replace, no other",
-    "once": "a run begins one rotation at most",
-    "report": "a run reports only the true outcome",
-    "respected": "no version is destroyed while another tool's label points at it",
-    "ends": "a run decides on no change that the store would reject, and does not wait after its deadline",
+    "all answered": "a rotation begins only after every listed server, or the declared quorum, has answered",
+    "root as asked": "a run replaces the root that it was asked to replace, no other",
+    "one rotation a run": "a run begins one rotation at most",
+    "true report": "a run reports only the true outcome",
+    "foreign labels": "no version is destroyed while another tool's label points at it",
+    "run ends": "a run decides on no change that the store would reject, and does not wait after its deadline",
     "last key": "the private key of a root that has signed is destroyed only after the grace period",
     "cancelled key": "a run that reports a cancelled rotation has destroyed the versions that were written for it",
     "steady": "from every state, steady can be reached",
@@ -93,7 +93,7 @@ class Judge:
             if head.base != NONE and head.generation <= _last_possible(store, head.base):
                 yield "generation"
             if not self._has_way_back(store, head):
-                yield "way back"
+                yield "roll-back possible"
             if not store.is_invaded and self._changes_too_often(store, head):
                 yield "restarts"
 
@@ -118,18 +118,20 @@ class Judge:
     @staticmethod
     def _has_way_back(store: Store, head: Document) -> bool:
         if head.phase is Phase.STEADY:
-            return not any(store.gone >> version & 1 for version in (*store.heads, store.stable) if version != NONE)
+            return not any(
+                store.destroyed >> version & 1 for version in (*store.heads, store.stable) if version != NONE
+            )
         earlier = store.docs[head.rollback]
         return (
             # Where two writers may win, the label may go to what one of them wrote in vain; the version stays readable.
             (store.stable == head.rollback or store.is_forked)
-            and not store.gone >> head.rollback & 1
+            and not store.destroyed >> head.rollback & 1
             and bool(earlier.private >> head.origin & 1)
         )
 
     def _of_nodes(self, store: Store, group: tuple[Node, ...], signed: int) -> Iterator[str]:
         listed = [node for node in group if node.is_listed]
-        revoked = store.head.revoked if self.world.options.revokes else 0
+        revoked = store.head.revoked if self.world.options.anchor_revokes else 0
         for node in listed:
             if signed & ~revoked & ~self.world.trusted(store, node):
                 yield "trust"
@@ -140,25 +142,25 @@ class Judge:
             return  # nodes do not follow it, and operators take it back
         for head in (store.docs[at] for at in store.heads):
             if signed & ~head.roots & ~head.pruned:
-                yield "kept"
+                yield "signer listed"
             if any(_introduced(store, node) & ~head.roots & ~head.pruned for node in group) and not store.is_forked:
-                yield "known"
+                yield "introduced listed"
             # Checked with the next document of the node, because the present one may still list the root.
             late = [self.world.trusted(store, node._replace(version=at)) for node in listed for at in store.heads]
             if any(signed & head.pruned & ~trusted for trusted in late):
-                yield "verifiable"
+                yield "pruned trusted"
             yield from self._of_verified(store, head, listed)
 
     def _of_verified(self, store: Store, head: Document, listed: list[Node]) -> Iterator[str]:
         verified = head.finished | (1 << head.rotation if head.phase is Phase.VERIFIED else 0)
         for rotation in bits(verified):
-            if not all(node.crosses >> rotation & 1 for node in listed):
+            if not all(node.cross_signatures >> rotation & 1 for node in listed):
                 yield "cross-signed"
         since = head
         while since.base != NONE and store.docs[since.base].current == head.current:
             since = store.docs[since.base]
         is_verified = bool(since.rotation and verified >> since.rotation & 1)
-        is_expected = is_verified and not self.world.options.forgets and not store.is_forked
+        is_expected = is_verified and not self.world.options.nodes_forget and not store.is_forked
         if is_expected and any(store.docs[node.version].generation < since.generation for node in listed):
             yield "adopted"
 

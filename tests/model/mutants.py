@@ -48,27 +48,33 @@ TWO = Options(nodes=2, operators=1)
 RIVALS = Options(nodes=1, operators=2)
 TWICE = Options(nodes=1, operators=2, rotations=2)
 STALE = Options(nodes=2, operators=1, stale_reads=True)
-FORGETFUL = replace(STALE, forgets=True)
-LABELLED = Options(nodes=1, operators=1, retires=True, labels=True, goals=EVERYTHING)
+FORGETFUL = replace(STALE, nodes_forget=True)
+LABELLED = Options(nodes=1, operators=1, retires_keys=True, foreign_labels=True, goals=EVERYTHING)
 WENT_BACK = Options(
-    nodes=1, operators=1, rotations=2, restores=True, refusals=False, liveness=False, goals=(Goal.ROTATE,)
+    nodes=1,
+    operators=1,
+    rotations=2,
+    store_goes_back=True,
+    nodes_reject=False,
+    must_reach_steady=False,
+    goals=(Goal.ROTATE,),
 )
 RESTORING = Options(nodes=1, operators=1, rotations=2, goals=BACK)
 LEFT_OUT = Options(
     nodes=2,
     operators=1,
     rotations=2,
-    prunes=True,
-    left_out=True,
-    refusals=False,
-    liveness=False,
+    prunes_at_once=True,
+    begins_with_node_left_out=True,
+    nodes_reject=False,
+    must_reach_steady=False,
     goals=(Goal.ROTATE,),
 )
-ALTERED = Options(nodes=1, operators=1, alters=tuple(Alteration))
-ANCHORED = Options(nodes=1, operators=1, choices=CHOICES, has_anchor=True, mutes=True)
-RENEWED = Options(nodes=1, operators=1, rotations=2, has_anchor=True, mutes=True, goals=BACK)
-THIEF = replace(ANCHORED, mutes=False, liveness=False)
-RETIRING = Options(nodes=1, operators=1, retires=True, goals=EVERYTHING)
+ALTERED = Options(nodes=1, operators=1, alterations=tuple(Alteration))
+ANCHORED = Options(nodes=1, operators=1, anchor_choices=CHOICES, begins_with_anchor=True, signers_stop=True)
+RENEWED = Options(nodes=1, operators=1, rotations=2, begins_with_anchor=True, signers_stop=True, goals=BACK)
+THIEF = replace(ANCHORED, signers_stop=False, must_reach_steady=False)
+RETIRING = Options(nodes=1, operators=1, retires_keys=True, goals=EVERYTHING)
 
 
 # --- lies: false arguments of `decide` --------------------------------------------------------------------------------
@@ -198,7 +204,9 @@ def _gate(step: Step, *kept: Evidence) -> Removed:
 
 
 MUTANTS = (
-    Mutant(name="preparing while a node gives no answer", breaks="looked", options=ONE, removed=_gate(Step.PREPARE)),
+    Mutant(
+        name="preparing while a node gives no answer", breaks="all answered", options=ONE, removed=_gate(Step.PREPARE)
+    ),
     Mutant(name="activating without a gate", breaks="trust", options=STALE, removed=_gate(Step.ACTIVATE)),
     Mutant(
         name="activating before every node is known to hold the introduction",
@@ -209,14 +217,14 @@ MUTANTS = (
     Mutant(
         name="activating before every node is known to trust the next root",
         breaks="trust",
-        options=Options(nodes=2, operators=1, unmodified=True),
+        options=Options(nodes=2, operators=1, unmodified_nodes=True),
         removed=_gate(Step.ACTIVATE, Evidence.HOLDS_INTRODUCTION),
     ),
     Mutant(
         name="a step after activation that changes the signing root once more",
         breaks="restarts",
         options=ONE,
-        removed=Removed(parts=frozenset({"one change of signer"})),
+        removed=Removed(protections=frozenset({"one change of signer"})),
     ),
     Mutant(
         name="verifying before every node is known to sign with the next root",
@@ -235,27 +243,27 @@ MUTANTS = (
         breaks="trust",
         options=TWO,
         removed=Removed(lie=no_answer_is_yes),
-        allowed=frozenset({"looked"}),
+        allowed=frozenset({"all answered"}),
     ),
     Mutant(
         name="ignoring nodes that do not answer",
         breaks="trust",
         options=TWO,
         removed=Removed(lie=only_who_answers_counts),
-        allowed=frozenset({"looked"}),
+        allowed=frozenset({"all answered"}),
     ),
     Mutant(
         name="asking one node only",
         breaks="introduced",
         options=TWO,
         removed=Removed(lie=one_is_enough),
-        allowed=frozenset({"looked"}),
+        allowed=frozenset({"all answered"}),
     ),
     Mutant(
         name="pushing the introduction before the phase published is written",
-        breaks="known",
+        breaks="introduced listed",
         options=ONE,
-        removed=Removed(parts=frozenset({"published first"})),
+        removed=Removed(protections=frozenset({"published first"})),
     ),
     Mutant(
         name="preparing without compare-and-swap",
@@ -277,78 +285,85 @@ MUTANTS = (
     ),
     Mutant(
         name="labelling stable without compare-and-swap",
-        breaks="way back",
+        breaks="roll-back possible",
         options=TWICE,
         removed=Removed(blind=frozenset({"label"})),
     ),
     Mutant(
         name="reading current and stable at two different times",
-        breaks="way back",
+        breaks="roll-back possible",
         options=TWICE,
-        removed=Removed(parts=frozenset({"one look"})),
+        removed=Removed(protections=frozenset({"labels read together"})),
     ),
-    Mutant(name="never labelling stable", breaks="way back", options=ONE, removed=Removed(lie=stable_is_never_moved)),
+    Mutant(
+        name="never labelling stable",
+        breaks="roll-back possible",
+        options=ONE,
+        removed=Removed(lie=stable_is_never_moved),
+    ),
     Mutant(
         name="a node that does not compare generations",
         breaks="generation",
         options=STALE,
-        removed=Removed(parts=frozenset({"generation"})),
+        removed=Removed(protections=frozenset({"generation"})),
     ),
     Mutant(
         name="a node that follows without endorsements",
         breaks="trust",
-        options=Options(nodes=2, operators=1, intruder=True, liveness=False),
-        removed=Removed(parts=frozenset({"succession"})),
+        options=Options(nodes=2, operators=1, has_intruder=True, must_reach_steady=False),
+        removed=Removed(protections=frozenset({"succession"})),
     ),
     Mutant(
         name="a node that does not check the signature over the whole document",
         breaks="unaltered",
         options=ALTERED,
-        removed=Removed(parts=frozenset({"whole"})),
+        removed=Removed(protections=frozenset({"document signature"})),
     ),
     Mutant(
         name="a node that accepts an unsigned document after a signed one",
         breaks="unaltered",
         options=ALTERED,
-        removed=Removed(parts=frozenset({"signed before"})),
+        removed=Removed(protections=frozenset({"no unsigned document after a signed one"})),
     ),
     Mutant(
         name="a node that accepts any generation",
-        breaks="bounded",
-        options=replace(ALTERED, alters=(Alteration.GENERATION,), unsigned=True),
-        removed=Removed(parts=frozenset({"jump"})),
+        breaks="possible generation",
+        options=replace(ALTERED, alterations=(Alteration.GENERATION,), begins_unsigned=True),
+        removed=Removed(protections=frozenset({"possible generations"})),
     ),
     Mutant(
         name="a run that builds on a document that was altered without the key",
         breaks="signed over",
         options=ALTERED,
-        removed=Removed(parts=frozenset({"unaltered base"})),
+        removed=Removed(protections=frozenset({"unaltered base"})),
     ),
     Mutant(
         name="a roll-back that removes the next root from the document",
-        breaks="kept",
+        breaks="signer listed",
         options=ONE,
-        removed=Removed(parts=frozenset({"roots after roll-back"})),
-        allowed=frozenset({"known"}),
+        removed=Removed(protections=frozenset({"roots after roll-back"})),
+        allowed=frozenset({"introduced listed"}),
     ),
     Mutant(
         name="cancelling a published rotation and removing the next root from the document",
-        breaks="known",
+        breaks="introduced listed",
         options=ONE,
-        removed=Removed(parts=frozenset({"roots after cancel"})),
+        removed=Removed(protections=frozenset({"roots after cancel"})),
     ),
     Mutant(
         name="cancelling a restore and removing the earlier root from the document",
-        breaks="kept",
+        breaks="signer listed",
         options=RESTORING,
-        removed=Removed(parts=frozenset({"roots after a cancelled restore"})),
-        allowed=frozenset({"known"}),
+        removed=Removed(protections=frozenset({"roots after a cancelled restore"})),
+        allowed=frozenset({"introduced listed"}),
     ),
     Mutant(
         name="restoring a root that has left the document without listing it again",
-        breaks="kept",
-        options=Options(nodes=1, operators=1, rotations=3, prunes=True, has_left=True, goals=BACK),
-        removed=Removed(parts=frozenset({"listed again"})),
+        breaks="signer listed",
+        options=Options(
+            nodes=1, operators=1, rotations=3, prunes_at_once=True, begins_after_root_has_left=True, goals=BACK
+        ),
+        removed=Removed(protections=frozenset({"restored root is listed"})),
     ),
     Mutant(
         name="completing a restore before every node is known to sign with the earlier root",
@@ -378,51 +393,54 @@ MUTANTS = (
         name="leaving the earlier private key in the document",
         breaks="private keys",
         options=ONE,
-        removed=Removed(parts=frozenset({"one private key"})),
+        removed=Removed(protections=frozenset({"one private key"})),
     ),
     Mutant(
         name="no deadline",
         breaks="steady",
-        options=Options(nodes=2, operators=1, deaths=1, refusals=False, goals=UNATTENDED),
+        options=Options(nodes=2, operators=1, nodes_that_stop=1, nodes_reject=False, goals=UNATTENDED),
         removed=Removed(lie=never_late),
-        allowed=frozenset({"ends"}),
+        allowed=frozenset({"run ends"}),
     ),
     Mutant(
         name="driving any rotation that is in progress",
-        breaks="stranger",
+        breaks="own rotation",
         options=RIVALS,
         removed=Removed(lie=every_rotation_is_mine),
     ),
     Mutant(
-        name="replacing any root that is current", breaks="asked", options=TWICE, removed=Removed(lie=any_root_will_do)
+        name="replacing any root that is current",
+        breaks="root as asked",
+        options=TWICE,
+        removed=Removed(lie=any_root_will_do),
     ),
     Mutant(
         name="a run that does not recognize that its own rotation has ended",
-        breaks="once",
+        breaks="one rotation a run",
         options=TWICE,
-        removed=Removed(parts=frozenset({"recognition"})),
+        removed=Removed(protections=frozenset({"own rotation is recognized"})),
     ),
     Mutant(
         name="deriving the outcome of a rotation from the root that signs now",
-        breaks="report",
+        breaks="true report",
         options=Options(nodes=0, operators=2, rotations=2, goals=(Goal.ROTATE,)),
         removed=Removed(lie=it_was_finished),
     ),
     Mutant(
         name="a run that accepts an older read than an earlier one",
-        breaks="report",
+        breaks="true report",
         options=Options(nodes=1, operators=1, stale_reads=True),
-        removed=Removed(parts=frozenset({"memory"})),
+        removed=Removed(protections=frozenset({"highest generation read"})),
     ),
     Mutant(
         name="retiring the versions of current and stable, in a store that allows it",
-        breaks="way back",
+        breaks="roll-back possible",
         options=RETIRING,
-        removed=Removed(lie=current_and_stable_are_nothing_special, parts=frozenset({"label guard"})),
+        removed=Removed(lie=current_and_stable_are_nothing_special, protections=frozenset({"label guard"})),
     ),
     Mutant(
         name="retiring the versions of current and stable",
-        breaks="ends",
+        breaks="run ends",
         options=RETIRING,
         removed=Removed(lie=current_and_stable_are_nothing_special),
     ),
@@ -430,58 +448,60 @@ MUTANTS = (
         name="following a document that has not grown from the one in use and lacks one of its roots",
         breaks="lost root",
         options=WENT_BACK,
-        removed=Removed(parts=frozenset({"lineage", "lost roots", "history"}), lie=no_server_has_a_history),
-        allowed=RESTORED | {"went back", "grown"},
+        removed=Removed(
+            protections=frozenset({"grown documents", "lost roots", "servers' histories"}), lie=no_server_has_a_history
+        ),
+        allowed=RESTORED | {"store went back", "grown document"},
     ),
     Mutant(
         name="following a document that has not grown from the one in use",
-        breaks="grown",
+        breaks="grown document",
         options=WENT_BACK,
-        removed=Removed(parts=frozenset({"lineage", "history"}), lie=no_server_has_a_history),
-        allowed=RESTORED | {"went back"},
+        removed=Removed(protections=frozenset({"grown documents", "servers' histories"}), lie=no_server_has_a_history),
+        allowed=RESTORED | {"store went back"},
     ),
     Mutant(
         name="beginning a rotation without checking which identity the servers have used",
-        breaks="went back",
+        breaks="store went back",
         options=WENT_BACK,
-        removed=Removed(parts=frozenset({"history"}), lie=no_server_has_a_history),
+        removed=Removed(protections=frozenset({"servers' histories"}), lie=no_server_has_a_history),
         allowed=RESTORED,
     ),
     Mutant(
         name="ignoring another tool's label on a version",
-        breaks="ends",
+        breaks="run ends",
         options=LABELLED,
         removed=Removed(lie=labels_of_others_are_not_seen),
     ),
     Mutant(
         name="ignoring labels of others, in a store that destroys labelled versions",
-        breaks="respected",
+        breaks="foreign labels",
         options=LABELLED,
-        removed=Removed(lie=labels_of_others_are_not_seen, parts=frozenset({"label guard"})),
+        removed=Removed(lie=labels_of_others_are_not_seen, protections=frozenset({"label guard"})),
     ),
     Mutant(
         name="starting the deadline again at each look",
-        breaks="ends",
+        breaks="run ends",
         options=ONE,
         removed=Removed(lie=pushing_without_end),
     ),
     Mutant(
         name="removing a root from the document before every node is known to hold its introduction",
-        breaks="verifiable",
+        breaks="pruned trusted",
         options=LEFT_OUT,
         removed=_gate(Step.PRUNE),
         allowed=frozenset({"introduced"}),
     ),
     Mutant(
         name="removing a root from the document although a node did not answer, as a quorum would allow",
-        breaks="verifiable",
+        breaks="pruned trusted",
         options=LEFT_OUT,
         removed=Removed(lie=a_quorum_lets_roots_leave),
         allowed=frozenset({"introduced"}),
     ),
     Mutant(
         name="taking a missing answer for a confirmation when a root leaves the document",
-        breaks="verifiable",
+        breaks="pruned trusted",
         options=LEFT_OUT,
         removed=Removed(lie=who_is_silent_holds_it),
         allowed=frozenset({"introduced"}),
@@ -497,107 +517,109 @@ MUTANTS = (
         name="writing before every signature of the anchor was made",
         breaks="signed first",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"signed first"})),
+        removed=Removed(protections=frozenset({"signed first"})),
     ),
     Mutant(
         name="using a signature of the anchor that was not verified",
         breaks="signed first",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"signature check"})),
+        removed=Removed(protections=frozenset({"signature check"})),
     ),
     Mutant(
         name="asking the anchor again at a later step",
         breaks="steady",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"no later signature"})),
-        allowed=frozenset({"ends", "no signer"}),
+        removed=Removed(protections=frozenset({"no later signature"})),
+        allowed=frozenset({"run ends", "no signer"}),
     ),
     Mutant(
         name="asking the anchor again in order to continue, but not to cancel or roll back",
         breaks="no signer",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"no signature to go on"})),
-        allowed=frozenset({"ends"}),
+        removed=Removed(protections=frozenset({"no signature to go on"})),
+        allowed=frozenset({"run ends"}),
     ),
     Mutant(
         name="a node that follows a document only while a signer answers",
         breaks="no signer",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"nodes ask no signer"})),
+        removed=Removed(protections=frozenset({"nodes ask no signer"})),
     ),
     Mutant(
         name="a restore that asks the anchor to sign",
         breaks="no signer",
         options=RENEWED,
-        removed=Removed(parts=frozenset({"no signature for a restore"})),
+        removed=Removed(protections=frozenset({"no signature for a restore"})),
     ),
     Mutant(
         name="a restore of a root that the anchor has not endorsed",
         breaks="signed first",
-        options=replace(RENEWED, has_anchor=False, mutes=False, choices=(Choice.KEEP, Choice.SET)),
-        removed=Removed(parts=frozenset({"endorsed to sign again"})),
+        options=replace(
+            RENEWED, begins_with_anchor=False, signers_stop=False, anchor_choices=(Choice.KEEP, Choice.SET)
+        ),
+        removed=Removed(protections=frozenset({"endorsed to sign again"})),
     ),
     Mutant(
         name="a new anchor that does not sign the roll-back to the previous anchor",
         breaks="steady",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"way back of the anchor"})),
+        removed=Removed(protections=frozenset({"anchor's roll-back is signed"})),
     ),
     Mutant(
         name="a replaced anchor that does not endorse the next root",
         breaks="steady",
         options=ANCHORED,
-        removed=Removed(parts=frozenset({"word of the old anchor"})),
+        removed=Removed(protections=frozenset({"old anchor endorses next root"})),
     ),
     Mutant(
         name="a revocation by a new anchor that drops the previous anchor's signatures",
         breaks="steady",
-        options=replace(ANCHORED, revokes=True),
-        removed=Removed(parts=frozenset({"lasting word"})),
+        options=replace(ANCHORED, anchor_revokes=True),
+        removed=Removed(protections=frozenset({"revocation keeps signatures"})),
         allowed=EMERGENCY,
     ),
     Mutant(
         name="a node that follows a root without the anchor's signature",
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.ANCHOR, Theft.REMOVAL)),
-        removed=Removed(parts=frozenset({"anchor"})),
+        removed=Removed(protections=frozenset({"anchor"})),
     ),
     Mutant(
         name="a node that follows another anchor because the document names it",
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.ANCHOR,)),
-        removed=Removed(parts=frozenset({"change of the anchor"})),
+        removed=Removed(protections=frozenset({"change of the anchor"})),
     ),
     Mutant(
         name="a node that accepts a working root's endorsement of another root",
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.ROOT,)),
-        removed=Removed(parts=frozenset({"word of working roots"})),
+        removed=Removed(protections=frozenset({"working roots endorse none"})),
     ),
     Mutant(
         name="a node that accepts a revocation without the anchor's signature",
         breaks="anchored",
-        options=replace(THIEF, thefts=(Theft.REVOCATION,), has_anchor=False, rotations=2),
-        removed=Removed(parts=frozenset({"signed revocations"})),
+        options=replace(THIEF, thefts=(Theft.REVOCATION,), begins_with_anchor=False, rotations=2),
+        removed=Removed(protections=frozenset({"signed revocations"})),
         allowed=frozenset({"trust"}),
     ),
     Mutant(
         name="a node that accepts a new anchor's signature for a roll-back indefinitely",
         breaks="anchored",
         options=replace(THIEF, thefts=(Theft.WAY_BACK,)),
-        removed=Removed(parts=frozenset({"end of the way back"})),
+        removed=Removed(protections=frozenset({"anchor's roll-back ends"})),
     ),
     Mutant(
         name="retiring with a clock that is days ahead of the store's",
         breaks="last key",
-        options=replace(RETIRING, clocks=True),
+        options=replace(RETIRING, wrong_clocks=True),
         removed=Removed(lie=no_clock_is_compared),
     ),
     Mutant(
         name="trusting a phase's recorded time although it is in the future",
-        breaks="ends",
-        options=replace(ONE, clocks=True),
-        removed=Removed(parts=frozenset({"recorded times"})),
+        breaks="run ends",
+        options=replace(ONE, wrong_clocks=True),
+        removed=Removed(protections=frozenset({"recorded times"})),
     ),
 )
 """Each is caught, by the rule that it names."""
@@ -613,7 +635,7 @@ REDUNDANT = (
         name="a store that destroys labelled versions",
         breaks=None,
         options=RETIRING,
-        removed=Removed(parts=frozenset({"label guard"})),
+        removed=Removed(protections=frozenset({"label guard"})),
     ),
     Mutant(
         name="activating before trust is confirmed, where each node acts on an introduction that it holds",
@@ -625,7 +647,7 @@ REDUNDANT = (
         name="a node that does not compare generations, where reads are not stale",
         breaks=None,
         options=TWO,
-        removed=Removed(parts=frozenset({"generation"})),
+        removed=Removed(protections=frozenset({"generation"})),
     ),
 )
 """Each does no harm alone; see docs/explanation/proof.md for what stands behind it."""
@@ -641,7 +663,9 @@ PRICES = (
     Mutant(
         name="an identity of 0.1.0: a server that has read no signed document yet follows an altered one",
         breaks="trust",
-        options=replace(ALTERED, nodes=2, alters=(Alteration.REVOCATION,), unsigned=True, liveness=False),
+        options=replace(
+            ALTERED, nodes=2, alterations=(Alteration.REVOCATION,), begins_unsigned=True, must_reach_steady=False
+        ),
         removed=Removed(),
     ),
     Mutant(
@@ -659,13 +683,13 @@ PRICES = (
     Mutant(
         name="a failing store without compare-and-swap: until the next change, two roots are current",
         breaks="one signer",
-        options=Options(nodes=1, operators=2, forks=True, liveness=False),
+        options=Options(nodes=1, operators=2, two_writers_win=True, must_reach_steady=False),
         removed=Removed(),
     ),
     Mutant(
         name="two writers that both win: the loser's write is lost, and its report is wrong",
-        breaks="report",
-        options=Options(nodes=1, operators=2, forks=True, rotations=2, liveness=False),
+        breaks="true report",
+        options=Options(nodes=1, operators=2, two_writers_win=True, rotations=2, must_reach_steady=False),
         removed=Removed(),
         allowed=frozenset({"one signer"}),
     ),

@@ -13,18 +13,19 @@ class Node(NamedTuple):
     """One server.
 
     Attributes:
-        version: The version of the document in use; it signs with that one's current root.
-        introductions, crosses: Bits by rotation: which introductions its log holds.
-        unbelieved: Those of `introductions` that it has stored and does not act on until it restarts.
+        version: The version of the document in use; the node signs with the current root of that document.
+        introductions, cross_signatures: Bits by rotation: the introductions of the next root, and of the earlier root
+            by the next one, that its log holds.
+        deferred: Those of `introductions` that it has stored and acts on only after a restart.
         is_listed: Whether the rotation knows of it.
         is_dead: The node has stopped, and does not start again.
-        earlier: Bits by pair: which introductions of earlier roots by the root that signs its log holds.
+        earlier: Bits by `pair`: the introductions of earlier roots by a later root that its log holds.
     """
 
     version: int
     introductions: int = 0
-    crosses: int = 0
-    unbelieved: int = 0
+    cross_signatures: int = 0
+    deferred: int = 0
     is_listed: bool = True
     is_dead: bool = False
     earlier: int = 0
@@ -34,31 +35,40 @@ class Run(NamedTuple):
     """One run of the rotator.
 
     Attributes:
+        goal: What it was asked to do.
         origin: The root that it was asked to replace.
-        bound: The rotation that it drives, or 0.
-        own: The rotation that it has begun itself, until it is bound to it; or 0.
-        highest: The highest generation that the run has read, where that matters.
-        pending: The decided action that was not performed yet.
-        aim: The earlier root that it was asked to restore, until it is bound to the rotation; or `NONE`.
-        choice: What it does about the anchor, until it is bound to the rotation.
+        drives: The rotation that it drives, or 0.
+        begun: The rotation that it has written to the store, until it reads that and drives it; or 0.
+        highest_generation: The highest generation that it has read, in worlds where that matters.
+        pending: The action that `decide` has returned and that was not performed yet.
+        restores: The earlier root that it was asked to restore, until it drives the rotation; or `NONE`.
+        choice: What it does about the anchor, until it drives the rotation.
     """
 
     goal: Goal
     origin: int
-    bound: int = 0
-    own: int = 0
-    highest: int = 0
+    drives: int = 0
+    begun: int = 0
+    highest_generation: int = 0
     pending: tuple[Any, ...] | None = None
-    aim: int = -1
+    restores: int = -1
     choice: Choice = Choice.KEEP
 
 
 class Move(NamedTuple):
-    """One change. `what` is for the story; `broken` names a rule that the change itself breaks."""
+    """One change of the state.
+
+    Attributes:
+        store: The number of the store after it.
+        group: The number of the nodes after a node's move, of the operators after an operator's.
+        sent: Bits: what was pushed; see `introduced`, `crossed` and `earlier`.
+        signed: Bits: the roots that have signed a commit.
+        broken: The rule that the change itself breaks, or None.
+        what: What happened, for the story.
+    """
 
     store: int
     group: int
-    """Nodes after a node's move, operators after an operator's."""
     sent: int
     signed: int
     broken: str | None

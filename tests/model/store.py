@@ -108,31 +108,31 @@ class Store(NamedTuple):
         docs: Every version ever written, destroyed ones too.
         heads: The version that ``current`` points at; two where a store without compare-and-swap has not decided yet.
         stable: The version that label ``stable`` points at, or `NONE`.
-        gone: Bits: destroyed versions.
-        labelled: Bits: versions that another client's label points at.
-        aged: Bits: versions whose retired keys have outlived the grace period.
+        destroyed: Bits: destroyed versions.
+        foreign_labelled: Bits: versions that another client's label points at.
+        past_grace: Bits: versions whose retired keys have outlived the grace period.
         past: Earlier positions of (current, stable), oldest first; only where reads may be stale.
         is_settled: Whether another change has followed the last write, so that no concurrent write can win any more.
         is_forked: Whether the store has once let two writers win.
         is_invaded: Whether a writer without a root's key has written to it.
         is_altered: Whether a writer without a key has once altered the document.
         is_restored: Whether it was once restored from a backup. From then on it gives version ids again.
-        is_mute: Whether no signer of an anchor ever answers again.
+        is_without_signers: Whether no signer of an anchor ever answers again.
     """
 
     docs: tuple[Document, ...]
     heads: tuple[int, ...]
     stable: int
-    gone: int = 0
-    labelled: int = 0
-    aged: int = 0
+    destroyed: int = 0
+    foreign_labelled: int = 0
+    past_grace: int = 0
     past: tuple[tuple[int, int], ...] = ()
     is_settled: bool = True
     is_forked: bool = False
     is_invaded: bool = False
     is_restored: bool = False
     is_altered: bool = False
-    is_mute: bool = False
+    is_without_signers: bool = False
 
     def ancestors(self, version: int) -> tuple[int, ...]:
         """Return the versions from which this one has grown, latest first, itself included."""

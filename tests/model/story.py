@@ -161,11 +161,12 @@ class _Teller:
 
     def state_of(self, at: int, store: Store) -> str:
         node = self.nodes[at]
+        crossed = names(node.cross_signatures)
         parts = [
             f"{self._name(at)} uses version {node.version}",
             f"signs with {NAMES[store.docs[node.version].current]}",
             f"trusts {names(self.world.trusted(store, node))}",
-            f"holds introductions of {names(node.introductions)} and cross-signatures by {names(node.crosses)}",
+            f"holds introductions of {names(node.introductions)} and cross-signatures by {crossed}",
         ]
         return ", ".join(parts) + ("; it is gone." if node.is_dead else ".")
 
@@ -183,16 +184,16 @@ def _labels(store: Store) -> str:
     parts.append("nothing is stable" if store.stable == NONE else f"stable is version {store.stable}")
     if store.head.phase is not Phase.STEADY:
         parts.append(f"version {store.head.rollback} is the one to go back to")
-    if store.gone:
-        parts.append(f"destroyed: {', '.join(map(str, bits(store.gone)))}")
+    if store.destroyed:
+        parts.append(f"destroyed: {', '.join(map(str, bits(store.destroyed)))}")
     return "; ".join(parts) + "."
 
 
 def _goal(run: Run) -> str:
-    if run.bound:
-        return f"{run.goal} rotation {run.bound}"
-    if run.aim != NONE:
-        return f"restore {NAMES[run.aim]} in place of {NAMES[run.origin]}"
+    if run.drives:
+        return f"{run.goal} rotation {run.drives}"
+    if run.restores != NONE:
+        return f"restore {NAMES[run.restores]} in place of {NAMES[run.origin]}"
     if run.choice is not Choice.KEEP:
         return f"rotate away from {NAMES[run.origin]}, to {run.choice}"
     return f"rotate away from {NAMES[run.origin]}" if run.origin != NONE else str(run.goal)

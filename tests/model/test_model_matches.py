@@ -340,7 +340,9 @@ def test_a_node_trusts_whom_the_real_pool_trusts() -> None:
                 pool = TrustPool(org=ORG, current=real.current, roots=real.roots)
                 held = [commits["introduction"]] * has_introduction + [commits["cross"]] * has_cross
                 pool.offer_session_commits([Commit.from_json(one, org=ORG) for one in held])
-                node = Node(version=len(documents) - 1, introductions=2 * has_introduction, crosses=2 * has_cross)
+                node = Node(
+                    version=len(documents) - 1, introductions=2 * has_introduction, cross_signatures=2 * has_cross
+                )
                 assert set(pool.root_ids) == named(world.trusted(store, node))
 
 

@@ -8,7 +8,7 @@ from goatherd.rotation.machine import GATES, Step
 
 from .invariants import RULES
 from .mutants import MUTANTS, PRICES, REDUNDANT, Mutant, explore_mutant
-from .settings import PARTS
+from .settings import PROTECTIONS
 from .story import tell
 
 CAUGHT = (*MUTANTS, *PRICES)
@@ -58,7 +58,7 @@ def test_every_gate_and_every_part_is_taken_away_by_some_mutant() -> None:
     for step in steps:
         kept = [set(one.removed.gates[step]) for one in everywhere if step in one.removed.gates]
         assert all(any(evidence not in some for some in kept) for evidence in GATES[step])
-    assert {part for one in MUTANTS for part in one.removed.parts} == set(PARTS)
+    assert {part for one in MUTANTS for part in one.removed.protections} == set(PROTECTIONS)
 
 
 def test_the_real_gates_are_back_after_a_mutant() -> None:

@@ -110,8 +110,8 @@ class World:
 
     def __init__(self, options: Options, removed: Removed | None = None) -> None:
         self.options, self.removed = options, removed or Removed()
-        self.is_past_kept = options.stale_reads or "one look" in self.removed.parts
-        self.is_past_noted = self.is_past_kept or options.restores
+        self.is_past_kept = options.stale_reads or "labels read together" in self.removed.protections
+        self.is_past_noted = self.is_past_kept or options.store_goes_back
         self.stores, self.nodes, self.operators = Table(), Table(), Table()
         self._of_nodes: dict[int, tuple[Move, ...]] = {}
         self._of_operators: dict[tuple[int, int, int], tuple[Move, ...]] = {}
@@ -124,19 +124,19 @@ class World:
         options = self.options
         store, sent, signed = first_store(), 0, 1
         group = [Node(version=0)] * options.nodes + [Node(version=0, is_listed=False)] * options.unlisted
-        if options.unsigned:
+        if options.begins_unsigned:
             store = unsigned_store()
-        if options.has_anchor or options.choices != (Choice.KEEP,):
-            store = anchored_store(has_anchor=options.has_anchor)
-        if options.left_out:
+        if options.begins_with_anchor or options.anchor_choices != (Choice.KEEP,):
+            store = anchored_store(has_anchor=options.begins_with_anchor)
+        if options.begins_with_node_left_out:
             store, sent, signed = rolled_back_store(), introduced(1), 3
             at = store.heads[0]
             group = [Node(version=at, introductions=2)] * (options.nodes - 1) + [Node(version=at)]
-        if options.has_left:
+        if options.begins_after_root_has_left:
             store, signed = store_after_a_root_has_left(), 7
             sent = introduced(1) | introduced(2) | crossed(1) | crossed(2) | earlier(0, 2)
             group = [
-                Node(version=store.heads[0], introductions=6, crosses=6, earlier=pair(0, 2))
+                Node(version=store.heads[0], introductions=6, cross_signatures=6, earlier=pair(0, 2))
                 for _ in range(options.nodes)
             ]
         runs: list[Run | None] = [None] * options.operators
@@ -192,10 +192,10 @@ class World:
             if node.is_dead:
                 continue
             changes = list(self._changes(store, node, sent))
-            if dead < self.options.deaths:
+            if dead < self.options.nodes_that_stop:
                 changes.append((node._replace(is_dead=True), None, ("dies",)))
-            if store.is_mute:
-                answering = store._replace(is_mute=False)
+            if store.is_without_signers:
+                answering = store._replace(is_without_signers=False)
                 waits = [one for one in self._changes(answering, node, sent) if one not in changes]
                 changes += [(node, "no signer", ("waits", *what)) for _, _, what in waits]
             for after, broken, what in changes:
@@ -215,27 +215,31 @@ class World:
             if version != node.version and self.takes(
                 new, held, self.links(store, node), outlived=tuple(pairs(node.earlier)), is_grown=is_grown
             ):
-                if self._needs_signer(store, held) and "nodes ask no signer" in self.removed.parts:
+                if self._needs_signer(store, held) and "nodes ask no signer" in self.removed.protections:
                     continue
                 broken = self._harm_of(store, new, node.version, is_grown=is_grown)
                 yield node._replace(version=version), broken, ("takes", version)
-            if self.options.forgets and (version != node.version or node.unbelieved):
-                yield node._replace(version=version, unbelieved=0), None, ("restarts", version)
+            if self.options.nodes_forget and (version != node.version or node.deferred):
+                yield node._replace(version=version, deferred=0), None, ("restarts", version)
         if missed_roll_back(store, node):
             yield node._replace(version=store.heads[0]), None, ("accepts", store.heads[0])
-        if node.unbelieved and not self.options.forgets:
-            yield node._replace(unbelieved=0), None, ("restarts", node.version)
+        if node.deferred and not self.options.nodes_forget:
+            yield node._replace(deferred=0), None, ("restarts", node.version)
         trusted = self.trusted(store, node)
         for rotation in range(1, store.prepared + 1):
             bit, by = 1 << rotation, store.introductions_of(rotation)[0][0]
             is_sent = sent & introduced(rotation) and not node.introductions & bit and trusted >> by & 1
             if is_sent and knows_introducer(store, held, rotation):
                 yield node._replace(introductions=node.introductions | bit), None, ("introduced", rotation)
-                if self.options.unmodified:
-                    deaf = node._replace(introductions=node.introductions | bit, unbelieved=node.unbelieved | bit)
+                if self.options.unmodified_nodes:
+                    deaf = node._replace(introductions=node.introductions | bit, deferred=node.deferred | bit)
                     yield deaf, None, ("stores", rotation)
-            if sent & crossed(rotation) and not node.crosses & bit and trusted >> store.target_of(rotation) & 1:
-                yield node._replace(crosses=node.crosses | bit), None, ("crossed", rotation)
+            if (
+                sent & crossed(rotation)
+                and not node.cross_signatures & bit
+                and trusted >> store.target_of(rotation) & 1
+            ):
+                yield node._replace(cross_signatures=node.cross_signatures | bit), None, ("crossed", rotation)
         for root, signer in pairs(sent >> 6):
             if not node.earlier & pair(root, signer) and trusted >> signer & 1:
                 yield node._replace(earlier=node.earlier | pair(root, signer)), None, ("earlier", root, signer)
@@ -248,10 +252,10 @@ class World:
 
     def links(self, store: Store, node: Node) -> tuple[tuple[int, int], ...]:
         """Return the introductions (by, of) that a node finds in its own log."""
-        if not self.options.prunes:
+        if not self.options.prunes_at_once:
             return ()
         there = [link for one in bits(node.introductions) for link in store.introductions_of(one)]
-        back = [(store.target_of(one), store.origin_of(one)) for one in bits(node.crosses)]
+        back = [(store.target_of(one), store.origin_of(one)) for one in bits(node.cross_signatures)]
         return (*there, *back, *((signer, root) for root, signer in pairs(node.earlier)))
 
     def _harm_of(self, store: Store, new: Document, version: int, *, is_grown: bool) -> str | None:
@@ -262,7 +266,7 @@ class World:
         if new.signature is not Signature.VALID and held.signature is Signature.VALID:
             return "unaltered"
         if new.generation > held.generation + MAX_JUMP:
-            return "bounded"
+            return "possible generation"
         signed = sum({1 << store.docs[at].current for at in store.ancestors(version)})
         if held.roots & signed & ~new.roots & ~new.pruned:
             return "lost root"
@@ -273,7 +277,7 @@ class World:
             harmless = (None, Theft.NOTHING, *([Theft.REVOCATION] if is_open else []))
             if any(one.stolen not in harmless for one in below):
                 return "anchored"
-        return None if is_grown or self.options.forks or store.is_invaded else "grown"
+        return None if is_grown or self.options.two_writers_win or store.is_invaded else "grown document"
 
     def takes(
         self,
@@ -288,18 +292,22 @@ class World:
 
         In a store that lets two writers win, nodes that have read the loser's document follow the next one.
         """
-        removed = self.removed.parts
+        removed = self.removed.protections
         if "generation" not in removed and new.generation <= held.generation:
             return False
-        if "jump" not in removed and new.generation > held.generation + MAX_JUMP:
+        if "possible generations" not in removed and new.generation > held.generation + MAX_JUMP:
             return False
         if held.signature is Signature.VALID and new.signature is not Signature.VALID:
-            part = "whole" if new.signature is Signature.INVALID else "signed before"
+            part = (
+                "document signature"
+                if new.signature is Signature.INVALID
+                else "no unsigned document after a signed one"
+            )
             if part not in removed:
                 return False
         # Of an earlier or equal generation it says nothing: that is for the generation to refuse.
-        is_told_apart = not is_grown and not self.options.forks and new.generation > held.generation
-        if "lineage" not in removed and is_told_apart:
+        is_told_apart = not is_grown and not self.options.two_writers_win and new.generation > held.generation
+        if "grown documents" not in removed and is_told_apart:
             return False
         if "lost roots" not in removed and lost_roots(new, held, outlived):
             return False
@@ -310,8 +318,8 @@ class World:
                 new,
                 held,
                 links,
-                anchors_only="word of working roots" not in removed,
-                limits="end of the way back" not in removed,
+                anchors_only="working roots endorse none" not in removed,
+                limits="anchor's roll-back ends" not in removed,
                 is_named_enough="change of the anchor" in removed,
             )
         return "succession" in removed or follows(new._replace(anchored=None), held._replace(anchored=None), links)
@@ -319,7 +327,7 @@ class World:
     def trusted(self, store: Store, node: Node) -> int:
         """Return the roots that a node trusts: its document's, and what its log says on the word of those."""
         trusted = store.docs[node.version].roots
-        believed = node.introductions & ~node.unbelieved
+        believed = node.introductions & ~node.deferred
         while True:
             before = trusted
             for rotation in range(1, store.prepared + 1):
@@ -327,7 +335,7 @@ class World:
                     for by, of in store.introductions_of(rotation):
                         if trusted >> by & 1:
                             trusted |= 1 << of
-                if node.crosses >> rotation & 1 and trusted >> store.target_of(rotation) & 1:
+                if node.cross_signatures >> rotation & 1 and trusted >> store.target_of(rotation) & 1:
                     trusted |= 1 << store.origin_of(rotation)
             for root, signer in pairs(node.earlier):
                 if trusted >> signer & 1:
@@ -340,7 +348,7 @@ class World:
     def _operator_moves(self, store_number: int, nodes: int, operators: int) -> Iterator[Move]:
         runs: tuple[Run | None, ...] = self.operators.values[operators]
         for run in dict.fromkeys(runs):
-            is_apart = run.pending is not None if run is not None else not self.options.restores
+            is_apart = run.pending is not None if run is not None else not self.options.store_goes_back
             key = (store_number, -1 if is_apart else nodes, run)
             found = self._of_run.get(key)
             if found is None:
@@ -382,25 +390,25 @@ class World:
         # The next change decides which write wins; where that must be possible, one rotation is kept for it.
         left = self.options.rotations - store.prepared - (kind in ("prepare", "restore"))
         return (
-            self.options.forks
+            self.options.two_writers_win
             and not store.is_forked
             and len(store.heads) == 1
             and not store.is_settled
             and store.head.base == expected
-            and left >= self.options.liveness
+            and left >= self.options.must_reach_steady
         )
 
     def _run_moves(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
         """Yield (store, run, what is sent, broken rule, description for the story)."""
         store: Store = self.stores.values[store_number]
         if run is None:
-            group: tuple[Node, ...] = self.nodes.values[nodes] if self.options.restores else ()
+            group: tuple[Node, ...] = self.nodes.values[nodes] if self.options.store_goes_back else ()
             for begun, version in self._begins(store):
                 broken = None
                 if any(self._contradicts(store, version, node) for node in group):
-                    if "history" not in self.removed.parts:
+                    if "servers' histories" not in self.removed.protections:
                         continue
-                    broken = "went back"
+                    broken = "store went back"
                 yield store_number, begun, 0, broken, ("begins",)
             return
         yield store_number, None, 0, None, ("crashes",)
@@ -414,7 +422,13 @@ class World:
             yield number, end, 0, broken, ("acts", run.pending)
             yield number, None, 0, broken, ("acts and crashes", run.pending)
             if self.options.stale_reads and end is not None:
-                yield number, end._replace(highest=run.highest), 0, broken, ("acts unknowingly", run.pending)
+                yield (
+                    number,
+                    end._replace(highest_generation=run.highest_generation),
+                    0,
+                    broken,
+                    ("acts unknowingly", run.pending),
+                )
 
     def _waits(self, store_number: int, nodes: int, run: Run | None) -> Iterator[tuple[Any, ...]]:
         """Yield, as a run's move, the actions that are blocked only because a signer does not answer.
@@ -422,15 +436,15 @@ class World:
         Only to begin a rotation may a run need a signer.
         """
         store: Store = self.stores.values[store_number]
-        if not store.is_mute or run is None or (run.pending is not None and run.pending[0] == "prepare"):
+        if not store.is_without_signers or run is None or (run.pending is not None and run.pending[0] == "prepare"):
             return
 
         def moves(at: int) -> list[tuple[Any, ...]]:
             found = self._run_moves(at, nodes, run)
-            return [(self.stores.values[after]._replace(is_mute=False), *rest) for after, *rest in found]
+            return [(self.stores.values[after]._replace(is_without_signers=False), *rest) for after, *rest in found]
 
         possible = set(moves(store_number))
-        for move in moves(self.stores.number(store._replace(is_mute=False))):
+        for move in moves(self.stores.number(store._replace(is_without_signers=False))):
             if move not in possible:
                 yield store_number, run, 0, "no signer", ("waits", *move[-1])
 
@@ -444,20 +458,20 @@ class World:
             highest = document.generation if self.is_past_noted else 0
             for goal in self.options.goals:
                 if goal is Goal.ROTATE:
-                    for choice in self.options.choices:
+                    for choice in self.options.anchor_choices:
                         if choice is not Choice.REMOVE or document.anchor != NO_ANCHOR:
-                            yield Run(goal, document.current, highest=highest, choice=choice), version
+                            yield Run(goal, document.current, highest_generation=highest, choice=choice), version
                 elif goal is Goal.RESTORE:
                     others = document.roots | document.pruned if document.phase is Phase.STEADY else 0
                     others &= ~(1 << document.current | document.revoked)
                     for root in bits(others):
                         is_endorsed = may_sign_again(document, root)
-                        if not is_endorsed and "endorsed to sign again" not in self.removed.parts:
+                        if not is_endorsed and "endorsed to sign again" not in self.removed.protections:
                             continue  # it says so, and ends
-                        yield Run(goal, document.current, highest=highest, aim=root), version
+                        yield Run(goal, document.current, highest_generation=highest, restores=root), version
                 else:
                     bound = 0 if goal is Goal.RETIRE else document.rotation
-                    yield Run(goal, NONE, bound, highest=highest), version
+                    yield Run(goal, NONE, bound, highest_generation=highest), version
 
     def _glances(self, store: Store) -> Iterator[tuple[int, int]]:
         """Yield each (current, stable) that one read of the store may return."""
@@ -466,7 +480,7 @@ class World:
             yield from now
             return
         moments = [*store.past, *now]
-        if "one look" not in self.removed.parts:
+        if "labels read together" not in self.removed.protections:
             yield from dict.fromkeys(moments)
             return
         for at, (version, stable) in enumerate(moments):
@@ -480,19 +494,24 @@ class World:
     def _looks(self, store_number: int, store: Store, group: tuple[Node, ...], run: Run) -> Iterator[tuple[Any, ...]]:
         for version, stable in dict.fromkeys(self._glances(store)):
             document = store.docs[version]
-            if document.generation < run.highest and "memory" not in self.removed.parts:
+            if (
+                document.generation < run.highest_generation
+                and "highest generation read" not in self.removed.protections
+            ):
                 continue
-            if store.is_refused(version) and "unaltered base" not in self.removed.parts:
+            if store.is_refused(version) and "unaltered base" not in self.removed.protections:
                 yield store_number, None, 0, None, ("refuses", version)
                 continue
             seen = run
-            if run.own and not run.bound and self._recognizes(document, run.own):
+            if run.begun and not run.drives and self._recognizes(document, run.begun):
                 # From here on nothing distinguishes a run that rotates from one that resumes (test_model_matches.py).
-                seen = run._replace(bound=run.own, own=0, goal=Goal.RESUME, origin=NONE, aim=NONE, choice=Choice.KEEP)
+                seen = run._replace(
+                    drives=run.begun, begun=0, goal=Goal.RESUME, origin=NONE, restores=NONE, choice=Choice.KEEP
+                )
             if self.is_past_noted:
-                seen = seen._replace(highest=max(run.highest, document.generation))
+                seen = seen._replace(highest_generation=max(run.highest_generation, document.generation))
             sights: tuple[Sight, ...] = ()
-            if document.phase is not Phase.STEADY or seen.bound or seen.goal in (Goal.ROTATE, Goal.RESTORE):
+            if document.phase is not Phase.STEADY or seen.drives or seen.goal in (Goal.ROTATE, Goal.RESTORE):
                 sights = tuple(sorted(self.sight(store, document, node) for node in group if node.is_listed))
             for action, shown in self.decisions.choices(store, version, stable, sights, seen):
                 yield from self._answered(store_number, store, version, stable, seen, action, shown)
@@ -500,13 +519,13 @@ class World:
     def _recognizes(self, document: Document, own: int) -> bool:
         if document.rotation == own:
             return True
-        return "recognition" not in self.removed.parts and bool(document.ended >> own & 1)
+        return "own rotation is recognized" not in self.removed.protections and bool(document.ended >> own & 1)
 
     def _answered(
         self, number: int, store: Store, version: int, stable: int, run: Run, action: Action, sights: tuple[str, ...]
     ) -> Iterator[tuple[Any, ...]]:
         what = ("looks", version, sights, action)
-        late = "ends" if sights[-1] == "late" else None
+        late = "run ends" if sights[-1] == "late" else None
         rotation = store.docs[version].rotation
         places = {"current": version, "stable": stable, None: NONE}
         match action:
@@ -520,14 +539,14 @@ class World:
                 yield self._ordered(number, store, version, stable, run, ("label", version, places[expected]), what)
             case Prepare():
                 spare = self.options.nodes - (self.options.quorum or self.options.nodes)
-                broken = "looked" if unanswered(sights) > spare else None
+                broken = "all answered" if unanswered(sights) > spare else None
                 yield number, run._replace(pending=("prepare", version)), 0, broken, what
             case PrepareRestore():
                 spare = self.options.nodes - (self.options.quorum or self.options.nodes)
-                broken = "looked" if unanswered(sights) > spare else None
-                yield number, run._replace(pending=("restore", version, run.aim)), 0, broken, what
+                broken = "all answered" if unanswered(sights) > spare else None
+                yield number, run._replace(pending=("restore", version, run.restores)), 0, broken, what
             case Advance(step=step):
-                is_hasty = step is Step.PUBLISH and "published first" in self.removed.parts
+                is_hasty = step is Step.PUBLISH and "published first" in self.removed.protections
                 sent = introduced(rotation) if is_hasty else 0
                 yield self._ordered(number, store, version, stable, run, ("advance", version, step), what, sent)
             case Abandon(step=step):
@@ -568,18 +587,22 @@ class World:
         ordered = run._replace(pending=pending)
         is_now = store.heads == (version,) and stable == store.stable
         is_futile = is_now and all(after == store for after, _, _ in self._acts(store, ordered))
-        return number, ordered, sent, "ends" if is_futile else None, what
+        return number, ordered, sent, "run ends" if is_futile else None, what
 
     @staticmethod
     def _untrue(store: Store, run: Run, outcome: Outcome) -> str | None:
-        finished = any(doc.finished >> run.bound & 1 for doc in store.docs)
-        ended = any(doc.ended >> run.bound & 1 and not doc.finished >> run.bound & 1 for doc in store.docs)
-        ended = ended or bool(store.head.revoked >> max(0, store.target_of(run.bound)) & 1)
+        finished = any(doc.finished >> run.drives & 1 for doc in store.docs)
+        ended = any(doc.ended >> run.drives & 1 and not doc.finished >> run.drives & 1 for doc in store.docs)
+        ended = ended or bool(store.head.revoked >> max(0, store.target_of(run.drives)) & 1)
         if (outcome is Outcome.ROTATED and not finished) or (outcome is Outcome.ABANDONED and not ended):
-            return "report"
-        left = (doc for version, doc in enumerate(store.docs) if not (store.gone | store.labelled) >> version & 1)
-        is_left = any(doc.rotation == run.bound and doc.next != NONE for doc in left)
-        if outcome is Outcome.ABANDONED and is_left and store.head.cancelled >> run.bound & 1 and not store.is_forked:
+            return "true report"
+        left = (
+            doc
+            for version, doc in enumerate(store.docs)
+            if not (store.destroyed | store.foreign_labelled) >> version & 1
+        )
+        is_left = any(doc.rotation == run.drives and doc.next != NONE for doc in left)
+        if outcome is Outcome.ABANDONED and is_left and store.head.cancelled >> run.drives & 1 and not store.is_forked:
             return "cancelled key"
         return None
 
@@ -587,20 +610,20 @@ class World:
         """Yield (store, run, broken rule) after the effect of the run's decision; nothing where it cannot take
         effect."""
         assert run.pending is not None
-        kind, looking, removed = run.pending[0], run._replace(pending=None), self.removed.parts
+        kind, looking, removed = run.pending[0], run._replace(pending=None), self.removed.protections
         if kind == "label":
             _, version, expected = run.pending
-            if (store.stable == expected or "label" in self.removed.blind) and not store.gone >> version & 1:
+            if (store.stable == expected or "label" in self.removed.blind) and not store.destroyed >> version & 1:
                 heads = (version,) if version in store.heads else store.heads
                 yield self._noted(store)._replace(stable=version, heads=heads, is_settled=True), looking, None
             return
         if kind == "destroy":
             version = run.pending[1]
-            is_foreign = bool(store.labelled >> version & 1)
+            is_foreign = bool(store.foreign_labelled >> version & 1)
             is_free = version not in store.heads and version != store.stable and not is_foreign
-            if is_free or "label guard" in self.removed.parts:
-                broken = "respected" if is_foreign else None
-                without = store._replace(gone=store.gone | 1 << version)
+            if is_free or "label guard" in self.removed.protections:
+                broken = "foreign labels" if is_foreign else None
+                without = store._replace(destroyed=store.destroyed | 1 << version)
                 yield without, looking, broken or self._lost_key(store, version, without)
             return
         expected = run.pending[1]
@@ -615,24 +638,30 @@ class World:
                 yield store, None, None  # it says so, and ends
                 return
             if rotation <= self.options.rotations:
-                broken = "once" if run.own or run.bound else "asked" if run.origin != document.current else None
+                broken = (
+                    "one rotation a run"
+                    if run.begun or run.drives
+                    else "root as asked"
+                    if run.origin != document.current
+                    else None
+                )
                 after = prepared(document, expected, rotation, restored, run.choice)
-                if "listed again" in removed:
+                if "restored root is listed" in removed:
                     after = after._replace(roots=document.roots)
                 if not is_signed_first(after):
                     broken = broken or "signed first"
                 if kind == "prepare" and document.anchored is not None and asked_to_sign(document.anchored, run.choice):
-                    after, fails = self._signed(after), store.is_mute
+                    after, fails = self._signed(after), store.is_without_signers
                     yield store, None, None  # a signer refuses, does not answer, or returns wrong signatures
                     if removed & {"signed first", "signature check"}:
                         assert after.anchored is not None
                         partly = after._replace(anchored=after.anchored._replace(is_whole=False))
                         yield from self._written(
-                            store, kind, partly, looking._replace(own=rotation), broken or "signed first"
+                            store, kind, partly, looking._replace(begun=rotation), broken or "signed first"
                         )
                     if fails:
                         return
-                yield from self._written(store, kind, after, looking._replace(own=rotation), broken)
+                yield from self._written(store, kind, after, looking._replace(begun=rotation), broken)
             return
         if kind == "prune":
             yield from self._written(store, kind, pruned(document, expected, run.pending[2]), looking, None)
@@ -640,10 +669,10 @@ class World:
         asking = {"no later signature", *(("no signature to go on",) if kind == "advance" else ())}
         if self._needs_signer(store, document) and removed & asking:
             return
-        broken = None if document.rotation == run.bound else "stranger"
+        broken = None if document.rotation == run.drives else "own rotation"
         earlier = None
         if run.pending[2] is Step.ROLL_BACK:
-            if store.gone >> document.rollback & 1:
+            if store.destroyed >> document.rollback & 1:
                 return
             earlier = store.docs[document.rollback]
         after = self._spoilt(advanced(document, expected, run.pending[2], earlier), document, run.pending[2])
@@ -653,10 +682,13 @@ class World:
         """Return a prepared document without the anchor's signatures that it should have."""
         anchored = after.anchored
         assert anchored is not None
-        if "word of the old anchor" in self.removed.parts and NO_ANCHOR not in (anchored.anchor, anchored.next):
+        if "old anchor endorses next root" in self.removed.protections and NO_ANCHOR not in (
+            anchored.anchor,
+            anchored.next,
+        ):
             kept = tuple(one for one in after.endorsed if one != (anchored.anchor, after.target))
             after = after._replace(endorsed=kept if anchored.next != anchored.anchor else after.endorsed)
-        if "way back of the anchor" in self.removed.parts:
+        if "anchor's roll-back is signed" in self.removed.protections:
             lasting = tuple(one for one in anchored.changes if one.until is None)
             after = after._replace(anchored=anchored._replace(changes=lasting))
         return after
@@ -664,22 +696,22 @@ class World:
     @staticmethod
     def _needs_signer(store: Store, document: Document) -> bool:
         """Whether a mutant that asks the anchor of a document gets no answer."""
-        return store.is_mute and document.anchor != NO_ANCHOR
+        return store.is_without_signers and document.anchor != NO_ANCHOR
 
     def _is_restorable(self, store: Store, document: Document, root: int) -> bool:
         """Whether a restore can bring back a root, as far as the document and the stored versions show."""
-        is_endorsed = may_sign_again(document, root) or "endorsed to sign again" in self.removed.parts
+        is_endorsed = may_sign_again(document, root) or "endorsed to sign again" in self.removed.protections
         return is_endorsed and self._holds_key(store, root)
 
     @staticmethod
     def _holds_key(store: Store, root: int) -> bool:
         docs = enumerate(store.docs)
-        return any(doc.private >> root & 1 and not store.gone >> version & 1 for version, doc in docs)
+        return any(doc.private >> root & 1 and not store.destroyed >> version & 1 for version, doc in docs)
 
     def _lost_key(self, store: Store, version: int, after: Store) -> str | None:
         """Name the rule that is broken where the last copy of a key is destroyed whose root has signed."""
         have_signed = {doc.current for doc in store.docs}
-        aged = [doc for at, doc in enumerate(store.docs) if store.aged >> at & 1]
+        aged = [doc for at, doc in enumerate(store.docs) if store.past_grace >> at & 1]
         lost = [
             root
             for root in bits(store.docs[version].private)
@@ -691,7 +723,7 @@ class World:
 
     def _spoilt(self, after: Document, before: Document, step: Step) -> Document:
         """Return the document without the protections of the step."""
-        removed, fresh = self.removed.parts, 1 << before.target
+        removed, fresh = self.removed.protections, 1 << before.target
         if step is Step.ROLL_BACK and "roots after roll-back" in removed:
             after = after._replace(roots=after.roots & ~fresh)
         if step is Step.CANCEL and "roots after cancel" in removed:
@@ -711,7 +743,7 @@ class World:
         if store.is_refused(expected):
             broken = broken or "signed over"
         document = document._replace(signature=Signature.VALID, altered=None)
-        kept = self._noted(store)._replace(docs=(*store.docs, document), is_settled=not self.options.forks)
+        kept = self._noted(store)._replace(docs=(*store.docs, document), is_settled=not self.options.two_writers_win)
         if expected in store.heads:
             after = kept._replace(heads=(version,))
         elif self._forks(store, kind, expected):
@@ -719,7 +751,7 @@ class World:
         else:
             after, broken = kept._replace(heads=(version,)), broken or "lost write"
         if self.is_past_noted:
-            run = run._replace(highest=max(run.highest, document.generation))
+            run = run._replace(highest_generation=max(run.highest_generation, document.generation))
         yield after, run, broken
 
     def _noted(self, store: Store) -> Store:
@@ -732,32 +764,41 @@ class World:
 
     def _store_moves(self, store: Store) -> Iterator[Move]:
         head = store.head
-        if self.options.retires and head.phase is Phase.STEADY:
+        if self.options.retires_keys and head.phase is Phase.STEADY:
             old = (1 << len(store.docs)) - 1
-            after = store._replace(aged=old, past=())
+            after = store._replace(past_grace=old, past=())
             if after != store:
                 yield Move(self.stores.number(after), 0, 0, 0, None, ("time",))
-        if self.options.labels:
-            others = [0] if store.labelled else [1 << at for at in range(len(store.docs)) if not store.gone >> at & 1]
+        if self.options.foreign_labels:
+            others = (
+                [0]
+                if store.foreign_labelled
+                else [1 << at for at in range(len(store.docs)) if not store.destroyed >> at & 1]
+            )
             for labelled in others:
-                after = store._replace(labelled=labelled)
-                yield Move(self.stores.number(after), 0, 0, 0, None, ("outsider", store.labelled, labelled))
-        if self.options.restores and not store.is_restored:
+                after = store._replace(foreign_labelled=labelled)
+                yield Move(self.stores.number(after), 0, 0, 0, None, ("outsider", store.foreign_labelled, labelled))
+        if self.options.store_goes_back and not store.is_restored:
             for version, stable in store.past:
-                after = store._replace(heads=(version,), stable=stable, gone=0, past=(), is_restored=True)
+                after = store._replace(heads=(version,), stable=stable, destroyed=0, past=(), is_restored=True)
                 yield Move(self.stores.number(after), 0, 0, 0, None, ("restored", version))
-        if self.options.alters and not store.is_altered:
+        if self.options.alterations and not store.is_altered:
             yield from self._alterations(store)
         if head.altered:
             docs = (*store.docs, taken_back(store))
             after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
             yield Move(self.stores.number(after), 0, 0, 0, None, ("taken back", len(store.docs)))
-        if self.options.mutes and not store.is_mute:
-            yield Move(self.stores.number(store._replace(is_mute=True)), 0, 0, 0, None, ("mute",))
-        if self.options.revokes and head.anchor != NO_ANCHOR and not head.revoked and not store.is_mute:
+        if self.options.signers_stop and not store.is_without_signers:
+            yield Move(self.stores.number(store._replace(is_without_signers=True)), 0, 0, 0, None, ("mute",))
+        if (
+            self.options.anchor_revokes
+            and head.anchor != NO_ANCHOR
+            and not head.revoked
+            and not store.is_without_signers
+        ):
             fresh = store.prepared + 1
             changed = revoked(head, store.heads[-1], fresh)
-            if "lasting word" in self.removed.parts:
+            if "revocation keeps signatures" in self.removed.protections:
                 changed = changed._replace(anchored=changed.anchored and changed.anchored._replace(changes=()))
             docs = (*store.docs, changed)
             after = self._noted(store)._replace(docs=docs, heads=(len(store.docs),))
@@ -773,7 +814,7 @@ class World:
                         is_invaded=how is not Theft.NOTHING,
                     )
                     yield Move(self.stores.number(after), 0, 0, 0, None, ("stolen", len(store.docs)))
-        if self.options.intruder and not store.is_invaded:
+        if self.options.has_intruder and not store.is_invaded:
             document = head._replace(
                 generation=head.generation + 1,
                 phase=Phase.STEADY,
@@ -795,7 +836,7 @@ class World:
     def _alterations(self, store: Store) -> Iterator[Move]:
         version, at = store.heads[-1], len(store.docs)
         was_signed = store.was_signed(version)
-        for how in self.options.alters:
+        for how in self.options.alterations:
             for signature in (Signature.INVALID, Signature.MISSING) if was_signed else (Signature.MISSING,):
                 document = altered(store.head, version, how, signature)
                 if document is not None:
@@ -810,15 +851,15 @@ class World:
             trusts=bool(rotation and self.trusted(store, node) >> document.target & 1),
             holds=bool(rotation and self._holds_introduction(store, document, node)),
             signer=held.current,
-            crossed=bool(rotation and node.crosses >> rotation & 1),
+            crossed=bool(rotation and node.cross_signatures >> rotation & 1),
             rejects=document.generation > held.generation
             and not (
                 is_revocation_signed(document, held)
                 and follows(document, held, self.links(store, node))
                 and not lost_roots(document, held, tuple(pairs(node.earlier)))
             ),
-            is_ahead=self.options.restores and document.generation < held.generation,
-            is_other=self.options.restores
+            is_ahead=self.options.store_goes_back and document.generation < held.generation,
+            is_other=self.options.store_goes_back
             and document.generation == held.generation
             and not store.is_grown(at, node.version),
             is_dead=node.is_dead,
@@ -838,7 +879,7 @@ class World:
         known = 1 << document.rotation | document.ended
         return any(
             (node.introductions >> rotation & 1 and store.target_of(rotation) == document.target)
-            or (node.crosses >> rotation & 1 and store.origin_of(rotation) == document.target)
+            or (node.cross_signatures >> rotation & 1 and store.origin_of(rotation) == document.target)
             for rotation in bits(known)
         )
 
@@ -873,5 +914,5 @@ def missed_roll_back(store: Store, node: Node) -> bool:
 def _order(run: Run | None) -> tuple[Any, ...]:
     if run is None:
         return ()
-    about = (str(run.goal), run.origin, run.bound, run.own, run.highest, run.aim, str(run.choice))
+    about = (str(run.goal), run.origin, run.drives, run.begun, run.highest_generation, run.restores, str(run.choice))
     return (*about, *map(str, run.pending or ()))
