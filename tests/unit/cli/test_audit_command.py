@@ -203,8 +203,12 @@ def test_records_that_could_not_be_written_once_it_had_begun_are_told_at_the_end
 
 def test_a_plan_leaves_no_trail(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     goatherd("init", "--provider", store)
-    goatherd("rotate", "--plan", "--provider", store, "--audit-log", str(tmp_path / "audit"))
+    here = ("--provider", store, "--audit-log", str(tmp_path / "audit"))
+    plan = goatherd("rotate", "--plan", *here)
+    assert (plan.code, "no server is listed" in plan.out) == (0, True)
     assert not (tmp_path / "audit").exists()
+    assert goatherd("rotate", "--unsafe-without-nodes", *here).code == 0
+    assert (tmp_path / "audit").exists(), "a rotation with the same options leaves one"
 
 
 # --- an emergency -----------------------------------------------------------------------------------------------------
