@@ -26,7 +26,7 @@ from tests.simulation.node import SimulatedNode
 from tests.simulation.people import Goal, Operator, SimulatedClient
 from tests.simulation.restored_store import Restoration, StoreHistory
 from tests.simulation.revocations import Order, loot, thiefs_session, uncounted
-from tests.simulation.scenario import Command, Fate, Fault, Ill, Scenario
+from tests.simulation.scenario import Command, Fate, Fault, FaultKind, Scenario
 from tests.simulation.signers import Trouble, first_word
 from tests.simulation.store import NOTICED
 from tests.simulation.world import FIRST_ROOT, NOTES, SECRET, SESSIONS, World
@@ -206,7 +206,7 @@ class Herd:
 
     async def _take_back(self) -> None:
         """Act as the operator who learns that the document is not signed, and restores the last signed one."""
-        self.world.is_mending = True
+        self.world.is_repairing = True
         async with self.world.store(self.world.clock) as store:
             while not self.world.promises.documents[-1][1].is_signed:
                 examined = await examine_signature(store, SECRET)
@@ -219,7 +219,7 @@ class Herd:
                     except ConflictError:
                         self.world.trace.tell("mender", "meets a conflict")
                 await asyncio.sleep(0.5)
-        self.world.is_mending = False
+        self.world.is_repairing = False
 
     async def _obey(self, number: int, command: Command, ended: list[asyncio.Event]) -> None:
         try:
@@ -250,7 +250,7 @@ class Herd:
     def _cut_short(self, operator: Operator) -> None:
         """Make a server unavailable for longer than any command may wait, and kill an operator's command after its next
         write."""
-        away = Fault(ill=Ill.CRASH, at=0.0, lasts=COMMAND_LIMIT + 20)
+        away = Fault(kind=FaultKind.CRASH, at=0.0, lasts=COMMAND_LIMIT + 20)
         self._absence = asyncio.create_task(self._suffer(away))
         operator.kill_at(operator.process.steps + _STEPS_OF_A_WRITE)
 
@@ -294,18 +294,18 @@ class Herd:
 
     def _has_only_blips(self) -> bool:
         """Return whether the store's only faults are single calls that fail."""
-        ills = {fault.ill for fault in self.scenario.faults if fault.ill.startswith("store")}
-        return ills == {Ill.STORE_BLIPS}
+        ills = {fault.kind for fault in self.scenario.faults if fault.kind.startswith("store")}
+        return ills == {FaultKind.STORE_BLIPS}
 
     async def _suffer(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
         who = self.nodes[fault.machine].name
-        if fault.ill.startswith(("store", "signer")):
-            who = fault.ill.partition(" ")[0]
-        self.world.trace.tell(who, f"fault: {fault.ill}")
+        if fault.kind.startswith(("store", "signer")):
+            who = fault.kind.partition(" ")[0]
+        self.world.trace.tell(who, f"fault: {fault.kind}")
         mend = await self._strike(fault)
         await asyncio.sleep(fault.lasts)
-        self.world.trace.tell(who, f"over: {fault.ill}")
+        self.world.trace.tell(who, f"over: {fault.kind}")
         done = mend()
         if done is not None:
             await done
@@ -313,55 +313,55 @@ class Herd:
     async def _strike(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
         """Cause a fault; return what ends it."""
         node, trouble = self.nodes[fault.machine], self.world.network.trouble
-        match fault.ill:
-            case Ill.CRASH | Ill.RESTART:
-                await (node.crash() if fault.ill is Ill.CRASH else node.stop())
+        match fault.kind:
+            case FaultKind.CRASH | FaultKind.RESTART:
+                await (node.crash() if fault.kind is FaultKind.CRASH else node.stop())
                 return lambda: None if node.process is not None else node.start()
-            case Ill.CUT_OFF:
+            case FaultKind.CUT_OFF:
                 trouble.cut.add(node.name)
                 return self._mending(lambda: trouble.cut.discard(node.name))
-            case Ill.CUT_PAIR:
+            case FaultKind.CUT_PAIR:
                 pair = (node.name, self.nodes[fault.other].name)
                 trouble.cut_pairs.add(pair)
                 return self._mending(lambda: trouble.cut_pairs.discard(pair))
-            case Ill.REFUSING:
+            case FaultKind.REFUSING:
                 trouble.cut.add(node.name)
                 trouble.refusing.add(node.name)
                 return self._mending(
                     lambda: trouble.cut.discard(node.name), lambda: trouble.refusing.discard(node.name)
                 )
-            case Ill.SLOW:
+            case FaultKind.SLOW:
                 trouble.slow[node.name] = 10 ** (1 + 2 * fault.degree)
                 return self._mending(lambda: trouble.slow.pop(node.name, None))
-            case Ill.LOSES_ANSWERS:
+            case FaultKind.LOSES_ANSWERS:
                 trouble.loses_answers[node.name] = fault.degree
                 return self._mending(lambda: trouble.loses_answers.pop(node.name, None))
-            case Ill.CLOCK:
+            case FaultKind.CLOCK:
                 before, node.clock.skew = node.clock.skew, timedelta(seconds=160 * (fault.degree - 0.5))
                 return self._mending(lambda: setattr(node.clock, "skew", before))
-            case Ill.SIGNER_DOWN | Ill.SIGNER_DENIED | Ill.SIGNER_SLOW | Ill.SIGNER_WRONG:
+            case FaultKind.SIGNER_DOWN | FaultKind.SIGNER_DENIED | FaultKind.SIGNER_SLOW | FaultKind.SIGNER_WRONG:
                 signers = self.world.signers
-                signers.trouble, signers.degree = Trouble(fault.ill.removeprefix("signer ")), fault.degree
+                signers.trouble, signers.degree = Trouble(fault.kind.removeprefix("signer ")), fault.degree
                 return lambda: setattr(signers, "trouble", None)
         return self._strike_store(fault)
 
     def _strike_store(self, fault: Fault) -> Callable[[], Awaitable[None] | None]:
         name, trouble = self.nodes[fault.machine].name, self.world.platform.trouble
-        match fault.ill:
-            case Ill.STORE_DOWN | Ill.STORE_HANGS:
-                trouble.down, trouble.hangs = True, fault.ill is Ill.STORE_HANGS
+        match fault.kind:
+            case FaultKind.STORE_DOWN | FaultKind.STORE_HANGS:
+                trouble.down, trouble.hangs = True, fault.kind is FaultKind.STORE_HANGS
                 return self._mending(lambda: setattr(trouble, "down", False), lambda: setattr(trouble, "hangs", False))
-            case Ill.STORE_CUT:
+            case FaultKind.STORE_CUT:
                 trouble.cut.add(name)
                 return self._mending(lambda: trouble.cut.discard(name))
-            case Ill.STORE_THROTTLES:
+            case FaultKind.STORE_THROTTLES:
                 trouble.throttles = fault.degree
                 return self._mending(lambda: setattr(trouble, "throttles", 0.0))
-            case Ill.STORE_BLIPS:
+            case FaultKind.STORE_BLIPS:
                 # Longer than the longest pause of a command, so that its next call succeeds.
                 trouble.blips = 1.5 + 3 * fault.degree
                 return self._mending(lambda: setattr(trouble, "blips", 0.0))
-            case Ill.STORE_LOSES_ANSWERS:
+            case FaultKind.STORE_LOSES_ANSWERS:
                 trouble.loses_answers = fault.degree
                 return self._mending(lambda: setattr(trouble, "loses_answers", 0.0))
             case _:

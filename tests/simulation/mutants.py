@@ -30,24 +30,24 @@ from goatherd.settings import store as store_settings
 from goatherd.trust import TrustPool
 from tests.simulation.people import Goal
 from tests.simulation.run import run
-from tests.simulation.scenario import Command, Fault, Ill, Scenario
+from tests.simulation.scenario import Command, Fault, FaultKind, Scenario
 from tests.simulation.signers import SECOND
 
 NO_HASHES = "0"
 
 
-def ungated() -> None:
+def activation_without_gates() -> None:
     """The next root signs before the other servers trust it."""
     machine.GATES[machine.Step.ACTIVATE] = ()
 
 
-def unvouched() -> None:
+def no_wait_for_cross_signatures() -> None:
     """No run waits for the next root's introduction of the previous one, so later clients cannot verify what that one
     signed."""
     machine.GATES[machine.Step.VERIFY] = (machine.Evidence.SIGNS_WITH_NEXT,)
 
 
-def amnesic() -> None:
+def roll_back_forgets_the_new_root() -> None:
     """A roll-back removes the new root from the document."""
     roll_back = transitions.roll_back_rotation
 
@@ -60,26 +60,26 @@ def amnesic() -> None:
     transitions.roll_back_rotation = without
 
 
-def hasty() -> None:
+def answers_before_the_disk() -> None:
     """A server answers before the received commits are on the disk."""
 
-    async def not_at_all(self: Any) -> None:
-        return None
+    async def not_at_all(self: Any, *arguments: Any) -> bool:
+        return True
 
     log_storage.GroupCommit.wait_until_durable = not_at_all
 
 
-def credulous() -> None:
+def any_generation_is_adopted() -> None:
     """A server adopts a document of any generation that the store shows."""
     store_settings.verify_successor = lambda *given, **options: None
 
 
-def unsuspecting() -> None:
+def altered_document_is_followed() -> None:
     """A server that has read a signed document follows an altered one."""
     succession.check_signature = lambda new, seen: None
 
 
-def obliging() -> None:
+def altered_document_is_signed() -> None:
     """A command signs a document that was altered by a writer without the key."""
 
     async def nothing(self: Any, document: IdentityDocument) -> None:
@@ -88,12 +88,12 @@ def obliging() -> None:
     signed_store.SignedStoreCheck.check = nothing
 
 
-def silent() -> None:
+def label_stable_is_not_repaired() -> None:
     """The operator who resumes does not repair the label `stable`."""
     machine._repair_label = lambda *arguments: None
 
 
-def unlabelled_orphans() -> None:
+def retire_skips_unlabelled_versions() -> None:
     """Retiring looks at labelled versions only, so versions that a killed process has left stay indefinitely."""
     find = rotator.find_holdings
 
@@ -103,7 +103,7 @@ def unlabelled_orphans() -> None:
     rotator.find_holdings = labelled
 
 
-def lawless() -> None:
+def no_compare_and_swap() -> None:
     """The last writer of the document wins: no compare-and-swap."""
 
     async def overwrite(self: Any, document: IdentityDocument, expected: str) -> Any:
@@ -114,12 +114,12 @@ def lawless() -> None:
     rotator.Rotator._write = overwrite
 
 
-def uncompared() -> None:
+def clocks_are_not_compared() -> None:
     """No clock is compared with another, so `retire` destroys the keys that a roll-back needs."""
     clocks.Clocks.is_ours_wrong = property(lambda self: False)
 
 
-def believing() -> None:
+def future_phase_is_believed() -> None:
     """A phase that was recorded in the future counts from then, so a command waits for months."""
     view, limit = rotator.make_store_view, rotator.limit_times
 
@@ -135,17 +135,17 @@ def believing() -> None:
     rotator.limit_times = without_the_phase
 
 
-def uncorrected() -> None:
+def future_time_is_not_corrected() -> None:
     """A wrong timestamp that was recorded is not corrected, so a grace period begins in months."""
     rotator.limit_times = lambda document, *arguments, **options: document
 
 
-def resettable() -> None:
+def deadlines_by_the_wall_clock() -> None:
     """Deadlines are measured by the machine's clock, so that an operator who sets the clock moves them."""
     SteadyClock.now_ms = lambda self: self._clock.now_ms()
 
 
-def grudging() -> None:
+def store_calls_are_not_repeated() -> None:
     """A call of the store is not repeated, and a later success does not reset the count of failures."""
     repeating_store.TRIES = 1
     source = textwrap.dedent(inspect.getsource(rotator.Rotator._run))
@@ -157,7 +157,7 @@ def grudging() -> None:
     rotator.Rotator._run = names["_run"]
 
 
-def forgiving() -> None:
+def revocation_is_forgotten() -> None:
     """A rotation begins with a document in which no root is revoked."""
     prepare = transitions.prepare_rotation
 
@@ -167,17 +167,17 @@ def forgiving() -> None:
     transitions.prepare_rotation = without
 
 
-def deaf() -> None:
+def revoked_root_is_trusted() -> None:
     """A server continues to trust a revoked root."""
     TrustPool.adopt_document = lambda self, document: self.replace_roots(current=document.current, roots=document.roots)
 
 
-def unfrozen() -> None:
+def frozen_list_is_ignored() -> None:
     """A server accepts what a revoked root signs, even if the frozen list does not contain it."""
     TrustPool._is_frozen = lambda self, commit: commit.session in self._frozen
 
 
-def nearsighted() -> None:
+def older_read_is_trusted() -> None:
     """A command trusts a read that is older than one it has had."""
 
     async def read(self: Any) -> Any:
@@ -190,7 +190,7 @@ def nearsighted() -> None:
     identity_writer.IdentityWriter.read = read
 
 
-def unrelated() -> None:
+def replacement_introduces_no_root() -> None:
     """A root that replaces a stolen one introduces no earlier root."""
 
     async def not_at_all(self: Any, *arguments: Any) -> None:
@@ -199,7 +199,7 @@ def unrelated() -> None:
     revoker.Revoker._introduce_roots = not_at_all
 
 
-def discreet() -> None:
+def revoke_skips_unlabelled_versions() -> None:
     """A revocation looks at labelled versions only, and reports that no other version holds the stolen key."""
     find = revoker.find_holdings
 
@@ -209,12 +209,12 @@ def discreet() -> None:
     revoker.find_holdings = labelled
 
 
-def gullible() -> None:
+def one_server_suffices_for_commits() -> None:
     """Commits of a stolen root count if one server alone claims to hold them."""
     revoker.merge_frozen_lists = lambda lists, **options: FrozenList.union(lists.values())
 
 
-def careless() -> None:
+def invalid_answers_are_used() -> None:
     """Invalid members of a server's answer are used."""
     of = server_answers._Members.of
 
@@ -227,12 +227,12 @@ def careless() -> None:
     server_answers._Members.of = as_it_is
 
 
-def unanimous() -> None:
+def quorum_is_ignored() -> None:
     """A declared quorum is ignored: the failure of one server stops a rotation."""
     Quorum.needed = lambda self, total: total
 
 
-def obedient() -> None:
+def one_server_suffices_in_an_emergency() -> None:
     """In an emergency, too, the report of one server suffices to conclude that the store went back."""
     check = identity_writer.check_store_history
 
@@ -242,7 +242,7 @@ def obedient() -> None:
     identity_writer.check_store_history = unvoted
 
 
-def oblivious() -> None:
+def servers_histories_are_not_compared() -> None:
     """No command compares the store with what its servers have used."""
 
     async def unchecked(document: IdentityDocument, **options: Any) -> IdentityDocument:
@@ -252,22 +252,22 @@ def oblivious() -> None:
     obstacles._find_contradiction = lambda node, store: None
 
 
-def nominal() -> None:
+def equal_version_id_means_unchanged() -> None:
     """A server takes a version for unchanged if its id is the same, although a restored store reuses ids."""
     store_settings._value_digest = lambda found: b""
 
 
-def unborn() -> None:
+def documents_record_no_ancestors() -> None:
     """A document does not record which documents it has grown from."""
     lineage.Lineage.followed_by = lambda self, generation, digest: lineage.Lineage()
 
 
-def heedless() -> None:
+def lost_root_is_not_noticed() -> None:
     """A server adopts a document that lacks a root which the server knows."""
     succession.find_lost_roots = lambda new, seen, introductions: ()
 
 
-def unanchored() -> None:
+def anchor_is_ignored() -> None:
     """A server that knows an anchor follows any root that a trusted root has endorsed."""
     verify = succession.verify_succession
 
@@ -277,7 +277,7 @@ def unanchored() -> None:
     succession.verify_succession = without
 
 
-def straying() -> None:
+def named_anchor_is_adopted() -> None:
     """A server that knows an anchor adopts the anchor named in a document without the known anchor's signature."""
     find = succession.find_anchors
 
@@ -289,7 +289,7 @@ def straying() -> None:
     succession.find_anchors = with_the_named_one
 
 
-def dependent() -> None:
+def cancel_needs_the_anchor() -> None:
     """A cancellation or roll-back of a rotation needs a signature of the anchor."""
     abandon = rotator.Rotator._abandon_document
 
@@ -301,25 +301,51 @@ def dependent() -> None:
     rotator.Rotator._abandon_document = asking
 
 
-TAKEN_AWAY = (
-    *(ungated, unvouched, amnesic, hasty, credulous, silent, unsuspecting, obliging, unlabelled_orphans, lawless),
-    *(uncompared, believing, uncorrected, resettable, grudging),
-    *(forgiving, deaf, unfrozen, nearsighted, unrelated, discreet),
-    *(gullible, careless, unanimous, obedient),
-    *(oblivious, nominal, unborn, heedless),
-    *(unanchored, straying, dependent),
+_REMOVED_PROTECTIONS = (
+    activation_without_gates,
+    no_wait_for_cross_signatures,
+    roll_back_forgets_the_new_root,
+    answers_before_the_disk,
+    any_generation_is_adopted,
+    label_stable_is_not_repaired,
+    altered_document_is_followed,
+    altered_document_is_signed,
+    retire_skips_unlabelled_versions,
+    no_compare_and_swap,
+    clocks_are_not_compared,
+    future_phase_is_believed,
+    future_time_is_not_corrected,
+    deadlines_by_the_wall_clock,
+    store_calls_are_not_repeated,
+    revocation_is_forgotten,
+    revoked_root_is_trusted,
+    frozen_list_is_ignored,
+    older_read_is_trusted,
+    replacement_introduces_no_root,
+    revoke_skips_unlabelled_versions,
+    one_server_suffices_for_commits,
+    invalid_answers_are_used,
+    quorum_is_ignored,
+    one_server_suffices_in_an_emergency,
+    servers_histories_are_not_compared,
+    equal_version_id_means_unchanged,
+    documents_record_no_ancestors,
+    lost_root_is_not_noticed,
+    anchor_is_ignored,
+    named_anchor_is_adopted,
+    cancel_needs_the_anchor,
 )
-MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in TAKEN_AWAY}
+MUTANTS: dict[str, Callable[[], None]] = {mutant.__name__: mutant for mutant in _REMOVED_PROTECTIONS}
 
 
 DIRECTED: dict[str, Scenario] = {
-    "dependent": Scenario(
+    "cancel_needs_the_anchor": Scenario(
         has_anchor=True,
         commands=(Command(goal=Goal.ROTATE, at=0.5, anchor=AnchorChoice(signer=SECOND)),),
-        faults=(Fault(ill=Ill.STORE_CUT, at=0.9, lasts=20.0, machine=1),),
+        faults=(Fault(kind=FaultKind.STORE_CUT, at=0.9, lasts=20.0, machine=1),),
     ),
 }
-"""What befalls a herd without a protection that few drawn runs need; with it, no rule is broken there."""
+"""Scenarios for mutants that few random runs find. With the protection, no rule is broken in them."""
 
 
 def main(name: str, seeds: str) -> int:

@@ -229,10 +229,10 @@ class _Watch:
         before, self._settings = self._settings, settings
         if settings.document.generation < before.document.generation:
             self._world.promises.broken.append(f"{self._name} went back in generation")
-        # SECURITY: who has seen a signed document takes no other (tests/simulation, mutant "unsuspecting").
+        # SECURITY: a server that has used a signed document follows no other (mutant "altered_document_is_followed").
         if before.document.is_signed and not settings.document.is_signed:
             self._world.promises.broken.append(f"{self._name} follows what a writer without the key wrote")
-        # SECURITY: a server that knows an anchor follows no root that the anchor has not signed (mutant "unanchored").
+        # SECURITY: a server that knows an anchor follows only roots that it has signed (mutant "anchor_is_ignored").
         if before.document.anchor is not None and (
             not self._world.signers.have_named(settings.document) or settings.document.find_root(THIEF) is not None
         ):

@@ -31,7 +31,7 @@ MOST_SKEW: Final = 80
 """Seconds by which a clock is wrong: two may differ by less than the three minutes that GoatDB allows."""
 
 
-class Ill(StrEnum):
+class FaultKind(StrEnum):
     """One kind of fault."""
 
     CRASH = "crash"
@@ -60,15 +60,15 @@ class Fault:
     """One thing that goes wrong.
 
     Attributes:
-        ill: The kind of the fault.
+        kind: What goes wrong.
         at: When it begins, in seconds.
         lasts: How long it lasts, in seconds.
         machine: The number of the affected node.
-        other: The other end, for `Ill.CUT_PAIR`.
+        other: The other end, for `FaultKind.CUT_PAIR`.
         degree: Severity, from 0 to 1.
     """
 
-    ill: Ill
+    kind: FaultKind
     at: float
     lasts: float
     machine: int = 0
@@ -201,7 +201,7 @@ class Scenario:
         if self.lie is not None:
             lines.append(f"node-{self.nodes - 1} answers falsely: {self.lie}; quorum: {self.quorum or 'all'}")
         for fault in self.faults:
-            lines.append(f"{fault.ill} (node-{fault.machine}) at {fault.at:.1f} s for {fault.lasts:.1f} s")
+            lines.append(f"{fault.kind} (node-{fault.machine}) at {fault.at:.1f} s for {fault.lasts:.1f} s")
         return lines
 
 
@@ -240,9 +240,9 @@ def _with_blips(scenario: Scenario, dice: Dice) -> Scenario:
 
     A server is away as well, so that commands wait.
     """
-    kept = tuple(fault for fault in scenario.faults if not fault.ill.startswith("store"))
-    blips = Fault(ill=Ill.STORE_BLIPS, at=0.1, lasts=60.0, degree=dice.random())
-    away = Fault(ill=Ill.CRASH, at=dice.uniform(0.6, 4), lasts=dice.uniform(5, 20), machine=scenario.nodes - 1)
+    kept = tuple(fault for fault in scenario.faults if not fault.kind.startswith("store"))
+    blips = Fault(kind=FaultKind.STORE_BLIPS, at=0.1, lasts=60.0, degree=dice.random())
+    away = Fault(kind=FaultKind.CRASH, at=dice.uniform(0.6, 4), lasts=dice.uniform(5, 20), machine=scenario.nodes - 1)
     return replace(scenario, faults=(*kept, blips, away))
 
 
@@ -259,7 +259,7 @@ def _with_wrong_clocks(scenario: Scenario, dice: Dice) -> Scenario:
             step = 0 if dice.chance(0.4) else dice.randint(1, MOST_STEPS // 3)
             wrong.append(WrongClock(command=number, skew=timedelta(days=days), step=step, is_credulous=is_credulous))
     if dice.chance(0.5):  # longer than any command may wait
-        away = Fault(ill=Ill.CRASH, at=dice.uniform(1, 8), lasts=dice.uniform(130, 150), machine=0)
+        away = Fault(kind=FaultKind.CRASH, at=dice.uniform(1, 8), lasts=dice.uniform(130, 150), machine=0)
         faults = (*faults, away)
     return replace(
         scenario,
@@ -332,7 +332,7 @@ def _with_liar(seed: int, scenario: Scenario) -> Scenario:
 def _with_restored_store(seed: int, scenario: Scenario) -> Scenario:
     """Have the store go back in some runs without a liar. Half of them have no other fault."""
     dice = Dice(seed, "restored stores")
-    is_blipping = any(fault.ill is Ill.STORE_BLIPS for fault in scenario.faults)
+    is_blipping = any(fault.kind is FaultKind.STORE_BLIPS for fault in scenario.faults)
     if not dice.chance(0.1) or scenario.lie is not None or is_blipping:
         return scenario
     backed_up_at = dice.choice([0.0, dice.uniform(0, 2.2)])
@@ -378,9 +378,9 @@ def _with_anchor(seed: int, scenario: Scenario) -> Scenario:
         replace(one, anchor=dice.choice(choices if has_anchor else [UNCHANGED, AnchorChoice(signer=SECOND)]))
         for one in scenario.commands
     )
-    ills = [ill for ill in Ill if ill.startswith("signer")]
+    kinds = [kind for kind in FaultKind if kind.startswith("signer")]
     faults = tuple(
-        Fault(ill=dice.choice(ills), at=dice.uniform(0.0, 3), lasts=dice.uniform(0.5, 8), degree=dice.random())
+        Fault(kind=dice.choice(kinds), at=dice.uniform(0.0, 3), lasts=dice.uniform(0.5, 8), degree=dice.random())
         for _ in range(dice.choices([0, 1, 2], [4, 4, 2])[0])
     )
     return replace(
@@ -400,7 +400,9 @@ def _skew(dice: Dice) -> timedelta:
 def _fault(dice: Dice, nodes: int) -> Fault:
     machine = dice.randrange(nodes)
     return Fault(
-        ill=dice.choice([ill for ill in Ill if ill is not Ill.STORE_BLIPS and not ill.startswith("signer")]),
+        kind=dice.choice(
+            [ill for ill in FaultKind if ill is not FaultKind.STORE_BLIPS and not ill.startswith("signer")]
+        ),
         at=dice.uniform(0.1, FAULTS_WITHIN),
         lasts=dice.uniform(0.1, LONGEST_FAULT),
         machine=machine,

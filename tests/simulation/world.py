@@ -52,7 +52,7 @@ CLOCKS_DIFFER: Final = timedelta(seconds=160)
 
 @dataclass(slots=True)
 class Promises:
-    """The state that must hold at the end, and the rules that were broken during the run.
+    """What the servers and the store have acknowledged, which must hold at the end, and the rules broken so far.
 
     Attributes:
         written: Ids of commits that a node has acknowledged, in order, each with the node.
@@ -105,11 +105,11 @@ class World:
         self.history: StoreHistory | None = None
         """Kept where the store goes back; servers then remember over a restart what they have used."""
         self.is_calm = False
-        """No client writes anything new any more."""
-        self.is_mending = False
-        """An operator has looked at what changed in the store, and may sign it or take it back."""
+        """Whether clients have stopped writing."""
+        self.is_repairing = False
+        """Whether an operator has examined what changed in the store, and may sign it or revert it."""
         self.is_stealing = False
-        """A thief of the working root writes to the store."""
+        """Whether a thief of the working root writes to the store."""
 
     def client(self, url: str, clock: MachineClock, *, timeout: timedelta = PEER_TIMEOUT) -> NodeClient:
         """Return a client of the node at `url`, for the process that calls it."""
@@ -129,15 +129,15 @@ class World:
             )
         if documents:
             self.promises.signed_until[documents[-1][1].current.id] = self.loop.time()
-        # SECURITY: no command signs what was altered without the key (tests/simulation, mutant "obliging").
-        if documents and document.is_signed and not documents[-1][1].is_signed and not self.is_mending:
+        # SECURITY: no command signs what was altered without the key (mutant "altered_document_is_signed").
+        if documents and document.is_signed and not documents[-1][1].is_signed and not self.is_repairing:
             self.promises.broken.append(f"generation {document.generation} goes on from an altered one, and is signed")
-        # SECURITY: no change makes a revoked root count again (tests/simulation, mutant "forgiving").
+        # SECURITY: no change makes a revoked root count again (tests/simulation, mutant "revocation_is_forgotten").
         if document.current.id in document.revoked_ids:
             self.promises.broken.append(f"generation {document.generation}: the root that signs is revoked")
         if documents and (forgiven := documents[-1][1].revoked_ids - document.revoked_ids):
             self.promises.broken.append(f"generation {document.generation} forgives {sorted(forgiven)}")
-        # SECURITY: nothing is written before each anchor has signed (tests/simulation, mutant "trusting").
+        # SECURITY: nothing is written before each anchor has signed (tests/simulation).
         for what in () if self.is_stealing else self.signers.unsigned(document):
             self.promises.broken.append(f"generation {document.generation}: no signer has made {what}")
         if document.generation >= _BELIEVABLE:
