@@ -365,18 +365,24 @@ async def up_with_lease(world: World) -> AsyncIterator[Lease]:
     """Run an agent whose server has started with root A, and return the restart lease as another agent sees it."""
     async with CountingProvider() as provider:
         here = lease_id_for("x")
-        world.lease = Lease(provider, here, holder="me", poll=SOON)
+        world.lease, world.lease_store = Lease(provider, here, holder="me", poll=SOON), provider
         async with world.running():
             await world.seen(A.id)
             await world.until(lambda: world.asked > 0)
             yield Lease(provider, here, holder="other")
 
 
+async def until_it_waits(world: World) -> None:
+    """Wait until the agent has read twice that another one holds the lease."""
+    before = world.lease_store.reads
+    await world.until(lambda: world.lease_store.reads >= before + 2)
+
+
 async def test_a_node_waits_for_its_turn_and_looks_again_when_it_has_it(world: World) -> None:
     async with up_with_lease(world) as lease_of_another:
         async with lease_of_another.hold():
             world.settings.change(activated())
-            await asyncio.sleep(0.5)
+            await until_it_waits(world)
             assert world.starts == [A.id]
             assert world.supervisor.is_running
         await world.seen(A.id, B.id)
@@ -386,7 +392,7 @@ async def test_a_change_that_was_taken_back_while_waiting_restarts_nothing(world
     async with up_with_lease(world) as lease_of_another:
         async with lease_of_another.hold():
             world.settings.change(activated())
-            await asyncio.sleep(0.3)
+            await until_it_waits(world)
             world.settings.change(published())
             await asyncio.sleep(0.3)
         await asyncio.sleep(0.5)
@@ -399,7 +405,7 @@ async def test_a_child_that_crashes_while_its_node_waits_is_started_with_the_new
     quick(monkeypatch)
     async with up_with_lease(world) as lease_of_another, lease_of_another.hold():
         world.settings.change(activated())
-        await asyncio.sleep(0.3)
+        await until_it_waits(world)
         assert world.supervisor.pid is not None
         os.kill(world.supervisor.pid, signal.SIGKILL)
         await world.seen(A.id, B.id)

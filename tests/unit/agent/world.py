@@ -30,6 +30,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.serving.service_manager import ServiceManager
 from tests.deadlines import HANG
 from tests.unit.identity.make import NOW, owned
+from tests.unit.settings.make import CountingProvider
 
 from .make import TestSettings, introduction
 
@@ -213,6 +214,8 @@ class World:
                     self.agent.stop()
                 await asyncio.wait({task})
 
+    lease_store: CountingProvider
+    """The store of the restart lease, in the tests that use one."""
     beside = False
     others: tuple[ManagedOrganization, ...] = ()
 
