@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 
-from goatherd.garbage_collection import share_arena
+from goatherd.garbage_collection import exempt_present_objects, share_arena
 
 COUNT_ARENAS = """
 import ctypes, sys, threading
-from goatherd.garbage_collection import share_arena
+from goatherd.garbage_collection import exempt_present_objects, share_arena
 
 libc = ctypes.CDLL(None)
 if not hasattr(libc, "malloc_info"):
@@ -48,3 +49,19 @@ def test_a_server_starts_with_a_python_without_ctypes(monkeypatch: pytest.Monkey
     """A Python that was built on a machine without the headers of libffi has no ctypes."""
     monkeypatch.setitem(sys.modules, "ctypes", None)
     share_arena()
+
+
+def test_a_server_that_has_started_walks_through_no_objects_once_more() -> None:
+    collected: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collected.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        exempt_present_objects()
+        assert gc.get_freeze_count() > 0
+        assert not collected
+    finally:
+        gc.callbacks.remove(note)
+        gc.unfreeze()
