@@ -55,6 +55,12 @@ MAX_STORED: Final = 25 * 1024
 """learn.microsoft.com/azure/key-vault/secrets/about-secrets: a value has at most 25k bytes."""
 MAX_VALUE: Final = MAX_STORED // 4 * 3
 """What of it is left for bytes that are no text, in base64."""
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters for which a value is stored in base64.
+
+Other characters that are not printable, such as a no-break space in a reason, are text: readers without Goatherd need
+the identity document as it is.
+"""
 MAX_LISTED: Final = 64
 HISTORY: Final = 40
 MOST_LEFTOVERS: Final = 16
@@ -314,7 +320,7 @@ def encode_value(value: SecretBytes) -> tuple[str, bool]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
-    if text.strip() and all(line.isprintable() for line in text.replace("\t", " ").split("\n")):
+    if text.strip() and _CONTROLS.search(text) is None:
         return text, True
     return base64.b64encode(raw).decode("ascii"), False
 

@@ -131,7 +131,9 @@ def test_beginning_later_in_the_chain_leads_to_the_same_end(history: list[tuple[
         assert decide_proposals(start, recent, now=at // 10, settle=SETTLE).last is whole.last
 
 
-@pytest.mark.parametrize("text", ['{"a": "Zürich 羊"}', "a\nb\tc\n", " x"])
+@pytest.mark.parametrize(
+    "text", ['{"a": "Zürich 羊"}', "a\nb\tc\n", " x", '"no\u00a0break, \U0001f469\u200d\U0001f4bb, new\u2028line"']
+)
 def test_text_is_stored_as_it_is_so_that_people_can_read_it(text: str):
     assert encode_value(SecretBytes(text.encode())) == (text, True)
 
