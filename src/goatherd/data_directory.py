@@ -122,9 +122,17 @@ def check_understood(directory: Path) -> None:
 
     Raises:
         NewerFormatError: The directory holds such a file; the message names it.
-        StorageError: A file or a directory in it cannot be read.
+        StorageError: A file cannot be read, or this process is one of root and another user has made a link in place of
+            the directory.
     """
     try:
+        # SECURITY: the server's user owns the data directory, and may be compromised. A process of root must not work
+        # on what this user has linked there (tests/unit/test_data_directory.py).
+        if os.geteuid() == 0 and directory.is_symlink() and directory.lstat().st_uid != 0:
+            raise StorageError(
+                f"{directory} is a link that another user has made",
+                hint="Find out which user made it. Remove it, or replace it by a link of your own.",
+            )
         _check_settings(directory / SETTINGS_NAME)
         for path in _walk_files(directory):
             if path.suffix == _NEWER_SUFFIX or _is_newer_log(path):

@@ -180,6 +180,21 @@ def test_the_agent_cuts_off_no_file_to_which_another_user_has_made_a_link(
     assert target.read_bytes() == b""
 
 
+def test_root_works_in_no_directory_to_which_another_user_has_made_a_link(
+    org: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (link := tmp_path / "linked").symlink_to(org)
+    if os.geteuid() == 0:
+        check_understood(link)
+        os.lchown(link, 12345, 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(StorageError, match="is a link that another user has made"):
+        check_understood(link)
+    check_understood(org)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    check_understood(link)
+
+
 def test_no_log_is_cut_while_good_records_follow_the_damage_in_one_of_them(org: Path) -> None:
     log, torn = org / "data" / "notes.jsonl", org / "data" / "a.jsonl"
     log.parent.mkdir()
