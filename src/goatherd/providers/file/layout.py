@@ -28,6 +28,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
@@ -77,6 +78,12 @@ _WAY_OUT: Final = (
     " Without one, `label` in Python makes an earlier version the current one (how-to page: The store was restored from"
     " a backup)."
 )
+
+
+@lru_cache(maxsize=1)
+def _decode_manifest(raw: bytes) -> VersionedRecord:
+    """Decode a manifest. Its size grows with the versions, and `status` and `retire` read it once for each of them."""
+    return decode_record(raw, FORM)
 
 
 def _living_numbers(ledger: VersionedRecord) -> set[int]:
@@ -360,7 +367,7 @@ class SecretDirectory:
                     return None, VersionedRecord()
                 continue  # A creator may have come by between the two looks.
             try:
-                ledger = decode_record(raw, FORM)
+                ledger = _decode_manifest(raw)
             except DamagedRecordError as error:
                 raise self._damaged_error(f"{MANIFEST} is damaged: {error}") from error
             self._make_durable(here, seen)

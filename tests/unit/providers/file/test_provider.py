@@ -28,8 +28,9 @@ from goatherd.errors import (
 from goatherd.files import System
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy
-from goatherd.providers.file import FileSecretProvider
+from goatherd.providers.file import FileSecretProvider, layout
 from goatherd.providers.values import CURRENT, VersionId
+from goatherd.providers.versioned_record import decode_record
 from tests.deadlines import HANG
 
 IMPATIENT = RetryPolicy(attempts=2, base=timedelta(milliseconds=1))
@@ -305,6 +306,18 @@ async def test_files_that_are_not_ours_are_left_alone(store: FileSecretProvider,
     await store.delete("root")
     assert names(keys / "root") == ["9.value.bak", "README"]
     await store.create("root", b"again")
+
+
+async def test_readers_of_many_versions_decode_the_same_manifest_once(
+    store: FileSecretProvider, monkeypatch: pytest.MonkeyPatch
+):
+    decoded = []
+    monkeypatch.setattr(layout, "decode_record", lambda raw, form: decoded.append(raw) or decode_record(raw, form))
+    await store.write("root", b"third", expected="2")
+    decoded.clear()
+    for version in ("3", "2", "1"):
+        await store.read("root", VersionId(version))
+    assert len(decoded) == 1
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
