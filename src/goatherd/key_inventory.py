@@ -499,7 +499,7 @@ class KeyInventory:
             in progress.
         grace: How long a key is kept after its root was replaced.
         copies: Where a value can still be read after the store has destroyed it, as a phrase; None if nowhere.
-        problem: The code of the error for which the store could not be read; None if it was read.
+        cause: The error for which the store could not be read; None if it was read.
         anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
     """
 
@@ -510,8 +510,13 @@ class KeyInventory:
     unretired: tuple[tuple[str, int], ...]
     grace: timedelta
     copies: str | None
-    problem: str | None = None
+    cause: GoatherdError | None = None
     anchors: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str | None:
+        """The code of `cause`."""
+        return None if self.cause is None else self.cause.code
 
     @property
     def is_complete(self) -> bool:
@@ -583,11 +588,11 @@ async def take_key_inventory(
         grace: How long a key is kept after its root was replaced.
     """
     holdings: tuple[Holding, ...] = ()
-    problem: str | None = None
+    cause: GoatherdError | None = None
     try:
         holdings = await find_holdings(provider, secret_id, document)
     except GoatherdError as error:
-        problem = error.code
+        cause = error
     return KeyInventory(
         holdings=holdings,
         signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
@@ -600,5 +605,5 @@ async def take_key_inventory(
         unretired=roots_with_keys(document) if document.rotation is None else (),
         grace=grace,
         copies=retained_copies(provider),
-        problem=problem,
+        cause=cause,
     )

@@ -123,10 +123,9 @@ async def _check_old_versions(
     if document.rotation is not None or all(one.deprecates for one in list_guarantees(provider)):
         return Check(name=name, level=OK, text=text)
     keys = await take_key_inventory(provider, store.secret_id, document, grace)
-    if keys.problem is not None:
-        text = f"the versions cannot be read ({keys.problem}), so it is not known which hold replaced private keys"
-        hint = f"`goatherd policy {provider.scheme} --role rotator` prints the permissions that this check needs."
-        return Check(name=name, level=SKIPPED, text=text, hint=hint)
+    if keys.cause is not None:
+        text = f"it is not known which versions hold replaced private keys: {keys.cause}"
+        return Check(name=name, level=SKIPPED, text=text, hint=keys.cause.hint)
     overdue = [
         one.version.id for one in keys.holdings_due(now_ms) if not find_guarantees(provider, one.version.id).deprecates
     ]

@@ -9,6 +9,7 @@ from html import unescape
 import pytest
 
 from goatherd.cli.text.status import status_data
+from goatherd.errors import ProviderAccessDeniedError
 from goatherd.identity.document import Phase
 from goatherd.identity.transitions import create_document, revoke_root
 from goatherd.metrics import Metric, identity_samples
@@ -130,7 +131,7 @@ def test_each_phase_says_what_happens_at_its_deadline() -> None:
 
 def test_versions_that_may_not_be_listed_are_unknown() -> None:
     found = SCENES["steady"]
-    keys = replace(found.keys, holdings=(), problem="provider.access_denied")
+    keys = replace(found.keys, holdings=(), cause=ProviderAccessDeniedError("no"))
     view = view_of(replace(found, keys=keys, versions=(), written_ms=None))
     (row,) = view.stores
     assert (row.versions, row.written_ms) == (None, None)
