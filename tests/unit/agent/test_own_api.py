@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -273,9 +274,12 @@ async def test_another_program_at_the_servers_port_gets_nothing_that_a_root_has_
     assert b"x-goat-sig" not in heard
 
 
-def test_the_addresses_of_this_machine_are_numeric_and_not_loopback() -> None:
-    for address in find_machine_addresses():
-        assert not ip_address(address).is_loopback
+def test_the_addresses_of_this_machine_are_numeric_and_not_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = [(0, 0, 0, "", (address, 0)) for address in ("127.0.0.1", "::1", "192.0.2.7")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: named)
+    found = find_machine_addresses()
+    assert "192.0.2.7" in found
+    assert not [address for address in found if ip_address(address).is_loopback]
 
 
 def test_the_agents_own_address_is_not_the_servers() -> None:

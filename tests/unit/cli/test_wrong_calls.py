@@ -152,12 +152,14 @@ def test_a_busy_metrics_port_gets_no_hint_at_an_option_that_the_command_has_not(
 ) -> None:
     address = f"127.0.0.1:{places['{BUSY}']}"
     result = goatherd("controller", "--metrics", address, "--node", "http://h", "--provider", places["{P}"])
+    assert f"cannot listen on {address}" in result.err
     assert "--port" not in result.err
 
 
 def test_no_hint_of_the_doctor_recommends_the_doctor(goatherd: Goatherd, places: dict[str, str]) -> None:
     for uri in (f"file://{places['{TEXT}']}/root", places["{P2}"], "vault://127.0.0.1:9/secret/root"):
         result = goatherd("doctor", "--provider", uri)
+        assert " -> " in result.out, "there is a hint"
         assert "goatherd doctor" not in result.out + result.err
 
 

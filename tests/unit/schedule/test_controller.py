@@ -820,6 +820,7 @@ async def test_a_command_that_does_not_read_what_it_is_told_is_no_failure(caplog
 async def test_an_alert_holds_no_key(caplog: pytest.LogCaptureFixture) -> None:
     key = "A1b2C3d4" * 8
     await Alarm().raise_alert(replace(ALERT, reason=f"the plugin said {key}"))
+    assert "the plugin said" in caplog.text
     assert key not in caplog.text
 
 
