@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
+from tests.waiting import until
 
 REPO = Path(__file__).parents[2]
 PATIENCE = 120
@@ -153,15 +154,6 @@ class Cluster:
     async def up(self) -> None:
         document = await self.document()
         await asyncio.gather(*(node.up(document.current) for node in self.nodes))
-
-
-async def until(condition: Callable[[], bool], why: Callable[[], str] = lambda: "") -> None:
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"it did not happen: {why()}") from None
 
 
 @contextlib.asynccontextmanager

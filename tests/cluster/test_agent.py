@@ -29,8 +29,9 @@ from goatherd.rotation.machine import Outcome, Phase, Policy
 from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
+from tests.waiting import until
 
-from .agents import Agented, Cluster, cluster, keys_on_disk, until
+from .agents import Agented, Cluster, cluster, keys_on_disk
 
 pytestmark = [
     pytest.mark.slow,

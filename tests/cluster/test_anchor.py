@@ -36,11 +36,12 @@ from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
 from tests.fakes.softhsm import PIN, SoftToken, find_softhsm
 from tests.fakes.softhsm import WHY_SKIPPED as WHY_NO_TOKEN
 from tests.unit.node.nodes import session_commit, signed_commit
+from tests.waiting import until
 
 from .goatclient import GoatClient
 from .herd import herd
 from .test_clients_through_rotation import LIFE, herd_of
-from .test_revocation import NOTES, SESSIONS, back_dated, cluster_of, until
+from .test_revocation import NOTES, SESSIONS, back_dated, cluster_of
 from .test_rotation_under_load import rotator_of
 
 BAO, MODULE = find_bao(), find_softhsm()

@@ -27,6 +27,7 @@ from goatherd.signers.local import LocalSigner
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
 from tests.unit.node.nodes import signed_commit
+from tests.waiting import until
 
 from .herd import Herd, herd
 from .test_rotation_under_load import rotator_of
@@ -71,12 +72,6 @@ async def new_key(path: Path) -> str:
     uri = f"local:{path}"
     await LocalSigner.from_uri(uri).create_key()
     return uri
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(HANG):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager

@@ -29,8 +29,9 @@ from goatherd.settings.base import Refusal
 from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER
 from tests.unit.node.nodes import signed_commit
+from tests.waiting import until
 
-from .test_revocation import NOTES, Cluster, Member, cluster_of, until
+from .test_revocation import NOTES, Cluster, Member, cluster_of
 
 pytestmark = pytest.mark.slow
 SECOND = timedelta(seconds=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from goatherd.wire.commit import Commit
 from tests.deadlines import ADOPTION, ANSWER, HANG
 from tests.ports import free_ports
 from tests.unit.node.nodes import session_commit, signed_commit
+from tests.waiting import until
 
 from .herd import CutOff
 
@@ -37,18 +38,6 @@ SECOND = timedelta(seconds=1)
 DAY_MS = 86_400_000
 NOTES = "/data/notes"
 SESSIONS = "/sys/sessions"
-
-
-async def until(reached: Callable[[], object], *, seconds: float = HANG) -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            found = reached()
-            if asyncio.iscoroutine(found):
-                found = await found
-            if found:
-                return
-            await asyncio.sleep(0.05)
 
 
 @dataclass

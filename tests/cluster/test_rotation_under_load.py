@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -21,6 +20,7 @@ from goatherd.rotation.rotator import Rotator
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ADOPTION, ANSWER
 from tests.ports import free_ports
+from tests.waiting import until
 
 from .herd import CutOff, Herd, herd
 
@@ -41,13 +41,6 @@ async def audit_of(cluster: Herd, load: Workload) -> LoadAudit:
     /sys/sessions."""
     await load.stop()
     return await load.audit([cluster.first.session], timeout=ADOPTION)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait until the load has made some progress, or a server signs, however slow the machine is."""
-    async with asyncio.timeout(ADOPTION.total_seconds()):
-        while not is_so():
-            await asyncio.sleep(0.05)
 
 
 async def test_a_full_rotation_refuses_nothing_and_loses_nothing(tmp_path: Path) -> None:

@@ -89,12 +89,6 @@ async def answer_of(reader: Reader) -> tuple[int, dict[str, str], bytes]:
     return int(head.split()[1]), fields, body
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def quiet(door: Door) -> bool:
     """Return whether the door has no task and no connection in use."""
     names = {task.get_name() for task in asyncio.all_tasks()}

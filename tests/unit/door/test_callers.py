@@ -14,6 +14,7 @@ from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import World, X, world
 from tests.unit.goats import commit_by, element, signed_header
+from tests.waiting import until
 
 from .scripted_server import (
     GET,
@@ -27,7 +28,6 @@ from .scripted_server import (
     line,
     quiet,
     scripted,
-    until,
 )
 
 

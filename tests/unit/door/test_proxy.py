@@ -15,8 +15,9 @@ from goatherd.identity.session import OwnedSession
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, B, X, Y, identity, world
 from tests.unit.goats import element, owned, signed_header
+from tests.waiting import until
 
-from .scripted_server import GET, PATIENCE, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted, until
+from .scripted_server import GET, PATIENCE, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted
 
 
 @pytest.mark.parametrize(

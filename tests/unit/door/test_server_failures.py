@@ -10,8 +10,9 @@ import pytest
 
 from goatherd.door import DoorLimits
 from tests.cluster.door_world import world
+from tests.waiting import until
 
-from .scripted_server import GET, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted, until
+from .scripted_server import GET, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted
 
 
 @pytest.mark.parametrize("framing", [b"content-length: 100", b"transfer-encoding: chunked"], ids=["length", "chunked"])

@@ -10,8 +10,9 @@ from goatherd.door import DoorRule
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import X, world
 from tests.unit.goats import signed_header
+from tests.waiting import until
 
-from .scripted_server import answer_of, line, quiet, until
+from .scripted_server import answer_of, line, quiet
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n"
 

@@ -26,8 +26,9 @@ from goatherd.providers.values import SecretValue
 from goatherd.settings import CloudSecretSettings
 from tests.deadlines import ANSWER, HANG
 from tests.fakes.upstream_child import UpstreamChild
-from tests.unit.door.scripted_server import GET, Reader, Scripted, Writer, head_of, is_listening, line, scripted, until
+from tests.unit.door.scripted_server import GET, Reader, Scripted, Writer, head_of, is_listening, line, scripted
 from tests.unit.node.nodes import ORG, now_ms, root, settings_of, store_of
+from tests.waiting import until
 
 GRACE = timedelta(seconds=HANG)
 
