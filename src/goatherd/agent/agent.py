@@ -378,7 +378,8 @@ class Agent:
             raise AgentError(
                 f"the server answers, but does not know the root that the agent wrote to {files}: the server"
                 " does not read this file",
-                hint="Check --data, --org and --url against the server's own path, organization and port.",
+                hint="Check --data, --org and --url against the server's own path, organization and port. A GoatDB"
+                " newer than 0.5.1 ignores this file, too, because its keys are of another kind.",
             )
 
     async def _follow_until_end(self) -> int:

@@ -162,8 +162,9 @@ async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_
     async with asyncio.timeout(HANG), world.running() as task:
         await world.until(lambda: world.client.rejected > 0)
         world.clock.passed += world.rules.ready_timeout.total_seconds()
-        with pytest.raises(AgentError, match="does not read"):
+        with pytest.raises(AgentError, match="does not read") as caught:
             await task
+    assert "A GoatDB newer than 0.5.1 ignores this file, too" in (caught.value.hint or "")
     assert not world.supervisor.is_running
 
 
