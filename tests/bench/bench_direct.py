@@ -23,6 +23,7 @@ from goatherd.remote_keys import RootSigners, sign_aside
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.settings import CloudSecretSettings
+from tests.deadlines import ANSWER
 from tests.fakes.openbao import ROOT_TOKEN, BaoServer, find_bao
 
 from .data import Data
@@ -93,5 +94,5 @@ async def _serve(folder: Path, document: IdentityDocument, *signers: str) -> Asy
         limits = CallerLimits(requests=_UNLIMITED, new_sessions=_UNLIMITED, session_requests=_UNLIMITED)
         settings = CloudSecretSettings("root", provider)
         server = Server(folder, settings, limits=limits, unused_sessions=0, root_signers=signers)
-        async with server, ServerListener(server) as listener, NodeClient(listener.url) as client:
+        async with server, ServerListener(server) as listener, NodeClient(listener.url, timeout=ANSWER) as client:
             yield client

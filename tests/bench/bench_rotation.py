@@ -36,6 +36,7 @@ from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.rotator import Rotator
 from goatherd.stores import ReplicatedStore, Replication, StoreMember
+from tests.deadlines import ANSWER
 from tests.fakes.anchors import MemorySigners
 from tests.fakes.herd import FakeClock, Herd
 from tests.ports import free_ports
@@ -225,7 +226,7 @@ async def operate(store: str, urls: Sequence[str]) -> None:
     provider, secret_id = open_provider(store)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(provider)
-        nodes = [await stack.enter_async_context(NodeClient(url)) for url in urls]
+        nodes = [await stack.enter_async_context(NodeClient(url, timeout=ANSWER)) for url in urls]
         print(json.dumps({"ready": True}), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
             rotator = Rotator(provider, secret_id, nodes, clock=clock, started_by="bench")
