@@ -538,7 +538,9 @@ def explain_silence(node: NodeView, root_ids: Set[str], *, current_id: str, gene
 
 
 def _of_the_flow(observation: Observation) -> Iterator[Obstacle]:
-    flow, probe = find_flow(observation.nodes), observation.flow
+    # A server of another cluster is an obstacle of its own, and must not become a peer of these servers.
+    own = [node for node in observation.nodes if not node.is_of_another_identity(observation.store.root_ids)]
+    flow, probe = find_flow(own), observation.flow
     if flow.is_interrupted:
         urls = tuple(url for group in flow.groups for url in group)
         between = "; ".join(f"{_join_names(group)}" for group in flow.groups)

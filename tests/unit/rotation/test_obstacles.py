@@ -86,6 +86,7 @@ async def test_servers_of_another_identity_are_named_with_the_roots_that_they_si
         "http://other belongs to another identity: it signs with root root-x and trusts root-x, not root root-a"
     ) in str(error)
     assert "--provider" in error.hint
+    assert "--peer" not in error.hint, "two clusters must not be made peers of each other"
 
 
 async def test_servers_that_were_not_told_of_each_other_are_named_with_the_option_that_tells_them(
