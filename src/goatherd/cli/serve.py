@@ -58,7 +58,8 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
 
     The server prints one line when it is ready. After SIGTERM or Ctrl-C it finishes the requests in progress and
     flushes its data; a second signal makes it stop sooner. It never creates an identity. After a restart it rejects one
-    that is older than the one it used, or unrelated.
+    that is older than the one it used, or unrelated. Access rules that a GoatDB application registers do not apply:
+    other than /sys/* and /user/ID, every session can read and write all repositories.
 
     In direct mode the root's key is in an HSM or a KMS: name its signer with --root-signer.
 
