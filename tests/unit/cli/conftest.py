@@ -21,6 +21,7 @@ from goatherd.cli.main import run
 from goatherd.config.build import build_policy
 from goatherd.rotation.policy import Policy
 from tests.deadlines import ANSWER, HANG
+from tests.fakes.goatdb_data import write_goatdb_data
 
 from .json_documents import JSONDocuments
 
@@ -70,6 +71,18 @@ def goatherd(
         return Result(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def goatdb(tmp_path: Path) -> Path:
+    """A data directory as GoatDB 0.5.1 left it, with two organizations."""
+    return write_goatdb_data(tmp_path / "goatdb")
+
+
+@pytest.fixture
+def data(goatdb: Path) -> Path:
+    """The data directory of the server that a test is about."""
+    return goatdb
 
 
 @pytest.fixture

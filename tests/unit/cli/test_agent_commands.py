@@ -24,7 +24,6 @@ from goatherd.errors import SettingsError
 from goatherd.identity.settings_json import to_settings
 from goatherd.providers.values import VersionId
 from tests.unit.cli.conftest import Goatherd, Result
-from tests.unit.cli.test_migrate import data as goatdb  # noqa: F401 - a fixture
 from tests.unit.identity.make import first
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here")
@@ -237,9 +236,7 @@ def test_a_settings_json_of_another_identity_is_kept(
 
 
 def test_data_of_another_identity_get_a_settings_json_only_if_the_operator_says_so(
-    goatherd: Goatherd,
-    store: str,
-    goatdb: Path,  # noqa: F811
+    goatherd: Goatherd, store: str, goatdb: Path
 ) -> None:
     """This happens if the operator of a GoatDB server runs `init` in place of `migrate`, and moves settings.json
     away."""

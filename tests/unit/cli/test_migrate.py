@@ -22,18 +22,12 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.migrate import MigratedServer
 from goatherd.operations.migration_files import verified_sessions
 from goatherd.trust import TrustPool
-from tests.fakes.goatdb_data import DESCRIPTION, write_goatdb_data
+from tests.fakes.goatdb_data import DESCRIPTION
 
 from .conftest import Goatherd
 
 NOW_MS = 1_795_000_000_000
 NAMED = {session["owner"]: session["id"] for session in DESCRIPTION["sessions"]}
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Return a data directory as GoatDB 0.5.1 left it, with two organizations."""
-    return write_goatdb_data(tmp_path / "goatdb")
 
 
 def settings(data: Path) -> dict[str, Any]:

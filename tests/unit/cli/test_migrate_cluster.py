@@ -42,7 +42,7 @@ from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
 from .conftest import Goatherd
-from .test_migrate import DESCRIPTION, NAMED, NOW_MS, data, settings, settle  # noqa: F401 - `data` is a fixture
+from .test_migrate import DESCRIPTION, NAMED, NOW_MS, settings, settle
 from .upstream import upstream
 
 FAR_MS = 4_000_000_000_000
@@ -75,7 +75,7 @@ def server(status: int, *, accepts: str | None = None) -> Iterator[str]:
 
 
 @pytest.fixture
-def second(data: Path) -> Path:  # noqa: F811
+def second(data: Path) -> Path:
     """Return a second server of the same cluster, whose root GoatDB has extended."""
     other = Path(shutil.copytree(data, data.parent / "second"))
     settle(other)
@@ -94,10 +94,7 @@ def a_new_root(top: Path, session_id: str) -> str:
 
 
 def test_the_servers_of_a_cluster_have_one_identity_and_the_latest_expiration_counts(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
+    goatherd: Goatherd, data: Path, second: Path, store: str
 ) -> None:
     result = goatherd("migrate", str(data), str(second), "--provider", store, "--json")
     assert result.code == 0, result.err
@@ -108,10 +105,7 @@ def test_the_servers_of_a_cluster_have_one_identity_and_the_latest_expiration_co
 
 
 def test_different_roots_on_different_servers_are_told_with_what_to_do_and_nothing_is_written(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
+    goatherd: Goatherd, data: Path, second: Path, store: str
 ) -> None:
     stranger = a_new_root(second, "b" * 24)
     refused = goatherd("migrate", str(data), str(second), "--provider", store)
@@ -129,10 +123,7 @@ def logged(top: Path) -> list[Commit]:
 
 @pytest.mark.slow
 def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_their_way(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
+    goatherd: Goatherd, data: Path, second: Path, store: str
 ) -> None:
     a, (b, user) = NAMED["root"], a_cluster_of_its_own(second)
     before = [(top / "localhost/sys/sessions.jsonl").read_bytes() for top in (data, second)]
@@ -166,11 +157,7 @@ def test_with_a_chosen_root_the_other_one_stays_trusted_and_all_clients_find_the
 
 
 def test_a_server_that_trusts_only_the_root_that_lost_may_follow(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, second: Path, store: str, tmp_path: Path
 ) -> None:
     b, _ = a_cluster_of_its_own(second)
     assert goatherd("migrate", str(data), str(second), "--provider", store, "--root", NAMED["root"]).code == 0
@@ -180,12 +167,7 @@ def test_a_server_that_trusts_only_the_root_that_lost_may_follow(
     verify_succession(document, [document.current.session])
 
 
-def test_a_root_that_no_server_has_cannot_be_chosen(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
-) -> None:
+def test_a_root_that_no_server_has_cannot_be_chosen(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:
     a_cluster_of_its_own(second)
     refused = goatherd("migrate", str(data), str(second), "--provider", store, "--root", "z" * 24)
     assert refused.code == EXIT_CODES["settings"]
@@ -196,10 +178,7 @@ def test_a_root_that_no_server_has_cannot_be_chosen(
 
 
 def test_items_that_both_servers_created_are_named_before_anything_is_written(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    second: Path,
-    store: str,
+    goatherd: Goatherd, data: Path, second: Path, store: str
 ) -> None:
     b, user = a_cluster_of_its_own(second)
     command = ["migrate", str(data), str(second), "--provider", store, "--root", NAMED["root"], "--dry-run"]
@@ -226,7 +205,7 @@ def a_cluster_of_its_own(top: Path) -> tuple[OwnedSession, Session]:
     return root, user
 
 
-def test_one_root_with_two_keys_is_a_forgery(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:  # noqa: F811
+def test_one_root_with_two_keys_is_a_forgery(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:
     a_new_root(second, NAMED["root"])
     refused = goatherd("migrate", str(data), str(second), "--provider", store)
     assert refused.code == EXIT_CODES["settings"]
@@ -234,17 +213,13 @@ def test_one_root_with_two_keys_is_a_forgery(goatherd: Goatherd, data: Path, sec
     assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
 
 
-def test_the_store_is_read_back(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_the_store_is_read_back(goatherd: Goatherd, data: Path, store: str) -> None:
     assert "read back from" in goatherd("migrate", str(data), "--provider", store).out
     assert "read back from" not in goatherd("migrate", str(data), "--provider", store, "--dry-run").out
 
 
 def test_a_store_that_gives_something_else_back_keeps_the_key_on_the_disk(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     other = f"file://{tmp_path}/other/root"
     goatherd("init", "--provider", other)
@@ -262,9 +237,7 @@ def test_a_store_that_gives_something_else_back_keeps_the_key_on_the_disk(
 
 
 def test_a_running_server_that_takes_the_key_for_its_root_is_a_proof(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     with server(200) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
@@ -273,9 +246,7 @@ def test_a_running_server_that_takes_the_key_for_its_root_is_a_proof(
 
 
 def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_the_disk(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     with server(403) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url, "--remove-key")
@@ -287,9 +258,7 @@ def test_a_running_server_that_denies_the_key_is_a_finding_and_the_key_stays_on_
 
 
 def test_after_a_revocation_the_key_leaves_the_disk_although_no_server_accepts_it(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     settle(data)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -310,9 +279,7 @@ def test_after_a_revocation_the_key_leaves_the_disk_although_no_server_accepts_i
 
 
 def test_a_server_that_has_not_followed_a_rotation_is_one_of_the_cluster(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     settle(data)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -324,7 +291,7 @@ def test_a_server_that_has_not_followed_a_rotation_is_one_of_the_cluster(
 
 
 @pytest.fixture
-def pruned(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+def pruned(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:
     """Migrate, and rotate until the store no longer lists the root of the settings.json. Return the current root."""
     settle(data)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -345,11 +312,7 @@ def pruned(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa:
 
 @pytest.mark.parametrize("where", ["the log", "a server"])
 def test_a_server_whose_root_has_left_the_list_is_one_of_the_cluster_if_a_later_root_says_so(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    pruned: OwnedSession,
-    where: str,
+    goatherd: Goatherd, data: Path, store: str, pruned: OwnedSession, where: str
 ) -> None:
     root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
     chain = [introduction(root, pruned, commit_id="earlier")]
@@ -377,10 +340,7 @@ def test_a_server_whose_root_has_left_the_list_is_one_of_the_cluster_if_a_later_
 
 
 def test_a_root_that_no_later_root_has_introduced_is_not_called_another_clusters(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    pruned: OwnedSession,
+    goatherd: Goatherd, data: Path, store: str, pruned: OwnedSession
 ) -> None:
     thief = OwnedSession.generate(session_id="t" * 24, owner="root", now_ms=NOW_MS)
     root = from_settings((data / "localhost/settings.json").read_bytes(), 0)[0].current
@@ -394,11 +354,7 @@ def test_a_root_that_no_later_root_has_introduced_is_not_called_another_clusters
     assert (data / "localhost/settings.json").exists()
 
 
-def test_a_root_that_has_expired_proves_nothing_of_a_server(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-) -> None:
+def test_a_root_that_has_expired_proves_nothing_of_a_server(goatherd: Goatherd, data: Path, store: str) -> None:
     expires(data, -1)
     with server(403) as url:
         result = goatherd("migrate", str(data), "--provider", store, "--node", url)
@@ -407,9 +363,7 @@ def test_a_root_that_has_expired_proves_nothing_of_a_server(
 
 
 def test_a_server_that_has_extended_its_root_itself_is_one_of_the_cluster(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     expires(data, 1)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -422,11 +376,7 @@ def test_a_server_that_has_extended_its_root_itself_is_one_of_the_cluster(
     assert f"{url} accepts requests signed by root {NAMED['root']}" in result.out
 
 
-def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-) -> None:
+def test_a_server_that_does_not_answer_is_told_and_proves_nothing(goatherd: Goatherd, data: Path, store: str) -> None:
     with server(200) as url:
         pass
     result = goatherd("migrate", str(data), "--provider", store, "--node", url, "--json")
@@ -437,9 +387,7 @@ def test_a_server_that_does_not_answer_is_told_and_proves_nothing(
 
 
 def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     settle(data)
     before = settings(data)
@@ -461,7 +409,7 @@ def test_the_key_leaves_the_disk_when_asked_and_comes_back_with_export(
     assert settings(data)["currentSession"] == before["currentSession"]
 
 
-def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd, data: Path) -> None:  # noqa: F811
+def test_a_store_in_memory_never_takes_the_only_copy_of_a_key(goatherd: Goatherd, data: Path) -> None:
     command = ["migrate", str(data), "--provider", "memory:///lost/root"]
     for more in (["--remove-key"], []):
         refused = goatherd(*command, *more)
@@ -483,7 +431,7 @@ def expires(top: Path, days: float) -> int:
     return ms_from_seconds(expiration_ms / 1000)
 
 
-def extended(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noqa: F811
+def extended(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:
     """Migrate a root that expires two days ago; then GoatDB extends it, and a user signs in. Return the user."""
     expires(data, -2)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -498,10 +446,7 @@ def extended(goatherd: Goatherd, data: Path, store: str) -> OwnedSession:  # noq
 
 
 def test_the_expiration_that_goatdb_has_extended_since_is_in_the_store_before_the_file_is_removed(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
     user = extended(goatherd, data, store)
     dry = goatherd("migrate", str(data), "--provider", store, "--dry-run")
@@ -525,9 +470,7 @@ def read_versions(tmp_path: Path) -> list[bytes]:
 
 
 def test_a_root_that_was_extended_after_it_was_replaced_keeps_its_file(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     expires(data, 1)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -545,10 +488,7 @@ def test_a_root_that_was_extended_after_it_was_replaced_keeps_its_file(
 
 
 def test_an_identity_that_was_changed_without_its_key_is_not_signed_by_a_migration(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
     extended(goatherd, data, store)
     (value,) = [path for path in (tmp_path / "keys").rglob("*") if path.is_file() and b"currentS" in path.read_bytes()]
@@ -569,9 +509,7 @@ async def write_secret(provider: SecretProvider, secret_id: str, value: SecretBy
 
 
 def test_a_short_life_of_the_root_in_the_store_is_told_whatever_the_file_says(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     settle(data)
     assert goatherd("migrate", str(data), "--provider", store).code == 0
@@ -584,12 +522,7 @@ def test_a_short_life_of_the_root_in_the_store_is_told_whatever_the_file_says(
     assert f"the current root {current} expires in 11.0 days" in result.out
 
 
-def test_paths_that_overlap_are_one_server(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    tmp_path: Path,
-) -> None:
+def test_paths_that_overlap_are_one_server(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(data)
     same = [data, data / "localhost", data / "localhost/settings.json", tmp_path / "link"]
     result = goatherd("migrate", *map(str, same), "--provider", store, "--remove-key", "--json")
@@ -598,7 +531,7 @@ def test_paths_that_overlap_are_one_server(
     assert not (data / "localhost/settings.json").exists()
 
 
-def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, store: str) -> None:
     backup = data / "localhost/settings.json.bak"
     shutil.copy(data / "localhost/settings.json", backup)
     result = goatherd("migrate", str(data), "--provider", store, "--remove-key")
@@ -607,10 +540,7 @@ def test_other_files_with_the_key_are_named(goatherd: Goatherd, data: Path, stor
 
 
 def test_a_file_beside_it_that_cannot_be_read_does_not_count_as_one_without_a_key(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
+    goatherd: Goatherd, data: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup, real = data / "localhost/settings.json.bak", Path.read_bytes
     backup.write_bytes((data / "localhost/settings.json").read_bytes())
@@ -626,18 +556,18 @@ def test_a_file_beside_it_that_cannot_be_read_does_not_count_as_one_without_a_ke
     assert told in goatherd("migrate", str(data), "--provider", store, "--remove-key").out
 
 
-def test_a_dry_run_removes_nothing(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_a_dry_run_removes_nothing(goatherd: Goatherd, data: Path, store: str) -> None:
     assert goatherd("migrate", str(data), "--provider", store, "--dry-run", "--remove-key").code == 0
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
-def test_without_a_terminal_there_is_no_question_and_the_key_stays(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_without_a_terminal_there_is_no_question_and_the_key_stays(goatherd: Goatherd, data: Path, store: str) -> None:
     result = goatherd("migrate", str(data), "--provider", store)
     assert "still holds the private key" in result.out
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
-def test_the_key_of_a_running_server_stays_on_its_disk(goatherd: Goatherd, data: Path, store: str) -> None:  # noqa: F811
+def test_the_key_of_a_running_server_stays_on_its_disk(goatherd: Goatherd, data: Path, store: str) -> None:
     goatherd("migrate", str(data), "--provider", store)
     with LogDirectory(data / "localhost"):
         refused = goatherd("migrate", str(data), "--provider", store, "--no-write-sessions", "--remove-key")
@@ -645,7 +575,7 @@ def test_the_key_of_a_running_server_stays_on_its_disk(goatherd: Goatherd, data:
     assert settings(data) == json.loads(DESCRIPTION["settings_json"])
 
 
-def test_a_link_that_the_agent_made_is_not_removed(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_link_that_the_agent_made_is_not_removed(goatherd: Goatherd, data: Path, store: str, tmp_path: Path) -> None:
     file = data / "localhost/settings.json"
     moved = file.rename(tmp_path / "in-memory.json")
     file.symlink_to(moved)
@@ -666,10 +596,7 @@ def trust_in_settings_json(top: Path, owned: OwnedSession) -> None:
 
 @pytest.mark.parametrize("way", ["in one call", "one call each", "one call each, and a rotation between"])
 def test_a_session_that_only_settings_json_knows_gets_the_same_commit_on_every_server(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    way: str,
+    goatherd: Goatherd, data: Path, store: str, way: str
 ) -> None:
     """GoatDB 0.5.1 crashes on two different commits of one session that have no parents."""
     settle(data)
@@ -689,9 +616,7 @@ def test_a_session_that_only_settings_json_knows_gets_the_same_commit_on_every_s
 
 
 def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     other = Path(shutil.copytree(data, data.parent / "other"))
     log = other / "localhost/sys/sessions.jsonl"
@@ -704,9 +629,7 @@ def test_a_session_that_another_servers_log_introduces_is_copied_from_there(
 
 
 def test_a_forged_commit_in_one_servers_log_is_not_copied_into_anothers(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     other = Path(shutil.copytree(data, data.parent / "other"))
     log = other / "localhost/sys/sessions.jsonl"
@@ -726,9 +649,7 @@ def test_a_forged_commit_in_one_servers_log_is_not_copied_into_anothers(
 
 
 def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_another_may_create_differently(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
+    goatherd: Goatherd, data: Path, store: str
 ) -> None:
     settle(data)
     other = Path(shutil.copytree(data, data.parent / "other"))
@@ -753,10 +674,7 @@ def test_a_server_that_is_migrated_later_refuses_to_create_a_session_that_anothe
 @pytest.mark.parametrize("rotates", [False, True])
 @pytest.mark.slow
 def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    rotates: bool,
+    goatherd: Goatherd, data: Path, store: str, rotates: bool
 ) -> None:
     settle(data)
     other = Path(shutil.copytree(data, data.parent / "other"))
@@ -786,11 +704,7 @@ def test_a_server_that_is_migrated_later_copies_what_a_running_server_holds(
 @pytest.mark.parametrize("named", ["data directory", "organization's directory", "settings.json"])
 @pytest.mark.slow
 def test_servers_that_share_a_settings_json_by_links_are_several_servers(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    tmp_path: Path,
-    named: str,
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path, named: str
 ) -> None:
     settle(data)
     owned = OwnedSession.generate(session_id="a" * 24, owner="u7", now_ms=NOW_MS)
@@ -813,10 +727,7 @@ def test_servers_that_share_a_settings_json_by_links_are_several_servers(
 
 
 def test_a_link_that_leads_to_a_data_directory_is_that_server(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, store: str, tmp_path: Path
 ) -> None:
     (tmp_path / "link.json").symlink_to(data / "localhost/settings.json")
     result = goatherd("migrate", str(tmp_path / "link.json"), str(data), "--provider", store, "--json")
@@ -828,11 +739,7 @@ def test_a_link_that_leads_to_a_data_directory_is_that_server(
 @pytest.mark.parametrize("ending", ["settings.json was removed at 20", "only logs"])
 @pytest.mark.parametrize("named", ["data directory", "organization's directory"])
 def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settings_json_is_gone(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    named: str,
-    ending: str,
+    goatherd: Goatherd, data: Path, store: str, named: str, ending: str
 ) -> None:
     settle(data)
     other = Path(shutil.copytree(data, data.parent / "other"))
@@ -863,10 +770,7 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
 
 @pytest.mark.parametrize("named", ["directory", "file"])
 def test_a_removed_settings_json_is_checked_in_the_store_of_the_organization_that_its_log_is_signed_for(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    named: str,
+    goatherd: Goatherd, data: Path, tmp_path: Path, named: str
 ) -> None:
     settle(data)
     server = Path(shutil.copytree(data / "localhost", tmp_path / "srv"))
@@ -879,9 +783,7 @@ def test_a_removed_settings_json_is_checked_in_the_store_of_the_organization_tha
 
 
 def test_a_removed_settings_json_that_is_named_stands_for_no_other_file(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    tmp_path: Path,
+    goatherd: Goatherd, data: Path, tmp_path: Path
 ) -> None:
     copies = tmp_path / "copies"
     other = copies / "other" / "settings.json"
@@ -906,10 +808,7 @@ def takes_ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("takes_ctrl_c")
 def test_ctrl_c_ends_the_question_at_once(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
+    goatherd: Goatherd, data: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = []
 
@@ -926,10 +825,7 @@ def test_ctrl_c_ends_the_question_at_once(
 
 
 def test_the_question_is_asked_on_standard_error_as_the_result_may_go_to_a_file(
-    goatherd: Goatherd,
-    data: Path,  # noqa: F811
-    store: str,
-    monkeypatch: pytest.MonkeyPatch,
+    goatherd: Goatherd, data: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("goatherd.cli.output.Output.may_ask", True)
     monkeypatch.setattr("click.termui.visible_prompt_func", lambda text: print(text) or "n")

@@ -37,7 +37,6 @@ from tests.unit.goats import EMPTY, commit_by
 
 from .conftest import Goatherd, Serving
 from .test_migrate import NAMED, settle
-from .test_migrate import data as goatdb  # noqa: F401 - a fixture
 
 Serve = Callable[..., Serving]
 
@@ -118,11 +117,7 @@ def test_a_port_that_is_taken_is_told(goatherd: Goatherd, store: str, tmp_path: 
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files can be seen in /proc only")
-def test_a_goatdb_server_that_runs_on_the_data_is_told(
-    goatherd: Goatherd,
-    store: str,
-    goatdb: Path,  # noqa: F811
-) -> None:
+def test_a_goatdb_server_that_runs_on_the_data_is_told(goatherd: Goatherd, store: str, goatdb: Path) -> None:
     assert goatherd("migrate", str(goatdb), "--provider", store).code == 0
     log = goatdb / "localhost/sys/sessions.jsonl"
     before = log.read_bytes()
@@ -338,10 +333,7 @@ def test_an_address_that_cannot_be_had_gets_the_hint_that_fits(
 
 @pytest.mark.slow
 def test_data_of_another_identity_are_served_only_if_the_operator_says_so(
-    goatherd: Goatherd,
-    goatdb: Path,  # noqa: F811
-    store: str,
-    serve: Serve,
+    goatherd: Goatherd, goatdb: Path, store: str, serve: Serve
 ) -> None:
     """This happens if the operator of a GoatDB server runs `init` in place of `migrate`."""
     goatherd("init", "--provider", store)
@@ -362,11 +354,7 @@ def test_data_of_another_identity_are_served_only_if_the_operator_says_so(
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [[], ["rotate"], ["rotate", "revoke"]], ids=" ".join)
 def test_data_that_were_migrated_are_served(
-    goatherd: Goatherd,
-    goatdb: Path,  # noqa: F811
-    store: str,
-    serve: Serve,
-    changes: list[str],
+    goatherd: Goatherd, goatdb: Path, store: str, serve: Serve, changes: list[str]
 ) -> None:
     settle(goatdb)
     assert goatherd("migrate", str(goatdb), "--provider", store).code == 0
