@@ -18,7 +18,7 @@ from goatherd.identity.document import (
 from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE, Urgency, assess_urgency
 from goatherd.identity.revocations import BESIDE, Revocation
 from goatherd.identity.session import Session
-from goatherd.identity.transitions import LITTLE_ROOM_BYTES, room_left
+from goatherd.identity.transitions import LITTLE_ROOM_BYTES, prunable_roots, room_left
 from goatherd.times import iso
 
 
@@ -54,10 +54,12 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
     room = room_left(document, is_renewal=document.anchor is not None)
     if document.rotation is None and room < LITTLE_ROOM_BYTES:
         state = "is" if room < 0 else "will soon be"
-        found.append(
-            f"the document has {size} bytes, and {state} too large for another rotation; previous roots leave it at the"
-            " end of a rotation if every listed server answers"
+        way_out = (
+            "a rotation first removes previous roots from it if every listed server answers"
+            if prunable_roots(document)
+            else "no root can be removed from it now; `goatherd revoke` can still replace the current root"
         )
+        found.append(f"the document has {size} bytes, and {state} too large for another rotation; {way_out}")
     return found
 
 

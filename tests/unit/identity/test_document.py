@@ -274,7 +274,10 @@ def test_notes_tell_of_a_large_document_and_of_a_short_life() -> None:
     (warning,) = find_warnings(replace(large, extra={"notes": large.extra["notes"] + "x" * 100}), NOW)
     assert "will soon be too large for another rotation" in warning
     (warning,) = find_warnings(replace(first(), extra={"notes": "x" * room_left(first())}), NOW)
-    assert "is too large for another rotation" in warning
+    assert "is too large for another rotation; no root can be removed" in warning
+    with_previous = replace(first(), roots=(*first().roots, owned("previous").session))
+    (warning,) = find_warnings(replace(with_previous, extra={"notes": "x" * room_left(first())}), NOW)
+    assert "a rotation first removes previous roots" in warning
     assert days_left(first(), NOW) == pytest.approx(30, abs=0.01)
 
 
