@@ -6,8 +6,8 @@ name with an example. A name is imported when it is first used, so ``import goat
 - Operations: `init`, `migrate`, `status`, `rotate`, `resume`, `cancel`, `roll_back`, `plan_rotation`, `restore`,
   `retire`, `revoke`, `drop_lost_anchor`, `read_identity`, `open_store`, `Store`, `Policy`, `Quorum`. From synchronous
   code: ``asyncio.run(goatherd.rotate(…))``.
-- A server and its settings: `Server`, `serve`, `SettingsProvider`, `CloudSecretSettings`, `FileSettings`, `DBSettings`,
-  `settings_from_options`.
+- A server and its settings: `Server`, `serve`, `AccessRule`, `Access`, `SettingsProvider`, `CloudSecretSettings`,
+  `FileSettings`, `DBSettings`, `settings_from_options`.
 - Stores: `open_provider`, `CloudSecretProvider`, `AWSSecretProvider`, `GCPSecretProvider`, `AzureSecretProvider`,
   `FileSecretProvider`, `MemorySecretProvider`, `SecretVersion`, `SecretValue`, `SecretBytes`, `Label`, `VersionId`.
 - `open_signer` opens a key in an HSM or a KMS, for `init`, `rotate` and `revoke`.
@@ -25,6 +25,7 @@ import sys
 
 TYPE_CHECKING = False  # not from `typing`, which takes longer to import than all of `goatherd --help`
 if TYPE_CHECKING:
+    from goatherd.admission.access import Access, AccessRule
     from goatherd.api.operations import (
         cancel,
         drop_lost_anchor,
@@ -79,6 +80,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AWSSecretProvider",
+    "Access",
+    "AccessRule",
     "AzureSecretProvider",
     "CloudSecretProvider",
     "CloudSecretSettings",
@@ -134,6 +137,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "admission.access": ("Access", "AccessRule"),
     "api.operations": (
         "cancel",
         "drop_lost_anchor",
