@@ -806,7 +806,7 @@ def _connection_problem(error: Exception) -> str:
         return f"the server's certificate is not trusted: {text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}"
     if text == "All connection attempts failed":
         return "connection refused, or no route to the host"
-    return text
+    return re.sub(r"^\[Errno -?\d+\] ", "", text)
 
 
 _CLIENTS: Final[WeakSet[NodeClient]] = WeakSet()

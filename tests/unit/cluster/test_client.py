@@ -436,6 +436,17 @@ async def test_a_refused_connection_is_unreachable_and_names_the_url() -> None:
         assert await client.healthy() is False
 
 
+async def test_a_name_without_an_address_is_stated_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", find_none)
+    monkeypatch.setenv("NO_PROXY", "*")
+    async with NodeClient("http://no-address.test:80") as client:
+        with pytest.raises(NodeUnreachableError, match=r"/auth/session: Name or service not known$"):
+            await client.create_session()
+
+
 @pytest.mark.parametrize("url", ["http://[", "http://h:99999", "h:80", "http://me:secret@h"])
 def test_a_client_of_what_is_no_server_url_is_refused_before_it_connects(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
