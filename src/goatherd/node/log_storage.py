@@ -261,7 +261,7 @@ class FileLog:
         data = frame_records(records)
         if self._file.exists():
             self._delete_query_cache()
-            _replace_file(self._file, data, self._file.stat())
+            _replace_file(self._file, data, self._file.stat(), may_be_below_link=self._may_be_below_link)
             self._size = len(data)
         else:
             self._append_bytes(data)
@@ -577,13 +577,16 @@ def _without_lines(data: bytes, lines: Sequence[LogLine]) -> bytes:
     return b"".join([*kept, data[position:]])
 
 
-def _replace_file(path: Path, data: bytes, like: os.stat_result) -> None:
-    """Replace a file atomically and durably; the new file gets the mode and owner given in `like`."""
+def _replace_file(path: Path, data: bytes, like: os.stat_result, *, may_be_below_link: bool = False) -> None:
+    """Replace a file atomically and durably; the new file gets the mode and owner given in `like`.
+
+    Its directory may be a link that another user has made only if `may_be_below_link` is True.
+    """
     if not flag_for_link(path):
         path = path.resolve()  # such a link stays
     start, end = f".{path.name}.", ".new"
     new = f"{start}{secrets.token_hex(8)}{end}"
-    with open_directory(path.parent, may_be_link=False) as directory:
+    with open_directory(path.parent, may_be_link=may_be_below_link) as directory:
         for left in os.listdir(directory):  # noqa: PTH208 - it is open
             if left.startswith(start) and left.endswith(end):
                 os.unlink(left, dir_fd=directory)  # of a process that was killed: the directory's lock is ours

@@ -347,3 +347,26 @@ def test_no_link_of_another_user_is_followed_by_a_repair(
         log.append_record({"id": "c"})
         log.flush()
     assert statuses() == before, "nothing was written, and the owner and the mode are the same"
+
+
+def test_the_directory_of_an_organization_may_be_a_link_of_the_administrator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    org = tmp_path / "org"
+    org.symlink_to(tmp_path / "volume")
+    if (user := os.geteuid()) == 0:
+        os.lchown(org, 12345, 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+
+    with LogDirectory(org) as directory:
+        unused = directory.open_unused()
+        unused.append_record({"id": "a"})
+        unused.flush()
+        unused.rewrite_records(lambda: [{"id": "b"}])
+        unused.flush()
+        log = directory.open_log("/data/x")
+        log.append_record({"id": "c"})
+        log.flush()
+        log.set_aside(list(read_lines(log.read_bytes())))
+        assert (ids(unused.read_records()), ids(log.read_records())) == (["b"], [])
