@@ -534,18 +534,20 @@ class KeyInventory:
 
     def holdings_due(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now."""
-        return tuple(one for one in self.retirable_holdings() if self.due_ms(one) <= now_ms)
+        return tuple(one for one in self.retirable_holdings() if self.due_ms(one, now_ms) <= now_ms)
 
     def holdings_kept_by_labels(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now if they had no foreign labels.
 
         A foreign label is one that an operator or another tool has set.
         """
-        return tuple(one for one in self.retired_holdings() if one.foreign_labels and self.due_ms(one) <= now_ms)
+        due = [one for one in self.retired_holdings() if self.due_ms(one, now_ms) <= now_ms]
+        return tuple(one for one in due if one.foreign_labels)
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when the next version will be due to be destroyed, in milliseconds since 1970; None if none will."""
-        return min([self.due_ms(one) for one in self.retirable_holdings() if self.due_ms(one) > now_ms], default=None)
+        times = [self.due_ms(one, now_ms) for one in self.retirable_holdings()]
+        return min([one for one in times if one > now_ms], default=None)
 
     def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
         """Return the ids of roots that `goatherd retire` would record as retired now: no version holds their keys."""
@@ -570,10 +572,12 @@ class KeyInventory:
         """Return the versions with retired keys that no label protects from being destroyed."""
         return [one for one in self.retired_holdings() if not one.foreign_labels]
 
-    def due_ms(self, one: Holding) -> int:
+    def due_ms(self, one: Holding, now_ms: int) -> int:
         """Return when a stored version with retired private keys may be destroyed, in milliseconds since 1970."""
-        # Versions of a cancelled rotation need no grace period, since their next root has signed nothing.
-        return one.retired_ms + (0 if one.is_of_cancelled else milliseconds(self.grace))
+        if one.is_of_cancelled:
+            # Its next root has signed nothing, so it is due, even if a clock that is ahead recorded a later time.
+            return min(one.retired_ms, now_ms)
+        return one.retired_ms + milliseconds(self.grace)
 
 
 async def take_key_inventory(

@@ -370,7 +370,7 @@ def make_view(
         remarks=(*found, *remarks),
         rotation=_rotation_view(status),
         servers=servers,
-        roots=_root_rows(document, status.keys),
+        roots=_root_rows(document, status.keys, now_ms),
         pruned_roots=document.pruned,
         stores=_region_rows(status, calls) or (_store_row(status, guarantees, calls),),
         history=history_rows(document, trail),
@@ -543,7 +543,7 @@ def _fact(value: bool | None) -> Fact:
     return Fact.UNKNOWN if value is None else Fact.YES if value else Fact.NO
 
 
-def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow, ...]:
+def _root_rows(document: IdentityDocument, keys: KeyInventory, now_ms: int) -> tuple[RootRow, ...]:
     """Return the roots: the next one first, then the current one, the anchor, and the others, newest first."""
     revoked = {one.id: one for one in document.revoked}
     rows = []
@@ -566,7 +566,7 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow,
                 since_ms=None if is_next else since_ms,
                 expires_ms=root.expiration_ms,
                 introduced_by=tuple(dict.fromkeys(endorsers)),
-                places=_key_places(keys, root.id),
+                places=_key_places(keys, root.id, now_ms),
                 absence=_describe_absence(keys, root.id),
                 revoked_ms=None if entry is None else entry.at,
                 reason="" if entry is None else clean_text(entry.reason or ""),
@@ -576,13 +576,13 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory) -> tuple[RootRow,
     return tuple(sorted(rows, key=lambda row: (order[row.state], -row.expires_ms)))
 
 
-def _key_places(keys: KeyInventory, root_id: str) -> tuple[KeyPlace, ...]:
+def _key_places(keys: KeyInventory, root_id: str, now_ms: int) -> tuple[KeyPlace, ...]:
     retirable = keys.retirable_holdings()
     return tuple(
         KeyPlace(
             version=clean_text(one.version.id),
             labels=tuple(format_label(label) for label in sorted(one.version.labels)),
-            due_ms=keys.due_ms(one) if one in retirable else None,
+            due_ms=keys.due_ms(one, now_ms) if one in retirable else None,
         )
         for one in keys.holdings
         if root_id in one.private_ids

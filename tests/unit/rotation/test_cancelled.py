@@ -9,12 +9,12 @@ import pytest
 
 from goatherd.errors import ConflictError, NotAdoptedError, ProviderAccessDeniedError, UnavailableError
 from goatherd.identity.document import Phase, decode_document
-from goatherd.key_inventory import find_holdings
+from goatherd.key_inventory import find_holdings, take_key_inventory
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionState
 from goatherd.rotation.machine import Outcome
-from tests.fakes.herd import Herd
+from tests.fakes.herd import FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
 EARLY = (Phase.PREPARED, Phase.PUBLISHED)
@@ -106,6 +106,23 @@ async def test_what_a_crash_has_left_is_destroyed_by_retire_without_a_grace_peri
     assert len(report.destroyed) == 2
     assert set((await keys_of(herd)).values()) == {frozenset({"root-a"})}
     await check_steady(herd)
+
+
+async def test_the_plan_of_a_retirement_names_a_cancelled_version_whose_time_is_in_the_future(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(clients=0)
+    await rotator_for(herd).rotate(to_phase=Phase.PREPARED)
+    prepared = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
+    await herd.provider.label(herd.secret_id, Label("audit"), prepared, expected=None)
+    await rotator_for(herd).abandon()
+    await herd.provider.unlabel(herd.secret_id, Label("audit"), expected=prepared)
+    herd.clock = FakeClock(herd.clock.now_ms() - 60_000)  # the rotation ran on another machine, whose clock is ahead
+    now_ms = herd.clock.now_ms()
+    keys = await take_key_inventory(herd.provider, herd.secret_id, await document_of(herd), POLICY.grace)
+    assert [one.version.id for one in keys.holdings_due(now_ms)] == [prepared]
+    assert keys.next_due_ms(now_ms) is None
+    assert (await rotator_for(herd).retire()).destroyed == (prepared,)
 
 
 class Refusing:

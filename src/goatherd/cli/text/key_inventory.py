@@ -65,7 +65,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
             one.version.id,
             "(left over)" if one.version.is_leftover else format_labels(one.version.labels),
             one.problem or " ".join(sorted(one.private_ids)),
-            _describe_due(keys, one),
+            _describe_due(keys, one, now_ms),
         )
         for one in keys.holdings
     ]
@@ -98,9 +98,9 @@ def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
     ]
 
 
-def _describe_due(keys: KeyInventory, one: Holding) -> str:
+def _describe_due(keys: KeyInventory, one: Holding, now_ms: int) -> str:
     if one in keys.retirable_holdings():
-        return iso(keys.due_ms(one))
+        return iso(keys.due_ms(one, now_ms))
     return "when no label points at it" if one in keys.retired_holdings() else ""
 
 
