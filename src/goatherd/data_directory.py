@@ -100,7 +100,20 @@ def organization_directories(data: Path) -> list[Path]:
     Raises:
         StorageError: The directory cannot be read.
     """
-    return [path for path in _list_entries(data) if path.is_dir() and is_organization_directory(path)]
+    return [path for path in list_entries(data) if path.is_dir() and is_organization_directory(path)]
+
+
+def list_entries(directory: Path) -> list[Path]:
+    """Return the entries of a directory, except hidden files and the ``lost+found`` of a file system.
+
+    Raises:
+        StorageError: The directory cannot be read.
+    """
+    try:
+        found = sorted(directory.iterdir())
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be read: {error.strerror}") from error
+    return [path for path in found if not path.name.startswith(".") and path.name != _LOST_AND_FOUND]
 
 
 def is_organization_directory(path: Path) -> bool:
@@ -254,10 +267,10 @@ def check_data_directory(data: Path, orgs: Sequence[str], *, create: bool) -> No
             hint="Check the path, and check that the volume is mounted. To create an empty database there, add"
             " --create.",
         )
-    present = _list_entries(data)
+    present = list_entries(data)
     for org in orgs:
         directory = data / org
-        if directory.is_dir() and (not _list_entries(directory) or is_organization_directory(directory)):
+        if directory.is_dir() and (not list_entries(directory) or is_organization_directory(directory)):
             continue
         if directory.exists():
             raise ConfigurationError(
@@ -377,15 +390,6 @@ def _list_written(process: Path) -> Iterator[tuple[Path, str]]:
         with contextlib.suppress(OSError):  # it was closed meanwhile
             if entry.lstat().st_mode & stat.S_IWUSR:
                 yield entry, str(entry.readlink())
-
-
-def _list_entries(directory: Path) -> list[Path]:
-    """Return the entries of a directory, except hidden files and the ``lost+found`` of a file system."""
-    try:
-        found = sorted(directory.iterdir())
-    except OSError as error:
-        raise StorageError(f"{directory} cannot be read: {error.strerror}") from error
-    return [path for path in found if not path.name.startswith(".") and path.name != _LOST_AND_FOUND]
 
 
 def _walk_files(directory: Path) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from goatherd.clock import SystemClock
 from goatherd.data_directory import (
     SEEN_NAME,
     is_organization_directory,
+    list_entries,
     organization_directories,
     refuse_running,
 )
@@ -111,8 +112,8 @@ def find_organizations(path: Path, org: str | None) -> list[tuple[str, Path]]:
         return [(org or path.resolve().name, path)]
     chosen = [(name, one) for name, one in found if org is None or name == org]
     if not chosen:
-        for one in path.iterdir():
-            if one.is_dir() and not os.access(one, os.R_OK | os.X_OK):
+        for one in list_entries(path):
+            if org in (None, one.name) and one.is_dir() and not os.access(one, os.R_OK | os.X_OK):
                 raise StorageError(f"{one} cannot be read: Permission denied")
         what = "no GoatDB data" if org is None or not found else f"no data of organization {org!r}"
         raise ConfigurationError(f"{path} holds {what}", hint="Name the data directory of a server.")

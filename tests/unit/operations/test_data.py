@@ -597,6 +597,16 @@ def test_an_organization_whose_directory_may_not_be_read_is_not_taken_for_no_dat
         find_organizations(tmp_path, None)
 
 
+@pytest.mark.parametrize(("name", "org"), [("lost+found", None), (".snapshots", None), ("other", ORG)])
+def test_a_directory_that_is_not_the_organization_need_not_be_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, org: str | None
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / name)
+    with pytest.raises(ConfigurationError, match="holds no GoatDB data"):
+        find_organizations(tmp_path, org)
+
+
 def test_a_directory_in_use_is_an_error_that_names_the_process(directory: Path) -> None:
     script = "import sys, time; file = open(sys.argv[1], 'a'); print('open', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", script, str(notes(directory))]
