@@ -646,10 +646,13 @@ class Rotator:
     async def _read_signing_roots(self) -> Mapping[str, str]:
         """Return the root that signs at each server that reports one, by the server's URL.
 
-        Servers with a settings.json are left out, since their key is there.
+        Servers with a settings.json are left out, since their key is there, and so are distrusted ones.
         """
-        reports = await self._observer.read_identities()
-        return {url: one.signer for url, one in reports.items() if one.signer is not None and not one.is_from_file}
+        return {
+            url: one.signer
+            for url, one in (await self._observer.read_identities()).items()
+            if one.signer is not None and not one.is_from_file and url not in self.policy.distrust
+        }
 
     async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         nodes: tuple[NodeView, ...] = ()
@@ -1376,5 +1379,5 @@ def _refuse_used_key(observation: Observation, action: Destroy, signing: Mapping
             f"version {action.version} was not destroyed: it holds the private key of root {signing[used[0]]}, with"
             f" which {', '.join(used)} still {'signs' if len(used) == 1 else 'sign'}",
             hint="If these servers do not follow the store, find out why: `goatherd status` shows it. Perhaps another"
-            " identity was written into the store.",
+            f" identity was written into the store. If a server is wrong, overrule it with --distrust {used[0]}.",
         )

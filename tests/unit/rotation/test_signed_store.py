@@ -370,4 +370,6 @@ async def test_no_key_is_destroyed_with_which_a_listed_server_signs(make_herd: M
         if one.state is VersionState.ENABLED
     ]
     assert document.current.id in {one.current.id for one in held}
+    # A server that lies must not keep old keys from being destroyed.
+    await rotator_for(herd, policy=replace(policy, distrust=frozenset(node.base_url for node in herd.nodes))).retire()
     await put(herd, document)
