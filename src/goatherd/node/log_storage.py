@@ -275,15 +275,15 @@ class FileLog:
         if self._file.suffix == LOG_SUFFIX:
             cache = self._file.with_suffix(QUERY_CACHE_SUFFIX)
             try:
-                cache.unlink()
+                with open_directory(self._file.parent, may_be_link=False) as directory:
+                    os.unlink(cache.name, dir_fd=directory)
+                    os.fsync(directory)
             except FileNotFoundError:
                 return
             except OSError as error:
                 if not self._has_kept_cache:  # it matters to a later GoatDB only: commits are written all the same
                     _log.warning("%s", event_text(Event.DATA_QUERY_CACHE, file=cache, reason=error.strerror))
                 self._has_kept_cache = True
-                return
-            _sync_directory(self._file.parent)
 
     def _append_bytes(self, data: bytes) -> None:
         self._delete_query_cache()

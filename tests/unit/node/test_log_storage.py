@@ -318,7 +318,7 @@ def test_no_link_of_another_user_is_followed_by_a_repair(
 ) -> None:
     """The server's user may be compromised, and root may repair the data."""
     (tmp_path / "etc").mkdir()
-    for name in ("x.jsonl", "x.jsonl.damaged"):
+    for name in ("x.jsonl", "x.jsonl.damaged", "x.cache.json"):
         (tmp_path / "etc" / name).write_bytes(b"secret\n")
     (tmp_path / "etc").chmod(0o700)
     org = tmp_path / "org"
