@@ -343,7 +343,7 @@ CONFIGURATIONS = (
     ),
     Configuration(
         name="a writer without the key, an identity of 0.1.0",
-        about="the generation is raised beyond use, also while the identity is not signed yet",
+        about="once, the generation is raised further than rotations can, also while the identity is not signed yet",
         options=Options(nodes=1, operators=1, alterations=(Alteration.GENERATION,), begins_unsigned=True),
     ),
     Configuration(

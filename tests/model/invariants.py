@@ -33,7 +33,7 @@ RULES = {
     "signed first": "no run begins a rotation without every signature of the anchor that it needs",
     "no signer": "no node needs a signer of an anchor, and a run needs one only to begin a rotation",
     "signed over": "once a signed document was stored, no run signs a document that was altered without the key",
-    "store went back": "no run begins while a listed node has used a later state than the store holds, or another one",
+    "store went back": "no run begins while a listed node has used a state from which the store's has not grown",
     "lost write": "a committed write is never lost",
     "roll-back possible": "while a roll-back is possible, label stable is on a readable version with the earlier key",
     "cross-signed": "once a rotation is verified, every node holds the earlier root's introduction by the new one",

@@ -687,7 +687,7 @@ PRICES = (
         removed=Removed(),
     ),
     Mutant(
-        name="two writers that both win: the loser's write is lost, and its report is wrong",
+        name="two writers that both win: one write is lost, and the report of its run is wrong",
         breaks="true report",
         options=Options(nodes=1, operators=2, two_writers_win=True, rotations=2, must_reach_steady=False),
         removed=Removed(),

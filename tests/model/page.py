@@ -32,7 +32,7 @@ def parts() -> dict[str, str]:
     (told,) = [one for one in MUTANTS if one.name.startswith(TOLD)]
     return {
         "rules": table(("rule", "in words"), [(f"*{name}*", rule) for name, rule in RULES.items()]),
-        "prices": table(("chosen", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
+        "prices": table(("case", "breaks"), [(one.name, f"*{one.breaks}*") for one in PRICES]),
         "redundant": "".join(f"- {one.name}\n" for one in REDUNDANT),
         "story": f"```text\n{tell(explore_mutant(told))}\n```\n",
     }

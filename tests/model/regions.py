@@ -56,8 +56,8 @@ HUB = -1
 RULES = {
     "generation": "no server goes to a lower generation",
     "one history": "a server adopts only an identity that has grown from the one that it uses",
-    "one signer": "of servers that reach each other, those with one generation sign with one root, and each trusts the "
-    "root that another one signs with",
+    "one signer": "servers that reach each other and have the same generation sign with the same root; each trusts the "
+    "root that the others sign with",
     "in step": "no change except a roll-back is made while the platform still replicates the previous one",
     "signer kept": "a root that signs is in the identity that each region's store holds",
     "overwritten": "no store's identity is replaced by one that has not grown from it",

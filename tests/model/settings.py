@@ -112,7 +112,7 @@ PROTECTIONS = {
     "no unsigned document after a signed one": "a node that has used a signed document rejects unsigned ones",
     "possible generations": "a node rejects a generation that no rotation can have led to",
     "unaltered base": "a run does not build on a document that was altered without the key",
-    "servers' histories": "no run begins while a node has used a later state than the store holds, or another one",
+    "servers' histories": "no run begins while a node has used a state from which the store's has not grown",
     "roots after roll-back": "a roll-back keeps the list of roots",
     "roots after cancel": "cancelling a published rotation keeps the list of roots",
     "roots after a cancelled restore": "cancelling a restore leaves the earlier root among the roots",

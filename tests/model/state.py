@@ -16,8 +16,8 @@ class Node(NamedTuple):
         version: The version of the document in use; the node signs with the current root of that document.
         introductions, cross_signatures: Bits by rotation: the introductions of the next root, and of the earlier root
             by the next one, that its log holds.
-        deferred: Those of `introductions` that it has stored and acts on only after a restart.
-        is_listed: Whether the rotation knows of it.
+        deferred: The part of `introductions` on which the node acts only after a restart.
+        is_listed: Whether the rotation knows this node.
         is_dead: The node has stopped, and does not start again.
         earlier: Bits by `pair`: the introductions of earlier roots by a later root that its log holds.
     """
@@ -38,11 +38,11 @@ class Run(NamedTuple):
         goal: What it was asked to do.
         origin: The root that it was asked to replace.
         drives: The rotation that it drives, or 0.
-        begun: The rotation that it has written to the store, until it reads that and drives it; or 0.
+        begun: The rotation that it has written to the store and not read back yet, or 0. Then `drives` names it.
         highest_generation: The highest generation that it has read, in worlds where that matters.
         pending: The action that `decide` has returned and that was not performed yet.
-        restores: The earlier root that it was asked to restore, until it drives the rotation; or `NONE`.
-        choice: What it does about the anchor, until it drives the rotation.
+        restores: The earlier root that it was asked to restore, or `NONE`; `NONE` once it drives the rotation.
+        choice: Whether it keeps, sets or removes the anchor; `KEEP` once it drives the rotation.
     """
 
     goal: Goal

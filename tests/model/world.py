@@ -449,7 +449,7 @@ class World:
                 yield store_number, run, 0, "no signer", ("waits", *move[-1])
 
     def _contradicts(self, store: Store, version: int, node: Node) -> bool:
-        """Whether a listed node has used a later state than a version of the store, or another one."""
+        """Whether a listed node has used a state from which a version of the store has not grown."""
         return node.is_listed and not node.is_dead and not store.is_grown(version, node.version)
 
     def _begins(self, store: Store) -> Iterator[tuple[Run, int]]:
