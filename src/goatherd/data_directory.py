@@ -135,8 +135,8 @@ def check_understood(directory: Path) -> None:
 
     Raises:
         NewerFormatError: The directory holds such a file; the message names it.
-        StorageError: A file cannot be read, or this process is one of root and another user has made a link in place of
-            the directory.
+        StorageError: A file cannot be read, or this process runs as root and another user has replaced the directory by
+            a link.
     """
     try:
         # SECURITY: the server's user owns the data directory, and may be compromised. A process of root must not work

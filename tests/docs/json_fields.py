@@ -3,7 +3,7 @@
 docs/reference/json.md is generated from this module, and the tests compare each command's output with it. In a field's
 name, a dot separates an object from its field, and ``[]`` stands for the elements of an array. An object that several
 commands write is described once, in `OBJECTS`, and `Field.shape` refers to it. A name that is empty or ends with a dot
-stands for all fields of such an object beside others.
+stands for all fields of the object in `Field.shape`, which then stand beside other fields.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ OBJECTS: Final[dict[str, Fields]] = {
         "event": Field("string", "What happened, such as `rotated`."),
         "from": Field(
             "string or null",
-            "Id of the root that signed before. This and the next fields: null in `goatherd history`, else"
-            " absent, where the event has none.",
+            "Id of the root that signed before. If an event lacks this or a later field, the field is null in"
+            " `goatherd history`, and absent elsewhere.",
         ),
         "to": Field("string or null", "Id of the next root."),
         "reason": Field("string or null", "Why the event happened."),
@@ -143,7 +143,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         ),
         "kept": Field("array of object", "Versions that a label keeps from being destroyed.", "kept version"),
         "undestroyed": Field("array of string", "Versions that the store did not destroy, with the error's code."),
-        "restarts": Field("array of object", "One for each server that answered during the command."),
+        "restarts": Field("array of object", "One object for each server that answered during the command."),
         "restarts[].node": Field("string", "URL of the server."),
         "restarts[].count": Field("integer or null", "Number of restarts that were observed."),
         "began": Field("string", "Timestamp of the start of the command."),
@@ -256,7 +256,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     },
     "migrate": {
         "dryRun": _DRY_RUN,
-        "organizations": Field("array of object", "One for each organization and data directory."),
+        "organizations": Field("array of object", "One object for each organization and data directory."),
         "organizations[].org": _ORG,
         "organizations[].settings": Field("string", "Path of the settings.json."),
         "organizations[].store": _STORE,
@@ -268,7 +268,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].sessionsWritten": Field("array of string", "Ids of the sessions that were added to the log."),
         "organizations[].sessionsMissing": Field("array of string", "Ids of the sessions that no log holds."),
         "organizations[].notes": Field("array of string", "What the operator should know."),
-        "nodes": Field("array of object", "One for each server and organization to which a request was sent."),
+        "nodes": Field("array of object", "One object for each server and organization to which a request was sent."),
         "nodes[].org": _ORG,
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].root": Field("string", "Id of the root that signed the request."),
@@ -340,8 +340,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
         "labels": Field(
             "map of string",
-            "Id of the version that each label points at; perhaps only of `current` if the credentials may not"
-            " list the versions.",
+            "Id of the version that each label points at; only `current` may be listed if the credentials may not"
+            " list versions.",
         ),
         "identity": Field("object", "The identity.", "identity"),
         "rotation": Field("object or null", "State of the rotation in progress; null also if no servers are listed."),
@@ -362,16 +362,16 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "obstacles": _OBSTACLES,
         "storeClockAheadMs": Field(
             "integer or null",
-            "Milliseconds by which the store's clock is ahead of this machine's; null if it has none.",
+            "Milliseconds by which the store's clock is ahead of this machine's; null if the store shows no time.",
         ),
         "stores": Field("array of object", "The store of each region; empty with a single store.", "region"),
-        "nodes": Field("array of object", "One for each server."),
-        "nodes[].region": Field("string or null", "Region in which the server stands."),
+        "nodes": Field("array of object", "One object for each server."),
+        "nodes[].region": Field("string or null", "Region of the server."),
         "nodes[].storeRegion": Field("string or null", "Region of the store that the server read last."),
         "nodes[].storeVersion": Field("string or null", "The store's id of the version that the server read last."),
         "nodes[].storesNotFollowed": Field(
             "array of string",
-            "Regions whose store does not answer the server, or is behind it.",
+            "Regions whose store does not answer the server, or holds an earlier identity than the one in use.",
         ),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
@@ -390,7 +390,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].generation": Field(
             "integer or null", "Generation of the identity document that the server has read from the store."
         ),
-        "nodes[].phase": Field("string or null", "Phase in that document."),
+        "nodes[].phase": Field(
+            "string or null", "Phase in the identity document that the server has read from the store."
+        ),
         "nodes[].clockAheadMs": Field(
             "integer or null",
             "Milliseconds by which the server's clock is ahead of this machine's.",
@@ -439,7 +441,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "events[].startedAt": Field("string or null", "Timestamp at which the rotation started."),
         "events[].startedBy": Field(
             "string or null",
-            "User or controller that started the rotation or revoked the root. Both are from the audit trail.",
+            "User or controller that started the rotation or revoked the root. This field and `startedAt` are from"
+            " the audit trail.",
         ),
     },
     "doctor": {
@@ -505,7 +508,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "Whether existing clients can follow, because the expired root's private key or an anchor"
             " introduces the new root.",
         ),
-        "nodes": Field("array of object", "One for each server."),
+        "nodes": Field("array of object", "One object for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].followed": Field("boolean", "Whether nothing is left to do at the server."),
         "nodes[].unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
@@ -566,7 +569,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "array of string", "Ids of versions that an interrupted change left behind and whose keys are unknown."
         ),
         "alsoStored": Field("array of string", "Ids of other roots whose private keys the store holds."),
-        "laggingRegions": Field("array of string", "Regions whose store lagged, so that the run went on without them."),
+        "laggingRegions": Field("array of string", "Regions whose store lagged, and for which the run did not wait."),
         "expired": Field(
             "boolean", "With `--plan`: whether the current root has expired; then `sessions` and `nodes[].alone` are 0."
         ),
@@ -577,7 +580,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "stableProblem": Field(
             "string or null", "Why label `stable` could not be moved to the new identity; null when it was moved."
         ),
-        "nodes": Field("array of object", "One for each server."),
+        "nodes": Field("array of object", "One object for each server."),
         "nodes[].url": Field("string", "URL of the server."),
         "nodes[].unmodified": Field(
             "boolean", "Whether the server runs unmodified GoatDB, or Goatherd with a settings.json."
@@ -599,8 +602,10 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "nodes[].claims[].path": Field("string", "Repository; `/sys/sessions` for sessions."),
         "nodes[].claims[].key": Field("string", "Key of the item; in `/sys/sessions` the id of the session."),
         "nodes[].claims[].commits": Field("integer", "Number of commits."),
-        "nodes[].claims[].first": Field("string or null", "Earliest timestamp, chosen by the signer."),
-        "nodes[].claims[].last": Field("string or null", "Latest timestamp, chosen by the signer."),
+        "nodes[].claims[].first": Field(
+            "string or null", "Earliest timestamp of these commits; their signer chose it."
+        ),
+        "nodes[].claims[].last": Field("string or null", "Latest timestamp of these commits; their signer chose it."),
         "nodes[].countedAlone": Field("integer", "Number of commits that count only because of `--trust-alone`."),
         "nodes[].introduced": Field(
             "integer or null", "Number of sessions introduced by the successor that the server holds."
@@ -632,8 +637,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "store": _STORE,
         "done": Field("string", "What the controller did, such as `rotate`; `nothing` if nothing was due."),
         "yielded": Field("boolean", "Whether another process had acted first."),
-        "why": Field("string", "Why this action was due, or is due next."),
-        "next": Field("object", "What was due, or is due next.", "due"),
+        "why": Field("string", "Why the action in `next` was due, or is due next."),
+        "next": Field("object", "The action that was due; if none was, the action that is due next.", "due"),
         "report": Field("object or null", "How the rotation ended.", "rotation report"),
     },
     "audit verify": {
@@ -644,7 +649,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "first": Field("string", "Timestamp of the first record."),
         "last": Field("string", "Timestamp of the last record."),
         "signers": Field("array of string", "Ids of the roots that have signed records."),
-        "restsOn": Field("string or null", "Id of the root that the trail rests on, when no store was read."),
+        "restsOn": Field(
+            "string or null", "Id of the first signer, which was trusted unverified because no store was read, or null."
+        ),
         "torn": Field("array of integer", "Numbers of the lines that a crash cut short."),
         "lost": Field("integer", "Number of records that could not be written."),
         "byRevoked": Field("integer", "Number of records at the end that a revoked root has signed."),
@@ -665,7 +672,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "unreadable": Field("integer", "Number of lines that are no records."),
     },
     "data check": {
-        "organizations": Field("array of object", "One for each organization."),
+        "organizations": Field("array of object", "One object for each organization."),
         "organizations[].org": _ORG,
         "organizations[].directory": Field("string", "Path of the organization's directory."),
         "organizations[].verifiedWith": Field(
@@ -680,7 +687,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].problems": Field("array of string", "Why peers did not answer."),
     },
     "data repair": {
-        "organizations": Field("array of object", "One for each organization."),
+        "organizations": Field("array of object", "One object for each organization."),
         "organizations[].org": _ORG,
         "organizations[].directory": Field("string", "Path of the organization's directory."),
         "organizations[].verifiedWith": Field(
@@ -692,7 +699,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].lacking": Field("array of string", "Ids of commits that were not fetched yet."),
         "organizations[].unidentified": Field("integer", "Number of records whose commit id cannot be read."),
         "organizations[].joined": Field(
-            "array of string", "Ids of the sessions whose conflict was resolved by a merge commit."
+            "array of string", "Ids of the sessions whose conflicting commits were joined by a merge commit."
         ),
         "organizations[].given": Field("integer", "Number of merge commits that were pushed to the peers."),
         "organizations[].conflicts": Field("array of object", "Sessions that are still in conflict.", "conflict"),
@@ -716,7 +723,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "findings[].inStore": Field(
             "string or null",
             "`current root`, `next root`, `trusted root`, `revoked root`, `not trusted`, or `not listed` if"
-            " the identity cannot tell.",
+            " servers may trust the key although the identity does not list it.",
         ),
         "findings[].live": Field("boolean or null", "Whether servers accept what the key signs."),
         "unsearched": Field("array of string", "What could not be searched, and why."),
@@ -734,7 +741,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
     "stores sync": {
         "complete": Field("boolean", "Whether every follower shows what the primary store holds."),
         "added": Field("array of string", "Regions to which the platform was asked to replicate the secret."),
-        "followers": Field("array of object", "One for each follower."),
+        "followers": Field("array of object", "One object for each follower."),
         "followers[].region": Field("string", "Region of the follower."),
         "followers[].replication": Field("string", "`platform` or `goatherd`."),
         "followers[].inStep": Field("boolean", "Whether the follower shows what the primary store holds."),
@@ -748,7 +755,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "before": Field("integer", "Generation that the store held before."),
         "generation": Field("integer", "Generation that the store holds now."),
         "written": Field("boolean", "Whether the command, not an earlier one, promoted the store."),
-        "overruled": Field("array of string", "Who has shown a later identity, with --force-generation."),
+        "overruled": Field(
+            "array of string", "Stores and servers that showed a later identity, which `--force-generation` overruled."
+        ),
         "unseen": Field("array of string", "Stores and servers whose generation is not known."),
         "reasons": Field("object", "For each store and server in `unseen`, why its generation is not known."),
         "canRollBack": Field(
@@ -775,7 +784,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "org": _ORG,
     },
     "fetch": {
-        "organizations": Field("array of object", "One for each organization."),
+        "organizations": Field("array of object", "One object for each organization."),
         "organizations[].org": _ORG,
         "organizations[].file": Field("string", "Path of the settings.json."),
         "organizations[].current": _CURRENT,

@@ -39,7 +39,11 @@ from goatherd.telemetry import describe_count
 )
 @distrust_option
 @allow_lagging_option
-@config_flag("--grace", "rotation_grace", "How long after a rotation its old private key is kept (default: {default}).")
+@config_flag(
+    "--grace",
+    "rotation_grace",
+    "How long after a rotation the store keeps the old private key (default: {default}).",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
 @audit_option

@@ -190,7 +190,7 @@ def run_for_server(
 @config_flag(
     "--pass-env",
     "agent_pass_env",
-    "Name of a variable with a store credential that the server gets, too.",
+    "Name of an environment variable with a store credential to pass to the server.",
     metavar="NAME",
 )
 @click.option(

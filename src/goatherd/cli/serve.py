@@ -57,9 +57,9 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
     """Run a GoatDB server that takes its identity from a store.
 
     The server prints one line when it is ready. After SIGTERM or Ctrl-C it finishes the requests in progress and
-    flushes its data; a second signal makes it stop sooner. It never creates an identity. After a restart it rejects one
-    that is older than the one it used, or unrelated. Access rules that a GoatDB application registers do not apply:
-    other than /sys/* and /user/ID, every session can read and write all repositories.
+    flushes its data; a second signal makes it stop sooner. It never creates an identity. After a restart it rejects an
+    identity that is older than the one it used, or unrelated to it. Access rules that a GoatDB application registers do
+    not apply: every session can read and write every repository except /sys/* and /user/ID.
 
     In direct mode the root's key is in an HSM or a KMS: name its signer with --root-signer.
 

@@ -264,7 +264,7 @@ class Options:
         parse=values.parse_root_lifetime,
     )
     rotation_working_lifetime: timedelta = _option(
-        "How long a new working root is valid, which an anchor endorses. It is renewed when a third is left. "
+        "How long a new working root, which an anchor endorses, is valid. It is renewed when a third is left. "
         "Lower limits as for `rotation.lifetime`, but more than 45d where a server runs unmodified GoatDB.",
         timedelta(days=30),
         parse=values.parse_root_lifetime,
@@ -278,8 +278,8 @@ class Options:
         timedelta(seconds=90),
     )
     rotation_clock_tolerance: timedelta = _option(
-        "Largest difference between this machine's clock and those of the store and most servers with which "
-        "commands write. Also how far in the future a recorded timestamp may be.",
+        "How much this machine's clock may differ from those of the store and of most servers; otherwise no "
+        "command writes. Also how far in the future a recorded timestamp may be.",
         timedelta(minutes=5),
         parse=values.parse_positive_duration,
     )
@@ -297,8 +297,8 @@ class Options:
         parse=values.parse_quorum,
     )
     rotation_unlisted: timedelta | None = _option(
-        "How long the next root must be published before it signs, for servers that are not listed. Default: "
-        "`settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s."
+        "How long the next root must be published before it signs, so that servers that are not listed read it first. "
+        "Default: `settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s."
     )
     rotation_bare: tuple[str, ...] = _option(
         "URLs of unmodified GoatDB servers that you restart by hand, and that sign with the previous root until then.",
@@ -307,8 +307,8 @@ class Options:
         form="list of URLs",
     )
     rotation_distrust: tuple[str, ...] = _option(
-        "URLs of servers to ignore when they report a later identity than the store holds; otherwise no command "
-        "writes then.",
+        "URLs of servers to ignore when they report a later identity than the store holds. Such a report of any "
+        "other server stops every command that writes.",
         (),
         parse=values.parse_urls,
         form="list of URLs",

@@ -98,7 +98,8 @@ async def init_identity(
         found = _exists_error(store)
         if create_key:  # which is the key of the other process's identity if that one has named it, too
             found.hint = (
-                f"{found.hint} If its anchor has another key than {anchor}, destroy this key, which was created."
+                f"{found.hint} The command has created the key {anchor}: destroy it, unless it is the anchor of that"
+                " identity."
             )
         raise found from error
     return version, document

@@ -64,8 +64,8 @@ class RotationMetrics:
     def count_run(self, clock: Clock) -> Iterator[None]:
         """Count the events inside the block as one run of a rotation.
 
-        The result of the run is reported when it has ended. Until then, and if another process rotates, the result of
-        the run before stays.
+        The metrics show the result of the run once it has ended. Until then, and if the run yields to another process,
+        they show the result of the previous run.
         """
         self._outcome, self._entered = None, None
         has_succeeded = False

@@ -124,7 +124,7 @@ async def _check_old_versions(
         return Check(name=name, level=OK, text=text)
     keys = await take_key_inventory(provider, store.secret_id, document, grace)
     if keys.cause is not None:
-        text = f"it is not known which versions hold replaced private keys: {keys.cause}"
+        text = f"could not determine which versions hold replaced private keys: {keys.cause}"
         return Check(name=name, level=SKIPPED, text=text, hint=keys.cause.hint)
     overdue = [
         one.version.id for one in keys.holdings_due(now_ms) if not find_guarantees(provider, one.version.id).deprecates

@@ -188,7 +188,7 @@ class SessionReissuer:
         return digests
 
     def _choose_servers(self) -> list[str]:
-        """Return the Goatherd servers that answer and are not distrusted; all that answer if there are none."""
+        """Return the Goatherd servers that answer and are not distrusted; without any, all servers that answer."""
         ready = [one for one in self._outcomes.values() if one.problem is None]
         ours = [one.url for one in ready if not (one.is_unmodified or one.is_distrusted)]
         return ours or [one.url for one in ready]

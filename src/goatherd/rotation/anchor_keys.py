@@ -147,7 +147,7 @@ def check_signer_named(document: IdentityDocument, *, is_trusted: bool) -> None:
         return
     uri = document.anchor.signer
     raise SignerConfigurationError(
-        "only the identity in the store names this signer, so it was not called: no server that is listed and answers"
+        "only the identity in the store names this signer, so it was not called: no listed server that answered"
         f" uses this identity or trusts root {document.current.id}",
         signer=uri.partition(":")[0],
         key=uri,

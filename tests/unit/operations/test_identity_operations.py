@@ -71,7 +71,9 @@ async def test_of_two_processes_that_create_an_identity_the_later_one_names_the_
     (late,) = (one for one in done if isinstance(one, IdentityExistsError))
     loser = keys[done.index(late)]
     assert late.hint is not None
-    assert late.hint.endswith(f"If its anchor has another key than {loser}, destroy this key, which was created.")
+    assert late.hint.endswith(
+        f"The command has created the key {loser}: destroy it, unless it is the anchor of that identity."
+    )
 
 
 @pytest.mark.parametrize("is_away", [False, True])

@@ -399,7 +399,7 @@ class SecretDirectory:
             status = self._system.file_status(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self._configuration_error(
-                    f"{name} is not a file", hint=f"Remove it, and restore {self._path} from a backup."
+                    f"{name} is not a file", hint=f"Remove {name}, and restore {self._path} from a backup."
                 )
             self._check_private(status, f"{self._path}/{name}", "600")
             identity = (status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size)
