@@ -146,7 +146,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import files that have slow tests only if only quick ones run: their SDKs take longer than most tests.
+    """Skip files with only slow tests if only quick tests run: importing their SDKs takes longer than most tests.
 
     A folder of such files is left out too, since its conftest.py imports the same SDK.
     """

@@ -23,7 +23,7 @@ GRACE: Final = 5
 
 
 def watch_this_process() -> None:
-    """Start the watcher of this process. What this process starts from now on ends with it at the latest."""
+    """Start a watcher, which ends all processes that this process starts from now on, once this process has ended."""
     if not hasattr(os, "pidfd_open") or not Path("/proc/self/environ").exists():
         return
     others = {name: value for name, value in os.environ.items() if name != VARIABLE}

@@ -1,4 +1,4 @@
-"""Wait until something holds, however slow the machine is."""
+"""Wait until a condition holds, also on a slow machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from tests.deadlines import HANG
 
 
 async def until(condition: Callable[[], object], why: Callable[[], str] = lambda: "") -> None:
-    """Wait until a condition holds, which may be asynchronous.
+    """Wait until a condition holds.
+
+    Args:
+        condition: Called repeatedly until its result, or the awaited result, is true.
+        why: Describes the state at the timeout, for the error.
 
     Raises:
-        AssertionError: It did not hold in time; `why` says how things are then.
+        AssertionError: The condition did not hold in time.
     """
     try:
         async with asyncio.timeout(2 * HANG) as limit:

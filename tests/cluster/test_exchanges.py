@@ -1,4 +1,4 @@
-"""Every exchange recorded with GoatDB 0.5.1, sent to a server of ours: the same answer, or a difference listed here.
+"""Every exchange recorded with GoatDB 0.5.1, sent to a Goatherd server: the same answer, or a difference listed here.
 
 The list below is complete: an exchange that is not in it is compared exactly, and one that is in it must differ exactly
 as it says. ``docs/reference/compatibility.md`` explains them in the rows and under the headings named here.

@@ -81,7 +81,7 @@ def test_what_changed_is_shown_and_nothing_is_written_without_an_option(
 
 
 def test_a_change_of_the_signer_is_shown_before_it_is_accepted(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
-    """What the operator accepts gets the operator's credentials at the next signature of the anchor."""
+    """A signer that the operator accepts gets the operator's credentials at the next signature of the anchor."""
     (seal := tmp_path / "seal").write_text(bytes(range(32)).hex())
     seal.chmod(0o600)
     signer = f"local:{tmp_path}/anchor.json?seal-key=file:{seal}"

@@ -26,7 +26,7 @@ PIECE = 12
 USUAL_BYTES = 10 * 1024
 """What an identity document takes at most in normal use (docs/explanation/scope.md)."""
 SMALLEST_LIMIT = 19_200
-"""The smallest limit of any store for a value: Azure Key Vault's (docs/how-to/choose-a-store.md)."""
+"""Largest value in bytes that every store accepts: the limit of Azure Key Vault (docs/how-to/choose-a-store.md)."""
 
 
 @cache

@@ -316,7 +316,7 @@ def test_what_is_written_is_json_that_others_can_read(tmp_path: Path) -> None:
 def test_no_link_of_another_user_is_followed_by_a_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
 ) -> None:
-    """The server's user may be compromised, and root may repair the data."""
+    """An attacker with the server's user can replace files by links before root repairs the data."""
     (tmp_path / "etc").mkdir()
     for name in ("x.jsonl", "x.jsonl.damaged", "x.cache.json"):
         (tmp_path / "etc" / name).write_bytes(b"secret\n")

@@ -1,4 +1,4 @@
-"""Compiles each template of the page once, not once for each page that a test makes."""
+"""Fixture: the templates of the page are compiled once for all tests, not once for each page that a test makes."""
 
 from __future__ import annotations
 
