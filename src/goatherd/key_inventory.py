@@ -500,6 +500,7 @@ class KeyInventory:
         grace: How long a key is kept after its root was replaced.
         copies: Where a value can still be read after the store has destroyed it, as a phrase; None if nowhere.
         cause: The error for which the store could not be read; None if it was read.
+        is_rotating: Whether a rotation is in progress.
         anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
     """
 
@@ -511,6 +512,7 @@ class KeyInventory:
     grace: timedelta
     copies: str | None
     cause: GoatherdError | None = None
+    is_rotating: bool = False
     anchors: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -559,13 +561,15 @@ class KeyInventory:
     def retired_holdings(self) -> list[Holding]:
         """Return the versions with a private key that no longer signs, or with unknown keys.
 
-        The versions with the labels ``current`` and ``stable`` are left out.
+        The version with the label ``current`` is left out. So is one with the label ``stable``, except if a run that
+        was interrupted has left the label behind: `goatherd retire` moves it before it destroys anything.
         """
-        ours = {CURRENT, STABLE}
         return [
             one
             for one in self.holdings
-            if (one.private_ids - self.signing or one.is_unknown_leftover) and not ours & one.version.labels
+            if (one.private_ids - self.signing or one.is_unknown_leftover)
+            and CURRENT not in one.version.labels
+            and (STABLE not in one.version.labels or (not self.is_rotating and not one.is_copied))
         ]
 
     def retirable_holdings(self) -> list[Holding]:
@@ -610,4 +614,5 @@ async def take_key_inventory(
         grace=grace,
         copies=retained_copies(provider),
         cause=cause,
+        is_rotating=document.rotation is not None,
     )

@@ -162,13 +162,19 @@ def status(
 ) -> ClusterStatus:
     """Return the status of a cluster with this document in its store."""
     record = document.rotation
-    named = [("3", frozenset({CURRENT}), document.current.id), ("2", frozenset({STABLE}), A), ("1", frozenset(), A)]
+    labels = {CURRENT: VersionId("3"), STABLE: VersionId("2" if record else "3")}
+    named = [("3", document.current.id), ("2", A), ("1", A)]
     versions = tuple(
-        SecretVersion(id=VersionId(name), labels=labels, created_ms=NOW - 12 * DAY) for name, labels, _ in named
+        SecretVersion(
+            id=VersionId(name),
+            labels=frozenset(label for label, version in labels.items() if version == name),
+            created_ms=NOW - 12 * DAY,
+        )
+        for name, _ in named
     )
     holdings = tuple(
         Holding(version=version, private_ids=frozenset({held}), retired_ms=NOW - 12 * DAY)
-        for version, (_, _, held) in zip(versions, named, strict=True)
+        for version, (_, held) in zip(versions, named, strict=True)
     )
     keys = KeyInventory(
         holdings=holdings,
@@ -178,6 +184,7 @@ def status(
         unretired=(),
         grace=timedelta(days=30),
         copies=None,
+        is_rotating=record is not None,
     )
     progress = None
     if record is not None and servers:
@@ -190,7 +197,7 @@ def status(
     return ClusterStatus(
         store=store,
         version=VersionId("3"),
-        labels={CURRENT: VersionId("3"), STABLE: VersionId("2")},
+        labels=labels,
         document=document,
         keys=keys,
         last_rotation=find_last_rotation(document),
@@ -261,7 +268,7 @@ def scenes() -> dict[str, ClusterStatus]:
         server(now, at, report=replace(server(now, at).report, region=region, store_region="eu-west-1"))
         for at, region in enumerate(("eu-west-1", "eu-west-1", "us-east-1", "us-east-1"))
     ]
-    held = {CURRENT: VersionId("3"), STABLE: VersionId("2")}
+    held = {CURRENT: VersionId("3"), STABLE: VersionId("3")}
     primary = RegionState(
         region="eu-west-1",
         scheme="aws",

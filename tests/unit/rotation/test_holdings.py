@@ -17,10 +17,19 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.identity.document import Phase, decode_document
-from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies
+from goatherd.key_inventory import Holding, find_holdings, find_unlisted_keys, retained_copies, take_key_inventory
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.memory import MemorySecretProvider, MemoryStore
-from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
+from goatherd.providers.values import (
+    CURRENT,
+    STABLE,
+    Label,
+    SecretBytes,
+    SecretValue,
+    SecretVersion,
+    VersionId,
+    VersionState,
+)
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
 
@@ -101,6 +110,28 @@ async def test_nothing_is_destroyed_before_the_grace_period_has_passed(make_herd
     assert (await rotator_for(herd).retire()).destroyed == ()
     herd.clock.turn(timedelta(minutes=2))
     assert (await rotator_for(herd).retire()).destroyed != ()
+
+
+async def test_the_plan_of_a_retirement_names_a_version_at_which_an_interrupted_run_has_left_the_label_stable(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    first = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
+    await rotator_for(herd).rotate(to_phase=Phase.VERIFIED)
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+
+    async def due() -> tuple[str, ...]:
+        keys = await take_key_inventory(herd.provider, herd.secret_id, await document_of(herd), POLICY.grace)
+        return tuple(one.version.id for one in keys.holdings_due(herd.clock.now_ms()))
+
+    assert first not in await due(), "a roll-back would read the key there"
+    await rotator_for(herd).resume()
+    newest = (await herd.provider.read(herd.secret_id, CURRENT)).version.id
+    await herd.provider.label(herd.secret_id, STABLE, first, expected=newest)
+    herd.clock.turn(POLICY.grace + timedelta(seconds=1))
+    planned = await due()
+    assert first in planned
+    assert (await rotator_for(herd).retire()).destroyed == planned
 
 
 class Counting(MemorySecretProvider):
