@@ -128,7 +128,7 @@ def azure(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @contextlib.contextmanager
 def k8s(top: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     pytest.importorskip("kubernetes_asyncio", reason="NO CLIENT, SO NOTHING IS ROTATED ON KUBERNETES: make .venv/.dev")
-    from tests.contract.kubernetes.test_contract import provider_of
+    from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:

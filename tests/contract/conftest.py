@@ -30,13 +30,16 @@ def only_hangs_are_given_up() -> Iterator[None]:
         with suppress(ImportError):  # without its extra
             importlib.import_module(f"goatherd.providers.{name}.provider")
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (SecretProvider, *subclasses_of(SecretProvider)):
+        kinds: tuple[type[Any], ...] = (SecretProvider, *subclasses_of(SecretProvider))
+        for kind in kinds:
             defaults = kind.__init__.__kwdefaults__ or {}
             if isinstance(defaults.get("timeout"), timedelta):
                 patch.setitem(defaults, "timeout", timedelta(seconds=HANG))
         patch.setattr(cancellation.finish_request, "__defaults__", (timedelta(seconds=HANG),))
         patch.setattr(file_provider, "_PATIENCE", HANG)
-        patch.setitem(signer_checks._quick.__kwdefaults__, "timeout", HANG)
+        quick = signer_checks._quick.__kwdefaults__
+        assert quick is not None
+        patch.setitem(quick, "timeout", HANG)
         if aws := sys.modules.get("goatherd.providers.aws.client"):
             patch.setattr(aws, "_PATIENCE", HANG)
         if gcp := sys.modules.get("goatherd.providers.gcp.provider"):
@@ -53,7 +56,7 @@ def patient_client(make: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, timeout, **options: make(*args, timeout=HANG / 2 if timeout == 5 else timeout, **options)
 
 
-def subclasses_of(kind: type[SecretProvider]) -> Iterator[type[SecretProvider]]:
+def subclasses_of(kind: type[Any]) -> Iterator[type[Any]]:
     """Yield all classes that are derived from one."""
     for derived in kind.__subclasses__():
         yield derived

@@ -404,13 +404,14 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
             versions = [version for secret in found for version in secret.versions.values()]
             return {version.payload for version in versions if version.payload and version.state == ENABLED}
 
-        def make() -> SecretProvider:
-            return GCPSecretProvider(address, credentials=AnonymousCredentials(), retry=ONCE)
+        def make() -> GCPSecretProvider:
+            credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+            return GCPSecretProvider(address, credentials=credentials, retry=ONCE)
 
         @contextlib.asynccontextmanager
         async def hold(at: int, gate: Gate) -> AsyncIterator[SecretProvider]:
             async with make() as provider:
-                provider._api = HoldingClient(provider._api, at, gate)
+                provider._api = HoldingClient(provider._api, at, gate)  # type: ignore[assignment]
                 yield provider
 
         yield Store(
@@ -422,7 +423,7 @@ def gcp_store(tmp_path: Path) -> Iterator[Store]:
 def kubernetes_store(tmp_path: Path) -> Iterator[Store]:
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
-    from tests.contract.kubernetes.test_contract import kubeconfig
+    from tests.contract.kubernetes.clients import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:

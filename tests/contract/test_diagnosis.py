@@ -83,7 +83,7 @@ async def test_a_directory_that_is_not_there_is_an_error_of_ours(tmp_path: Path)
 async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret_is(tmp_path: Path):
     yaml = pytest.importorskip("yaml")
     from goatherd.providers.kubernetes import policy
-    from tests.contract.kubernetes.test_contract import provider_of
+    from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:
@@ -102,7 +102,7 @@ async def test_kubernetes_tells_each_role_what_it_may_do_and_how_full_the_secret
 
 
 async def test_a_kubernetes_secret_whose_oldest_versions_are_dropped_is_not_more_than_full(tmp_path: Path):
-    from tests.contract.kubernetes.test_contract import provider_of
+    from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     with FakeKubernetes() as fake:

@@ -157,7 +157,7 @@ with urllib.request.urlopen(request, timeout=60) as answer:
 async def test_kubernetes(tmp_path: Path):
     pytest.importorskip("kubernetes_asyncio", reason="needs the extra kubernetes")
     from goatherd.providers.kubernetes.permissions import policy
-    from tests.contract.kubernetes.test_contract import provider_of
+    from tests.contract.kubernetes.clients import provider_of
     from tests.fakes.kubernetes_fake import FakeKubernetes
 
     script = "\n".join(

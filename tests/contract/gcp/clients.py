@@ -21,9 +21,8 @@ QUICK = RetryPolicy(attempts=5, base=timedelta(milliseconds=100))
 
 def client(port: int, *, retry: RetryPolicy = QUICK, timeout: float = HANG) -> GCPSecretProvider:
     address = GCPAddress(project=PROJECT, endpoint=f"127.0.0.1:{port}")
-    return GCPSecretProvider(
-        address, retry=retry, timeout=timedelta(seconds=timeout), credentials=AnonymousCredentials()
-    )
+    credentials = AnonymousCredentials()  # type: ignore[no-untyped-call]
+    return GCPSecretProvider(address, retry=retry, timeout=timedelta(seconds=timeout), credentials=credentials)
 
 
 def new_secret() -> str:

@@ -30,39 +30,17 @@ from goatherd.errors import (
 )
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import RetryPolicy, SecretProvider
-from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
+from goatherd.providers.kubernetes import KubernetesSecretProvider, policy
 from goatherd.providers.kubernetes.record import HISTORY, POINTER
 from goatherd.providers.values import CURRENT, STABLE, Label, VersionId
 from goatherd.testing.contract import AnswerContract, ProviderContract
 from goatherd.testing.wrong_answers import WrongAnswers
+from tests.contract.kubernetes.clients import kubeconfig, provider_of
 from tests.deadlines import HANG
-from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes, Trouble
+from tests.fakes.kubernetes_fake import FakeKubernetes, Trouble
 
 NEVER = RetryPolicy(attempts=1)
-QUICK = RetryPolicy(attempts=3, base=timedelta(milliseconds=5))
 ROOT = "default/root"
-
-
-def kubeconfig(path: Path, server: str, token: str = ADMIN_TOKEN, **cluster: str) -> str:
-    """Write a kubeconfig in JSON, which is YAML; return its path."""
-    config = {
-        "current-context": "it",
-        "contexts": [{"name": "it", "context": {"cluster": "it", "user": "it"}}],
-        "clusters": [{"name": "it", "cluster": {"server": server, **cluster}}],
-        "users": [{"name": "it", "user": {"token": token}}],
-    }
-    raw = json.dumps(config)
-    file = path / f"kubeconfig-{hashlib.sha256(raw.encode()).hexdigest()[:8]}"
-    if not file.exists():  # another process may be reading it
-        file.write_text(raw)
-    return str(file)
-
-
-def provider_of(
-    fake: FakeKubernetes, path: Path, *, token: str = ADMIN_TOKEN, retry: RetryPolicy = QUICK, timeout: float = HANG
-) -> KubernetesSecretProvider:
-    address = KubernetesAddress(kubeconfig=kubeconfig(path, fake.url, token))
-    return KubernetesSecretProvider(address, retry=retry, timeout=timedelta(seconds=timeout))
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from goatherd.errors import GoatherdError, ProviderError, SecretNotFoundError, U
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider
 from goatherd.providers.values import CURRENT, STABLE
+from tests.contract.kubernetes.clients import QUICK, kubeconfig, provider_of
 from tests.deadlines import HANG
 from tests.fakes.faults import BREAKS, Fault, FaultProxy, Mode
 from tests.fakes.kubernetes_fake import ADMIN_TOKEN, FakeKubernetes
 
-from .test_contract import NEVER, QUICK, ROOT, SECRET, kubeconfig, provider_of
+from .test_contract import NEVER, ROOT, SECRET
 
 
 @pytest.fixture

@@ -90,9 +90,8 @@ def test_of_two_rotator_processes_one_wins_each_round_and_none_is_lost(tmp_path:
     import yaml
 
     from goatherd.providers.kubernetes import policy
+    from tests.contract.kubernetes.clients import kubeconfig
     from tests.fakes.kubernetes_fake import FakeKubernetes
-
-    from .test_contract import kubeconfig
 
     with FakeKubernetes() as fake:
         token = fake.account("rotator", next(yaml.safe_load_all(policy("rotator", "default/root"))))

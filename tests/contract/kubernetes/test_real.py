@@ -35,11 +35,10 @@ from goatherd.providers.base import RetryPolicy, SecretProvider
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, policy
 from goatherd.providers.values import STABLE
 from goatherd.testing.contract import ProviderContract
+from tests.contract.kubernetes.clients import kubeconfig
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.fakes.kubernetes_real import WHY_SKIPPED, Fields, RealKubernetes, find_programs
-
-from .test_contract import kubeconfig
 
 pytestmark = pytest.mark.slow
 

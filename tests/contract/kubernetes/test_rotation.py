@@ -22,12 +22,11 @@ from goatherd.providers.kubernetes import policy
 from goatherd.providers.values import CURRENT, STABLE, VersionState
 from goatherd.rotation.machine import Outcome
 from goatherd.settings import CloudSecretSettings
+from tests.contract.kubernetes.clients import provider_of
 from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock, Herd
 from tests.fakes.kubernetes_fake import FakeKubernetes
 from tests.unit.rotation.conftest import OWN_CLOCK, POLICY, check_steady, document_of, rotator_for
-
-from .test_contract import provider_of
 
 
 @pytest.fixture

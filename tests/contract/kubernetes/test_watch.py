@@ -15,10 +15,11 @@ from goatherd.errors import ProviderAccessDeniedError, ThrottledError, Unavailab
 from goatherd.providers.capabilities import WatchableSecretProvider
 from goatherd.providers.kubernetes import KubernetesSecretProvider
 from goatherd.providers.kubernetes import provider as module
+from tests.contract.kubernetes.clients import provider_of
 from tests.deadlines import HANG
 from tests.fakes.kubernetes_fake import FakeKubernetes, Trouble
 
-from .test_contract import ROOT, provider_of
+from .test_contract import ROOT
 
 
 @pytest.fixture
