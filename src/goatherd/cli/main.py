@@ -262,7 +262,7 @@ _METAVARS: Final = {
     "list of URIs": "URI",
     "list of networks": "NETWORK",
 }
-"""How the help names the value of a flag, by the form of the option that it sets."""
+"""The placeholder of a flag's value in the help, by the form of the option that the flag sets."""
 
 
 def config_flag(

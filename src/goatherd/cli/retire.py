@@ -53,7 +53,8 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     The command permanently destroys stored versions whose private keys have not signed for longer than the grace
     period. The public keys of these roots stay trusted.
 
-    If this machine's clock differs from the store's (files, Google: from the servers'), the command destroys nothing.
+    If this machine's clock differs from the store's (for a file store or Google: from the servers'), the command
+    destroys nothing.
 
     The command keeps and lists versions that have a label other than `current` and `stable`; the exit code is then 11.
 

@@ -810,7 +810,7 @@ def _connection_problem(error: Exception) -> str:
 
 
 _CLIENTS: Final[WeakSet[NodeClient]] = WeakSet()
-"""The clients of this process: their servers are those that the operator has listed."""
+"""Every open client of this process. The operator has listed each of their servers."""
 _CLIENTS_LOCK: Final = threading.Lock()
 
 

@@ -151,7 +151,7 @@ def survey(
 def find_reissued(
     commits: Iterable[Commit], introduced: Iterable[Introduced], signer: Session, executor: Executor | None = None
 ) -> set[str]:
-    """Return the ids of those of the commits that reissue sessions, with a valid signature of the new root `signer`."""
+    """Return the ids of the commits that reissue sessions and have a valid signature of the new root `signer`."""
     wanted = {one.commit_id for one in introduced}
     claimed = [one for one in commits if one.id in wanted and one.session == signer.id]
 

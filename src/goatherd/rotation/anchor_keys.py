@@ -133,15 +133,15 @@ UNCHANGED: Final = AnchorChoice()
 def check_signer_named(document: IdentityDocument, *, is_trusted: bool) -> None:
     """Check that the signer of an identity's anchor, if it has one, may be called with this process's credentials.
 
-    SECURITY: an attacker who can write the store, but has no root's key, can write an identity that is wholly the
-    attacker's own. It must not choose where credentials are sent (tests/unit/rotation/test_anchor.py).
+    SECURITY: an attacker who can write the store, but has no root's key, can replace the whole identity.
+    The attacker must not choose where credentials are sent (tests/unit/rotation/test_anchor.py).
 
     Args:
         document: The identity.
         is_trusted: Whether a listed server uses this identity or trusts its current root.
 
     Raises:
-        SignerConfigurationError: No server does, and the operator has not named the signer.
+        SignerConfigurationError: `is_trusted` is False, and the operator has not named the signer.
     """
     if document.anchor is None or is_trusted or document.anchor.signer in ACCEPTED_SIGNERS:
         return

@@ -1365,12 +1365,12 @@ _RECORDED: Final = {Step.PUBLISH: Phase.PUBLISHED, Step.VERIFY: Phase.VERIFIED}
 def _refuse_used_key(observation: Observation, action: Destroy, signing: Mapping[str, str]) -> None:
     """Check that no server signs with a root whose private key is in the version that is to be destroyed.
 
-    SECURITY: an attacker who can write the store, but may destroy nothing and has no root's key, can write an identity
-    of their own. The key with which the servers sign is an old one in it, and must not be destroyed
+    SECURITY: an attacker who can write the store, but may destroy nothing and has no root's key, can replace the whole
+    identity. In the new one, the key with which the servers sign is an old key, but it must not be destroyed
     (tests/unit/rotation/test_signed_store.py).
 
     Raises:
-        ObstructedError: A server does.
+        ObstructedError: A server signs with such a root.
     """
     held = next((one.private_ids for one in observation.versions if one.version.id == action.version), frozenset())
     used = [url for url, root_id in signing.items() if root_id in held and root_id != observation.store.current_id]

@@ -651,8 +651,8 @@ _BEFORE_MARKER: Final = '{"r":{"s":"'
 def _flat_pattern(registry: Registry) -> re.Pattern[bytes]:
     """Return a regular expression that matches the JSON of the contents of items without nested values.
 
-    It needs no decoding to know that they are in canonical form: known fields in the schema's order, with plain values.
-    Its groups are the dates.
+    Contents that it matches are in canonical form (known fields in the schema's order, with plain values), and need not
+    be decoded. Its groups are the dates.
     """
     forms = []
     for schema in registry.schemas:
