@@ -85,7 +85,7 @@ MEANINGS: Final[Mapping[str, str]] = {
 }
 
 OF_SIMULATED: Final = frozenset(f"rotation/{phase}" for phase in ("prepared", "published", "activated", "verified"))
-"""Parts of ``rotation/simulated`` that the page leaves out."""
+"""Rows of the benchmark that the page leaves out, because they are parts of ``rotation/simulated``."""
 
 
 def machine() -> str:

@@ -162,7 +162,7 @@ def test_what_a_crash_left_at_the_end_of_a_log_is_cut_off_before_a_goatdb_server
 def test_the_agent_cuts_off_no_file_to_which_another_user_has_made_a_link(
     org: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
 ) -> None:
-    """The server's user may be compromised, and the agent may run as root."""
+    """An attacker with the server's user can replace files by links before an agent that runs as root starts."""
     (tmp_path / "etc").mkdir()
     (target := tmp_path / "etc" / "notes.jsonl").write_bytes(b"root:x:0:0\n")
     (link := org / "data" / "notes.jsonl" if linked == "a log" else org / "data").parent.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def names_after(expression: str, *arguments: str) -> set[str]:
-    """Return the names that an expression yields in the process of a command, after the command."""
+    """Run a command in a process; return the names to which an expression evaluates there after the command."""
     script = (
         "import sys\n"
         "bare = set(sys.modules)\n"
