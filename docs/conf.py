@@ -45,6 +45,15 @@ def lengthen_dashes(_app, doctree, _name):
         text.parent.replace(text, nodes.Text(" – "))
 
 
+def add_variables(_app, doctree, name):
+    """Let the search for an environment variable find the page of the options, whose table has only their keys."""
+    if name == "reference/configuration":
+        rows = [row for row in doctree.findall(nodes.row) if row[0].next_node(nodes.literal)]
+        keys = [row[0].astext() for row in rows if "table" not in row[1].astext()]
+        variables = ["GOATHERD_" + key.replace(".", "_").upper() for key in keys if re.fullmatch(r"[a-z_.]+", key)]
+        doctree.append(nodes.meta(name="keywords", content=", ".join(variables)))
+
+
 def mark_store_sections(_app, _what, _name, _obj, _options, lines):
     """Make fields of what a provider's docstring says of address, credentials, permissions and guarantees."""
     lines[:] = [re.sub(r"^(Address|Credentials|Permissions|Guarantees): ", r":\1: ", line) for line in lines]
@@ -54,3 +63,4 @@ def setup(app):
     app.connect("autodoc-process-docstring", mark_store_sections)
     app.connect("doctree-resolved", inline_drawings)
     app.connect("doctree-resolved", lengthen_dashes)
+    app.connect("doctree-resolved", add_variables)
