@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -51,7 +52,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
-from goatherd.serving.http_client import make_http_client
+from goatherd.serving.http_client import causes_of, make_http_client
 from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json, to_json_bytes
@@ -806,6 +807,8 @@ def _connection_problem(error: Exception) -> str:
         return f"the server's certificate is not trusted: {text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}"
     if text == "All connection attempts failed":
         return "connection refused, or no route to the host"
+    if any(isinstance(cause, socket.gaierror) for cause in causes_of(error)):
+        return "the name of the host cannot be resolved"
     return re.sub(r"^\[Errno -?\d+\] ", "", text)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx2
 
 from goatherd.errors import ProviderConfigurationError, ProviderError, UnavailableError
+from goatherd.serving.http_client import causes_of, describe_failure
 
 
 def damaged_answer_error(why: str) -> UnavailableError:
@@ -37,15 +38,7 @@ def no_answer_error(error: Exception, where: str, *, distrust_hint: str) -> Prov
             )
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
         return ProviderConfigurationError(f"{where} is not a valid URL: {type(error).__name__}")
-    return UnavailableError(f"no complete answer from {where}: {type(error).__name__}")
-
-
-def causes_of(error: BaseException) -> list[BaseException]:
-    """Return an exception and the chain of exceptions that led to it, from `error` itself to the first cause."""
-    found = [error]
-    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
-        found.append(cause)
-    return found
+    return UnavailableError(f"no complete answer from {where}: {describe_failure(error)}")
 
 
 def parse_object(raw: bytes) -> Mapping[str, Any] | None:

@@ -7,6 +7,8 @@ Vault's and Kubernetes's own clients. For other hosts the environment decides: `
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -59,6 +61,33 @@ def make_http_client(
             hint="Name a proxy as http://HOST:PORT; SOCKS proxies are not supported. NO_PROXY lists hosts that are"
             " reached without a proxy, separated by commas.",
         ) from None
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an exception and the chain of exceptions that led to it, from `error` itself to the first cause."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(cause)
+    return found
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return in a few words why a request got no answer: what the operating system reported, or an exception's name.
+
+    The words hold no part of the request.
+
+    Args:
+        error: What the HTTP client raised.
+    """
+    for cause in causes_of(error):
+        one = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause  # one for each address of a host
+        if isinstance(one, socket.gaierror):
+            return "the name of the host cannot be resolved"
+        if isinstance(one, TimeoutError):
+            return "timeout"
+        if isinstance(one, ConnectionError) and one.errno:
+            return os.strerror(one.errno).lower()
+    return type(error).__name__
 
 
 def _is_this_machine(host: str) -> bool:

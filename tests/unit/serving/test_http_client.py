@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,10 +11,10 @@ import httpx2
 import pytest
 
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import ConfigurationError, SecretNotFoundError
+from goatherd.errors import ConfigurationError, NodeUnreachableError, SecretNotFoundError
 from goatherd.plugins import open_provider
 from goatherd.rotation.health_checks import HTTPProbe
-from goatherd.serving.http_client import make_http_client
+from goatherd.serving.http_client import describe_failure, make_http_client
 from tests.deadlines import ANSWER
 
 FINE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nOK"
@@ -115,3 +116,37 @@ async def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(
             await client.create_session()
     assert "hunter2" not in f"{caught.value!r} {caught.value.hint} {caught.value.__cause__!r}"
     assert "cannot be used" in str(await HTTPProbe("http://goat.invalid/healthy", timeout=ANSWER).ask())
+
+
+# --- why a request got no answer --------------------------------------------------------------------------------------
+
+
+def caused_by(cause: BaseException) -> Exception:
+    error = httpx2.ConnectError("All connection attempts failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (caused_by(ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 1)")), "connection refused"),
+        (caused_by(ExceptionGroup("both addresses", [ConnectionRefusedError(111, "")])), "connection refused"),
+        (caused_by(ConnectionResetError(104, "")), "connection reset by peer"),
+        (caused_by(socket.gaierror(-2, "")), "the name of the host cannot be resolved"),
+        (caused_by(TimeoutError()), "timeout"),
+        (httpx2.RemoteProtocolError("the token is s.1234"), "RemoteProtocolError"),
+    ],
+)
+def test_the_reason_for_a_missing_answer_is_that_of_the_operating_system(error: Exception, words: str):
+    assert describe_failure(error) == words
+
+
+async def test_a_server_whose_host_name_has_no_address_is_described_so(monkeypatch: pytest.MonkeyPatch):
+    async def no_address(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_address)
+    async with NodeClient("http://no-such-host:8080") as client:
+        with pytest.raises(NodeUnreachableError, match=r": the name of the host cannot be resolved$"):
+            await client.identity()

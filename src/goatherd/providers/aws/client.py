@@ -42,6 +42,7 @@ from goatherd.errors import (
 from goatherd.providers.aws.address import AWSAddress
 from goatherd.providers.threads import Threads
 from goatherd.providers.values import SecretBytes, VersionId
+from goatherd.serving.http_client import describe_failure
 
 Answer = Mapping[str, object]
 
@@ -418,7 +419,7 @@ def refusal_of(error: Exception) -> ServiceRefusal:
         kind, message = UnavailableError, "the endpoint's certificate is not accepted"
         hint = "Check the endpoint, the clock, and AWS_CA_BUNDLE where a proxy intercepts TLS."
     elif isinstance(error, sdk.HTTPClientError | sdk.ConnectionError):
-        kind, message = UnavailableError, f"no complete answer from AWS: {name}"
+        kind, message = UnavailableError, f"no complete answer from AWS: {describe_failure(error)}"
         hint = ""
     elif isinstance(error, sdk.CredentialRetrievalError | sdk.MetadataRetrievalError):
         kind, message = UnavailableError, f"the source of the credentials did not answer: {name}"

@@ -45,6 +45,7 @@ from goatherd.providers.azure.address import EARLIER_VIEW_SUFFIX, POINTER_SUFFIX
 from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.cancellation import finish_request
+from goatherd.serving.http_client import describe_failure
 
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
 _NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
@@ -389,9 +390,8 @@ def first_line(message: str) -> str:
 
 
 def cause_of(error: Exception) -> str:
-    """Return the name of the exception that caused an exception of the Azure SDK."""
-    inner = getattr(error, "inner_exception", None) or error.__cause__ or error
-    return type(inner).__name__
+    """Return in a few words what caused an exception of the Azure SDK."""
+    return describe_failure(getattr(error, "inner_exception", None) or error.__cause__ or error)
 
 
 def retry_after_of(error: sdk.HttpResponseError) -> float | None:

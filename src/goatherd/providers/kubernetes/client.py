@@ -31,7 +31,6 @@ from goatherd.errors import (
 )
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.http_answers import (
-    causes_of,
     damaged_answer_error,
     no_answer_error,
     parse_object,
@@ -41,7 +40,7 @@ from goatherd.providers.kubernetes.access import ClusterAccess
 from goatherd.providers.kubernetes.credentials import Credential
 from goatherd.providers.tls import default_context
 from goatherd.serving.connection_pool import ConnectionPool
-from goatherd.serving.http_client import make_http_client
+from goatherd.serving.http_client import causes_of, make_http_client
 
 _LONGEST_ANSWER: Final = 8 << 20
 _QUOTED: Final = 500

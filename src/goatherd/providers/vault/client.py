@@ -36,7 +36,6 @@ from goatherd.errors import (
 )
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.http_answers import (
-    causes_of,
     damaged_answer_error,
     no_answer_error,
     parse_object,
@@ -48,7 +47,7 @@ from goatherd.providers.vault.address import VaultAddress
 from goatherd.providers.vault.auth import Credentials
 from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.connection_pool import ConnectionPool
-from goatherd.serving.http_client import make_http_client
+from goatherd.serving.http_client import causes_of, make_http_client
 
 _LONGEST_ANSWER: Final = 8 << 20
 _QUOTED: Final = 200
