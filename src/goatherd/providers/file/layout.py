@@ -82,7 +82,7 @@ _WAY_OUT: Final = (
 
 @lru_cache(maxsize=1)
 def _decode_manifest(raw: bytes) -> VersionedRecord:
-    """Decode a manifest. Its size grows with the number of versions, for each of which `status` and `retire` read it once."""
+    """Decode a manifest. It grows with the number of versions, and `status` and `retire` read it once for each."""
     return decode_record(raw, FORM)
 
 
