@@ -61,13 +61,13 @@ class MetricKind(StrEnum):
 class Exporter(StrEnum):
     """The programs that export a metric."""
 
-    NODE = "a node"
-    DOOR = "a door"
-    FRONT = "a node, a door"
-    AGENT = "an agent"
-    ROTATOR = "what rotates"
-    SIGNER = "what signs with a signer"
-    BOTH = "both"
+    NODE = "servers"
+    DOOR = "doors"
+    FRONT = "servers and doors"
+    AGENT = "agents"
+    ROTATOR = "processes that rotate"
+    SIGNER = "processes that use a signer"
+    BOTH = "servers and processes that rotate"
 
 
 @dataclass(frozen=True, slots=True)

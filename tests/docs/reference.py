@@ -184,7 +184,7 @@ def metrics() -> str:
     tables: dict[str, list[list[str]]] = {}
     for metric, about in FAMILIES.items():
         labels = ", ".join(f"`{label}`" for label in about.labels)
-        where = about.where.value.replace("both", "a node, what rotates").capitalize()
+        where = about.where.value.capitalize()
         tables.setdefault(where, []).append([f"`{metric.value}`", labels, about.help])
     return "\n".join(f"## {where}\n\n{_table(['metric', 'labels', 'meaning'], rows)}" for where, rows in tables.items())
 

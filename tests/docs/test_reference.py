@@ -158,7 +158,7 @@ def test_each_program_that_exports_the_metrics_of_a_signer_is_documented() -> No
     call = re.compile(r"(?<!def )\bsigner_samples\(")
     callers = {path.name for path in SOURCE.rglob("*.py") if call.search(path.read_text())}
     assert callers == {"rotation_metrics.py", "management.py"}, "the page names a controller and a server"
-    (row,) = re.findall(r"^\| \*what signs with a signer\* \|.*$", REFERENCE["metrics"], re.MULTILINE)
+    (row,) = re.findall(r"^\| \*processes that use a signer\* \|.*$", REFERENCE["metrics"], re.MULTILINE)
     assert "`goatherd controller`" in row
     assert "`goatherd serve --root-signer`" in row
 

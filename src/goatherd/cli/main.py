@@ -440,7 +440,8 @@ direct_option = click.option(
 idle_timeout_option = config_flag(
     "--idle-timeout",
     "limits_idle_timeout",
-    "How long a connection without a request stays open; longer than a load balancer in front keeps it (default: 75s).",
+    "How long a connection without a request stays open. Must be longer than in a load balancer in front (default: "
+    "75s).",
 )
 """The option ``--idle-timeout`` of a command that serves clients."""
 

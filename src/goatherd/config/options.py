@@ -191,8 +191,8 @@ class Options:
         parse=values.parse_limit,
     )
     limits_idle_timeout: timedelta = _option(
-        "How long `goatherd serve` or the door keeps a connection without a request open: longer than a proxy or "
-        "load balancer in front (60 s for nginx and AWS, 600 s for Google Cloud).",
+        "How long `goatherd serve` or the door keeps a connection without a request open. Must be longer than "
+        "in a proxy or load balancer in front (60 s for nginx and AWS, 600 s for Google Cloud).",
         timedelta(seconds=75),
         parse=values.parse_idle_timeout,
     )
@@ -298,7 +298,8 @@ class Options:
     )
     rotation_unlisted: timedelta | None = _option(
         "How long the next root must be published before it signs, so that servers that are not listed read it first. "
-        "Default: `settings.refresh_interval` with its jitter plus two seconds if servers are discovered, else 0s."
+        "`0s`: all servers are listed. Default: `settings.refresh_interval` with its jitter plus two seconds if "
+        "servers are discovered, else 0s."
     )
     rotation_bare: tuple[str, ...] = _option(
         "URLs of unmodified GoatDB servers that you restart by hand, and that sign with the previous root until then.",
@@ -407,7 +408,7 @@ class Options:
         parse=values.parse_page_interval,
     )
     web_token: str | None = _option(
-        "Source of the token that a reader of the page must give, as for `settings.last_known_good_key`.",
+        "Source of the token that a reader of the page must give, in a form of `settings.last_known_good_key`.",
         parse=values.parse_page_token,
     )
     web_certificate: Path | None = _option("PEM file with the page's TLS certificate and its chain.")
