@@ -54,7 +54,7 @@ _TYPES: Final[Mapping[str, tuple[str, Any]]] = {
     "values.StoreEntry": ("table", None),
     "tuple[values.StoreEntry, ...]": ("list of tables", None),
 }
-"""For each type of an option: what the reference page calls its form, and how it is parsed if `parse` is not given."""
+"""For each type of an option: its form, as the reference page names it, and its parser if `parse` is not given."""
 
 
 def _option(

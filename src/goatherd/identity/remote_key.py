@@ -6,7 +6,7 @@ a KMS.
 
 A signer gets this process's credentials, may read files and load a library. So the URI in a document is used only if
 the operator has named it, too (`accept_signer`), or if a listed server reports that it was started with the signer of
-this key (`register_servers`): a document can be wholly an attacker's own, and then is correctly signed.
+this key (`register_servers`): an attacker can replace the whole document, and then sign it correctly.
 """
 
 from __future__ import annotations
