@@ -443,7 +443,7 @@ async def test_a_name_without_an_address_is_stated_in_words(monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", find_none)
     monkeypatch.setenv("NO_PROXY", "*")
     async with NodeClient("http://no-address.test:80") as client:
-        with pytest.raises(NodeUnreachableError, match=r"/auth/session: Name or service not known$"):
+        with pytest.raises(NodeUnreachableError, match=r"/auth/session: the name of the host cannot be resolved$"):
             await client.create_session()
 
 

@@ -133,7 +133,7 @@ def test_the_log_is_written_anew_once_most_of_it_is_of_no_more_use(
 
 
 def test_a_rewrite_that_fails_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     with LogDirectory(tmp_path) as logs:
