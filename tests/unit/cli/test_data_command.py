@@ -113,9 +113,9 @@ def test_a_peer_that_does_not_answer_is_named(goatherd: Goatherd, data: Path, id
     assert result.code == EXIT_FINDINGS
     assert "problem: POST http://127.0.0.1:1/batch-sync" in result.out
     assert "not fetched yet: 1" not in result.out
-    assert "lines without a readable commit id: 1" in result.out
+    assert "lines without a readable commit id: 1; their commits were fetched if a peer that answered" in result.out
     assert "`repair --peer URL`" not in result.out, "a peer was given"
-    assert "No peer that answered holds a valid copy." in result.out
+    assert "No peer that answered holds a valid copy of what was not fetched." in result.out, "it may have sent others"
 
 
 def test_records_of_a_lost_session_stay_and_the_output_names_what_fetches_the_session(

@@ -135,10 +135,12 @@ def data_repair_lines(repairs: Sequence[Repair], *, has_peers: bool) -> list[str
         if one.lacking:
             lines.append(f"  not fetched yet: {len(one.lacking)}: {' '.join(one.lacking[:SHOWN])}")
         if one.unidentified:
-            lines.append(f"  lines without a readable commit id: {one.unidentified}")
+            fetched = "; their commits were fetched if a peer that answered holds them" if has_peers else ""
+            lines.append(f"  lines without a readable commit id: {one.unidentified}{fetched}")
         if one.lacking or one.unidentified:
             lines.append(
-                "  No peer that answered holds a valid copy. If other servers may, name them with --peer URL."
+                "  No peer that answered holds a valid copy of what was not fetched. If other servers may, name them"
+                " with --peer URL."
                 if has_peers
                 else "  A server with --peer fetches what its peers hold. `repair --peer URL` does so now."
             )
