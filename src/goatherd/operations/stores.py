@@ -244,9 +244,9 @@ _SPLIT_HINT = (
 def _hint_for(state: RegionState, newest: RegionState) -> str:
     if newest.replication is not None:
         return (
-            f"Region {newest.region} was promoted, or the store of region {state.region} holds an older identity than"
-            f" before. Make {newest.region} the primary store in [stores]; `goatherd stores sync` then brings the"
-            " others forward."
+            "If a region was promoted, write the [stores] section that `goatherd stores promote` printed into"
+            f" goatherd.toml. Otherwise the store of region {state.region} holds an older identity than before: make"
+            f" {newest.region} the primary store. `goatherd stores sync` then brings the others forward."
         )
     if state.replication is Replication.PLATFORM:
         return "The platform replicates it: check the replication there."

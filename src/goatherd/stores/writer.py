@@ -697,8 +697,9 @@ def _describe_difference(region: str, standing: Standing, theirs: DocumentMark, 
     if standing is Standing.AHEAD:
         text = f"it holds generation {theirs.generation}, later than generation {ours.generation} of the primary store"
         hint = (
-            f"Region {region} was promoted, or the primary store holds an older identity than before. Make {region}"
-            " the primary store in [stores]; `goatherd stores sync` then brings the others forward."
+            "If a region was promoted, write the [stores] section that `goatherd stores promote` printed into"
+            f" goatherd.toml. Otherwise the primary store holds an older identity than before: make {region} the"
+            " primary store. `goatherd stores sync` then brings the others forward."
         )
         return text, hint
     text = (

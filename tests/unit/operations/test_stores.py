@@ -188,6 +188,19 @@ async def test_sync_brings_forward_what_it_may_and_says_what_it_may_not(regions:
     assert (await regions.ap.read(SECRET)).value.reveal() == encode_document(THIRD)
 
 
+async def test_with_the_former_section_no_region_that_only_follows_is_called_promoted(regions: Regions) -> None:
+    regions.eu.is_cut_off = True
+    await promote_store(stores_of(regions), "us")
+    promoted = regions.us.document()
+    regions.eu.is_cut_off = False
+    await write(regions, "ap", promoted)
+    synced = await sync_stores(stores_of(regions))
+    listed = await read_regions(stores_of(regions))
+    hints = [one.hint for one in (*synced.followers, *listed) if one.hint]
+    assert ["that `goatherd stores promote` printed" in hint for hint in hints] == [True] * 3
+    assert not [hint for hint in hints if "Region ap was promoted" in hint]
+
+
 async def test_a_region_is_promoted_only_with_the_highest_generation_that_anything_has_shown(regions: Regions) -> None:
     regions.us.lag = 1
     await write(regions, "eu", SECOND)
