@@ -100,5 +100,10 @@ def _write_settings(file: Path, text: bytes, *, replace: bool) -> None:
     except IdentityExistsError as error:
         if read_if_there(file) == text:
             return
-        error.hint = "The file was not changed. --replace overwrites it, and the private key in it."
+        error.hint = (
+            f"It is a link to {file.readlink()}, such as `goatherd run` makes. If no `goatherd run` is running there,"
+            " --replace writes a file in place of the link; remove what the link leads to by hand."
+            if file.is_symlink()
+            else "The file was not changed. --replace overwrites it, and the private key in it."
+        )
         raise

@@ -377,6 +377,8 @@ def test_a_link_whose_file_in_memory_is_gone_is_told_and_can_be_replaced(
     refused = goatherd("export", str(file), "--provider", store)
     assert refused.code == EXIT_CODES["identity"]
     assert "already exists" in refused.err
+    assert f"It is a link to {tmp_path / 'gone.json'}, such as `goatherd run` makes." in refused.err
+    assert "private key in it" not in refused.err, "a link to nothing leads to no key"
     assert "--replace" in refused.err
     assert goatherd("export", str(file), "--provider", store, "--replace").code == 0
     assert settings(data)["currentSession"]["id"] == NAMED["root"]
