@@ -78,6 +78,7 @@ class NodeView:
         clock_ahead_ms: How far the server's clock is ahead of this machine's, negative if behind, at the least: a
             difference that the duration of the request can explain is not counted.
         instance: The id of the server process that answered.
+        is_shared: Several server processes answer at this URL in turn, as behind a load balancer.
         partners: Ids of the server processes with which the server has recently synchronized, as it reports.
         is_partner_unknown: The server has a peer whose process id or reachability it does not know.
         signs_with: Id of the root that signs at the server: a Goatherd server reports it, and the commits of an
@@ -99,6 +100,7 @@ class NodeView:
     digest: str | None = field(default=None, repr=False)
     clock_ahead_ms: int | None = field(default=None, compare=False)
     instance: str | None = None
+    is_shared: bool = False
     partners: frozenset[str] | None = None
     is_partner_unknown: bool = False
     trusts_next: bool | None = None

@@ -87,6 +87,7 @@ class Question:
         process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
             server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
         answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
+        sharing: Whether to check that only one server process answers at each URL, which costs two requests.
         earlier: The commits that introduce previous roots which are to be removed from the identity document. They are
             read only while no rotation is in progress.
     """
@@ -99,7 +100,12 @@ class Question:
     signer: bool = False
     process: bool = False
     answers: bool = False
+    sharing: bool = False
     earlier: tuple[ExpectedCommit, ...] = ()
+
+
+_SHARED_REQUESTS: Final = 5
+"""How often a server is asked again which process answers, at most; twice if the same one answers."""
 
 
 @dataclass(slots=True)
@@ -151,6 +157,7 @@ class _Draft:
     signs_with: str | None = None
     holds_earlier: frozenset[str] | None = None
     report: ServerIdentity = _NO_REPORT
+    is_shared: bool = False
     clock_ahead_ms: int | None = None
     is_unreachable: bool = False
     is_invalid: bool = False
@@ -393,6 +400,7 @@ class Observer:
             digest=details.digest,
             clock_ahead_ms=self._clock_ahead_ms(url) if details is _NO_REPORT else draft.clock_ahead_ms,
             instance=details.instance,
+            is_shared=draft.is_shared,
             partners=None
             if details.peers is None
             else frozenset(one for peer in details.peers for one in peer.instances),
@@ -444,6 +452,7 @@ class Observer:
                 if answer is not None:
                     draft.report = answer
                     draft.clock_ahead_ms = _ahead_ms(answer.now_ms, before_ms=before_ms, after_ms=after_ms)
+                    draft.is_shared = question.sharing and await self._is_shared(url, answer.instance)
                     self._record_process(url, answer.instance)
                     if not memory.has_agent:
                         draft.signs_with = answer.signer
@@ -457,6 +466,24 @@ class Observer:
                 await self._observe_process(url, question)
         except NodeError as error:
             _record_error(draft, error)
+
+    async def _is_shared(self, url: str, instance: str | None) -> bool:
+        """Return whether several server processes answer at this URL, as behind a load balancer.
+
+        A process that answers again after another one proves it, because a restarted server has a new id.
+        """
+        seen = [instance]
+        for asked in range(1, _SHARED_REQUESTS + 1):
+            answer = await self.nodes[url].identity()
+            if answer is None or answer.instance is None:
+                return False
+            if answer.instance != seen[-1]:
+                if answer.instance in seen:
+                    return True
+                seen.append(answer.instance)
+            if len(seen) == 1 and asked == 2:
+                return False
+        return False
 
     async def _observe_process(self, url: str, question: Question) -> None:
         """Identify the process of an unmodified server, so that a later restart is noticed.

@@ -63,6 +63,7 @@ class ObstacleKind(StrEnum):
     FORKED = "another history"
     NO_FLOW = "no synchronization"
     NAMED_TWICE = "named twice"
+    SHARED_URL = "several servers at one URL"
     CLOCK = "clock"
     OWN_CLOCK = "clock of this machine"
     QUORUM = "quorum"
@@ -405,6 +406,17 @@ def _of_the_policy(observation: Observation, policy: Policy, *, is_restore: bool
         check_quorum(policy, 0 if observation.are_nodes_discovered else len(observation.nodes))
     except ConfigurationError as error:
         yield Obstacle(kind=ObstacleKind.QUORUM, text=str(error), hint=error.hint)
+    if not policy.unlisted:
+        for node in observation.nodes:
+            if node.is_shared:
+                yield Obstacle(
+                    kind=ObstacleKind.SHARED_URL,
+                    text=f"several servers answer at {node.url} in turn, so a rotation cannot wait for each of them",
+                    hint="List the URL of each server, not that of a load balancer; dns:// and k8s-service:// URLs"
+                    " discover servers. If they cannot be listed, give --unlisted TIME, such as 5m: how long they may"
+                    " take to read the store.",
+                    nodes=(node.url,),
+                )
     if is_restore or observation.store.phase is not Phase.STEADY:
         return
     try:

@@ -741,7 +741,12 @@ class Rotator:
             followers = await self._observe_followers(catch_up=False)
         # Which root signs is not asked, because that would create a session at an unmodified server.
         leaving = store.leaving if store.is_full else ()
-        question = replace(self._make_question(document, signer=False, leaving=leaving), process=False, answers=True)
+        question = replace(
+            self._make_question(document, signer=False, leaving=leaving),
+            process=False,
+            answers=True,
+            sharing=not is_reader,
+        )
         nodes = await self._observer.observe(question)
         document = self._limit_times(document, version, nodes)
         cut_off = [node.url for node in nodes if node.without_store]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import goatherd
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     ConfigurationError,
     DegradedError,
@@ -44,6 +46,17 @@ class Alias:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._node, name)
+
+
+class Balancer(Alias):
+    """A URL at which several servers answer about their identity in turn."""
+
+    def __init__(self, *nodes: HerdNode) -> None:
+        super().__init__(nodes[0], "http://balancer")
+        self._turns = cycle(nodes)
+
+    async def identity(self) -> ServerIdentity | None:
+        return await next(self._turns).identity()
 
 
 def stranger(herd: Herd) -> HerdNode:
@@ -176,6 +189,20 @@ async def test_a_server_that_is_named_twice_is_one_server(make_herd: MakeHerd) -
     plan = await rotator_for(herd, nodes=found).plan()
     assert plan.obstacles == (), "a name may lead to one server in two ways"
     assert any("are the same server" in remark for remark in plan.remarks)
+
+
+async def test_a_url_at_which_several_servers_answer_is_refused(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    nodes = [Balancer(*herd.nodes)]
+    assert "several servers answer at http://balancer in turn" in str(await refused(herd, nodes=nodes))
+    policy = replace(POLICY, unlisted=timedelta(minutes=5))
+    assert (await rotator_for(herd, nodes=nodes, policy=policy).plan()).obstacles == (), "it waits for all servers"
+
+
+async def test_a_server_that_restarts_between_two_answers_is_one_server(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0)
+    nodes = [Balancer(herd.nodes[0], herd.nodes[1], herd.nodes[1], herd.nodes[1], herd.nodes[1], herd.nodes[1])]
+    assert not [one for one in (await rotator_for(herd, nodes=nodes).plan()).obstacles if "in turn" in one.text]
 
 
 async def test_a_quorum_of_more_servers_than_are_listed_is_refused(make_herd: MakeHerd) -> None:
