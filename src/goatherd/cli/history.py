@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 
 import click
 
@@ -11,6 +12,7 @@ from goatherd.cli.main import FILE, App, command, config_flag
 from goatherd.cli.text.history import history_data, history_lines, timeline_lines
 from goatherd.clock import SystemClock
 from goatherd.config.build import open_store
+from goatherd.telemetry import describe_count
 from goatherd.web.collector import read_trail_view
 from goatherd.web.view import history_rows
 
@@ -30,7 +32,8 @@ def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 
     The events come from the identity in the store, which keeps 2 KB of them: about the eleven newest. With --audit-log,
-    the list also shows when each rotation started, and who started it or revoked a root.
+    the list also shows when each rotation started, and who started it or revoked a root. `goatherd audit show` shows
+    the rotations that have left the identity.
     """
     asyncio.run(_show(app, timeline))
 
@@ -43,6 +46,18 @@ async def _show(app: App, timeline: bool) -> None:
         trail = read_trail_view(app.options.audit_log, Anchors.of(document), now_ms)
         if trail.verdict != "whole":
             app.out.write_note(f"note: the audit trail is {trail.verdict}: {trail.text}")
+        oldest_ms = min((entry.at for entry in document.history), default=0)
+        listed = {entry.rotation_id for entry in document.history}
+        earlier = [
+            rotation_id
+            for rotation_id, (started_ms, _) in trail.starts.items()
+            if started_ms is not None and started_ms < oldest_ms and rotation_id not in listed
+        ]
+        if earlier:
+            app.out.write_note(
+                f"note: {describe_count(len(earlier), 'earlier rotation')} only in the audit trail; to show them:"
+                f" goatherd audit show {shlex.quote(str(app.options.audit_log))}"
+            )
     rows = history_rows(document, trail)
     lines = timeline_lines(rows, now_ms) if timeline else history_lines(rows, app.out)
     app.out.result(history_data(store.name, rows), lines)

@@ -54,6 +54,22 @@ def test_a_trail_knows_who_revoked_a_root(goatherd: Goatherd, store: str, tmp_pa
     assert event["startedBy"].endswith(f":{os.getpid()}")
 
 
+@pytest.mark.slow
+def test_rotations_that_only_the_trail_holds_are_counted(
+    goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goatherd.identity.transitions.MAX_HISTORY_BYTES", 200)
+    trail = tmp_path / "audit.jsonl"
+    here = ("--provider", store, "--audit-log", str(trail))
+    assert goatherd("init", "--provider", store).code == 0
+    for earlier in (0, 1):
+        assert goatherd("rotate", "--unsafe-without-nodes", *here).code == 0
+        result = goatherd("history", *here)
+        assert len(result.out.splitlines()) == 2, "a heading and the newest event"
+        assert ("note: 1 earlier rotation only in the audit trail" in result.err) is bool(earlier)
+    assert f"goatherd audit show {trail}" in result.err
+
+
 def test_a_trail_that_was_changed_is_said_to_be_broken(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
     trail = tmp_path / "audit.jsonl"
     assert goatherd("init", "--provider", store).code == 0
