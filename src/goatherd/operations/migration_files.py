@@ -146,7 +146,7 @@ def missing_settings_error(source: MigrationSource) -> ConfigurationError:
     """Return the error for a server that has no settings.json, and no note of the migration that removed it."""
     return ConfigurationError(
         f"there is no {SETTINGS_NAME} in {source.settings.parent}, only logs",
-        hint="If `goatherd run` ran there, it has removed the file when it ended, and the identity is in the store."
+        hint="If `goatherd serve` or `goatherd run` ran there, the identity is in the store: these leave no such file."
         " Otherwise restore the file from a backup.",
     )
 

@@ -754,6 +754,9 @@ def test_a_stopped_server_that_was_migrated_earlier_can_be_named_when_its_settin
     earlier = data / "localhost" if "organization" in named else data
     again = goatherd("migrate", str(earlier), "--provider", store, "--remove-key")
     assert again.code == (EXIT_CODES["configuration"] if ending == "only logs" else 0)
+    assert ("If `goatherd serve` or `goatherd run` ran there, the identity is in" in again.err) is (
+        ending == "only logs"
+    )
     assert ending in again.err + again.out
     assert "rejects" not in again.out
     before = (data / "localhost/sys/sessions.jsonl").read_bytes()
