@@ -175,7 +175,8 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
         choices = form.options[name].choices
         if not value or (choices and value not in choices):
             raise ConfigurationError(
-                f"{form.scheme} address: {name} must be {' or '.join(choices) or 'a string that is not empty'}"
+                f"{form.scheme} address: {name} must be {' or '.join(choices) or 'a string that is not empty'}",
+                hint=f"Write {' or '.join(f'{name}={one}' for one in choices or ('VALUE',))} in the address.",
             )
 
 

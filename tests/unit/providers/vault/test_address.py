@@ -101,6 +101,16 @@ def test_what_is_of_no_use_is_refused(uri: str, match: str):
         parsed(uri)
 
 
+@pytest.mark.parametrize(
+    ("option", "hint"), [("tls=false", "Write tls=on or tls=off"), ("namespace=", "Write namespace=VALUE")]
+)
+def test_a_wrong_value_in_an_address_is_answered_with_what_to_write(option: str, hint: str):
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(f"vault://v/secret/root?{option}")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith(hint)
+
+
 @pytest.mark.parametrize("option", ["token", "secret-id", "password"])
 def test_a_secret_in_an_address_is_refused_and_not_quoted(option: str):
     with pytest.raises(ConfigurationError, match="must not be part of it") as caught:
