@@ -599,7 +599,8 @@ class Peer:
         now = self._clock.monotonic()
         if not self._is_reported and now - self._reported_at >= REPORT.total_seconds():
             self._is_reported, self._reported_at = True, now
-            text = event_text(Event.NODE_PEER_LOST, url=self.url, message=error)
+            advice = {"do": error.hint} if isinstance(error, NodeRefusedError) and error.hint else {}
+            text = event_text(Event.NODE_PEER_LOST, url=self.url, message=error, **advice)
             _log.warning("%s", text)
         self._failures += 1
         self._last_error = str(error)

@@ -729,6 +729,15 @@ async def test_a_peer_that_fails_now_and_then_is_reported_once_a_minute(caplog: 
     assert [record.getMessage().split()[0] for record in caplog.records] == ["node.peer_lost"]
 
 
+async def test_the_report_of_a_peer_that_rejects_requests_states_what_to_check(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    link = Link(PATH)
+    link.there.down = NodeRefusedError("status 403", status=403, hint="Its clock differs.")
+    await link.until(lambda: link.peer.status.was_tried and not link.peer.status.online)
+    assert "message='status 403' do='Its clock differs.'" in caplog.text
+
+
 async def test_a_hint_that_the_peer_is_back_is_taken_at_once() -> None:
     link = Link(PATH)
     link.there.down = NodeUnreachableError("refused")
