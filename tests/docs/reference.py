@@ -13,18 +13,24 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
 import goatherd.errors
 from goatherd.admission.commits import NotAdmittedError
+from goatherd.admission.requests import RequestLimits
 from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
+from goatherd.door import DoorLimits, DoorRule
 from goatherd.errors import GoatherdError
 from goatherd.metrics import FAMILIES
+from goatherd.node.views import SyncLimits
+from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.telemetry import Event
+from goatherd.times import format_duration
 from goatherd.wire.batch import TooManyValuesError
 from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
@@ -222,6 +228,79 @@ def signer_schemes() -> str:
     return _table(["scheme", "what it is", "address", "facts"], rows)
 
 
+def _door_rules(kind: str) -> list[list[str]]:
+    """Return the rows of the door's rules for requests, commits or answers, from the text under each rule."""
+    source = inspect.getsource(DoorRule)
+    rows = []
+    for rule, text in re.findall(r'= "([a-z-]+)"[^\n]*\n\s+"""(.*?)"""', source, re.DOTALL):
+        for status, meaning in re.findall(
+            rf"^ *{kind}(?:, ([\d, ]+))?: (.*?)(?:\n\n|\Z)", text, re.DOTALL | re.MULTILINE
+        ):
+            rows.append(
+                [f"`{rule}`", *([status] if status else []), meaning.strip().removesuffix(".").replace("``", "`")]
+            )
+    return rows
+
+
+def door_requests() -> str:
+    """Return the table of the rules by which the door rejects requests."""
+    return _table(["rule", "answer", "what is rejected"], _door_rules("Request"))
+
+
+def door_commits() -> str:
+    """Return the table of the rules by which the door removes commits."""
+    return _table(["rule", "what is removed: a commit …"], _door_rules("Commit"))
+
+
+def door_answers() -> str:
+    """Return the table of the rules by which the door changes answers."""
+    return _table(["rule", "what happens"], _door_rules("Answer"))
+
+
+def _limit_meanings(kind: type) -> dict[str, str]:
+    """Return what a class of limits states about each of its own fields."""
+    found = re.findall(r"^ {4}(\w+): (.*?)(?=\n {4}\w+: |\Z)", inspect.getdoc(kind) or "", re.DOTALL | re.MULTILINE)
+    return {name: re.sub(r"`+", "`", meaning) for name, meaning in found}
+
+
+def _limit(name: str, value: object) -> str:
+    if isinstance(value, Rate):
+        average = f"{value.per_second:g}/s" if value.per_second >= 1 else f"{value.per_second * 60:g}/min"
+        return f"{average}, {value.burst:g} at once"
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    assert isinstance(value, int)
+    if not name.endswith(("_bytes", "_rate")):
+        return f"{value:,}".replace(",", " ")
+    unit = "/s" if name.endswith("_rate") else ""
+    return next(f"{value // size} {word}{unit}" for word, size in _SIZES.items() if value % size == 0)
+
+
+_SIZES = {"MiB": 1024 * 1024, "KiB": 1024, "bytes": 1}
+
+
+def caller_limits() -> str:
+    """Return the table of the limits that the door and a Goatherd server have, with the option that changes each."""
+    options = {key.name for key in option_keys()}
+    rows = []
+    for name, meaning in _limit_meanings(CallerLimits).items():
+        option = next((f"limits.{name}{end}" for end in ("", "_per_second") if f"limits.{name}{end}" in options), "")
+        rows.append([f"`{name}`{option and f' (`{option}`)'}", _limit(name, getattr(CallerLimits(), name)), meaning])
+    return _table(["limit", "default", "what it limits"], rows)
+
+
+def request_limits() -> str:
+    """Return the table of the limits of a request's contents, for the door and for a Goatherd server."""
+    rows = []
+    for kind in (RequestLimits, DoorLimits, SyncLimits):
+        for name, meaning in _limit_meanings(kind).items():
+            values = [
+                _limit(name, getattr(one, name)) if hasattr(one, name) else "" for one in (DoorLimits(), SyncLimits())
+            ]
+            rows.append([f"`{name}`", *values, meaning])
+    return _table(["limit", "door", "`goatherd serve`", "what it limits"], rows)
+
+
 def _field_rows(fields: Fields) -> list[list[str]]:
     rows = []
     for path, field in fields.items():
@@ -277,6 +356,11 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "json-objects": json_objects,
     "events": events,
     "metrics": metrics,
+    "door-requests": door_requests,
+    "door-commits": door_commits,
+    "door-answers": door_answers,
+    "caller-limits": caller_limits,
+    "request-limits": request_limits,
     "schemes": schemes,
     "signer-schemes": signer_schemes,
 }

@@ -30,10 +30,10 @@ class RequestLimits:
         elements: Maximum number of elements in one request; real clients and servers send up to 19.
         seeds: Maximum number of hash functions of one Bloom filter; GoatDB needs 31 for 50 000 commits at its
             strictest.
-        filter_bytes: Maximum size of one Bloom filter in bytes; 4 MiB is enough for 800 000 commits at GoatDB's
+        filter_bytes: Maximum size of one Bloom filter; 4 MiB is enough for 800 000 commits at GoatDB's
             strictest.
         parents: Maximum number of parents of one commit.
-        ancestor_bytes: Maximum size of a commit's filter over its ancestors, in bytes.
+        ancestor_bytes: Maximum size of a commit's filter over its ancestors.
         depth: Maximum number of levels of nested JSON. Goatherd's server counts the levels in a commit's contents, the
             door (reverse proxy) those in the whole element or commit.
         ahead: How far the timestamp of a commit may be in the future.

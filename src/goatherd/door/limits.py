@@ -18,19 +18,15 @@ class DoorLimits(CallerLimits, RequestLimits):
     """Limits on the requests that the door passes on.
 
     Attributes:
-        answer_timeout: How long a caller may pause in reading an answer, and how long the server may take to answer or
-            pause in an answer (504).
-        session_requests: Rate limit for the requests of one session. A request counts when the server has accepted its
-            signature.
         mails: Rate limit for ``POST /auth/send-login-email`` from one IP address.
-        new_repositories: Rate at which one IP address may request repositories that no caller has requested since the
-            door opened, and in which the server has no commits; the server creates a file for each and never closes it.
-            Requests of root sessions do not count.
-        repositories: Number of requested repositories that the door remembers; the least recently requested one is
-            dropped.
+        new_repositories: Rate at which one IP address may request repositories that the door does not remember; the
+            server creates a file for each and never closes it. Not counted: requests of root sessions; requests that
+            the server rejects; repositories in which the server has commits, if its answer has up to 256 KiB.
+        repositories: Number of repositories that the door remembers; the least recently requested one is dropped.
         size: Maximum number of commits that the sender of a sync message may claim to hold (member ``s``). The server
             makes the Bloom filter in its answer large enough for this number.
-        index_commits: Number of commit ids that the door keeps to detect concurrent creations and circular deltas.
+        index_commits: Number of commit ids that the door keeps to detect concurrent creations and circular deltas; it
+            reads the least used repositories again.
         login_age: Maximum age of a login token.
     """
 

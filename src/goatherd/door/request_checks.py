@@ -1,8 +1,8 @@
 """Check requests, and commits before their signature is verified, for input that the server cannot handle. Pure.
 
 The server, GoatDB 0.5.1, accepts and stores almost any input, and crashes on some. Each `DoorRule` names one kind of
-input that the door (the proxy in front of the server) rejects; ``docs/reference/door.md`` gives the reason for each
-rule and GoatDB's defect behind it.
+input that the door (the proxy in front of the server) rejects; docs/reference/goatdb-protocol.md and
+docs/reference/goatdb-formats.md name the rules that stop each of GoatDB's defects.
 
 Rules: nothing that GoatDB's own clients and servers write is rejected. Input that the door cannot parse does not reach
 the server. A malformed request is rejected as a whole (`RefusedError`). From other requests only the bad commits are
@@ -53,41 +53,118 @@ SESSION_BYTES: Final = 64 * 1024
 
 
 class DoorRule(StrEnum):
-    """The kinds of input that the door rejects."""
+    """The kinds of input that the door rejects, each with what it means for a request, a commit or an answer.
+
+    docs/reference/door.md is generated from the texts: what a rejected request or answer holds, with the HTTP status,
+    and what a commit holds that the door removes.
+    """
 
     TARGET = "target"
+    """Request, 400: a path that the server would read as another one: dot segments (also ``%2e``), backslashes, two
+    leading slashes, not ASCII.
+    """
     METHOD = "method"
+    """Request, 405: ``CONNECT``, ``TRACE``."""
     HEADERS = "headers"
+    """Request, 400: an invalid ``Host`` (``h:99999``, ``256.1.1.1``); repeated ``Host``, ``x-goat-sig``,
+    ``content-type`` or ``content-encoding``; a ``Connection`` that names one of these, the body's length or a header
+    about the caller (``X-Forwarded-*``, ``Cookie``, ``Origin``, ``Authorization``, …); a body with an upgrade.
+    """
     ENCODING = "encoding"
+    """Request, 415: a compressed body where the body is checked."""
     TOO_LARGE = "too-large"
+    """Request, 413: a body that is too large (headers, trailers: 431)."""
     TOO_SLOW = "too-slow"
+    """Request, 408: headers or a body that is too slow."""
     TOO_MANY = "too-many"
+    """Request, 429, 503, 400: a limit is exceeded (429 and 503 with ``Retry-After``); too many elements in a
+    batch (400).
+    """
     BODY = "body"
+    """Request, 400: a batch that is not a JSON array."""
     MESSAGE = "message"
+    """Request, 400: an element without path or message, an undecodable or huge filter, an invalid count, nesting, a
+    member ``hasOwnProperty`` or ``__proto__``, a member of GoatDB's encoding (``__r``, ``__d``, …) where none belongs;
+    in a body of more than 16 KiB, an array other than ``c`` with items where ``c`` could be.
+    """
     PATH = "path"
+    """Request, 400: a repository other than two names of ``a-z 0-9 - _``, at most 100 characters each."""
     REQUEST_SIGNATURE = "request-signature"
+    """Request, 400, 403: no signature (400); a signature that is malformed, is a login token, or has no timestamp or
+    data. A forged signature, if the request has more than four commits, commits for a repository that the door does not
+    remember, or more than 64 KiB.
+    """
     REQUEST_TIME = "request-time"
+    """Request, 403: a signature whose timestamp differs from the door's clock by more than three minutes."""
     REVOKED = "revoked"
+    """Request, 403: a request that a revoked session signed.
+
+    Commit: whose session is revoked.
+    """
     UNKNOWN_SIGNER = "unknown-signer"
+    """Request, 403: commits, or a body of more than 64 KiB, from a session that no trusted root has introduced.
+
+    Commit: whose session no trusted root has introduced, checked twice.
+    """
     AUTHOR = "author"
+    """Commit: that names another session than the one that signed it."""
     EXPIRED = "expired"
+    """Commit: whose timestamp, or whose signature's timestamp, is after the expiration of its session."""
     SIGNATURE = "signature"
+    """Commit: that is unsigned; or whose signature is malformed, has no timestamp, covers other data, or covers a
+    number that JSON cannot represent.
+    """
     ROOT_SESSION = "root-session"
+    """Commit: of a session that no trusted root has signed."""
     SESSION_ITEM = "session-item"
+    """Commit: in ``/sys/sessions`` without a session, or under another key than its id; a session, or a delta that
+    names its schema, anywhere else.
+    """
     COMMIT = "commit"
+    """Commit: that is undecodable; has an id or key that GoatDB does not make; has a member ``age``, or a member of
+    GoatDB's encoding; repeats an id of the message, of a commit being delivered, or of another repository.
+    """
     TIME = "time"
+    """Commit: without a time, or dated more than a day ahead."""
     ANCESTORS = "ancestors"
+    """Commit: with too many parents, or itself among them; with an ancestors filter that is huge, claims everything, or
+    is too small for the ancestors claimed.
+    """
     CONTENTS = "contents"
+    """Commit: of the null item; nested too deeply; with a member that stops the decoder or a merge; with a reference
+    (``__rId``) outside of its object; with missing or wrongly typed fields of GoatDB's own schemas; that changes when
+    it is read.
+    """
     BIRTH = "birth"
+    """Commit: whose parents have not arrived; or without parents, if the server holds only deltas of its key. Two
+    creations of one key both pass, unless the server holds the first one and it cannot be verified.
+    """
     DELTA = "delta"
+    """Commit: that builds on another delta, on itself, on a commit of another key, or on a missing commit."""
     SCHEMA = "schema"
+    """Commit: with another schema than its key has."""
     PRIVATE = "private"
+    """Commit: with ``--private``: in ``/sys/*`` by others than roots, in ``/user/<id>`` by others than its owner."""
     SESSION_KEY = "session-key"
+    """Request, 400: a key at ``/auth/session`` that is not a public P-384 key; answered as by GoatDB."""
     LOGIN_MAIL = "login-mail"
+    """Request, 400, 403: an invalid address or signature, or a signature of another session."""
     LOGIN_TOKEN = "login-token"  # noqa: S105 - the name of a rule
+    """Request, 307: a token that is old or not signed by a trusted root: the door removes it, and the server redirects
+    the caller to the home page.
+    """
     PRIVATE_KEY = "private-key"
+    """Answer: a private key is removed or overwritten, and ``door.key_withheld`` logged: the server exposes that key,
+    so revoke it. 502 if the door cannot check an answer.
+    """
     UNTRUSTED_ROOT = "untrusted-root"
+    """Answer: a revoked or untrusted root is left out of the answer of ``/auth/session`` (503 if no root is left), and
+    its introduction out of what clients get of ``/sys/sessions``; peers that sign with a root get everything.
+    """
     CHILD = "child"
+    """Answer: the server is unreachable (503, ``door.server_away``), breaks off an answer (502) or does not answer in
+    time (504); with ``Retry-After``.
+    """
 
 
 class DroppedError(Exception):

@@ -70,30 +70,34 @@ class CallerLimits:
     """Limits on what each caller of the server may use: bytes, connections, requests and time.
 
     Attributes:
-        body_bytes: Maximum size of a request's body in bytes; a larger one is answered with 413. GoatDB's clients push
-            all their commits in one body.
+        body_bytes: Maximum size of a request's body; a larger one is answered with 413. A GoatDB client that was
+            offline pushes all its commits in one body.
         auth_body_bytes: Maximum size of the body of a request below ``/auth/``; real ones (a key or a signed mail
             address) have about 1 KiB.
         buffered_bytes: Maximum size of all bodies in memory together; requests beyond this limit are answered with 503.
-            One address may use half of this memory, or `body_bytes` if that is more. Small bodies may exceed both a
-            little. The same limit applies again to the door's answers with ``/sys/sessions``, and to the large answers
-            of `goatherd serve`, until clients have taken them.
-        header_bytes: Maximum size of a request's line and headers; larger ones are answered with 431.
+            One address may use half of this memory, or `body_bytes` if that is more. Bodies of up to 64 KiB may use
+            another sixteenth. The same limit applies again to the answers that clients have not read yet: the door's
+            answers with ``/sys/sessions``, and the answers of `goatherd serve` with more than 64 KiB.
+        header_bytes: Maximum size of a request's line and headers, and of trailers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
-        body_timeout: How long the caller may pause in sending a body; after that the answer is 408.
-        body_rate: Bytes per second that must arrive on average once a body has taken longer than `body_timeout`.
-        answer_timeout: How long a caller may pause in reading an answer.
-        answer_rate: Bytes per second that a caller must take on average in each `answer_timeout`, or all that is left.
-            GoatDB's clients give up after ten seconds; a lower rate would let a few callers fill the memory for answers
-            for hours.
+        body_timeout: How long a body may take to arrive, beside a second for each `body_rate` bytes; after that the
+            answer is 408.
+        body_rate: Bytes of a body for which its caller gets another second.
+        answer_timeout: How long a caller may pause in reading an answer, and how long the server behind the door may
+            take to answer or pause in an answer (504).
+        answer_rate: Bytes per second that a caller must read on average in each `answer_timeout`, or all that is left;
+            else the connection is closed. GoatDB's clients give up after ten seconds; a lower rate would let a few
+            callers fill the memory for answers for hours.
         idle_timeout: How long a connection stays open without a request. It must be well above the 5 seconds in which
             clients reuse a connection, since a request is lost if the connection is closed at the same time.
-        connections: Maximum number of open connections.
+        connections: Maximum number of open connections; fewer if the process may not open so many files.
         connections_per_address: Maximum number of open connections of one address.
         requests: Rate limit for the requests of one address.
         new_sessions: Rate limit for ``POST /auth/session`` of one address.
-        session_requests: Rate limit for ``POST /batch-sync`` of one session; a real client sends at most 5 a second.
-            Root sessions have no such limit, because all servers of a cluster sign with the same root.
+        session_requests: Rate limit for ``POST /batch-sync`` of one session; a GoatDB client sends at most 5 a second.
+            `goatherd serve` delays a request by up to 3 s before it answers 429; the door counts a request when the
+            server has accepted its signature. Root sessions have no such limit, because all servers of a cluster sign
+            with the same root.
     """
 
     body_bytes: int = 64 * _MIB
