@@ -25,7 +25,9 @@ from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.obstacles import ObstacleKind
 from goatherd.signers.local import LocalSigner
 from tests.deadlines import ADOPTION, ANSWER, HANG
+from tests.docs.http_answers import IDENTITY
 from tests.fakes.openbao import WHY_SKIPPED, BaoServer, find_bao
+from tests.unit.cli.json_documents import JSONDocuments
 from tests.unit.node.nodes import signed_commit
 from tests.waiting import until
 
@@ -299,6 +301,8 @@ async def test_three_servers_sign_with_a_key_in_openbao_and_the_right_to_sign_on
             audit = await load.audit([cluster.first.session], timeout=ADOPTION)
             window = load.window(began)
         identities = [server.database().describe_identity() for server in cluster.servers]
+        for identity in identities:
+            JSONDocuments().check_fields("identity", IDENTITY, identity)
     assert window.reasons == {}
     assert audit.lost == {}
     assert audit.unverifiable == ()

@@ -26,12 +26,14 @@ from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
 from goatherd.door import DoorLimits, DoorRule
 from goatherd.errors import GoatherdError
+from goatherd.identity.key_age import STAGES, WORKING_STAGES
 from goatherd.metrics import FAMILIES
 from goatherd.node.views import SyncLimits
 from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.telemetry import Event
 from goatherd.times import format_duration
 from goatherd.wire.batch import TooManyValuesError
+from tests.docs.http_answers import AGENT, IDENTITY
 from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -317,6 +319,30 @@ def _field_rows(fields: Fields) -> list[list[str]]:
     return rows
 
 
+def identity_answer() -> str:
+    """Return the table of the members of a server's answer to ``GET /goatherd/v1/identity``."""
+    return _table(["member", "type", "meaning"], _field_rows(IDENTITY))
+
+
+def agent_answer() -> str:
+    """Return the table of the members in which the answer of an agent differs."""
+    return _table(["member", "type", "meaning"], _field_rows(AGENT))
+
+
+def stages() -> str:
+    """Return the table of the stages of an expiring root."""
+    rows = []
+    for (stage, most, part), (_, working_part) in zip(reversed(STAGES), reversed(WORKING_STAGES), strict=True):
+        row = [f"less than {most.days} days and less than {_PARTS[part]} of the lifetime"]
+        rows.append([f"`{stage}`", *row, f"less than {_PARTS[working_part]} of the lifetime"])
+    return _table(
+        ["urgency", "remaining lifetime of an ordinary root", "of a working root, which an anchor endorses"], rows
+    )
+
+
+_PARTS = {1 / 2: "half", 1 / 3: "a third", 1 / 4: "a quarter", 1 / 6: "a sixth"}
+
+
 def json_documents() -> str:
     """Return a section for each JSON document: its fields, their types and meanings."""
     return _json_sections({_document_heading(name): fields for name, fields in DOCUMENTS.items()})
@@ -361,6 +387,9 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "door-answers": door_answers,
     "caller-limits": caller_limits,
     "request-limits": request_limits,
+    "identity-answer": identity_answer,
+    "agent-answer": agent_answer,
+    "stages": stages,
     "schemes": schemes,
     "signer-schemes": signer_schemes,
 }

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from datetime import timedelta
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from goatherd.cli.main import EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import load_options, option_keys
 from goatherd.data_directory import DAMAGED_SUFFIX, REMAINS, SEEN_NAME
-from goatherd.identity.key_age import STAGES, WORKING_STAGES, Urgency
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.metrics import FAMILIES
 from goatherd.node import log_storage
@@ -115,18 +113,6 @@ def test_every_code_that_a_page_names_is_one() -> None:
     named = {(page, code) for page, text in TEXTS.items() for code in re.findall(pattern, text)}
     assert len(named) > 5
     assert {(page, code) for page, code in named if code not in known} == set()
-
-
-def test_the_stages_of_an_expiring_root_are_documented() -> None:
-    parts = {"half": 1 / 2, "a third": 1 / 3, "a quarter": 1 / 4, "a sixth": 1 / 6}
-    rows = re.findall(
-        r"^\| `(due|soon|urgent)`.*? \| less than (\d+) days and less than (.*?) of the lifetime.*"
-        r" \| less than (.*) of the lifetime \|$",
-        REFERENCE["http-api"],
-        re.MULTILINE,
-    )
-    assert {(Urgency(name), timedelta(days=int(days)), parts[part]) for name, days, part, _ in rows} == set(STAGES)
-    assert {(Urgency(name), parts[part]) for name, _, _, part in rows} == set(WORKING_STAGES)
 
 
 def test_the_management_endpoints_that_need_a_bound_signature_are_documented() -> None:

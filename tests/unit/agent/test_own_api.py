@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -32,7 +33,9 @@ from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Metric
 from tests.cluster.door_world import Standing
 from tests.deadlines import ANSWER, HANG
+from tests.docs.http_answers import AGENT, IDENTITY, LEFT_OUT_BY_AGENTS, REGIONS
 from tests.fakes.upstream_child import UpstreamChild
+from tests.unit.cli.json_documents import JSONDocuments
 from tests.unit.goats import ORG, root
 from tests.unit.identity.make import NOW, activated, first, owned, shows_key
 from tests.unit.settings.make import HandClock, settle
@@ -317,6 +320,23 @@ async def test_the_answer_has_what_a_goatherd_server_says_and_what_the_agent_doe
     assert set(told["roots"]) == {one.id for one in document.roots}
     assert (told["agent"]["state"], told["agent"]["restarts"], told["agent"]["door"]) == ("serving", 3, None)
     assert not shows_key(json.dumps(told), document.current, owned("a"))
+
+
+async def test_the_answer_has_the_members_that_the_reference_lists(tmp_path: Any) -> None:
+    kit = Kit(tmp_path, first())
+    await kit.organization.write_file()
+    kit.client.trusts.add(first().current.id)
+    await kit.organization.check_key_exposure()
+    own = api([kit], problem=None)
+    stopped = {DoorRule.BODY: 1}
+    own.figures = lambda: DoorStatus(
+        url="", handed_on=1, stopped=stopped, connections=1, requests=1, sessions=1, is_blind=False
+    )
+    documents = JSONDocuments()
+    documents.check_fields("identity", IDENTITY | AGENT, await identity(own))
+    left_out = {*LEFT_OUT_BY_AGENTS, *REGIONS}
+    inner = {name for name in IDENTITY if re.search(r"\W", name)}
+    assert documents.seen["identity"] == set(IDENTITY | AGENT) - left_out - inner
 
 
 async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_path: Any) -> None:

@@ -49,9 +49,10 @@ class JSONDocuments:
         """Check the document that a command line has printed."""
         name = find_document_name(arguments, value)
         assert name in DOCUMENTS, f"goatherd {name} prints a JSON document that json_fields.py does not declare"
-        self._walk(name, DOCUMENTS[name], value, "")
+        self.check_fields(name, DOCUMENTS[name], value)
 
-    def _walk(self, name: str, fields: Fields, value: Mapping[str, Any], prefix: str) -> None:
+    def check_fields(self, name: str, fields: Fields, value: Mapping[str, Any], prefix: str = "") -> None:
+        """Check an object, whose fields begin with `prefix`."""
         for key, held in value.items():
             path = prefix + key
             field = fields.get(path)
@@ -59,7 +60,7 @@ class JSONDocuments:
                 assert prefix in fields, f"{name}: the field {path} is not declared in json_fields.py"
                 included = fields[prefix].shape
                 self.seen[name].add(prefix)
-                self._walk(included, OBJECTS[included], {key: held}, "")
+                self.check_fields(included, OBJECTS[included], {key: held})
                 continue
             self.seen[name].add(path)
             assert _fits(held, field.form), f"{name}: {path} is declared as {field.form}, but holds {held!r}"
@@ -67,9 +68,9 @@ class JSONDocuments:
                 continue
             for each in held if isinstance(held, list) else [held]:
                 if isinstance(each, dict) and field.shape:
-                    self._walk(field.shape, OBJECTS[field.shape], each, "")
+                    self.check_fields(field.shape, OBJECTS[field.shape], each)
                 elif isinstance(each, dict):
-                    self._walk(name, fields, each, f"{path}[]." if isinstance(held, list) else f"{path}.")
+                    self.check_fields(name, fields, each, f"{path}[]." if isinstance(held, list) else f"{path}.")
 
 
 def _fits(value: object, form: str) -> bool:

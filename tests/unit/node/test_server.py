@@ -37,6 +37,8 @@ from goatherd.settings import CloudSecretSettings
 from goatherd.wire.commit import Commit
 from goatherd.wire.schema import Registry, Schema, SchemaField
 from tests.deadlines import HANG
+from tests.docs.http_answers import IDENTITY, REGIONS
+from tests.unit.cli.json_documents import JSONDocuments
 from tests.unit.node.nodes import (
     ORG,
     SECRET,
@@ -437,6 +439,8 @@ async def test_a_restart_finds_everything(tmp_path: Path, signer: OwnedSession) 
 
 async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient, signer: OwnedSession) -> None:
     answer = (await http.get("/goatherd/v1/identity")).json()
+    JSONDocuments().check_fields("identity", IDENTITY, answer)
+    assert set(answer) == {name for name in IDENTITY if not re.search(r"\W", name)} - set(REGIONS)
     assert answer.pop("viewAgeMs") >= 0
     del answer["data"]["complete"]  # it reads its logs in the background
     assert abs(answer.pop("nowMs") - SystemClock().now_ms()) < 60_000
