@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import click
@@ -38,9 +39,9 @@ from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = DOCS.parent / "src/goatherd"
-PAGES = sorted((DOCS / "reference").glob("*.md"))
+PAGES = [*sorted((DOCS / "reference").glob("*.md")), *sorted((DOCS / "how-to").glob("store-*.md"))]
 
-_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def _cell(text: str) -> str:
@@ -217,6 +218,16 @@ def schemes() -> str:
     return _table(["scheme", "what it is", "address"], rows)
 
 
+def guarantees(scheme: str) -> str:
+    """Return the table of what a store guarantees, from the docstring of its provider."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
+    text = _docstring(project["entry-points"]["goatherd.providers"][scheme].partition(":")[2])
+    section = re.search(r"^Guarantees:.*\n((?: {4}.*\n?)+)", text, re.MULTILINE)
+    assert section is not None, scheme
+    rows = re.findall(r"^ {4}([a-z -]+): (.*?)(?=\n {4}\w|\Z)", section[1], re.DOTALL | re.MULTILINE)
+    return _table(["about", "what holds"], [[name, meaning.strip().removesuffix(".")] for name, meaning in rows])
+
+
 def signer_schemes() -> str:
     """Return the table of the signers' URI schemes, from the docstrings of the signers."""
     project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
@@ -390,6 +401,10 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "identity-answer": identity_answer,
     "agent-answer": agent_answer,
     "stages": stages,
+    **{
+        f"guarantees-{scheme}": partial(guarantees, scheme)
+        for scheme in ("aws", "azure", "file", "gcp", "k8s", "vault")
+    },
     "schemes": schemes,
     "signer-schemes": signer_schemes,
 }

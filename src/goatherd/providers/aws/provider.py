@@ -85,12 +85,19 @@ class AWSSecretProvider(SecretProvider):
         here), ``recovery_days`` (7 to 30, by default 30; 0 deletes immediately and permanently).
     Credentials: the SDK's standard chain: environment, ``~/.aws``, SSO, web identity, container, instance.
     Permissions: see `goatherd.providers.aws.policy`.
-    Guarantees: compare-and-swap on every label. All reads are eventually consistent, also those by version id, but a
-        write returns only after its version was read back completely. A value has at most 64 KiB. AWS keeps about 100
-        versions, but may remove any version without a label. A single version cannot be destroyed: `destroy` removes
-        its labels, and AWS deletes it later. A deleted secret can be restored, and its name is taken, until the
-        recovery window ends. The first version always becomes the current one. If the secret has replicas in other
-        regions, no label is moved or removed before AWS reports that all of them are in sync.
+    Guarantees:
+        compare-and-swap: on every label.
+        reads: eventual, also by version id.
+        history: AWS keeps about the last 100 versions, but may remove any without a label.
+        destroying: **not possible for one version.** `goatherd retire` removes its labels and AWS deletes it later;
+            until then it can be read by id, but not under the server's policy. To be certain, create a new secret and
+            delete the old one with ``recovery_days=0``.
+        deleting: a deleted secret can be restored, and its name is taken, until the recovery window ends.
+        size: 64 KiB for a value.
+
+    A write returns only after its version was read back completely. The first version always becomes the current one.
+    If the secret has replicas in other regions, no label is moved or removed before AWS reports that all of them are in
+    sync.
     """
 
     scheme = "aws"

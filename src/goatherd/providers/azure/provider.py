@@ -161,10 +161,17 @@ class AzureSecretProvider(SecretProvider):
         certificates).
     Credentials: Azure's default chain: the environment, workload identity, managed identity, ``az login``.
     Permissions: ``goatherd policy azure --role server`` (or rotator, admin) prints the role assignments.
-    Guarantees: compare-and-swap by best effort, because Key Vault has none: of two writers the earlier wins, if the
-        service lists each version within two seconds of the version's timestamp. A change takes four
-        seconds. At least 40 versions without a label are kept. `destroy` disables a version. A deleted secret can
-        be recovered, and keeps its name, until it is purged.
+    Guarantees:
+        compare-and-swap: none. The earlier of two writers wins, if the service lists each version within two seconds of
+            the version's timestamp.
+        reads: eventual. After a failover to the paired region, the last changes may be lost.
+        a change: takes four seconds.
+        history: 64 versions, of which at least 40 unlabelled.
+        destroying: **not possible for one version.** It is disabled, and an account that may update the secret can
+            enable it.
+        deleting: a deleted secret can be recovered, and its name is taken, until it is purged (7 to 90 days). Recover
+            both secrets: the one that the address names, and its ``-pointer``.
+        size: 19 200 bytes for a value.
     """
 
     scheme = "azure"

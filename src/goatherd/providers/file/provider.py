@@ -67,9 +67,15 @@ class FileSecretProvider(SecretProvider):
     Credentials: the user that the process runs as.
     Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; files that others could read or
         replace are rejected, and the error shows the chmod command. A reader needs no write access.
-    Guarantees: compare-and-swap between all processes of the machine, and strong reads. Every version is kept until it
-        is destroyed. What a call has written or read is durable once it has returned. A rotation reserves space for its
-        writes before it begins. This holds on local file systems only.
+    Guarantees: (on local file systems only)
+        compare-and-swap: between all processes of the machine.
+        reads: strong.
+        history: every version until it is destroyed.
+        destroying: unlinks the file without overwriting it. On SSDs, copy-on-write file systems and snapshots the old
+            blocks may remain, so use an encrypted volume, and backups that expire.
+        size: 64 KiB for a value.
+        durability: what a call has written or read is durable once it has returned. A rotation reserves space for its
+            writes before it begins.
     """
 
     scheme = "file"

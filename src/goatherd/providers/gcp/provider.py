@@ -83,11 +83,19 @@ class GCPSecretProvider(SecretProvider):
     Credentials: application default credentials: the attached service account, Workload Identity,
         GOOGLE_APPLICATION_CREDENTIALS, ``gcloud auth application-default login``.
     Permissions: `goatherd.providers.gcp.permissions` has the exact ones for each role.
-    Guarantees: compare-and-swap; a read by version id is strong, one by label may show an older version for minutes;
-        every version is kept until destroyed. Once a write has returned, its version is also the newest, so that
-        readers of ``latest`` get it. A read by label returns no other labels of the version, and a version's
-        `created_ms` is 0 for a reader without the right to read metadata. With a ``version_destroy_ttl`` on the secret,
-        a destroyed version is unreadable at once and can be restored until that time has passed.
+    Guarantees:
+        compare-and-swap: on every label.
+        reads: by version strong. A read by label may return the previous version for minutes; a rotation waits until
+            the servers report the new one.
+        history: every version until it is destroyed.
+        destroying: immediate. With a ``version_destroy_ttl`` on the secret, ``versions.enable`` can restore the version
+            until that time has passed.
+        deleting: immediate and permanent.
+        size: 64 KiB for a value.
+
+    Once a write has returned, its version is also the newest, so that readers of ``latest`` get it. A read by label
+    returns no other labels of the version, and a version's `created_ms` is 0 for a reader without the right to read
+    metadata.
     """
 
     scheme = "gcp"

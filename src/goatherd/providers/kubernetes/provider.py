@@ -101,8 +101,13 @@ class KubernetesSecretProvider(SecretProvider):
     Credentials: the files in `KUBECONFIG`, merged; a pod's service account, whose token is read again every minute; or
         ``~/.kube/config``, with a token, a token file, a client certificate or a credential plugin (exec).
     Permissions: ``goatherd policy k8s --role server`` (or rotator, admin) prints a Role.
-    Guarantees: compare-and-swap, strong reads, and a watch that reports changes. A Secret holds 1 MiB: the oldest
-        unlabelled versions make room for new ones, and at least eight are kept.
+    Guarantees:
+        compare-and-swap: the Secret's ``resourceVersion``.
+        reads: strong.
+        history: at least 8 unlabelled versions; labelled ones are never dropped.
+        destroying: removed from the Secret immediately, but not from old states in etcd and its backups.
+        size: 64 KiB for a value, 1 MiB for all.
+        push: a watch notifies servers within a second; they still poll.
     """
 
     scheme = "k8s"

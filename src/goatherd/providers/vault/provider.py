@@ -104,9 +104,14 @@ class VaultSecretProvider(SecretProvider):
     Credentials: a token in `VAULT_TOKEN`, ``~/.vault-token`` or a file; AppRole with `VAULT_ROLE_ID` and
         `VAULT_SECRET_ID` or a file; or a pod's service account. Tokens are renewed, or replaced by a new login.
     Permissions: ``goatherd policy vault --role server`` (or rotator, admin) prints them.
-    Guarantees: compare-and-swap. Reads are strong with ``reads=active``, which says that all requests are answered by
-        the active node; otherwise eventual, because standbys may answer reads. At least 50 versions are kept, never
-        fewer than the labels need: a write after which the server would delete a labelled version is refused.
+    Guarantees:
+        compare-and-swap: the engine's check-and-set.
+        reads: strong with ``reads=active``, otherwise eventual, because standby nodes may lag. Set ``reads=active`` if
+            there is only one server, or if every request reaches the active node.
+        history: at least 50 versions, and all labelled ones: a write after which the server would delete a labelled
+            version is refused.
+        destroying: immediate and permanent.
+        size: 64 KiB for a value.
     """
 
     scheme = "vault"
