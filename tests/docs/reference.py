@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/reference from the code: commands, options, JSON fields, errors, metrics and more.
+"""Writes the generated parts of the documentation from the code: commands, options, errors, metrics, rules and more.
 
 The text between ``<!-- generated: NAME -->`` and ``<!-- end -->`` of a page is generated; the rest is written by
 hand. ``python -m tests.docs.reference`` updates all pages; test_reference.py checks that
@@ -39,7 +39,11 @@ from tests.docs.json_fields import DOCUMENTS, OBJECTS, Fields
 
 DOCS = Path(__file__).parents[2] / "docs"
 SOURCE = DOCS.parent / "src/goatherd"
-PAGES = [*sorted((DOCS / "reference").glob("*.md")), *sorted((DOCS / "how-to").glob("store-*.md"))]
+PAGES = [
+    *sorted((DOCS / "reference").glob("*.md")),
+    *sorted((DOCS / "how-to").glob("store-*.md")),
+    DOCS / "adr/index.md",
+]
 
 _PART = re.compile(r"(<!-- generated: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -382,6 +386,13 @@ def _json_sections(all_fields: dict[str, Fields]) -> str:
     return "\n".join(parts)
 
 
+def decisions() -> str:
+    """Return the list of the decisions, from the headings of their pages."""
+    pages = sorted((DOCS / "adr").glob("[0-9]*.md"))
+    heads = [page.read_text().splitlines()[0].removeprefix("# ").partition(". ") for page in pages]
+    return "".join(f"{number}. [{title}]({page.name})\n" for page, (number, _, title) in zip(pages, heads, strict=True))
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "common-options": common_options,
@@ -405,6 +416,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         f"guarantees-{scheme}": partial(guarantees, scheme)
         for scheme in ("aws", "azure", "file", "gcp", "k8s", "vault")
     },
+    "decisions": decisions,
     "schemes": schemes,
     "signer-schemes": signer_schemes,
 }
