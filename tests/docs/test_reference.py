@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
 import shlex
 import subprocess
@@ -346,11 +347,16 @@ def test_every_make_target_is_in_the_menu_and_every_one_that_is_shown_exists() -
             assert (target[0] or target[1]) in targets, page
 
 
-def test_the_decision_about_layers_names_the_layers_that_are_checked_in_their_order() -> None:
+def test_the_architecture_lists_the_modules_in_the_order_of_the_layers_that_are_checked() -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = [re.findall(r"\w+", layer) for layer in reversed(contracts[0]["layers"])]
-    decided = (DOCS / "adr/0001-layers.md").read_text().split("\n\n")[1].partition(": ")[2]
-    assert [sorted(re.findall(r"`(\w+)`", layer)) for layer in decided.split(";")] == [sorted(one) for one in layers]
+    position = {name: number for number, layer in enumerate(layers) for name in layer}
+    rows = re.findall(r"^\| (`.*?) \|", ARCHITECTURE.read_text().split("## Three walks")[0], re.MULTILINE)
+    listed = [[position[name] for name in re.findall(r"`(\w+)(?:\.py|/)`", row)] for row in rows]
+    assert sorted(name for layer in layers for name in layer if name != "__main__") == sorted(
+        re.findall(r"`(\w+)(?:\.py|/)`", " ".join(rows))
+    )
+    assert all(max(lower) <= min(higher) for lower, higher in itertools.pairwise(listed))
 
 
 def test_everything_that_writes_a_private_key_to_a_file_is_named_in_the_promises() -> None:
