@@ -629,9 +629,9 @@ def test_every_alert_says_how_bad_it_is_what_it_means_and_what_to_do() -> None:
     for rule in alerts:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")  # type: ignore[index]
         assert set(rule["annotations"]) >= {"summary", "description"}  # type: ignore[call-overload]
-        assert str(rule["alert"]) in (ROOT / "docs/how-to/monitor.md").read_text()
-    sections = re.findall(r"^## (.+)$", (ROOT / "docs/how-to/alerts.md").read_text(), re.MULTILINE)
-    assert sections == [rule["alert"] for rule in alerts], "the runbook has a section for each alert"
+    page = (ROOT / "docs/how-to/alerts.md").read_text()
+    sections = re.findall(r"^## (.+)\n\n\*\*", page, re.MULTILINE)
+    assert sections == [rule["alert"] for rule in alerts], "the runbook states for each alert how soon to act"
 
 
 @pytest.mark.slow
