@@ -29,34 +29,8 @@ those for ``/sys/users``, then the others. Within ``/sys/sessions``, commits by 
 each new session, until nothing changes. So the order of a batch does not matter (GoatDB drops commits that come before
 the session that signed them). Replies keep the order of the request.
 
-Differences from GoatDB 0.5.1 (its behaviour in parentheses), with the reasons in docs/reference/compatibility.md:
-
-* a malformed batch, element or path is answered with 400, and no part of the request takes effect (500 or a crash)
-* a malformed signature header is answered with 403 (500)
-* a login token is rejected as a request signature (accepted)
-* the session that a commit names must have signed the commit, and the commit's timestamp must not be later than that
-  session's expiration; a signature without a timestamp is invalid
-* a request signature is valid for three minutes, even if it was used before
-* session commits must be signed by a root, and must contain only the session with their own id; any other commit for
-  /sys/sessions is rejected, and so are session commits for other repositories
-* a session that arrives in one message with the root that introduces it is accepted at once (in the next round)
-* /sys/* and /user/<id> are closed to other sessions unless the application's access rules open them
-* the number of elements and seeds, the size of filters, the count that a peer states, the nesting of values, and ids
-  and keys are limited (`goatherd.node.views.SyncLimits`)
-* commits with a timestamp more than a day ahead are rejected
-* commits that change a key's schema, lack required fields or have wrong types, and deltas on deltas, are rejected:
-  they crash the servers and clients that merge or read them
-* commits of schemas that are not registered are stored and sent to clients and peers (skipped)
-* an answer holds at most `SyncLimits.reply_commits` commits per element, `SyncLimits.reply_bytes` in all, and is
-  computed with about `SyncLimits.reply_lookups` lookups; the rest follows in later rounds
-* the server remembers which commits the clients of a session hold, and looks up only some of these commits in each
-  filter (looks up all)
-* the answer waits until the commits are on the disk (does not wait: a crash may lose acknowledged commits)
-* repositories are opened only for well-formed paths, and a file is created with the first commit
-* invalid keys at /auth/session are answered with 400 (500 for P-256, points off the curve and short keys); while the
-  root is expired, the answer is 503
-* concurrent creations of one key are merged before any answer (`goatherd.node.concurrent_creation`); other leaves are
-  not merged. In direct mode the item is hidden until an HSM or a KMS has signed the merge
+docs/reference/compatibility.md lists the differences from GoatDB 0.5.1. In direct mode, an item of which two creations
+must be merged is hidden until an HSM or a KMS has signed the merge.
 """
 
 from __future__ import annotations
