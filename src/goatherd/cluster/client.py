@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -52,7 +51,7 @@ from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
 from goatherd.server_url import masked, parse_server_url
 from goatherd.serving.connection_pool import ConnectionPool
-from goatherd.serving.http_client import causes_of, make_http_client
+from goatherd.serving.http_client import describe_failure, make_http_client
 from goatherd.wire.batch import read_answer
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.json import parse_json, to_json_bytes
@@ -748,7 +747,7 @@ class NodeClient:
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise NodeUnreachableError(f"{method} {url}: no answer within {patience:g} s") from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise NodeUnreachableError(f"{method} {url}: {_connection_problem(error)}") from error
+            raise NodeUnreachableError(f"{method} {url}: {describe_failure(error)}") from error
 
     async def _json(self, method: str, path: str, *, content: bytes, headers: dict[str, str] | None = None) -> Any:
         response = await self._send(method, path, content=content, headers=headers)
@@ -796,20 +795,6 @@ async def _parse_sync_answer(content: bytes, most: int) -> Any:
         with suppress(DecodeError):
             return read_answer(content, most)
         raise error
-
-
-def _connection_problem(error: Exception) -> str:
-    """Return in a few words why a connection to a server failed, from the error of the HTTP library."""
-    text = str(error) or type(error).__name__
-    if "WRONG_VERSION_NUMBER" in text or "HTTP_REQUEST" in text or "RECORD_LAYER_FAILURE" in text:
-        return "the port does not speak TLS; is the URL http:// and not https://?"
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"the server's certificate is not trusted: {text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}"
-    if text == "All connection attempts failed":
-        return "connection refused, or no route to the host"
-    if any(isinstance(cause, socket.gaierror) for cause in causes_of(error)):
-        return "the name of the host cannot be resolved"
-    return re.sub(r"^\[Errno -?\d+\] ", "", text)
 
 
 _CLIENTS: Final[WeakSet[NodeClient]] = WeakSet()

@@ -20,7 +20,7 @@ from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
-from goatherd.serving.http_client import make_http_client
+from goatherd.serving.http_client import describe_failure, make_http_client
 from goatherd.serving.process_group import run_shell_command
 from goatherd.telemetry import find_program
 
@@ -81,7 +81,7 @@ class HTTPProbe:
         except (TimeoutError, httpx2.TimeoutException):
             return f"{self.name}: no answer within {self._timeout:g} s"
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            return f"{self.name}: {type(error).__name__}"
+            return f"{self.name}: {describe_failure(error)}"
         except ConfigurationError as error:
             return f"{self.name}: {error}"
 

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import ssl
-
     import httpx2
+
+_NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+_WORDS: Final = {
+    "ProxyError": "the proxy did not connect to the server",
+    "RemoteProtocolError": "the server closed the connection before its answer was complete, or does not speak HTTP",
+}
+"""Descriptions of errors that have no cause in the system, by the name of the HTTP client's exception."""
 
 
 def make_http_client(
@@ -72,7 +78,7 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return in a few words why a request got no answer: what the operating system reported, or an exception's name.
+    """Return in a few words why a request got no answer: what the system or TLS reported, or an exception's name.
 
     The words hold no part of the request.
 
@@ -85,9 +91,15 @@ def describe_failure(error: BaseException) -> str:
             return "the name of the host cannot be resolved"
         if isinstance(one, TimeoutError):
             return "timeout"
-        if isinstance(one, ConnectionError) and one.errno:
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not trusted: {one.verify_message}"
+        if isinstance(one, ssl.SSLError):
+            if one.reason in _NO_TLS:
+                return "the port does not speak TLS; is the URL http:// and not https://?"
+            return f"the TLS handshake failed: {(one.reason or 'no reason given').replace('_', ' ').lower()}"
+        if isinstance(one, OSError) and one.errno:
             return os.strerror(one.errno).lower()
-    return type(error).__name__
+    return _WORDS.get(type(error).__name__, type(error).__name__)
 
 
 def _is_this_machine(host: str) -> bool:

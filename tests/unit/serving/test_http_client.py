@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -127,6 +128,12 @@ def caused_by(cause: BaseException) -> Exception:
     return error
 
 
+def tls_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {reason}]")
+    error.reason = reason
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -135,7 +142,17 @@ def caused_by(cause: BaseException) -> Exception:
         (caused_by(ConnectionResetError(104, "")), "connection reset by peer"),
         (caused_by(socket.gaierror(-2, "")), "the name of the host cannot be resolved"),
         (caused_by(TimeoutError()), "timeout"),
-        (httpx2.RemoteProtocolError("the token is s.1234"), "RemoteProtocolError"),
+        (caused_by(OSError(113, "Connect call failed ('192.0.2.1', 1)")), "no route to host"),
+        (
+            caused_by(tls_error("WRONG_VERSION_NUMBER")),
+            "the port does not speak TLS; is the URL http:// and not https://?",
+        ),
+        (caused_by(tls_error("NO_SHARED_CIPHER")), "the TLS handshake failed: no shared cipher"),
+        (httpx2.UnsupportedProtocol("the token is s.1234"), "UnsupportedProtocol"),
+        (
+            httpx2.RemoteProtocolError("the token is s.1234"),
+            "the server closed the connection before its answer was complete, or does not speak HTTP",
+        ),
     ],
 )
 def test_the_reason_for_a_missing_answer_is_that_of_the_operating_system(error: Exception, words: str):
