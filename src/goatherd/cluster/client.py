@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
 
@@ -59,6 +59,8 @@ from goatherd.wire.messages import EncodedMessage, encode_filter, encode_request
 
 if TYPE_CHECKING:
     import httpx2
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=5)
 PUSH_CHUNK: Final = 500
@@ -208,21 +210,23 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid.
         """
         draft = OwnedSession.generate(session_id="draft", owner=None, now_ms=self._clock.now_ms())
-        body = to_json_bytes({"publicKey": draft.session.public_key.to_jwk()})
-        url = "/auth/session"
-        answer = await self._json("POST", url, content=body)
-        try:
-            if not isinstance(answer, dict):
-                raise DecodeError("must be an object")
-            session = Session.from_json(answer.get("session") or {})
+
+        def read(answer: Any) -> NewSession:
             raw = read_entries(answer, "roots")
-            roots = tuple(Session.from_json(root) for root in raw)
-            leaked = tuple(make_printable(root["id"]) for root in raw if "privateKey" in root)
-        except DecodeError as error:
-            raise self._nonsense("POST", url, f"it is not a session: {error}") from None
-        if session.public_key != draft.session.public_key:
-            raise self._nonsense("POST", url, "the session has another key")
-        return NewSession(OwnedSession(session=session, signer=draft.signer), roots, leaked)
+            session = Session.from_json(answer.get("session") or {})
+            if session.public_key != draft.session.public_key:
+                raise DecodeError("the session has another key")
+            return NewSession(
+                owned=OwnedSession(session=session, signer=draft.signer),
+                roots=tuple(Session.from_json(root) for root in raw),
+                leaked=tuple(make_printable(root["id"]) for root in raw if "privateKey" in root),
+            )
+
+        path = "/auth/session"
+        body = to_json_bytes({"publicKey": draft.session.public_key.to_jwk()})
+        response = await self._send("POST", path, content=body)
+        self._check("POST", path, response)
+        return self._parse(path, response, read)
 
     # --- sync -------------------------------------------------------------------------------------------------------
 
@@ -247,8 +251,7 @@ class NodeClient:
                 trust `signer`.
         """
         body = encode_request(requests)
-        response = await self._send_signed("/batch-sync", body, signer, now_ms)
-        self._check("POST", "/batch-sync", response)
+        response = await self._post("/batch-sync", body, signer, now_ms)
         try:
             answer = await _parse_sync_answer(response.content, len(requests))
         except DecodeError as error:
@@ -416,11 +419,7 @@ class NodeClient:
         if response.status_code == 404:
             return None
         self._check("POST", path, response)
-        answer = self._parse("POST", path, response)
-        try:
-            return read_refresh(answer)
-        except DecodeError as error:
-            raise self._nonsense("POST", path, str(error)) from None
+        return self._parse(path, response, read_refresh)
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
@@ -438,11 +437,8 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server; 409: this root is not revoked at the server.
         """
-        path = "/goatherd/v1/held"
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
-        response = await self._send_signed(path, body, signer, now_ms)
-        self._check("POST", path, response)
-        return response.content
+        return (await self._post("/goatherd/v1/held", body, signer, now_ms)).content
 
     async def describe_held(
         self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
@@ -460,15 +456,12 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server.
         """
-        url = "/goatherd/v1/held"
-        body = to_json_bytes({"session": session_id, "early": True, "show": list(digests)})
-        response = await self._send_signed(url, body, signer, now_ms)
-        self._check("POST", url, response)
-        answer = self._parse("POST", url, response)
-        try:
-            by_digest = {one.digest: one for one in map(HeldCommit.from_json, read_entries(answer, "commits"))}
-        except DecodeError as error:
-            raise self._nonsense("POST", url, str(error)) from None
+
+        def read(answer: Any) -> dict[str, HeldCommit]:
+            return {one.digest: one for one in map(HeldCommit.from_json, read_entries(answer, "commits"))}
+
+        asked = {"session": session_id, "early": True, "show": list(digests)}
+        by_digest = await self._ask("/goatherd/v1/held", asked, signer, now_ms, read)
         return [by_digest[digest] for digest in digests if digest in by_digest]
 
     async def lacking(
@@ -489,15 +482,10 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server.
         """
-        url = "/goatherd/v1/lacking"
-        body = to_json_bytes({"path": path, "commits": list(commit_ids)})
-        response = await self._send_signed(url, body, signer, now_ms)
-        self._check("POST", url, response)
-        answer = self._parse("POST", url, response)
-        try:
-            return read_texts(answer, "lacking")
-        except DecodeError as error:
-            raise self._nonsense("POST", url, str(error)) from None
+        asked = {"path": path, "commits": list(commit_ids)}
+        return await self._ask(
+            "/goatherd/v1/lacking", asked, signer, now_ms, lambda answer: read_texts(answer, "lacking")
+        )
 
     async def send_unused_sessions(
         self,
@@ -523,12 +511,15 @@ class NodeClient:
                 server; 409: the server has a peer that is not among the recipients, or itself introduces each new
                 session immediately, so it stored nothing; introduce the sessions in ``/sys/sessions``.
         """
+
+        def read(answer: Any) -> str:
+            instance = self._learn_instance(answer.get("instance") if isinstance(answer, dict) else None)
+            if instance is None:
+                raise DecodeError("the instance is missing")
+            return instance
+
         asked = {"sessions": list(sessions), "servers": list(recipients)}
-        answer = await self._unused(asked, signer, now_ms)
-        instance = self._learn_instance(answer.get("instance"))
-        if instance is None:
-            raise self._nonsense("POST", _UNUSED, "the instance is missing")
-        return instance
+        return await self._ask(_UNUSED, asked, signer, now_ms, read)
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
         """Return a part of the list of the server's sessions that have signed nothing yet, ordered by id.
@@ -543,19 +534,8 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server.
         """
-        answer = await self._unused({"sessions": [], "after": after}, signer, now_ms)
-        try:
-            return read_entries(answer, "sessions")
-        except DecodeError as error:
-            raise self._nonsense("POST", _UNUSED, str(error)) from None
-
-    async def _unused(self, asked: Mapping[str, Any], signer: OwnedSession, now_ms: int | None) -> dict[str, Any]:
-        response = await self._send_signed(_UNUSED, to_json_bytes(asked), signer, now_ms)
-        self._check("POST", _UNUSED, response)
-        answer = self._parse("POST", _UNUSED, response)
-        if not isinstance(answer, dict):
-            raise self._nonsense("POST", _UNUSED, "must be an object")
-        return answer
+        asked = {"sessions": [], "after": after}
+        return await self._ask(_UNUSED, asked, signer, now_ms, lambda answer: read_entries(answer, "sessions"))
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
         """Send the server the list of a revoked root's commits that stay valid (frozen commits), so that it keeps it.
@@ -570,9 +550,7 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server.
         """
-        path = "/goatherd/v1/frozen"
-        response = await self._send_signed(path, body, signer, now_ms)
-        self._check("POST", path, response)
+        await self._post("/goatherd/v1/frozen", body, signer, now_ms)
 
     async def frozen(self, digest: str) -> bytes | None:
         """Return from the server a list of frozen commits: those of a revoked root that stay valid.
@@ -749,16 +727,29 @@ class NodeClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise NodeUnreachableError(f"{method} {url}: {describe_failure(error)}") from error
 
-    async def _json(self, method: str, path: str, *, content: bytes, headers: dict[str, str] | None = None) -> Any:
-        response = await self._send(method, path, content=content, headers=headers)
-        self._check(method, path, response)
-        return self._parse(method, path, response)
+    async def _post(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> _Answer:
+        """Send a signed ``POST``, and return the answer if its status is 200."""
+        response = await self._send_signed(path, body, signer, now_ms)
+        self._check("POST", path, response)
+        return response
 
-    def _parse(self, method: str, path: str, response: _Answer) -> Any:
+    async def _ask(
+        self,
+        path: str,
+        asked: Mapping[str, Any],
+        signer: OwnedSession,
+        now_ms: int | None,
+        read: Callable[[Any], T],
+    ) -> T:
+        """Send a signed ``POST`` with the JSON object `asked`, and return what `read` makes of the JSON answer."""
+        return self._parse(path, await self._post(path, to_json_bytes(asked), signer, now_ms), read)
+
+    def _parse(self, path: str, response: _Answer, read: Callable[[Any], T]) -> T:
+        """Return what `read` makes of the JSON in the answer to a ``POST``."""
         try:
-            return parse_json(response.content)
+            return read(parse_json(response.content))
         except DecodeError as error:
-            raise self._nonsense(method, path, str(error)) from None
+            raise self._nonsense("POST", path, str(error)) from None
 
     def _check(self, method: str, path: str, response: _Answer) -> None:
         status = response.status_code
