@@ -31,7 +31,7 @@ document records that these sessions were reissued. They never introduce roots: 
 introduced is not trusted, nor are the roots that this root has introduced.
 
 Lazy verification. `offer_session_commits` only indexes commits. A session is verified when it is first needed;
-`verify_pending` verifies the others. Roots are verified at once, repeatedly until nothing changes, so that the order in
+`prepare_pending` returns the others. Roots are verified at once, repeatedly until nothing changes, so that the order in
 the log does not matter. Of a verified session the pool keeps the commits, which the repository holds anyway, and
 decodes them when the session is needed: few of a server's sessions are in use at the same time.
 
@@ -689,10 +689,10 @@ class TrustPool:
             verify_request(session, envelope, now_ms=now_ms)
         return session
 
-    def prepare_pending(self, limit: int) -> Verification:
-        """Return a `Verification` of up to `limit` pending sessions, to run in a thread, then to conclude."""
+    def prepare_pending(self, limit: int | None = None) -> Verification:
+        """Return a `Verification` of up to `limit` pending sessions (default: all), to run in a thread and conclude."""
         taken: dict[str, list[_SessionCommitCheck]] = {}
-        while self._queue and len(taken) < limit:
+        while self._queue and (limit is None or len(taken) < limit):
             session_id = self._queue.pop()
             if session_id in taken:
                 continue
@@ -711,13 +711,6 @@ class TrustPool:
     def queued_count(self) -> int:
         """Number of session ids that `prepare_pending` has still to look at, without those that wait for a root."""
         return len(self._queue)
-
-    def verify_pending(self, limit: int) -> int:
-        """Verify up to `limit` of the sessions that no request has needed yet; return how many are left."""
-        verification = self.prepare_pending(limit)
-        verification.run()
-        self.conclude_verification(verification)
-        return len({session_id for session_id in self._queue if session_id in self._pending})
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,13 @@ def owned(name: str, owner: str | None = None, *, expiration_ms: int = NOW + 30 
     return OwnedSession(session=session, signer=key)
 
 
+def verify_pending(pool: TrustPool, limit: int | None = None) -> None:
+    """Verify sessions that were offered and that nothing has needed yet, as a server does in the background."""
+    verification = pool.prepare_pending(limit)
+    verification.run()
+    pool.conclude_verification(verification)
+
+
 def root(name: str, **more: Any) -> OwnedSession:
     return owned(name, "root", **more)
 

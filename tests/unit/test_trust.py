@@ -37,6 +37,7 @@ from .goats import (
     pool_of,
     root,
     signed_header,
+    verify_pending,
 )
 
 A, B, C = root("root-a"), root("root-b"), root("root-c")
@@ -102,8 +103,9 @@ def test_offered_sessions_are_verified_when_first_needed_and_not_before() -> Non
     assert (pool.pending_count, pool.known_count) == (3, 1)
     assert pool.get_session("lazy-1") == sessions[1].session
     assert (pool.pending_count, pool.known_count) == (2, 2)
-    assert pool.verify_pending(1) == 1
-    assert pool.verify_pending(10) == 0
+    verify_pending(pool, 1)
+    assert pool.pending_count == 1
+    verify_pending(pool, 10)
     assert (pool.pending_count, pool.known_count) == (0, 4)
 
 
@@ -121,7 +123,7 @@ def test_sessions_beyond_those_that_stay_decoded_are_decoded_again(monkeypatch: 
 def test_asking_for_a_root_changes_nothing_since_threads_do_so() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(B, A), introduction(USER, B)])
-    pool.verify_pending(10)
+    verify_pending(pool)
     containers = {name: value for name, value in vars(pool).items() if isinstance(value, dict | set)}
     before = {name: list(value) for name, value in containers.items()}
     assert pool.get_root("root-b") == B.session
@@ -158,7 +160,7 @@ def test_an_offered_forgery_is_never_trusted() -> None:
     tampered = replace(introduction(B, A), ts=NOW + 1)
     pool.offer_session_commits([forged, tampered])
     assert pool.root_ids == ("root-a",)
-    pool.verify_pending(10)
+    verify_pending(pool)
     for session in (USER, B):
         with pytest.raises(UnknownSignerError):
             pool.get_session(session.id)
@@ -173,7 +175,8 @@ def test_a_forgery_beside_the_real_introduction_does_no_harm() -> None:
 def test_sessions_wait_for_a_root_that_comes_later() -> None:
     pool = pool_of(A, A)
     pool.offer_session_commits([introduction(USER, B)])
-    assert pool.verify_pending(10) == 0
+    verify_pending(pool)
+    assert pool.queued_count == 0
     with pytest.raises(UnknownSignerError):
         pool.get_session(USER.id)
     assert pool.add_session_commit(introduction(B, A))
@@ -379,7 +382,7 @@ def test_after_a_restart_a_revoked_root_counts_for_the_same_as_before() -> None:
     log = [introduction(session, by) for session, by in [(USER, A), (C, A), (owned("mole"), C)]]
     pool = pool_of(B, A, B, revoked=["root-a"])
     pool.offer_session_commits(log)
-    pool.verify_pending(10)
+    verify_pending(pool)
     assert pool.root_ids == ("root-b",)
     assert pool.get_session(USER.id) == USER.session
     with pytest.raises(UnknownSignerError):
@@ -486,7 +489,8 @@ def test_a_commit_that_cannot_be_decoded_keeps_no_other_session_out() -> None:
     pool = pool_of(A, A)
     damaged = compact_commit(b"{", "id", "damaged", A.id, 1, ORG, (), "sessions/1", None)
     pool.offer_session_commits([damaged, introduction(USER, A)])
-    assert pool.verify_pending(10) == 0
+    verify_pending(pool)
+    assert pool.queued_count == 0
     assert pool.get_session(USER.id) == USER.session
     with pytest.raises(UnknownSignerError):
         pool.get_session("damaged")
@@ -496,7 +500,7 @@ def test_each_of_several_commits_of_one_session_is_verified_once() -> None:
     pool = pool_of(A, A)
     commits = [introduction(USER, A, commit_id=f"commit-{number}") for number in range(4)]
     pool.offer_session_commits([*commits, introduction(ANON, A)])
-    verification = pool.prepare_pending(100)
+    verification = pool.prepare_pending()
     assert verification.signature_count == len(commits) + 1
     verification.run()
     pool.conclude_verification(verification)

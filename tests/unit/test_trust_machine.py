@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from goatherd.errors import VerificationError
 from goatherd.identity.session import OwnedSession
 
-from .goats import RevokedSession, TrustedRoots, introduction, owned, pool_of, root
+from .goats import RevokedSession, TrustedRoots, introduction, owned, pool_of, root, verify_pending
 
 ROOTS = [root(f"r{number}") for number in range(4)]
 USERS = [owned(f"u{number}") for number in range(3)]
@@ -68,7 +68,7 @@ class Trust(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3))
     def work_in_the_background(self, limit: int) -> None:
-        self.pool.verify_pending(limit)
+        verify_pending(self.pool, limit)
 
     @rule(current=roots, others=st.sets(roots.map(lambda each: each.id)), revoked=st.sets(roots.map(lambda r: r.id)))
     def swap(self, current: OwnedSession, others: set[str], revoked: set[str]) -> None:

@@ -32,7 +32,6 @@ from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.commit_log import Scan, read_lines, scan_log
 
-_EVERYTHING: Final = 1 << 60
 _TAIL: Final = 1024
 
 
@@ -91,7 +90,7 @@ class SessionLogReader:
             for commit in fresh:
                 self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
             self._pool.offer_session_commits(fresh)
-            verification = self._pool.prepare_pending(_EVERYTHING)
+            verification = self._pool.prepare_pending()
             with (
                 verifier_processes(),
                 ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-sessions") as executor,

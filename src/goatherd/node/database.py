@@ -588,11 +588,6 @@ class Database:
         return [peer.status for peer in self._peers]
 
     @property
-    def deferred_count(self) -> int:
-        """Number of pending commits: commits from peers whose signers are not trusted yet."""
-        return len(self._pending)
-
-    @property
     def withheld_count(self) -> int:
         """Number of items that are hidden until an HSM or a KMS has signed the merge of their concurrent creations."""
         return self.engine.withheld_count

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
 
 from goatherd.errors import (
     ConfigurationError,
@@ -31,8 +30,6 @@ from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
 from goatherd.wire.commit_log import LogLine
 from goatherd.wire.paths import SESSIONS_PATH
-
-_EVERYTHING: Final = 1 << 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,7 +354,7 @@ def verify_commits(
     if repository != SESSIONS_PATH:
         return pool.verify_commits(commits, executor, held=True)
     pool.offer_session_commits(commits)
-    verification = pool.prepare_pending(_EVERYTHING)
+    verification = pool.prepare_pending()
     verification.run(executor)
     pool.conclude_verification(verification)
     verdicts = pool.verify_commits(commits, executor, held=True)

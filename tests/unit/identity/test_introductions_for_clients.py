@@ -15,7 +15,7 @@ from goatherd.identity.session_commits import claims_root, introduction_id, sess
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, new_commit
 from tests.unit.following import Client
-from tests.unit.goats import NOW, Node, introduction, owned, root
+from tests.unit.goats import NOW, Node, introduction, owned, root, verify_pending
 
 Z, A, B, X = root("root-z"), root("root-a"), root("root-b"), root("root-x")
 OLD, NEW = introduction(owned("old"), Z), introduction(owned("new"), B)
@@ -116,7 +116,7 @@ def test_clients_are_not_sent_roots_that_are_not_trusted() -> None:
 def test_a_server_answers_a_client_in_that_order_and_without_a_revoked_root_and_a_peer_with_everything() -> None:
     log = [OLD, A_BY_Z, B_BY_A, A_BY_B, introduction(X, A), NEW]
     node = Node(B, Z, A, B, logs={"/sys/sessions": [commit.to_json() for commit in log]})
-    node.pool.verify_pending(100)
+    verify_pending(node.pool)
     user = owned("new")
     keys = [commit["k"] for commit in node.sync(user, "/sys/sessions")["c"]]
     assert keys[0] == "root-a"

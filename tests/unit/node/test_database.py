@@ -79,7 +79,12 @@ async def test_a_commit_that_waits_for_its_session_is_kept_beside_what_is_no_com
     async with Server(tmp_path, settings_of(await store_of(document_of(signer))), debug=True) as server:
         database = server.database()
         assert await database.store_commits("/data/notes", [{"id": ["x"]}, commit.to_json(), {"id": {}}]) == 0
-        assert database.deferred_count == 1
+        assert await database.store_commits(SESSIONS_PATH, [session_commit(signer, waits.session).to_json()]) == 1
+
+        async def is_stored() -> bool:
+            return commit.id in (await database.open_repository("/data/notes")).get_repository("/data/notes")
+
+        await eventually(is_stored)
 
 
 async def test_a_server_calls_no_signer_that_an_identity_names_which_it_does_not_follow(
@@ -200,11 +205,10 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
     settings = settings_of(await store_of(document_of(signer)))
     async with Server(tmp_path, settings, debug=True, clock=clock) as server:
         database = server.database()
-        take, looks = database.store_commits, 0
+        take, looked = database.store_commits, list[str]()
 
         async def slow_take(path: str, commits: Sequence[Any]) -> int:
-            nonlocal looks
-            looks += 1
+            looked.append(path)
             clock.time += 0.25
             return await take(path, commits)
 
@@ -224,15 +228,22 @@ async def test_what_cannot_be_believed_is_not_looked_at_anew_for_every_session_t
             await learn()
         clock.gate.set()
         await eventually(lambda: rested(2))
-        assert looks == 2
+        assert looked == ["/data/x"] * 2
         assert clock.rests == [timedelta(seconds=1)] * 2
         await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
+
+        async def is_looked_at() -> bool:
+            return bool(looked)
 
         async def is_believed() -> bool:
             return commit.id in (await database.open_repository("/data/x")).get_repository("/data/x")
 
         await eventually(is_believed)
-        assert not database.deferred_count
+        looked.clear()
+        await take("/data/y", [signed_commit(root("stranger-2")).to_json()])
+        await learn()
+        await eventually(is_looked_at)
+        assert looked == ["/data/y"], "what was accepted is not looked at again"
 
 
 class BackoffClock(SystemClock):
@@ -294,7 +305,8 @@ async def test_a_verification_that_always_raises_is_retried_at_growing_intervals
         async def fail(path: str, commits: Sequence[Any]) -> int:
             raise MemoryError
 
-        await take("/data/x", [signed_commit(stranger).to_json()])
+        waits = signed_commit(stranger)
+        await take("/data/x", [waits.to_json()])
         monkeypatch.setattr(database, "store_commits", fail)
         await take(SESSIONS_PATH, [session_commit(signer, stranger.session).to_json()])
 
@@ -304,9 +316,14 @@ async def test_a_verification_that_always_raises_is_retried_at_growing_intervals
         await eventually(lambda: rested(9))
         first, most = database_module.VERIFY_AGAIN, database_module.VERIFY_AGAIN_AT_MOST
         assert clock.rests[:9] == [min(2**number * first, most) for number in range(9)]
-        assert database.deferred_count == 1
         accepted = await take("/data/z", [signed_commit(stranger).to_json()])
         assert accepted == 1
+        monkeypatch.setattr(database, "store_commits", take)
+
+        async def is_stored() -> bool:
+            return waits.id in (await database.open_repository("/data/x")).get_repository("/data/x")
+
+        await eventually(is_stored)
 
 
 async def test_sessions_are_verified_after_the_choice_of_a_batch_raised(

@@ -238,7 +238,6 @@ async def test_a_pulled_commit_is_verified_like_a_pushed_one_and_a_refused_one_w
         sent: list[Any] = [good.to_json(), early.to_json(), unsigned, tampered, forged, None, {"id": 5}]
         assert await database.store_commits(PATH, sent) == 1
         assert await node.holds(PATH, signer) == {good.id}
-        assert database.deferred_count >= 1
         assert await database.store_commits(PATH, sent) == 0
         outsider = signed_commit(user("outsider"))
         await database.store_commits("/sys/sessions", [session_commit(stranger, stranger.session).to_json()])
