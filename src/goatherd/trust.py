@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from goatherd.crypto.keys import SignatureCheck, is_verification_serial, verify_signatures
 from goatherd.errors import (
+    AccessDeniedError,
     DecodeError,
     GoatherdError,
     InvalidSignatureError,
@@ -688,6 +689,19 @@ class TrustPool:
         else:
             verify_request(session, envelope, now_ms=now_ms)
         return session
+
+    def verify_root_request(self, header: str, now_ms: int) -> SignatureEnvelope:
+        """Verify an ``x-goat-sig`` header of a request that only a root may make, and return its content.
+
+        Raises:
+            AccessDeniedError: The session that signed is not a root.
+            VerificationError: As `verify_request`.
+        """
+        envelope = parse_signature(header)
+        session = self.verify_request(envelope, now_ms)
+        if not session.is_root:
+            raise AccessDeniedError(f"session {session.id!r:.100} is not a root")
+        return envelope
 
     def prepare_pending(self, limit: int | None = None) -> Verification:
         """Return a `Verification` of up to `limit` pending sessions (default: all), to run in a thread and conclude."""

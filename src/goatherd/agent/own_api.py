@@ -15,8 +15,7 @@ from goatherd.agent.organization import ManagedOrganization
 from goatherd.clock import Clock
 from goatherd.door.report import HEALTH_PATH, METRICS_PATH, health_answer, metrics_answer
 from goatherd.errors import OtherServerError, VerificationError
-from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
-from goatherd.identity.session import parse_signature
+from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body
 from goatherd.trust import TrustPool
 from goatherd.wire.json import to_json_bytes
 
@@ -101,19 +100,8 @@ class OwnAPI:
         pool = TrustPool.from_identity(document, org=organization.org)
         now_ms = self._clock.now_ms()
         try:
-            envelope = parse_signature(signature)
-            if not pool.verify_request(envelope, now_ms).is_root:
-                return 403, b""
-            self.guard.check(
-                envelope,
-                read_binding(envelope),
-                method="POST",
-                path=path,
-                digest=digest_body(body),
-                is_root=True,
-                now_ms=now_ms,
-                must_be_bound=True,
-            )
+            envelope = pool.verify_root_request(signature, now_ms)
+            self.guard.check_management_request(envelope, path=path, digest=digest_body(body), now_ms=now_ms)
         except OtherServerError:
             return MISDIRECTED, b""
         except VerificationError:

@@ -123,7 +123,6 @@ class RequestGuard:
         digest: str,
         is_root: bool,
         now_ms: int,
-        must_be_bound: bool = False,
     ) -> None:
         """Check that a request was meant for this server and is not a replay.
 
@@ -138,19 +137,13 @@ class RequestGuard:
             digest: SHA-256 of the body of the request, as `digest_body` returns it.
             is_root: Whether a root has signed the request. Only such requests are remembered, to detect replays.
             now_ms: Milliseconds since 1970.
-            must_be_bound: Whether to reject a request without a binding.
 
         Raises:
-            UnboundRequestError: The request has no binding and must have one.
             RequestMismatchError: The request is signed for another method, path or body.
             OtherServerError: The request is signed for another server.
             ReplayedRequestError: The request was accepted before.
         """
         if binding is None:
-            if must_be_bound:
-                raise UnboundRequestError(
-                    f"{method} {path}: the signature does not name the server and the request that it is for"
-                )
             return
         if (binding.method, binding.path, binding.digest) != (method, path, digest):
             raise RequestMismatchError(
@@ -160,6 +153,21 @@ class RequestGuard:
             raise OtherServerError(f"{method} {path}: the request was signed for another server process")
         if is_root:
             self._accept_nonce(envelope, now_ms)
+
+    def check_management_request(self, envelope: SignatureEnvelope, *, path: str, digest: str, now_ms: int) -> None:
+        """Check a ``POST`` to a management endpoint, which a root has signed, as `check` does; it must have a binding.
+
+        Raises:
+            UnboundRequestError: The request has no binding.
+            InvalidSignatureError: The binding has an invalid form.
+            RequestMismatchError, OtherServerError, ReplayedRequestError: As `check`.
+        """
+        binding = read_binding(envelope)
+        if binding is None:
+            raise UnboundRequestError(
+                f"POST {path}: the signature does not name the server and the request that it is for"
+            )
+        self.check(envelope, binding, method="POST", path=path, digest=digest, is_root=True, now_ms=now_ms)
 
     def _accept_nonce(self, envelope: SignatureEnvelope, now_ms: int) -> None:
         window_ms = REQUEST_WINDOW.total_seconds() * 1000

@@ -13,9 +13,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from goatherd.errors import AccessDeniedError, VerificationError
-from goatherd.identity.request_binding import digest_body, read_binding
-from goatherd.identity.session import parse_signature
+from goatherd.errors import VerificationError
+from goatherd.identity.request_binding import digest_body
 from goatherd.metrics import MetricSample, signer_samples
 from goatherd.node.engine import Engine, Response, refuse_request
 from goatherd.telemetry import Metric
@@ -108,22 +107,9 @@ async def refuse_unless_root(
 ) -> Response | None:
     """Return the error response to a management request that no root has signed for this server, else None."""
     try:
-        envelope = parse_signature(header or "")
-        session = engine.pool.verify_request(envelope, now_ms)
-        if not session.is_root:
-            raise AccessDeniedError(f"session {session.id!r:.100} is not a root")
-        binding = read_binding(envelope)
+        envelope = engine.pool.verify_root_request(header or "", now_ms)
         digest = digest_body(body) if len(body) <= _BIG_BODY else await asyncio.to_thread(digest_body, body)
-        engine.guard.check(
-            envelope,
-            binding,
-            method="POST",
-            path=path,
-            digest=digest,
-            is_root=True,
-            now_ms=now_ms,
-            must_be_bound=True,
-        )
+        engine.guard.check_management_request(envelope, path=path, digest=digest, now_ms=now_ms)
     except VerificationError as error:
         return refuse_request(error)
     return None
