@@ -17,9 +17,8 @@ import ssl
 from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 import aiohttp
 from azure.core import exceptions as sdk
@@ -29,7 +28,7 @@ from azure.core.pipeline.transport import AioHttpTransport
 from azure.keyvault.secrets import SecretProperties
 from azure.keyvault.secrets.aio import SecretClient
 
-from goatherd.clock import Clock, RemoteClock
+from goatherd.clock import Clock, RemoteClock, read_http_date
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -47,8 +46,8 @@ from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.cancellation import finish_request
 from goatherd.serving.http_client import describe_failure
 
+DELETED_CODE: Final = "ObjectIsDeletedButRecoverable"
 _CODE = re.compile(r"[A-Za-z0-9]{1,64}")
-_NOT_A_DATE = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -126,19 +125,8 @@ class KeyVault:
                 credential = self._given
             else:
                 credential = await stack.enter_async_context(DefaultCredential(self._address))
-            half = self._timeout.total_seconds() / 2
-            client = SecretClient(
-                self._address.url,
-                credential,
-                verify_challenge_resource=self._address.check_challenge,
-                logging_enable=False,
-                http_logging_level=logging.DEBUG,
-                raw_response_hook=self._note_date,
-                retry_total=0,
-                connection_timeout=half,
-                read_timeout=half,
-                transport=AioHttpTransport(session=new_session(self._address.ca)),
-            )
+            options = client_options(self._address, self._timeout.total_seconds() / 2)
+            client = SecretClient(self._address.url, credential, raw_response_hook=self._note_date, **options)
             self._client = await stack.enter_async_context(client)
             self._stack = stack.pop_all()
 
@@ -228,8 +216,8 @@ class KeyVault:
         header = response.http_response.headers.get("Date")
         # The SDK does not say when it sent the request; it waits no longer than this.
         self._store_clock.note_date(header, began=self._clock.monotonic() - self._timeout.total_seconds())
-        date = _parse_date(header)
-        self._last_date = (date, self._clock.monotonic()) if date else None
+        date_ms = read_http_date(header)
+        self._last_date = None if date_ms is None else (date_ms // 1000, self._clock.monotonic())
 
     def _open_client(self) -> SecretClient:
         if self._client is None:
@@ -258,46 +246,46 @@ class KeyVault:
     def _translate_error(self, error: Exception, name: str) -> ProviderError:
         if isinstance(error, ProviderError):
             return error
-        if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
-            return self._refusal_error(error, name)
-        return translate_failure(error, self._address.url)
-
-    def _refusal_error(self, error: sdk.HttpResponseError, name: str) -> ProviderError:
-        status = error.status_code or 0
-        code, inner, message = error_codes(error)
-        reason = f"{status} {inner or code}".rstrip()
-        if status == 403 and inner == "SecretDisabled":
+        code = error_codes(error)[1]
+        if code == "SecretDisabled":
             return VersionDisabledError(
                 f"a version of {name} is disabled",
                 hint=f"`az keyvault secret set-attributes --vault-name {self._address.vault} --name {name} "
                 "--enabled true` enables it (with --version, if it is not the newest).",
             )
-        if status in (401, 403):
-            return ProviderAccessDeniedError(
-                f"{reason}: {first_line(message)}",
-                hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
-                "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
-            )
-        if status == 409 and inner == "ObjectIsDeletedButRecoverable":
+        if code == DELETED_CODE:
             return _deleted_error(
                 name.removesuffix(POINTER_SUFFIX).removesuffix(EARLIER_VIEW_SUFFIX), self._address.vault
             )
-        if status in (409, 423):
-            # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
-            return UnavailableError(f"{name} is being changed ({reason})")
-        if status == 429:
-            return ThrottledError(
-                f"the vault limits the rate of requests ({reason})", retry_after=retry_after_of(error)
-            )
-        if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
-            return SecretTooLargeError(f"the value is too long for the vault ({reason})")
-        if status == 408 or status >= 500:
-            return UnavailableError(f"the vault reports an error ({reason})")
-        return ProviderConfigurationError(f"the vault rejected the request ({reason})")
+        return translate_error(error, self._address.url, name)
 
 
-def translate_failure(error: Exception, url: str) -> ProviderError:
-    """Translate an error of the Azure SDK other than a refusal: no token, no answer, or a damaged one."""
+def _translate_refusal(error: sdk.HttpResponseError, name: str) -> ProviderError:
+    status = error.status_code or 0
+    code, inner, message = error_codes(error)
+    reason = f"{status} {inner or code}".rstrip()
+    if status in (401, 403):
+        return ProviderAccessDeniedError(
+            f"{reason}: {_first_line(message)}",
+            hint="`goatherd policy azure` prints the roles that are needed; a new assignment takes some minutes. "
+            "ForbiddenByFirewall and ForbiddenByConnection are caused by the vault's network settings.",
+        )
+    if status in (409, 423):
+        # ObjectIsBeingDeleted, ObjectIsBeingRecovered, or two requests at once: over in a moment.
+        return UnavailableError(f"{name} is being changed ({reason})")
+    if status == 429:
+        return ThrottledError(f"the vault limits the rate of requests ({reason})", retry_after=_retry_after_of(error))
+    if status == 413 or (status == 400 and "length" in message.lower() and "secret" in message.lower()):
+        return SecretTooLargeError(f"the value is too long for the vault ({reason})")
+    if status == 408 or status >= 500:
+        return UnavailableError(f"the vault reports an error ({reason})")
+    return ProviderConfigurationError(f"the vault rejected the request ({reason})")
+
+
+def translate_error(error: Exception, url: str, name: str) -> ProviderError:
+    """Translate an error of the Azure SDK about the secret or key `name`, where secrets and keys do not differ."""
+    if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
+        return _translate_refusal(error, name)
     if isinstance(error, TokenServiceError):
         return UnavailableError(str(error))
     if isinstance(error, sdk.ClientAuthenticationError):
@@ -307,7 +295,8 @@ def translate_failure(error: Exception, url: str) -> ProviderError:
             "AZURE_CLIENT_SECRET, or run `az login`.",
         )
     if isinstance(error, sdk.ServiceRequestError | sdk.ServiceResponseError | aiohttp.ClientError | OSError):
-        return UnavailableError(f"no answer from {url}: {cause_of(error)}")
+        cause = getattr(error, "inner_exception", None) or error.__cause__ or error
+        return UnavailableError(f"no answer from {url}: {describe_failure(cause)}")
     if isinstance(error, ValueError) and "challenge" in str(error):
         return ProviderConfigurationError(
             f"{url} demands a token for another domain than its own",
@@ -317,7 +306,24 @@ def translate_failure(error: Exception, url: str) -> ProviderError:
     return UnavailableError(f"the answer of {url} is damaged ({type(error).__name__})")
 
 
-def new_session(ca: str | None) -> aiohttp.ClientSession:
+def client_options(address: AzureAddress, timeout: float) -> dict[str, Any]:
+    """Return the options of the SDK's clients for a vault: one attempt, `timeout` in seconds, and no log of requests.
+
+    Raises:
+        ConfigurationError: The file of CA certificates cannot be used.
+    """
+    return {
+        "verify_challenge_resource": address.check_challenge,
+        "logging_enable": False,
+        "http_logging_level": logging.DEBUG,
+        "retry_total": 0,
+        "connection_timeout": timeout,
+        "read_timeout": timeout,
+        "transport": AioHttpTransport(session=_new_session(address.ca)),
+    }
+
+
+def _new_session(ca: str | None) -> aiohttp.ClientSession:
     """Create the HTTP session for requests to Azure: like the SDK's own, with two differences.
 
     It trusts the CA certificates in the file `ca`, if one is given; the SDK's own option for that would disable its
@@ -368,12 +374,11 @@ def _deleted_error(secret_id: str, vault: str) -> SecretDeletedError:
     )
 
 
-def error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
-    """Return the code, the inner code (whose JSON key has two spellings) and the message of an Azure error."""
+def error_codes(error: Any) -> tuple[str, str, str]:
+    """Return the code, the inner code and the message of an Azure error; each is empty if there is none."""
     try:
-        body = json.loads(error.response.text()) if error.response is not None else {}
-        details = body["error"]
-        inner = details.get("innererror") or details.get("innerError") or {}
+        details = json.loads(error.response.text())["error"]
+        inner = details.get("innererror") or details.get("innerError") or {}  # both spellings occur
         code, within, message = details.get("code"), inner.get("code"), details.get("message")
     except Exception:  # noqa: BLE001 - whatever else answered
         return "", "", ""
@@ -384,17 +389,11 @@ def error_codes(error: sdk.HttpResponseError) -> tuple[str, str, str]:
     )
 
 
-def first_line(message: str) -> str:
-    """Return the first line of an error message of Azure."""
+def _first_line(message: str) -> str:
     return message.splitlines()[0][:200] if message else "the vault refuses"
 
 
-def cause_of(error: Exception) -> str:
-    """Return in a few words what caused an exception of the Azure SDK."""
-    return describe_failure(getattr(error, "inner_exception", None) or error.__cause__ or error)
-
-
-def retry_after_of(error: sdk.HttpResponseError) -> float | None:
+def _retry_after_of(error: sdk.HttpResponseError) -> float | None:
     """Return for how many seconds Azure asks the client to wait before a retry; None if it does not say."""
     header = getattr(error.response, "headers", {}).get("Retry-After")
     try:
@@ -402,12 +401,3 @@ def retry_after_of(error: sdk.HttpResponseError) -> float | None:
     except ValueError:
         return None
     return seconds if seconds is not None and 0 <= seconds < 86_400 else None
-
-
-def _parse_date(header: str | None) -> int:
-    """Parse the ``Date`` header of an HTTP answer into seconds since 1970; 0 if it is not a date."""
-    try:
-        date = parsedate_to_datetime(header) if header else _NOT_A_DATE
-    except (TypeError, ValueError):
-        return 0
-    return int(date.timestamp())

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Final
 
 from azure.core import exceptions as sdk
 from azure.core.credentials_async import AsyncTokenCredential
-from azure.core.pipeline.transport import AioHttpTransport
 from azure.keyvault.keys import KeyCurveName, KeyOperation
 from azure.keyvault.keys.aio import KeyClient
 from azure.keyvault.keys.crypto import SignatureAlgorithm
@@ -29,17 +27,15 @@ from goatherd.crypto import SIGNATURE_BYTES, PublicKey
 from goatherd.errors import (
     ConfigurationError,
     DecodeError,
-    SignerAccessDeniedError,
     SignerConfigurationError,
     SignerError,
     SignerKeyDisabledError,
     SignerKeyExistsError,
     SignerKeyNotFoundError,
-    SignerThrottledError,
     SignerUnavailableError,
     UnsupportedKeyError,
 )
-from goatherd.providers.azure.client import error_codes, first_line, new_session, retry_after_of, translate_failure
+from goatherd.providers.azure.client import DELETED_CODE, client_options, error_codes, translate_error
 from goatherd.providers.azure.credential import DefaultCredential
 from goatherd.signers.azurekms.address import AzureKeyAddress, parse_uri
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -124,21 +120,11 @@ class AzureKMSSigner(Signer):
         if self._client is None or self._loop is not loop:
             vault, stack = self.address.vault, AsyncExitStack()
             try:
-                transport = AioHttpTransport(session=new_session(vault.ca))
+                options = client_options(vault, TIMEOUT)
             except ConfigurationError as error:
                 raise self.error(SignerConfigurationError, operation, str(error), hint=error.hint) from None
             credential = self._given or await stack.enter_async_context(DefaultCredential(vault))
-            client = KeyClient(
-                vault.url,
-                credential,
-                verify_challenge_resource=vault.check_challenge,
-                logging_enable=False,
-                http_logging_level=logging.DEBUG,
-                retry_total=0,
-                connection_timeout=TIMEOUT,
-                read_timeout=TIMEOUT,
-                transport=transport,
-            )
+            client = KeyClient(vault.url, credential, **options)
             self._client = await stack.enter_async_context(client)
             self._signing = client.get_cryptography_client(self.address.key, key_version=self.address.version)
             self._stack, self._loop = stack, loop
@@ -152,43 +138,25 @@ class AzureKMSSigner(Signer):
         raise problem  # out here, where the SDK's error is not its context
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
-        if isinstance(error, sdk.HttpResponseError) and error.status_code and error.status_code >= 400:
-            return self._refusal(operation, error)
-        return self.error_of_provider(operation, translate_failure(error, self.address.vault.url))
-
-    def _refusal(self, operation: str, error: sdk.HttpResponseError) -> SignerError:
-        status = error.status_code or 0
-        code, inner, message = error_codes(error)
-        reason = f"{status} {inner or code}".rstrip()
-        if status == 403 and inner == "KeyDisabled":
+        code, inner, _ = error_codes(error)
+        if inner == "KeyDisabled":
             return self.error(
                 SignerKeyDisabledError,
                 operation,
                 "the key is disabled",
                 hint="`az keyvault key set-attributes --enabled true` enables it.",
             )
-        if status in (401, 403):
-            return self.error(SignerAccessDeniedError, operation, f"{reason}: {first_line(message)}")
-        if status == 404:
-            if code == "KeyNotFound":
-                return self.error(SignerKeyNotFoundError, operation, "the vault has no such key or version")
-            problem = f"{self.address.vault.url} answers 404, but not as a key vault does"
-            return self.error(SignerUnavailableError, operation, problem, final=True)
-        if status == 409 and inner == "ObjectIsDeletedButRecoverable":
+        if inner == DELETED_CODE:
             problem = "the key is deleted but can be recovered; its name stays taken"
             return self.error(
                 SignerKeyDisabledError, operation, problem, hint="`az keyvault key recover` restores the key."
             )
-        if status == 429:
-            return self.error(
-                SignerThrottledError,
-                operation,
-                f"the vault limits the rate of requests ({reason})",
-                retry_after=retry_after_of(error),
-            )
-        if status in (408, 409, 423) or status >= 500:
-            return self.error(SignerUnavailableError, operation, f"the vault reports an error ({reason})")
-        return self.error(SignerConfigurationError, operation, f"the vault rejected the request ({reason})")
+        if isinstance(error, sdk.HttpResponseError) and error.status_code == 404:
+            if code == "KeyNotFound":
+                return self.error(SignerKeyNotFoundError, operation, "the vault has no such key or version")
+            problem = f"{self.address.vault.url} answers 404, but not as a key vault does"
+            return self.error(SignerUnavailableError, operation, problem, final=True)
+        return self.error_of_provider(operation, translate_error(error, self.address.vault.url, self.address.key))
 
     # --- one answer -------------------------------------------------------------------------------------------------
 
