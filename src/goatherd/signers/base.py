@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -25,6 +26,7 @@ from goatherd.crypto import PublicKey
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
+    DecodeError,
     ProviderAccessDeniedError,
     ProviderConfigurationError,
     ProviderError,
@@ -47,6 +49,8 @@ from goatherd.errors import (
 )
 
 ErrorKind = TypeVar("ErrorKind", bound=SignerError)
+Raw = TypeVar("Raw")
+Decoded = TypeVar("Decoded")
 
 
 class KeyKind(StrEnum):
@@ -181,6 +185,21 @@ class Signer(ABC):
         if isinstance(error, SignerThrottledError):
             error.retry_after = retry_after
         return error
+
+    def damaged_error(self, operation: str, why: str) -> SignerUnavailableError:
+        """Make the error for an answer that does not hold what was requested; `why` says what is wrong with it."""
+        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")
+
+    def decode_answer(self, operation: str, decode: Callable[[Raw], Decoded], raw: Raw) -> Decoded:
+        """Decode a part of the platform's answer, such as a signature in DER.
+
+        Raises:
+            SignerUnavailableError: `decode` has raised a `DecodeError`.
+        """
+        try:
+            return decode(raw)
+        except DecodeError as error:
+            raise self.damaged_error(operation, str(error)) from None
 
     def check_first_version(self, version: int | None, *, hint: str) -> None:
         """Check that the URI of a key that is to be created names version 1, where keys have numbered versions.

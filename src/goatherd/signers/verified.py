@@ -279,7 +279,7 @@ class VerifiedSigner:
 
     async def _read_key(self) -> SignerKey:
         found = await self.plugin.public_key()
-        found.public_key.check()
+        self.plugin.decode_answer("public_key", PublicKey.check, found.public_key)
         return found
 
     async def _sign_verified(self, text: bytes, pinned: PublicKey) -> bytes:

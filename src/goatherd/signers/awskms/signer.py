@@ -20,7 +20,6 @@ from typing import ClassVar, Final
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PublicKey, raw_from_der
 from goatherd.errors import (
-    DecodeError,
     SignerConfigurationError,
     SignerError,
     SignerKeyDisabledError,
@@ -44,7 +43,28 @@ THREADS: Final = 4
 NAMING: Final = timedelta(seconds=30)
 """How long to try to give a new key its alias. Some seconds pass until all servers of KMS know a new key."""
 NAMING_PAUSE: Final = timedelta(seconds=1)
-_UNAVAILABLE: Final = frozenset({"DependencyTimeoutException", "KeyUnavailableException", "KMSInternalException"})
+_DISABLED: Final = (
+    SignerKeyDisabledError,
+    "the key is disabled, being created or scheduled for deletion",
+    "`aws kms describe-key` shows the key's state; `enable-key` and `cancel-key-deletion` make it usable again.",
+)
+_FAILED: Final = (SignerUnavailableError, "KMS reports an error", None)
+_REFUSALS: Final[Mapping[str, tuple[type[SignerError], str, str | None]]] = {
+    "AlreadyExistsException": (SignerKeyExistsError, "the alias exists", None),
+    "DependencyTimeoutException": _FAILED,
+    "DisabledException": _DISABLED,
+    "InvalidKeyUsageException": (UnsupportedKeyError, f"the key cannot sign with {ALGORITHM}", None),
+    "KMSInternalException": _FAILED,
+    "KMSInvalidStateException": _DISABLED,
+    "KeyUnavailableException": _FAILED,
+    "LimitExceededException": (
+        SignerConfigurationError,
+        "a quota of KMS is reached",
+        "AWS limits the keys of an account and the aliases of a key: see the quotas of KMS in the region.",
+    ),
+    "NotFoundException": (SignerKeyNotFoundError, "there is no such key", None),
+}
+"""For each error code that is KMS's own: the error's class, what happened, and what to do."""
 
 
 class AWSKMSSigner(Signer):
@@ -85,15 +105,12 @@ class AWSKMSSigner(Signer):
         answer = await self._call("public_key", "get_public_key", KeyId=self.address.key)
         der, usage = answer.get("PublicKey"), answer.get("KeyUsage")
         if not isinstance(der, bytes) or not isinstance(usage, str):
-            raise self._damaged("public_key", "it does not describe the key")
+            raise self.damaged_error("public_key", "it does not describe the key")
         spec = answer.get("KeySpec", KEY_SPEC)  # moto leaves it out; the public key says it as well
         if spec != KEY_SPEC or usage != "SIGN_VERIFY":
             problem = f"the key must be {KEY_SPEC} for SIGN_VERIFY; it is {spec!s:.40} for {usage:.40}"
             raise self.error(UnsupportedKeyError, "public_key", problem)
-        try:
-            key = PublicKey.from_der(der)
-        except DecodeError as error:
-            raise self._damaged("public_key", str(error)) from None
+        key = self.decode_answer("public_key", PublicKey.from_der, der)
         return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
     async def sign(self, text: bytes) -> bytes:
@@ -109,11 +126,8 @@ class AWSKMSSigner(Signer):
         )
         der = answer.get("Signature")
         if answer.get("SigningAlgorithm") != ALGORITHM or not isinstance(der, bytes):
-            raise self._damaged("sign", "it has no signature of this algorithm")
-        try:
-            return raw_from_der(der)
-        except DecodeError as error:
-            raise self._damaged("sign", str(error)) from None
+            raise self.damaged_error("sign", "it has no signature of this algorithm")
+        return self.decode_answer("sign", raw_from_der, der)
 
     async def aclose(self) -> None:
         self._threads.close()
@@ -126,13 +140,13 @@ class AWSKMSSigner(Signer):
                 SignerConfigurationError, "create_key", "KMS chooses key ids", hint="Name an alias: alias/NAME."
             )
         try:
-            await self._call("create_key", "describe_key", KeyId=self.address.key)
+            await self._describe_key()
         except SignerKeyNotFoundError:
             pass
         else:
             raise self.error(SignerKeyExistsError, "create_key", "the alias exists")
         made = await self._call("create_key", "create_key", KeySpec=KEY_SPEC, KeyUsage="SIGN_VERIFY")
-        key_id = self._id_in("create_key", made)
+        key_id = self._key_id(made)
         try:
             await self._name_key(alias, key_id)
         except SignerError as error:
@@ -157,7 +171,7 @@ class AWSKMSSigner(Signer):
                     await self._call("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
                 except SignerKeyExistsError:
                     # An earlier attempt whose answer was lost may have created it.
-                    if is_first or await self._key_id("create_key") != key_id:
+                    if is_first or self._key_id(await self._describe_key()) != key_id:
                         raise
                 return
             except (SignerKeyNotFoundError, SignerThrottledError, SignerUnavailableError):
@@ -166,15 +180,14 @@ class AWSKMSSigner(Signer):
             is_first = False
             await self._clock.sleep(NAMING_PAUSE)
 
-    async def _key_id(self, operation: str) -> str:
-        """Return the id of the key, for requests that change a key: these do not accept an alias."""
-        return self._id_in(operation, await self._call(operation, "describe_key", KeyId=self.address.key))
+    async def _describe_key(self) -> Answer:
+        return await self._call("create_key", "describe_key", KeyId=self.address.key)
 
-    def _id_in(self, operation: str, answer: Answer) -> str:
+    def _key_id(self, answer: Answer) -> str:
         data = answer.get("KeyMetadata")
         found = data.get("KeyId") if isinstance(data, dict) else None
         if not isinstance(found, str) or not found:
-            raise self._damaged(operation, "it does not name the key")
+            raise self.damaged_error("create_key", "it does not name the key")
         return found
 
     # --- one request ------------------------------------------------------------------------------------------------
@@ -197,31 +210,7 @@ class AWSKMSSigner(Signer):
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
         refusal = refusal_of(error)
-        code = refusal.code
-        if code == "NotFoundException":
-            return self.error(SignerKeyNotFoundError, operation, f"there is no such key: {code}")
-        if code in ("DisabledException", "KMSInvalidStateException"):
-            return self.error(
-                SignerKeyDisabledError,
-                operation,
-                f"the key is disabled, being created or scheduled for deletion: {code}",
-                hint="`aws kms describe-key` shows the key's state; `enable-key` and `cancel-key-deletion` make it"
-                " usable again.",
-            )
-        if code == "AlreadyExistsException":
-            return self.error(SignerKeyExistsError, operation, f"the alias exists: {code}")
-        if code == "InvalidKeyUsageException":
-            return self.error(UnsupportedKeyError, operation, f"the key cannot sign with {ALGORITHM}: {code}")
-        if code == "LimitExceededException":
-            return self.error(
-                SignerConfigurationError,
-                operation,
-                f"a quota of KMS is reached: {code}",
-                hint="AWS limits the keys of an account and the aliases of a key: see the quotas of KMS in the region.",
-            )
-        if code in _UNAVAILABLE:
-            return self.error(SignerUnavailableError, operation, f"KMS reports an error: {code}")
-        return self.error_of_provider(operation, refusal.error)
-
-    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
-        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")
+        if refusal.code not in _REFUSALS:
+            return self.error_of_provider(operation, refusal.error)
+        kind, problem, hint = _REFUSALS[refusal.code]
+        return self.error(kind, operation, f"{problem}: {refusal.code}", hint=hint)

@@ -26,7 +26,6 @@ from azure.keyvault.keys.crypto import SignatureAlgorithm
 from goatherd.crypto import SIGNATURE_BYTES, PublicKey
 from goatherd.errors import (
     ConfigurationError,
-    DecodeError,
     SignerConfigurationError,
     SignerError,
     SignerKeyDisabledError,
@@ -79,7 +78,7 @@ class AzureKMSSigner(Signer):
     async def public_key(self) -> SignerKey:
         client = await self._connect("public_key")
         found = await self._call("public_key", client.get_key(self.address.key, self.address.version))
-        return self._key_in("public_key", found)
+        return self._key_in(found)
 
     async def sign(self, text: bytes) -> bytes:
         await self._connect("sign")
@@ -87,7 +86,7 @@ class AzureKMSSigner(Signer):
         answer = await self._call("sign", self._signing.sign(SignatureAlgorithm.es384, digest))
         signature = answer.signature
         if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
-            raise self._damaged("sign", "it has no signature of 96 bytes")
+            raise self.damaged_error("sign", "it has no signature of 96 bytes")
         return signature
 
     async def aclose(self) -> None:
@@ -160,37 +159,30 @@ class AzureKMSSigner(Signer):
 
     # --- one answer -------------------------------------------------------------------------------------------------
 
-    def _key_in(self, operation: str, found: Any) -> SignerKey:
+    def _key_in(self, found: Any) -> SignerKey:
         try:
             name, kind, jwk = found.name, _word(found.key_type), found.key
             curve, x, y = _word(jwk.crv), jwk.x, jwk.y
             is_exportable, version = found.properties.exportable, found.properties.version
         except (AttributeError, TypeError, ValueError):
-            raise self._damaged(operation, "a member is missing") from None
+            raise self.damaged_error("public_key", "a member is missing") from None
         if name != self.address.key or self.address.version not in (None, version):
-            raise self._damaged(operation, "it is about another key")
+            raise self.damaged_error("public_key", "it is about another key")
         if kind not in ("EC", "EC-HSM") or curve != "P-384":
             raise self.error(
-                UnsupportedKeyError, operation, f"the key must be EC over P-384; it is {kind:.20} over {curve:.20}"
+                UnsupportedKeyError, "public_key", f"the key must be EC over P-384; it is {kind:.20} over {curve:.20}"
             )
         if is_exportable:
             raise self.error(
                 SignerConfigurationError,
-                operation,
+                "public_key",
                 "the key can be exported",
                 hint="Create a key that is not exportable.",
             )
         if not isinstance(x, bytes) or not isinstance(y, bytes) or max(len(x), len(y)) > _COORDINATE:
-            raise self._damaged(operation, "it has no public key")
-        try:
-            key = PublicKey(x.rjust(_COORDINATE, b"\x00") + y.rjust(_COORDINATE, b"\x00"))
-            key.check()
-        except DecodeError as error:
-            raise self._damaged(operation, str(error)) from None
+            raise self.damaged_error("public_key", "it has no public key")
+        key = PublicKey(x.rjust(_COORDINATE, b"\x00") + y.rjust(_COORDINATE, b"\x00"))
         return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
-
-    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
-        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")
 
 
 def _word(value: object) -> str:

@@ -24,7 +24,6 @@ from google.cloud.kms_v1.services.key_management_service.transports import (
 
 from goatherd.crypto import PublicKey, raw_from_der
 from goatherd.errors import (
-    DecodeError,
     SignerError,
     SignerKeyDisabledError,
     SignerThrottledError,
@@ -78,14 +77,12 @@ class GCPKMSSigner(Signer):
         request = wire.GetPublicKeyRequest(name=self.name)
         answer = await self._call("public_key", lambda it: it.get_public_key, request)
         if answer.name != self.name or not answer.pem or not _is_intact(answer, "pem", answer.pem.encode()):
-            raise self._damaged("public_key", "it is about another key, or its checksum is wrong")
+            raise self.damaged_error("public_key", "it is about another key, or its checksum is wrong")
         if answer.algorithm != wire.CryptoKeyVersion.CryptoKeyVersionAlgorithm.EC_SIGN_P384_SHA384:
             name = getattr(answer.algorithm, "name", "unknown")
             raise self.error(UnsupportedKeyError, "public_key", f"the key must be EC_SIGN_P384_SHA384; it is {name}")
-        try:
-            return SignerKey(kind=KeyKind.ECDSA_P384, public_key=PublicKey.from_pem(answer.pem))
-        except DecodeError as error:
-            raise self._damaged("public_key", str(error)) from None
+        key = self.decode_answer("public_key", PublicKey.from_pem, answer.pem)
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
     async def sign(self, text: bytes) -> bytes:
         digest = hashlib.sha384(text).digest()
@@ -94,13 +91,10 @@ class GCPKMSSigner(Signer):
         )
         answer = await self._call("sign", lambda it: it.asymmetric_sign, request)
         if answer.name != self.name or not answer.verified_digest_crc32c:
-            raise self._damaged("sign", "it is about another key or another text")
+            raise self.damaged_error("sign", "it is about another key or another text")
         if not answer.signature or not _is_intact(answer, "signature", answer.signature):
-            raise self._damaged("sign", "the signature does not have its checksum")
-        try:
-            return raw_from_der(answer.signature)
-        except DecodeError as error:
-            raise self._damaged("sign", str(error)) from None
+            raise self.damaged_error("sign", "the signature does not have its checksum")
+        return self.decode_answer("sign", raw_from_der, answer.signature)
 
     async def aclose(self) -> None:
         await self._connection.close()
@@ -125,7 +119,7 @@ class GCPKMSSigner(Signer):
             if answer is not None:
                 return answer
             # grpc.aio 1.85 returns None for bytes that are not the message.
-            problem: SignerError = self._damaged(operation, "it is not the message")
+            problem: SignerError = self.damaged_error(operation, "it is not the message")
         except Exception as error:  # noqa: BLE001 - the libraries below raise what they like when bytes are cut
             problem = self._translate_error(operation, error, type(request).__name__.removesuffix("Request"))
         raise problem  # outside of the handlers, so that the SDK's exception is not its context
@@ -150,9 +144,6 @@ class GCPKMSSigner(Signer):
         if isinstance(translated, SignerThrottledError):
             translated.hint = _QUOTA_HINT
         return translated
-
-    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
-        return self.error(SignerUnavailableError, operation, f"the answer is damaged: {why}")
 
 
 def _is_intact(answer: Any, field: str, data: bytes) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11 import exceptions as sdk
@@ -36,11 +36,57 @@ Result = TypeVar("Result")
 
 _P384: Final = bytes.fromhex("06052b81040022")
 """The DER of the object identifier of P-384 (secp384r1), as tokens have it in CKA_EC_PARAMS."""
-_PIN_TROUBLE: Final = {
-    sdk.PinLocked: "the token has locked the PIN",
-    sdk.PinExpired: "the PIN has expired",
-    sdk.UserPinNotInitialized: "the token has no user PIN yet",
-}
+_OFFICER_HINT: Final = "Use the token's own tool, as its security officer."
+
+
+class _Problem(NamedTuple):
+    """The translation of some errors: the class, the text and the hint, with places for `error`, `name` and `pin`."""
+
+    errors: type[Exception] | tuple[type[Exception], ...]
+    kind: type[SignerError]
+    text: str
+    hint: str = ""
+
+
+_PROBLEMS: Final = (
+    _Problem(
+        TokenNotFoundError,
+        SignerKeyNotFoundError,
+        "the library has {error}",
+        "Check that the token is inserted, and the token's label in the URI.",
+    ),
+    _Problem(
+        RefusedPINError,
+        SignerAccessDeniedError,
+        "the token has refused this PIN before, or this process is logged in with another one; the PIN was not tried"
+        " again",
+        "Correct {pin}, then start this process again.",
+    ),
+    _Problem(
+        WRONG_PIN,
+        SignerAccessDeniedError,
+        "the token refuses the PIN",
+        "Correct {pin}, then start this process again. A few wrong PINs lock a token.",
+    ),
+    _Problem(sdk.PinLocked, SignerAccessDeniedError, "the token has locked the PIN", _OFFICER_HINT),
+    _Problem(sdk.PinExpired, SignerAccessDeniedError, "the PIN has expired", _OFFICER_HINT),
+    _Problem(sdk.UserPinNotInitialized, SignerAccessDeniedError, "the token has no user PIN yet", _OFFICER_HINT),
+    _Problem(
+        sdk.AttributeReadOnly,
+        SignerMisuseError,
+        "the token does not allow this change of the key: {name}",
+        "Change the key with the token's own tool.",
+    ),
+    _Problem(
+        (sdk.AttributeTypeInvalid, sdk.MechanismInvalid, sdk.KeyTypeInconsistent),
+        SignerConfigurationError,
+        "the token cannot sign with ECDSA: {name}",
+    ),
+    _Problem(LOST, SignerUnavailableError, "the token or its session is gone: {name}"),
+    _Problem(sdk.PKCS11Error, SignerUnavailableError, "the token failed: {name}"),
+    _Problem(Exception, SignerError, "the token's library failed with {name}"),
+)
+"""The first entry that fits an error counts."""
 
 
 class PKCS11Signer(Signer):
@@ -80,12 +126,7 @@ class PKCS11Signer(Signer):
         signature = await self._run("sign", lambda session: self._sign_digest(session, digest))
         if len(signature) == SIGNATURE_BYTES:
             return signature
-        try:
-            return raw_from_der(signature)  # some tokens' libraries return DER
-        except DecodeError:
-            raise self.error(
-                SignerUnavailableError, "sign", f"the token's answer is damaged: {len(signature)} bytes"
-            ) from None
+        return self.decode_answer("sign", raw_from_der, signature)  # some tokens' libraries return DER
 
     async def aclose(self) -> None:
         self._key = None
@@ -225,42 +266,6 @@ class PKCS11Signer(Signer):
         raise problem  # out here, where the library's error is not its context
 
     def _translate_error(self, operation: str, error: Exception) -> SignerError:
-        name = type(error).__name__
-        if isinstance(error, TokenNotFoundError):
-            return self.error(
-                SignerKeyNotFoundError,
-                operation,
-                f"the library has {error}",
-                hint="Check that the token is inserted, and the token's label in the URI.",
-            )
-        if isinstance(error, RefusedPINError):
-            return self.error(
-                SignerAccessDeniedError,
-                operation,
-                "the token has refused this PIN before, or this process is logged in with another one; the PIN was not"
-                " tried again",
-                hint=f"Correct {self.address.pin}, then start this process again.",
-            )
-        if isinstance(error, WRONG_PIN):
-            problem = "the token refuses the PIN"
-            hint = f"Correct {self.address.pin}, then start this process again. A few wrong PINs lock a token."
-            return self.error(SignerAccessDeniedError, operation, problem, hint=hint)
-        if type(error) in _PIN_TROUBLE:
-            problem = _PIN_TROUBLE[type(error)]
-            return self.error(
-                SignerAccessDeniedError, operation, problem, hint="Use the token's own tool, as its security officer."
-            )
-        if isinstance(error, sdk.AttributeReadOnly):
-            return self.error(
-                SignerMisuseError,
-                operation,
-                f"the token does not allow this change of the key: {name}",
-                hint="Change the key with the token's own tool.",
-            )
-        if isinstance(error, sdk.AttributeTypeInvalid | sdk.MechanismInvalid | sdk.KeyTypeInconsistent):
-            return self.error(SignerConfigurationError, operation, f"the token cannot sign with ECDSA: {name}")
-        if isinstance(error, LOST):
-            return self.error(SignerUnavailableError, operation, f"the token or its session is gone: {name}")
         if isinstance(error, sdk.PKCS11Error) and "loading" in str(error):
             return self.error(
                 SignerConfigurationError,
@@ -268,9 +273,9 @@ class PKCS11Signer(Signer):
                 f"the library {self.address.module} cannot be loaded",
                 hint="Check module-path: the file must exist, and be a PKCS#11 library for this machine.",
             )
-        if isinstance(error, sdk.PKCS11Error):
-            return self.error(SignerUnavailableError, operation, f"the token failed: {name}")
-        return self.error(SignerError, operation, f"the token's library failed with {name}")
+        found = next(one for one in _PROBLEMS if isinstance(error, one.errors))
+        facts = {"error": error, "name": type(error).__name__, "pin": self.address.pin}
+        return self.error(found.kind, operation, found.text.format(**facts), hint=found.hint.format(**facts) or None)
 
 
 def _words(kind: ObjectClass) -> str:

@@ -18,7 +18,6 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import SIGNATURE_BYTES, PublicKey
 from goatherd.errors import (
     ConfigurationError,
-    DecodeError,
     ProviderAccessDeniedError,
     ProviderError,
     SignerAccessDeniedError,
@@ -27,7 +26,6 @@ from goatherd.errors import (
     SignerKeyDisabledError,
     SignerKeyExistsError,
     SignerKeyNotFoundError,
-    SignerUnavailableError,
     UnsupportedKeyError,
 )
 from goatherd.providers.vault.client import VaultClient
@@ -75,8 +73,8 @@ class TransitSigner(Signer):
         return SignerFacts(exportable=False, latency=Latency.SERVICE)
 
     async def public_key(self) -> SignerKey:
-        _, answer = await self._call("public_key", "GET", self._path("keys"))
-        return self._key_in("public_key", answer)
+        answer = await self._call("public_key", "GET", self._path("keys"))
+        return self._key_in(answer)
 
     async def sign(self, text: bytes) -> bytes:
         body = {
@@ -86,7 +84,7 @@ class TransitSigner(Signer):
             "marshaling_algorithm": "jws",
             "key_version": self.address.version,
         }
-        _, answer = await self._call("sign", "POST", self._path("sign"), body=body)
+        answer = await self._call("sign", "POST", self._path("sign"), body=body)
         return self._signature_in(answer)
 
     async def aclose(self) -> None:
@@ -112,16 +110,10 @@ class TransitSigner(Signer):
         return f"{self.address.server.mount}/{kind}/{self.address.key}"
 
     async def _call(
-        self,
-        operation: str,
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, object] | None = None,
-        params: Mapping[str, str] = {},
-    ) -> tuple[int, Mapping[str, Any]]:
+        self, operation: str, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> Mapping[str, Any]:
         try:
-            status, answer = await self._open_client().call_api(method, path, body=body, params=params)
+            status, answer = await self._open_client().call_api(method, path, body=body)
         except ProviderError as problem:
             error = self._translate_error(operation, problem)
         except ConfigurationError as problem:
@@ -129,7 +121,7 @@ class TransitSigner(Signer):
         else:
             if status == 404:
                 raise self.error(SignerKeyNotFoundError, operation, f"{path} does not exist")
-            return status, answer
+            return answer
         raise error  # out here, where the client's error is not its context
 
     def _translate_error(self, operation: str, problem: ProviderError) -> SignerError:
@@ -164,54 +156,49 @@ class TransitSigner(Signer):
 
     # --- one answer -------------------------------------------------------------------------------------------------
 
-    def _key_in(self, operation: str, answer: Mapping[str, Any]) -> SignerKey:
-        data = self._object(answer, "data", operation)
+    def _key_in(self, answer: Mapping[str, Any]) -> SignerKey:
+        data = self._object(answer, "data", "public_key")
         if data.get("type") != KEY_TYPE:
-            kind = data.get("type")
-            raise self.error(UnsupportedKeyError, operation, f"the key's type must be {KEY_TYPE}; it is {kind!r:.60}")
+            problem = f"the key's type must be {KEY_TYPE}; it is {data.get('type')!r:.60}"
+            raise self.error(UnsupportedKeyError, "public_key", problem)
         if data.get("exportable") is not False or data.get("derived") is True:
             raise self.error(
                 SignerConfigurationError,
-                operation,
+                "public_key",
                 "the key can be exported" if data.get("exportable") else "the key is derived (`derived` is true)",
                 hint="Create a key with exportable=false, and name it in the URI.",
             )
-        version = self._object(data, "keys", operation).get(str(self.address.version))
+        version = self._object(data, "keys", "public_key").get(str(self.address.version))
         if version is None:
             latest = data.get("latest_version")
             if isinstance(latest, int) and latest >= self.address.version:
                 raise self.error(
                     SignerKeyDisabledError,
-                    operation,
+                    "public_key",
                     "this version of the key is below the key's minimum version",
                     hint="Name a later version in the URI, or lower min_decryption_version.",
                 )
-            raise self.error(SignerKeyNotFoundError, operation, "the key has no such version")
+            raise self.error(SignerKeyNotFoundError, "public_key", "the key has no such version")
         pem = version.get("public_key") if isinstance(version, Mapping) else None
-        try:
-            return SignerKey(kind=KeyKind.ECDSA_P384, public_key=PublicKey.from_pem(str(pem)))
-        except DecodeError as error:
-            raise self._damaged(operation, str(error)) from None
+        key = self.decode_answer("public_key", PublicKey.from_pem, str(pem))
+        return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
     def _signature_in(self, answer: Mapping[str, Any]) -> bytes:
         text = self._object(answer, "data", "sign").get("signature")
         prefix = f"vault:v{self.address.version}:"
         if not isinstance(text, str) or not text.startswith(prefix):
-            raise self._damaged("sign", "it has no signature of this version of the key")
+            raise self.damaged_error("sign", "it has no signature of this version of the key")
         try:
             raw = text.removeprefix(prefix).encode("ascii")
             signature = base64.b64decode(raw + b"=" * (-len(raw) % 4), altchars=b"-_", validate=True)
         except (ValueError, binascii.Error):
-            raise self._damaged("sign", "the signature is not base64") from None
+            raise self.damaged_error("sign", "the signature is not base64") from None
         if len(signature) != SIGNATURE_BYTES:
-            raise self._damaged("sign", f"the signature has {len(signature)} bytes")
+            raise self.damaged_error("sign", f"the signature has {len(signature)} bytes")
         return signature
 
     def _object(self, answer: Mapping[str, Any], name: str, operation: str) -> Mapping[str, Any]:
         found = answer.get(name)
         if not isinstance(found, Mapping):
-            raise self._damaged(operation, f"it has no {name!r}")
+            raise self.damaged_error(operation, f"it has no {name!r}")
         return found
-
-    def _damaged(self, operation: str, why: str) -> SignerUnavailableError:
-        return self.error(SignerUnavailableError, operation, f"the server's answer is damaged: {why}")
