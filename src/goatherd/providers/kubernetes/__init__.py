@@ -12,7 +12,7 @@ from goatherd.providers.kubernetes.address import KubernetesAddress
 from goatherd.providers.kubernetes.permissions import policy, volume_policy
 
 if TYPE_CHECKING:
-    from goatherd.providers.kubernetes.access import ClusterAccess
+    from goatherd.providers.kubernetes.credentials import ClusterAccess
     from goatherd.providers.kubernetes.provider import KubernetesSecretProvider
     from goatherd.providers.kubernetes.volume import KubernetesVolumeProvider
 
@@ -27,5 +27,5 @@ __all__ = [
 
 # The policies and addresses are imported without an HTTP client.
 __getattr__ = lazy_attributes(
-    __name__, ClusterAccess="access", KubernetesSecretProvider="provider", KubernetesVolumeProvider="volume"
+    __name__, ClusterAccess="credentials", KubernetesSecretProvider="provider", KubernetesVolumeProvider="volume"
 )

@@ -36,8 +36,7 @@ from goatherd.providers.http_answers import (
     parse_object,
     parse_retry_after,
 )
-from goatherd.providers.kubernetes.access import ClusterAccess
-from goatherd.providers.kubernetes.credentials import Credential
+from goatherd.providers.kubernetes.credentials import ClusterAccess, Credential
 from goatherd.providers.tls import default_context
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import causes_of, make_http_client

@@ -17,15 +17,18 @@ import json
 import os
 import re
 import shutil
+import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, ProviderAccessDeniedError, ProviderConfigurationError, UnavailableError
 from goatherd.providers.cancellation import retrieve_outcome
+from goatherd.providers.tls import load_authorities
 from goatherd.serving.certificate_files import CertificateFiles
 from goatherd.serving.process_group import kill_group
 
@@ -56,16 +59,16 @@ class Credential:
     certificate: int = 0
 
 
-class ClusterCredentials(Protocol):
+class ClusterCredentials(ABC):
     """The interface of a source of credentials for a Kubernetes API server.
 
     Attributes:
         can_renew: Whether the source can return another credential than one that was rejected.
     """
 
-    @property
-    def can_renew(self) -> bool: ...
+    can_renew: ClassVar[bool] = True
 
+    @abstractmethod
     async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
         """Return the credential for the next request to the Kubernetes API server.
 
@@ -78,14 +81,49 @@ class ClusterCredentials(Protocol):
             ConfigurationError: A token file cannot be read.
             ProviderError: A plugin failed.
         """
-        ...
+
+    async def close(self) -> None:  # noqa: B027 - most sources run nothing
+        """Stop the credential plugin, if one is running."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterAccess:
+    """How to reach one Kubernetes API server: its URL, the TLS settings and the credentials.
+
+    Attributes:
+        server: The URL of the API server.
+        verify: The TLS context, with the client certificate if there is one; None for a plain ``http`` address.
+        authority: The file with the cluster's certificate authority; None if it is not in a file.
+        tls_server_name: The name that the server's certificate must have, if it is not the URL's host.
+        source: Where this configuration was found, for messages.
+        credentials: The source of the token.
+    """
+
+    server: str
+    verify: ssl.SSLContext | None
+    authority: Path | None = None
+    tls_server_name: str | None = None
+    source: str
+    credentials: ClusterCredentials = field(repr=False)
+
+    async def credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:
+        """Return the credential for the next request; see `ClusterCredentials.current_credential`."""
+        try:
+            return await self.credentials.current_credential(clock, rejected=rejected)
+        except ConfigurationError as error:  # such as a token file that cannot be read
+            raise ProviderConfigurationError(str(error), hint=error.hint) from None
+
+    def load_authority(self) -> None:
+        """Load the cluster's certificate authority again, after the API server's certificate was not trusted."""
+        if self.verify is not None and self.authority is not None:
+            load_authorities(self.verify, self.authority)
 
     async def close(self) -> None:
         """Stop the credential plugin, if one is running."""
-        ...
+        await self.credentials.close()
 
 
-class FixedToken:
+class FixedToken(ClusterCredentials):
     """A bearer token from the Kubernetes configuration that never changes, or no token."""
 
     can_renew = False
@@ -96,14 +134,9 @@ class FixedToken:
     async def current_credential(self, clock: Clock, *, rejected: Credential | None = None) -> Credential:  # noqa: ARG002
         return self._credential
 
-    async def close(self) -> None:
-        return
 
-
-class TokenFile:
+class TokenFile(ClusterCredentials):
     """A bearer token in a file that another process, such as the kubelet, replaces."""
-
-    can_renew = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -119,19 +152,14 @@ class TokenFile:
         self._credential, self._read_at = Credential(token=token, generation=generation), now
         return self._credential
 
-    async def close(self) -> None:
-        return
 
-
-class CertificatePair:
+class CertificatePair(ClusterCredentials):
     """A client certificate in files that another program replaces, beside the token of another source, if it has one.
 
     Args:
         files: The certificate and its key, loaded into the TLS context of the connections.
         token: The source of the token.
     """
-
-    can_renew = True
 
     def __init__(self, files: CertificateFiles, token: ClusterCredentials) -> None:
         self._files = files
@@ -171,15 +199,13 @@ class PluginSettings:
         return self.arguments[0]
 
 
-class CredentialPlugin:
+class CredentialPlugin(ClusterCredentials):
     """A program that prints an ``ExecCredential``, such as ``aws eks get-token`` or ``gke-gcloud-auth-plugin``.
 
     Args:
         settings: The plugin to run.
         use_certificate: Called with a client certificate and its key, as PEM, if the plugin prints them.
     """
-
-    can_renew = True
 
     def __init__(self, settings: PluginSettings, use_certificate: Callable[[bytes, bytes], None]) -> None:
         self._settings = settings

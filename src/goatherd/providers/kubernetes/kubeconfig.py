@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from goatherd.errors import ConfigurationError, MissingExtraError
 from goatherd.providers.kubernetes.credentials import (
     CertificatePair,
+    ClusterAccess,
     ClusterCredentials,
     CredentialPlugin,
     FixedToken,
@@ -138,14 +139,54 @@ class Merged(Protocol):
     path: str | None
 
 
-def read_kubeconfig(
-    paths: str, context_name: str | None
-) -> tuple[str, ssl.SSLContext | None, Path | None, str | None, ClusterCredentials, str]:
-    """Read one context of kubeconfig files.
+class _Section:
+    """The members of one entry of a kubeconfig, such as a user. An error names the entry, and never quotes a value.
 
-    Returns:
-        The API server, the TLS context, the file of its certificate authority, the TLS server name, the credentials,
-        and the source for messages.
+    Args:
+        members: The members, unchecked.
+        file: The kubeconfig from which the entry comes.
+        source: Where the entry is configured, for messages.
+    """
+
+    def __init__(self, members: Mapping[str, Any], file: Path, source: str) -> None:
+        self.members = members
+        self.file = file
+        self.source = source
+
+    def error(self, problem: str, hint: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.source}: {problem}", hint=hint)
+
+    def refuse(self, *members: str) -> None:
+        for member in members:
+            if self.members.get(member):
+                raise ConfigurationError(f"{self.source} uses {member}, which is not supported", hint=_HINT)
+
+    def text(self, member: str) -> str | None:
+        value = self.members.get(member)
+        if value is not None and not isinstance(value, str):
+            raise self.error(f"{member} must be a string", "Correct the kubeconfig, or quote the value.")
+        return value or None
+
+    def path(self, member: str) -> Path | None:
+        """Return the path that a member names; a relative path starts at the kubeconfig's directory."""
+        value = self.text(member)
+        return None if value is None else self.file.parent / value
+
+    def pem(self, member: str) -> Path | bytes | None:
+        """Return what a member such as ``client-key`` names: the data in ``client-key-data``, or else a file."""
+        value = self.text(f"{member}-data")
+        if value is None:
+            return self.path(member)
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise self.error(
+                f"{member}-data must be base64", "Encode the PEM file: `base64 -w0 FILE` on Linux."
+            ) from None
+
+
+def read_kubeconfig(paths: str, context_name: str | None) -> ClusterAccess:
+    """Read one context of kubeconfig files, and return how to reach its cluster.
 
     Args:
         paths: One file, or several as in `KUBECONFIG`. If several files have an entry of the same name or a
@@ -161,57 +202,50 @@ def read_kubeconfig(
     chosen = context_name or current
     if not isinstance(chosen, str) or not chosen:
         raise ConfigurationError(f"{source} has no current-context", hint="Add ?context=NAME to the address.")
-    context, _ = _find_section(config, "contexts", "context", chosen, source)
-    cluster, cluster_file = _find_section(config, "clusters", "cluster", context.get("cluster"), source)
-    user: Mapping[str, Any] = {}
-    user_file = cluster_file
+    context = _find_section(config, "contexts", "context", chosen, source).members
+    cluster = _find_section(config, "clusters", "cluster", context.get("cluster"), source)
+    user = _Section({}, cluster.file, source)
     if context.get("user"):
-        user, user_file = _find_section(config, "users", "user", context.get("user"), source)
-    source = f"{source}, context {chosen}"
-    _refuse_members(cluster, _CLUSTER_REFUSED, source)
-    _refuse_members(user, _USER_REFUSED, source)
-    server = _read_text(cluster, "server", source)
-    if server is None:
-        raise ConfigurationError(
-            f"{source}: cluster.server is missing", hint="Add the API server's URL, such as https://10.0.0.1:6443."
-        )
-    server = _checked_server(server, source)
-    authority = _read_text(cluster, "certificate-authority-data", source) or _read_path(
-        cluster_file, cluster, "certificate-authority", source
-    )
+        user = _find_section(config, "users", "user", context.get("user"), source)
+    cluster.source = user.source = source = f"{source}, context {chosen}"
+    cluster.refuse(*_CLUSTER_REFUSED)
+    user.refuse(*_USER_REFUSED)
+    server = _read_server(cluster)
+    authority = cluster.text("certificate-authority-data") or cluster.path("certificate-authority")
     tls = make_context(authority, source=source) if server.startswith("https:") else None
-    credentials = _read_credentials(user, user_file, cluster, authority, tls, source)
-    pair = _read_certificate_pair(user_file, user, source)
+    credentials = _read_credentials(user, cluster, authority, tls)
+    pair = _read_certificate_pair(user)
     if tls is not None and pair is not None:
         credentials = _add_certificate(credentials, tls, *pair, source=source)
-    authority_file = authority if isinstance(authority, Path) else None
-    return server, tls, authority_file, _read_text(cluster, "tls-server-name", source), credentials, source
+    return ClusterAccess(
+        server=server,
+        verify=tls,
+        authority=authority if isinstance(authority, Path) else None,
+        tls_server_name=cluster.text("tls-server-name"),
+        source=source,
+        credentials=credentials,
+    )
 
 
 def _read_credentials(
-    user: Mapping[str, Any],
-    user_file: Path,
-    cluster: Mapping[str, Any],
-    authority: str | Path | None,
-    tls: ssl.SSLContext | None,
-    source: str,
+    user: _Section, cluster: _Section, authority: str | Path | None, tls: ssl.SSLContext | None
 ) -> ClusterCredentials:
     # In the order of kubectl: a file can be replaced, so it wins over the token beside it; a plugin is asked last.
-    token_file = _read_path(user_file, user, "tokenFile", source)
+    token_file = user.path("tokenFile")
     if token_file is not None:
         return TokenFile(token_file)
-    token = _read_text(user, "token", source)
-    if token is not None or not user.get("exec"):
+    token = user.text("token")
+    if token is not None or not user.members.get("exec"):
         return FixedToken(token)
-    settings = _read_plugin(user["exec"], user_file, cluster, authority, source)
+    settings = _read_plugin(user, cluster, authority)
 
     def take(cert: bytes, key: bytes) -> None:
         if tls is None:
-            raise ConfigurationError(
-                f"{source}: the credential plugin printed a client certificate, which needs an https server",
-                hint="Set cluster.server to an https URL.",
+            raise user.error(
+                "the credential plugin printed a client certificate, which needs an https server",
+                "Set cluster.server to an https URL.",
             )
-        use_certificate(tls, cert, key, source=source)
+        use_certificate(tls, cert, key, source=user.source)
 
     return CredentialPlugin(settings, take)
 
@@ -231,43 +265,40 @@ def _add_certificate(
     return CertificatePair(files, credentials)
 
 
-def _read_plugin(
-    plugin: object, user_file: Path, cluster: Mapping[str, Any], authority: str | Path | None, source: str
-) -> PluginSettings:
+def _read_plugin(user: _Section, cluster: _Section, authority: str | Path | None) -> PluginSettings:
     """Check the ``exec`` member of a kubeconfig's user, and return the settings of the credential plugin."""
-    if not isinstance(plugin, Mapping):
-        raise ConfigurationError(f"{source}: exec must be a mapping", hint=_REWRITE_HINT)
-    command, version = _read_text(plugin, "command", source), _read_text(plugin, "apiVersion", source)
+    if not isinstance(user.members["exec"], Mapping):
+        raise user.error("exec must be a mapping", _REWRITE_HINT)
+    plugin = _Section(user.members["exec"], user.file, user.source)
+    command, version = plugin.text("command"), plugin.text("apiVersion")
     if command is None:
-        raise ConfigurationError(f"{source}: exec.command is missing", hint=_REWRITE_HINT)
+        raise plugin.error("exec.command is missing", _REWRITE_HINT)
     if version not in _API_VERSIONS:
-        raise ConfigurationError(
-            f"{source}: exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
-            hint="Newer plugins use it: update the plugin, then have its own command write the kubeconfig again.",
+        raise plugin.error(
+            f"exec must have the apiVersion {' or '.join(_API_VERSIONS)}",
+            "Newer plugins use it: update the plugin, then have its own command write the kubeconfig again.",
         )
-    arguments, variables = plugin.get("args") or [], plugin.get("env") or []
+    arguments, variables = plugin.members.get("args") or [], plugin.members.get("env") or []
     if not isinstance(arguments, list) or not all(isinstance(each, str) for each in arguments):
-        raise ConfigurationError(
-            f"{source}: exec.args must be a list of strings", hint="Correct the kubeconfig, or quote the argument."
-        )
+        raise plugin.error("exec.args must be a list of strings", "Correct the kubeconfig, or quote the argument.")
     if not isinstance(variables, list) or not all(
         isinstance(each, Mapping) and isinstance(each.get("name"), str) and isinstance(each.get("value"), str)
         for each in variables
     ):
-        raise ConfigurationError(
-            f"{source}: each item of exec.env must have a `name` and a `value`, both strings",
-            hint="Correct the kubeconfig, or quote the value.",
+        raise plugin.error(
+            "each item of exec.env must have a `name` and a `value`, both strings",
+            "Correct the kubeconfig, or quote the value.",
         )
     if "/" in command:  # as a path it is relative to the kubeconfig's directory, as a name it is looked for in PATH
-        command = str(user_file.parent / command)
-    if plugin.get("interactiveMode") == "Always":
-        raise ConfigurationError(
-            f"{source}: the credential plugin {command} needs a terminal, which Goatherd does not provide",
-            hint="Log in first, with a plugin that stores its credentials, or use a service account's token.",
+        command = str(plugin.file.parent / command)
+    if plugin.members.get("interactiveMode") == "Always":
+        raise plugin.error(
+            f"the credential plugin {command} needs a terminal, which Goatherd does not provide",
+            "Log in first, with a plugin that stores its credentials, or use a service account's token.",
         )
     spec: dict[str, object] = {"interactive": False}
-    if plugin.get("provideClusterInfo"):
-        spec["cluster"] = _cluster_info(cluster, authority, source)
+    if plugin.members.get("provideClusterInfo"):
+        spec["cluster"] = _cluster_info(cluster, authority)
     from kubernetes_asyncio.config.exec_provider import ExecProvider
     from kubernetes_asyncio.config.kube_config import ConfigNode
 
@@ -288,27 +319,27 @@ def _read_plugin(
         arguments=tuple(prepared.args),
         environment={**prepared.env, "KUBERNETES_EXEC_INFO": json.dumps(info)},
         api_version=version,
-        install_hint=shorten_text(_read_text(plugin, "installHint", source) or ""),
-        source=source,
+        install_hint=shorten_text(plugin.text("installHint") or ""),
+        source=plugin.source,
     )
 
 
-def _cluster_info(cluster: Mapping[str, Any], authority: str | Path | None, source: str) -> dict[str, object]:
+def _cluster_info(cluster: _Section, authority: str | Path | None) -> dict[str, object]:
     """Return the description of the cluster that a credential plugin gets if its kubeconfig asks for that."""
     members: dict[str, object] = {
-        "server": cluster.get("server"),
-        "tls-server-name": cluster.get("tls-server-name"),
+        "server": cluster.members.get("server"),
+        "tls-server-name": cluster.members.get("tls-server-name"),
         "certificate-authority-data": authority,
     }
     if isinstance(authority, Path):
         try:
             members["certificate-authority-data"] = base64.b64encode(authority.read_bytes()).decode()
         except OSError as error:
-            raise ConfigurationError(
-                f"{source}: cannot read {authority}: {error.strerror}",
-                hint="Correct certificate-authority, or make the file readable.",
+            raise cluster.error(
+                f"cannot read {authority}: {error.strerror}",
+                "Correct certificate-authority, or make the file readable.",
             ) from None
-    extensions = cluster.get("extensions")
+    extensions = cluster.members.get("extensions")
     for each in extensions if isinstance(extensions, list) else []:
         if isinstance(each, Mapping) and each.get("name") == "client.authentication.k8s.io/exec":
             members["config"] = each.get("extension")
@@ -345,15 +376,13 @@ def _merge_files(paths: str) -> tuple[Mapping[str, Any], object]:
     return config, next((current for current in currents if current), None)
 
 
-def _find_section(
-    config: Mapping[str, Any], plural: str, singular: str, name: object, source: str
-) -> tuple[Mapping[str, Any], Path]:
-    """Find the entry called `name` in a list of the kubeconfig, such as ``clusters``; return it and its file."""
+def _find_section(config: Mapping[str, Any], plural: str, singular: str, name: object, source: str) -> _Section:
+    """Find the entry called `name` in a list of the kubeconfig, such as ``clusters``."""
     entries: list[Merged] = config.get(plural) or []
     for entry in entries:
         found = entry.value
         if isinstance(found, Mapping) and found.get("name") == name and isinstance(found.get(singular), Mapping):
-            return found[singular], Path(str(entry.path)).absolute()
+            return _Section(found[singular], Path(str(entry.path)).absolute(), source)
     names = [str(entry.value.get("name")) for entry in entries if isinstance(entry.value, Mapping)]
     raise ConfigurationError(
         f"{source} has no {singular} {name!r}",
@@ -363,74 +392,39 @@ def _find_section(
     )
 
 
-def _refuse_members(section: Mapping[str, Any], members: tuple[str, ...], source: str) -> None:
-    for member in members:
-        if section.get(member):
-            raise ConfigurationError(f"{source} uses {member}, which is not supported", hint=_HINT)
-
-
-def _read_text(section: Mapping[str, Any], member: str, source: str) -> str | None:
-    value = section.get(member)
-    if value is not None and not isinstance(value, str):
-        raise ConfigurationError(
-            f"{source}: {member} must be a string", hint="Correct the kubeconfig, or quote the value."
-        )
-    return value or None
-
-
-def _read_path(beside: Path, section: Mapping[str, Any], member: str, source: str) -> Path | None:
-    """Return the path that a kubeconfig member names; a relative path starts at the kubeconfig's directory."""
-    value = _read_text(section, member, source)
-    return None if value is None else beside.parent / value
-
-
-def _checked_server(server: str, source: str) -> str:
+def _read_server(cluster: _Section) -> str:
+    server = cluster.text("server")
+    if server is None:
+        raise cluster.error("cluster.server is missing", "Add the API server's URL, such as https://10.0.0.1:6443.")
     try:
         parts = urlsplit(server)
     except ValueError:
-        raise ConfigurationError(
-            f"{source}: cluster.server must be a URL", hint="Write a URL such as https://10.0.0.1:6443."
-        ) from None
+        raise cluster.error("cluster.server must be a URL", "Write a URL such as https://10.0.0.1:6443.") from None
     # SECURITY: a token must not be sent over a network unencrypted
     # (tests/unit/providers/kubernetes/test_access.py::test_a_server_without_tls_is_refused_unless_it_is_this_machine).
     is_local = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme not in ("https", "http") or not parts.hostname or (parts.scheme == "http" and not is_local):
-        raise ConfigurationError(
-            f"{source}: cluster.server must be an https URL",
-            hint="Write a URL such as https://10.0.0.1:6443. Only a server on this machine may have an http URL.",
+        raise cluster.error(
+            "cluster.server must be an https URL",
+            "Write a URL such as https://10.0.0.1:6443. Only a server on this machine may have an http URL.",
         )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigurationError(
-            f"{source}: cluster.server must have only a host, a port and a path",
-            hint="Remove the user, password, query or fragment from the URL.",
+        raise cluster.error(
+            "cluster.server must have only a host, a port and a path",
+            "Remove the user, password, query or fragment from the URL.",
         )
     return server.rstrip("/")
 
 
-def _read_certificate_pair(
-    beside: Path, user: Mapping[str, Any], source: str
-) -> tuple[Path | bytes, Path | bytes] | None:
+def _read_certificate_pair(user: _Section) -> tuple[Path | bytes, Path | bytes] | None:
     """Return the client certificate and the key of a kubeconfig's user, each as a file or as PEM bytes."""
-    cert = _read_pem(user, "client-certificate-data", source) or _read_path(beside, user, "client-certificate", source)
-    key = _read_pem(user, "client-key-data", source) or _read_path(beside, user, "client-key", source)
+    cert, key = user.pem("client-certificate"), user.pem("client-key")
     if cert is None and key is None:
         return None
     if cert is None or key is None:
         missing, given = ("client-certificate", "client-key") if cert is None else ("client-key", "client-certificate")
-        raise ConfigurationError(
-            f"{source}: {missing} is missing, but {given} is given",
-            hint="Give both the client certificate and its key, or neither.",
+        raise user.error(
+            f"{missing} is missing, but {given} is given",
+            "Give both the client certificate and its key, or neither.",
         )
     return cert, key
-
-
-def _read_pem(section: Mapping[str, Any], member: str, source: str) -> bytes | None:
-    value = _read_text(section, member, source)
-    if value is None:
-        return None
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise ConfigurationError(
-            f"{source}: {member} must be base64", hint="Encode the PEM file: `base64 -w0 FILE` on Linux."
-        ) from None

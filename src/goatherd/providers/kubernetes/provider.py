@@ -36,7 +36,7 @@ from goatherd.providers.base import (
     SecretProvider,
 )
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
-from goatherd.providers.kubernetes.access import ClusterAccess, load_access
+from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
     parse_config,
@@ -44,6 +44,7 @@ from goatherd.providers.kubernetes.address import (
     split_secret_id,
 )
 from goatherd.providers.kubernetes.client import KubernetesClient, WatchExpiredError
+from goatherd.providers.kubernetes.credentials import ClusterAccess
 from goatherd.providers.kubernetes.record import (
     HISTORY,
     MAX_OBJECT_BYTES,

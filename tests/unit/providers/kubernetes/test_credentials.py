@@ -29,7 +29,8 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import RetryPolicy
 from goatherd.providers.kubernetes import KubernetesAddress, KubernetesSecretProvider, credentials
-from goatherd.providers.kubernetes.access import ClusterAccess, load_access
+from goatherd.providers.kubernetes.access import load_access
+from goatherd.providers.kubernetes.credentials import ClusterAccess
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate, certificate_server, replace_file
 from tests.fakes.kubernetes_fake import FakeKubernetes
