@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock, SystemClock
@@ -87,7 +88,7 @@ class Question:
         process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
             server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
         answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
-        sharing: Whether to check that only one server process answers at each URL, which costs two requests.
+        sharing: Whether to check that only one server process answers at each URL, which costs four requests.
         earlier: The commits that introduce previous roots which are to be removed from the identity document. They are
             read only while no rotation is in progress.
     """
@@ -104,8 +105,10 @@ class Question:
     earlier: tuple[ExpectedCommit, ...] = ()
 
 
-_SHARED_REQUESTS: Final = 5
-"""How often a server is asked again which process answers, at most; twice if the same one answers."""
+_SHARED_REQUESTS: Final = 4
+"""How many requests at the same time find out whether one server process answers at a URL."""
+_SHARED_ROUNDS: Final = 3
+"""How often these requests are sent, at most; once if the same process answers all of them."""
 
 
 @dataclass(slots=True)
@@ -470,19 +473,23 @@ class Observer:
     async def _is_shared(self, url: str, instance: str | None) -> bool:
         """Return whether several server processes answer at this URL, as behind a load balancer.
 
-        A process that answers again after another one proves it, because a restarted server has a new id.
+        The requests of a round are sent at the same time, so each has a connection of its own: many load balancers
+        choose a server for each connection. A restarted server has a new id. So an id that occurs in two rounds proves
+        that its process ran throughout, and another id in both of them, or in a round in between, that a second one
+        did.
         """
-        seen = [instance]
-        for asked in range(1, _SHARED_REQUESTS + 1):
-            answer = await self.nodes[url].identity()
-            if answer is None or answer.instance is None:
+        rounds = [{instance}]
+        while len(rounds) <= _SHARED_ROUNDS:
+            asked = [self.nodes[url].identity() for _ in range(_SHARED_REQUESTS)]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            found = {one.instance for one in answers if isinstance(one, ServerIdentity)} - {None}
+            if any(len(found & before) > 1 for before in rounds):
+                return True
+            if any(one in before and between - {one} for before, between in combinations(rounds, 2) for one in found):
+                return True
+            if found <= {instance} and len(rounds) == 1:
                 return False
-            if answer.instance != seen[-1]:
-                if answer.instance in seen:
-                    return True
-                seen.append(answer.instance)
-            if len(seen) == 1 and asked == 2:
-                return False
+            rounds.append(found)
         return False
 
     async def _observe_process(self, url: str, question: Question) -> None:

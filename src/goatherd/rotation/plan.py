@@ -67,7 +67,7 @@ class Cost:
 
 # Two requests per observation, one to introduce, one to notify (tests/unit/rotation/test_plan.py counts them).
 COSTS: Final[dict[Step, Cost]] = {
-    Step.PREPARE: Cost(store_reads=5, store_writes=2, node_requests=10),
+    Step.PREPARE: Cost(store_reads=5, store_writes=2, node_requests=14),
     Step.PUBLISH: Cost(store_reads=1, store_writes=1, node_requests=3),
     Step.ACTIVATE: Cost(store_reads=2, store_writes=1, node_requests=6),
     Step.VERIFY: Cost(store_reads=2, store_writes=1, node_requests=5),

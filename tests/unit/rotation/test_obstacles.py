@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from typing import Any
 
 import pytest
@@ -51,9 +51,9 @@ class Alias:
 class Balancer(Alias):
     """A URL at which several servers answer about their identity in turn."""
 
-    def __init__(self, *nodes: HerdNode) -> None:
-        super().__init__(nodes[0], "http://balancer")
-        self._turns = cycle(nodes)
+    def __init__(self, nodes: Iterable[HerdNode]) -> None:
+        self._turns = iter(nodes)
+        super().__init__(next(self._turns), "http://balancer")
 
     async def identity(self) -> ServerIdentity | None:
         return await next(self._turns).identity()
@@ -191,18 +191,22 @@ async def test_a_server_that_is_named_twice_is_one_server(make_herd: MakeHerd) -
     assert any("are the same server" in remark for remark in plan.remarks)
 
 
-async def test_a_url_at_which_several_servers_answer_is_refused(make_herd: MakeHerd) -> None:
-    herd = await make_herd(nodes=2, clients=0)
-    nodes = [Balancer(*herd.nodes)]
+@pytest.mark.parametrize("turns", [(0, 1), (0, 0, 0, 1), (0, 1, 1, 1, 1, 0), (0, 1, 2, 3, 4, 5)])
+async def test_a_url_at_which_several_servers_answer_is_refused(make_herd: MakeHerd, turns: tuple[int, ...]) -> None:
+    herd = await make_herd(nodes=6, clients=0)
+    nodes = [Balancer(cycle([herd.nodes[number] for number in turns]))]
     assert "several servers answer at http://balancer in turn" in str(await refused(herd, nodes=nodes))
+    nodes = [Balancer(cycle([herd.nodes[number] for number in turns]))]
     policy = replace(POLICY, unlisted=timedelta(minutes=5))
     assert (await rotator_for(herd, nodes=nodes, policy=policy).plan()).obstacles == (), "it waits for all servers"
 
 
 async def test_a_server_that_restarts_between_two_answers_is_one_server(make_herd: MakeHerd) -> None:
-    herd = await make_herd(nodes=2, clients=0)
-    nodes = [Balancer(herd.nodes[0], herd.nodes[1], herd.nodes[1], herd.nodes[1], herd.nodes[1], herd.nodes[1])]
-    assert not [one for one in (await rotator_for(herd, nodes=nodes).plan()).obstacles if "in turn" in one.text]
+    herd = await make_herd(nodes=3, clients=0)
+    first, second, third = herd.nodes
+    for before in ([first], [first] * 2, [first] * 6, [first, *[second] * 4], [first, second, second]):
+        nodes = [Balancer(chain(before, repeat(third)))]
+        assert not [one for one in (await rotator_for(herd, nodes=nodes).plan()).obstacles if "in turn" in one.text]
 
 
 async def test_a_quorum_of_more_servers_than_are_listed_is_refused(make_herd: MakeHerd) -> None:
