@@ -119,8 +119,8 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The PID of the running child process; None if none is running."""
-        return self._process.pid if self._process is not None and self.is_running else None
+        """The PID of the present child process, or of the last one if it has ended; None if none was started."""
+        return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
         """Start the child process.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from dataclasses import replace
 from datetime import timedelta
@@ -383,6 +384,25 @@ async def test_a_program_that_does_not_exist_ends_the_agent(world: World) -> Non
         with pytest.raises(ConfigurationError, match="was not found"):
             await task
     assert left(world) == []
+
+
+async def test_the_log_names_the_process_of_a_server_that_ends_at_once(
+    world: World, told: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick(monkeypatch)
+    world.supervisor = Supervisor(["false"], environ=dict(os.environ))
+    start = world.supervisor.start
+
+    async def start_and_end() -> None:
+        await start()
+        await world.supervisor.wait()
+
+    monkeypatch.setattr(world.supervisor, "start", start_and_end)
+    async with world.running() as task:
+        assert await task == 1
+    started = re.findall(r"agent\.started pid=(\S+)", told.text)
+    assert len(started) > 1
+    assert all(pid.isdecimal() for pid in started)
 
 
 async def test_crashes_cause_no_call_to_the_store(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
