@@ -36,6 +36,7 @@ from goatherd.errors import (
     SecretNotFoundError,
     StoreLagError,
     StoresDifferError,
+    UnavailableError,
     VersionDisabledError,
 )
 from goatherd.identity.document import decode_document
@@ -524,6 +525,13 @@ class ReplicatedStore(StoreGroup):
                 if at != CURRENT:
                     raise
                 raise await self._explain_missing(error, call.secret_id) from error.__cause__
+            except UnavailableError as error:
+                lost, others = self.primary.region, " or ".join(one.region for one in self.followers)
+                error.hint += (
+                    f" If the store of region {lost} is lost permanently, `goatherd stores promote REGION` makes the"
+                    f" store of another region the primary store: {others}."
+                )
+                raise
         member, inner = self._locate(at)
         found = await member.provider.read(self._id_in(member, call), inner)
         return replace(found, version=self._named(member, found.version))

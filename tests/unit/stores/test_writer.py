@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.errors import ConflictError, ProviderAccessDeniedError, StoreLagError, StoresDifferError
+from goatherd.errors import ConflictError, ProviderAccessDeniedError, StoreLagError, StoresDifferError, UnavailableError
 from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.providers.base import Call
 from goatherd.providers.breaker import CAP
@@ -58,6 +58,15 @@ async def test_nothing_is_written_while_a_region_lacks_the_change_before(regions
     regions.us.lag = 0
     await write(regions, THIRD)
     assert [await held(regions, one) for one in ("eu", "ap")] == [3, 3]
+
+
+async def test_if_the_primary_store_does_not_answer_the_hint_names_the_promotion_of_another(regions: Regions) -> None:
+    regions.eu.is_cut_off = True
+    for _ in range(2):
+        with pytest.raises(UnavailableError) as caught:
+            await regions.writer().read(SECRET)
+        assert caught.value.hint.count("If the store of region eu is lost permanently, `goatherd stores promote") == 1
+        assert "makes the store of another region the primary store: us or ap." in caught.value.hint
 
 
 @pytest.mark.slow
