@@ -706,7 +706,7 @@ class RotationBusyError(RotationError):
     """Another process runs a rotation; the message names the process, the start time and the phase."""
 
     code = "rotation.busy"
-    hint = "Wait until that rotation has ended. If its process has died, run `goatherd rotate --resume`."
+    hint = "Wait until that rotation has ended. If no process drives it any more, run `goatherd rotate --resume`."
 
 
 class StuckError(RotationError):

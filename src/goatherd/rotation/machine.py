@@ -1044,8 +1044,11 @@ def refusal_error(action: Busy | Illegal | Refuse) -> GoatherdError:
         )
     who = action.started_by or "an unnamed operator"
     since = f" since {iso(action.phase_since_ms)}" if action.phase_since_ms else ""
+    end = "--cancel" if action.phase in (Phase.PREPARED, Phase.PUBLISHED) else "--rollback"
     return RotationBusyError(
-        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}"
+        f"rotation {action.rotation_id} by {who}, begun at {action.started_at}, is in phase {action.phase}{since}",
+        hint="If a process still drives it, wait until it has ended. If none does, because the process has died or was"
+        f" to stop at this phase (--to): `goatherd rotate --resume` finishes the rotation, and {end} ends it.",
     )
 
 

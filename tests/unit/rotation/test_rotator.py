@@ -255,8 +255,14 @@ async def test_a_run_stops_where_it_shall_and_another_carries_on(make_herd: Make
 async def test_a_second_operator_is_told_who_since_when_and_in_which_phase(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=1)
     await rotator_for(herd).rotate(to_phase=Phase.PUBLISHED)
-    with pytest.raises(RotationBusyError, match=r"alice@host-1:4711.*2026-.*published"):
+    with pytest.raises(RotationBusyError, match=r"alice@host-1:4711.*2026-.*published") as caught:
         await rotator_for(herd, started_by="bob@host-2:2").rotate()
+    assert "was to stop at this phase (--to): `goatherd rotate --resume` finishes" in caught.value.hint
+    assert "--cancel ends it" in caught.value.hint
+    await rotator_for(herd).resume(to_phase=Phase.ACTIVATED)
+    with pytest.raises(RotationBusyError) as caught:
+        await rotator_for(herd, started_by="bob@host-2:2").rotate()
+    assert "--rollback ends it" in caught.value.hint
 
 
 @pytest.mark.slow
