@@ -81,6 +81,11 @@ def _check_jwk(jwk: Mapping[str, Any]) -> None:
     if not isinstance(jwk, Mapping):
         raise DecodeError("a JWK must be a JSON object")
     if jwk.get("kty") != "EC" or jwk.get("crv") != "P-384":
+        if jwk.get("kty") == "OKP":
+            raise DecodeError(
+                "it is an Ed25519 key, which is a newer GoatDB's key; Goatherd supports GoatDB 0.5.1, whose keys are"
+                " P-384"
+            )
         raise DecodeError("a GoatDB key must be a JWK with kty EC and crv P-384")
 
 

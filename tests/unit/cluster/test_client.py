@@ -512,6 +512,16 @@ def test_a_client_works_in_one_event_loop_after_the_other() -> None:
         gc.collect()
 
 
+async def test_a_server_of_a_newer_goatdb_is_named_by_its_keys() -> None:
+    key = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+    session = {"id": "new", "publicKey": key, "expiration": 1_795_000_000}
+    client = client_of(lambda _: httpx2.Response(200, json={"session": session, "roots": []}))
+    with pytest.raises(
+        NodeRefusedError, match=r"an Ed25519 key, which is a newer GoatDB's key; Goatherd supports .*0\.5"
+    ):
+        await client.new_session()
+
+
 # --- the module -----------------------------------------------------------------------------------------------------
 
 
