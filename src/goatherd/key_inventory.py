@@ -31,6 +31,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.identity.key_age import last_signed_ms, roots_with_keys
+from goatherd.identity.key_retirement import RetirementRule
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.transitions import CANCELLED
 from goatherd.providers.base import StoreReader
@@ -43,7 +44,6 @@ from goatherd.providers.values import (
     VersionState,
     format_label,
 )
-from goatherd.times import milliseconds
 
 _RECENT: Final = 12
 """How many versions to search for a cancelled rotation; each rotation writes at most six."""
@@ -60,7 +60,6 @@ class Holding:
             in milliseconds since 1970. The grace period starts then.
         rotation_id: Id of the rotation that is prepared or published in this version, which then holds the next root's
             private key; None if there is none.
-        is_of_cancelled: Whether the document records that this rotation was cancelled.
         root_ids: Ids of all roots of the document in this version.
         rotation_ids: Ids of the rotations that this document records.
         problem: Why the value of the version could not be read; None if it was read.
@@ -77,7 +76,6 @@ class Holding:
     private_ids: frozenset[str]
     retired_ms: int
     rotation_id: str | None = None
-    is_of_cancelled: bool = False
     root_ids: tuple[str, ...] = ()
     rotation_ids: tuple[str, ...] = ()
     problem: str | None = None
@@ -406,13 +404,11 @@ async def _read_holding(
         # Goatherd destroys no version that another tool has written.
         return replace(unknown, problem=f"not written by Goatherd ({error.code})", is_unknown_leftover=False)
     silent_ms = [last_signed_ms(document, key) for key in content.private_ids - {document.current.id}]
-    cancelled = {entry.rotation_id for entry in document.history if entry.event == CANCELLED}
     return Holding(
         version=version,
         private_ids=content.private_ids,
         retired_ms=max([version.created_ms, *silent_ms]),
         rotation_id=content.rotation_id,
-        is_of_cancelled=content.rotation_id is not None and content.rotation_id in cancelled,
         root_ids=content.root_ids,
         rotation_ids=content.rotation_ids,
         is_copied=is_copied,
@@ -492,27 +488,23 @@ class KeyInventory:
 
     Attributes:
         holdings: The versions that are not destroyed, newest first.
-        signing: Ids of the roots whose private keys are needed: the current root, and the next root of a rotation.
+        rule: Which versions are retired, and when they may be destroyed.
         roots: Ids of all roots of the identity document, in its order.
         recorded: Ids of roots that are recorded as retired: no version holds their private keys.
         unretired: The other previous roots, each by id with the time at which it last signed; empty while a rotation is
             in progress.
-        grace: How long a key is kept after its root was replaced.
         copies: Where a value can still be read after the store has destroyed it, as a phrase; None if nowhere.
         cause: The error for which the store could not be read; None if it was read.
-        is_rotating: Whether a rotation is in progress.
         anchors: The URI of the signer that holds the key of each anchor, by id; None for a former anchor.
     """
 
     holdings: tuple[Holding, ...]
-    signing: frozenset[str]
+    rule: RetirementRule
     roots: tuple[str, ...]
     recorded: frozenset[str]
     unretired: tuple[tuple[str, int], ...]
-    grace: timedelta
     copies: str | None
     cause: GoatherdError | None = None
-    is_rotating: bool = False
     anchors: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -536,27 +528,23 @@ class KeyInventory:
 
     def holdings_due(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now."""
-        return tuple(one for one in self.retirable_holdings() if self.due_ms(one, now_ms) <= now_ms)
+        return tuple(one for one in self.rule.find_due(self.holdings, now_ms) if not one.foreign_labels)
 
     def holdings_kept_by_labels(self, now_ms: int) -> tuple[Holding, ...]:
         """Return the versions that `goatherd retire` would destroy now if they had no foreign labels.
 
         A foreign label is one that an operator or another tool has set.
         """
-        due = [one for one in self.retired_holdings() if self.due_ms(one, now_ms) <= now_ms]
-        return tuple(one for one in due if one.foreign_labels)
+        return tuple(one for one in self.rule.find_due(self.holdings, now_ms) if one.foreign_labels)
 
     def next_due_ms(self, now_ms: int) -> int | None:
         """Return when the next version will be due to be destroyed, in milliseconds since 1970; None if none will."""
-        times = [self.due_ms(one, now_ms) for one in self.retirable_holdings()]
+        times = [self.rule.due_ms(one, now_ms) for one in self.retirable_holdings()]
         return min([one for one in times if one > now_ms], default=None)
 
     def recordable_roots(self, now_ms: int) -> tuple[str, ...]:
         """Return the ids of roots that `goatherd retire` would record as retired now: no version holds their keys."""
-        if not self.is_complete:
-            return ()
-        grace_ms = milliseconds(self.grace)
-        return tuple(root for root, ms in self.unretired if ms + grace_ms <= now_ms and not self.versions_with(root))
+        return () if self.cause is not None else self.rule.find_recordable(self.unretired, self.holdings, now_ms)
 
     def retired_holdings(self) -> list[Holding]:
         """Return the versions with a private key that no longer signs, or with unknown keys.
@@ -564,24 +552,11 @@ class KeyInventory:
         The version with the label ``current`` is left out. So is one with the label ``stable``, except if a run that
         was interrupted has left the label behind: `goatherd retire` moves it before it destroys anything.
         """
-        return [
-            one
-            for one in self.holdings
-            if (one.private_ids - self.signing or one.is_unknown_leftover)
-            and CURRENT not in one.version.labels
-            and (STABLE not in one.version.labels or (not self.is_rotating and not one.is_copied))
-        ]
+        return [one for one in self.holdings if self.rule.is_retired(one)]
 
     def retirable_holdings(self) -> list[Holding]:
         """Return the versions with retired keys that no label protects from being destroyed."""
         return [one for one in self.retired_holdings() if not one.foreign_labels]
-
-    def due_ms(self, one: Holding, now_ms: int) -> int:
-        """Return when a stored version with retired private keys may be destroyed, in milliseconds since 1970."""
-        if one.is_of_cancelled:
-            # Its next root has signed nothing, so it is due, even if a clock that is ahead recorded a later time.
-            return min(one.retired_ms, now_ms)
-        return one.retired_ms + milliseconds(self.grace)
 
 
 async def take_key_inventory(
@@ -601,9 +576,18 @@ async def take_key_inventory(
         holdings = await find_holdings(provider, secret_id, document)
     except GoatherdError as error:
         cause = error
+    # In phase steady, `goatherd retire` first moves a label `stable` that an interrupted run has left behind.
+    in_use = {CURRENT} if document.rotation is None else {CURRENT, STABLE}
     return KeyInventory(
         holdings=holdings,
-        signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
+        rule=RetirementRule(
+            signing=frozenset([document.current.id, *([document.next.id] if document.next else [])]),
+            in_use=frozenset(one.version.id for one in holdings if one.version.labels & in_use),
+            cancelled=frozenset(
+                one.rotation_id for one in document.history if one.event == CANCELLED and one.rotation_id
+            ),
+            grace=grace,
+        ),
         roots=tuple(root.id for root in document.roots),
         anchors={
             **dict.fromkeys(document.anchor_ids),
@@ -611,8 +595,6 @@ async def take_key_inventory(
         },
         recorded=document.retired_ids,
         unretired=roots_with_keys(document) if document.rotation is None else (),
-        grace=grace,
         copies=retained_copies(provider),
         cause=cause,
-        is_rotating=document.rotation is not None,
     )

@@ -17,6 +17,7 @@ from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity.anchor import AnchorRecord
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
+from goatherd.identity.key_retirement import RetirementRule
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import (
     activate_rotation,
@@ -178,13 +179,16 @@ def status(
     )
     keys = KeyInventory(
         holdings=holdings,
-        signing=frozenset({document.current.id}),
+        rule=RetirementRule(
+            signing=frozenset({document.current.id}),
+            in_use=frozenset(one.id for one in versions if one.labels & {CURRENT, STABLE}),
+            cancelled=frozenset(),
+            grace=timedelta(days=30),
+        ),
         roots=tuple(one.id for one in document.roots),
         recorded=document.retired_ids,
         unretired=(),
-        grace=timedelta(days=30),
         copies=None,
-        is_rotating=record is not None,
     )
     progress = None
     if record is not None and servers:

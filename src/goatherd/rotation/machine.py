@@ -39,6 +39,7 @@ from goatherd.errors import (
     UnhealthyError,
 )
 from goatherd.identity.document import Phase
+from goatherd.identity.key_retirement import RetirementRule
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.rotation.observation import HealthView, Observation, StoreView
 from goatherd.rotation.obstacles import (
@@ -974,31 +975,25 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     if is_ahead and compare_clocks(observation, policy).is_ours_confirmed:
         # A grace period that begins in the future would be too long.
         return CorrectTimes(expected=store.version)
-    left = frozenset[str]().union(*(one.private_ids for one in observation.versions))
-    kept: list[Kept] = []
-    for one in observation.versions:
-        # Leftovers of a killed writer are not needed, and may hold any key.
-        is_retired = one.private_ids - {store.current_id} or one.is_unknown_leftover
-        is_ours = one.version.id in (store.version, store.stable) or one.is_used_elsewhere
-        is_unneeded = one.rotation_id in store.cancelled
-        if not is_retired or is_ours or (now_ms < one.retired_ms + milliseconds(policy.grace) and not is_unneeded):
-            continue
-        if one.foreign_labels:
-            # The store would refuse each time, and the label is not Goatherd's to remove.
-            kept.append(Kept(version=one.version.id, labels=one.foreign_labels))
-            continue
-        # SECURITY: the private key of the replaced root must not stay in the store
-        # (tests/unit/rotation/test_hazards.py).
-        return Destroy(version=one.version.id, is_leftover=one.version.is_leftover)
-    done = Done(outcome=Outcome.NOTHING, kept=tuple(kept))
-    if any(one.problem is not None for one in observation.versions):
-        # The keys in this version are unknown, so no key can be recorded as destroyed.
-        return done
+    rule = RetirementRule(
+        signing=frozenset({store.current_id}),
+        in_use=frozenset(one for one in (store.version, store.stable) if one is not None),
+        cancelled=store.cancelled,
+        grace=policy.grace,
+    )
+    due = rule.find_due(observation.versions, now_ms)
+    for one in due:
+        # The store would refuse to destroy a version with another tool's label, and the label is not Goatherd's to
+        # remove.
+        if not one.foreign_labels:
+            # SECURITY: the private key of the replaced root must not stay in the store
+            # (tests/unit/rotation/test_hazards.py).
+            return Destroy(version=one.version.id, is_leftover=one.version.is_leftover)
     # Decided by the versions, not by this run's actions, since a run may die after its last `Destroy`.
-    for session_id, since_ms in store.unretired:
-        if session_id not in left and now_ms >= since_ms + milliseconds(policy.grace):
-            return RecordRetired(session_id=session_id, expected=store.version)
-    return done
+    for session_id in rule.find_recordable(store.unretired, observation.versions, now_ms):
+        return RecordRetired(session_id=session_id, expected=store.version)
+    kept = tuple(Kept(version=one.version.id, labels=one.foreign_labels) for one in due)
+    return Done(outcome=Outcome.NOTHING, kept=kept)
 
 
 def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:

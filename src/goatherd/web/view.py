@@ -582,7 +582,7 @@ def _key_places(keys: KeyInventory, root_id: str, now_ms: int) -> tuple[KeyPlace
         KeyPlace(
             version=clean_text(one.version.id),
             labels=tuple(format_label(label) for label in sorted(one.version.labels)),
-            due_ms=keys.due_ms(one, now_ms) if one in retirable else None,
+            due_ms=keys.rule.due_ms(one, now_ms) if one in retirable else None,
         )
         for one in keys.holdings
         if root_id in one.private_ids

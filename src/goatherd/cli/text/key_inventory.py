@@ -100,7 +100,7 @@ def due_lines(keys: KeyInventory, now_ms: int) -> list[str]:
 
 def _describe_due(keys: KeyInventory, one: Holding, now_ms: int) -> str:
     if one in keys.retirable_holdings():
-        return iso(keys.due_ms(one, now_ms))
+        return iso(keys.rule.due_ms(one, now_ms))
     return "when no label points at it" if one in keys.retired_holdings() else ""
 
 
@@ -151,6 +151,6 @@ def _unsearched_lines(keys: KeyInventory) -> list[str]:
 def _nothing(keys: KeyInventory) -> str:
     if keys.problem is not None:
         return f"not known what to destroy: the stored versions could not be read ({keys.problem})"
-    grace = format_duration(keys.grace)
+    grace = format_duration(keys.rule.grace)
     none = "no version" if keys.is_complete else "no version that was read"
     return f"nothing to destroy: {none} holds a private key that was replaced over {grace} ago"
