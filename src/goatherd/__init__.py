@@ -26,35 +26,27 @@ import sys
 TYPE_CHECKING = False  # not from `typing`, which takes longer to import than all of `goatherd --help`
 if TYPE_CHECKING:
     from goatherd.admission.access import Access, AccessRule
-    from goatherd.api.operations import (
-        cancel,
-        drop_lost_anchor,
-        init,
-        migrate,
-        open_store,
-        plan_rotation,
-        read_identity,
-        restore,
-        resume,
-        retire,
-        revoke,
-        roll_back,
-        rotate,
-        status,
-    )
-    from goatherd.api.sessions import (
-        create_identity,
-        create_session_commit,
-        decode_session,
-        encode_session,
-        generate_session,
-    )
     from goatherd.cluster.client import NodeClient
     from goatherd.errors import GoatherdError
     from goatherd.identity.document import IdentityDocument, decode_document, encode_document
     from goatherd.identity.session import OwnedSession, Session
     from goatherd.node.server import Server, serve
     from goatherd.operations.identity_store import Store
+    from goatherd.operations.init import init
+    from goatherd.operations.migrate import migrate
+    from goatherd.operations.opening import open_store, read_identity
+    from goatherd.operations.restore import restore
+    from goatherd.operations.retire import retire
+    from goatherd.operations.revoke import revoke
+    from goatherd.operations.rotate import cancel, drop_lost_anchor, plan_rotation, resume, roll_back, rotate
+    from goatherd.operations.sessions import (
+        create_identity,
+        create_session_commit,
+        decode_session,
+        encode_session,
+        generate_session,
+    )
+    from goatherd.operations.status import status
     from goatherd.plugins import open_provider
     from goatherd.providers.aws import AWSSecretProvider
     from goatherd.providers.azure import AzureSecretProvider
@@ -138,35 +130,37 @@ __all__ = [
 
 _HOMES = {
     "admission.access": ("Access", "AccessRule"),
-    "api.operations": (
-        "cancel",
-        "drop_lost_anchor",
-        "init",
-        "migrate",
-        "open_store",
-        "plan_rotation",
-        "read_identity",
-        "restore",
-        "resume",
-        "retire",
-        "revoke",
-        "roll_back",
-        "rotate",
-        "status",
-    ),
-    "api.sessions": (
-        "create_identity",
-        "create_session_commit",
-        "decode_session",
-        "encode_session",
-        "generate_session",
-    ),
     "cluster.client": ("NodeClient",),
     "errors": ("GoatherdError",),
     "identity.document": ("IdentityDocument", "decode_document", "encode_document"),
     "identity.session": ("OwnedSession", "Session"),
     "node.server": ("Server", "serve"),
     "operations.identity_store": ("Store",),
+    "operations.init": ("init",),
+    "operations.migrate": ("migrate",),
+    "operations.opening": (
+        "open_store",
+        "read_identity",
+    ),
+    "operations.restore": ("restore",),
+    "operations.retire": ("retire",),
+    "operations.revoke": ("revoke",),
+    "operations.rotate": (
+        "cancel",
+        "drop_lost_anchor",
+        "plan_rotation",
+        "resume",
+        "roll_back",
+        "rotate",
+    ),
+    "operations.sessions": (
+        "create_identity",
+        "create_session_commit",
+        "decode_session",
+        "encode_session",
+        "generate_session",
+    ),
+    "operations.status": ("status",),
     "plugins": ("open_provider",),
     "providers.aws": ("AWSSecretProvider",),
     "providers.azure": ("AzureSecretProvider",),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -55,7 +55,6 @@ from goatherd.errors import NotAdoptedError
 from goatherd.key_inventory import retained_copies
 from goatherd.operations import rotate as operations
 from goatherd.operations.runs import notify_each, read_identity_at_end, write_metrics_file
-from goatherd.rotation.anchor_keys import AnchorChoice
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Phase
 
@@ -221,9 +220,9 @@ def rotate(
     if what in ("", "replace-expired"):
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     stop_at = Phase(to_phase) if to_phase else None
-    choice = AnchorChoice(signer=anchor, is_removed=remove_anchor, is_direct=direct, leaves_direct=working_root)
+    change = {"anchor": anchor, "remove_anchor": remove_anchor, "direct": direct, "working_root": working_root}
     if what == "plan":
-        return asyncio.run(_plan(app, stop_at, choice))
+        return asyncio.run(_plan(app, stop_at, change))
     if what == "drop-lost-anchor":
         return asyncio.run(_drop_lost_anchor(app, reason or operations.LOST))
     if what == "replace-expired":
@@ -234,7 +233,7 @@ def rotate(
         "": partial(
             operations.rotate,
             to_phase=stop_at,
-            anchor=choice,
+            **change,
             create_key=create_key,
             on_wait=note_of_wait(app.out),
             unsafe_without_nodes=unsafe_without_nodes,
@@ -249,11 +248,11 @@ def rotate(
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
-async def _plan(app: App, to_phase: Phase | None, choice: AnchorChoice) -> int:
+async def _plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
         health = build_health_signals(options)
-        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, anchor=choice)
+        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, **change)
     plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
     app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
     return 0
@@ -278,10 +277,11 @@ async def _drop_lost_anchor(app: App, reason: str) -> int:
 async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options) as nodes:
-        report = await operations.replace_expired(
+        report = await operations.rotate(
             store,
             nodes,
             build_policy(options),
+            replace_expired=True,
             unsafe_without_nodes=unsafe_without_nodes,
             audit_log=audit_log(app),
             on_event=notify_each(partial(show_delay, app.out), partial(replaced_event, app.out)),

@@ -28,7 +28,8 @@ from goatherd.errors import ConfigurationError, GoatherdError, ProviderError
 from goatherd.identity.document import IdentityDocument
 from goatherd.key_inventory import find_unlisted_keys
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, make_rotator, resolve_nodes
+from goatherd.operations.opening import Nodes
+from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.rotation_metrics import RotationMetrics
 from goatherd.operations.runs import EventListener, notify_each
 from goatherd.operations.status import find_obstacles_now

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from goatherd.clock import SystemClock
 from goatherd.errors import (
@@ -23,11 +24,60 @@ from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
 from goatherd.operations.anchor_key import create_anchor_key, mention_created_key
 from goatherd.operations.identity_store import Store
+from goatherd.operations.opening import (
+    StoreName,
+    check_key_is_named,
+    choose_policy,
+    make_signer_opener,
+    open_store,
+    read_signer_uri,
+)
 from goatherd.providers.values import SecretBytes, SecretVersion
 from goatherd.remote_keys import sign_aside
 from goatherd.rotation.anchor_keys import AnchorKeys, SignerOpener, open_pinned_signer
 from goatherd.rotation.policy import Policy, check_lifetime
 from goatherd.stores import ReplicatedStore
+
+if TYPE_CHECKING:
+    from goatherd.signers.verified import VerifiedSigner
+
+
+async def init(
+    store: StoreName,
+    policy: Policy | None = None,
+    *,
+    org: str | None = None,
+    anchor: str | VerifiedSigner | None = None,
+    create_key: bool = False,
+    direct: bool = False,
+) -> IdentityDocument:
+    """Create the first identity of a cluster in a store that has none, and return it.
+
+    Args:
+        store: See `open_store`.
+        policy: How long the root is valid: `Policy.lifetime`, or `Policy.working_lifetime` if there is an anchor.
+        org: The organization.
+        anchor: The signer (an HSM or a KMS) that holds the key of the identity's anchor: its URI, or what `open_signer`
+            returns, which stays open. None for an identity without an anchor.
+        create_key: Create the anchor's key first, and wait until it is ready: some minutes at most. It must not exist
+            yet.
+        direct: Let the anchor itself sign (direct mode). Signatures are made by the signer that the URI names.
+
+    Raises:
+        LifetimeError: The lifetime of the root would be too short.
+        WrongClockError: This machine's clock differs from the store's.
+        IdentityExistsError: The store holds an identity. Nothing was changed.
+        ProviderError: The store could not be written.
+        SignerError: The signer refused, did not answer, or holds the key already. Nothing was written.
+    """
+    uri = read_signer_uri(anchor)
+    check_key_is_named(uri, create_key=create_key)
+    opener = make_signer_opener(anchor, None)
+    async with open_store(store, org=org) as opened:
+        _, document = await init_identity(
+            opened, choose_policy(policy), anchor=uri, create_key=create_key, direct=direct, open_signer=opener
+        )
+        return document
 
 
 async def init_identity(
@@ -40,29 +90,16 @@ async def init_identity(
     open_signer: SignerOpener = open_pinned_signer,
     on_wait: Callable[[timedelta], None] | None = None,
 ) -> tuple[SecretVersion, IdentityDocument]:
-    """Generate a root session and write the first identity document.
+    """Create the first identity in an open store, and return the version that was written, and the identity in it.
 
     Args:
-        store: The open store.
-        policy: The lifetime of the root, and the tolerance for clocks.
-        anchor: URI of the signer (HSM or KMS) that holds the anchor's key; None for an identity without an anchor.
-        create_key: Whether to create the anchor's key first; it must not exist yet.
-        direct: Whether the anchor itself is the root that signs (direct mode), so that the HSM or KMS makes each
-            signature. Otherwise a new root signs, which the anchor, if any, endorses.
+        store, policy, anchor, create_key, direct: As for `init`; the anchor is named by its URI.
         open_signer: Opens the signer by its URI.
         on_wait: Called once, with the longest duration of the wait, if the created key is not ready at once.
 
-    Returns:
-        The version that was written, and the identity in it.
-
     Raises:
-        ConfigurationError: The lifetime is shorter than a rotation needs; or the policy needs a working root, but there
-            is no anchor.
-        WrongClockError: This machine's clock differs from the store's.
-        IdentityExistsError: The store holds an identity. Nothing was changed.
-        ProviderError: The store could not be written, or not be read before the anchor's key is created.
-        IdentityError: `create_key` is given, and the store holds something else than an identity.
-        SignerError: The anchor's signer refused or did not answer. Nothing was written.
+        ConfigurationError: Direct mode without an anchor; or the policy needs a working root, but there is no anchor.
+        GoatherdError: As `init`.
     """
     if direct and anchor is None:
         raise ConfigurationError(

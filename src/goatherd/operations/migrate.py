@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from os import PathLike
 from pathlib import Path
 
 import orjson
@@ -45,7 +46,7 @@ from goatherd.identity.settings_json import describe_short_life
 from goatherd.identity.transitions import extend_current_root
 from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.git_history import GitFinding, find_in_git
-from goatherd.operations.identity_store import Store
+from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.operations.merge_identities import (
     contains_root,
     covers_root,
@@ -72,7 +73,16 @@ from goatherd.operations.migration_sessions import (
     find_root_introductions,
     with_pruned_root,
 )
+from goatherd.operations.opening import (
+    ORG_HINT,
+    StoreName,
+    choose_policy,
+    name_store,
+    open_store,
+    read_addresses,
+)
 from goatherd.providers.values import CURRENT, ORG_FIELD, SecretBytes
+from goatherd.rotation.policy import Policy
 from goatherd.telemetry import describe_count
 from goatherd.times import iso
 from goatherd.wire.commit import Commit
@@ -166,6 +176,93 @@ class Migration:
         return [] if self.is_dry else [one.settings for one in self.outcomes if one.settings.exists()]
 
 
+async def migrate(
+    store: StoreName,
+    sources: str | PathLike[str] | Iterable[str | PathLike[str]],
+    nodes: str | Iterable[str] = (),
+    *,
+    org: str | None = None,
+    policy: Policy | None = None,
+    dry_run: bool = False,
+    write_sessions: bool = True,
+    is_only_server: bool = False,
+    root_id: str | None = None,
+    remove_key: bool = False,
+) -> Migration:
+    """Copy the identity of stopped GoatDB servers into a store.
+
+    An identity already stored is not changed, except for a later expiration that a GoatDB server has given its root.
+
+    Args:
+        store: See `open_store`.
+        sources: A ``settings.json`` or a data directory; for several servers of one cluster, one for each.
+        nodes: Running servers, which are asked for their sessions and whether they accept the root.
+        org: The only organization to migrate; None for all that the sources hold.
+        policy: The timeout of a request, and by how much clocks may differ.
+        dry_run: Write nothing.
+        write_sessions: Write sessions that only ``settings.json`` has into the server's log of ``/sys/sessions``.
+        is_only_server: State that no other server of the cluster was migrated before. Sessions are then written even if
+            no other server can be asked for them.
+        root_id: The root that becomes the current root if the servers have different ones.
+        remove_key: Remove ``settings.json`` after the identity was read back from the store.
+
+    Raises:
+        ConfigurationError: No source is given, a source holds no ``settings.json`` and no earlier call has removed it,
+            the store does not hold the root of a removed one, several organizations would share one secret, or no
+            commit of a log is signed for the organization; nothing was written.
+        IdentityExistsError: The store holds another identity. Nothing was written.
+        MalformedIdentityError, KeyMismatchError: A ``settings.json`` is invalid; nothing was written.
+        SettingsError: Two servers have different identities for one organization, or an earlier call has migrated a
+            server that may create the same sessions differently; nothing was written.
+        UnsignedIdentityError: The stored identity needs the later expiration of a ``settings.json``, but is not signed.
+        ProviderConfigurationError: The store exists only in this process, and this is no dry run.
+        WrongClockError: This machine's clock differs from the store's.
+        StorageError: A running server holds a log open, or a log is damaged.
+        DiscoveryError: The running servers could not be discovered.
+    """
+    policy = choose_policy(policy)
+
+    def secret_for(orgs: Sequence[str]) -> str:
+        if isinstance(store, Store):
+            return store.secret_id
+        _, template, name = name_store(store)
+        for one in orgs:
+            check_address_has_org(template, name, one, hint=ORG_HINT)
+        return template
+
+    target = MigrationTarget(
+        open_store=lambda one: open_store(store, org=one),
+        secret_for=secret_for,
+        addresses=read_addresses(nodes),
+        timeout=policy.node_timeout,
+        clock_tolerance=policy.clock_tolerance,
+        org=org,
+    )
+    given = (sources,) if isinstance(sources, str | PathLike) or not isinstance(sources, Iterable) else tuple(sources)
+    for one in given:
+        if not isinstance(one, str | PathLike):
+            raise ConfigurationError(
+                f"a {type(one).__name__} cannot be used as a source", hint="Give the path of a settings.json."
+            )
+    paths = [Path(one) for one in given]
+    if not paths:
+        raise ConfigurationError(
+            "no source is given, so there is nothing to migrate",
+            hint="Name a settings.json or a data directory of a GoatDB server.",
+        )
+    migration = await migrate_all(
+        target,
+        paths,
+        dry_run=dry_run,
+        write_sessions=write_sessions,
+        is_only_server=is_only_server,
+        root_id=root_id,
+    )
+    if remove_key:
+        await remove_keys(target, migration, confirmed=True)
+    return migration
+
+
 async def migrate_all(
     target: MigrationTarget,
     paths: Sequence[Path],
@@ -185,27 +282,12 @@ async def migrate_all(
         paths: Data directories and settings.json files; one that is found twice counts once. From a server that was
             migrated earlier, and has no settings.json any more, only the log is read. If there is no other server, the
             store and the running servers are checked, and nothing is written.
-        dry_run: Write nothing.
-        write_sessions: Write the sessions that only settings.json holds into the log.
-        is_only_server: Whether the operator states that no earlier run has migrated another server. Sessions are then
-            written even if no other server can be asked for them.
-        root_id: The root that becomes the current root if the servers have different ones.
+        dry_run, write_sessions, is_only_server, root_id: As for `migrate`.
         tell: Called before anything is written, with each line that describes what follows if servers have different
             roots.
 
     Raises:
-        ConfigurationError: A path holds no settings.json, the store does not hold the root of one that an earlier run
-            has removed, several organizations would share one secret, or no commit of a log is signed for the
-            organization; nothing was written.
-        MalformedIdentityError, KeyMismatchError: A settings.json is invalid; nothing was written.
-        SettingsError: Two servers have different identities for one organization, or an earlier run has migrated a
-            server that may create the same sessions differently; nothing was written.
-        IdentityExistsError: The store holds another identity.
-        UnsignedIdentityError: The stored identity needs the later expiration of a settings.json, but is not signed.
-        ProviderConfigurationError: The store exists only in this process, and this is no dry run.
-        WrongClockError: This machine's clock differs from the store's.
-        StorageError: A running server holds a log open, or a log is damaged.
-        DiscoveryError: The running servers could not be discovered.
+        GoatherdError: As `migrate`.
     """
     now_ms = SystemClock().now_ms()
     found: dict[tuple[Path, Path], MigrationSource] = {}

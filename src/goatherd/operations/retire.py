@@ -12,7 +12,8 @@ from typing import Unpack
 from goatherd.errors import UnconfirmedError
 from goatherd.key_inventory import KeyInventory, take_key_inventory
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, run_rotation
+from goatherd.operations.opening import Servers, StoreName, open_cluster
+from goatherd.operations.rotate import run_rotation
 from goatherd.operations.runs import RunOptions
 from goatherd.rotation.events import Report
 from goatherd.rotation.policy import Policy
@@ -47,33 +48,33 @@ async def read_key_inventory(store: Store, policy: Policy) -> KeyInventory:
 
 
 async def retire(
-    store: Store,
-    nodes: Nodes,
+    store: StoreName,
+    nodes: Servers = (),
     policy: Policy | None = None,
     *,
+    org: str | None = None,
     confirmed: bool = False,
     **options: Unpack[RunOptions],
 ) -> Retirement:
     """Destroy old private keys whose grace period has ended. The public keys of these roots stay trusted.
 
     Args:
-        store: The open store.
+        store, org, options: As for `goatherd.rotate`.
         nodes: Servers whose clocks and identities are compared with the store's. No server need be listed.
-        policy: How long a private key is kept after it was replaced (`grace`).
-        confirmed: Must be true, since destroyed keys cannot be recovered. `read_key_inventory` lists them before.
-        options: As for `goatherd.operations.rotate.rotate`.
+        policy: How long a private key is kept after it was replaced (`Policy.grace`).
+        confirmed: Must be true, since destroyed keys cannot be recovered. `status` lists them before.
 
     Raises:
-        UnconfirmedError: `confirmed` is false.
+        UnconfirmedError: `confirmed` is false. Nothing was destroyed.
         IllegalStepError: A rotation is in progress.
         StoreWentBackError: A server has used a later identity than the store holds. Nothing was destroyed.
-        AuditError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
+        RotationError, ProviderError, IdentityError: As `goatherd.rotation.rotator.Rotator.retire`.
     """
     if confirmed is not True:
         raise UnconfirmedError("destroying private keys was not confirmed; nothing was destroyed")
-    policy = policy or Policy()
-    asked = {"grace": policy.grace}
-    report = await run_rotation(
-        Rotator.retire, store, nodes, policy, asked, command="retire", waits_for_servers=False, **options
-    )
-    return Retirement(report=report, keys=await read_key_inventory(store, policy))
+    async with open_cluster(store, nodes, policy, org) as (opened, clients, policy):
+        asked = {"grace": policy.grace}
+        report = await run_rotation(
+            Rotator.retire, opened, clients, policy, org, asked, command="retire", waits_for_servers=False, **options
+        )
+        return Retirement(report=report, keys=await read_key_inventory(opened, policy))

@@ -7,56 +7,55 @@ explicitly allows it, because only servers can report which commits of the root 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from goatherd.clock import Clock
-from goatherd.cluster.discovery import NodeDirectory
 from goatherd.errors import ConfigurationError, UnconfirmedError
 from goatherd.operations.identity_store import Store
-from goatherd.operations.runs import AuditLogName, EventListener, notify_each, record_run
+from goatherd.operations.opening import Nodes, Servers, StoreName, make_signer_opener, open_cluster
+from goatherd.operations.runs import EventListener, RunOptions, notify_each, record_run
 from goatherd.revocation.report import RevocationReport
 from goatherd.revocation.revoker import NEW, RevocableNode, Revoker
-from goatherd.rotation.anchor_keys import SignerOpener, open_pinned_signer
 from goatherd.rotation.policy import Policy, check_lifetime, check_servers_listed
-from goatherd.server_url import parse_server_url
+from goatherd.server_url import one_or_more, parse_server_url
+
+if TYPE_CHECKING:
+    from goatherd.signers.verified import VerifiedSigner
 
 REQUEST_TIMEOUT: Final = timedelta(seconds=120)
 """Timeout of one request to a server, whose answer may hold 50 000 sessions."""
 
 
 async def revoke(
-    store: Store,
-    nodes: Sequence[RevocableNode] | NodeDirectory,
+    store: StoreName,
+    nodes: Servers = (),
     policy: Policy | None = None,
     *,
+    org: str | None = None,
     root_id: str,
     reason: str,
     confirmed: bool = False,
     successor: str = NEW,
-    leave_out: Collection[str] = (),
+    leave_out: str | Iterable[str] = (),
     destroy: bool = False,
     reopen: bool = False,
-    distrust: Sequence[str] = (),
-    trust_alone: Sequence[str] = (),
+    distrust: str | Iterable[str] = (),
+    trust_alone: str | Iterable[str] = (),
+    signer: str | VerifiedSigner | None = None,
     unsafe_without_nodes: bool = False,
-    audit_log: AuditLogName | None = None,
-    on_event: EventListener | None = None,
-    clock: Clock | None = None,
-    open_signer: SignerOpener = open_pinned_signer,
+    **options: Unpack[RunOptions],
 ) -> RevocationReport:
-    """Revoke a root, or resume a revocation. Servers then reject every new commit that the root signs.
+    """Revoke a root whose private key was exposed, or resume a revocation. Servers then reject its new commits.
 
     Args:
-        store: The open store.
-        nodes: Every server that holds this identity, with a timeout of at least `REQUEST_TIMEOUT`.
-        policy: How long to wait for servers, and the lifetime of a new root.
+        store, nodes, policy, org, options: As for `goatherd.rotate`.
         root_id: The root to revoke.
         reason: The reason, recorded in the identity's history.
         confirmed: Must be true, since a revocation cannot be undone.
-        successor: The root that becomes the current root, if the revoked one is the current root: ``new``, ``next``, or
-            the id of a previous root.
+        successor: The root that becomes the current root, if the revoked one is the current root: ``"new"``,
+            ``"next"``, or the id of a previous root.
         leave_out: Ids of user sessions that are not reissued (signed again by another root), so that servers reject
             them.
         destroy: Destroy the stored versions that hold the revoked private key, without a grace period.
@@ -64,65 +63,71 @@ async def revoke(
             were unreachable before.
         distrust: URLs of compromised servers, whose lists of commits and reports on the store's history are ignored.
         trust_alone: URLs of servers whose commits are accepted even if no other server holds them.
+        signer: As for `goatherd.rotate`; the anchor signs the revocation.
         unsafe_without_nodes: Allow a revocation without servers. It only writes the identity: no commits are frozen,
             and no sessions are reissued.
-        audit_log, on_event, clock, open_signer: As for `goatherd.operations.rotate.rotate`.
 
     Raises:
+        UnconfirmedError: `confirmed` is false. Nothing was written.
         ConfigurationError: No server is listed, there is no reason, or a URL is invalid.
-        UnconfirmedError: `confirmed` is false.
         LifetimeError: The lifetime of the new root would be too short.
         AuditError, RotationError, ProviderError, IdentityError: As `goatherd.revocation.revoker.Revoker.revoke`.
     """
-    servers = await _listed(nodes)
-    check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    if not reason:
-        raise ConfigurationError(
-            "a revocation needs a reason", hint="Give `reason`; it is recorded in the identity's history."
-        )
-    if confirmed is not True:
-        raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
-    if successor == NEW:
-        check_lifetime(policy or Policy())
-    asked: dict[str, Any] = {
-        "session": root_id,
-        "reason": reason,
-        "successor": successor,
-        "destroy": destroy,
-        "distrust": _urls(distrust),
-        "trustAlone": _urls(trust_alone),
-    }
-    async with record_run(store, "revoke", asked, audit_log) as journal:
-        listener = notify_each(on_event, journal.record_event)
-        revoker = _make_revoker(store, servers, policy, distrust, trust_alone, listener, clock, open_signer)
-        return await revoker.revoke(
-            root_id, reason=reason, successor=successor, leave_out=leave_out, destroy=destroy, reopen=reopen
-        )
+    async with open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT) as (opened, clients, policy):
+        servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
+        if not reason:
+            raise ConfigurationError(
+                "a revocation needs a reason", hint="Give `reason`; it is recorded in the identity's history."
+            )
+        if confirmed is not True:
+            raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
+        if successor == NEW:
+            check_lifetime(policy)
+        judged = {"distrust": _urls(distrust), "trust_alone": _urls(trust_alone)}
+        asked: dict[str, Any] = {
+            "session": root_id,
+            "reason": reason,
+            "successor": successor,
+            "destroy": destroy,
+            "distrust": judged["distrust"],
+            "trustAlone": judged["trust_alone"],
+        }
+        async with record_run(opened, "revoke", asked, options.get("audit_log")) as journal:
+            listener = notify_each(options.get("on_event"), journal.record_event)
+            revoker = _make_revoker(opened, servers, policy, signer, listener, options.get("clock"), **judged)
+            return await revoker.revoke(
+                root_id,
+                reason=reason,
+                successor=successor,
+                leave_out=one_or_more(leave_out),
+                destroy=destroy,
+                reopen=reopen,
+            )
 
 
 async def plan_revocation(
-    store: Store,
-    nodes: Sequence[RevocableNode] | NodeDirectory,
+    store: StoreName,
+    nodes: Servers = (),
     policy: Policy | None = None,
     *,
+    org: str | None = None,
     root_id: str,
     successor: str = NEW,
-    leave_out: Collection[str] = (),
-    distrust: Sequence[str] = (),
-    trust_alone: Sequence[str] = (),
+    leave_out: str | Iterable[str] = (),
+    distrust: str | Iterable[str] = (),
+    trust_alone: str | Iterable[str] = (),
     unsafe_without_nodes: bool = False,
     on_event: EventListener | None = None,
-    clock: Clock | None = None,
-    open_signer: SignerOpener = open_pinned_signer,
 ) -> RevocationReport:
     """Return what `revoke` would do, and which sessions it would reissue. Writes nothing.
 
     Args and errors are those of `revoke`.
     """
-    servers = await _listed(nodes)
-    check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-    revoker = _make_revoker(store, servers, policy, distrust, trust_alone, on_event, clock, open_signer)
-    return await revoker.plan(root_id, successor=successor, leave_out=leave_out)
+    async with open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT) as (opened, clients, policy):
+        servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
+        judged = {"distrust": _urls(distrust), "trust_alone": _urls(trust_alone)}
+        revoker = _make_revoker(opened, servers, policy, None, on_event, None, **judged)
+        return await revoker.plan(root_id, successor=successor, leave_out=one_or_more(leave_out))
 
 
 def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:
@@ -145,23 +150,24 @@ def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> 
     )
 
 
-async def _listed(nodes: Sequence[RevocableNode] | NodeDirectory) -> Sequence[RevocableNode]:
-    return await nodes() if isinstance(nodes, NodeDirectory) else nodes
+async def _list_servers(nodes: Nodes, *, unsafe_without_nodes: bool) -> Sequence[RevocableNode]:
+    servers = await nodes() if callable(nodes) else nodes
+    check_revocation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
+    return cast("Sequence[RevocableNode]", servers)
 
 
-def _urls(texts: Sequence[str]) -> list[str]:
-    return [str(parse_server_url(text)) for text in texts]
+def _urls(texts: str | Iterable[str]) -> list[str]:
+    return [str(parse_server_url(text)) for text in one_or_more(texts)]
 
 
 def _make_revoker(
     store: Store,
     servers: Sequence[RevocableNode],
-    policy: Policy | None,
-    distrust: Sequence[str],
-    trust_alone: Sequence[str],
+    policy: Policy,
+    signer: str | VerifiedSigner | None,
     on_event: EventListener | None,
     clock: Clock | None,
-    open_signer: SignerOpener,
+    **judged: Sequence[str],
 ) -> Revoker:
     return Revoker(
         store.provider,
@@ -169,9 +175,8 @@ def _make_revoker(
         servers,
         org=store.org,
         policy=policy,
-        distrust=_urls(distrust),
-        trust_alone=_urls(trust_alone),
         clock=clock,
         on_event=on_event,
-        open_signer=open_signer,
+        open_signer=make_signer_opener(None, signer),
+        **judged,
     )

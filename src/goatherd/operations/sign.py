@@ -22,7 +22,8 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
 from goatherd.operations.identity_store import Store
-from goatherd.operations.rotate import Nodes, distrusted, resolve_nodes
+from goatherd.operations.opening import Nodes
+from goatherd.operations.rotate import distrusted, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId

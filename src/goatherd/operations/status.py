@@ -7,10 +7,10 @@ store alone starts quickly (tests/unit/cli/test_start_up.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from goatherd.clock import SystemClock
 from goatherd.errors import DiscoveryError, ProviderAccessDeniedError
@@ -25,6 +25,7 @@ from goatherd.times import milliseconds
 if TYPE_CHECKING:
     from goatherd.cluster.discovery import NodeDirectory
     from goatherd.cluster.node import NodeView
+    from goatherd.operations.opening import StoreName
     from goatherd.operations.stores import RegionState
     from goatherd.rotation.machine import PhaseProgress
     from goatherd.rotation.obstacles import Obstacle, Survey
@@ -85,6 +86,26 @@ class ClusterStatus:
         return all(server.is_in_step(self.document.current.id) for server in self.servers)
 
 
+async def status(
+    store: StoreName, nodes: str | Iterable[str] = (), policy: Policy | None = None, *, org: str | None = None
+) -> ClusterStatus:
+    """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
+
+    Args:
+        store: See `open_store`.
+        nodes: The URLs of the servers, or URLs that discover them.
+        policy: The policy of a rotation, and how long a private key is kept.
+        org: The organization.
+
+    Raises:
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
+    """
+    from goatherd.operations.opening import open_cluster, read_addresses
+
+    async with open_cluster(store, read_addresses(nodes), policy, org) as (opened, servers, policy):
+        return await read_status(opened, cast("NodeDirectory", servers), policy)
+
+
 async def read_status(
     store: Store,
     nodes: NodeDirectory | None = None,
@@ -95,7 +116,7 @@ async def read_status(
     known: ClusterStatus | None = None,
     check: Callable[[IdentityDocument], None] = lambda _: None,
 ) -> ClusterStatus:
-    """Read the store, and ask every server which roots it trusts and which one it signs with. Changes nothing.
+    """Read the status of an open store and its servers, as `status` does.
 
     Args:
         store: The open store.

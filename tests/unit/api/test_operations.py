@@ -14,7 +14,6 @@ from typing import Any, get_overloads
 import pytest
 
 import goatherd
-from goatherd.api.operations import rotate
 from goatherd.errors import (
     AuditError,
     ConfigurationError,
@@ -35,6 +34,7 @@ from goatherd.errors import (
 from goatherd.identity.document import decode_document, encode_document, sign_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
+from goatherd.operations.rotate import rotate
 from tests.ports import free_ports
 from tests.unit.providers.test_lifetime import Connected
 
@@ -249,7 +249,7 @@ async def test_an_interrupted_rotation_is_resumed_cancelled_or_rolled_back(herd:
         assert (await goatherd.read_identity(store)).current.id == first
         await goatherd.rotate(store, herd.nodes, to_phase="prepared")
         assert (await goatherd.plan_rotation(store, herd.nodes)).steps
-        report = await goatherd.resume(store, herd.nodes)
+        report = await goatherd.resume(store, (url for url in herd.nodes))
         assert report.phase.value == "steady"
         assert report.current_id != first
 

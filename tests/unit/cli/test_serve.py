@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from goatherd.api.sessions import create_identity, generate_session
 from goatherd.cli.main import EXIT_CODES, EXIT_FINDINGS, EXIT_TERMINATED
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.identity.settings_json import to_settings
 from goatherd.operations.serve import NODE_LIBRARIES
+from goatherd.operations.sessions import create_identity, generate_session
 from goatherd.serving.sockets import bind
 from goatherd.wire.messages import VERSION
 from tests.deadlines import ANSWER, HANG

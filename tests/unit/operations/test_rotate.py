@@ -32,8 +32,8 @@ from goatherd.operations.restore import restore
 from goatherd.operations.rotate import (
     cancel,
     drop_lost_anchor,
+    make_rotator,
     plan_rotation,
-    replace_expired,
     resume,
     roll_back,
     rotate,
@@ -54,7 +54,7 @@ from tests.unit.rotation.conftest import OWN_CLOCK
 from .conftest import POLICY, MakeHerd, store_of
 
 
-@pytest.mark.parametrize("operation", [rotate, resume, restore, replace_expired])
+@pytest.mark.parametrize("operation", [rotate, resume, restore, partial(rotate, replace_expired=True)])
 async def test_a_rotation_that_would_wait_for_no_server_is_refused(make_herd: MakeHerd, operation: object) -> None:
     herd = await make_herd()
     store = store_of(herd)
@@ -89,16 +89,16 @@ async def test_a_lifetime_of_a_working_root_is_refused_where_no_anchor_endorses_
     herd = await make_herd()
     store, policy = store_of(herd), replace(POLICY, needs_working_root=True)
     before = await store.versions()
-    for operation in (rotate, plan_rotation, replace_expired):
+    for operation in (rotate, plan_rotation, partial(rotate, replace_expired=True)):
         with pytest.raises(ConfigurationError, match="no anchor endorses the next root") as caught:
             await operation(store, herd.nodes, policy, clock=herd.clock)  # type: ignore[operator]
         assert "--lifetime sets" in caught.value.command_hint
     assert await store.versions() == before
-    rotate_with = partial(rotate, store, herd.nodes, policy, clock=herd.clock, open_signer=MemorySigners().open)
+    rotator = make_rotator(store, herd.nodes, policy, clock=herd.clock, open_signer=MemorySigners().open)
     for choice in (AnchorChoice(signer="memory:kms"), UNCHANGED):
-        assert (await rotate_with(anchor=choice)).outcome is Outcome.ROTATED
+        assert (await rotator.rotate(anchor=choice)).outcome is Outcome.ROTATED
     with pytest.raises(ConfigurationError, match="no anchor endorses the next root"):
-        await rotate_with(anchor=AnchorChoice(is_removed=True))
+        await rotator.rotate(anchor=AnchorChoice(is_removed=True))
 
 
 async def test_a_rotation_returns_data_tells_its_events_and_is_recorded(make_herd: MakeHerd, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ async def test_a_key_is_created_although_the_store_of_another_region_is_only_beh
         await rotate(replace(stores, provider=provider), (), unsafe_without_nodes=True)
     stores = open_stores()
     async with stores.provider:
-        anchor = AnchorChoice(signer=f"local:{tmp_path}/anchor.json")
+        anchor = f"local:{tmp_path}/anchor.json"
         await rotate(stores, (), anchor=anchor, create_key=True, unsafe_without_nodes=True)
         assert (await stores.read())[1].anchor is not None
 
@@ -268,9 +268,10 @@ async def test_a_lost_anchor_is_not_dropped_while_a_server_has_used_a_later_iden
     herd = await make_herd(nodes=2)
     store, signers, clock = store_of(herd), MemorySigners(), herd.clock
     anchor = AnchorChoice(signer="memory:kms")
-    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=clock)
+    rotator = make_rotator(store, herd.nodes, POLICY, open_signer=signers.open, clock=clock)
+    await rotator.rotate(anchor=anchor)
     backup = (await herd.provider.read(herd.secret_id)).value
-    await rotate(store, herd.nodes, POLICY, open_signer=signers.open, clock=clock)
+    await rotator.rotate()
     at = (await herd.provider.read(herd.secret_id)).version.id
     await herd.provider.write(herd.secret_id, backup, expected=at)
     before = await store.versions()
@@ -289,7 +290,7 @@ async def test_a_replica_that_lags_for_a_moment_keeps_no_lost_anchor(
     herd = await make_herd()
     store, signers = store_of(herd), MemorySigners()
     anchor = AnchorChoice(signer="memory:kms")
-    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=herd.clock)
+    await make_rotator(store, herd.nodes, POLICY, open_signer=signers.open, clock=herd.clock).rotate(anchor=anchor)
     earlier, read, reads = (await store.versions())[1].id, herd.provider.read, itertools.count(1)
 
     async def lagging(secret_id: str, at: Any = CURRENT, **options: Any) -> Any:
@@ -303,7 +304,7 @@ async def test_a_lost_anchor_is_not_dropped_by_a_machine_whose_clock_is_wrong(ma
     herd = await make_herd(nodes=2)
     store, signers = store_of(herd), MemorySigners()
     anchor = AnchorChoice(signer="memory:kms")
-    await rotate(store, herd.nodes, POLICY, anchor=anchor, open_signer=signers.open, clock=herd.clock)
+    await make_rotator(store, herd.nodes, POLICY, open_signer=signers.open, clock=herd.clock).rotate(anchor=anchor)
     before = await store.versions()
     for node in herd.nodes:
         node.faults.clock_ahead = timedelta(days=1)
