@@ -31,6 +31,12 @@ class GoatherdError(Exception):
             self.hint = hint
             self.command_hint = command_hint or ""
 
+    def __init_subclass__(cls, *, code: str = "", **keywords: object) -> None:
+        """Define a kind of error. Without a code of its own, a class has that of its base."""
+        super().__init_subclass__(**keywords)
+        if code:
+            cls.code = code
+
     @classmethod
     def all_codes(cls) -> tuple[str, ...]:
         """Return the codes of this class and of every class that derives from it, sorted."""
@@ -47,208 +53,166 @@ class GoatherdError(Exception):
 # --- configuration and plugins ------------------------------------------------------------------------------------
 
 
-class ConfigurationError(GoatherdError):
+class ConfigurationError(GoatherdError, code="configuration.invalid"):
     """An option, environment variable or configuration file is wrong or missing."""
 
-    code = "configuration.invalid"
     hint = (
         "`goatherd COMMAND --help` lists the options; `goatherd doctor --options` shows their values and where they"
         " come from."
     )
 
 
-class LifetimeError(ConfigurationError):
+class LifetimeError(ConfigurationError, code="configuration.lifetime_too_short"):
     """The lifetime of a new root is too short to replace the root in time."""
 
-    code = "configuration.lifetime_too_short"
     hint = "Set a longer --lifetime (rotation.lifetime), or shorter waiting times (rotation.adoption and others)."
 
 
-class UnconfirmedError(ConfigurationError):
+class UnconfirmedError(ConfigurationError, code="configuration.unconfirmed"):
     """An operation that cannot be undone was called without a confirmation."""
 
-    code = "configuration.unconfirmed"
     hint = "Call the function with confirmed=True."
     command_hint = "Give --yes, or answer the question on a terminal."
 
 
-class PluginNotFoundError(GoatherdError):
+class PluginNotFoundError(GoatherdError, code="plugin.not_found"):
     """No plugin is registered for a URI scheme."""
 
-    code = "plugin.not_found"
     hint = "Check the spelling, or install the package that provides this scheme."
 
 
-class MissingExtraError(GoatherdError):
+class MissingExtraError(GoatherdError, code="plugin.missing_extra"):
     """The plugin exists but the libraries that it needs are not installed; the hint is the install command."""
 
-    code = "plugin.missing_extra"
     hint = "Install Goatherd with the extra of this store: pip install 'goatherd[NAME]'"
 
 
 # --- wire ---------------------------------------------------------------------------------------------------------
 
 
-class WireError(GoatherdError):
+class WireError(GoatherdError, code="wire.malformed"):
     """The bytes are not valid in GoatDB's formats."""
 
-    code = "wire.malformed"
     hint = "Check the peer, the client or the file that sent or holds the bytes."
 
 
-class EncodeError(WireError):
+class EncodeError(WireError, code="wire.unencodable"):
     """A value cannot be encoded in GoatDB's formats (such as a null in signed data). Change the calling program."""
 
-    code = "wire.unencodable"
     hint = "Change the value: GoatDB cannot store this type."
 
 
-class DecodeError(WireError):
+class DecodeError(WireError, code="wire.undecodable"):
     """Bytes from a peer, a client or a file are malformed, and were rejected."""
 
-    code = "wire.undecodable"
 
-
-class PathError(WireError):
+class PathError(WireError, code="wire.invalid_path"):
     """GoatDB or this server does not allow the repository path or item key."""
 
-    code = "wire.invalid_path"
     hint = "A repository is named /type/id, such as /data/notes."
 
 
 # --- verification -------------------------------------------------------------------------------------------------
 
 
-class VerificationError(GoatherdError):
+class VerificationError(GoatherdError, code="verification.failed"):
     """A signature is invalid, or its signer is not trusted. Base class of more specific errors."""
 
-    code = "verification.failed"
     hint = "Do not use the data. Find out which server, client or file it comes from."
 
 
-class InvalidSignatureError(VerificationError):
+class InvalidSignatureError(VerificationError, code="verification.invalid_signature"):
     """The signature is malformed, or does not match the bytes and the key."""
 
-    code = "verification.invalid_signature"
 
-
-class InvalidSealError(VerificationError):
+class InvalidSealError(VerificationError, code="verification.invalid_seal"):
     """Sealed (encrypted) data was sealed with another key or for another purpose, or is damaged."""
 
-    code = "verification.invalid_seal"
 
-
-class UnknownSignerError(VerificationError):
+class UnknownSignerError(VerificationError, code="verification.unknown_signer"):
     """The session that the signature names is unknown to this process."""
 
-    code = "verification.unknown_signer"
 
-
-class ExpiredSessionError(VerificationError):
+class ExpiredSessionError(VerificationError, code="verification.expired_session"):
     """The session had expired when it signed the data, or has expired when its request arrives."""
 
-    code = "verification.expired_session"
 
-
-class ClockSkewError(VerificationError):
+class ClockSkewError(VerificationError, code="verification.clock_skew"):
     """The timestamp of a request signature differs from this machine's clock by more than three minutes."""
 
-    code = "verification.clock_skew"
     hint = "Set the clocks of both machines by NTP."
 
 
-class UnboundRequestError(VerificationError):
+class UnboundRequestError(VerificationError, code="verification.unbound_request"):
     """The signature of a root's request to a management endpoint does not cover the server and the body, as it must."""
 
-    code = "verification.unbound_request"
     hint = "Upgrade the tool that sent the request. Upgrade Goatherd's tools before its servers."
 
 
-class RequestMismatchError(VerificationError):
+class RequestMismatchError(VerificationError, code="verification.request_mismatch"):
     """A request was signed for another method, path or body."""
 
-    code = "verification.request_mismatch"
 
-
-class OtherServerError(VerificationError):
+class OtherServerError(VerificationError, code="verification.other_server"):
     """A request was signed for another server process."""
 
-    code = "verification.other_server"
 
-
-class ReplayedRequestError(VerificationError):
+class ReplayedRequestError(VerificationError, code="verification.replayed_request"):
     """A server has accepted the same request of a root before, within the three minutes that its signature is valid."""
 
-    code = "verification.replayed_request"
 
-
-class UntrustedRootError(VerificationError):
+class UntrustedRootError(VerificationError, code="verification.untrusted_root"):
     """The signer of a session commit is not a trusted root, or is a root that may not introduce other roots."""
 
-    code = "verification.untrusted_root"
 
-
-class AuthorMismatchError(VerificationError):
+class AuthorMismatchError(VerificationError, code="verification.author_mismatch"):
     """A commit names another session as its author than the one that signed it."""
 
-    code = "verification.author_mismatch"
 
-
-class RevokedSessionError(VerificationError):
+class RevokedSessionError(VerificationError, code="verification.revoked_session"):
     """The session that signed the data or the request has been revoked."""
 
-    code = "verification.revoked_session"
 
-
-class AccessDeniedError(VerificationError):
+class AccessDeniedError(VerificationError, code="verification.access_denied"):
     """The session is known, but has no permission for the operation in this repository."""
-
-    code = "verification.access_denied"
 
 
 # --- identity -----------------------------------------------------------------------------------------------------
 
 
-class IdentityError(GoatherdError):
+class IdentityError(GoatherdError, code="identity.refused"):
     """An identity document was rejected; the identity in use did not change. Base class of more specific errors."""
 
-    code = "identity.refused"
     hint = (
         "Nothing was changed, and no new identity was created. Restore the identity from a backup or an earlier"
         " version."
     )
 
 
-class MalformedIdentityError(IdentityError):
+class MalformedIdentityError(IdentityError, code="identity.malformed"):
     """The identity document breaks a rule of its format; the message names the rule."""
 
-    code = "identity.malformed"
 
-
-class KeyMismatchError(IdentityError):
+class KeyMismatchError(IdentityError, code="identity.key_mismatch"):
     """A private key and its public key in the identity document do not match."""
 
-    code = "identity.key_mismatch"
 
-
-class NewerKeyError(MalformedIdentityError):
+class NewerKeyError(MalformedIdentityError, code="identity.newer_key"):
     """The identity document holds an Ed25519 key of a newer GoatDB; Goatherd supports GoatDB 0.5.1."""
 
-    code = "identity.newer_key"
     hint = "Nothing was changed. Run this server without Goatherd until a version of Goatherd supports its GoatDB."
 
 
-class GenerationError(IdentityError):
+class GenerationError(IdentityError, code="identity.generation_went_back"):
     """The generation of the identity document is lower than one seen before, or the same with other contents.
 
     A replica is stale, an old value was replayed, or two writers used the same generation.
     """
 
-    code = "identity.generation_went_back"
     hint = "If you made this change, accept it once with --accept-identity. If not, find out who wrote the secret."
 
 
-class SuccessionError(IdentityError):
+class SuccessionError(IdentityError, code="identity.broken_succession"):
     """No chain of endorsements leads from a trusted root to the current or another root of the identity document.
 
     Attributes:
@@ -258,26 +222,23 @@ class SuccessionError(IdentityError):
 
     is_chain_open = False
     is_root_lost = False
-    code = "identity.broken_succession"
     hint = (
         "If you made this change, accept it once with --accept-identity. If not, find out which user wrote the secret."
     )
 
 
-class GenerationJumpError(GenerationError):
+class GenerationJumpError(GenerationError, code="identity.generation_jumped"):
     """The generation of the identity document is further ahead of the last one seen than rotations can explain."""
 
-    code = "identity.generation_jumped"
     hint = (
         "A tool other than Goatherd wrote the secret. Run `goatherd restore --signature`: it shows what changed since"
         " the last signed version, and can write that version again."
     )
 
 
-class UnsignedIdentityError(SuccessionError):
+class UnsignedIdentityError(SuccessionError, code="identity.unsigned"):
     """The identity document has no valid signature by its current root, and a signed one was seen before."""
 
-    code = "identity.unsigned"
     hint = (
         "Goatherd 0.1.0, which does not sign, wrote the identity, or a writer without the root's key changed it in the"
         " store. Run `goatherd restore --signature`: it shows what changed since the last signed version, and signs"
@@ -285,41 +246,37 @@ class UnsignedIdentityError(SuccessionError):
     )
 
 
-class UnanchoredIdentityError(SuccessionError):
+class UnanchoredIdentityError(SuccessionError, code="identity.not_anchored"):
     """The identity document holds a root, a revocation or a new anchor that the anchor in use has not signed."""
 
-    code = "identity.not_anchored"
     hint = (
         "Find out which user wrote the secret: the working root's key may be stolen (`goatherd revoke`). If the anchor"
         " is lost and you removed it, start each server once with --accept-identity."
     )
 
 
-class DirectModeError(IdentityError):
+class DirectModeError(IdentityError, code="identity.direct"):
     """The cluster is in direct mode, and this program needs the root's private key, which is in an HSM or a KMS."""
 
-    code = "identity.direct"
     hint = "`goatherd rotate --working-root` returns to a root whose key is in the store."
 
 
-class ForkedIdentityError(SuccessionError):
+class ForkedIdentityError(SuccessionError, code="identity.forked"):
     """The identity document and the one in use have a common predecessor, but were changed differently since."""
 
-    code = "identity.forked"
     hint = "The store was restored from a backup and written since. Run `goatherd doctor` for the fixes."
 
 
-class IdentityExistsError(IdentityError):
+class IdentityExistsError(IdentityError, code="identity.exists"):
     """The store already holds an identity, so none was created."""
 
-    code = "identity.exists"
     hint = "Nothing was changed. Run `goatherd show` to see the identity that the store holds."
 
 
 # --- providers ----------------------------------------------------------------------------------------------------
 
 
-class ProviderError(GoatherdError):
+class ProviderError(GoatherdError, code="provider.failed"):
     """An operation of a secret store failed.
 
     Code that does not know the call raises it with a message alone. `goatherd.providers.base.SecretProvider` then adds
@@ -336,7 +293,6 @@ class ProviderError(GoatherdError):
         operation: The method of `goatherd.providers.base.SecretProvider` that failed.
     """
 
-    code = "provider.failed"
     hint = "Run `goatherd doctor` to check the store."
 
     def __init__(
@@ -357,48 +313,42 @@ class ProviderError(GoatherdError):
         self.operation = operation
 
 
-class SecretNotFoundError(ProviderError):
+class SecretNotFoundError(ProviderError, code="provider.not_found"):
     """The secret, the label or the version does not exist."""
 
-    code = "provider.not_found"
     hint = (
         "Check the address and the mount. For a new cluster, run `goatherd init`; no running server trusts the "
         "identity that it creates. For an existing GoatDB server, run `goatherd migrate`."
     )
 
 
-class SecretExistsError(ProviderError):
+class SecretExistsError(ProviderError, code="provider.already_exists"):
     """The secret exists already, so none was created."""
 
-    code = "provider.already_exists"
     hint = "Nothing was changed. Choose another name."
 
 
-class SecretDeletedError(ProviderError):
+class SecretDeletedError(ProviderError, code="provider.deleted"):
     """The secret was deleted. It can be restored, and its name is taken, until its recovery window ends."""
 
-    code = "provider.deleted"
     hint = "Restore the secret with the store's own tool, or wait until its recovery window has ended."
 
 
-class ConflictError(ProviderError):
+class ConflictError(ProviderError, code="provider.conflict"):
     """Another writer moved the label first; this call changed nothing that a reader sees."""
 
-    code = "provider.conflict"
     hint = "Another process wrote the secret first. Run `goatherd status`, and repeat the command if still needed."
 
 
-class ProviderAccessDeniedError(ProviderError):
+class ProviderAccessDeniedError(ProviderError, code="provider.access_denied"):
     """The store, or the operating system, denies access."""
 
-    code = "provider.access_denied"
     hint = "Grant the permissions that `goatherd policy` prints."
 
 
-class ThrottledError(ProviderError):
+class ThrottledError(ProviderError, code="provider.throttled"):
     """The store limits the rate of requests. `retry_after` is the delay in seconds that the store requests, if any."""
 
-    code = "provider.throttled"
     hint = "Wait a minute, then run the command again."
     retryable = True
 
@@ -407,66 +357,56 @@ class ThrottledError(ProviderError):
         self.retry_after = retry_after
 
 
-class UnavailableError(ProviderError):
+class UnavailableError(ProviderError, code="provider.unavailable"):
     """The store did not answer, or its answer was damaged."""
 
-    code = "provider.unavailable"
     hint = "Run `goatherd doctor` to check the store. Run the command again when the store answers."
     retryable = True
 
 
-class StoreLagError(UnavailableError):
+class StoreLagError(UnavailableError, code="provider.lagging"):
     """The store of a region does not show yet what the primary store holds, or what servers use already."""
 
-    code = "provider.lagging"
     hint = "`goatherd stores status` shows each region. Wait until the region has caught up, then repeat the command."
 
 
-class StoresDifferError(ProviderError):
+class StoresDifferError(ProviderError, code="provider.stores_differ"):
     """The store of a region holds a later identity than the primary store, or one with another history."""
 
-    code = "provider.stores_differ"
     hint = "`goatherd doctor` shows both histories and the ways out."
 
 
-class ReplicationFailedError(ProviderError):
+class ReplicationFailedError(ProviderError, code="provider.replication_failed"):
     """The platform reports that its replication of a secret to a region has failed; nothing was written."""
 
-    code = "provider.replication_failed"
     hint = "Repair the replica (how-to page: More than one region), then repeat the command."
 
 
-class PromotionRefusedError(ProviderError):
+class PromotionRefusedError(ProviderError, code="provider.not_promotable"):
     """The store of a region cannot become the primary store: another store or a server has shown a later identity."""
 
-    code = "provider.not_promotable"
     hint = "Promote the region that holds the later identity."
 
 
-class SecretTooLargeError(ProviderError):
+class SecretTooLargeError(ProviderError, code="provider.too_large"):
     """The value exceeds the size limit of the store."""
 
-    code = "provider.too_large"
     hint = "Use a store with a higher limit: `goatherd copy` moves an identity."
 
 
-class VersionDisabledError(ProviderError):
+class VersionDisabledError(ProviderError, code="provider.disabled_version"):
     """The version exists but its value was disabled or destroyed."""
 
-    code = "provider.disabled_version"
     hint = "Run `goatherd show --versions` and choose another version."
 
 
-class ProviderConfigurationError(ProviderError):
+class ProviderConfigurationError(ProviderError, code="provider.invalid_configuration"):
     """The store's address or configuration is invalid (such as a directory that other users can read)."""
 
-    code = "provider.invalid_configuration"
 
-
-class ProviderMisuseError(ProviderError):
+class ProviderMisuseError(ProviderError, code="provider.misuse"):
     """A program calls a provider that it has closed, or one that is open in another event loop."""
 
-    code = "provider.misuse"
     hint = "Make the call inside the provider's `async with` block."
 
 
@@ -480,7 +420,7 @@ _SIGNER_OPERATIONS = {
 }
 
 
-class SignerError(GoatherdError):
+class SignerError(GoatherdError, code="signer.failed"):
     """An operation of a signer failed. Base class of more specific errors.
 
     Attributes:
@@ -489,7 +429,6 @@ class SignerError(GoatherdError):
         operation: The method that failed, such as ``sign``.
     """
 
-    code = "signer.failed"
     hint = "Run `goatherd doctor --signer URI` to check the signer."
 
     def __init__(self, message: str, *, signer: str, key: str, operation: str, hint: str | None = None) -> None:
@@ -500,243 +439,208 @@ class SignerError(GoatherdError):
         self.operation = operation
 
 
-class SignerKeyNotFoundError(SignerError):
+class SignerKeyNotFoundError(SignerError, code="signer.not_found"):
     """The key, the key's version, or the token that holds the key does not exist. No key was created."""
 
-    code = "signer.not_found"
     hint = (
         "Check the signer's URI. To create the key, use --create-key with `goatherd init` or `goatherd rotate`, or the"
         " platform's own tool."
     )
 
 
-class SignerKeyExistsError(SignerError):
+class SignerKeyExistsError(SignerError, code="signer.already_exists"):
     """The key exists already, so none was created."""
 
-    code = "signer.already_exists"
     hint = "Nothing was changed. Choose another name; or leave out --create-key, if you created this key yourself."
 
 
-class SignerKeyDisabledError(SignerError):
+class SignerKeyDisabledError(SignerError, code="signer.disabled_key"):
     """The key exists but is disabled, scheduled for deletion or destroyed, so it does not sign."""
 
-    code = "signer.disabled_key"
     hint = "Enable the key with the platform's own tool, if it was disabled by mistake."
 
 
-class SignerAccessDeniedError(SignerError):
+class SignerAccessDeniedError(SignerError, code="signer.access_denied"):
     """The platform denies access to the key: missing rights, wrong credentials or a wrong PIN."""
 
-    code = "signer.access_denied"
     hint = "Grant the permissions that `goatherd policy SCHEME --role signer URI` prints, and check the credentials."
 
 
-class SignerThrottledError(SignerError):
+class SignerThrottledError(SignerError, code="signer.throttled"):
     """The platform limits the rate of requests. `retry_after` is the delay in seconds that it requests, if any."""
 
-    code = "signer.throttled"
     hint = "Wait a minute, then run the command again."
     retryable = True
     retry_after: float | None = None
 
 
-class SignerUnavailableError(SignerError):
+class SignerUnavailableError(SignerError, code="signer.unavailable"):
     """The signer's platform or device did not answer, or its answer was damaged."""
 
-    code = "signer.unavailable"
     hint = "Check the network or the device. Run the command again when the signer answers."
     retryable = True
 
 
-class SignerInvalidSignatureError(SignerError):
+class SignerInvalidSignatureError(SignerError, code="signer.invalid_signature"):
     """The signer returned a signature that does not match the data and the pinned public key. It was not used."""
 
-    code = "signer.invalid_signature"
     hint = (
         "The device or the service is faulty, or something on the way changes its answers. Do not use this signer until"
         " the cause is known."
     )
 
 
-class SignerWrongKeyError(SignerError):
+class SignerWrongKeyError(SignerError, code="signer.wrong_key"):
     """The signer has another public key than the pinned one: the key was replaced, or the URI names another key."""
 
-    code = "signer.wrong_key"
     hint = "Check that the signer's URI names the key, and the version of the key, that the identity has."
 
 
-class UnsupportedKeyError(SignerError):
+class UnsupportedKeyError(SignerError, code="signer.unsupported_key"):
     """The key is not of the kind that GoatDB requires: ECDSA over P-384, with SHA-384."""
 
-    code = "signer.unsupported_key"
     hint = "GoatDB 0.5.1 requires an ECDSA key over P-384 (ES384). Create one, and name it in the signer's URI."
 
 
-class SignerConfigurationError(SignerError):
+class SignerConfigurationError(SignerError, code="signer.invalid_configuration"):
     """The signer cannot be used with this URI, this configuration or this set-up of the key."""
 
-    code = "signer.invalid_configuration"
 
-
-class SignerMisuseError(SignerError):
+class SignerMisuseError(SignerError, code="signer.misuse"):
     """A program calls a signer that it has closed, or calls for something that the signer cannot do."""
 
-    code = "signer.misuse"
     hint = "Make the call before `aclose`, or inside the signer's `async with` block."
 
 
 # --- settings, nodes, rotation --------------------------------------------------------------------------------------
 
 
-class SettingsError(GoatherdError):
+class SettingsError(GoatherdError, code="settings.unreadable"):
     """The settings could not be read or written. Goatherd never replaces them by default settings."""
 
-    code = "settings.unreadable"
     hint = "Check the file, its permissions, its directory and the disk."
 
 
-class LastKnownGoodError(SettingsError):
+class LastKnownGoodError(SettingsError, code="settings.last_known_good"):
     """The store is unreachable, and the sealed copy of the last known good identity was rejected.
 
     The copy is damaged, too old, from the future, of another secret or store, sealed with another key, or older than
     the identity that this server has used.
     """
 
-    code = "settings.last_known_good"
     hint = "Start the server again when the store is reachable."
 
 
-class DegradedError(SettingsError):
+class DegradedError(SettingsError, code="settings.degraded"):
     """The identity cannot be changed while it comes from the last known good copy instead of the store."""
 
-    code = "settings.degraded"
     hint = "Wait until the store is reachable."
     retryable = True
 
 
-class NodeError(GoatherdError):
+class NodeError(GoatherdError, code="node.failed"):
     """A GoatDB server gave an unexpected answer."""
 
-    code = "node.failed"
     hint = "Run `goatherd doctor` to check every server."
 
 
-class NodeUnreachableError(NodeError):
+class NodeUnreachableError(NodeError, code="node.unreachable"):
     """The server did not accept a connection, or did not answer in time."""
 
-    code = "node.unreachable"
     hint = "Check that the server runs and that its address is correct. Run `goatherd status` to check every server."
     retryable = True
 
 
-class DiscoveryError(NodeError):
+class DiscoveryError(NodeError, code="node.discovery"):
     """Discovery of the servers failed or found none. An empty result counts as a failure, not as "no servers"."""
 
-    code = "node.discovery"
     hint = "Resolve the name by hand, or list each server with --node."
     retryable = True
 
 
-class UnsignedRequestError(NodeError):
+class UnsignedRequestError(NodeError, code="node.unsigned_request"):
     """A request to a server was not sent, because the signer (the HSM or KMS with the root's key) has not signed it."""
 
-    code = "node.unsigned_request"
     hint = "Run `goatherd doctor --signer URI` to check the signer that holds the root's key."
     retryable = True
 
 
-class NodeRefusedError(NodeError):
+class NodeRefusedError(NodeError, code="node.refused"):
     """The server rejected the request. `status` is the HTTP status."""
-
-    code = "node.refused"
 
     def __init__(self, message: str, *, status: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
 
 
-class InvalidAnswerError(NodeRefusedError):
+class InvalidAnswerError(NodeRefusedError, code="node.invalid_answer"):
     """The server's answer is not one that GoatDB or Goatherd gives. Nothing in it was used."""
 
-    code = "node.invalid_answer"
 
-
-class StorageError(GoatherdError):
+class StorageError(GoatherdError, code="node.storage"):
     """A data directory or commit log cannot be used in its present state."""
 
-    code = "node.storage"
     hint = "Check the directory, its permissions and the disk."
 
 
-class NewerFormatError(StorageError):
+class NewerFormatError(StorageError, code="node.newer_format"):
     """A data directory holds a log or a key that a newer GoatDB wrote; Goatherd supports GoatDB 0.5.1."""
 
-    code = "node.newer_format"
     hint = "Nothing was changed. Run the newer GoatDB without Goatherd, or name a directory of GoatDB 0.5.1."
 
 
-class ItemExistsError(GoatherdError):
+class ItemExistsError(GoatherdError, code="node.item_exists"):
     """The item exists already, so none was created."""
 
-    code = "node.item_exists"
     hint = "Use `set` to change an item that exists."
 
 
-class ItemNotFoundError(GoatherdError):
+class ItemNotFoundError(GoatherdError, code="node.item_not_found"):
     """The item to change does not exist, or was deleted."""
 
-    code = "node.item_not_found"
     hint = "Use `create` to create the item."
 
 
-class RotationError(GoatherdError):
+class RotationError(GoatherdError, code="rotation.failed"):
     """A rotation cannot start or continue."""
 
-    code = "rotation.failed"
     hint = "Run `goatherd status` to see the phase of the rotation."
 
 
-class IllegalStepError(RotationError):
+class IllegalStepError(RotationError, code="rotation.illegal_step"):
     """A step of a rotation, restore or revocation is not allowed in the identity document's present state."""
 
-    code = "rotation.illegal_step"
 
-
-class RotationBusyError(RotationError):
+class RotationBusyError(RotationError, code="rotation.busy"):
     """Another process runs a rotation; the message names the process, the start time and the phase."""
 
-    code = "rotation.busy"
     hint = "Wait until that rotation has ended. If no process drives it any more, run `goatherd rotate --resume`."
 
 
-class StuckError(RotationError):
+class StuckError(RotationError, code="rotation.stuck"):
     """The same action was tried twice without any effect in the store; it is not tried a third time."""
 
-    code = "rotation.stuck"
     hint = "Run `goatherd status` to see the labels and the phase, and `goatherd doctor` to check the permissions."
 
 
-class NotRestorableError(RotationError):
+class NotRestorableError(RotationError, code="rotation.not_restorable"):
     """A previous root cannot become the current root again; the message says why. Nothing was written."""
 
-    code = "rotation.not_restorable"
     hint = "Run `goatherd status` to see the roots and the stored versions that hold their private keys."
 
 
-class UnhealthyError(RotationError):
+class UnhealthyError(RotationError, code="rotation.unhealthy"):
     """An operator's health check failed before a rotation could introduce a new root; nothing was written."""
 
-    code = "rotation.unhealthy"
     hint = "Repair the cluster, or correct the health check. Then rotate again."
 
 
-class ObstructedError(RotationError):
+class ObstructedError(RotationError, code="rotation.obstructed"):
     """Obstacles prevent the start of a rotation; the message names every obstacle, and nothing was written.
 
     `obstacles` are the `goatherd.rotation.obstacles.Obstacle` that were found.
     """
 
-    code = "rotation.obstructed"
     hint = "Run `goatherd rotate --plan`, remove the obstacles that it lists, then rotate again."
 
     def __init__(self, message: str, *, obstacles: tuple[object, ...] = (), hint: str | None = None) -> None:
@@ -744,27 +648,24 @@ class ObstructedError(RotationError):
         self.obstacles = obstacles
 
 
-class WrongClockError(ObstructedError):
+class WrongClockError(ObstructedError, code="rotation.wrong_clock"):
     """This machine's clock differs from the store's, or from those of most servers; nothing was written."""
 
-    code = "rotation.wrong_clock"
     hint = "Set this machine's clock by NTP."
 
 
-class StoreWentBackError(ObstructedError):
+class StoreWentBackError(ObstructedError, code="rotation.store_went_back"):
     """A server has used a later or a different identity than the store holds; nothing was written."""
 
-    code = "rotation.store_went_back"
     hint = "Restore the later identity in the store, or accept the stored one on every server with --accept-identity."
 
 
-class NotAdoptedError(RotationError):
+class NotAdoptedError(RotationError, code="rotation.not_adopted"):
     """Servers did not adopt the next root in time; the rotation was cancelled or rolled back.
 
     `report` is the run's `goatherd.rotation.events.Report`.
     """
 
-    code = "rotation.not_adopted"
     hint = (
         "Run `goatherd status`, and read the logs of the servers that are named here. Start those that did not answer,"
         " or remove them from --node. Then rotate again."
@@ -778,35 +679,31 @@ class NotAdoptedError(RotationError):
 # --- the agent ------------------------------------------------------------------------------------------------------
 
 
-class AgentError(GoatherdError):
+class AgentError(GoatherdError, code="agent.failed"):
     """The agent cannot start a server, or cannot keep it running. Base class of more specific errors."""
 
-    code = "agent.failed"
     hint = "Check the output of the server and the permissions of its data directory."
 
 
-class AgentBusyError(AgentError):
+class AgentBusyError(AgentError, code="agent.busy"):
     """Another agent uses this data directory."""
 
-    code = "agent.busy"
     hint = "Stop the other agent first: a data directory can have only one agent."
 
 
-class NotInMemoryError(AgentError):
+class NotInMemoryError(AgentError, code="agent.not_in_memory"):
     """The agent found no tmpfs for the private key, and no option allows a file on a disk."""
 
-    code = "agent.not_in_memory"
     hint = "Name a directory on a tmpfs with --memory, or allow a file on the disk with --plain-file."
 
 
-class KeyLeakedError(AgentError):
+class KeyLeakedError(AgentError, code="agent.key_leaked"):
     """The server sent a private key to an unauthenticated client. The agent stopped the server; the key is exposed.
 
     Attributes:
         root_ids: Ids of the roots whose private keys are exposed.
     """
 
-    code = "agent.key_leaked"
     hint = (
         "Every client that could reach the server may have the key. Revoke this root now: goatherd revoke ID. The agent"
         " does not start the server before another root signs."
@@ -820,17 +717,15 @@ class KeyLeakedError(AgentError):
 # --- the audit trail ------------------------------------------------------------------------------------------------
 
 
-class AuditError(GoatherdError):
+class AuditError(GoatherdError, code="audit.failed"):
     """The audit trail cannot be read or written; a command that must write to it does not start."""
 
-    code = "audit.failed"
     hint = "Check the path, its permissions and the disk."
 
 
-class AuditBrokenError(GoatherdError):
+class AuditBrokenError(GoatherdError, code="audit.broken"):
     """A record of the audit trail was changed or is missing. `line` is the first line that is wrong."""
 
-    code = "audit.broken"
     hint = "The lines before that line are intact. Keep a copy of the file, and find out which users could write to it."
 
     def __init__(self, message: str, *, line: int, hint: str | None = None) -> None:

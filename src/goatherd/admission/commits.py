@@ -39,15 +39,13 @@ class CommitFault(StrEnum):
     SESSION_ITEM = "session-item"
 
 
-class NotAdmittedError(DecodeError):
+class NotAdmittedError(DecodeError, code="wire.not_admitted"):
     """A commit is well-formed, but rejected, because it could crash servers or clients, or win every later conflict.
 
     Args:
         text: The reason for the rejection.
         fault: The part that is wrong.
     """
-
-    code = "wire.not_admitted"
 
     def __init__(self, text: str, fault: CommitFault = CommitFault.COMMIT) -> None:
         super().__init__(text)

@@ -51,10 +51,8 @@ _SHAPE: Final = b"[{{["
 _ARRAY_START: Final = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\n\r]*+\[")
 
 
-class TooManyValuesError(DecodeError):
+class TooManyValuesError(DecodeError, code="wire.too_many_values"):
     """A commit contains more JSON values than Goatherd parses."""
-
-    code = "wire.too_many_values"
 
 
 class RawCommits(Sequence[Any]):
