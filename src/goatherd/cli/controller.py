@@ -52,9 +52,7 @@ from goatherd.serving.sockets import cannot_listen
     "Age at which a key is replaced, such as 60d (default: when half of its lifetime is left, at most 60 days;"
     " for a working root: a third).",
 )
-@config_flag(
-    "--timezone", "controller_timezone", "Time zone of --cron and --window (default: {default}).", metavar="NAME"
-)
+@config_flag("--timezone", "controller_timezone", "Time zone of --cron and --window.", metavar="NAME")
 @config_flag(
     "--window",
     "controller_windows",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from goatherd.cli.main import PORT, App, checked, command, forwarded_by_option, idle_timeout_option, region_option
+from goatherd.cli.main import (
+    PORT,
+    App,
+    add_options,
+    checked,
+    command,
+    forwarded_by_option,
+    idle_timeout_option,
+    region_option,
+)
 from goatherd.cli.process import log_level_option, log_to_stderr, run_fast
 from goatherd.config.build_servers import build_door, build_store_settings
 from goatherd.operations.serve import require_node_extra
@@ -17,27 +25,23 @@ if TYPE_CHECKING:
     from goatherd.door import Door
 
 
-def door_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that `goatherd door` and `goatherd run --door` have in common."""
-    options = [
-        click.option(
-            "--public-url",
-            metavar="URL",
-            callback=checked(parse_server_url),
-            help="Public URL, at which clients reach the door. The door writes it into answers in place of the server's"
-            " own address.",
-        ),
-        click.option(
-            "--private",
-            is_flag=True,
-            help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and that user.",
-        ),
-        forwarded_by_option,
-        idle_timeout_option,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+door_options = add_options(
+    click.option(
+        "--public-url",
+        metavar="URL",
+        callback=checked(parse_server_url),
+        help="Public URL, at which clients reach the door. The door writes it into answers in place of the server's own"
+        " address.",
+    ),
+    click.option(
+        "--private",
+        is_flag=True,
+        help="Accept writes to /sys/* only from roots, and writes to /user/ID only from roots and that user.",
+    ),
+    forwarded_by_option,
+    idle_timeout_option,
+)
+"""The options that `goatherd door` and `goatherd run --door` have in common."""
 
 
 @command(

@@ -268,7 +268,7 @@ _METAVARS: Final = {
 def config_flag(
     flag: str,
     attribute: str,
-    text: str,
+    text: str | None = None,
     *,
     metavar: str | None = None,
     kind: click.ParamType | None = None,  # type: ignore[type-arg]
@@ -280,12 +280,16 @@ def config_flag(
     Args:
         flag: The flag, such as ``--adoption``.
         attribute: The field of `Options`.
-        text: The help; ``{default}`` in it stands for the option's default.
+        text: The help; None for the option's own. The option's default is added, unless the text states it, in which
+            ``{default}`` stands for it.
         metavar: How the help names the value, if not as the option's form requires.
         kind: The type of the parameter; None for a string, which `load_options` parses.
     """
     key = next(one for one in option_keys() if one.attribute == attribute)
     is_list = key.form.startswith("list of ")
+    text = text or key.help
+    if key.default_text and "default" not in text:
+        text = f"{text.removesuffix('.')} (default: {{default}})."
     return click.option(
         flag,
         attribute,
@@ -294,6 +298,17 @@ def config_flag(
         type=kind,
         help=text.replace("{default}", key.default_text) + (" Can be given more than once." if is_list else ""),
     )
+
+
+def add_options(*options: Callable[[FC], FC]) -> Callable[[FC], FC]:
+    """Return a decorator that gives a command several options, in this order."""
+
+    def decorate(function: FC) -> FC:
+        for option in reversed(options):  # click puts the option that is added last in front
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def command(
@@ -352,11 +367,9 @@ def command(
         if nodes:
             shared[:0] = [
                 config_flag("--node", "nodes", "URL of a server of the cluster."),
-                config_flag("--timeout", "timeout", "Timeout of one request to a server (default: {default})."),
+                config_flag("--timeout", "timeout"),
             ]
-        # The command's own options come before the shared ones: click reverses the list.
-        for option in reversed(shared):
-            option(entry)
+        add_options(*shared)(entry)  # behind the command's own options
         entry.__click_params__ += getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         name = function.__name__.rstrip("_")
         epilog = forms_of(name) + help_with_example(example)
@@ -404,9 +417,7 @@ accept_identity_option = click.option(
 )
 """The option ``--accept-identity`` of a command that runs a server."""
 
-refresh_interval_option = config_flag(
-    "--refresh-interval", "settings_refresh_interval", "How often to read the store (default: {default})."
-)
+refresh_interval_option = config_flag("--refresh-interval", "settings_refresh_interval")
 """The option ``--refresh-interval`` of a command that follows the store."""
 
 peers_option = config_flag("--peer", "serve_peers", "URL of another server of the cluster.")
@@ -437,12 +448,7 @@ direct_option = click.option(
 )
 """The option ``--direct`` of a command that sets an anchor."""
 
-idle_timeout_option = config_flag(
-    "--idle-timeout",
-    "limits_idle_timeout",
-    "How long a connection without a request stays open. Must be longer than in a load balancer in front (default: "
-    "75s).",
-)
+idle_timeout_option = config_flag("--idle-timeout", "limits_idle_timeout")
 """The option ``--idle-timeout`` of a command that serves clients."""
 
 forwarded_by_option = config_flag(
@@ -460,15 +466,11 @@ lifetime_option = config_flag(
 working_lifetime_option = config_flag(
     "--working-lifetime",
     "rotation_working_lifetime",
-    "How long a new working root is valid; only if the identity has an anchor (default: {default}).",
+    "How long a new working root is valid; only if the identity has an anchor.",
 )
 """The option ``--working-lifetime`` of a command that may make a working root."""
 
-adoption_option = config_flag(
-    "--adoption",
-    "rotation_adoption",
-    "Time limit for the servers to adopt each new version of the identity (default: {default}).",
-)
+adoption_option = config_flag("--adoption", "rotation_adoption")
 """The option ``--adoption`` of a command that waits until servers have adopted the identity."""
 
 region_option = config_flag(

@@ -5,55 +5,28 @@ The signature is invalid if a tool that does not sign has changed the identity i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, audit_log, audit_option, command, distrust_option
 from goatherd.cli.process import lower_priority, run_interruptible
-from goatherd.cli.rotate import HOW_TO_RESUME, rotate, run_rotation
+from goatherd.cli.rotate import HOW_TO_RESUME, run_rotation, to_option, waiting_options
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.restore import restore as operation
 from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, repair_signature
 from goatherd.rotation.machine import Phase
 
-_SHARED: Final = frozenset(
-    {
-        "to_phase",
-        "rotation_adoption",
-        "rotation_quorum",
-        "rotation_unlisted",
-        "rotation_bare",
-        "rotation_distrust",
-        "stores_allow_lagging",
-        "rotation_health_url",
-        "rotation_health_command",
-        "metrics_file",
-        "audit_log",
-        "unsafe_without_nodes",
-    }
-)
-
-
-def _options_of_rotate(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add to `goatherd restore` the options of `goatherd rotate` that mean the same there."""
-    own = getattr(function, "__click_params__", [])
-    function.__click_params__ = [  # type: ignore[attr-defined]
-        *reversed([option for option in rotate.params if option.name in _SHARED]),
-        *own,
-    ]
-    return function
-
 
 @command(
     example="goatherd restore --provider file:///srv/keys/root --node http://10.0.0.1:8080 --node http://10.0.0.2:8080",
     nodes=True,
 )
-@_options_of_rotate
+@to_option
+@waiting_options
 @click.argument("root", required=False)
 def restore(
     app: App, root: str | None, to_phase: str | None, metrics_file: Path | None, unsafe_without_nodes: bool

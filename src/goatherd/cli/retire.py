@@ -39,11 +39,7 @@ from goatherd.telemetry import describe_count
 )
 @distrust_option
 @allow_lagging_option
-@config_flag(
-    "--grace",
-    "rotation_grace",
-    "How long after a rotation the store keeps the old private key (default: {default}).",
-)
+@config_flag("--grace", "rotation_grace")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; destroy nothing.")
 @audit_option

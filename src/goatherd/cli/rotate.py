@@ -16,6 +16,7 @@ from goatherd.cli.main import (
     EXIT_FINDINGS,
     FILE,
     App,
+    add_options,
     adoption_option,
     allow_lagging_option,
     audit_log,
@@ -58,6 +59,51 @@ from goatherd.operations.runs import notify_each, read_identity_at_end, write_me
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Phase
 
+to_option = click.option(
+    "--to",
+    "to_phase",
+    type=click.Choice(["prepared", "published", "activated", "verified"]),
+    help="Stop when this phase is reached; --resume continues.",
+)
+"""The option ``--to`` of a command that rotates."""
+
+waiting_options = add_options(
+    adoption_option,
+    config_flag(
+        "--quorum",
+        "rotation_quorum",
+        "How many servers must have followed when the time in --adoption is over.",
+        metavar="N|N%|all",
+    ),
+    config_flag(
+        "--unlisted",
+        "rotation_unlisted",
+        "How long to wait after publishing the next root before it signs, so that servers that are not listed can"
+        " read it (default: 0s; for discovered servers, a little more than the refresh interval).",
+    ),
+    config_flag("--bare", "rotation_bare", "URL of an unmodified GoatDB server that you restart by hand."),
+    distrust_option,
+    allow_lagging_option,
+    config_flag(
+        "--health-url",
+        "rotation_health_url",
+        "URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
+    ),
+    config_flag(
+        "--health-command",
+        "rotation_health_command",
+        "Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
+    ),
+    click.option(
+        "--metrics-file",
+        type=FILE,
+        help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
+    ),
+    audit_option,
+    without_nodes_option,
+)
+"""The options that `goatherd rotate` and `goatherd restore` have in common, but ``--to``."""
+
 
 @command(
     example="goatherd rotate --plan\n"
@@ -81,12 +127,7 @@ from goatherd.rotation.machine import Phase
     is_flag=True,
     help="Replace an expired root; what it has signed stays valid. The output lists servers that have not followed.",
 )
-@click.option(
-    "--to",
-    "to_phase",
-    type=click.Choice(["prepared", "published", "activated", "verified"]),
-    help="Stop when this phase is reached; --resume continues.",
-)
+@to_option
 @click.option(
     "--reason",
     metavar="TEXT",
@@ -116,39 +157,7 @@ from goatherd.rotation.machine import Phase
     is_flag=True,
     help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
 )
-@adoption_option
-@config_flag(
-    "--quorum",
-    "rotation_quorum",
-    "How many servers must have followed when the time in --adoption is over (default: {default}).",
-    metavar="N|N%|all",
-)
-@config_flag(
-    "--unlisted",
-    "rotation_unlisted",
-    "How long to wait after publishing the next root before it signs, so that servers that are not listed can"
-    " read it (default: 0s; for discovered servers, a little more than the refresh interval).",
-)
-@config_flag("--bare", "rotation_bare", "URL of an unmodified GoatDB server that you restart by hand.")
-@distrust_option
-@allow_lagging_option
-@config_flag(
-    "--health-url",
-    "rotation_health_url",
-    "URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
-)
-@config_flag(
-    "--health-command",
-    "rotation_health_command",
-    "Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
-)
-@click.option(
-    "--metrics-file",
-    type=FILE,
-    help="File to write metrics to at the end, for node_exporter's textfile collector; must end in .prom.",
-)
-@audit_option
-@without_nodes_option
+@waiting_options
 def rotate(
     app: App,
     plan: bool,

@@ -17,9 +17,11 @@ from goatherd.cli.door import door_options
 from goatherd.cli.main import (
     ANY_PATH,
     DIRECTORY,
+    FC,
     PORT,
     App,
     accept_identity_option,
+    add_options,
     command,
     config_flag,
     refresh_interval_option,
@@ -45,86 +47,56 @@ if TYPE_CHECKING:
 
 
 LOOPBACK: Final = "127.0.0.1"
-Decorator = Callable[[Callable[..., int | None]], Callable[..., int | None]]
+
+directory_options = add_options(
+    config_flag("--data", "agent_data", "Data directory of the server.", kind=DIRECTORY),
+    click.option(
+        "--create", is_flag=True, help="Create the data directory, and each organization's directory in it, if missing."
+    ),
+    config_flag("--url", "agent_url"),
+    config_flag("--memory", "agent_memory", kind=ANY_PATH),
+    click.option(
+        "--plain-file",
+        is_flag=True,
+        help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
+    ),
+    accept_identity_option,
+    region_option,
+    log_level_option,
+)
+"""The options that say where the server's data directory is, and how its settings.json is written."""
 
 
-def directory_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Add the options that say where the server's data directory is, and how its settings.json is written."""
-    for option in reversed(
-        [
-            config_flag("--data", "agent_data", "Data directory of the server.", kind=DIRECTORY),
-            click.option(
-                "--create",
-                is_flag=True,
-                help="Create the data directory, and each organization's directory in it, if missing.",
-            ),
-            config_flag("--url", "agent_url", "URL at which the server answers (default: {default})."),
-            config_flag(
-                "--memory",
-                "agent_memory",
-                "Directory on a tmpfs for settings.json (default: found automatically).",
-                kind=ANY_PATH,
-            ),
-            click.option(
-                "--plain-file",
-                is_flag=True,
-                help="Write settings.json, including the private key, to the disk instead of a tmpfs.",
-            ),
-            accept_identity_option,
-            region_option,
-            log_level_option,
-        ]
-    ):
-        function = option(function)
-    return function
-
-
-def change_options(ways: Sequence[str], default: str) -> Decorator:
+def change_options(ways: Sequence[str], default: str) -> Callable[[FC], FC]:
     """Return the options that say how the server learns of a changed identity.
 
     Args:
         ways: The accepted values of --on-change.
         default: What the help says about its default.
     """
-
-    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
-        for option in reversed(
-            [
-                click.option(
-                    "--on-change",
-                    "agent_on_change",
-                    type=click.Choice(ways),
-                    help=f"How to notify the server when the identity changes ({default}).",
-                ),
-                config_flag(
-                    "--signal",
-                    "agent_signal",
-                    "Signal to send to the server if --on-change is `signal` (default: {default}).",
-                ),
-                config_flag(
-                    "--command",
-                    "agent_command",
-                    "Command to run when the identity changes, if --on-change is `command`.",
-                    metavar="TEXT",
-                ),
-                config_flag(
-                    "--lease",
-                    "agent_lease",
-                    "URI of the secret for the restart lease; an agent restarts its server only while it holds this"
-                    " lease (default: `<secret>-lease`). `none`, for a single server, turns the lease off.",
-                ),
-                config_flag(
-                    "--ready-timeout",
-                    "agent_ready_timeout",
-                    "Timeout for a started server to become ready (default: {default}).",
-                ),
-                refresh_interval_option,
-            ]
-        ):
-            function = option(function)
-        return function
-
-    return decorate
+    return add_options(
+        click.option(
+            "--on-change",
+            "agent_on_change",
+            type=click.Choice(ways),
+            help=f"How to notify the server when the identity changes ({default}).",
+        ),
+        config_flag("--signal", "agent_signal", "Signal to send to the server if --on-change is `signal`."),
+        config_flag(
+            "--command",
+            "agent_command",
+            "Command to run when the identity changes, if --on-change is `command`.",
+            metavar="TEXT",
+        ),
+        config_flag(
+            "--lease",
+            "agent_lease",
+            "URI of the secret for the restart lease; an agent restarts its server only while it holds this lease"
+            " (default: `<secret>-lease`). `none`, for a single server, turns the lease off.",
+        ),
+        config_flag("--ready-timeout", "agent_ready_timeout"),
+        refresh_interval_option,
+    )
 
 
 def _check_change_flags(options: Options) -> None:
@@ -182,11 +154,9 @@ def run_for_server(
 )
 @directory_options
 @change_options(["restart", "signal", "command", "ignore"], "default: restart")
-@config_flag("--stop-signal", "agent_stop_signal", "Signal that stops the server for a restart (default: {default}).")
-@config_flag("--grace", "agent_grace", "How long a server may take to stop before it is killed (default: {default}).")
-@config_flag(
-    "--crashes", "agent_crashes", "How many times in a row to restart a server that crashed (default: {default})."
-)
+@config_flag("--stop-signal", "agent_stop_signal")
+@config_flag("--grace", "agent_grace")
+@config_flag("--crashes", "agent_crashes")
 @config_flag(
     "--pass-env",
     "agent_pass_env",

@@ -30,23 +30,16 @@ from goatherd.operations.serve import ServerReady, require_node_extra, serve_org
 @click.option(
     "--create", is_flag=True, help="Create the data directory, and the organization's directory in it, if missing."
 )
-@config_flag("--host", "serve_host", "Address to listen on (default: {default}).", metavar="ADDRESS")
-@config_flag("--port", "serve_port", "Port to listen on; 0 takes a free one (default: {default}).")
-@config_flag(
-    "--public-url",
-    "serve_public_url",
-    "Public URL, at which browsers reach the application. It is the only origin that CORS headers allow"
-    " (default: http://localhost:PORT).",
-)
+@config_flag("--host", "serve_host", metavar="ADDRESS")
+@config_flag("--port", "serve_port")
+@config_flag("--public-url", "serve_public_url")
 @peers_option
 @config_flag(
     "--root-signer",
     "serve_root_signers",
     "URI of an HSM or KMS key with which the server may sign as the root, in direct mode.",
 )
-@config_flag(
-    "--settings", "serve_settings", "GoatDB settings.json to read the identity from instead of a store.", kind=ANY_PATH
-)
+@config_flag("--settings", "serve_settings", kind=ANY_PATH)
 @refresh_interval_option
 @accept_identity_option
 @forwarded_by_option

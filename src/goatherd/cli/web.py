@@ -23,17 +23,17 @@ from goatherd.web.publisher import publish_views
     "goatherd web --host 0.0.0.0 --token file:/etc/goatherd/token --certificate web.pem --certificate-key web.key",
     nodes=True,
 )
-@config_flag("--host", "web_host", "Address to listen on (default: {default}).", metavar="ADDRESS")
-@config_flag("--port", "web_port", "Port to listen on; 0 takes a free one (default: {default}).")
-@config_flag("--interval", "web_interval", "How often to read the store and the servers (default: {default}).")
+@config_flag("--host", "web_host", metavar="ADDRESS")
+@config_flag("--port", "web_port")
+@config_flag("--interval", "web_interval")
 @config_flag(
     "--token",
     "web_token",
     "Source of the token that a reader must give: file:/PATH, env:NAME or credential:NAME (a systemd credential).",
     metavar="SOURCE",
 )
-@config_flag("--certificate", "web_certificate", "PEM file with the TLS certificate and its chain.", kind=FILE)
-@config_flag("--certificate-key", "web_certificate_key", "PEM file with the private key of the certificate.", kind=FILE)
+@config_flag("--certificate", "web_certificate", kind=FILE)
+@config_flag("--certificate-key", "web_certificate_key", kind=FILE)
 @config_flag("--behind", "web_proxies", "Network of a reverse proxy that signs readers in; only it may connect.")
 @config_flag("--audit-log", "audit_log", "File of the audit trail that the page verifies and shows.", kind=FILE)
 def web(app: App) -> None:
