@@ -210,16 +210,15 @@ def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
         _check_cron(schedule, now_ms)
         if schedule.max_age is not None:
             raise ConfigurationError(
-                "a cron expression and a maximum age cannot be combined", hint="Configure only one of the two."
+                "controller.cron and controller.max_age cannot be combined", hint="Configure only one of the two."
             )
     if schedule.max_age is not None and not SHORTEST <= schedule.max_age < schedule.policy.lifetime:
         raise ConfigurationError(
-            "the maximum age of a key must be at least 1h and less than the lifetime of a new root",
-            hint="Set another maximum age, or a longer lifetime (`rotation.lifetime`).",
+            "controller.max_age must be at least 1h and less than rotation.lifetime", hint="Change one of the two."
         )
     if schedule.windows and first_span(schedule.windows, schedule.zone, now_ms) is None:
         raise ConfigurationError(
-            "no maintenance window ever opens", hint="Check the days, the times and the time zone of the windows."
+            "no window in controller.windows ever opens", hint="Check the days, the times and controller.timezone."
         )
     return schedule
 
@@ -592,12 +591,10 @@ def _check_cron(schedule: Schedule, now_ms: int) -> None:
         if len(slots) == _GAPS:
             break
     if not slots:
-        raise ConfigurationError(
-            f"the cron expression {schedule.cron!r} matches no time in the future", hint=_CRON_HINT
-        )
+        raise ConfigurationError(f"controller.cron: {schedule.cron!r} matches no time in the future", hint=_CRON_HINT)
     if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
         raise ConfigurationError(
-            f"{schedule.cron!r} would rotate more often than once an hour",
+            f"controller.cron: {schedule.cron!r} would rotate more often than once an hour",
             hint="Choose rarer times: each rotation leaves a public key on the servers permanently.",
         )
 
