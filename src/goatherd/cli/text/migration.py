@@ -43,7 +43,7 @@ def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]
 
 def outcome_lines(outcome: MigratedServer) -> list[str]:
     """Return the outcome of a migration for one organization on one server, as lines."""
-    would = "would have been put" if outcome.dry_run else "is now"
+    would = "would be stored" if outcome.dry_run else "is now"
     found = [
         f"{outcome.org}: root {outcome.current_id} {would} in {outcome.store}"
         if outcome.is_new
