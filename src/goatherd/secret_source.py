@@ -51,9 +51,10 @@ class SecretSource:
             kind in ("env", "credential") and _NAME.fullmatch(name) is not None and name.strip(".") != ""
         )
         if not is_fine:
+            hint = "Give the place where the secret is, not the secret itself: a configuration must not contain it."
             raise ConfigurationError(
                 f"the source of {cls.subject} must be file:/PATH, env:NAME or credential:NAME",
-                hint="Give the place where the secret is, not the secret itself: a configuration must not contain it.",
+                hint="After `file:`, write an absolute path." if kind == "file" else hint,
             )
         return cls(kind, name)
 
@@ -107,7 +108,7 @@ class SecretSource:
             try:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
-                    raise self._error(f"{path} is not a regular file")
+                    raise self._error(f"{path} is not a regular file", hint="Name the file that holds the secret.")
                 # SECURITY: a file that other users can read or write is rejected, because its key would protect nothing
                 # (tests/unit/settings/test_last_known_good.py).
                 if status.st_mode & forbidden or status.st_uid not in (os.geteuid(), 0):
@@ -118,9 +119,12 @@ class SecretSource:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise self._error(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
+            raise self._error(
+                f"{path} cannot be read: {error.strerror or type(error).__name__}",
+                hint="Check the path, and whether the user of this process may read the file.",
+            ) from error
 
-    def _error(self, problem: str, *, hint: str | None = None) -> ConfigurationError:
+    def _error(self, problem: str, *, hint: str) -> ConfigurationError:
         return ConfigurationError(f"{self.subject}, {self}: {problem}", hint=hint)
 
 

@@ -20,6 +20,19 @@ def test_what_is_no_source_is_refused_and_not_quoted(text: str) -> None:
         PageToken.from_text(text)
 
 
+def test_the_hint_states_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as relative:
+        PageToken.from_text("file:page-token")
+    assert relative.value.hint == "After `file:`, write an absolute path."
+    source = SecretSource.from_text(f"file:{tmp_path}/missing")
+    with pytest.raises(ConfigurationError, match="missing cannot be read: No such file") as missing:
+        source.read_bytes({})
+    assert missing.value.hint == "Check the path, and whether the user of this process may read the file."
+    with pytest.raises(ConfigurationError, match="not a regular file") as directory:
+        SecretSource.from_text(f"file:{tmp_path}").read_bytes({})
+    assert directory.value.hint == "Name the file that holds the secret."
+
+
 def test_a_secret_is_read_from_the_environment_a_file_and_a_credential(tmp_path: Path) -> None:
     (tmp_path / "pin").write_text("1234\n")
     (tmp_path / "pin").chmod(0o600)
