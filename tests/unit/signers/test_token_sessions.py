@@ -100,8 +100,9 @@ async def test_a_session_whose_logout_fails_is_closed_and_the_next_call_logs_in(
 
     world.token.logout_error = getattr(sdk, error)()
     async with world.signer(sign) as plugin:
-        with pytest.raises(SignerUnavailableError, match="the token or its session is gone"):
+        with pytest.raises(SignerUnavailableError, match="the token or its session is gone") as gone:
             await plugin.sign(b"text")
+        assert "SOFTHSM2_CONF" in gone.value.hint, "a library without its configuration fails in the same way"
         assert world.token.sessions == []
         world.token.logout_error = None
         assert await plugin.sign(b"text") == bytes(96)

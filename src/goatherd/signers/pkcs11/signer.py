@@ -82,7 +82,12 @@ _PROBLEMS: Final = (
         SignerConfigurationError,
         "the token cannot sign with ECDSA: {name}",
     ),
-    _Problem(LOST, SignerUnavailableError, "the token or its session is gone: {name}"),
+    _Problem(
+        LOST,
+        SignerUnavailableError,
+        "the token or its session is gone: {name}",
+        "Check the device, and the variables that its library reads, such as SOFTHSM2_CONF.",
+    ),
     _Problem(sdk.PKCS11Error, SignerUnavailableError, "the token failed: {name}"),
     _Problem(Exception, SignerError, "the token's library failed with {name}"),
 )
