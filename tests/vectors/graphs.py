@@ -141,10 +141,12 @@ class _Graph:
         agreement = math.log2(max(len(commits), commits[-1].ancestors_count))
         if len(commits) < agreement:
             return True
+        filters = [each.ancestors_filter for each in commits[: int(agreement) + 1]]
+        if any(held is None or commit.id not in held for held in filters):
+            return True
         if int(agreement) >= len(commits):
             raise DecodeError("GoatDB reads past the end of the commits")
-        filters = [each.ancestors_filter for each in commits[: int(agreement) + 1]]
-        return any(held is None or commit.id not in held for held in filters)
+        return False
 
     def find_common_ancestor(self, a: Commit, b: Commit) -> tuple[Commit | None, bool]:
         """Return the lowest common ancestor of two commits, and whether a root was met on the way."""
@@ -205,6 +207,9 @@ class _Graph:
         others = [each for each in readable if each.parents]
         base: Commit | None = None
         if roots:
+            edit = roots[0].edit
+            if edit is not None and edit.get("s") is None:
+                raise DecodeError("GoatDB fails to read the schema of a delta without one")
             schema = self.item_of(roots[0])[1]
         elif len(others) == 1:
             schema = self.item_of(others[0])[1]
