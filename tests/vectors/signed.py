@@ -253,6 +253,7 @@ def _import_key(jwk: Any, operation: str) -> None:
         or (isinstance(operations, list) and any(one not in ("sign", "verify") for one in operations))
         or not (is_extractable is None or is_truthy(is_extractable))
         or (jwk.get("d") is None) == (operation == "sign")
+        or any(jwk.get(name) is None for name in ("x", "y"))
     ):
         raise DecodeError("Deno refuses this key")
     if operation == "sign":
