@@ -128,6 +128,8 @@ def _with_references(value: Any, numbers: dict[int, int], keep: ElementFilter | 
     if kind is dict:
         if not top and id(value) in numbers:
             return {"__rId": numbers[id(value)]}
+        if "hasOwnProperty" in value:
+            raise EncodeError(f"{_UNREADABLE}: GoatDB's encoder throws on it")
         return {
             key: _with_references(item, numbers, keep, False) for key, item in value.items() if item is not UNDEFINED
         }

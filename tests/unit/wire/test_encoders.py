@@ -53,6 +53,15 @@ def test_an_object_that_hides_a_method_is_not_encoded(value: Any) -> None:
         encode_cyclical(value)
 
 
+def test_an_object_that_hides_a_method_is_not_encoded_beside_a_shared_object_even_in_a_map() -> None:
+    """GoatDB copies a value with shared objects, Maps included, and finds the members to copy with that method."""
+    shared = {"x": 1}
+    hiding = JSMap({"m": {"hasOwnProperty": 1}})
+    assert encode_cyclical({"a": shared, "b": hiding}) == {"a": shared, "b": {"m": {"hasOwnProperty": 1}}}
+    with pytest.raises(EncodeError, match="hasOwnProperty"):
+        encode_cyclical({"a": shared, "b": hiding, "c": shared})
+
+
 def test_an_object_that_hides_a_method_is_decoded_below_the_first_level() -> None:
     """GoatDB's decoder looks for members with that method at the first level only."""
     for value in ({"a": {"hasOwnProperty": 1}}, [{"hasOwnProperty": []}], {"hasOwnProperty": {}}):
