@@ -82,6 +82,23 @@ def read_if_there(path: Path) -> bytes | None:
         raise SettingsError(f"cannot read {path}: {error.strerror or type(error).__name__}") from error
 
 
+def read_with_owner(path: Path) -> tuple[bytes, int | None]:
+    """Return a regular file's bytes, and the ID of the user who may have chosen them; None if only root may have.
+
+    Links that another user has made are not followed (`flag_for_link`).
+
+    Raises:
+        FileNotFoundError: There is no file.
+        OSError: The file cannot be read, or is such a link, a pipe, a device or a socket.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    with os.fdopen(open_or_create(path, flags, create=False, may_be_below_link=False), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        return file.read(), status.st_uid or None
+
+
 def create_file(path: Path, data: bytes) -> None:
     """Create a file with this content, atomically; the file must not exist yet.
 

@@ -25,6 +25,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from goatherd.agent.data_directory_lock import Process, find_members, has_members
@@ -163,7 +164,8 @@ class Supervisor:
         number, grace = min(self.asked, default=signal.SIGTERM), self._grace
         if not self.asked:
             grace = min(grace, LEFT_BEHIND)
-        if await _end_group(process.pid, has_descendants, number, grace, self._clock):
+        signal_all = partial(_signal_group, process.pid)
+        if await _end_group(signal_all, has_descendants, number, grace, self._clock):
             self._note_kill()
         return exit_code(returned)
 
@@ -254,18 +256,20 @@ async def end_leftover(process: Process, grace: timedelta, clock: Clock) -> bool
             os.kill(process.pid, signal.SIGTERM)
         if not await _wait_until_gone(process.is_running, grace, clock):
             grace = timedelta(0)
-    await _end_group(process.pid, process.has_group, signal.SIGTERM, grace, clock)
+    await _end_group(partial(_signal_leftover, process), process.has_group, signal.SIGTERM, grace, clock)
     if process.has_group():
         raise AgentError(f"process {process.pid}, which an earlier agent started, cannot be stopped")
     return True
 
 
-async def _end_group(pid: int, is_there: Callable[[], bool], number: int, grace: timedelta, clock: Clock) -> bool:
+async def _end_group(
+    signal_all: Callable[[int], None], is_there: Callable[[], bool], number: int, grace: timedelta, clock: Clock
+) -> bool:
     """Wait until a process group has ended, after its leader; signal it, then kill it; return whether it was killed."""
     if await _wait_until_gone(is_there, HANDED_ON, clock):
         return False
     for sent, timeout in ((number, grace), (signal.SIGKILL, KILL_PATIENCE)):
-        _signal_group(pid, sent)
+        signal_all(sent)
         if await _wait_until_gone(is_there, timeout, clock):
             return sent == signal.SIGKILL
     return True
@@ -287,6 +291,15 @@ def _signal_descendants(pid: int) -> bool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGTERM)
     return bool(others)
+
+
+def _signal_leftover(process: Process, number: int) -> None:
+    if process.named_by is None:
+        _signal_group(process.pid, number)
+        return
+    for pid in process.find_group():  # other members of the group may belong to another user
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)
 
 
 def _signal_group(pid: int, number: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from goatherd.data_directory import check_understood, organization_directories
 from goatherd.errors import AgentBusyError, AgentError, KeyLeakedError, SettingsError
-from goatherd.files import OWNER_HINT, lock_file, make_directory, replace_file
+from goatherd.files import OWNER_HINT, lock_file, make_directory, read_with_owner, replace_file
 
 LOCK_NAME: Final = ".goatherd-agent.lock"
 RECORD_NAME: Final = ".goatherd-agent.json"
@@ -34,11 +34,14 @@ class Process:
         pid: Process ID, which is also its process group's ID.
         started: Boot ID and start time in the kernel's ticks; empty if unknown.
         session: ID of its session, by which its process group is recognized once it has ended; None if unknown.
+        named_by: ID of the user who may have written the file that names the process; None if root has. For this user,
+            only a process that the user may signal counts as running.
     """
 
     pid: int
     started: str
     session: int | None = field(default=None, compare=False)
+    named_by: int | None = field(default=None, compare=False)
 
     @classmethod
     def find_process(cls, pid: int) -> Self | None:
@@ -50,7 +53,7 @@ class Process:
 
     def is_running(self) -> bool:
         """Whether this process is still running."""
-        return self.started != "" and Process.find_process(self.pid) == self
+        return self.started != "" and Process.find_process(self.pid) == self and may_signal(self.named_by, self.pid)
 
     def has_group(self) -> bool:
         """Whether this process or another one of its process group is still running.
@@ -62,7 +65,30 @@ class Process:
             return True
         is_this_boot = self.started.partition(" ")[0] == _read_boot()
         is_reused = Process.find_process(self.pid) is not None
-        return is_this_boot and not is_reused and self.session is not None and has_members(self.pid, self.session)
+        if not is_this_boot or is_reused or self.session is None:
+            return False
+        return has_members(self.pid, self.session) if self.named_by is None else bool(self.find_group())
+
+    def find_group(self) -> list[int]:
+        """Return the PIDs of the running processes of its group."""
+        found = [] if self.session is None else find_members(self.pid, self.session)
+        return [pid for pid in found if may_signal(self.named_by, pid)]
+
+
+def may_signal(user: int | None, pid: int) -> bool:
+    """Return whether a user may signal a process, as the kernel decides it; True for root (None), or without ``/proc``.
+
+    SECURITY: a compromised server can name any process in a file that it can write. An agent of root must not signal a
+    process for this server that the server itself could not (tests/unit/agent/test_child_process.py).
+    """
+    if user is None:
+        return True
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return not Path("/proc/self/status").exists()
+    real, _, saved, *_ = next(line for line in lines if line.startswith("Uid:")).split()[1:]
+    return user in (int(real), int(saved))
 
 
 def has_members(group: int, session: int) -> bool:
@@ -139,6 +165,8 @@ class AgentState:
     def to_bytes(self) -> bytes:
         """Encode the state as JSON."""
         child = None if self.child is None else asdict(self.child)
+        if child is not None:
+            del child["named_by"]
         memory = None if self.memory is None else str(self.memory)
         tree = {"orgs": sorted(self.orgs), "memory": memory, "child": child, "token": self.token}
         if self.exposed:
@@ -146,8 +174,12 @@ class AgentState:
         return json.dumps(tree, indent=2).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, raw: bytes) -> Self:
+    def from_bytes(cls, raw: bytes, *, owner: int | None = None) -> Self:
         """Decode a state that `to_bytes` has encoded as JSON.
+
+        Args:
+            raw: The JSON.
+            owner: ID of the user to whom the file belongs; None if that is root.
 
         Raises:
             ValueError: The state is damaged.
@@ -166,6 +198,7 @@ class AgentState:
                 pid=int(child["pid"]),
                 started=str(child["started"]),
                 session=None if session is None else int(session),
+                named_by=owner,
             )
         return cls(
             orgs=frozenset(orgs),
@@ -220,7 +253,8 @@ class DataDirectoryLock:
             hint = OWNER_HINT if isinstance(error, PermissionError) else None
             raise AgentError(f"cannot open {self._lock_path}: {error.strerror}", hint=hint) from error
         try:
-            self.before = self._state = AgentState.from_bytes(self._path.read_bytes())
+            raw, owner = read_with_owner(self._path)
+            self.before = self._state = AgentState.from_bytes(raw, owner=owner)
             self.token = self.before.token or self.token
         except FileNotFoundError:
             pass

@@ -9,6 +9,7 @@ would find and remove it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
 from goatherd.agent.agent import Front, Notify, run_command, stop_leftover_server
-from goatherd.agent.data_directory_lock import DataDirectoryLock
+from goatherd.agent.data_directory_lock import DataDirectoryLock, may_signal
 from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_private, remove_directory
 from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
 from goatherd.agent.settings_file import SettingsFile
@@ -35,6 +36,7 @@ from goatherd.data_directory import (
     refuse_unnamed_organizations,
 )
 from goatherd.errors import AgentError, ConfigurationError
+from goatherd.files import read_with_owner
 from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.operations.first_start import check_first_start
 from goatherd.plugins import credential_variables
@@ -321,8 +323,10 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
             return
         assert pid_file is not None
         try:
-            pid = int(await asyncio.to_thread(pid_file.read_text))
-            if pid > 1:
+            raw, owner = await asyncio.to_thread(read_with_owner, pid_file)
+            if (pid := int(raw)) > 1:
+                if not await asyncio.to_thread(may_signal, owner, pid):
+                    raise PermissionError(errno.EPERM, f"the owner of the file may not signal process {pid}")
                 os.kill(pid, number)
         except (OSError, ValueError) as error:
             raise AgentError(

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from goatherd.agent.child_process import Supervisor, end_leftover, exit_code, find_command
-from goatherd.agent.data_directory_lock import Process, has_members
+from goatherd.agent.data_directory_lock import RECORD_NAME, AgentState, DataDirectoryLock, Process, has_members
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 from tests.deadlines import HANG
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 SOON = timedelta(milliseconds=200)
+OTHER = 65_534
+"""ID of a user who owns no process."""
 LATE = timedelta(seconds=2 * HANG)
 
 
@@ -381,6 +383,30 @@ async def test_another_process_with_the_number_of_the_child_that_was_left_over_i
     assert process.poll() is None
     process.kill()
     process.wait(60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.slow
+async def test_an_agent_of_root_stops_only_what_the_owner_of_the_state_file_may_signal(tmp_path: Path) -> None:
+    ours, own = await left_over(tmp_path, "(sleep 600) & true")
+    other = subprocess.Popen(["sleep", "600"], process_group=0, user=OTHER)  # noqa: ASYNC220
+    theirs = Process.find_process(other.pid)
+    assert theirs is not None
+    (tmp_path / RECORD_NAME).write_bytes(AgentState(child=own).to_bytes())
+    os.chown(tmp_path / RECORD_NAME, OTHER, -1)
+    with DataDirectoryLock(tmp_path) as lock:
+        named = lock.before.child
+    assert named == own
+    assert named is not None
+    assert not await end_leftover(named, SOON, SystemClock())
+    ours.kill()
+    ours.wait(60)
+    assert not await end_leftover(named, SOON, SystemClock())
+    assert own.has_group()
+    os.killpg(own.pid, signal.SIGKILL)
+    reaped = asyncio.create_task(asyncio.to_thread(other.wait, 60))
+    assert await end_leftover(replace(theirs, named_by=OTHER), SOON, SystemClock())
+    assert await reaped == -signal.SIGTERM
 
 
 @pytest.mark.slow

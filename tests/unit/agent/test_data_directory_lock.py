@@ -67,6 +67,12 @@ def test_a_damaged_record_is_an_error_and_not_nothing(tmp_path: Path, text: str)
         pass
 
 
+def test_a_pipe_in_place_of_the_record_does_not_keep_the_agent_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORD_NAME)
+    with pytest.raises(AgentError, match=r"cannot be read: .*it is not a regular file"), DataDirectoryLock(tmp_path):
+        pass
+
+
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     (tmp_path / LOCK_NAME).symlink_to(tmp_path / "precious")

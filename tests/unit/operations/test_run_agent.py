@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +16,7 @@ import pytest
 from goatherd.agent import Rules, Supervisor
 from goatherd.errors import AgentError, ConfigurationError, StorageError
 from goatherd.operations.run_agent import ServerFiles, fetch_settings, hide_credentials, run_agent, signal_notifier
+from tests.deadlines import HANG
 
 
 def files_in(data: Path, *orgs: str, creates: bool = False) -> ServerFiles:
@@ -82,3 +87,31 @@ async def test_a_pid_file_without_a_running_process_is_named(tmp_path: Path) -> 
     with pytest.raises(AgentError, match="pid") as caught:
         await signal_notifier(15, supervisor=None, pid_file=tmp_path / "pid")()
     assert "--pid-file" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+async def test_a_pid_file_names_no_process_that_its_owner_may_not_signal(tmp_path: Path) -> None:
+    other = 65_534
+    with ExitStack() as stack:
+        ours = stack.enter_context(subprocess.Popen(["sleep", "600"]))  # noqa: ASYNC220
+        theirs = stack.enter_context(subprocess.Popen(["sleep", "600"], user=other))  # noqa: ASYNC220
+        stack.callback(theirs.kill)
+        stack.callback(ours.kill)
+        pid_file = tmp_path / "pid"
+        notify = signal_notifier(signal.SIGTERM, supervisor=None, pid_file=pid_file)
+        pid_file.write_text(str(ours.pid))
+        os.chown(pid_file, other, -1)
+        with pytest.raises(AgentError, match=f"owner of the file may not signal process {ours.pid}"):
+            await notify()
+        pid_file.write_text(str(theirs.pid))
+        await notify()
+        assert await asyncio.to_thread(theirs.wait, HANG) == -signal.SIGTERM
+        (tmp_path / "link").symlink_to(pid_file)
+        pid_file.write_text(str(ours.pid))
+        os.chown(pid_file, 0, -1)
+        os.chown(tmp_path / "link", other, -1, follow_symlinks=False)
+        with pytest.raises(AgentError):
+            await signal_notifier(signal.SIGTERM, supervisor=None, pid_file=tmp_path / "link")()
+        assert ours.poll() is None
+        await notify()
+        assert await asyncio.to_thread(ours.wait, HANG) == -signal.SIGTERM
