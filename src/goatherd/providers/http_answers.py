@@ -7,15 +7,55 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
 
 import httpx2
 
+from goatherd.clock import read_http_date
 from goatherd.errors import ProviderConfigurationError, ProviderError, UnavailableError
 from goatherd.serving.http_client import causes_of, describe_failure
+
+Result = TypeVar("Result")
+
+_LONGEST_ANSWER: Final = 8 << 20
+
+
+async def await_answer(work: Awaitable[Result], translate: Callable[[Exception], ProviderError]) -> Result:
+    """Await a part of a request and its answer; raise what `translate` returns for an error of the HTTP client.
+
+    SECURITY: the error is not raised `from` the HTTP client's, nor while that is handled, because it refers to the
+    request, and so to the token and the value (tests/contract/vault/test_faults.py and
+    tests/contract/kubernetes/test_faults.py, ``test_no_error_leads_to_the_token_or_the_value``).
+    """
+    try:
+        return await work
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
+        problem = translate(error)
+    raise problem
+
+
+async def read_body(response: httpx2.Response) -> bytes:
+    """Read the body of a streamed answer.
+
+    Raises:
+        UnavailableError: The body is longer than any answer that a provider needs.
+    """
+    raw = bytearray()
+    async for chunk in response.aiter_bytes():
+        add_chunk(raw, chunk)
+    return bytes(raw)
+
+
+def add_chunk(raw: bytearray, chunk: bytes) -> None:
+    """Add a chunk to a part of an answer.
+
+    Raises:
+        UnavailableError: The part is longer than any that a provider needs.
+    """
+    raw += chunk
+    if len(raw) > _LONGEST_ANSWER:
+        raise damaged_answer_error("it is too long")
 
 
 def damaged_answer_error(why: str) -> UnavailableError:
@@ -60,9 +100,5 @@ def parse_retry_after(header: str | None, now_ms: int) -> float | None:
         return None
     if header.strip().isdecimal():
         return float(header)
-    try:
-        until = parsedate_to_datetime(header)
-    except (TypeError, ValueError):
-        return None
-    until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.fromtimestamp(now_ms / 1000, UTC)).total_seconds())
+    until_ms = read_http_date(header)
+    return None if until_ms is None else max(0.0, (until_ms - now_ms) / 1000)

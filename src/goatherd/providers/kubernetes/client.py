@@ -31,17 +31,19 @@ from goatherd.errors import (
 )
 from goatherd.providers.cancellation import finish_request
 from goatherd.providers.http_answers import (
+    add_chunk,
+    await_answer,
     damaged_answer_error,
     no_answer_error,
     parse_object,
     parse_retry_after,
+    read_body,
 )
 from goatherd.providers.kubernetes.credentials import ClusterAccess, Credential
 from goatherd.providers.tls import default_context
 from goatherd.serving.connection_pool import ConnectionPool
 from goatherd.serving.http_client import causes_of, make_http_client
 
-_LONGEST_ANSWER: Final = 8 << 20
 _QUOTED: Final = 500
 _OVERDUE: Final = 15.0
 
@@ -260,7 +262,7 @@ class KubernetesClient:
                 if response.status_code == 200:
                     yield self._read_events(response, namespace, name)
                     return
-                raw = await self._read_answer(response)
+                raw = await await_answer(read_body(response), self._no_answer_error)
             if response.status_code == 410:
                 raise WatchExpiredError
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
@@ -269,23 +271,14 @@ class KubernetesClient:
             credential = await self._access.credential(self._clock, rejected=credential)
 
     async def _read_events(self, response: httpx2.Response, namespace: str, name: str) -> AsyncIterator[WatchEvent]:
-        line = bytearray()
-        failure: ProviderError | None = None
-        try:
-            async for chunk in response.aiter_bytes():
-                line += chunk
-                while (end := line.find(b"\n")) >= 0:
-                    whole = bytes(line[:end])
-                    del line[: end + 1]
-                    event = _decode_event(whole, namespace, name)
-                    if event is not None:
-                        yield event
-                if len(line) > _LONGEST_ANSWER:
-                    raise damaged_answer_error("an event is too long")
-        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            failure = self._no_answer_error(error)
-        if failure is not None:
-            raise failure
+        line, chunks = bytearray(), response.aiter_bytes()
+        while (chunk := await await_answer(anext(chunks, None), self._no_answer_error)) is not None:
+            add_chunk(line, chunk)
+            while (end := line.find(b"\n")) >= 0:
+                event = _decode_event(bytes(line[:end]), namespace, name)
+                del line[: end + 1]
+                if event is not None:
+                    yield event
 
     # --- one request ------------------------------------------------------------------------------------------------
 
@@ -297,7 +290,7 @@ class KubernetesClient:
         credential = await self._access.credential(self._clock)
         for is_last in (False, True):
             async with self._open_stream(method, path, credential, content=content) as response:
-                raw = await self._read_answer(response)
+                raw = await await_answer(read_body(response), self._no_answer_error)
             if response.status_code != 401 or is_last or not self._access.credentials.can_renew:
                 break
             credential = await self._access.credential(self._clock, rejected=credential)
@@ -336,36 +329,13 @@ class KubernetesClient:
             extensions={} if name is None else {"sni_hostname": name},
         )
         async with pool as http:
-            problem: ProviderError | None = None
             began = self._clock.monotonic()
-            try:
-                response = await http.send(request, stream=True)
-                self._store_clock.note_date(response.headers.get("date"), began=began)
-            # SECURITY: the error is not raised `from error`, because the exception refers to the request, and so to the
-            # token and the values
-            # (tests/contract/kubernetes/test_faults.py::test_no_error_leads_to_the_token_or_the_value).
-            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, OSError) as error:
-                problem = self._no_answer_error(error)
-            if problem is not None:
-                raise problem
+            response = await await_answer(http.send(request, stream=True), self._no_answer_error)
+            self._store_clock.note_date(response.headers.get("date"), began=began)
             try:
                 yield response
             finally:
                 await response.aclose()
-
-    async def _read_answer(self, response: httpx2.Response) -> bytes:
-        raw = bytearray()
-        problem: ProviderError | None = None
-        try:
-            async for chunk in response.aiter_bytes():
-                raw += chunk
-                if len(raw) > _LONGEST_ANSWER:
-                    raise damaged_answer_error("it is too long")
-        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-            problem = self._no_answer_error(error)
-        if problem is not None:
-            raise problem
-        return bytes(raw)
 
     def _no_answer_error(self, error: Exception) -> ProviderError:
         if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes_of(error)):
