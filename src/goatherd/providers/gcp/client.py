@@ -115,14 +115,7 @@ class SecretManagerAPI:
         request = wire.CreateSecretRequest(parent=self._address.parent, secret_id=call.secret_id, secret=body)
         return self._checked_secret(call, await self._send_request(lambda it: it.create_secret, request))
 
-    async def update_secret(
-        self,
-        call: Call,
-        seen: Secret,
-        *,
-        annotations: Mapping[str, str],
-        aliases: Mapping[str, int] | None = None,
-    ) -> Secret:
+    async def update_secret(self, call: Call, seen: Secret, wanted: Secret) -> Secret:
         """Change a secret's aliases or annotations (UpdateSecret), only if its etag is still that of `seen`.
 
         https://docs.cloud.google.com/secret-manager/docs/etags
@@ -130,10 +123,10 @@ class SecretManagerAPI:
         Raises:
             EtagMovedError: The etag has changed: another writer has changed the secret since it was read.
         """
-        body = wire.Secret(name=self._secret_name(call), etag=seen.etag, annotations=dict(annotations))
+        body = wire.Secret(name=self._secret_name(call), etag=seen.etag, annotations=dict(wanted.annotations))
         mask = ["annotations"]
-        if aliases is not None:
-            body.version_aliases = dict(aliases)
+        if wanted.aliases != seen.aliases:
+            body.version_aliases = dict(wanted.aliases)
             mask.append("version_aliases")
         request = wire.UpdateSecretRequest(secret=body, update_mask={"paths": mask})
         return self._checked_secret(call, await self._send_request(lambda it: it.update_secret, request, compares=True))

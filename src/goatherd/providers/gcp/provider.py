@@ -20,8 +20,8 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Self
 
@@ -302,15 +302,40 @@ class GCPSecretProvider(SecretProvider):
             await self._await_briefly(self._disable_leftovers(call, value, work, secret))
         return version.describe_version(secret.labels_of(version.number))
 
+    async def _change_secret(
+        self, call: Call, change: Callable[[Secret], Awaitable[Secret]], secret: Secret | None = None
+    ) -> Secret:
+        """Change a secret under its etag; after a conflict with another writer, read it again and repeat.
+
+        Args:
+            call: The provider call.
+            change: Returns the secret as it is to be, or its argument if nothing is to change. It raises
+                `EtagMovedError` to be called again after a pause.
+            secret: The secret as the caller has just read it.
+
+        Returns:
+            The secret as it is now.
+        """
+        pause = _Pause()
+        while True:
+            secret = secret or await self._api.get_secret(call)
+            try:
+                wanted = await change(secret)
+                return secret if wanted is secret else await self._api.update_secret(call, secret, wanted)
+            except EtagMovedError:
+                secret = None
+                await pause()
+
     async def _announce_work(self, call: Call, purpose: str, check: Check, work: _Work) -> Secret:
         """Announce this writer in the secret's annotations, as soon as no other writer changes the secret.
 
         Return the secret with the announcement. If this call has written its version before, return the secret
         unchanged, and put the version's number into `work.done`.
         """
-        watched, since, pause = "", 0.0, _Pause()
-        while True:
-            secret = await self._api.get_secret(call)
+        lease = _Lease()
+
+        async def announce(secret: Secret) -> Secret:
+            work.announced = work.resumed
             work.done = journal.written_by(secret.annotations, call.request)
             if work.done is not None:
                 return secret
@@ -322,20 +347,13 @@ class GCPSecretProvider(SecretProvider):
             if other is not None and work.resumed:
                 work.base = other.base
             elif other is not None:
-                if other.nonce != watched:
-                    watched, since = other.nonce, _loop_time()
-                if _loop_time() - since < LEASE.total_seconds():
-                    call.waits[:] = [f"another writer is at work on the secret ({other.purpose})"]
-                    await pause()
-                    continue
+                lease.must_have_ended(other, call, f"another writer is at work on the secret ({other.purpose})")
                 work.abandoned_base = other.base
             work.began, work.announced = _loop_time(), True
-            noted = journal.with_announcement(secret.annotations, self._new_announcement(call, purpose, work.base))
-            try:
-                return await self._api.update_secret(call, secret, annotations=noted)
-            except EtagMovedError:
-                work.announced = work.resumed
-                await pause()
+            mine = self._new_announcement(call, purpose, work.base)
+            return replace(secret, annotations=journal.with_announcement(secret.annotations, mine))
+
+        return await self._change_secret(call, announce)
 
     async def _add_version(self, call: Call, value: SecretBytes, work: _Work) -> Version:
         if work.resumed:
@@ -361,29 +379,27 @@ class GCPSecretProvider(SecretProvider):
         work.number = version.number
         return version
 
-    async def _move_label(self, call: Call, secret: Secret, label: Label, number: int, check: Check) -> Secret:
+    async def _move_label(self, call: Call, announced: Secret, label: Label, number: int, check: Check) -> Secret:
         """Move a label to version `number`, and remove this writer's announcement, in one update of the secret."""
-        pause = _Pause()
-        while True:
-            aliases = {**secret.aliases, label: number}
+
+        async def move(secret: Secret) -> Secret:
+            if secret is not announced:
+                if journal.written_by(secret.annotations, call.request) == number:
+                    return secret
+                check(secret)
+                other = journal.read_announcement(secret.annotations)
+                if other is not None and other.request != journal.short_request(call.request):
+                    # This writer was too slow. The writer that has taken over disables this writer's version.
+                    raise ConflictError("this writer took too long, so another writer has replaced it")
+                # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
+                if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
+                    raise UnavailableError(
+                        f"version {number} was treated as a leftover by another writer before its label moved"
+                    )
             noted = journal.with_done_note(secret.annotations, call.request, number)
-            try:
-                return await self._api.update_secret(call, secret, aliases=aliases, annotations=noted)
-            except EtagMovedError:
-                await pause()
-            secret = await self._api.get_secret(call)
-            if journal.written_by(secret.annotations, call.request) == number:
-                return secret
-            check(secret)
-            other = journal.read_announcement(secret.annotations)
-            if other is not None and other.request != journal.short_request(call.request):
-                # This writer was too slow. The writer that has taken over disables this writer's version.
-                raise ConflictError("this writer took too long, so another writer has replaced it")
-            # After the secret: a writer that disables or destroys the version as a leftover changes the etag first.
-            if (await self._api.get_version(call, number)).state is not VersionState.ENABLED:
-                raise UnavailableError(
-                    f"version {number} was treated as a leftover by another writer before its label moved"
-                )
+            return replace(secret, aliases={**secret.aliases, label: number}, annotations=noted)
+
+        return await self._change_secret(call, move, announced)
 
     async def _find_version(self, call: Call, value: SecretBytes, base: int) -> int | None:
         """Return the number of a version above `base` that holds `value`; reads by number are strongly consistent."""
@@ -399,45 +415,29 @@ class GCPSecretProvider(SecretProvider):
         return None
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        number, pause = parse_number(version), _Pause()
-        watched, since = "", 0.0
-        while True:
-            secret = await self._api.get_secret(call)
+        number, lease = parse_number(version), _Lease()
+
+        async def move(secret: Secret) -> Secret:
             if number is None:
                 raise missing_version_error(version)
             other = journal.read_announcement(secret.annotations)
             if other is not None and other.purpose == "destroy":
-                if other.nonce != watched:
-                    watched, since = other.nonce, _loop_time()
-                if _loop_time() - since < LEASE.total_seconds():
-                    call.waits[:] = ["a version of the secret is being destroyed"]
-                    await pause()
-                    continue
+                lease.must_have_ended(other, call, "a version of the secret is being destroyed")
             # Read the version after the secret: a writer that destroys the version from now on changes the etag first.
             found = await self._api.get_version(call, number)
             if found.state is not VersionState.ENABLED:
                 raise VersionDisabledError(f"version {number} was {found.state.value}")
             call.check_holder(label, secret.aliases.get(label), expected)
-            aliases = {**secret.aliases, label: number}
-            try:
-                await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
-            except EtagMovedError:
-                await pause()
-            else:
-                return
+            return replace(secret, aliases={**secret.aliases, label: number})
+
+        await self._change_secret(call, move)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        pause = _Pause()
-        while True:
-            secret = await self._api.get_secret(call)
+        async def remove(secret: Secret) -> Secret:
             call.check_holder(label, secret.aliases.get(label), expected)
-            aliases = {name: number for name, number in secret.aliases.items() if name != label}
-            try:
-                await self._api.update_secret(call, secret, aliases=aliases, annotations=secret.annotations)
-            except EtagMovedError:
-                await pause()
-            else:
-                return
+            return replace(secret, aliases={name: at for name, at in secret.aliases.items() if name != label})
+
+        await self._change_secret(call, remove)
 
     # --- removing ---------------------------------------------------------------------------------------------------
 
@@ -487,18 +487,17 @@ class GCPSecretProvider(SecretProvider):
         The secret is updated even if the announcement is missing: a request of this writer that is still on its way to
         the store then fails because its etag is outdated.
         """
-        pause = _Pause()
-        while True:
-            secret = await self._api.get_secret(call)
+
+        async def withdraw(secret: Secret) -> Secret:
             if journal.written_by(secret.annotations, call.request) is not None:
-                return None
+                return secret
             standing = journal.read_announcement(secret.annotations)
             ours = standing is not None and standing.request == journal.short_request(call.request)
             kept = journal.without_announcement(secret.annotations) if ours else secret.annotations
-            try:
-                return await self._api.update_secret(call, secret, annotations=kept)
-            except EtagMovedError:
-                await pause()
+            return replace(secret, annotations=kept)
+
+        secret = await self._change_secret(call, withdraw)
+        return secret if journal.written_by(secret.annotations, call.request) is None else None
 
     async def _disable_leftovers(self, call: Call, value: SecretBytes, work: _Work, secret: Secret) -> None:
         """Destroy versions that earlier attempts of this call added; disable those that another, dead writer left."""
@@ -520,16 +519,11 @@ class GCPSecretProvider(SecretProvider):
 
     async def _note_left(self, call: Call, numbers: Collection[int]) -> None:
         """List versions in the annotations as left by a dead writer; `versions` then shows them as leftovers."""
-        pause = _Pause()
-        while True:
-            secret = await self._api.get_secret(call)
-            noted = journal.with_left(secret.annotations, numbers)
-            try:
-                await self._api.update_secret(call, secret, annotations=noted)
-            except EtagMovedError:
-                await pause()
-            else:
-                return
+
+        async def note(secret: Secret) -> Secret:
+            return replace(secret, annotations=journal.with_left(secret.annotations, numbers))
+
+        await self._change_secret(call, note)
 
     async def _await_briefly(self, clearing: Coroutine[object, object, object]) -> None:
         """Run a cleanup for at most a second, even when cancelled. The next writer completes a cleanup that fails."""
@@ -552,6 +546,24 @@ class GCPSecretProvider(SecretProvider):
     def _forget_secret(self, call: Call) -> None:
         """Remove a secret's versions from the cache, because this call creates or deletes the secret."""
         self._created = {key: known for key, known in self._created.items() if key[0] != call.secret_id}
+
+
+class _Lease:
+    """Measures how long the announcement of another writer has stayed unchanged."""
+
+    def __init__(self) -> None:
+        self._nonce, self._since = "", 0.0
+
+    def must_have_ended(self, other: journal.Announcement, call: Call, wait: str) -> None:
+        """Raise `EtagMovedError`, so that the secret is read again, until its announcement is `LEASE` old.
+
+        `wait` says what the call waits for.
+        """
+        if other.nonce != self._nonce:
+            self._nonce, self._since = other.nonce, _loop_time()
+        if _loop_time() - self._since < LEASE.total_seconds():
+            call.waits[:] = [wait]
+            raise EtagMovedError
 
 
 class _Pause:
