@@ -13,7 +13,6 @@ import pytest
 
 from goatherd.providers import cancellation
 from goatherd.providers.base import SecretProvider
-from goatherd.providers.file import provider as file_provider
 from goatherd.testing import signer_checks
 from tests.deadlines import ANSWER, HANG
 
@@ -36,7 +35,6 @@ def only_hangs_are_given_up() -> Iterator[None]:
             if isinstance(defaults.get("timeout"), timedelta):
                 patch.setitem(defaults, "timeout", timedelta(seconds=HANG))
         patch.setattr(cancellation.finish_request, "__defaults__", (timedelta(seconds=HANG),))
-        patch.setattr(file_provider, "_PATIENCE", HANG)
         quick = signer_checks._quick.__kwdefaults__
         assert quick is not None
         patch.setitem(quick, "timeout", HANG)

@@ -7,7 +7,7 @@ next read reliably shows whether the write took effect. The caller sets the dead
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 MOMENT: Final = timedelta(seconds=1)
 
 
-async def finish_request(work: Coroutine[Any, Any, Result], moment: timedelta = MOMENT) -> Result:
+async def finish_request(work: Awaitable[Result], moment: timedelta = MOMENT) -> Result:
     """Await a request to a store. If cancelled, wait up to `moment` for its answer, then cancel it and re-raise."""
     running = asyncio.ensure_future(work)
     try:

@@ -95,6 +95,7 @@ def _parent_of(path: str) -> str:
 
 
 Durable = dict[str, tuple[int, ...]]
+Growth = Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
 
 
 class LockHeldError(Exception):
@@ -197,30 +198,38 @@ class SecretDirectory:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    def create_secret(self, value: SecretBytes, label: Label, now_ms: int) -> SecretVersion:
-        """Create the secret's directory with a first version, which gets `label`."""
-        self._make_directory()
-        return self._add_version(
-            value, now_ms, lambda ledger, entry: ledger.with_first_version(self._call, entry, label)
-        )
+    def add_version(self, value: SecretBytes, now_ms: int, change: Growth, *, creates: bool = False) -> SecretVersion:
+        """Add a version to the secret, by the record of versions and labels that `change` makes of the present one.
 
-    def write_version(self, value: SecretBytes, label: Label, expected: VersionId | None, now_ms: int) -> SecretVersion:
-        """Add a version to the secret and move `label` to it, if the label points at the version `expected`."""
-        return self._add_version(
-            value, now_ms, lambda ledger, entry: ledger.with_version(self._call, entry, label, expected)
-        )
+        With `creates`, missing directories are created first.
+        """
+        if creates:
+            self._make_directory()
+        with self._lock_directory() as here:
+            raw, ledger = self._load_and_clean(here)
+            made = ledger.made_by(self._call.request)
+            if made is not None:
+                # The rename was done but its answer was lost: make sure of the medium, and answer.
+                self._system.sync_file(here.descriptor)
+                return ledger.describe_version(made)
+            changed = change(ledger, entry_for(value, request=self._call.request, now_ms=now_ms))
+            if raw is None:
+                self._replace_record(here, ledger)
+            number = ledger.next_number
+            self._write_new(here, f"{number}.value", value.reveal())
+            try:
+                self._system.sync_file(here.descriptor)
+                self._replace_record(here, changed)
+            except OSError:
+                self._remove_quietly(here, f"{number}.value")
+                raise
+            return changed.describe_version(number)
 
-    def move_label(self, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move `label` to another version of the secret, if the label points at the version `expected`."""
+    def move_labels(self, change: Callable[[VersionedRecord], VersionedRecord]) -> None:
+        """Replace the record of versions and labels by the one that `change` makes of it."""
         with self._lock_directory() as here:
             _, ledger = self._load_and_clean(here)
-            self._replace_record(here, ledger.with_label(self._call, label, version, expected))
-
-    def remove_label(self, label: Label, expected: VersionId) -> None:
-        """Remove `label` from the secret, if the label points at the version `expected`."""
-        with self._lock_directory() as here:
-            _, ledger = self._load_and_clean(here)
-            self._replace_record(here, ledger.without_label(self._call, label, expected))
+            self._replace_record(here, change(ledger))
 
     def destroy_version(self, version: VersionId) -> None:
         """Destroy a version's value: mark it in the manifest (the record of versions), then delete its file."""
@@ -275,29 +284,6 @@ class SecretDirectory:
             return False
         self._system.sync_file(here.descriptor)
         return True
-
-    def _add_version(
-        self, value: SecretBytes, now_ms: int, change: Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
-    ) -> SecretVersion:
-        with self._lock_directory() as here:
-            raw, ledger = self._load_and_clean(here)
-            made = ledger.made_by(self._call.request)
-            if made is not None:
-                # The rename was done but its answer was lost: make sure of the medium, and answer.
-                self._system.sync_file(here.descriptor)
-                return ledger.describe_version(made)
-            changed = change(ledger, entry_for(value, request=self._call.request, now_ms=now_ms))
-            if raw is None:
-                self._replace_record(here, ledger)
-            number = ledger.next_number
-            self._write_new(here, f"{number}.value", value.reveal())
-            try:
-                self._system.sync_file(here.descriptor)
-                self._replace_record(here, changed)
-            except OSError:
-                self._remove_quietly(here, f"{number}.value")
-                raise
-            return changed.describe_version(number)
 
     def _replace_record(self, here: _Opened, ledger: VersionedRecord) -> None:
         """Replace the manifest (the record of versions and labels) atomically: this commits a change of the secret."""

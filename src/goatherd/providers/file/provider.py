@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.errors import (
@@ -27,7 +27,7 @@ from goatherd.errors import (
 from goatherd.event_loop import find_running_loop
 from goatherd.files import SUPPORTED, System, check_path
 from goatherd.providers.addresses import parse_config, path_of_uri, split_path
-from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.file.layout import (
     FULL,
@@ -43,9 +43,6 @@ from goatherd.providers.file.layout import (
 from goatherd.providers.file.permissions import FORM
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
-if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
 Result = TypeVar("Result")
 
 _EXAMPLE: Final = "Such as file:///srv/keys/root, without '.', '..', or a slash at the end."
@@ -53,7 +50,6 @@ _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
 _LONGEST_PAUSE: Final = 0.02
-_PATIENCE: Final = 1.0
 _LEAST_ROOM: Final = 16_000_000
 _RANDOM = secrets.SystemRandom()
 
@@ -89,7 +85,6 @@ class FileSecretProvider(SecretProvider):
         timeout: timedelta = timedelta(seconds=10),
         retry: RetryPolicy | None = None,
         clock: Clock | None = None,
-        max_value_bytes: int = MAX_VALUE_BYTES,
         system: System | None = None,
     ) -> None:
         hint = 'Write FileSecretProvider("/srv/keys"). `open_provider` takes a URI such as file:///srv/keys/root.'
@@ -99,12 +94,6 @@ class FileSecretProvider(SecretProvider):
         self._system = system or System()
         self._durable: Durable = {}
         self._system_clock = SystemClock()
-        self._guarantees = Guarantees(
-            cas=True,
-            read_consistency=ReadConsistency.STRONG,
-            max_value_bytes=max_value_bytes,
-            custom_labels=True,
-        )
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -135,7 +124,7 @@ class FileSecretProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return self._guarantees
+        return Guarantees(cas=True, read_consistency=ReadConsistency.STRONG, custom_labels=True)
 
     def check_secret_id(self, secret_id: str) -> None:
         super().check_secret_id(secret_id)
@@ -167,20 +156,34 @@ class FileSecretProvider(SecretProvider):
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
         now_ms = self.clock.now_ms()
-        return await self._run_change(call, lambda secret: secret.create_secret(value, label, now_ms))
+        return await self._run_change(
+            call,
+            lambda secret: secret.add_version(
+                value, now_ms, lambda ledger, entry: ledger.with_first_version(call, entry, label), creates=True
+            ),
+        )
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         return await self._run_blocking(call, lambda secret: secret.read_version(at))
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
         now_ms = self.clock.now_ms()
-        return await self._run_change(call, lambda secret: secret.write_version(value, label, expected, now_ms))
+        return await self._run_change(
+            call,
+            lambda secret: secret.add_version(
+                value, now_ms, lambda ledger, entry: ledger.with_version(call, entry, label, expected)
+            ),
+        )
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._run_change(call, lambda secret: secret.move_label(label, version, expected))
+        await self._run_change(
+            call, lambda secret: secret.move_labels(lambda ledger: ledger.with_label(call, label, version, expected))
+        )
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._run_change(call, lambda secret: secret.remove_label(label, expected))
+        await self._run_change(
+            call, lambda secret: secret.move_labels(lambda ledger: ledger.without_label(call, label, expected))
+        )
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         return await self._run_blocking(call, lambda secret: secret.list_versions())
@@ -216,23 +219,14 @@ class FileSecretProvider(SecretProvider):
         secret = SecretDirectory(call, self.base, self._system, self._durable)
         try:
             loop = find_running_loop()
-            return work(secret) if loop is None else await self._run_in_thread(loop, lambda: work(secret))
+            if loop is None:
+                return work(secret)
+            from goatherd.providers.cancellation import finish_request  # here: without a loop, asyncio is not imported
+
+            # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
+            return await finish_request(loop.run_in_executor(None, lambda: work(secret)))
         except OSError as error:
             raise self._translate_error(call, error) from error
-
-    async def _run_in_thread(self, loop: AbstractEventLoop, work: Callable[[], Result]) -> Result:
-        import asyncio  # here, since a short command has no event loop and does not import it
-
-        from goatherd.providers.cancellation import retrieve_outcome
-
-        running = loop.run_in_executor(None, work)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            # A thread cannot be stopped. Its few system calls end soon; when they have, the outcome is settled.
-            running.add_done_callback(retrieve_outcome)
-            await asyncio.wait({running}, timeout=_PATIENCE)
-            raise
 
     def _existing_parent(self) -> str:
         """Return the store's base directory or, if that is missing, its nearest existing parent."""
