@@ -42,7 +42,7 @@ from goatherd.providers.aws.client import (
     stored_of,
     version_of,
 )
-from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import ReplicaState
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId
 
@@ -127,19 +127,6 @@ class AWSSecretProvider(SecretProvider):
         self.address = region if isinstance(region, AWSAddress) else AWSAddress(region=region)
         self._api = SecretsManagerAPI(self.address, timeout, self.clock, self.store_clock)
         self.tolerated_replicas: frozenset[str] = frozenset()
-        self._guarantees = Guarantees(
-            cas=True,
-            read_consistency=ReadConsistency.EVENTUAL,
-            max_value_bytes=MAX_VALUE_BYTES,
-            # AWS: "Versions without staging labels are considered deprecated and are subject to deletion" (API
-            # reference, ListSecretVersionIds). The label AWSPREVIOUS keeps one: the version that was current before.
-            history=1,
-            destroys=False,
-            deprecates=True,
-            recoverable=self.address.recovery_days > 0,
-            first_is_current=True,
-            custom_labels=True,
-        )
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -160,7 +147,18 @@ class AWSSecretProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return self._guarantees
+        return Guarantees(
+            cas=True,
+            read_consistency=ReadConsistency.EVENTUAL,
+            # AWS: "Versions without staging labels are considered deprecated and are subject to deletion" (API
+            # reference, ListSecretVersionIds). The label AWSPREVIOUS keeps one: the version that was current before.
+            history=1,
+            destroys=False,
+            deprecates=True,
+            recoverable=self.address.recovery_days > 0,
+            first_is_current=True,
+            custom_labels=True,
+        )
 
     async def _close(self) -> None:
         self._api.close()

@@ -126,7 +126,6 @@ class GCPSecretProvider(SecretProvider):
         self.address = project_id if isinstance(project_id, GCPAddress) else GCPAddress(project=project_id)
         self._api = SecretManagerAPI(self.address, credentials, min(_ATTEMPT, timeout * _SHARE))
         self._created: dict[tuple[str, int, int], int] = {}
-        self._guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION, custom_labels=True)
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -146,7 +145,7 @@ class GCPSecretProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return self._guarantees
+        return Guarantees(cas=True, read_consistency=ReadConsistency.STRONG_BY_VERSION, custom_labels=True)
 
     def check_secret_id(self, secret_id: str) -> None:
         super().check_secret_id(secret_id)

@@ -27,14 +27,7 @@ from goatherd.errors import (
     SecretTooLargeError,
     UnavailableError,
 )
-from goatherd.providers.base import (
-    MAX_VALUE_BYTES,
-    Call,
-    Guarantees,
-    ReadConsistency,
-    RetryPolicy,
-    SecretProvider,
-)
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
@@ -159,7 +152,6 @@ class KubernetesSecretProvider(SecretProvider):
         return Guarantees(
             cas=True,
             read_consistency=ReadConsistency.STRONG,
-            max_value_bytes=MAX_VALUE_BYTES,
             history=HISTORY,
             push=True,
             custom_labels=True,

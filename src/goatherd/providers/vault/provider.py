@@ -38,14 +38,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.base import (
-    MAX_VALUE_BYTES,
-    Call,
-    Guarantees,
-    ReadConsistency,
-    RetryPolicy,
-    SecretProvider,
-)
+from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.vault.address import VaultAddress, parse_config, parse_uri
@@ -128,7 +121,6 @@ class VaultSecretProvider(SecretProvider):
         timeout: timedelta = timedelta(seconds=10),
         retry: RetryPolicy | None = None,
         clock: Clock | None = None,
-        max_value_bytes: int = MAX_VALUE_BYTES,
         environment: Mapping[str, str] | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
@@ -136,13 +128,6 @@ class VaultSecretProvider(SecretProvider):
         self.address = address
         self._environment = environment
         self._transport = transport
-        self._guarantees = Guarantees(
-            cas=True,
-            read_consistency=ReadConsistency.STRONG if address.reads_active else ReadConsistency.EVENTUAL,
-            max_value_bytes=max_value_bytes,
-            history=HISTORY,
-            custom_labels=True,
-        )
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -161,7 +146,8 @@ class VaultSecretProvider(SecretProvider):
 
     @property
     def guarantees(self) -> Guarantees:
-        return self._guarantees
+        consistency = ReadConsistency.STRONG if self.address.reads_active else ReadConsistency.EVENTUAL
+        return Guarantees(cas=True, read_consistency=consistency, history=HISTORY, custom_labels=True)
 
     def check_secret_id(self, secret_id: str) -> None:
         super().check_secret_id(secret_id)
