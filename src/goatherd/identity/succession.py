@@ -38,7 +38,7 @@ from goatherd.identity.document import (
     document_digest,
     read_roots,
 )
-from goatherd.identity.json_members import read_id, read_ids
+from goatherd.identity.json_members import read_flag, read_id, read_ids, read_number, read_text
 from goatherd.identity.revocations import verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import Session
@@ -588,24 +588,15 @@ class TrustCheckpoint:
         tree = parse_object(raw, max_bytes=SIZE_LIMIT_BYTES)
         if ("checksum" in tree or "signed" in tree) and tree.pop("checksum", None) != _checkpoint_digest(tree):
             raise MalformedIdentityError("the record's checksum does not match its contents")
-        generation, digest = tree.get("generation"), tree.get("digest")
-        prepared, pruned, anchor = tree.get("prepared"), tree.get("prunedRoots", 0), tree.get("anchor")
-        if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
-            raise MalformedIdentityError("generation must be a non-negative integer")
-        if not isinstance(digest, str):
-            raise MalformedIdentityError("digest must be a string")
-        if not isinstance(tree.get("signed", False), bool):
-            raise MalformedIdentityError("signed must be true or false")
-        if isinstance(pruned, bool) or not isinstance(pruned, int):
-            raise MalformedIdentityError("prunedRoots must be an integer")
+        prepared, anchor = tree.get("prepared"), tree.get("anchor")
         found = cls(
-            generation=generation,
-            digest=digest,
+            generation=read_number(tree.get("generation"), "generation"),
+            digest=read_text(tree.get("digest"), "digest"),
             roots=read_roots(tree.get("roots"), "roots"),
             revoked_ids=frozenset(read_ids(tree.get("revoked"), "revoked")),
-            is_signed=tree.get("signed", False),
+            is_signed=read_flag(tree.get("signed", False), "signed"),
             prepared_id=None if prepared is None else read_id(prepared, "prepared"),
-            pruned=pruned,
+            pruned=read_number(tree.get("prunedRoots", 0), "prunedRoots"),
             anchor_id=None if anchor is None else read_id(anchor, "anchor"),
             anchored_trust=_read_anchored_trust(tree),
             former_anchors=read_ids(tree.get("formerAnchors", []), "formerAnchors"),
