@@ -72,6 +72,11 @@ def _encode_base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode("ascii")
 
 
+def _raw_of(key: ec.EllipticCurvePublicKey) -> bytes:
+    numbers = key.public_numbers()
+    return numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES)
+
+
 def _check_jwk(jwk: Mapping[str, Any]) -> None:
     """Check that a JWK is an elliptic-curve key over P-384.
 
@@ -180,8 +185,7 @@ class PublicKey:
             key = ec.EllipticCurvePublicKey.from_encoded_point(CURVE, compressed)
         except ValueError:
             raise DecodeError("the public key is not a point of P-384") from None
-        numbers = key.public_numbers()
-        return cls(numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES))
+        return cls(_raw_of(key))
 
     @classmethod
     def from_der(cls, der: bytes) -> PublicKey:
@@ -210,8 +214,7 @@ class PublicKey:
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
             kind = key.curve.name if isinstance(key, ec.EllipticCurvePublicKey) else type(key).__name__
             raise DecodeError(f"the key must be an elliptic-curve key over P-384; it is {kind}")
-        numbers = key.public_numbers()
-        return cls(numbers.x.to_bytes(COORDINATE_BYTES) + numbers.y.to_bytes(COORDINATE_BYTES))
+        return cls(_raw_of(key))
 
     @property
     def compressed(self) -> bytes:
@@ -356,10 +359,7 @@ class PrivateKey:
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key = key
-        numbers = key.public_key().public_numbers()
-        self.public_key = PublicKey(
-            numbers.x.to_bytes(COORDINATE_BYTES, "big") + numbers.y.to_bytes(COORDINATE_BYTES, "big")
-        )
+        self.public_key = PublicKey(_raw_of(key.public_key()))
 
     @classmethod
     def generate(cls) -> PrivateKey:

@@ -90,7 +90,7 @@ from goatherd.providers.azure.records import (
     value_tags,
 )
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
-from goatherd.providers.capabilities import Finding, Verdict
+from goatherd.providers.capabilities import Finding, Verdict, unreported_finding
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
 from goatherd.providers.versioned_record import DamagedRecordError, ForeignRecordError, digest_of
 
@@ -473,9 +473,7 @@ class AzureSecretProvider(SecretProvider):
         return await self._run_call(call, self._diagnose_secret)
 
     async def _diagnose_secret(self, call: Call) -> list[Finding]:
-        text = "the credentials may read; Key Vault does not report what else they may do"
-        hint = f"Permissions that a rotation needs: `goatherd policy {self.scheme} --role rotator`."
-        first = Finding(name="rights", verdict=Verdict.NOT_CHECKED, text=text, hint=hint)
+        first = unreported_finding(self.scheme)
         view = call.secret_id
         _, last = await self._read_decided(call)
         pointer = last.pointer

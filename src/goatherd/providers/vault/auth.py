@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -60,7 +60,7 @@ class TokenAuth:
 
     def read_token(self, environment: Mapping[str, str]) -> str:
         """Return the existing token, from the configuration, an environment variable or a file."""
-        found = self.token or next((environment[name] for name in self.variables if environment.get(name)), None)
+        found = self.token or _first_set(environment, self.variables)
         if not found and self.file:
             found = _text_of(self.file, missing_ok=True)
         if not found:
@@ -260,7 +260,7 @@ class Credentials:
                 status, answer = await self._send("POST", "auth/token/renew-self", token=lease.token, body={})
             except ProviderError:
                 if lease.expires_at is not None and now + _POSTPONED < lease.expires_at:
-                    return _postpone_renewal(lease, now + _POSTPONED)
+                    return replace(lease, renew_at=now + _POSTPONED)
                 raise
             if status == 200:
                 renewed = self._lease_from(answer)
@@ -268,7 +268,7 @@ class Credentials:
                     return renewed
                 # Its longest life is nearly over: renewing gives no more.
         if isinstance(self._method, TokenAuth):
-            return _postpone_renewal(lease, None)
+            return replace(lease, renew_at=None)
         return await self._log_in()
 
     def _lease_from(self, answer: Mapping[str, Any]) -> _Lease:
@@ -286,10 +286,6 @@ class Credentials:
         if isinstance(self._method, TokenAuth) and renewable is not True:
             renew_at = None
         return _Lease(token=token, renewable=renewable is True, renew_at=renew_at, expires_at=now + seconds)
-
-
-def _postpone_renewal(lease: _Lease, renew_at: float | None) -> _Lease:
-    return _Lease(token=lease.token, renewable=lease.renewable, renew_at=renew_at, expires_at=lease.expires_at)
 
 
 def _expired_error() -> ProviderAccessDeniedError:
