@@ -21,7 +21,8 @@ from goatherd.errors import GoatherdError, SecretDeletedError, SecretNotFoundErr
 from goatherd.providers.base import Guarantees, ReadConsistency, SecretProvider
 from goatherd.testing.answer_checks import ANSWER_CHECKS
 from goatherd.testing.provider_checks import PROVIDER_CHECKS
-from goatherd.testing.subject import Check, Factory, SkippedError, Subject, is_about, must
+from goatherd.testing.subject import Check, Factory, SkippedError, Subject, add_tests, is_about, must
+from goatherd.testing.subject import check_name as check_name
 from goatherd.testing.wrong_answers import WrongAnswers
 
 CHECKS: Final[tuple[Check, ...]] = (*PROVIDER_CHECKS, *ANSWER_CHECKS)
@@ -181,11 +182,6 @@ async def check_provider(
     return ContractReport(outcomes=tuple(outcomes), left_behind=tuple(left_behind))
 
 
-def check_name(check: Check) -> str:
-    """Return the name of a check: its function's name with spaces in place of underscores."""
-    return str(getattr(check, "__name__", check))
-
-
 def _plain(error: Exception) -> BaseException:
     """Return the error in an exception group that has only one; return any other error unchanged."""
     return error.exceptions[0] if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1 else error
@@ -283,22 +279,8 @@ class AnswerContract(_Contract):
     """
 
 
-def _method(check: Check) -> Callable[[_Contract], None]:
-    def test(self: _Contract) -> None:
-        try:
-            self.run(check)
-        except SkippedError as reason:
-            import pytest  # only where a test that pytest runs is to be skipped
-
-            pytest.skip(str(reason))
-
-    test.__doc__ = check.__doc__
-    return test
-
-
-for _contract, _checks in ((ProviderContract, PROVIDER_CHECKS), (AnswerContract, ANSWER_CHECKS)):
-    for _check in _checks:
-        setattr(_contract, f"test_{check_name(_check)}", _method(_check))
+add_tests(ProviderContract, PROVIDER_CHECKS)
+add_tests(AnswerContract, ANSWER_CHECKS)
 
 
 if __name__ == "__main__":

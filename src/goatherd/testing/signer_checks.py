@@ -30,7 +30,7 @@ from goatherd.errors import (
 from goatherd.providers.base import RetryPolicy
 from goatherd.signers.base import KeyCreator, KeyKind, Signer
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
-from goatherd.testing.subject import SkippedError, must
+from goatherd.testing.subject import SkippedError, add_tests, must
 
 TEXTS: Final = (b"", b"a", b"goatherd" * 12, bytes(range(256)) * 40)
 QUICK: Final = SigningPolicy(timeout=timedelta(seconds=20), retry=RetryPolicy(attempts=1), invalid_signatures=0)
@@ -330,22 +330,13 @@ class SignerContract:
         """Return the platform under test."""
         raise NotImplementedError("a subclass of SignerContract must override world()")
 
+    def run(self, check: SignerCheck) -> None:
+        """Run one check of the signer contract in a new event loop; raise its failure."""
 
-def _method(check: SignerCheck) -> Callable[[SignerContract], None]:
-    def test(self: SignerContract) -> None:
         async def run() -> None:
             await check(self.world())
 
-        try:
-            asyncio.run(run())
-        except SkippedError as reason:
-            import pytest  # only where a test that pytest runs is to be skipped
-
-            pytest.skip(str(reason))
-
-    test.__doc__ = check.__doc__
-    return test
+        asyncio.run(run())
 
 
-for _check in SIGNER_CHECKS:
-    setattr(SignerContract, f"test_{getattr(_check, '__name__', '')}", _method(_check))
+add_tests(SignerContract, SIGNER_CHECKS)

@@ -6,10 +6,10 @@ import asyncio
 import functools
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 from goatherd.errors import ProviderError, UnavailableError
@@ -89,6 +89,30 @@ class Subject:
 
 
 Check = Callable[[Subject], Awaitable[None]]
+
+
+def check_name(check: Callable[..., object]) -> str:
+    """Return the name of a check, which is the name of its function."""
+    return str(getattr(check, "__name__", check))
+
+
+def add_tests(contract: type, checks: Sequence[Callable[..., object]]) -> None:
+    """Give a pytest class one test for each check, which runs the check by the method `run` of the class."""
+
+    def test_of(check: Callable[..., object]) -> Callable[[Any], None]:
+        def test(self: Any) -> None:
+            try:
+                self.run(check)
+            except SkippedError as reason:
+                import pytest  # only where a test that pytest runs is to be skipped
+
+                pytest.skip(str(reason))
+
+        test.__doc__ = check.__doc__
+        return test
+
+    for check in checks:
+        setattr(contract, f"test_{check_name(check)}", test_of(check))
 
 
 def must(condition: bool, text: str) -> None:
