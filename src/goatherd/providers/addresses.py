@@ -40,7 +40,8 @@ class AddressForm(NamedTuple):
         scheme: The URI scheme.
         example: The hint of errors, which shows a valid address.
         options: The allowed options, by their names in a URI.
-        parts: Members of ``cloudConfig`` that are parts of the address and not options, such as ``project``.
+        host: The member of ``cloudConfig`` that stands for the URI's host, such as ``project``. A member ``region`` is
+            always allowed there, and ignored unless it is the host or an option.
         missing: The error message for a URI without a path.
         subject: What the path of the URI names, such as a secret; used in error messages.
     """
@@ -48,7 +49,7 @@ class AddressForm(NamedTuple):
     scheme: str
     example: str = ""
     options: Mapping[str, Option] = MappingProxyType({})
-    parts: tuple[str, ...] = ()
+    host: str = "region"
     missing: str = "it names no secret"
     subject: str = "a secret"
 
@@ -60,11 +61,12 @@ class AddressForm(NamedTuple):
 
 
 class ParsedAddress(NamedTuple):
-    """The parts of a secret's URI after parsing: host, path and options.
+    """The parts of a secret's address after parsing: host, path and options.
 
     Attributes:
-        host: The text between ``//`` and the path, as written; may be empty.
-        path: The path without its leading slash, decoded; never empty.
+        host: The text between ``//`` and the path of the URI, as written, or the member of ``cloudConfig`` that stands
+            for it; may be empty.
+        path: The path of the URI without its leading slash, decoded, or the member ``secretId``; never empty.
         options: The values of the options by name. All are checked: the store's `AddressForm` allows them.
     """
 
@@ -73,18 +75,13 @@ class ParsedAddress(NamedTuple):
     options: Mapping[str, str]
 
 
-class ParsedConfig(NamedTuple):
-    """The parts of GoatDB's ``cloudConfig`` after parsing: the secret id, the region and the options.
+def parse_address(form: AddressForm, given: str | Mapping[str, object]) -> ParsedAddress:
+    """Parse the address of a secret, a URI or GoatDB's ``cloudConfig``, by the syntax `form` of its store.
 
-    Attributes:
-        secret_id: The member ``secretId``.
-        parts: ``region``, and the other members that the store's `AddressForm` lists as parts, if they are present.
-        options: The values of the options; the keys are the names that the options have in a URI.
+    Raises:
+        ConfigurationError: As for `parse_uri` and `parse_config`.
     """
-
-    secret_id: str
-    parts: Mapping[str, str]
-    options: Mapping[str, str]
+    return parse_uri(form, given) if isinstance(given, str) else parse_config(form, given)
 
 
 def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
@@ -110,7 +107,7 @@ def parse_uri(form: AddressForm, uri: str) -> ParsedAddress:
     return ParsedAddress(host=parts.netloc, path=path, options=options)
 
 
-def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfig:
+def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedAddress:
     """Parse GoatDB's ``cloudConfig``, such as ``{"provider": …, "secretId": …}``, for a store whose syntax is `form`.
 
     Raises:
@@ -118,16 +115,16 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
     """
     names = {name if one.config is None else one.config: name for name, one in form.options.items()}
     names.pop("", None)
-    parts = ("region", *form.parts)
-    unknown = sorted(set(config) - {"provider", "secretId", *parts, *names})
+    known = {"secretId", "region", form.host, *names}
+    unknown = sorted(set(config) - {"provider", *known})
     if unknown:
         raise ConfigurationError(
             f"cloudConfig: provider {form.scheme!r} has no option {unknown[0]!r}",
-            hint=f"Known options: {', '.join(sorted({'secretId', *parts, *names}))}.",
+            hint=f"Known options: {', '.join(sorted(known))}.",
         )
     example = f'Such as {{"provider": "{form.scheme}", "secretId": "goatdb/root"}}.'
     texts: dict[str, str] = {}
-    for name in ("secretId", *parts, *names):
+    for name in ("secretId", *sorted(known - {"secretId"})):
         value = config.get(name)
         if type(value) is int and name in names and form.options[names[name]].is_number:
             value = str(value)
@@ -139,9 +136,7 @@ def parse_config(form: AddressForm, config: Mapping[str, object]) -> ParsedConfi
         raise ConfigurationError("cloudConfig: secretId must be a string", hint=example)
     options = {name: texts[theirs] for theirs, name in names.items() if theirs in texts}
     check_options(form, options)
-    return ParsedConfig(
-        secret_id=texts["secretId"], parts={name: texts[name] for name in parts if name in texts}, options=options
-    )
+    return ParsedAddress(host=texts.get(form.host, ""), path=texts["secretId"], options=options)
 
 
 def uri_of_config(scheme: str, config: Mapping[str, object]) -> str:
@@ -150,7 +145,7 @@ def uri_of_config(scheme: str, config: Mapping[str, object]) -> str:
     Raises:
         ConfigurationError: A member is missing, unknown or not a string.
     """
-    return f"{scheme}:///{parse_config(AddressForm(scheme=scheme), config).secret_id.removeprefix('/')}"
+    return f"{scheme}:///{parse_config(AddressForm(scheme=scheme), config).path.removeprefix('/')}"
 
 
 def check_options(form: AddressForm, options: Mapping[str, str]) -> None:

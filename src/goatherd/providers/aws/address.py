@@ -81,41 +81,31 @@ class AWSAddress:
             )
 
 
-def parse_uri(uri: str) -> tuple[AWSAddress, str]:
-    """Parse an ``aws://`` URI into an `AWSAddress` and a secret id; the id may contain ``{org}``.
+def parse_address(given: str | Mapping[str, object]) -> tuple[AWSAddress, str]:
+    """Parse the address of a secret into an `AWSAddress` and a secret id; the id may contain ``{org}``.
+
+    Args:
+        given: ``aws://REGION/SECRET``, or a ``cloudConfig`` like ``{"provider": "aws", "secretId": …, "region": …}``.
 
     Raises:
-        ConfigurationError: The URI is not ``aws://REGION/SECRET``, or an option is unknown, repeated or invalid.
+        ConfigurationError: The address has another form, or an option is unknown, repeated or invalid.
     """
-    parsed = addresses.parse_uri(FORM, uri)
-    return _build_address(parsed.host or None, parsed.options), parsed.path
-
-
-def parse_config(config: Mapping[str, object]) -> tuple[AWSAddress, str]:
-    """Parse a ``cloudConfig`` like ``{"provider": "aws", "secretId": "…", "region": "…"}`` into address and secret id.
-
-    Raises:
-        ConfigurationError: A required member is missing, or a member is unknown or invalid.
-    """
-    parsed = addresses.parse_config(FORM, config)
-    return _build_address(parsed.parts.get("region"), parsed.options), parsed.secret_id
-
-
-def partition_of(region: str) -> str:
-    """Return the partition of AWS that has a region, which is the second part of an ARN; ``aws`` if it is unknown."""
-    return next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
-
-
-def _build_address(region: str | None, options: Mapping[str, str]) -> AWSAddress:
+    region, secret_id, options = addresses.parse_address(FORM, given)
     days = options.get("recovery_days", str(DEFAULT_RECOVERY_DAYS))
-    return AWSAddress(
-        region=region,
+    address = AWSAddress(
+        region=region or None,
         profile=options.get("profile"),
         endpoint=options.get("endpoint"),
         role_arn=options.get("role_arn"),
         kms_key_id=options.get("kms_key_id"),
         recovery_days=int(days) if re.fullmatch(r"[0-9]{1,2}", days) else -1,
     )
+    return address, secret_id
+
+
+def partition_of(region: str) -> str:
+    """Return the partition of AWS that has a region, which is the second part of an ARN; ``aws`` if it is unknown."""
+    return next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
 
 
 def _check_pattern(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri, partition_of
+from goatherd.providers.aws.address import AWSAddress, parse_address, partition_of
 from goatherd.providers.values import ORG_FIELD, Role, check_role
 
 Statement = dict[str, object]
@@ -67,10 +67,8 @@ def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*"
         ConfigurationError: The address is invalid, the role is unknown, or the name has a wildcard, which would match
             more than one secret.
     """
-    if isinstance(secret, str):
-        address, secret_id = parse_uri(secret if "://" in secret else f"aws:///{secret}")
-    else:
-        address, secret_id = parse_config(secret)
+    is_short = isinstance(secret, str) and "://" not in secret
+    address, secret_id = parse_address(f"aws:///{secret}" if is_short else secret)
     check_role(role)
     # SECURITY: `*`, `?` and `$` are special characters in the resource of a policy, so a name with one of them would
     # grant more than that secret

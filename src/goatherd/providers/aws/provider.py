@@ -28,7 +28,7 @@ from goatherd.errors import (
     SecretNotFoundError,
     UnavailableError,
 )
-from goatherd.providers.aws.address import AWSAddress, parse_config, parse_uri
+from goatherd.providers.aws.address import AWSAddress, parse_address
 from goatherd.providers.aws.client import (
     SecretsManagerAPI,
     ServiceRefusal,
@@ -129,21 +129,13 @@ class AWSSecretProvider(SecretProvider):
         self.tolerated_replicas: frozenset[str] = frozenset()
 
     @classmethod
-    def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = parse_uri(uri)
+    def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = parse_address(uri)
         return cls(address), secret_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return a provider and the secret id from ``{"provider": "aws", "secretId": "goatdb/root", "region": "…"}``.
-
-        Optional members: ``region``, ``profile``, ``endpoint``, ``roleArn``, ``kmsKeyId``, ``recoveryDays``.
-
-        Raises:
-            ConfigurationError: A required member is missing, or a member is unknown or invalid.
-        """
-        address, secret_id = parse_config(config)
-        return cls(address), secret_id
+        return cls.from_uri(config)
 
     @property
     def guarantees(self) -> Guarantees:

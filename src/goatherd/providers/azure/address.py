@@ -33,7 +33,7 @@ FORM: Final = AddressForm(
         "ca": Option(),
         "challenge": Option(choices=("checked", "unchecked")),
     },
-    parts=("vault",),
+    host="vault",
 )
 POINTER_SUFFIX: Final = "-pointer"
 EARLIER_VIEW_SUFFIX: Final = "-current"
@@ -70,32 +70,25 @@ class AzureAddress:
     check_challenge: bool = True
 
 
-def parse_uri(uri: str) -> tuple[AzureAddress, str]:
-    """Parse an ``azure://`` URI into the vault's address and the secret's name, which may contain ``{org}``.
+def parse_address(given: str | Mapping[str, object]) -> tuple[AzureAddress, str]:
+    """Parse the address of a secret into its vault's address and the secret's name, which may contain ``{org}``.
+
+    Args:
+        given: ``azure://VAULT/SECRET``, or a ``cloudConfig`` like ``{"provider": "azure", "vault": …, "secretId": …}``.
+            Without the member ``vault``, the secret id must begin with the vault's name: ``v/goatdb-root``. A region
+            is ignored, because a vault has a fixed one.
 
     Raises:
-        ConfigurationError: The URI is not the address of a secret in a vault.
+        ConfigurationError: The address has another form, or a member or option is unknown or invalid.
     """
-    parsed = addresses.parse_uri(FORM, uri)
-    return address(parsed.host, parsed.options), _parse_secret(parsed.path)
-
-
-def parse_config(config: Mapping[str, object]) -> tuple[AzureAddress, str]:
-    """Parse a ``cloudConfig`` like ``{"provider": "azure", "vault": "v", "secretId": …}`` into vault and secret name.
-
-    Without the member ``vault``, the secret id must begin with the vault's name: ``v/goatdb-root``. A region is
-    ignored, because a vault has a fixed one.
-
-    Raises:
-        ConfigurationError: A required member is missing, or a member is unknown or invalid.
-    """
-    parsed = addresses.parse_config(FORM, config)
-    vault, secret_id = parsed.parts.get("vault"), parsed.secret_id
-    if vault is None:
+    vault, secret_id, options = addresses.parse_address(FORM, given)
+    if not vault and not isinstance(given, str):
         vault, _, secret_id = secret_id.removeprefix("/").partition("/")
         if not secret_id:
             raise ConfigurationError("cloudConfig: provider 'azure' needs a vault", hint='Add "vault": "my-vault".')
-    return address(vault, parsed.options), _parse_secret(secret_id)
+    at = address(vault, options)
+    check_name(secret_id.replace(ORG_FIELD, "org"))
+    return at, secret_id
 
 
 def address(vault: str, options: Mapping[str, str], *, example: str = FORM.example) -> AzureAddress:
@@ -166,8 +159,3 @@ def check_name(name: str) -> None:
     for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
         if name.endswith(suffix):
             raise ConfigurationError(f"the azure store reserves names that end in {suffix!r} for its own use")
-
-
-def _parse_secret(secret_id: str) -> str:
-    check_name(secret_id.replace(ORG_FIELD, "org"))
-    return secret_id

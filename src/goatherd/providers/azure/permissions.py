@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
-from goatherd.providers.azure.address import POINTER_SUFFIX, parse_config, parse_uri
+from goatherd.providers.azure.address import POINTER_SUFFIX, parse_address
 from goatherd.providers.values import ORG_FIELD, check_role
 
 _PREFIX: Final = "Microsoft.KeyVault/vaults/secrets/"
@@ -43,10 +43,8 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
         ConfigurationError: The address is invalid, or the role is not one of the three.
     """
     check_role(role)
-    if isinstance(uri, str):
-        address, secret_id = parse_uri(uri if "://" in uri else f"azure://{uri}")
-    else:
-        address, secret_id = parse_config(uri)
+    is_short = isinstance(uri, str) and "://" not in uri
+    address, secret_id = parse_address(f"azure://{uri}" if is_short else uri)
     if ORG_FIELD in secret_id:
         about = [
             "# Azure knows no patterns of names, so this holds for every secret of the vault: keep nothing else in it,",

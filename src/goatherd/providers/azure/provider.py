@@ -52,8 +52,7 @@ from goatherd.providers.azure.address import (
     POINTER_SUFFIX,
     AzureAddress,
     check_name,
-    parse_config,
-    parse_uri,
+    parse_address,
     parse_vault,
 )
 from goatherd.providers.azure.client import KeyVault, Listing, StoredSecret
@@ -210,14 +209,13 @@ class AzureSecretProvider(SecretProvider):
         self._shown: dict[str, _Shown] = {}
 
     @classmethod
-    def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = parse_uri(uri)
+    def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = parse_address(uri)
         return cls(address), secret_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        address, secret_id = parse_config(config)
-        return cls(address), secret_id
+        return cls.from_uri(config)
 
     @property
     def guarantees(self) -> Guarantees:

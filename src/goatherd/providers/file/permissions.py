@@ -14,7 +14,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.providers.addresses import AddressForm, parse_config, split_path
 from goatherd.providers.values import ORG_FIELD, check_role
 
-FORM: Final = AddressForm(scheme="file", parts=("directory",))
+FORM: Final = AddressForm(scheme="file", host="directory")
 _PURPOSE: Final = {
     "server": "reads the identity; needs no right to write, and the file system may be mounted read-only",
     "rotator": "rotates the identity; creates files in the secret's directory, and no directory",
@@ -38,8 +38,7 @@ def policy(role: str, secret: str | Mapping[str, object]) -> str:
     check_role(role)
     if not isinstance(secret, str):
         config = parse_config(FORM, secret)
-        directory = config.parts.get("directory")
-        secret = config.secret_id if directory is None else f"{directory.rstrip('/')}/{config.secret_id}"
+        secret = f"{config.host.rstrip('/')}/{config.path}" if config.host else config.path
     parts = urlsplit(secret if "://" in secret else f"file://{secret}")
     path = unquote(parts.path)
     components = path.split("/")[1:]

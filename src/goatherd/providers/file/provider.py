@@ -110,12 +110,11 @@ class FileSecretProvider(SecretProvider):
             ConfigurationError: A required member is missing, or a member is unknown or invalid.
         """
         parsed = parse_config(FORM, config)
-        directory = parsed.parts.get("directory")
-        if directory is None:
-            return cls._from_path(parsed.secret_id)
-        if not directory.startswith("/"):
+        if not parsed.host:
+            return cls._from_path(parsed.path)
+        if not parsed.host.startswith("/"):
             raise ConfigurationError("cloudConfig: directory must be an absolute path")
-        return cls(directory), parsed.secret_id
+        return cls(parsed.host), parsed.path
 
     @classmethod
     def _from_path(cls, path: str) -> tuple[Self, str]:

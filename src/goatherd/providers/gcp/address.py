@@ -6,6 +6,7 @@ answers with the project's number even if the address has the project's id.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ HOST: Final = "secretmanager.googleapis.com"
 FORM: Final = AddressForm(
     scheme="gcp",
     example="Write gcp://project-id/secret-name, with ?location=europe-west3 for a regional secret.",
-    options={"endpoint": Option(), "location": Option(config=""), "replication": Option(config="")},
-    parts=("project",),
+    options={"endpoint": Option(), "location": Option(config="region"), "replication": Option(config="")},
+    host="project",
 )
 
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9.:-]{0,98}[a-z0-9]")
@@ -129,51 +130,37 @@ def check_name(secret_id: str) -> None:
         )
 
 
-def parse_uri(uri: str) -> tuple[GCPAddress, str]:
-    """Parse a ``gcp://`` URI into a project's address and a secret id; the id may contain ``{org}``.
+def parse_address(given: str | Mapping[str, object]) -> tuple[GCPAddress, str]:
+    """Parse the address of a secret into a project's address and a secret id; the id may contain ``{org}``.
+
+    Args:
+        given: ``gcp://PROJECT/SECRET``, or a ``cloudConfig`` like ``{"provider": "gcp", "project": …, "secretId": …}``.
+            Its secret id may be the full name, ``projects/p/secrets/goatdb-root``. Without a project in it, the
+            environment variable GOOGLE_CLOUD_PROJECT names it. With a ``region``, the secret is a regional one.
 
     Raises:
-        ConfigurationError: The URI is not ``gcp://PROJECT/SECRET``, or an option is unknown or repeated.
+        ConfigurationError: The address has another form, or a member or option is unknown, or two contradict each
+            other.
     """
-    parsed = addresses.parse_uri(FORM, uri)
-    if not parsed.host or "/" in parsed.path:
-        raise FORM.error("it must name a project and a secret, and the secret's name must not contain a slash")
-    given = parsed.options
-    replication = tuple(given["replication"].split(",")) if "replication" in given else ()
-    return (
-        GCPAddress(
-            project=parsed.host,
-            location=given.get("location"),
-            endpoint=given.get("endpoint"),
-            replication=replication,
-        ),
-        parsed.path,
-    )
-
-
-def parse_config(config: Mapping[str, object], environment: Mapping[str, str]) -> tuple[GCPAddress, str]:
-    """Parse a ``cloudConfig`` like ``{"provider": "gcp", "project": "p", "secretId": …}`` into address and secret id.
-
-    The secret id may be the full name, ``projects/p/secrets/goatdb-root``. Without a project in the config, the
-    environment variable GOOGLE_CLOUD_PROJECT names it. With a ``region``, the secret is a regional one.
-
-    Raises:
-        ConfigurationError: A member is missing, invalid or unknown, or two members contradict each other.
-    """
-    parsed = addresses.parse_config(FORM, config)
-    secret_id, project, region = parsed.secret_id, parsed.parts.get("project"), parsed.parts.get("region")
-    if "/" in secret_id:
+    project, secret_id, options = addresses.parse_address(FORM, given)
+    location = options.get("location")
+    if isinstance(given, str):
+        if not project or "/" in secret_id:
+            raise FORM.error("it must name a project and a secret, and the secret's name must not contain a slash")
+    elif "/" in secret_id:
         named = parse_resource(secret_id)
-        if named is None or (project or named[0]) != named[0] or (region or named[1]) != named[1]:
+        if named is None or (project or named[0]) != named[0] or (location or named[1]) != named[1]:
             raise ConfigurationError(
                 f"cloudConfig: secretId {secret_id[:300]!r} names no secret, or contradicts the project or region",
                 hint="Write the secret's name, or projects/my-project/secrets/name, without a version.",
             )
-        project, region, secret_id = named
-    project = project or environment.get("GOOGLE_CLOUD_PROJECT")
+        project, location, secret_id = named
+    project = project or os.environ.get("GOOGLE_CLOUD_PROJECT", "")
     if not project:
         raise ConfigurationError("cloudConfig: provider 'gcp' needs a project", hint='Add "project": "my-project".')
-    return GCPAddress(project=project, location=region, endpoint=parsed.options.get("endpoint")), secret_id
+    replication = tuple(options["replication"].split(",")) if "replication" in options else ()
+    address = GCPAddress(project=project, location=location, endpoint=options.get("endpoint"), replication=replication)
+    return address, secret_id
 
 
 def parse_resource(name: str) -> tuple[str, str | None, str] | None:

@@ -8,11 +8,10 @@ these. Permissions: https://docs.cloud.google.com/secret-manager/docs/access-con
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Final
 
-from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_uri
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_address
 from goatherd.providers.values import ORG_FIELD, check_role
 
 ACCESSOR: Final = "roles/secretmanager.secretAccessor"
@@ -64,10 +63,8 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
         ConfigurationError: There is no such role, or the address is invalid.
     """
     wanted = permissions(role)
-    if isinstance(uri, str):
-        address, secret_id = parse_uri(uri if "://" in uri else f"gcp://{uri}")
-    else:
-        address, secret_id = parse_config(uri, os.environ)
+    is_short = isinstance(uri, str) and "://" not in uri
+    address, secret_id = parse_address(f"gcp://{uri}" if is_short else uri)
     # SECURITY: operators paste these commands into a shell, so every name in them is checked first
     # (tests/unit/providers/gcp/test_permissions.py::test_a_name_that_a_shell_would_read_is_refused).
     check_name(secret_id.replace(ORG_FIELD, "x"))

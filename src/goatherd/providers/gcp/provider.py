@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPoli
 from goatherd.providers.cancellation import retrieve_outcome
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.gcp import journal
-from goatherd.providers.gcp.address import GCPAddress, check_name, parse_config, parse_number, parse_uri
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_address, parse_number
 from goatherd.providers.gcp.client import Secret, SecretManagerAPI, Version, missing_version_error
 from goatherd.providers.gcp.permissions import permissions
 from goatherd.providers.gcp.problem import EtagMovedError
@@ -128,20 +127,13 @@ class GCPSecretProvider(SecretProvider):
         self._created: dict[tuple[str, int, int], int] = {}
 
     @classmethod
-    def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = parse_uri(uri)
+    def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = parse_address(uri)
         return cls(address), secret_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Create a provider from a ``cloudConfig`` for Google Secret Manager, and return it with the secret id.
-
-        Raises:
-            ConfigurationError: A required member is missing, a member is unknown or invalid, or two members contradict
-                each other.
-        """
-        address, secret_id = parse_config(config, os.environ)
-        return cls(address), secret_id
+        return cls.from_uri(config)
 
     @property
     def guarantees(self) -> Guarantees:

@@ -27,7 +27,7 @@ FORM: Final = AddressForm(
     scheme="k8s",
     example=_SAMPLE,
     options={"context": Option(), "kubeconfig": Option()},
-    parts=("namespace",),
+    host="namespace",
     missing="it names no namespace and Secret",
 )
 
@@ -61,34 +61,25 @@ def split_secret_id(secret_id: str) -> tuple[str, str]:
     return namespace, name
 
 
-def parse_uri(uri: str) -> tuple[KubernetesAddress, str]:
-    """Parse a ``k8s://`` URI into a cluster's address and a secret id; the id may contain ``{org}``.
+def parse_address(given: str | Mapping[str, object]) -> tuple[KubernetesAddress, str]:
+    """Parse the address of a secret into a cluster's address and a secret id; the id may contain ``{org}``.
+
+    Args:
+        given: ``k8s://namespace/name``, or a ``cloudConfig`` like ``{"provider": "k8s", "secretId": "goatdb/root"}``,
+            in which ``namespace`` may be a member of its own.
 
     Raises:
-        ConfigurationError: The URI is not ``k8s://namespace/name``, or an option is invalid.
+        ConfigurationError: The address has another form, or a member or option is unknown or invalid.
     """
-    parsed = addresses.parse_uri(FORM, uri)
-    secret_id = f"{unquote(parsed.host)}/{parsed.path}".removeprefix("/")
-    split_secret_id(secret_id.replace(ORG_FIELD, "org"))
-    return _parse_cluster(parsed.options), secret_id
-
-
-def parse_config(config: Mapping[str, object]) -> tuple[KubernetesAddress, str]:
-    """Parse a ``cloudConfig`` like ``{"provider": "k8s", "secretId": "goatdb/root", …}`` into cluster and secret id.
-
-    Raises:
-        ConfigurationError: A required member is missing, or a member is unknown or invalid.
-    """
-    parsed = addresses.parse_config(FORM, config)
-    secret_id = parsed.secret_id
-    if "namespace" in parsed.parts:
-        secret_id = f"{parsed.parts['namespace']}/{secret_id}"
+    namespace, secret_id, options = addresses.parse_address(FORM, given)
+    if isinstance(given, str):
+        namespace = unquote(namespace)
+    if namespace:
+        secret_id = f"{namespace}/{secret_id}"
     try:
         split_secret_id(secret_id.replace(ORG_FIELD, "org"))
     except ConfigurationError as error:
+        if isinstance(given, str):
+            raise
         raise ConfigurationError(f"cloudConfig: {error}", hint=error.hint) from None
-    return _parse_cluster(parsed.options), secret_id
-
-
-def _parse_cluster(options: Mapping[str, str]) -> KubernetesAddress:
-    return KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context"))
+    return KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context")), secret_id

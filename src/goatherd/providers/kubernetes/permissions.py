@@ -15,7 +15,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.addresses import uri_of_config
-from goatherd.providers.kubernetes.address import parse_config, parse_uri, split_secret_id
+from goatherd.providers.kubernetes.address import parse_address, split_secret_id
 from goatherd.providers.values import ORG_FIELD, check_role
 
 _PURPOSE: Final = {
@@ -47,10 +47,8 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
     check_role(role)
     # SECURITY: both names in the YAML have only the characters a-z, 0-9, "-" and ".", so no name can grant more rights
     # (tests/unit/providers/kubernetes/test_permissions.py::test_a_name_that_would_change_the_policy_is_refused).
-    if isinstance(uri, str):
-        _, secret_id = parse_uri(uri if "://" in uri else f"k8s://{uri}")
-    else:
-        _, secret_id = parse_config(uri)
+    is_short = isinstance(uri, str) and "://" not in uri
+    _, secret_id = parse_address(f"k8s://{uri}" if is_short else uri)
     if ORG_FIELD in secret_id:
         raise ConfigurationError(
             f"a Role names each Secret, but {secret_id} stands for many",

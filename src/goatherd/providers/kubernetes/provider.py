@@ -32,8 +32,7 @@ from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.kubernetes.access import load_access
 from goatherd.providers.kubernetes.address import (
     KubernetesAddress,
-    parse_config,
-    parse_uri,
+    parse_address,
     split_secret_id,
 )
 from goatherd.providers.kubernetes.client import KubernetesClient, WatchExpiredError
@@ -125,27 +124,19 @@ class KubernetesSecretProvider(SecretProvider):
         self._seen: dict[str, str] = {}
 
     @classmethod
-    def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = parse_uri(uri)
+    def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = parse_address(uri)
         return cls(address), secret_id
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
+        return cls.from_uri(config)
 
     @classmethod
     def service_reader(cls, options: Mapping[str, str], *, timeout: timedelta) -> KubernetesServices:
         """Return a reader of Kubernetes Services, for `goatherd.cluster.discovery`. No request is made yet."""
         address = KubernetesAddress(kubeconfig=options.get("kubeconfig"), context=options.get("context"))
         return KubernetesServices(address, timeout)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Return a provider and the secret id from ``{"provider": "k8s", "secretId": "goatdb/root"}``.
-
-        ``namespace`` may be a member of its own; ``kubeconfig`` and ``context`` are as in the URI. A region is ignored.
-
-        Raises:
-            ConfigurationError: A required member is missing, or a member is unknown or invalid.
-        """
-        address, secret_id = parse_config(config)
-        return cls(address), secret_id
 
     @property
     def guarantees(self) -> Guarantees:

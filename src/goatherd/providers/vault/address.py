@@ -43,7 +43,7 @@ FORMS: Final = {
         scheme=scheme,
         example=_EXAMPLE,
         options=OPTIONS,
-        parts=("address",),
+        host="address",
         missing="it names no mount and path",
     )
     for scheme in ("vault", "openbao")
@@ -76,53 +76,35 @@ class VaultAddress:
     reads_active: bool = False
 
 
-def parse_uri(scheme: str, uri: str, *, environment: Mapping[str, str] | None = None) -> tuple[VaultAddress, str]:
-    """Parse a ``vault://`` or ``openbao://`` URI into the address of a mount and a secret id.
+def parse_address(
+    scheme: str, given: str | Mapping[str, object], *, environment: Mapping[str, str] | None = None
+) -> tuple[VaultAddress, str]:
+    """Parse the address of a secret in Vault or OpenBao into the address of a mount and a secret id.
 
     Args:
         scheme: ``vault`` or ``openbao``.
-        uri: ``vault://host:port/mount/path?option=…``; without a host, the environment names the server.
+        given: ``vault://host:port/mount/path?option=…``, or a ``cloudConfig`` like
+            ``{"provider": "vault", "secretId": "secret/goatdb/root", "address": …}``, whose other members are the
+            options of the URI. Without a host or ``address``, the environment names the server.
         environment: Used instead of the process's environment.
 
     Raises:
-        ConfigurationError: The URI does not have this form.
+        ConfigurationError: The address does not have this form.
     """
-    address, secret_id, _ = parse_with_form(FORMS[scheme], uri, environment=environment)
+    address, secret_id, _ = parse_with_form(FORMS[scheme], given, environment=environment)
     return address, secret_id
 
 
 def parse_with_form(
-    form: AddressForm, uri: str, *, environment: Mapping[str, str] | None = None
+    form: AddressForm, given: str | Mapping[str, object], *, environment: Mapping[str, str] | None = None
 ) -> tuple[VaultAddress, str, Mapping[str, str]]:
-    """Parse a URI of any form that has the options of ``vault://``; return address, path below the mount, and options.
+    """Parse an address of any form that has the options of ``vault://`` into address, path below the mount and options.
 
     Raises:
-        ConfigurationError: The URI does not have this form.
+        ConfigurationError: The address does not have this form.
     """
-    parsed = addresses.parse_uri(form, uri)
-    address, path = _build_address(form, parsed.host, parsed.path, parsed.options, environment)
-    return address, path, parsed.options
-
-
-def parse_config(
-    scheme: str, config: Mapping[str, object], *, environment: Mapping[str, str] | None = None
-) -> tuple[VaultAddress, str]:
-    """Parse a ``cloudConfig`` like ``{"provider": "vault", "secretId": "secret/goatdb/root", …}`` into address and id.
-
-    The other members are the options of the URI. A region is ignored.
-
-    Raises:
-        ConfigurationError: A required member is missing, or a member is unknown or invalid.
-    """
-    parsed = addresses.parse_config(FORMS[scheme], config)
-    path = parsed.secret_id.removeprefix("/")
-    return _build_address(FORMS[scheme], parsed.parts.get("address", ""), path, parsed.options, environment)
-
-
-def _build_address(
-    form: AddressForm, host: str, path: str, options: Mapping[str, str], environment: Mapping[str, str] | None
-) -> tuple[VaultAddress, str]:
-    """Build the address of a Vault mount from host, mount and options. `host` is ``host:port``, a URL, or empty."""
+    host, path, options = addresses.parse_address(form, given)
+    path = path if isinstance(given, str) else path.removeprefix("/")
     scheme = form.scheme
     env = _Environment(scheme, os.environ if environment is None else environment)
     mount = options.get("mount")
@@ -131,19 +113,17 @@ def _build_address(
         mount, _, secret_id = path.partition("/")
     if not mount or not secret_id or ORG_FIELD in mount:
         raise form.error(form.missing)
-    return (
-        VaultAddress(
-            url=_read_url(scheme, host, options, env),
-            mount=mount.strip("/"),
-            auth=_read_auth(scheme, options, env),
-            namespace=options.get("namespace") or env.get("NAMESPACE"),
-            ca=options.get("ca") or env.get("CACERT") or env.get("CAPATH"),
-            cert=options.get("cert") or env.get("CLIENT_CERT"),
-            key=options.get("key") or env.get("CLIENT_KEY"),
-            reads_active=options.get("reads") == "active",
-        ),
-        secret_id,
+    address = VaultAddress(
+        url=_read_url(scheme, host, options, env),
+        mount=mount.strip("/"),
+        auth=_read_auth(scheme, options, env),
+        namespace=options.get("namespace") or env.get("NAMESPACE"),
+        ca=options.get("ca") or env.get("CACERT") or env.get("CAPATH"),
+        cert=options.get("cert") or env.get("CLIENT_CERT"),
+        key=options.get("key") or env.get("CLIENT_KEY"),
+        reads_active=options.get("reads") == "active",
     )
+    return address, secret_id, options
 
 
 class _Environment:

@@ -11,7 +11,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.values import ORG_FIELD, check_role
-from goatherd.providers.vault.address import FORMS, parse_config, parse_uri
+from goatherd.providers.vault.address import FORMS, parse_address
 
 MAX_VERSIONS: Final = 64
 POINTER_SUFFIX: Final = "-pointer"
@@ -40,14 +40,11 @@ def policy(role: str, secret: str | Mapping[str, object], *, mount: str | None =
     check_role(role)
     # Which server it is makes no difference here, so none has to be known.
     anywhere = {"VAULT_ADDR": "https://anywhere"}
-    if not isinstance(secret, str):
-        address, secret_id = parse_config(str(secret.get("provider")), secret, environment=anywhere)
-        mount = address.mount
-    elif "://" in secret:
-        scheme = secret.partition("://")[0]
+    if not isinstance(secret, str) or "://" in secret:
+        scheme = secret.partition("://")[0] if isinstance(secret, str) else str(secret.get("provider"))
         if scheme not in FORMS:
             raise ConfigurationError(f"{secret!r} is not a vault address")
-        address, secret_id = parse_uri(scheme, secret, environment=anywhere)
+        address, secret_id = parse_address(scheme, secret, environment=anywhere)
         mount = address.mount
     else:
         secret_id = secret

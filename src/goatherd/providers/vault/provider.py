@@ -41,7 +41,7 @@ from goatherd.errors import (
 from goatherd.providers.base import Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.capabilities import Finding, Verdict, rights_finding
 from goatherd.providers.values import CURRENT, Label, SecretBytes, SecretValue, SecretVersion, VersionId, VersionState
-from goatherd.providers.vault.address import VaultAddress, parse_config, parse_uri
+from goatherd.providers.vault.address import VaultAddress, parse_address
 from goatherd.providers.vault.client import Found, Gone, Metadata, VaultClient
 from goatherd.providers.vault.permissions import MAX_VERSIONS, POINTER_SUFFIX
 from goatherd.providers.vault.records import (
@@ -130,19 +130,13 @@ class VaultSecretProvider(SecretProvider):
         self._transport = transport
 
     @classmethod
-    def from_uri(cls, uri: str) -> tuple[Self, str]:
-        address, secret_id = parse_uri(cls.scheme, uri)
+    def from_uri(cls, uri: str | Mapping[str, object]) -> tuple[Self, str]:
+        address, secret_id = parse_address(cls.scheme, uri)
         return cls(address), secret_id
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> tuple[Self, str]:
-        """Create a provider from a ``cloudConfig`` for Vault, and return it with the secret id.
-
-        Raises:
-            ConfigurationError: A required member is missing, or a member is unknown or invalid.
-        """
-        address, secret_id = parse_config(cls.scheme, config)
-        return cls(address), secret_id
+        return cls.from_uri(config)
 
     @property
     def guarantees(self) -> Guarantees:

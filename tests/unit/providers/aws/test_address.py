@@ -10,7 +10,7 @@ import pytest
 from goatherd.errors import ConfigurationError
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.aws import AWSAddress, AWSSecretProvider
-from goatherd.providers.aws.address import parse_uri
+from goatherd.providers.aws.address import parse_address
 from goatherd.providers.aws.provider import version_id_for
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.values import SecretBytes
@@ -26,11 +26,11 @@ def test_the_address_names_region_and_secret():
 
 
 def test_without_a_region_the_standard_chain_says_which():
-    assert parse_uri("aws:///root") == (AWSAddress(), "root")
+    assert parse_address("aws:///root") == (AWSAddress(), "root")
 
 
 def test_every_option_is_taken():
-    address, secret_id = parse_uri(
+    address, secret_id = parse_address(
         "aws://us-gov-west-1/r?profile=my%20herd&endpoint=https://vpce-1.example:8443/x"
         f"&role_arn={ROLE}&kms_key_id=alias/herd&recovery_days=7"
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError
-from goatherd.providers.azure.address import AzureAddress, check_name, parse_config, parse_uri, parse_vault
+from goatherd.providers.azure.address import AzureAddress, check_name, parse_address, parse_vault
 
 
 def test_a_plain_address_names_a_vault_of_the_public_cloud():
-    assert parse_uri("azure://my-vault/goatdb-root") == (
+    assert parse_address("azure://my-vault/goatdb-root") == (
         AzureAddress(vault="my-vault", url="https://my-vault.vault.azure.net"),
         "goatdb-root",
     )
@@ -25,13 +25,13 @@ def test_a_plain_address_names_a_vault_of_the_public_cloud():
     ],
 )
 def test_another_cloud_has_its_own_domain_and_gives_its_own_tokens(suffix: str, authority: str | None):
-    address, _ = parse_uri(f"azure://my-vault/root?suffix={suffix}")
+    address, _ = parse_address(f"azure://my-vault/root?suffix={suffix}")
     assert address.url == f"https://my-vault.{suffix}"
     assert address.authority == authority
 
 
 def test_every_option_is_taken():
-    address, secret_id = parse_uri(
+    address, secret_id = parse_address(
         "azure://my-vault/{org}-root?endpoint=https://kv.example:8443/&identity=0a1b&ca=/etc/ca.pem&challenge=unchecked"
     )
     assert secret_id == "{org}-root"
@@ -75,7 +75,7 @@ def test_every_option_is_taken():
 )
 def test_what_is_no_address_of_a_secret_in_a_vault_is_refused(uri: str):
     with pytest.raises(ConfigurationError):
-        parse_uri(uri)
+        parse_address(uri)
 
 
 @pytest.mark.parametrize("name", ["Root", "rooT", "root-Ä", "x" * 120, "", "root_1", "root-pointer", "root-current"])
@@ -89,13 +89,13 @@ def test_the_longest_name_leaves_room_for_the_pointers():
 
 
 def test_goatdbs_configuration_shape_names_the_vault_apart_or_within_the_secret_id():
-    apart = parse_config({"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root", "region": "westeurope"})
-    within = parse_config({"provider": "azure", "secretId": "my-vault/goatdb-root"})
-    assert apart == within == parse_uri("azure://my-vault/goatdb-root")
+    apart = parse_address({"provider": "azure", "vault": "my-vault", "secretId": "goatdb-root", "region": "westeurope"})
+    within = parse_address({"provider": "azure", "secretId": "my-vault/goatdb-root"})
+    assert apart == within == parse_address("azure://my-vault/goatdb-root")
 
 
 def test_goatdbs_configuration_shape_takes_the_options_too():
-    address, _ = parse_config({"provider": "azure", "secretId": "my-vault/root", "suffix": "vault.azure.cn"})
+    address, _ = parse_address({"provider": "azure", "secretId": "my-vault/root", "suffix": "vault.azure.cn"})
     assert address.url == "https://my-vault.vault.azure.cn"
 
 
@@ -115,7 +115,7 @@ def test_goatdbs_configuration_shape_takes_the_options_too():
 )
 def test_a_configuration_that_is_not_whole_is_refused(config: dict[str, object], told: str):
     with pytest.raises(ConfigurationError) as caught:
-        parse_config(config)
+        parse_address(config)
     assert told in f"{caught.value} {caught.value.hint}"
 
 

@@ -5,25 +5,27 @@ from __future__ import annotations
 import pytest
 
 from goatherd.errors import ConfigurationError, ProviderConfigurationError
-from goatherd.providers.gcp.address import GCPAddress, check_name, parse_number, parse_resource, parse_uri
+from goatherd.providers.gcp.address import GCPAddress, check_name, parse_address, parse_number, parse_resource
 from goatherd.providers.gcp.provider import GCPSecretProvider
 
 
 def test_an_address_is_a_project_and_a_secret():
-    address, secret_id = parse_uri("gcp://my-project/goatdb-{org}-root")
+    address, secret_id = parse_address("gcp://my-project/goatdb-{org}-root")
     assert (address, secret_id) == (GCPAddress(project="my-project"), "goatdb-{org}-root")
     assert address.host == "secretmanager.googleapis.com"
     assert address.version_name("herd", 3) == "projects/my-project/secrets/herd/versions/3"
 
 
 def test_a_location_means_a_regional_secret_and_its_own_host():
-    address, _ = parse_uri("gcp://my-project/root?location=europe-west3")
+    address, _ = parse_address("gcp://my-project/root?location=europe-west3")
     assert address.host == "secretmanager.europe-west3.rep.googleapis.com"
     assert address.secret_name("herd") == "projects/my-project/locations/europe-west3/secrets/herd"
 
 
 def test_an_endpoint_replaces_the_host_and_a_project_may_have_a_domain():
-    address, _ = parse_uri("gcp://example.com:herd/root?endpoint=secrets.p.example.com:443&replication=europe-west3")
+    address, _ = parse_address(
+        "gcp://example.com:herd/root?endpoint=secrets.p.example.com:443&replication=europe-west3"
+    )
     assert address.host == "secrets.p.example.com:443"
     assert address.parent == "projects/example.com:herd"
     assert address.replication == ("europe-west3",)
@@ -52,7 +54,7 @@ def test_an_endpoint_replaces_the_host_and_a_project_may_have_a_domain():
 )
 def test_what_is_no_address_is_refused(uri: str):
     with pytest.raises(ConfigurationError):
-        parse_uri(uri)
+        parse_address(uri)
 
 
 @pytest.mark.parametrize(

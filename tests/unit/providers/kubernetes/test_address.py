@@ -6,7 +6,7 @@ import pytest
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.kubernetes import KubernetesSecretProvider
-from goatherd.providers.kubernetes.address import parse_config, parse_uri, split_secret_id
+from goatherd.providers.kubernetes.address import parse_address, split_secret_id
 from goatherd.providers.values import secret_id_for
 
 
@@ -22,7 +22,7 @@ from goatherd.providers.values import secret_id_for
     ],
 )
 def test_an_address_is_a_namespace_and_a_name(uri: str, secret_id: str, kubeconfig: str | None, context: str | None):
-    address, found = parse_uri(uri)
+    address, found = parse_address(uri)
     assert (found, address.kubeconfig, address.context) == (secret_id, kubeconfig, context)
 
 
@@ -51,11 +51,11 @@ def test_an_address_is_a_namespace_and_a_name(uri: str, secret_id: str, kubeconf
 )
 def test_what_kubernetes_would_not_take_is_refused(uri: str):
     with pytest.raises(ConfigurationError):
-        parse_uri(uri)
+        parse_address(uri)
 
 
 def test_the_configuration_shape_says_the_same():
-    address, secret_id = parse_config(
+    address, secret_id = parse_address(
         {"provider": "k8s", "secretId": "root", "namespace": "ns", "context": "c", "region": "x"}
     )
     assert (secret_id, address.context, address.kubeconfig) == ("ns/root", "c", None)
@@ -67,7 +67,7 @@ def test_the_configuration_shape_says_the_same():
         {"provider": "k8s", "secretId": "a/b", "context": ""},
     ):
         with pytest.raises(ConfigurationError):
-            parse_config(wrong)
+            parse_address(wrong)
 
 
 @pytest.mark.parametrize("org", ["Acme", "a_b", "a.b.", "-a"])

@@ -8,11 +8,11 @@ from goatherd.errors import ConfigurationError
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.vault import AppRoleAuth, KubernetesAuth, OpenBaoSecretProvider, TokenAuth, VaultSecretProvider
-from goatherd.providers.vault.address import VaultAddress, parse_uri
+from goatherd.providers.vault.address import VaultAddress, parse_address
 
 
 def parsed(uri: str, scheme: str = "vault", **environment: str) -> tuple[VaultAddress, str]:
-    return parse_uri(scheme, uri, environment=environment)
+    return parse_address(scheme, uri, environment=environment)
 
 
 def test_host_port_mount_and_path():
