@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -22,17 +21,13 @@ from goatherd.telemetry import describe_count
 )
 @click.option("--replace", is_flag=True, help="Overwrite an existing FILE and the private key in it.")
 @click.option("--unsafe-short-life", is_flag=True, help="Export the root although it has less than 15 days left.")
-def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
+async def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
     The command writes FILE atomically, readable by its owner only, without the key of the next root. It does not export
     a root with less than 15 days left: a GoatDB server would extend that root, and then expose its private key to
     unauthenticated requests.
     """
-    asyncio.run(_export(app, file, data, replace=replace, unsafe_short_life=unsafe_short_life))
-
-
-async def _export(app: App, file: Path, data: Path | None, *, replace: bool, unsafe_short_life: bool) -> None:
     async with open_store(app.options, is_reader=True) as store:
         done = await export_settings(store, file, data=data, replace=replace, unsafe_short_life=unsafe_short_life)
     shape = {

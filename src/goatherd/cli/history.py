@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 
 import click
@@ -28,17 +27,13 @@ from goatherd.web.view import history_rows
     "File of the audit trail, which states when each rotation started, and who started it or revoked a root.",
     kind=FILE,
 )
-def history(app: App, timeline: bool) -> None:
+async def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 
     The events come from the identity in the store, which keeps 2 KB of them: about the eleven newest. With --audit-log,
     the list also shows when each rotation started, and who started it or revoked a root. `goatherd audit show` shows
     the rotations that have left the identity.
     """
-    asyncio.run(_show(app, timeline))
-
-
-async def _show(app: App, timeline: bool) -> None:
     async with open_store(app.options, is_reader=True) as store:
         _, document = await store.read()
     now_ms, trail = SystemClock().now_ms(), None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from goatherd.cli.main import (
@@ -29,7 +27,7 @@ from goatherd.times import format_duration, iso
 )
 @create_key_option(before="creating the identity")
 @direct_option
-def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
+async def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
     """Create an identity in a store that has none.
 
     The command creates a root session with a new key and writes the first identity document. If the store already holds
@@ -50,10 +48,6 @@ def init(app: App, anchor: str | None, create_key: bool, direct: bool) -> None:
         raise click.UsageError("--working-lifetime needs --anchor URI; --lifetime is for a root without an anchor")
     if lifetimes and direct:
         raise click.UsageError(f"--direct cannot be combined with {min(lifetimes)}: such a root is valid for ten years")
-    asyncio.run(_init(app, anchor, create_key=create_key, direct=direct))
-
-
-async def _init(app: App, anchor: str | None, *, create_key: bool, direct: bool) -> None:
     # Imported here, because importing the rotation package takes long.
     from goatherd.cli.text.rotation import note_of_wait, warn_of_short_life
     from goatherd.operations.init import init_identity

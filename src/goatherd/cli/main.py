@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -79,6 +79,7 @@ EXIT_MEANINGS = {
 
 
 FC = TypeVar("FC", bound=Callable[..., Any])
+CommandFunction = Callable[..., int | Coroutine[Any, Any, int | None] | None]
 
 
 class App(NamedTuple):
@@ -313,10 +314,11 @@ def add_options(*options: Callable[[FC], FC]) -> Callable[[FC], FC]:
 
 def command(
     *, example: str, nodes: bool = False, orgs: bool = False, store: bool = True, org: bool = True
-) -> Callable[[Callable[..., int | None]], click.Command]:
+) -> Callable[[CommandFunction], click.Command]:
     """Turn a function into a click command that has the common options.
 
-    The function receives an `App`, then those of its own options that are not fields of `Options`.
+    The function receives an `App`, then those of its own options that are not fields of `Options`. It may be a
+    coroutine function.
 
     Args:
         example: Commands that the help shows as an example, one a line.
@@ -327,7 +329,7 @@ def command(
     """
     attributes = {key.attribute for key in option_keys()}
 
-    def decorate(function: Callable[..., int | None]) -> click.Command:
+    def decorate(function: CommandFunction) -> click.Command:
         def entry(**given: Any) -> int | None:
             as_json, debug, file = given.pop("as_json"), given.pop("debug"), given.pop("config_file")
             flags = {name: given.pop(name) for name in list(given) if name in attributes}
@@ -338,7 +340,12 @@ def command(
             try:
                 out, owns_process = Output(as_json=as_json), context.find_object(bool) is True
                 app = App(options=options, out=out, debug=debug, owns_process=owns_process)
-                return function(app, **given)
+                done = function(app, **given)
+                if isinstance(done, Coroutine):
+                    import asyncio  # here, since a short command needs no event loop
+
+                    done = asyncio.run(done)
+                return done
             except BrokenPipeError as error:
                 # Not raised by `Output`. click would take it for a closed standard output, and so for success.
                 raise RuntimeError(f"a pipe or a connection was closed: {error}") from error

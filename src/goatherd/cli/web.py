@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -36,7 +35,7 @@ from goatherd.web.publisher import publish_views
 @config_flag("--certificate-key", "web_certificate_key", kind=FILE)
 @config_flag("--behind", "web_proxies", "Network of a reverse proxy that signs readers in; only it may connect.")
 @config_flag("--audit-log", "audit_log", "File of the audit trail that the page verifies and shows.", kind=FILE)
-def web(app: App) -> None:
+async def web(app: App) -> None:
     """Serve a read-only page with the status of a cluster, live.
 
     The page shows the store, the identity and every server. By default, only this machine can open it. To serve it to
@@ -45,7 +44,18 @@ def web(app: App) -> None:
 
     The command prints one line when the page is served. SIGTERM or Ctrl-C stops it.
     """
-    asyncio.run(_serve(app))
+    options = app.options
+    address = page_address(options, options.web_host, options.web_port)
+
+    def print_ready(url: str) -> None:
+        app.out.ready({"url": url, "org": options.org}, f"ready at {url}: organization {options.org}")
+
+    async with AsyncExitStack() as stack:
+        store: Store = await stack.enter_async_context(open_store(options, is_reader=True))
+        nodes = await stack.enter_async_context(open_nodes(options)) if listed_nodes(options) else None
+        collector = make_collector(options, store, nodes)
+        signals = stack.enter_context(watch_stop_signals())
+        await publish_views(collector, address, interval=options.web_interval, stop=signals.stop, on_ready=print_ready)
 
 
 def page_address(options: Options, host: str, port: int) -> PageAddress:
@@ -93,18 +103,3 @@ def make_collector(
         audit_log=options.audit_log,
         may_write=may_write,
     )
-
-
-async def _serve(app: App) -> None:
-    options = app.options
-    address = page_address(options, options.web_host, options.web_port)
-
-    def print_ready(url: str) -> None:
-        app.out.ready({"url": url, "org": options.org}, f"ready at {url}: organization {options.org}")
-
-    async with AsyncExitStack() as stack:
-        store: Store = await stack.enter_async_context(open_store(options, is_reader=True))
-        nodes = await stack.enter_async_context(open_nodes(options)) if listed_nodes(options) else None
-        collector = make_collector(options, store, nodes)
-        signals = stack.enter_context(watch_stop_signals())
-        await publish_views(collector, address, interval=options.web_interval, stop=signals.stop, on_ready=print_ready)
