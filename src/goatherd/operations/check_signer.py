@@ -83,16 +83,14 @@ async def check_signer(uri: str) -> SignerReport:
         facts = signer.facts
         try:
             key = await signer.check_key()
-            checks.append(Check(name="key", level=OK, text=f"{key.kind}, fingerprint {fingerprint(key.public_key)}"))
+            checks.append(Check("key", OK, f"{key.kind}, fingerprint {fingerprint(key.public_key)}"))
             seconds = await _measure_signature(signer)
             slow = seconds > SLOW[facts.latency].total_seconds()
             text = f"verified; a signature takes {seconds * 1000:.1f} ms"
             hint = "Check the network to the signer, and its load." if slow else ""
-            checks.append(Check(name="signature", level=WARNING if slow else OK, text=text, hint=hint))
+            checks.append(Check("signature", WARNING if slow else OK, text, hint))
         except GoatherdError as error:
-            checks.append(
-                Check(name="key" if key is None else "signature", level=FAILED, text=str(error), hint=error.hint)
-            )
+            checks.append(Check("key" if key is None else "signature", FAILED, str(error), error.hint))
         checks.append(_check_export(facts))
         return SignerReport(
             scheme=signer.scheme, name=signer.name, facts=facts, key=key, seconds=seconds, checks=tuple(checks)
@@ -112,9 +110,9 @@ async def _measure_signature(signer: VerifiedSigner) -> float:
 def _check_export(facts: SignerFacts) -> Check:
     if facts.exportable:
         return Check(
-            name="export",
-            level=WARNING,
-            text="the private key can be copied by a process that can read it",
-            hint="In production, use a signer whose key cannot be exported.",
+            "export",
+            WARNING,
+            "the private key can be copied by a process that can read it",
+            "In production, use a signer whose key cannot be exported.",
         )
-    return Check(name="export", level=OK, text="the private key cannot be exported")
+    return Check("export", OK, "the private key cannot be exported")

@@ -119,23 +119,16 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             if error.code.startswith(("configuration", "plugin")):
                 raise
             name = "identity" if error.code.startswith("identity") else "store"
-            checks.append(Check(name=name, level=FAILED, text=str(error), hint=error.hint))
+            checks.append(Check(name, FAILED, str(error), error.hint))
         else:
-            checks.append(Check(name="store", level=OK, text=f"{store.name} is readable, version {version.id}"))
+            checks.append(Check("store", OK, f"{store.name} is readable, version {version.id}"))
             checks += await check_store(store, version, document, scope.policy)
             checks += _check_identity(document, scope)
         if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
             checks += await _check_regions(store)
         checks += await _check_servers(document, scope)
         if not scope.servers:
-            checks.append(
-                Check(
-                    name=SERVERS,
-                    level=WARNING,
-                    text="no server is listed",
-                    hint="Give --node URL.",
-                )
-            )
+            checks.append(Check(SERVERS, WARNING, "no server is listed", "Give --node URL."))
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
         if store is not None and is_identity_known:
             checks += await _check_rotation(store, scope)
@@ -151,7 +144,7 @@ async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
             rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
             return check_obstacles(await rotator.survey())
     except GoatherdError as error:
-        return [Check(name="rotation", level=SKIPPED, text=str(error), hint=error.hint)]
+        return [Check("rotation", SKIPPED, str(error), error.hint)]
 
 
 async def _check_regions(store: Store) -> list[Check]:
@@ -163,10 +156,10 @@ async def _check_regions(store: Store) -> list[Check]:
         where = f"region {one.region} ({role})"
         if one.is_in_step:
             text = f"{where} holds generation {one.generation}, the latest one"
-            checks.append(Check(name=name, level=OK, text=text))
+            checks.append(Check(name, OK, text))
             continue
         level = FAILED if one.replication is None or one.standing is Standing.SPLIT else WARNING
-        checks.append(Check(name=name, level=level, text=f"{where}: {one.problem}", hint=one.hint))
+        checks.append(Check(name, level, f"{where}: {one.problem}", one.hint))
         if one.standing is Standing.SPLIT:
             split.append(one)
     if split:
@@ -174,10 +167,10 @@ async def _check_regions(store: Store) -> list[Check]:
         checks += [_describe_history(one) for one in (latest, *split)]
         checks.append(
             Check(
-                name="stores",
-                level=FAILED,
-                text="both stores were changed since they separated; no server leaves the history that it follows",
-                hint="Choose the history to keep: that of the servers whose data you need. Make its store the primary"
+                "stores",
+                FAILED,
+                "both stores were changed since they separated; no server leaves the history that it follows",
+                "Choose the history to keep: that of the servers whose data you need. Make its store the primary"
                 " store in [stores]. In each store of the other history, delete the secret permanently with the"
                 " platform's own tools (AWS: --force-delete-without-recovery; Azure: purge it, too), then run `goatherd"
                 " stores sync`, and start each server of that region once with --accept-identity. What the other root"
@@ -194,7 +187,7 @@ def _describe_history(one: RegionState) -> Check:
         for entry in one.document.history[-SHOWN:]
     )
     text = f"history of region {one.region}: generation {one.generation}, root {one.document.current.id} signs"
-    return Check(name="stores", level=WARNING, text=f"{text}; {events}" if events else text)
+    return Check("stores", WARNING, f"{text}; {events}" if events else text)
 
 
 def _check_signature(document: IdentityDocument) -> Check:
@@ -202,21 +195,21 @@ def _check_signature(document: IdentityDocument) -> Check:
         verify_signed(document)
     except UnsignedIdentityError as error:
         if document.signature is not None:
-            return Check(name="signature", level=FAILED, text=str(error), hint=error.hint)
+            return Check("signature", FAILED, str(error), error.hint)
         hint = "The next write by this version of Goatherd signs it. Do not let Goatherd 0.1.0 write after that."
-        return Check(name="signature", level=WARNING, text=str(error), hint=hint)
-    return Check(name="signature", level=OK, text="the current root has signed the document")
+        return Check("signature", WARNING, str(error), hint)
+    return Check("signature", OK, "the current root has signed the document")
 
 
 def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check]:
     now_ms = SystemClock().now_ms()
     text = f"the document is complete: generation {document.generation}, {describe_count(len(document.roots), 'root')}"
-    checks = [Check(name="identity", level=OK, text=text), _check_signature(document)]
+    checks = [Check("identity", OK, text), _check_signature(document)]
     left = days_left(document, now_ms)
     for remark in find_warnings(document, now_ms):
         level = FAILED if left < 0 else WARNING
         hint = EXPIRED_HINT if left < 0 else "Run `goatherd rotate`." if left < SHORT_LIFE.days else ""
-        checks.append(Check(name="identity", level=level, text=remark, hint=hint))
+        checks.append(Check("identity", level, remark, hint))
     if left >= SHORT_LIFE.days:
         stage = assess_urgency(document, now_ms)
         level, hint = (OK, "") if stage is Urgency.FINE else (WARNING, _EXPIRY_HINTS[stage])
@@ -226,7 +219,7 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
                 f" started with {SHORT_LIFE.days} days or less left. A root that a rotation makes is valid for"
                 f" {format_duration(scope.policy.lifetime)} (rotation.lifetime)."
             )
-        checks.append(Check(name="expiration", level=level, text=f"{left:.0f} days left", hint=hint))
+        checks.append(Check("expiration", level, f"{left:.0f} days left", hint))
     ahead_ms = recorded_ahead_ms(document, now_ms)
     if timedelta(milliseconds=ahead_ms) > scope.policy.clock_tolerance:
         text = f"the identity contains timestamps up to {describe_span(ahead_ms)} in the future"
@@ -235,7 +228,7 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
             "next change of the identity corrects them, such as `goatherd retire`. Until then they count as "
             "the present."
         )
-        checks.append(Check(name="recorded times", level=WARNING, text=text, hint=hint))
+        checks.append(Check("recorded times", WARNING, text, hint))
     record = document.rotation
     if record is not None:
         since = timedelta(milliseconds=max(0, now_ms - record.phase_at))
@@ -246,7 +239,7 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
         hint = (
             "No process seems to drive the rotation: run `goatherd rotate --resume`, or --rollback." if overdue else ""
         )
-        checks.append(Check(name="rotation", level=WARNING if overdue else OK, text=text, hint=hint))
+        checks.append(Check("rotation", WARNING if overdue else OK, text, hint))
     return checks
 
 
@@ -258,18 +251,18 @@ def check_obstacles(survey: Survey) -> list[Check]:
     """
     checks = [
         Check(
-            name="store history" if one.kind in WENT_BACK else "rotation",
-            level=WARNING if one.kind is ObstacleKind.WITHOUT_STORE else FAILED,
-            text=one.text,
-            hint=one.hint,
+            "store history" if one.kind in WENT_BACK else "rotation",
+            WARNING if one.kind is ObstacleKind.WITHOUT_STORE else FAILED,
+            one.text,
+            one.hint,
         )
         for one in survey.obstacles
         if one.kind not in _CHECKED_ELSEWHERE
     ]
     if not survey.obstacles:
         what = "the rotation in progress can continue" if survey.is_in_progress else "a rotation can start now"
-        checks.append(Check(name="rotation", level=OK, text=f"no obstacle: {what}"))
-    return [*checks, *(Check(name="rotation", level=WARNING, text=remark) for remark in survey.remarks)]
+        checks.append(Check("rotation", OK, f"no obstacle: {what}"))
+    return [*checks, *(Check("rotation", WARNING, remark) for remark in survey.remarks)]
 
 
 async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
@@ -277,11 +270,11 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
         try:
             clients = await directory()
         except DiscoveryError as error:
-            return [Check(name=SERVERS, level=FAILED, text=str(error), hint=error.hint)]
+            return [Check(SERVERS, FAILED, str(error), error.hint)]
         checks = []
         if directory.is_discovered:
             found = ", ".join(client.base_url for client in clients)
-            checks.append(Check(name=SERVERS, level=OK, text=f"{len(clients)} found: {found}"))
+            checks.append(Check(SERVERS, OK, f"{len(clients)} found: {found}"))
         for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
     if document is not None and scope.servers:
@@ -307,7 +300,7 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
             with suppress(NodeError):
                 if await client.answers(document.current):
                     text = f"{client.base_url} did not return its sessions: {error}"
-                    checks.append(Check(name=name, level=SKIPPED, text=text, hint=error.hint))
+                    checks.append(Check(name, SKIPPED, text, error.hint))
         else:
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
@@ -315,25 +308,25 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
         try:
             clients = await directory()
         except DiscoveryError as error:  # it was not, a moment ago
-            return [Check(name=name, level=SKIPPED, text=str(error), hint=error.hint)]
+            return [Check(name, SKIPPED, str(error), error.hint)]
         await asyncio.gather(*(read(client) for client in clients))
     conflicts = await asyncio.to_thread(find_conflicts, held)
     if conflicts:
         checks.append(_describe_conflicts(name, conflicts))
     elif held:
         count = describe_count(len({commit.key for commits in held.values() for commit in commits}), "session")
-        checks.append(Check(name=name, level=OK, text=f"no conflict between the creations of {count}"))
+        checks.append(Check(name, OK, f"no conflict between the creations of {count}"))
     return checks
 
 
 def _describe_conflicts(name: str, conflicts: Sequence[Conflict]) -> Check:
     more = f"; and {describe_count(len(conflicts) - SHOWN, 'more session')}" if len(conflicts) > SHOWN else ""
     return Check(
-        name=name,
-        level=FAILED,
-        text=f'GoatDB servers and clients end with "Merge commit got empty ancestors filter" when they merge what these'
+        name,
+        FAILED,
+        f'GoatDB servers and clients end with "Merge commit got empty ancestors filter" when they merge what these'
         f" servers hold: {'; '.join(conflict.text for conflict in conflicts[:SHOWN])}{more}",
-        hint="Stop one of the servers, run `goatherd doctor --data repair DIR --peer URL` for it with each other"
+        "Stop one of the servers, run `goatherd doctor --data repair DIR --peer URL` for it with each other"
         " server as a --peer, and start it.",
     )
 
@@ -342,16 +335,9 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
     try:
         checks = [await _check_key_exposure(client)]
     except NodeRefusedError as error:
-        checks = [Check(name="node", level=FAILED, text=str(error), hint=error.hint)]
+        checks = [Check("node", FAILED, str(error), error.hint)]
     except NodeError as error:
-        return [
-            Check(
-                name="node",
-                level=FAILED,
-                text=str(error),
-                hint="Check that the server is running, and that its address is right.",
-            )
-        ]
+        return [Check("node", FAILED, str(error), "Check that the server is running, and that its address is right.")]
     checks.append(await _check_clock(client))
     if document is not None:
         (node,) = await observe_servers([client], document.current, org=scope.org, timeout=scope.timeout)
@@ -363,7 +349,7 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
                 "bypasses its door"
             )
             hint = "The door's log names them (door.server_exposed). Close that port with a firewall."
-            checks.append(Check(name="door", level=WARNING, text=text, hint=hint))
+            checks.append(Check("door", WARNING, text, hint))
         if data is not None:
             checks.append(_check_data(node.url, data))
     return checks
@@ -382,18 +368,18 @@ async def _check_key_exposure(client: NodeClient) -> Check:
         text = (
             f"{url} does not expose its private key: its agent has checked after the start, at {iso(agent.checked_ms)}"
         )
-        return Check(name=KEY_EXPOSURE, level=OK, text=text)
+        return Check(KEY_EXPOSURE, OK, text)
     if agent is not None and agent.activity is not None:
         text = f"{url} {agent.activity}; the agent makes this check afterwards"
-        return Check(name=KEY_EXPOSURE, level=SKIPPED, text=text)
+        return Check(KEY_EXPOSURE, SKIPPED, text)
     new = await client.new_session()
     if not new.leaked:
-        return Check(name=KEY_EXPOSURE, level=OK, text=f"{url} does not expose its private key")
+        return Check(KEY_EXPOSURE, OK, f"{url} does not expose its private key")
     return Check(
-        name=KEY_EXPOSURE,
-        level=FAILED,
-        text=f"{url} returned the private key of root {' '.join(new.leaked)} to an unauthenticated request",
-        hint="The key is exposed. Take the server off the network, then revoke this root: goatherd revoke ID.",
+        KEY_EXPOSURE,
+        FAILED,
+        f"{url} returned the private key of root {' '.join(new.leaked)} to an unauthenticated request",
+        "The key is exposed. Take the server off the network, then revoke this root: goatherd revoke ID.",
     )
 
 
@@ -407,7 +393,7 @@ async def _check_clock(client: NodeClient) -> Check:
         server_ms = None
     after = clock.now_ms()
     if server_ms is None:
-        return Check(name=name, level=WARNING, text=f"{url} does not report its time")
+        return Check(name, WARNING, f"{url} does not report its time")
     # The header has whole seconds, so the answer may be up to one older than it looks.
     skew_ms = max(0.0, server_ms - after, before - (server_ms + 1000))
     skew = timedelta(milliseconds=round(skew_ms))
@@ -418,26 +404,24 @@ async def _check_clock(client: NodeClient) -> Check:
     )
     hint = f"Servers reject requests beyond a difference of {format_duration(SKEW_LIMIT)}. Set both clocks by NTP."
     if skew > SKEW_LIMIT:
-        return Check(name=name, level=FAILED, text=text, hint=hint)
+        return Check(name, FAILED, text, hint)
     if skew > SKEW_WARNING:
-        return Check(name=name, level=WARNING, text=text, hint=hint)
-    return Check(name=name, level=OK, text=text)
+        return Check(name, WARNING, text, hint)
+    return Check(name, OK, text)
 
 
 def _check_data(url: str, data: LogsReport) -> Check:
     if data.cannot_write is not None:
         hint = "The server's log names the error. Free disk space, or make the disk writable; no restart is needed."
-        return Check(name="data", level=FAILED, text=f"{url} rejects writes; {data.cannot_write}", hint=hint)
+        return Check("data", FAILED, f"{url} rejects writes; {data.cannot_write}", hint)
     if data.unusable is not None:
         hint = (
             "The server's log names the files. Stop the server, then run `goatherd doctor --data check DIR`, and"
             " `goatherd doctor --data repair DIR --peer URL`."
         )
-        return Check(name="data", level=WARNING, text=f"{url} has {data.unusable}", hint=hint)
+        return Check("data", WARNING, f"{url} has {data.unusable}", hint)
     so_far = "" if data.is_complete else " so far; it is still reading its logs"
-    return Check(
-        name="data", level=OK, text=f"{url} has verified {describe_count(data.records, 'record')} in its logs{so_far}"
-    )
+    return Check("data", OK, f"{url} has verified {describe_count(data.records, 'record')} in its logs{so_far}")
 
 
 def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -> Check:
@@ -446,39 +430,34 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
     silence = explain_silence(node, root_ids, current_id=current, generation=document.generation)
     problem = node.find_problem()
     if problem is not None and (node.trusts_current or node.problem is None):
-        return Check(name=name, level=FAILED, text=f"{url} {problem}")
+        return Check(name, FAILED, f"{url} {problem}")
     if silence.kind is ObstacleKind.OTHER_IDENTITY:
-        return Check(name=name, level=FAILED, text=silence.text, hint=silence.hint)
+        return Check(name, FAILED, silence.text, silence.hint)
     if node.activity is not None and not node.is_in_step(current):
-        return Check(name=name, level=WARNING, text=f"{url} {node.activity}", hint="Check again in a minute.")
+        return Check(name, WARNING, f"{url} {node.activity}", "Check again in a minute.")
     if node.trusts_current is False and document.current.session.is_expired(SystemClock().now_ms()):
-        return Check(
-            name=name, level=FAILED, text=f"{url} rejects root {current}, which has expired", hint=EXPIRED_HINT
-        )
+        return Check(name, FAILED, f"{url} rejects root {current}, which has expired", EXPIRED_HINT)
     if not node.trusts_current:
-        return Check(name=name, level=FAILED, text=silence.text, hint=silence.hint)
+        return Check(name, FAILED, silence.text, silence.hint)
     if node.is_unmodified and agent is None:
-        return Check(name=name, level=OK, text=f"{url} trusts root {current} (an unmodified GoatDB server)")
+        return Check(name, OK, f"{url} trusts root {current} (an unmodified GoatDB server)")
     if agent is not None and node.signs_with is None:
         text = f"{url} trusts root {current}; its agent has not seen yet with which root it signs"
-        return Check(name=name, level=WARNING, text=text, hint="Check again in a minute.")
+        return Check(name, WARNING, text, "Check again in a minute.")
     if node.signs_with != current and url in scope.policy.bare:
         text = f"{url} signs with {node.signs_with}, not with {current}, until you restart it"
-        return Check(name=name, level=WARNING, text=text, hint="Write its settings.json, and restart it.")
+        return Check(name, WARNING, text, "Write its settings.json, and restart it.")
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
         hint = "Check whether the server can read the store."
         if report.is_from_file:
             hint = "Its identity is from a settings.json: start it with --provider, or write that file again."
-        return Check(name=name, level=FAILED, text=text, hint=hint)
+        return Check(name, FAILED, text, hint)
     if report.source == Origin.LAST_KNOWN_GOOD:
         age = "unknown" if report.view_age is None else format_duration(report.view_age)
         text = f"{url} started from its last known good identity, of age {age}, and cannot reach the store"
         return Check(
-            name=name,
-            level=WARNING,
-            text=text,
-            hint="The server answers requests, but follows no rotation until it can read the store.",
+            name, WARNING, text, "The server answers requests, but follows no rotation until it can read the store."
         )
     if report.is_degraded or node.is_stale(scope.refresh_interval):
         age = "unknown" if report.view_age is None else format_duration(report.view_age)
@@ -488,7 +467,7 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
             else f", and it reads the store every {format_duration(report.view_interval)}"
         )
         text = f"{url} has not read the store for {age}{every}"
-        return Check(name=name, level=WARNING, text=text, hint="Check whether the server can read the store.")
+        return Check(name, WARNING, text, "Check whether the server can read the store.")
     if not report.is_from_file and node.generation != document.generation:
         text = f"{url} is at generation {node.generation}, the store at {document.generation}"
         hint = "The server reads the store again at its next refresh."
@@ -498,9 +477,9 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
             if read_ms > document.last_updated + milliseconds(_LONG_SINCE):
                 text += ", although the server has read its store since that generation was written"
                 hint = "Check that the server reads this store, and not another one such as the one before a move."
-        return Check(name=name, level=WARNING, text=text, hint=hint)
+        return Check(name, WARNING, text, hint)
     others = [root for root in node.roots or () if root != current]
     also = f"; it also trusts {', '.join(others[:5])}" if others else ""
     also += f" and {len(others) - 5} more" if len(others) > 5 else ""
     also += "; its identity is from a settings.json" if report.is_from_file else ""
-    return Check(name=name, level=OK, text=f"{url} trusts and signs with root {current}{also}")
+    return Check(name, OK, f"{url} trusts and signs with root {current}{also}")

@@ -54,7 +54,7 @@ KEY_EXPOSURE: Final = "key exposure"
 SERVERS: Final = "servers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Check:
     """The result of one check. `level` is ``ok``, ``warn``, ``FAIL``, or ``skip`` if the check could not be made."""
 
@@ -88,21 +88,19 @@ async def check_store(store: Store, version: SecretVersion, document: IdentityDo
     checks = [await _check_latency(store), *await _check_rights(store)]
     guarantees = store.provider.guarantees
     if guarantees.cas:
-        checks.append(
-            Check(name="store writes", level=OK, text="if two writers write at the same time, exactly one succeeds")
-        )
+        checks.append(Check("store writes", OK, "if two writers write at the same time, exactly one succeeds"))
     else:
         text = f"{store.provider.scheme} cannot guarantee that of two concurrent writers exactly one succeeds"
         hint = "Run only one rotation at a time."
-        checks.append(Check(name="store writes", level=WARNING, text=text, hint=hint))
+        checks.append(Check("store writes", WARNING, text, hint))
     if not guarantees.durable:
-        checks.append(Check(name="store durability", level=FAILED, text="the identity is lost when this process ends"))
+        checks.append(Check("store durability", FAILED, "the identity is lost when this process ends"))
     try:
         versions = await store.versions()
     except GoatherdError as error:
         # A server's credentials may not list versions.
         text = f"the versions cannot be listed: {error}"
-        return [*checks, Check(name="labels", level=SKIPPED, text=text, hint=error.hint)]
+        return [*checks, Check("labels", SKIPPED, text, error.hint)]
     labels = {label: one for one in versions for label in one.labels}
     checks.append(_check_current(labels, version))
     checks.append(await _check_stable(store, labels.get(STABLE), document))
@@ -121,11 +119,11 @@ async def _check_old_versions(
     provider = store.provider
     # The number of versions that AWS keeps for longer says nothing.
     if document.rotation is not None or all(one.deprecates for one in list_guarantees(provider)):
-        return Check(name=name, level=OK, text=text)
+        return Check(name, OK, text)
     keys = await take_key_inventory(provider, store.secret_id, document, grace)
     if keys.cause is not None:
         text = f"could not determine which versions hold replaced private keys: {keys.cause}"
-        return Check(name=name, level=SKIPPED, text=text, hint=keys.cause.hint)
+        return Check(name, SKIPPED, text, keys.cause.hint)
     overdue = [
         one.version.id for one in keys.holdings_due(now_ms) if not find_guarantees(provider, one.version.id).deprecates
     ]
@@ -133,11 +131,11 @@ async def _check_old_versions(
     if unread and not overdue:
         more = f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else ""
         text = f"{text} of those that were read; not read: {', '.join(unread[:_SHOWN])}{more}"
-        return Check(name=name, level=WARNING, text=text, hint="It is unknown which private keys these versions hold.")
+        return Check(name, WARNING, text, "It is unknown which private keys these versions hold.")
     if not overdue:
-        return Check(name=name, level=OK, text=text)
+        return Check(name, OK, text)
     text = f"{describe_count(len(overdue), 'version')} with private keys whose grace period has ended"
-    return Check(name=name, level=WARNING, text=text, hint="Destroy them: `goatherd retire`.")
+    return Check(name, WARNING, text, "Destroy them: `goatherd retire`.")
 
 
 async def _check_latency(store: Store) -> Check:
@@ -149,15 +147,13 @@ async def _check_latency(store: Store) -> Check:
             times.append(clock.monotonic() - began)
     except GoatherdError as error:
         text = f"read {len(times)} of {READS} times, then: {error}"
-        return Check(
-            name="latency", level=FAILED, text=text, hint=error.hint or "Check that the store is reachable and healthy."
-        )
+        return Check("latency", FAILED, text, error.hint or "Check that the store is reachable and healthy.")
     median = statistics.median(times)
     text = f"a read takes {1000 * median:.1f} ms, the longest of {READS} {1000 * max(times):.1f} ms"
     if median > SLOW.total_seconds():
         hint = "Use a store closer to the servers, or give rotations more time: rotation.adoption."
-        return Check(name="latency", level=WARNING, text=text, hint=hint)
-    return Check(name="latency", level=OK, text=text)
+        return Check("latency", WARNING, text, hint)
+    return Check("latency", OK, text)
 
 
 async def _check_rights(store: Store) -> list[Check]:
@@ -168,8 +164,8 @@ async def _check_rights(store: Store) -> list[Check]:
             findings = await provider.diagnose(store.secret_id)
         except GoatherdError as error:
             text = f"the store did not report its rights: {error}"
-            return [Check(name="rights", level=SKIPPED, text=text, hint=error.hint)]
-    return [Check(name=each.name, level=_LEVELS[each.verdict], text=each.text, hint=each.hint) for each in findings]
+            return [Check("rights", SKIPPED, text, error.hint)]
+    return [Check(each.name, _LEVELS[each.verdict], each.text, each.hint) for each in findings]
 
 
 def _check_current(labels: Mapping[Label, SecretVersion], version: SecretVersion) -> Check:
@@ -177,41 +173,33 @@ def _check_current(labels: Mapping[Label, SecretVersion], version: SecretVersion
     if holder is None:
         text = f"a read returns version {version.id}, but no listed version has the label"
         return Check(
-            name=name,
-            level=WARNING,
-            text=text,
-            hint="Run the check again. If the result stays the same, the store is inconsistent.",
+            name, WARNING, text, "Run the check again. If the result stays the same, the store is inconsistent."
         )
     if holder.id != version.id:
         return Check(
-            name=name,
-            level=WARNING,
-            text="the label moved during the check",
-            hint="A rotation may be in progress. Run the check again.",
+            name, WARNING, "the label moved during the check", "A rotation may be in progress. Run the check again."
         )
-    return Check(name=name, level=OK, text=f"version {version.id}")
+    return Check(name, OK, f"version {version.id}")
 
 
 async def _check_stable(store: Store, stable: SecretVersion | None, document: IdentityDocument) -> Check:
     name = "label stable"
     if stable is None:
         if document.rotation is None:
-            return Check(name=name, level=OK, text="not set: nothing has been rotated yet")
+            return Check(name, OK, "not set: nothing has been rotated yet")
         text = "not set, although a rotation is in progress"
-        return Check(
-            name=name, level=FAILED, text=text, hint="A rollback needs this label. `goatherd rotate --resume` sets it."
-        )
+        return Check(name, FAILED, text, "A rollback needs this label. `goatherd rotate --resume` sets it.")
     try:
         _, there = await store.read(stable.id)
     except VersionDisabledError:
         text = f"version {stable.id} cannot be read any more"
-        return Check(name=name, level=FAILED, text=text, hint="A rollback is not possible.")
+        return Check(name, FAILED, text, "A rollback is not possible.")
     except GoatherdError as error:
-        return Check(name=name, level=FAILED, text=f"version {stable.id}: {error}", hint=error.hint)
+        return Check(name, FAILED, f"version {stable.id}: {error}", error.hint)
     if document.rotation is None and there.current.id != document.current.id:
         text = f"version {stable.id} is of root {there.current.id}, but {document.current.id} signs"
-        return Check(name=name, level=WARNING, text=text, hint="`goatherd rotate --resume` repairs the label.")
-    return Check(name=name, level=OK, text=f"version {stable.id}, root {there.current.id}")
+        return Check(name, WARNING, text, "`goatherd rotate --resume` repairs the label.")
+    return Check(name, OK, f"version {stable.id}, root {there.current.id}")
 
 
 def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
@@ -223,10 +211,10 @@ def _check_other_labels(labels: Mapping[Label, SecretVersion]) -> list[Check]:
     ]
     return [
         Check(
-            name=f"label {format_label(label)}",
-            level=WARNING,
-            text=f"version {one.id} is {one.state.value}",
-            hint=f"Goatherd does not need this label: `goatherd show --versions unlabel {format_label(label)}`"
+            f"label {format_label(label)}",
+            WARNING,
+            f"version {one.id} is {one.state.value}",
+            f"Goatherd does not need this label: `goatherd show --versions unlabel {format_label(label)}`"
             " removes the label.",
         )
         for label, one in lost
@@ -243,7 +231,7 @@ def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int |
         is_refused = timedelta(milliseconds=abs(ahead_ms)) > tolerance
         more = " No command writes anything while they differ by more than rotation.clock_tolerance." * is_refused
         hint = f"Set this machine's clock by NTP, and the store's if the store is a server of your own.{more}"
-        return Check(name="store clock", level=FAILED if is_refused else WARNING, text=text, hint=hint)
+        return Check("store clock", FAILED if is_refused else WARNING, text, hint)
     # With eventual reads, the list may still be empty although a version was read.
     newest_ms = max((one.created_ms for one in versions), default=0)
     ahead = timedelta(milliseconds=max(0, newest_ms - now_ms))
@@ -253,7 +241,7 @@ def _check_clock(versions: Sequence[SecretVersion], now_ms: int, ahead_ms: int |
             " its writer"
         )
         hint = "Set this machine's clock by NTP, and the store's if the store is a server of your own."
-        return Check(name="store clock", level=WARNING, text=text, hint=hint)
+        return Check("store clock", WARNING, text, hint)
     if ahead_ms is not None:
-        return Check(name="store clock", level=OK, text="agrees with this machine's clock to the minute")
-    return Check(name="store clock", level=OK, text="no version was written in the future")
+        return Check("store clock", OK, "agrees with this machine's clock to the minute")
+    return Check("store clock", OK, "no version was written in the future")
