@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -56,37 +56,33 @@ def parse_positive_duration(value: object) -> timedelta:
     return duration
 
 
-def parse_page_interval(value: object) -> timedelta:
-    """Parse the interval at which the status page reads the store and the servers; it must be at least a second."""
-    interval = parse_duration(value)
-    if interval < timedelta(seconds=1):
-        raise ConfigurationError(
-            f"{value!r} is too short: in each interval the page reads the store and each server once",
-            hint="Give at least 1s; the default, 10s, suits most clusters.",
-        )
-    return interval
+def _at_least(least: timedelta, problem: str, hint: str) -> Callable[[object], timedelta]:
+    """Return a parser of durations that are not shorter than `least`."""
+
+    def parse(value: object) -> timedelta:
+        duration = parse_duration(value)
+        if duration < least:
+            raise ConfigurationError(f"{value!r} is too short{problem}", hint=hint)
+        return duration
+
+    return parse
 
 
-def parse_idle_timeout(value: object) -> timedelta:
-    """Parse how long a connection stays open without a request: at least 10 s, because clients reuse it for 5 s."""
-    timeout = parse_duration(value)
-    if timeout < timedelta(seconds=10):
-        raise ConfigurationError(
-            f"{value!r} is too short: clients reuse a connection for 5s, and would lose requests",
-            hint="Give at least 10s, and more than the load balancer's idle timeout; the default is 75s.",
-        )
-    return timeout
-
-
-def parse_root_lifetime(value: object) -> timedelta:
-    """Parse the lifetime of a new root, at least an hour. A rotation with long timeouts requires more."""
-    lifetime = parse_duration(value)
-    if lifetime < SHORTEST_LIFETIME:
-        raise ConfigurationError(
-            f"{value!r} is too short a lifetime for a root: it must be at least 1h",
-            hint="The default, 180d, suits most clusters.",
-        )
-    return lifetime
+parse_page_interval = _at_least(
+    timedelta(seconds=1),
+    ": in each interval the page reads the store and each server once",
+    "Give at least 1s; the default, 10s, suits most clusters.",
+)
+parse_idle_timeout = _at_least(
+    timedelta(seconds=10),
+    ": clients reuse a connection for 5s, and would lose requests",
+    "Give at least 10s, and more than the load balancer's idle timeout; the default is 75s.",
+)
+parse_root_lifetime = _at_least(  # a rotation with long timeouts requires more
+    SHORTEST_LIFETIME,
+    " a lifetime for a root: it must be at least 1h",
+    "The default, 180d, suits most clusters.",
+)
 
 
 def parse_string(value: object) -> str:
@@ -165,25 +161,24 @@ def _parse_whole_number(value: object) -> int | None:
     return int(str(value)[:12])
 
 
-def _parse_number(value: object, least: int, most: int) -> int:
-    number = _parse_whole_number(value)
-    if number is None or not least <= number <= most:
-        raise ConfigurationError(
-            f"{value!r} is not a whole number from {least} to {most}", hint="Write the number without a unit."
-        )
-    return number
+def _number(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of whole numbers in this range."""
+
+    def parse(value: object) -> int:
+        number = _parse_whole_number(value)
+        if number is None or not least <= number <= most:
+            raise ConfigurationError(
+                f"{value!r} is not a whole number from {least} to {most}", hint="Write the number without a unit."
+            )
+        return number
+
+    return parse
 
 
-def parse_count(value: object) -> int:
-    return _parse_number(value, 1, 1000)
-
-
-def parse_limit(value: object) -> int:
-    return _parse_number(value, 1, 1_000_000)
-
-
-def parse_limit_or_zero(value: object) -> int:
-    return _parse_number(value, 0, 1_000_000)
+parse_count = _number(1, 1000)
+parse_restarts = _number(0, 1000)
+parse_limit = _number(1, 1_000_000)
+parse_limit_or_zero = _number(0, 1_000_000)
 
 
 def parse_networks(value: object) -> tuple[str, ...]:
@@ -316,21 +311,23 @@ def parse_page_token(value: object) -> str:
     return text
 
 
-_MISSED_HINT = "catch-up: rotate as soon as possible after a missed slot; skip: wait for the next slot."
+def _one_of(*known: str, hint: str) -> Callable[[object], str]:
+    """Return a parser that accepts only these strings."""
+
+    def parse(value: object) -> str:
+        if value not in known:
+            names = [f"`{one}`" for one in known]
+            raise ConfigurationError(f"must be {', '.join(names[:-1])} or {names[-1]}, not {value!r}", hint=hint)
+        return str(value)
+
+    return parse
 
 
-def parse_missed(value: object) -> str:
-    if value not in ("catch-up", "skip"):
-        raise ConfigurationError(f"must be `catch-up` or `skip`, not {value!r}", hint=_MISSED_HINT)
-    return str(value)
-
-
-def parse_store_type(value: object) -> str:
-    if value not in ("cloud", "file"):
-        raise ConfigurationError(
-            f"must be `cloud` or `file`, not {value!r}", hint="`cloud` needs cloudConfig; `file` needs serve.settings."
-        )
-    return str(value)
+parse_missed = _one_of(
+    "catch-up", "skip", hint="catch-up: rotate as soon as possible after a missed slot; skip: wait for the next slot."
+)
+parse_store_type = _one_of("cloud", "file", hint="`cloud` needs cloudConfig; `file` needs serve.settings.")
+parse_on_change = _one_of("restart", "signal", "command", "ignore", hint="Such as restart.")
 
 
 def parse_cloud_config(value: object) -> Mapping[str, str]:
@@ -359,17 +356,6 @@ def parse_lease(value: object) -> str:
             f"must be the URI of a secret or `none`, not {text!r}", hint="Write a URI, such as file:///srv/lease."
         )
     return text
-
-
-def parse_on_change(value: object) -> str:
-    ways = ("restart", "signal", "command", "ignore")
-    if value not in ways:
-        raise ConfigurationError(f"must be one of {', '.join(ways)}, not {value!r}", hint=f"Such as {ways[0]}.")
-    return str(value)
-
-
-def parse_restarts(value: object) -> int:
-    return _parse_number(value, 0, 1000)
 
 
 def parse_signal_number(value: object) -> int:
