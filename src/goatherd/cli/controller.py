@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -94,7 +93,7 @@ from goatherd.serving.sockets import cannot_listen
 @distrust_option
 @without_nodes_option
 @log_level_option
-def controller(
+async def controller(
     app: App,
     explain: bool,
     once: bool,
@@ -114,32 +113,13 @@ def controller(
     standard error.
     """
     if explain:
-        return asyncio.run(_explain(app))
+        return await _explain(app)
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file needs --once; without --once, use --metrics ADDRESS:PORT")
     if web_address is not None and once:
         raise click.UsageError("--web needs a controller that keeps running; leave out --once")
     log_to_stderr(log_level)
     warn_of_short_life(app.out, app.options.rotation_lifetime)
-    return asyncio.run(_run(app, once, metrics, web_address, metrics_file, unsafe_without_nodes))
-
-
-async def _explain(app: App) -> int:
-    schedule = build_schedule(app.options)
-    async with open_store(app.options) as store, open_nodes(app.options) as nodes:
-        found = await explain_schedule(store, nodes, schedule)
-    app.out.result(explanation_data(store.name, schedule, found), explanation_lines(store.name, schedule, found))
-    return 0
-
-
-async def _run(
-    app: App,
-    once: bool,
-    metrics: str | None,
-    web_address: str | None,
-    metrics_file: Path | None,
-    unsafe_without_nodes: bool,
-) -> int:
     options, schedule = app.options, build_schedule(app.options)
     async with AsyncExitStack() as until_the_end, AsyncExitStack() as stack:
         # The metrics file counts everything inside this block as one run.
@@ -180,4 +160,12 @@ async def _run(
         )
         if once and turn is not None:
             app.out.result(turn_data(store.name, turn), turn_lines(turn, SystemClock().now_ms()))
+    return 0
+
+
+async def _explain(app: App) -> int:
+    schedule = build_schedule(app.options)
+    async with open_store(app.options) as store, open_nodes(app.options) as nodes:
+        found = await explain_schedule(store, nodes, schedule)
+    app.out.result(explanation_data(store.name, schedule, found), explanation_lines(store.name, schedule, found))
     return 0

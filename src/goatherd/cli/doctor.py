@@ -87,7 +87,7 @@ def _check_signer(app: App, uri: str) -> int:
     help="Do not read the store; verify with the roots in the data directory. Without roots nothing is verified.",
 )
 @config_flag("--timeout", "timeout", "Timeout of one request to a server (default: 2m, which is also the minimum).")
-def data(app: App, action: str, directory: Path, offline: bool) -> int:
+async def data(app: App, action: str, directory: Path, offline: bool) -> int:
     """Check a server's data directory, or repair it.
 
     `check` changes nothing. It lists, with file and offset, each record that is damaged, is no commit, or has a
@@ -105,10 +105,6 @@ def data(app: App, action: str, directory: Path, offline: bool) -> int:
 
     The exit code is 11 if `check` finds something, if `repair` cannot repair everything, or if a peer does not answer.
     """
-    return asyncio.run(_data(app, action, directory, offline=offline))
-
-
-async def _data(app: App, action: str, directory: Path, *, offline: bool) -> int:
     # Imported here, since only this form needs what the extra `node` brings.
     from goatherd.operations.data import check_data, repair_data
 

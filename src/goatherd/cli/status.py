@@ -71,21 +71,19 @@ async def _status(app: App, html: Path | None) -> int:
 @command(example="goatherd status --restart-lease --provider k8s://prod/goatdb-root --make")
 @config_flag("--lease", "agent_lease", "URI of the secret for the restart lease (default: `<secret>-lease`).")
 @click.option("--make", is_flag=True, help="Create the lease if there is none.")
-def lease(app: App, make: bool) -> None:
+async def lease(app: App, make: bool) -> None:
     """Show which server holds the restart lease, or create the lease.
 
     An agent restarts its server only while it holds the restart lease, a small secret beside the identity without a
     key. The first agent creates the lease if its credentials allow that. Otherwise, run this command with --make and
     with credentials that may create secrets.
     """
-    # Imported here, because the status of a file store alone needs neither an agent nor an event loop.
-    import asyncio
-
+    # Imported here, because the status of a file store alone needs no agent.
     from goatherd.config.build_servers import build_lease_secret
     from goatherd.operations.run_agent import open_and_read_lease
 
     provider, name = build_lease_secret(app.options)
-    record, is_new = asyncio.run(open_and_read_lease(provider, name, make=make))
+    record, is_new = await open_and_read_lease(provider, name, make=make)
     until = None if record.holder is None else iso(record.until_ms)
     data = {"lease": name, "made": is_new, "holder": record.holder, "until": until}
     state = "free" if record.holder is None else f"held by {record.holder} until {until}"
