@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, Unpack
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
 from goatherd.node.log_index import LogIndex, decode_part, encode_block, encode_header
@@ -87,7 +87,14 @@ class Log(Protocol):
 
 
 class Authorship(TypedDict):
-    """What a new commit needs besides its contents: id, signing session, timestamp, and seeds of its Bloom filter."""
+    """What a new commit needs besides its contents.
+
+    Attributes:
+        commit_id: A new id for the commit.
+        session_id: Id of the session that will sign the commit.
+        ts: The commit's timestamp in milliseconds.
+        seeds: Returns random seeds for the commit's filter over its ancestors.
+    """
 
     commit_id: str
     session_id: str
@@ -662,30 +669,23 @@ class Repository:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def build_create(
-        self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
-    ) -> Commit:
+    def build_create(self, key: str, schema: str, data: Mapping[str, Any], **author: Unpack[Authorship]) -> Commit:
         """Build the unsigned commit that creates an item, or restores a deleted one.
 
         Args:
             key: The item's key.
             schema: The schema marker, such as ``note/1``. Data are validated only if the registry knows the schema.
             data: The item's encoded fields.
-            commit_id: A new id for the commit.
-            session_id: Id of the session that will sign the commit.
-            ts: The commit's timestamp in milliseconds.
-            seeds: Returns random seeds for the commit's filter over its ancestors.
+            author: Who signs the commit, and when.
 
         Raises:
             ItemExistsError: An item that is not deleted exists already.
             PathError, EncodeError, DecodeError: The key or the data are not allowed.
         """
         self.check_absent(key)
-        return self._build_commit(key, schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds)
+        return self._build_commit(key, schema, data, **author)
 
-    def build_set(
-        self, key: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
-    ) -> Commit:
+    def build_set(self, key: str, data: Mapping[str, Any], **author: Unpack[Authorship]) -> Commit:
         """Build the unsigned commit that replaces all fields of an item. The arguments are those of `build_create`.
 
         Raises:
@@ -693,11 +693,9 @@ class Repository:
             PathError, EncodeError, DecodeError: The data are not allowed.
         """
         item = self._require_item(key)
-        return self._build_commit(
-            key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
-        )
+        return self._build_commit(key, item.schema, data, **author)
 
-    def build_delete(self, key: str, *, commit_id: str, session_id: str, ts: int, seeds: Seeds) -> Commit:
+    def build_delete(self, key: str, **author: Unpack[Authorship]) -> Commit:
         """Build the unsigned commit that deletes an item: it repeats the item's fields and sets ``isDeleted``.
 
         The arguments are those of `build_create`.
@@ -706,10 +704,7 @@ class Repository:
             ItemNotFoundError: The item does not exist, or is deleted.
         """
         item = self._require_item(key)
-        data = {**item.data, "isDeleted": True}
-        return self._build_commit(
-            key, item.schema, data, commit_id=commit_id, session_id=session_id, ts=ts, seeds=seeds
-        )
+        return self._build_commit(key, item.schema, {**item.data, "isDeleted": True}, **author)
 
     def check_absent(self, key: str) -> None:
         """Check that an item does not exist, or is deleted.
@@ -727,17 +722,15 @@ class Repository:
             raise ItemNotFoundError(f"item {self.path}/{key} does not exist")
         return item
 
-    def _build_commit(
-        self, key: str, schema: str, data: Mapping[str, Any], *, commit_id: str, session_id: str, ts: int, seeds: Seeds
-    ) -> Commit:
+    def _build_commit(self, key: str, schema: str, data: Mapping[str, Any], **author: Unpack[Authorship]) -> Commit:
         check_item_path(self.path, key)
         head = self.find_head(key)
-        ancestors_filter, count = self.build_ancestors_filter(key, seeds)
+        ancestors_filter, count = self.build_ancestors_filter(key, author["seeds"])
         return new_commit(
-            commit_id=commit_id,
+            commit_id=author["commit_id"],
             key=key,
-            session_id=session_id,
-            ts=ts,
+            session_id=author["session_id"],
+            ts=author["ts"],
             org=self.org,
             parents=() if head is None else (head.id,),
             data=self._check_data(schema, data),

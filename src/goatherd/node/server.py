@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 from urllib.parse import quote
@@ -179,9 +180,6 @@ class Server:
         self._resolve_domain = resolve_domain
         self._clock: Clock = clock or SystemClock()
         self._settings = self._built(settings_provider)
-        self._registry = registry
-        self._rules = tuple(rules)
-        self._debug = debug
         self._threads = threads or count_cores()
         self.limiter = CallerLimiter(
             limits or CallerLimits(),
@@ -191,9 +189,17 @@ class Server:
         )
         self.stopped: Counter[Excess] = Counter(dict.fromkeys(Excess, 0))
         self._logged: dict[Excess, float] = {}
-        self._unused_sessions = unused_sessions
         self._root_signers = RootSigners(one_or_more(root_signers), clock=self._clock)
-        self._new_id = new_id
+        self._make_database = partial(
+            Database,
+            clock=self._clock,
+            registry=registry,
+            rules=tuple(rules),
+            debug=debug,
+            new_id=new_id,
+            unused_sessions=unused_sessions,
+            root_signers=self._root_signers,
+        )
         self._databases: dict[str, Database] = {}
         self._opening: dict[str, asyncio.Task[Database]] = {}
         self._stack = AsyncExitStack()
@@ -312,20 +318,13 @@ class Server:
         if self._workers is None:
             raise RuntimeError("the server must be entered with `async with` first")
         peers = one_or_more(self.peers(org)) if callable(self.peers) else self.peers
-        database = Database(
+        database = self._make_database(
             org=org,
             directory=self.path / org,
             settings=self._settings_of(org),
-            clock=self._clock,
-            registry=self._registry,
-            rules=self._rules,
             workers=self._workers,
             verifiers=self._verifiers,
             peers=tuple(dict.fromkeys(url.rstrip("/") for url in peers)),
-            debug=self._debug,
-            new_id=self._new_id,
-            unused_sessions=self._unused_sessions,
-            root_signers=self._root_signers,
         )
         await database.open()
         self._databases[org] = database
