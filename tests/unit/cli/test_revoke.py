@@ -46,6 +46,8 @@ def test_a_root_is_revoked_looked_at_again_and_its_key_destroyed(
     assert plan.code == 0
     assert "nothing is written" in plan.out
     assert f"{cluster.url}: the only server whose list counts" in plan.out
+    assert "collect the commits of the root from 1 Goatherd server;" in plan.out
+    assert "1 stored version still holds its private key: 1." in plan.out
     assert root_of(goatherd, store) == root
 
     done = goatherd("revoke", root, "--reason", "laptop stolen", "--yes", *common)

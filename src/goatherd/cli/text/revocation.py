@@ -119,13 +119,13 @@ def _claim_data(claim: Claim) -> dict[str, Any]:
 def revocation_plan_lines(report: RevocationReport) -> list[str]:
     """Return what a revocation would do, as lines."""
     ours = [node for node in report.nodes if not node.is_unmodified]
-    sessions = "the user sessions" if report.is_expired else f"{report.sessions} user sessions"
+    sessions = "the user sessions" if report.is_expired else describe_count(report.sessions, "user session")
     lines = [
         f"plan to revoke {report.revoked_id}; nothing is written",
         "1. if it is the current root: introduce the next root at every server; this root, or the anchor, signs that",
         "2. write the identity with the revocation, and notify the servers; from then on they reject the root",
-        f"3. collect the commits of the root from {len(ours)} Goatherd servers; the digest of the valid ones goes into"
-        " the identity"
+        f"3. collect the commits of the root from {describe_count(len(ours), 'Goatherd server')}; the digest of the"
+        " valid ones goes into the identity"
         if ours
         else "3. no list of frozen commits: unmodified GoatDB servers cannot store one or reject by it"
         if report.nodes
@@ -306,13 +306,13 @@ def _warnings(report: RevocationReport) -> list[str]:
         lines.append(f"{report.forged} session commits claim a signature by the root that is invalid; they are ignored")
     kept = {one.version for one in report.kept}  # a label keeps these, whatever their store does
     if not report.destroyed and (left := [one for one in report.keys_left if one not in kept]):
-        versions = ", ".join(left)
+        holders = describe_count(len(left), "stored version", "still holds", "still hold")
         advice = "--destroy destroys it now, without the grace period of `goatherd retire`"
         if report.given_up:
             advice = "Their store removes old versions in its own time"
         lines.append(
-            f"the stored version(s) {versions} still hold its private key. After the revocation, only unmodified"
-            f" servers accept it. {advice}"
+            f"{holders} its private key: {', '.join(left)}. After the revocation, only unmodified servers accept it."
+            f" {advice}"
         )
     if report.unknown_left:
         versions = ", ".join(report.unknown_left)
