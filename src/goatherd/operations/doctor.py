@@ -450,6 +450,8 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
     if node.signs_with != current:
         text = f"{url} signs with {node.signs_with}, not with {current}"
         hint = "Check whether the server can read the store."
+        if node.generation is not None and node.generation > document.generation:
+            hint = "The server has seen a later identity than the store holds: see `store history`."
         if report.is_from_file:
             hint = "Its identity is from a settings.json: start it with --provider, or write that file again."
         return Check(name, FAILED, text, hint)
