@@ -30,6 +30,7 @@ from goatherd.errors import GoatherdError
 from goatherd.identity.key_age import STAGES, WORKING_STAGES
 from goatherd.metrics import FAMILIES
 from goatherd.node.views import SyncLimits
+from goatherd.providers.base import SecretProvider
 from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.telemetry import Event
 from goatherd.times import format_duration
@@ -42,6 +43,7 @@ SOURCE = DOCS.parent / "src/goatherd"
 PAGES = [
     *sorted((DOCS / "reference").glob("*.md")),
     *sorted((DOCS / "how-to").glob("store-*.md")),
+    DOCS / "how-to/write-a-provider.md",
     DOCS / "adr/index.md",
 ]
 
@@ -386,6 +388,19 @@ def _json_sections(all_fields: dict[str, Fields]) -> str:
     return "\n".join(parts)
 
 
+_OPTIONAL_HOOKS = ("_open", "_close", "_unlabel")
+
+
+def provider_methods() -> str:
+    """Return the table of the methods that a provider's author writes, from their docstrings."""
+    required = SecretProvider.__abstractmethods__
+    rows = []
+    for name, method in vars(SecretProvider).items():
+        if name in required or name in _OPTIONAL_HOOKS:
+            rows.append([f"`{name}`{'' if name in required else ' (optional)'}", _short(inspect.getdoc(method))])
+    return _table(["you write", "what it does"], rows)
+
+
 def decisions() -> str:
     """Return the list of the decisions, from the headings of their pages."""
     pages = sorted((DOCS / "adr").glob("[0-9]*.md"))
@@ -416,6 +431,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         f"guarantees-{scheme}": partial(guarantees, scheme)
         for scheme in ("aws", "azure", "file", "gcp", "k8s", "vault")
     },
+    "provider-methods": provider_methods,
     "decisions": decisions,
     "schemes": schemes,
     "signer-schemes": signer_schemes,

@@ -283,7 +283,7 @@ class SecretProvider(ABC):
     @property
     @abstractmethod
     def guarantees(self) -> Guarantees:
-        """What this provider guarantees, such as compare-and-swap."""
+        """What the store promises, such as compare-and-swap."""
 
     async def __aenter__(self) -> Self:
         if self.needs_event_loop and find_running_loop() is None:
@@ -585,18 +585,18 @@ class SecretProvider(ABC):
 
     @abstractmethod
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        """Create a secret, for `create`.
+        """Create the secret with its first version, or raise `SecretExistsError`.
 
         If an earlier attempt of the same call has created it (`Call.request` is stored with it), return that version.
         """
 
     @abstractmethod
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
-        """Read one version of a secret from the store, for `read`."""
+        """Return a version of a secret with its value, by `Label` or `VersionId`."""
 
     @abstractmethod
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        """Add a version and move its label in the store, for `write`.
+        """Add a version, then move the label if it is at `expected` (None: nowhere), or raise `ConflictError`.
 
         If an earlier attempt of the same call has added the version (`Call.request` is stored with it), move only the
         label.
@@ -604,23 +604,27 @@ class SecretProvider(ABC):
 
     @abstractmethod
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        """Move a label from one version of a secret to another in the store, for `label`."""
+        """Move a label if it is at `expected` (None: nowhere), or raise `ConflictError`."""
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        """Remove a label from a version in the store, for `unlabel`. Required if `Guarantees.custom_labels` is True."""
+        """Remove a label that is at `expected`, or raise `ConflictError`; required for `Guarantees.custom_labels`."""
         raise NotImplementedError
 
     @abstractmethod
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
-        """List the versions of a secret in the store, for `versions`."""
+        """List the versions of a secret newest first, without values."""
 
     @abstractmethod
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        """Destroy, deprecate or disable a version of a secret in the store, for `destroy`."""
+        """Make a value unreadable permanently, or raise `ConflictError` if a label points at it.
+
+        A label that moves there during the call counts, too. A store that cannot destroy a value deprecates or disables
+        it (`Guarantees.destroys`).
+        """
 
     @abstractmethod
     async def _delete(self, call: Call) -> None:
-        """Delete a secret from the store, for `delete`."""
+        """Remove a secret with all its values."""
 
     async def _labels_held(self, call: Call) -> Mapping[Label, VersionId]:
         """Return all labels of a secret and their versions. A plugin overrides this if it can use fewer requests."""
