@@ -32,6 +32,7 @@ from goatherd.metrics import FAMILIES
 from goatherd.node.views import SyncLimits
 from goatherd.providers.base import SecretProvider
 from goatherd.serving.caller_limits import CallerLimits, Rate
+from goatherd.signers.verified import VerifiedSigner
 from goatherd.telemetry import Event
 from goatherd.times import format_duration
 from goatherd.wire.batch import TooManyValuesError
@@ -401,6 +402,16 @@ def provider_methods() -> str:
     return _table(["you write", "what it does"], rows)
 
 
+def signer_calls() -> str:
+    """Return the table of what a program can call on a signer, from the docstrings."""
+    rows = []
+    for name, member in vars(VerifiedSigner).items():
+        if not name.startswith("_") and inspect.getdoc(member):
+            call = f"{name}({', '.join(inspect.signature(member).parameters)})" if callable(member) else name
+            rows.append([f"`{call.replace('(self, ', '(').replace('(self)', '()')}`", _short(inspect.getdoc(member))])
+    return _table(["name", "what it does or holds"], [[row[0], row[1].replace("``", "`")] for row in rows])
+
+
 def decisions() -> str:
     """Return the list of the decisions, from the headings of their pages."""
     pages = sorted((DOCS / "adr").glob("[0-9]*.md"))
@@ -432,6 +443,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
         for scheme in ("aws", "azure", "file", "gcp", "k8s", "vault")
     },
     "provider-methods": provider_methods,
+    "signer-calls": signer_calls,
     "decisions": decisions,
     "schemes": schemes,
     "signer-schemes": signer_schemes,
