@@ -21,6 +21,7 @@ from goatherd.crypto.keys import PrivateKey, PublicKey
 from goatherd.identity import document as documents
 from goatherd.identity import strict_json
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.remote_key import Sign
 
 MOST_DOCUMENTS = 64
 
@@ -99,11 +100,11 @@ def decode_once() -> Iterator[None]:
         return tree
 
     @wraps(decode)
-    def build_once(tree: Mapping[str, Any]) -> IdentityDocument:
+    def build_once(tree: Mapping[str, Any], sign: Sign | None = None) -> IdentityDocument:
         document = decoded.get(id(tree))
         if document is None:
-            document = decode(tree)
-            if id(tree) in decoded:
+            document = decode(tree, sign)
+            if id(tree) in decoded and not document.uses_remote_key:  # such a key keeps `sign`
                 decoded[id(tree)] = document
         return document
 

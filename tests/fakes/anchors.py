@@ -8,12 +8,12 @@ import pytest
 
 from goatherd.crypto import PrivateKey, PublicKey
 from goatherd.errors import SignerUnavailableError
-from goatherd.identity import remote_key
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, normalize_document, sign_document
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
@@ -85,15 +85,34 @@ class MemorySigners:
         return sum(one.signed for one in self.by_uri.values())
 
 
+class MemoryNamedSigners(NamedSigners):
+    """Signs as a root whose key is in one of a test's signers. With `is_refusing`, a call fails the test."""
+
+    def __init__(self, signers: MemorySigners) -> None:
+        super().__init__()
+        self._signers = signers
+        self.is_refusing = False
+
+    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
+        assert not self.is_refusing, "the signer was asked"
+        signer = self._signers[uri]
+        assert signer.key.public_key == public_key
+        return signer.key.sign(data)
+
+
 def record_signer_calls(patch: pytest.MonkeyPatch) -> list[str]:
     """Make every signer of a root unreachable, and return a list to which the URI of each called one is added."""
     called: list[str] = []
 
-    def sign(uri: str, *_: object) -> bytes:
-        called.append(uri)
-        raise SignerUnavailableError("down", signer="memory", key=uri, operation="sign")
+    sign = RemoteKey.sign
 
-    patch.setattr(remote_key, "_REGISTERED", [sign])
+    def sign_unless_named(self: RemoteKey, data: bytes) -> bytes:
+        if self.make_signature is None or isinstance(getattr(self.make_signature, "__self__", None), NamedSigners):
+            called.append(self.uri)
+            raise SignerUnavailableError("down", signer="memory", key=self.uri, operation="sign")
+        return sign(self, data)
+
+    patch.setattr(RemoteKey, "sign", sign_unless_named)
     return called
 
 
@@ -104,7 +123,6 @@ async def make_own_identity(uri: str, *, generation: int, now_ms: int, is_direct
     async with AnchorKeys("localhost", signers.open) as keys:
         key = await keys.open_new(uri, session_id="anchor-of-an-attacker", now_ms=now_ms)
         endorsements = [await key.introduce(root.session, now_ms)]
-    remote_key.ACCEPTED_SIGNERS.discard(uri)  # the attacker has named it, and the operator has not
     session = key.session
     if is_direct:
         # It ends soon, which a controller records in the audit trail.

@@ -19,6 +19,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.operations.sign import examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, SecretBytes
 from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.machine import Outcome
 from tests.simulation.dice import Dice
 from tests.simulation.liar import INVALID, Liar
@@ -214,7 +215,13 @@ class Herd:
                     sign = sign_current if examined.signed is None else sign_earlier
                     try:
                         await sign(
-                            store, SECRET, examined, ask=_nobody, policy=self.world.policy, clock=self.world.clock
+                            store,
+                            SECRET,
+                            examined,
+                            ask=_nobody,
+                            policy=self.world.policy,
+                            clock=self.world.clock,
+                            signers=NamedSigners(),
                         )
                     except ConflictError:
                         self.world.trace.tell("mender", "meets a conflict")

@@ -24,6 +24,7 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import introduction_id
 from goatherd.identity.transitions import sign_again
 from goatherd.providers.values import CURRENT
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorKey, AnchorKeys
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
@@ -232,7 +233,9 @@ async def _forgeries(document: IdentityDocument, thief: OwnedSession, now_ms: in
     roots = (*document.roots, thief.session)
     stolen = endorse_root(document.current, thief.session, now_ms)
     listed = replace(document, roots=roots, endorsements=(*document.endorsements, stolen), lineage=None)
-    own = AnchorKey(thief.session, AnchorRecord(id=thief.id, signer="kms:thiefs"), OwnKey(thief), "localhost")
+    own = AnchorKey(
+        thief.session, AnchorRecord(id=thief.id, signer="kms:thiefs"), OwnKey(thief), "localhost", NamedSigners()
+    )
     others = [one for one in listed.endorsements if one.of != document.current.id]
     named = await own.introduce(document.current.session, now_ms)
     return [

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.crypto import PublicKey, fingerprint
-from goatherd.errors import ConfigurationError, SignerConfigurationError, SignerError, SignerKeyNotFoundError
-from goatherd.identity.remote_key import RemoteKey, accept_signer
+from goatherd.errors import (
+    ConfigurationError,
+    SignerConfigurationError,
+    SignerError,
+    SignerKeyNotFoundError,
+    SignerMisuseError,
+)
+from goatherd.identity.anchor import AnchorRecord, AnchorWord
+from goatherd.identity.document import decode_document, encode_document
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
-from goatherd.remote_keys import RootSigner, RootSigners, run_remote, sign_aside
+from goatherd.identity.transitions import create_document
+from goatherd.remote_keys import NamedSigners, RootSigner, RootSigners, run_remote, sign_aside
 from goatherd.signers.local import LocalSigner
 from tests.deadlines import HANG
 from tests.unit.identity.make import owned
@@ -33,17 +43,18 @@ async def new_key(path: Path) -> tuple[str, PublicKey]:
     return uri, (await signer.public_key()).public_key
 
 
-def root(uri: str, key: PublicKey) -> OwnedSession:
+def root(uri: str, key: PublicKey, signers: NamedSigners | None = None) -> OwnedSession:
     session = Session(id="kms", public_key=key, owner=ROOT_OWNER, expiration_ms=NOW + 1)
-    return OwnedSession(session=session, signer=RemoteKey(key, uri))
+    return OwnedSession(session=session, signer=RemoteKey(key, uri, (signers or NamedSigners()).sign))
 
 
 async def test_a_tool_signs_with_the_signer_that_the_operator_names_and_in_another_thread(tmp_path: Path) -> None:
     uri, key = await new_key(tmp_path / "root.json")
-    signer, threads = root(uri, key), list[int]()
+    signers = NamedSigners()
+    signer, threads = root(uri, key, signers), list[int]()
     with pytest.raises(SignerConfigurationError, match="only the identity in the store names this signer"):
         await sign_aside(lambda: signer.signer.sign(b"text"), signer)
-    accept_signer(uri)
+    signers.accepted.add(uri)
 
     def sign() -> bytes:
         threads.append(threading.get_ident())
@@ -54,6 +65,36 @@ async def test_a_tool_signs_with_the_signer_that_the_operator_names_and_in_anoth
     local, threads = owned("local"), []
     await sign_aside(lambda: threads.append(threading.get_ident()), local, None)
     assert threads == [threading.get_ident()]
+
+
+async def test_a_signer_that_is_accepted_for_one_cluster_is_refused_for_another(tmp_path: Path) -> None:
+    """A program that manages two clusters must not send credentials where only the other one's operator has said so."""
+    uri, key = await new_key(tmp_path / "root.json")
+    text = to_document_in_direct_mode(uri, key)
+
+    async def has(fingerprint_of_key: str) -> bool:
+        return fingerprint_of_key == fingerprint(key)
+
+    named, reported = NamedSigners([uri]), NamedSigners(servers=has)
+    for signers in (named, reported):
+        current = decode_document(text, signers.sign).current
+        key.verify(await sign_aside(partial(current.signer.sign, b"text"), current), b"text")
+    for other in (NamedSigners(), NamedSigners([f"{uri}-2"]), NamedSigners(servers=has_none)):
+        current = decode_document(text, other.sign).current
+        with pytest.raises(SignerConfigurationError, match="only the identity in the store names this signer"):
+            await sign_aside(partial(current.signer.sign, b"text"), current)
+    with pytest.raises(SignerMisuseError):
+        decode_document(text).current.signer.sign(b"text")
+
+
+async def has_none(_: str) -> bool:
+    return False
+
+
+def to_document_in_direct_mode(uri: str, key: PublicKey) -> bytes:
+    current = root(uri, key, NamedSigners([uri]))
+    word = AnchorWord(anchor=AnchorRecord(id=current.id, signer=uri), session=current.session)
+    return encode_document(create_document(current, NOW, word=word))
 
 
 async def test_a_server_signs_with_its_own_signer_only(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def rotate(
 
 async def _plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options) as nodes:
+    async with open_store(options) as store, open_nodes(options, store) as nodes:
         health = build_health_signals(options)
         plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, **change)
     plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
@@ -269,7 +269,7 @@ async def _plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> 
 
 async def _drop_lost_anchor(app: App, reason: str) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options) as nodes:
+    async with open_store(options) as store, open_nodes(options, store) as nodes:
         document = await operations.drop_lost_anchor(
             store, nodes, build_policy(options), reason=reason, audit_log=audit_log(app)
         )
@@ -285,7 +285,7 @@ async def _drop_lost_anchor(app: App, reason: str) -> int:
 
 async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     options = app.options
-    async with open_store(options) as store, open_nodes(options) as nodes:
+    async with open_store(options) as store, open_nodes(options, store) as nodes:
         report = await operations.rotate(
             store,
             nodes,
@@ -323,7 +323,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
         store = await stack.enter_async_context(open_store(options))
         if metrics_file is not None:
             await stack.enter_async_context(read_identity_at_end(store, seen))
-        nodes = await stack.enter_async_context(open_nodes(options))
+        nodes = await stack.enter_async_context(open_nodes(options, store))
         progress = stack.enter_context(RotationProgress(app.out, bare=options.rotation_bare))
 
         def describe(report: Report) -> list[str]:

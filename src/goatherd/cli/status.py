@@ -45,7 +45,7 @@ async def _status(app: App, html: Path | None) -> int:
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(options, is_reader=True))
         if listed_nodes(options):
-            nodes = await stack.enter_async_context(open_nodes(options))
+            nodes = await stack.enter_async_context(open_nodes(options, store))
             found = await read_status(store, nodes, build_policy(options), grace=grace, hidden=hidden)
         else:
             found = await read_status(store, grace=grace)

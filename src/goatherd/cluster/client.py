@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote
-from weakref import WeakSet
 
 import orjson
 
@@ -45,7 +43,6 @@ from goatherd.errors import (
     SignerError,
     UnsignedRequestError,
 )
-from goatherd.identity.remote_key import register_servers
 from goatherd.identity.request_binding import MAX_AUDIENCE, MISDIRECTED, RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.ids import new_id, new_seeds
@@ -160,8 +157,6 @@ class NodeClient:
         self._server_clock = RemoteClock(self._clock)
         self.answered_by: str | None = None
         self._instances: dict[str, None] = {}
-        with _CLIENTS_LOCK:
-            _CLIENTS.add(self)
 
     @property
     def timeout(self) -> timedelta:
@@ -788,15 +783,12 @@ async def _parse_sync_answer(content: bytes, most: int) -> Any:
         raise error
 
 
-_CLIENTS: Final[WeakSet[NodeClient]] = WeakSet()
-"""Every open client of this process. The operator has listed each of their servers."""
-_CLIENTS_LOCK: Final = threading.Lock()
+async def ask_for_signer(nodes: Iterable[object], key_fingerprint: str) -> bool:
+    """Return whether one of the servers was started with the signer of the key with this fingerprint.
 
-
-async def _is_known_to_a_server(key_fingerprint: str) -> bool:
-    with _CLIENTS_LOCK:
-        clients = {client.base_url: client for client in _CLIENTS}
-    asked = [asyncio.ensure_future(client.has_signer(key_fingerprint)) for client in clients.values()]
+    It may be called in any event loop. Only servers that `NodeClient` reaches are asked.
+    """
+    asked = [asyncio.ensure_future(one.has_signer(key_fingerprint)) for one in nodes if isinstance(one, NodeClient)]
     try:
         for answer in asyncio.as_completed(asked):
             if await answer:
@@ -806,6 +798,3 @@ async def _is_known_to_a_server(key_fingerprint: str) -> bool:
             one.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
     return False
-
-
-register_servers(_is_known_to_a_server)

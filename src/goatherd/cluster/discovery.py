@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from goatherd.clock import Clock, SystemClock
-from goatherd.cluster.client import NodeClient
+from goatherd.cluster.client import NodeClient, ask_for_signer
 from goatherd.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
     from goatherd.providers.capabilities import ServiceReader
+    from goatherd.remote_keys import NamedSigners
 
 LINGER: Final = timedelta(seconds=30)
 """How long a server stays listed after DNS last named it."""
@@ -126,6 +127,7 @@ class NodeDirectory:
         clock: Tells the time.
         connect: Makes the client for a server's address; over HTTP by default.
         org: The organization that requests are about; needed if an agent serves several.
+        signers: The signers of the cluster's root; a server may have been started with one of them.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class NodeDirectory:
         clock: Clock | None = None,
         connect: Callable[[Place], NodeClient] | None = None,
         org: str | None = None,
+        signers: NamedSigners | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         self._org = org
@@ -146,6 +149,8 @@ class NodeDirectory:
         self._connect = connect or self._over_http
         self._seen: list[dict[Place, float]] = [{} for _ in self._sources]
         self._clients: dict[Place, NodeClient] = {}
+        if signers is not None:
+            signers.add_servers(lambda key: ask_for_signer(tuple(self._clients.values()), key))
 
     async def __aenter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
+from goatherd.remote_keys import NamedSigners
 
 if TYPE_CHECKING:
     from goatherd.cluster.client import NodeClient
@@ -161,10 +162,6 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
             the primary store does not answer; other commands use the primary store only.
     """
     chosen = org or options.org
-    for uri in options.serve_root_signers:
-        from goatherd.identity.remote_key import accept_signer  # only direct mode needs it
-
-        accept_signer(uri)
     if is_reader:
         # That of the own region may lag, and unlike a server, a command does not know the identity in use.
         options = replace(options, stores_region=None)
@@ -172,7 +169,8 @@ async def open_store(options: Options, *, org: str | None = None, is_reader: boo
     async with provider:
         secret_id = secret_id_for(template, chosen)
         named = store_name(options, chosen)
-        yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named)
+        signers = NamedSigners(options.serve_root_signers)
+        yield Store(provider=provider, secret_id=secret_id, org=chosen, name=named, signers=signers)
 
 
 def listed_nodes(options: Options) -> tuple[str, ...]:
@@ -180,11 +178,12 @@ def listed_nodes(options: Options) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
 
 
-def open_nodes(options: Options, *, timeout: timedelta | None = None) -> NodeDirectory:
+def open_nodes(options: Options, store: Store, *, timeout: timedelta | None = None) -> NodeDirectory:
     """Return a directory of the cluster's servers, to be entered with ``async with``.
 
     Args:
         options: The organization, the servers and the timeout.
+        store: The store that holds the cluster's identity.
         timeout: Timeout of one request with a large answer; the longer of this and `options.timeout` is used.
     """
     from goatherd.cluster.discovery import NodeDirectory
@@ -193,6 +192,7 @@ def open_nodes(options: Options, *, timeout: timedelta | None = None) -> NodeDir
         listed_nodes(options),
         timeout=options.timeout if timeout is None else max(options.timeout, timeout),
         org=options.org,
+        signers=store.signers,
     )
 
 

@@ -44,7 +44,7 @@ from goatherd.identity.json_members import (
     read_time,
 )
 from goatherd.identity.lineage import Lineage
-from goatherd.identity.remote_key import RemoteKey
+from goatherd.identity.remote_key import RemoteKey, Sign, refuse_to_sign
 from goatherd.identity.revocations import Revocation, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
@@ -304,8 +304,12 @@ class IdentityDocument:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def decode_document(raw: bytes | str) -> IdentityDocument:
+def decode_document(raw: bytes | str, sign: Sign | None = None) -> IdentityDocument:
     """Read and check an identity document.
+
+    Args:
+        raw: The document.
+        sign: Signs as a root whose key is in an HSM or a KMS (direct mode); None if the caller does not sign.
 
     Raises:
         MalformedIdentityError: The document breaks a rule; the message names the rule and the position.
@@ -316,10 +320,10 @@ def decode_document(raw: bytes | str) -> IdentityDocument:
             f"an identity document must be bytes or a string, not {type(raw).__name__}"
             " (SecretBytes.reveal() returns the bytes)"
         )
-    return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES))
+    return document_from_tree(parse_object(raw, max_bytes=SIZE_LIMIT_BYTES), sign)
 
 
-def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
+def document_from_tree(tree: Mapping[str, Any], sign: Sign | None = None) -> IdentityDocument:
     """Decode and check an identity document that is already parsed into JSON values, as `decode_document` does."""
     if "trustedSessions" in tree:
         raise MalformedIdentityError(
@@ -337,7 +341,7 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
         elif name in _REQUIRED:
             raise MalformedIdentityError(f"{name} is missing")
     decoded.setdefault("generation", 0)
-    _name_signers(decoded)
+    _name_signers(decoded, sign)
     decoded["extra"] = {name: value for name, value in tree.items() if name not in _MEMBERS and name != "version"}
     document = IdentityDocument(**decoded, source=_DecodedFrom(tree, decoded))
     document.check()
@@ -347,11 +351,11 @@ def document_from_tree(tree: Mapping[str, Any]) -> IdentityDocument:
         # (tests/unit/identity/test_direct.py).
         for owned in (document.current, document.next):
             if owned is not None and isinstance(owned.signer, RemoteKey):
-                owned.signer.distrust_uri()
+                owned.signer.make_signature = refuse_to_sign
     return document
 
 
-def _name_signers(decoded: dict[str, Any]) -> None:
+def _name_signers(decoded: dict[str, Any], sign: Sign | None) -> None:
     """Set the anchor's signer as the signer of a current or next root that has no private key in the document.
 
     Such a root is the anchor itself, whose key is in an HSM or a KMS (direct mode).
@@ -369,7 +373,7 @@ def _name_signers(decoded: dict[str, Any]) -> None:
         uri = signers.get(owned.id)
         if uri is None:
             raise MalformedIdentityError(f"{name}.privateKey must be the JWK of a P-384 private key")
-        decoded[attribute] = OwnedSession(session=owned.session, signer=RemoteKey(owned.session.public_key, uri))
+        decoded[attribute] = OwnedSession(session=owned.session, signer=RemoteKey(owned.session.public_key, uri, sign))
 
 
 def _refuse_private_keys(tree: Mapping[str, Any]) -> None:
@@ -737,4 +741,6 @@ def normalize_document(document: IdentityDocument) -> IdentityDocument:
 
     The result has passed every check, and keeps nothing of the JSON from which `document` was decoded.
     """
-    return decode_document(encode_document(document))
+    remote = [one.signer for one in (document.current, document.next) if one is not None and one.is_remote]
+    sign = next((key.make_signature for key in remote if isinstance(key, RemoteKey)), None)
+    return decode_document(encode_document(document), sign)

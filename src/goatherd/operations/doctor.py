@@ -32,6 +32,7 @@ from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
 from goatherd.operations.stores import RegionState, read_regions
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey, explain_silence
@@ -126,7 +127,7 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             checks += _check_identity(document, scope)
         if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
             checks += await _check_regions(store)
-        checks += await _check_servers(document, scope)
+        checks += await _check_servers(document, scope, None if store is None else store.signers)
         if not scope.servers:
             checks.append(Check(SERVERS, WARNING, "no server is listed", "Give --node URL."))
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
@@ -140,7 +141,7 @@ async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
     if not scope.servers:
         return []
     try:
-        async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as nodes:
+        async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org, signers=store.signers) as nodes:
             rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
             return check_obstacles(await rotator.survey())
     except GoatherdError as error:
@@ -265,8 +266,10 @@ def check_obstacles(survey: Survey) -> list[Check]:
     return [*checks, *(Check("rotation", WARNING, remark) for remark in survey.remarks)]
 
 
-async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -> list[Check]:
-    async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org) as directory:
+async def _check_servers(
+    document: IdentityDocument | None, scope: CheckScope, signers: NamedSigners | None
+) -> list[Check]:
+    async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org, signers=signers) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:
@@ -278,11 +281,11 @@ async def _check_servers(document: IdentityDocument | None, scope: CheckScope) -
         for each in await asyncio.gather(*(_check_server(client, document, scope) for client in clients)):
             checks += each
     if document is not None and scope.servers:
-        checks += await _check_sessions(document, scope)
+        checks += await _check_sessions(document, scope, signers)
     return checks
 
 
-async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list[Check]:
+async def _check_sessions(document: IdentityDocument, scope: CheckScope, signers: NamedSigners | None) -> list[Check]:
     """Check that no session was created by two different commits, on one server or on two.
 
     GoatDB servers and clients crash when they merge such commits.
@@ -304,7 +307,8 @@ async def _check_sessions(document: IdentityDocument, scope: CheckScope) -> list
         else:
             held[client.base_url] = await asyncio.to_thread(decode_commits, sent, org)
 
-    async with NodeDirectory(scope.servers, timeout=max(scope.timeout, SESSIONS_TIMEOUT)) as directory:
+    timeout = max(scope.timeout, SESSIONS_TIMEOUT)
+    async with NodeDirectory(scope.servers, timeout=timeout, signers=signers) as directory:
         try:
             clients = await directory()
         except DiscoveryError as error:  # it was not, a moment ago

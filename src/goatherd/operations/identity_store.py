@@ -6,7 +6,7 @@ errors, so that no caller takes an unreachable identity for a missing one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from goatherd.clock import SystemClock
@@ -14,6 +14,7 @@ from goatherd.errors import ConfigurationError, ProviderConfigurationError, Secr
 from goatherd.identity.document import IdentityDocument, decode_document
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
+from goatherd.remote_keys import NamedSigners
 from goatherd.wire.paths import DEFAULT_ORG
 
 
@@ -48,12 +49,14 @@ class Store:
         secret_id: The secret.
         org: The organization.
         name: Name of the store in messages: the URI, or the scheme and the name of the secret. It contains no password.
+        signers: The signers that may be called as roots of this identity (direct mode).
     """
 
     provider: SecretProvider
     secret_id: str
     org: str
     name: str
+    signers: NamedSigners = field(default_factory=NamedSigners)
 
     async def read(self, at: Label | VersionId | str = CURRENT) -> tuple[SecretVersion, IdentityDocument]:
         """Read one version of the store's secret; return the version and the identity document in it.
@@ -72,7 +75,7 @@ class Store:
             if at == CURRENT and self.org in self.secret_id:
                 error.hint = f"The organization is taken to be {self.org!r}: is --org right? {error.hint}"
             raise
-        return found.version, decode_document(found.value.reveal())
+        return found.version, decode_document(found.value.reveal(), self.signers.sign)
 
     def check_clock(self, tolerance: timedelta) -> None:
         """Compare this machine's clock with the date of the store's last answer. Call it before a write.

@@ -117,7 +117,7 @@ async def init_identity(
     if anchor is not None:
         if create_key:
             await create_anchor_key(anchor, open_signer, on_wait=on_wait)
-        async with AnchorKeys(store.org, open_signer) as keys:
+        async with AnchorKeys(store.org, open_signer, store.signers) as keys:
             key = await keys.open_new(anchor, session_id=new_id(), now_ms=now_ms)
             if direct:
                 root = key.owned

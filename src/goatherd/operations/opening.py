@@ -17,7 +17,6 @@ from goatherd.cluster.discovery import NodeDirectory, is_discovered
 from goatherd.cluster.node import Node, NodeSource
 from goatherd.errors import ConfigurationError
 from goatherd.identity.document import IdentityDocument
-from goatherd.identity.remote_key import accept_signer
 from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
@@ -146,8 +145,6 @@ def make_signer_opener(new: str | VerifiedSigner | None, present: str | Verified
         new: The signer of a new anchor, whose key is not known yet.
         present: The signer of the present anchor; None for the one that the identity names.
     """
-    if (named := read_signer_uri(present)) is not None:
-        accept_signer(named)
 
     def open_or_lend(uri: str, pinned: PublicKey | None) -> AnchorSigner:
         given = new if pinned is None else present
@@ -202,17 +199,20 @@ async def open_cluster(
     policy: Policy | None,
     org: str | None,
     *,
+    signer: str | VerifiedSigner | None = None,
     least_timeout: timedelta = timedelta(0),
 ) -> AsyncIterator[tuple[Store, Nodes, Policy]]:
     """Open what an operation takes: the store, the servers and the policy.
 
     Args:
-        store, nodes, policy, org: As for `goatherd.operations.rotate.rotate`.
+        store, nodes, policy, org, signer: As for `goatherd.operations.rotate.rotate`.
         least_timeout: The timeout of one request is at least this, whatever the policy says.
     """
+    named = [uri] if (uri := read_signer_uri(signer)) is not None else []
     if are_open(nodes):
         policy = choose_policy(policy)
         async with open_store(store, org=org) as opened:
+            opened.signers.accepted.update(named)
             yield opened, nodes, policy
         return
     addresses = read_addresses(nodes)
@@ -221,8 +221,9 @@ async def open_cluster(
     every, timeout = dict.fromkeys((*addresses, *sorted(policy.bare))), max(policy.node_timeout, least_timeout)
     async with (
         open_store(store, org=org) as opened,
-        NodeDirectory(tuple(every), timeout=timeout, org=opened.org) as directory,
+        NodeDirectory(tuple(every), timeout=timeout, org=opened.org, signers=opened.signers) as directory,
     ):
+        opened.signers.accepted.update(named)
         yield opened, directory, policy
 
 

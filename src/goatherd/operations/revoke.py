@@ -73,7 +73,8 @@ async def revoke(
         LifetimeError: The lifetime of the new root would be too short.
         AuditError, RotationError, ProviderError, IdentityError: As `goatherd.revocation.revoker.Revoker.revoke`.
     """
-    async with open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT) as (opened, clients, policy):
+    opening = open_cluster(store, nodes, policy, org, signer=signer, least_timeout=REQUEST_TIMEOUT)
+    async with opening as (opened, clients, policy):
         servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
         if not reason:
             raise ConfigurationError(
@@ -123,7 +124,8 @@ async def plan_revocation(
 
     Args and errors are those of `revoke`.
     """
-    async with open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT) as (opened, clients, policy):
+    opening = open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT)
+    async with opening as (opened, clients, policy):
         servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
         judged = {"distrust": _urls(distrust), "trust_alone": _urls(trust_alone)}
         revoker = _make_revoker(opened, servers, policy, None, on_event, None, **judged)
@@ -178,5 +180,6 @@ def _make_revoker(
         clock=clock,
         on_event=on_event,
         open_signer=make_signer_opener(None, signer),
+        signers=store.signers,
         **judged,
     )

@@ -180,7 +180,7 @@ async def rotate(
                 "replace_expired cannot be combined with to_phase, health, or an argument that changes the anchor",
                 hint="Replace the expired root first, then call rotate again.",
             )
-        async with open_cluster(store, nodes, policy, org) as (opened, clients, policy):
+        async with open_cluster(store, nodes, policy, org, signer=signer) as (opened, clients, policy):
             return await _replace_expired(
                 opened,
                 await resolve_nodes(clients),
@@ -211,6 +211,7 @@ async def rotate(
         org,
         {**describe_request("rotate", to_phase=stop_at), **changed},
         unsafe_without_nodes=unsafe_without_nodes,
+        signer=signer,
         open_signer=opener,
         health=health,
         **options,
@@ -307,6 +308,7 @@ async def run_rotation(
     command: str = "rotate",
     waits_for_servers: bool = True,
     unsafe_without_nodes: bool = False,
+    signer: str | VerifiedSigner | None = None,
     open_signer: SignerOpener = open_pinned_signer,
     health: Sequence[HealthSignal] = (),
     audit_log: AuditLogName | None = None,
@@ -320,11 +322,12 @@ async def run_rotation(
         store, nodes, policy, org, unsafe_without_nodes: As for `rotate`.
         asked: The arguments that the audit trail records, such as `describe_request` returns them.
         command: Name of the command that runs the operation.
+        signer: The signer of the present anchor, if the operator names it.
         open_signer: Opens the signer of the anchor by its URI.
         waits_for_servers: Whether the operation waits for servers, so that it is an error if none is listed.
         health, audit_log, on_event, clock: As in `RotationOptions`.
     """
-    async with open_cluster(store, nodes, policy, org) as (opened, clients, policy):
+    async with open_cluster(store, nodes, policy, org, signer=signer) as (opened, clients, policy):
         servers = await resolve_nodes(clients)
         if waits_for_servers:
             check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
@@ -381,7 +384,7 @@ async def plan_rotation(
     # SECURITY: a plan runs no health command, because operators request a plan before they trust the configuration
     # (tests/unit/cli/test_rotate_commands.py).
     named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
-    async with open_cluster(store, nodes, policy, org) as (opened, clients, policy):
+    async with open_cluster(store, nodes, policy, org, signer=signer) as (opened, clients, policy):
         servers = await resolve_nodes(clients)
         rotator = make_rotator(opened, servers, policy, health=named, clock=clock, open_signer=opener)
         return await rotator.plan(anchor=choice)
@@ -444,6 +447,7 @@ async def drop_lost_anchor(
                 clock=clock,
                 ask=observer.read_identities,
                 on_event=listener,
+                signers=opened.signers,
             )
             # SECURITY: servers that are started with --accept-identity follow the result also from a restored backup,
             # and lose the roots that have signed since (tests/unit/operations/test_rotate.py).
@@ -501,6 +505,7 @@ async def _replace_expired(
             clock=clock,
             on_event=notify_each(on_event, journal.record_event),
             open_signer=open_signer,
+            signers=store.signers,
         )
         return await replacer.replace()
 
@@ -543,4 +548,6 @@ def make_rotator(store: Store, servers: Nodes, policy: Policy | None, **options:
             process id.
     """
     options.setdefault("started_by", current_actor())
-    return Rotator(store.provider, store.secret_id, servers, org=store.org, policy=policy, **options)
+    return Rotator(
+        store.provider, store.secret_id, servers, org=store.org, policy=policy, signers=store.signers, **options
+    )

@@ -16,7 +16,7 @@ from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.observer import Observer
 from goatherd.errors import IllegalStepError, SuccessionError
 from goatherd.identity.document import IdentityDocument, decode_document, document_tree, encode_document
-from goatherd.identity.remote_key import RemoteKey, accept_signer
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
@@ -27,7 +27,7 @@ from goatherd.operations.rotate import distrusted, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.remote_keys import call_signing
+from goatherd.remote_keys import NamedSigners, call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history
@@ -131,7 +131,13 @@ async def repair_signature(
         observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)
         check_distrusted(policy.distrust, () if observer.is_discovered else observer.nodes)
         written = await write(
-            store.provider, store.secret_id, examined, ask=observer.read_identities, policy=policy, clock=clock
+            store.provider,
+            store.secret_id,
+            examined,
+            ask=observer.read_identities,
+            policy=policy,
+            clock=clock,
+            signers=store.signers,
         )
         journal.record_decision("identity-signed", {"generation": written.generation, "current": written.current.id})
     return written
@@ -160,7 +166,14 @@ async def _last_signed(
 
 
 async def sign_current(
-    provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
+    provider: SecretProvider,
+    secret_id: str,
+    examined: SignatureExamination,
+    *,
+    ask: Ask,
+    policy: Policy,
+    clock: Clock,
+    signers: NamedSigners,
 ) -> IdentityDocument:
     """Sign the identity in the store as it is, and write it as the next generation.
 
@@ -171,6 +184,8 @@ async def sign_current(
         ask: Asks the listed servers which identity they use.
         policy: `distrust` names the servers whose reports are ignored.
         clock: Tells the time and waits.
+        signers: The signers that may be called for this cluster. The operator accepts with the other changes that the
+            identity names its signer (direct mode).
 
     Raises:
         IllegalStepError: The identity is already signed.
@@ -186,18 +201,29 @@ async def sign_current(
         _verify_follows(document, signed)
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
     after = _last_generation(document, signed)
-    changed = await call_signing(sign_again, _accept_signer(document), clock.now_ms(), after=after, signed=signed)
+    if isinstance(key := document.current.signer, RemoteKey):
+        signers.accepted.add(key.uri)
+    changed = await call_signing(
+        sign_again, _connect_signer(document, signers), clock.now_ms(), after=after, signed=signed
+    )
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 
 
 async def sign_earlier(
-    provider: SecretProvider, secret_id: str, examined: SignatureExamination, *, ask: Ask, policy: Policy, clock: Clock
+    provider: SecretProvider,
+    secret_id: str,
+    examined: SignatureExamination,
+    *,
+    ask: Ask,
+    policy: Policy,
+    clock: Clock,
+    signers: NamedSigners,
 ) -> IdentityDocument:
     """Write the last signed version again, as the next generation. This undoes the changes since then.
 
     Args:
-        provider, secret_id, examined, ask, policy, clock: As for `sign_current`.
+        provider, secret_id, examined, ask, policy, clock, signers: As for `sign_current`.
 
     Raises:
         StoreWentBackError: As `sign_current`.
@@ -221,7 +247,8 @@ async def sign_earlier(
             " previous root sign.",
         )
     await _check_history(provider, secret_id, examined, ask=ask, policy=policy, clock=clock)
-    changed = await call_signing(sign_again, signed, clock.now_ms(), after=_last_generation(document, signed))
+    after = _last_generation(document, signed)
+    changed = await call_signing(sign_again, _connect_signer(signed, signers), clock.now_ms(), after=after)
     await provider.write(secret_id, encode_document(changed), label=CURRENT, expected=examined.version)
     return changed
 
@@ -256,17 +283,13 @@ async def _check_history(
     )
 
 
-def _accept_signer(document: IdentityDocument) -> IdentityDocument:
-    """Return the document with a current root that signs, also if its key is in an HSM or a KMS (direct mode).
-
-    The signer is the one that the document names, which the operator has accepted with the other changes.
-    """
+def _connect_signer(document: IdentityDocument, signers: NamedSigners) -> IdentityDocument:
+    """Return the document with a current root that signs, also if its key is in an HSM or a KMS (direct mode)."""
     key = document.current.signer
     if not isinstance(key, RemoteKey):
         return document
-    accept_signer(key.uri)
-    accepted = RemoteKey(key.public_key, key.uri)
-    return replace(document, current=OwnedSession(session=document.current.session, signer=accepted))
+    connected = RemoteKey(key.public_key, key.uri, signers.sign)
+    return replace(document, current=OwnedSession(session=document.current.session, signer=connected))
 
 
 def _refuse_valid(examined: SignatureExamination) -> None:

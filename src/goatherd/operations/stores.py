@@ -367,7 +367,7 @@ async def promote_store(
         raise ConfigurationError(f"region {region} is the primary store already", hint="Name a follower.")
     inner = find_secret_id(member, stores.primary, store.secret_id)
     found = await member.provider.read(inner)
-    document = decode_document(found.value.reveal())
+    document = decode_document(found.value.reveal(), store.signers.sign)
     seen, unseen = await _gather_evidence(stores, store.secret_id, region, nodes)
     await _check_signature(member, inner, document, nodes, time)
     mark = DocumentMark.from_document(document)

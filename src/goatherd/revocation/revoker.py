@@ -31,6 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
+from goatherd.cluster.client import ask_for_signer
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
@@ -53,7 +54,7 @@ from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, ReadVersions, find_holdings, is_gone_when_destroyed, read_private_root
 from goatherd.providers.base import SecretProvider
-from goatherd.remote_keys import call_signing, sign_aside
+from goatherd.remote_keys import NamedSigners, call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims
@@ -150,6 +151,7 @@ class Revoker:
         clock: Returns the time, and sleeps; None for the system clock.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
+        signers: The signers that may be called for this cluster; None for those of its servers.
     """
 
     def __init__(
@@ -165,6 +167,7 @@ class Revoker:
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
         open_signer: SignerOpener = open_pinned_signer,
+        signers: NamedSigners | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -177,7 +180,8 @@ class Revoker:
         self._report = RevocationReport(revoked_id="")
         self._outcomes: dict[str, NodeOutcome] = {}
         self._stolen: OwnedSession | None = None
-        self._anchor_keys = AnchorKeys(org, open_signer)
+        self._signers = signers or NamedSigners(servers=partial(ask_for_signer, tuple(nodes)))
+        self._anchor_keys = AnchorKeys(org, open_signer, self._signers)
         self._has_waited = False
         self._instances: dict[str, str] = {}
         self._identity = IdentityWriter(
@@ -187,6 +191,7 @@ class Revoker:
             clock=self._clock,
             ask=self._read_identities,
             on_event=self._emit_event,
+            signers=self._signers,
         )
         self._store = self._identity.store
         self._read_versions = ReadVersions()
@@ -413,7 +418,7 @@ class Revoker:
             is_trusted = True
 
         await self._call_each([url for url in self._nodes if url not in self._distrust], ask)
-        check_signer_named(document, is_trusted=is_trusted)
+        check_signer_named(document, self._signers, is_trusted=is_trusted)
 
     def _check_clock(self) -> None:
         """Check that this machine's clock is right, by the answers of the store and the servers so far."""

@@ -22,9 +22,10 @@ from goatherd.errors import ConfigurationError, IllegalStepError, SignerConfigur
 from goatherd.identity.anchor import AnchorChange, AnchorRecord, AnchorWord, change_text, revocation_text
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import last_valid_ms
-from goatherd.identity.remote_key import ACCEPTED_SIGNERS, RemoteKey, accept_signer
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
+from goatherd.remote_keys import NamedSigners
 from goatherd.times import milliseconds
 from goatherd.wire.javascript_values import exact_date_ms
 
@@ -130,7 +131,7 @@ class AnchorChoice:
 UNCHANGED: Final = AnchorChoice()
 
 
-def check_signer_named(document: IdentityDocument, *, is_trusted: bool) -> None:
+def check_signer_named(document: IdentityDocument, signers: NamedSigners, *, is_trusted: bool) -> None:
     """Check that the signer of an identity's anchor, if it has one, may be called with this process's credentials.
 
     SECURITY: an attacker who can write the store, but has no root's key, can replace the whole identity.
@@ -138,12 +139,13 @@ def check_signer_named(document: IdentityDocument, *, is_trusted: bool) -> None:
 
     Args:
         document: The identity.
+        signers: The signers that the operator has named.
         is_trusted: Whether a listed server uses this identity or trusts its current root.
 
     Raises:
         SignerConfigurationError: `is_trusted` is False, and the operator has not named the signer.
     """
-    if document.anchor is None or is_trusted or document.anchor.signer in ACCEPTED_SIGNERS:
+    if document.anchor is None or is_trusted or document.anchor.signer in signers.accepted:
         return
     uri = document.anchor.signer
     raise SignerConfigurationError(
@@ -164,16 +166,20 @@ class AnchorKey:
     root does for its successor. Otherwise no rotation could begin, not even one to another anchor.
     """
 
-    def __init__(self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str) -> None:
+    def __init__(
+        self, session: Session, record: AnchorRecord, signer: AnchorSigner, org: str, signers: NamedSigners
+    ) -> None:
         self.session = session
         self.record = record
         self._signer = signer
         self._org = org
+        self._signers = signers
 
     @property
     def owned(self) -> OwnedSession:
         """The anchor as a root that can sign: in direct mode, the anchor itself is the current root."""
-        return OwnedSession(session=self.session, signer=RemoteKey(self.session.public_key, self.record.signer))
+        key = RemoteKey(self.session.public_key, self.record.signer, self._signers.sign)
+        return OwnedSession(session=self.session, signer=key)
 
     async def introduce(self, root: Session, now_ms: int, *, is_earlier: bool = False) -> Endorsement:
         """Return the anchor's endorsement of a root, which is also the root's introduction in ``/sys/sessions``.
@@ -232,11 +238,15 @@ class AnchorKeys:
     Args:
         org: The organization id, which is part of every signed commit.
         opener: Opens a signer by its URI.
+        signers: The signers that may be called for this cluster; the one of a new anchor is added.
     """
 
-    def __init__(self, org: str, opener: SignerOpener = open_pinned_signer) -> None:
+    def __init__(
+        self, org: str, opener: SignerOpener = open_pinned_signer, signers: NamedSigners | None = None
+    ) -> None:
         self._org = org
         self._opener = opener
+        self._signers = signers or NamedSigners()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -256,7 +266,8 @@ class AnchorKeys:
         record, session = document.anchor, document.anchor_session
         assert record is not None
         assert session is not None
-        return AnchorKey(session, record, self._open(record.signer, session.public_key), self._org)
+        signer = self._open(record.signer, session.public_key)
+        return AnchorKey(session, record, signer, self._org, self._signers)
 
     async def open_new(
         self,
@@ -280,7 +291,7 @@ class AnchorKeys:
         Raises:
             IllegalStepError: The identity lists the key already, as its anchor or as a root that cannot become one.
         """
-        accept_signer(uri)
+        self._signers.accepted.add(uri)
         signer = self._open(uri, None)
         key = (await signer.public_key()).public_key
         known = None if document is None else next((one for one in document.roots if one.public_key == key), None)
@@ -308,7 +319,7 @@ class AnchorKeys:
             owner=ROOT_OWNER,
             expiration_ms=exact_date_ms(now_ms + milliseconds(LIFETIME)),
         )
-        return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org)
+        return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org, self._signers)
 
     def _open(self, uri: str, pinned: PublicKey | None) -> AnchorSigner:
         signer = self._opener(uri, pinned)

@@ -24,6 +24,7 @@ from goatherd.identity.document import (
 )
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, StoreTroubled
 from goatherd.rotation.obstacles import StoredState
@@ -44,6 +45,7 @@ class IdentityWriter:
         clock: Tells the time and waits.
         ask: Asks the listed servers which identity they use.
         on_event: Called with each event as it happens.
+        signers: The signers that may be called for this cluster (direct mode).
 
     Attributes:
         store: The store, whose failed calls are retried within ``with store.repeating()``.
@@ -59,6 +61,7 @@ class IdentityWriter:
         clock: Clock,
         ask: Ask,
         on_event: Callable[[Event], None],
+        signers: NamedSigners,
     ) -> None:
         self.store = RepeatingStore(
             provider,
@@ -71,6 +74,7 @@ class IdentityWriter:
         self._clock = clock
         self._ask = ask
         self._on_event = on_event
+        self._signers = signers
         self.signatures = SignedStoreCheck(self.store, secret_id, ask)
         self._last: tuple[str, int, str] | None = None
 
@@ -86,7 +90,7 @@ class IdentityWriter:
             StoreWentBackError: The store holds a different identity, which cannot follow the one before.
         """
         found = await self.store.read(self._secret_id, CURRENT)
-        document = decode_document(found.value.reveal())
+        document = decode_document(found.value.reveal(), self._signers.sign)
         if self._last is not None and document.generation < self._last[1]:
             # The answer of a replica that lags must not be used for a decision.
             raise GenerationError(

@@ -37,6 +37,7 @@ from goatherd.ids import new_id
 from goatherd.key_inventory import read_private_root
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import SecretVersion
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorKeys,
@@ -127,6 +128,7 @@ class Replacer:
         clock: Tells the time and waits.
         on_event: Called with each event as it happens; must not block and must not raise.
         open_signer: Opens the signer of the identity's anchor by its URI.
+        signers: The signers that may be called for this cluster; None for those of its servers.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Replacer:
         clock: Clock | None = None,
         on_event: Callable[[Event], None] | None = None,
         open_signer: SignerOpener = open_pinned_signer,
+        signers: NamedSigners | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self._provider = provider
@@ -155,6 +158,7 @@ class Replacer:
             org=org,
             on_failure=self._report_failure,
         )
+        self._signers = signers or NamedSigners(servers=self._observer.has_signer)
         self._identity = IdentityWriter(
             provider,
             secret_id,
@@ -162,8 +166,9 @@ class Replacer:
             clock=self._clock,
             ask=self._observer.read_identities,
             on_event=self._emit_event,
+            signers=self._signers,
         )
-        self._anchor_keys = AnchorKeys(org, open_signer)
+        self._anchor_keys = AnchorKeys(org, open_signer, self._signers)
         self._seen: tuple[NodeView, ...] = ()
 
     async def replace(self) -> ReplacementReport:
@@ -243,7 +248,7 @@ class Replacer:
                     # Servers reject requests of the expired root, so only a digest shows that they use the identity.
                     digest = source_digest(document)
                     is_used = not nodes or any(node.digest == digest for node in nodes)
-                    check_signer_named(document, is_trusted=is_used)
+                    check_signer_named(document, self._signers, is_trusted=is_used)
                     fresh = OwnedSession.generate(
                         session_id=new_id(),
                         owner=ROOT_OWNER,

@@ -63,7 +63,7 @@ from goatherd.key_inventory import (
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId, VersionState
-from goatherd.remote_keys import call_signing, sign_aside
+from goatherd.remote_keys import NamedSigners, call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorChoice,
@@ -171,6 +171,7 @@ class Rotator:
         health: Health checks that must pass before a rotation begins, and while the next root signs.
         unsafe_without_nodes: Whether to rotate although no server is listed.
         open_signer: Opens the signer that holds the key of an anchor (in an HSM or a KMS) by its URI.
+        signers: The signers that may be called for this cluster (direct mode); None for those of its servers.
     """
 
     def __init__(
@@ -188,6 +189,7 @@ class Rotator:
         health: Sequence[HealthSignal] = (),
         unsafe_without_nodes: bool = False,
         open_signer: SignerOpener = open_pinned_signer,
+        signers: NamedSigners | None = None,
     ) -> None:
         if not callable(nodes) and any(isinstance(node, str) for node in nodes):
             raise ConfigurationError(
@@ -229,6 +231,7 @@ class Rotator:
         self._flow: FlowProbe | None = None
         self._health_before: HealthView | None = None
         self._pruned: set[str] = set()
+        self._signers = signers or NamedSigners(servers=self._observer.has_signer)
         self._identity = IdentityWriter(
             provider,
             secret_id,
@@ -236,9 +239,10 @@ class Rotator:
             clock=self._clock,
             ask=self._observer.read_identities,
             on_event=self._emit_event,
+            signers=self._signers,
         )
         self._store = self._identity.store
-        self._anchor_keys = AnchorKeys(org, open_signer)
+        self._anchor_keys = AnchorKeys(org, open_signer, self._signers)
         self._anchor_choice = UNCHANGED
         self._earlier: dict[str, dict[str, Any]] = {}
         self._read_last: IdentityDocument | None = None
@@ -1023,7 +1027,7 @@ class Rotator:
         assert record is not None
         assert record.stable_version is not None
         found = await self._store.read(self._secret_id, VersionId(record.stable_version))
-        stable = decode_document(found.value.reveal())
+        stable = decode_document(found.value.reveal(), self._signers.sign)
         roll_back = partial(transitions.roll_back_rotation, document, stable, now_ms, reason=reason)
         return await sign_aside(roll_back, stable.current)
 

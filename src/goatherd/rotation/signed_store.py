@@ -18,6 +18,7 @@ from typing import Final
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import IdentityError, ProviderError, SecretNotFoundError, VersionDisabledError
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.identity.remote_key import Sign
 from goatherd.identity.succession import check_first, verify_signed
 from goatherd.providers.base import StoreReader
 from goatherd.providers.values import CURRENT, SecretVersion, VersionState
@@ -85,11 +86,17 @@ class SignedStoreCheck:
         return any(answer.has_seen_signed for answer in (await self._ask()).values())
 
 
-async def read_earlier(provider: StoreReader, secret_id: str) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
+async def read_earlier(
+    provider: StoreReader, secret_id: str, sign: Sign | None = None
+) -> AsyncIterator[tuple[SecretVersion, IdentityDocument]]:
     """Yield the stored versions other than the current one, newest first, each with its identity document.
 
     Versions that cannot be read are left out, and versions that interrupted writes have left, because these were never
     current. At most `MOST_VERSIONS` are read.
+
+    Args:
+        provider, secret_id: The store, and the secret that holds the identity.
+        sign: As for `goatherd.identity.document.decode_document`.
 
     Raises:
         ProviderError: The store failed in a way that a retry may solve.
@@ -98,7 +105,7 @@ async def read_earlier(provider: StoreReader, secret_id: str) -> AsyncIterator[t
     for version in [one for one in listed if one.state is VersionState.ENABLED][:MOST_VERSIONS]:
         try:
             found = await provider.read(secret_id, version.id)
-            yield version, decode_document(found.value.reveal())
+            yield version, decode_document(found.value.reveal(), sign)
         except (IdentityError, SecretNotFoundError, VersionDisabledError):
             continue
         except ProviderError as error:

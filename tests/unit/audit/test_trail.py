@@ -22,7 +22,6 @@ from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, 
 from goatherd.audit.trail import AuditTrail, Journal, read_lines
 from goatherd.errors import AuditBrokenError, AuditError, DecodeError
 from goatherd.files import System
-from goatherd.identity import remote_key
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
@@ -37,7 +36,7 @@ from goatherd.rotation.events import (
 )
 from goatherd.rotation.machine import Advance, NodeView, Phase, Step, Wait
 from tests.deadlines import HANG
-from tests.fakes.anchors import make_own_identity
+from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock
 from tests.unit.audit.trails import NOW_MS, after, before, root, rotated, secret_text
 from tests.unit.rotation.conftest import MakeHerd, check_steady, document_of, rotator_for
@@ -449,17 +448,11 @@ async def test_a_root_in_an_hsm_does_not_sign_merely_because_it_was_read(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signer named by an attacker who can write the store, but has no root's key, gets no credentials either."""
-    called: list[str] = []
-
-    def sign(uri: str, *_: object) -> bytes:
-        called.append(uri)
-        return b""
-
     trail = AuditTrail(file, actor="controller")
     trail.use_identity(before())
     trail.record("one", {})
     evil = await make_own_identity("memory:evil", generation=9, now_ms=NOW_MS, is_direct=True)
-    monkeypatch.setattr(remote_key, "_REGISTERED", [sign])
+    called = record_signer_calls(monkeypatch)
     trail.follow_root(decode_document(encode_document(evil)))
     assert called == []
     trail.follow_root(before())

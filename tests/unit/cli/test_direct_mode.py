@@ -157,12 +157,21 @@ def test_a_lifetime_in_the_file_is_that_of_a_root_without_an_anchor(
 
 @pytest.mark.slow
 def test_a_server_process_signs_with_its_signer_and_the_cluster_goes_back_to_a_working_root(
-    goatherd: Goatherd, store: str, signer: str, tmp_path: Path, serve: Callable[..., Serving]
+    goatherd: Goatherd,
+    store: str,
+    signer: str,
+    tmp_path: Path,
+    serve: Callable[..., Serving],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     goatherd("init", "--anchor", signer, "--create-key", "--direct", "--provider", store)
     without = serve("--data", str(tmp_path / "without"), "--provider", store)
     assert asyncio.run(can_create_session(without.url)) is False
     status = goatherd("status", "--provider", store, "--node", without.url)
+    assert "only the identity in the store names this signer" in status.out
+    with monkeypatch.context() as named:
+        named.setenv("GOATHERD_SERVE_ROOT_SIGNERS", signer)
+        status = goatherd("status", "--provider", store, "--node", without.url)
     assert "cannot sign as the root: signer.invalid_configuration" in status.out
     without.stop()
 

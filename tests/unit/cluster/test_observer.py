@@ -343,7 +343,7 @@ async def test_no_mark_is_made_with_a_key_in_an_hsm_or_a_kms(make_herd: MakeHerd
 
     herd = await make_herd(nodes=1, clients=0, unmodified=[0])
     root, b = herd.nodes[0].document.current, new_root(herd)
-    key = RemoteKey(root.session.public_key, "gcpkms:///p/l/k/1", sign=refuse)
+    key = RemoteKey(root.session.public_key, "gcpkms:///p/l/k/1", refuse)
     remote = OwnedSession(session=root.session, signer=key)
     assert await leave_mark(herd.nodes[0], remote, herd.clock.now_ms()) is None
     asked = question(herd, b, asker=remote, is_next_new=True, process=True)

@@ -50,6 +50,7 @@ from goatherd.identity.transitions import (
     roll_back_rotation,
     with_phase,
 )
+from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_anchor_signatures
 from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
@@ -198,7 +199,7 @@ async def test_the_thief_of_a_working_root_can_add_no_root_and_leave_no_anchor(w
     }
     with pytest.raises(SuccessionError):
         follow(document, forge(document, A, **with_thief))
-    own = AnchorKey(THIEF.session, replace(document.anchor, id=THIEF.id), OwnKey(THIEF), "localhost")
+    own = AnchorKey(THIEF.session, replace(document.anchor, id=THIEF.id), OwnKey(THIEF), "localhost", NamedSigners())
     for changes in (
         {"anchor": None},
         {"anchor": None, **with_thief},
@@ -217,7 +218,7 @@ async def test_the_thief_of_a_working_root_cannot_make_it_count_as_an_anchor(wor
     anchor, record = document.anchor_session, document.anchor
     assert anchor is not None
     assert record is not None
-    thief = AnchorKey(B.session, replace(record, id=B.id), OwnKey(B), "localhost")
+    thief = AnchorKey(B.session, replace(record, id=B.id), OwnKey(B), "localhost", NamedSigners())
     for subject, is_anchor in ((anchor, True), (A.session, False)):
         change = await thief.sign_change(subject, NOW, is_anchor=is_anchor)
         forged = forge(document, B, anchor_changes=(change,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from goatherd.clock import SystemClock
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.crypto import PublicKey
 from goatherd.errors import (
     ConfigurationError,
     DirectModeError,
@@ -20,12 +18,11 @@ from goatherd.errors import (
     SignerConfigurationError,
     SignerMisuseError,
 )
-from goatherd.identity import remote_key
 from goatherd.identity.anchor import AnchorWord
 from goatherd.identity.document import IdentityDocument, Phase, decode_document, encode_document
 from goatherd.identity.key_age import Urgency, assess_urgency, roots_with_keys
 from goatherd.identity.redaction import find_warnings
-from goatherd.identity.remote_key import RemoteKey, register_signing
+from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import from_settings, to_settings, to_settings_keeping
 from goatherd.identity.transitions import (
@@ -49,7 +46,7 @@ from goatherd.rotation.policy import Policy
 from goatherd.schedule.due import Act, Schedule, next_due, preview, read_facts
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
-from tests.fakes.anchors import MemorySigners
+from tests.fakes.anchors import MemoryNamedSigners, MemorySigners
 
 from .make import DAY, NOW
 from .test_anchor import A, B, follow
@@ -63,12 +60,8 @@ class World:
 
     def __init__(self) -> None:
         self.signers = MemorySigners()
-        self.keys = AnchorKeys(ORG, self.signers.open)
-
-    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
-        signer = self.signers[uri]
-        assert signer.key.public_key == public_key
-        return signer.key.sign(data)
+        self.named = MemoryNamedSigners(self.signers)
+        self.keys = AnchorKeys(ORG, self.signers.open, self.named)
 
     async def direct(self) -> IdentityDocument:
         key = await self.keys.open_new(KMS, session_id="kms", now_ms=NOW)
@@ -109,11 +102,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    before, made = list(remote_key._REGISTERED), World()
-    register_signing(made.sign)
-    yield made
-    remote_key._REGISTERED[:] = before
+def world() -> World:
+    return World()
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
@@ -191,15 +181,16 @@ async def test_a_change_that_the_operator_accepts_is_signed_by_the_signer(world:
         await provider.create("secret", SecretBytes(json.dumps(tree).encode()))
         examined = await examine_signature(provider, "secret")
         assert not examined.document.is_signed
-        await sign_current(provider, "secret", examined, ask=ask, policy=Policy(), clock=SystemClock())
+        await sign_current(
+            provider, "secret", examined, ask=ask, policy=Policy(), clock=SystemClock(), signers=world.named
+        )
         written = decode_document((await provider.read("secret", CURRENT)).value.reveal())
     assert written.is_signed
     assert written.extra == {"note": "by another tool"}
 
 
-def test_a_remote_key_that_no_module_signs_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_key, "_REGISTERED", [])
-    with pytest.raises(SignerMisuseError, match="remote_keys"):
+def test_a_remote_key_of_an_identity_that_was_read_without_a_permission_says_so() -> None:
+    with pytest.raises(SignerMisuseError, match="without permission to call its signer"):
         RemoteKey(A.session.public_key, KMS).sign(b"text")
 
 
@@ -242,7 +233,7 @@ async def test_a_rotation_into_direct_mode_is_rolled_back_without_the_signer(wor
     document = create_document(A, NOW) if begins == "ordinary" else await world.direct()
     activated = (await world.rotate(document, OTHER))[2]
     if begins == "ordinary":
-        register_signing(lambda *_: pytest.fail("the signer was asked"))
+        world.named.is_refusing = True
     back = roll_back_rotation(activated, document, NOW, reason="a test")
     follow(document, activated, back)
     assert (back.current, back.anchor) == (document.current, document.anchor)
@@ -319,7 +310,7 @@ async def test_a_lost_key_is_replaced_by_a_new_root_that_servers_reject_until_th
     document = await world.direct()
     with pytest.raises(IllegalStepError, match="new root"):
         drop_lost_anchor(document, NOW, reason="lost")
-    register_signing(lambda *_: pytest.fail("the signer was asked"))
+    world.named.is_refusing = True
     dropped = drop_lost_anchor(document, NOW, reason="lost", successor=B)
     assert dropped.is_signed
     assert (dropped.anchor, dropped.current.id) == (None, B.id)
