@@ -56,7 +56,13 @@ def add_variables(_app, doctree, name):
 
 def mark_store_sections(_app, _what, _name, _obj, _options, lines):
     """Make fields of what a provider's docstring says of address, credentials, permissions and guarantees."""
-    lines[:] = [re.sub(r"^(Address|Credentials|Permissions|Guarantees): ", r":\1: ", line) for line in lines]
+    lines[:] = [re.sub(r"^(Address|Credentials|Permissions|Guarantees):(?= |$)", r":\1:", line) for line in lines]
+    if ":Guarantees:" in lines:  # a line for each guarantee
+        first = lines.index(":Guarantees:") + 1
+        end = next((number for number in range(first, len(lines)) if not lines[number].strip()), len(lines))
+        for number in range(first, end):
+            is_new = not lines[number].startswith("     ")
+            lines[number] = ("    * " if is_new else "      ") + lines[number].strip()
 
 
 def setup(app):

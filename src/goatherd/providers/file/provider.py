@@ -63,7 +63,7 @@ class FileSecretProvider(SecretProvider):
     Credentials: the user that the process runs as.
     Permissions: the secret's directory belongs to that user, mode 0700, its files 0600; files that others could read or
         replace are rejected, and the error shows the chmod command. A reader needs no write access.
-    Guarantees: (on local file systems only)
+    Guarantees:
         compare-and-swap: between all processes of the machine.
         reads: strong.
         history: every version until it is destroyed.
@@ -72,6 +72,8 @@ class FileSecretProvider(SecretProvider):
         size: 64 KiB for a value.
         durability: what a call has written or read is durable once it has returned. A rotation reserves space for its
             writes before it begins.
+
+    This holds on local file systems only.
     """
 
     scheme = "file"
