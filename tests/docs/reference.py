@@ -305,7 +305,8 @@ def caller_limits() -> str:
     rows = []
     for name, meaning in _limit_meanings(CallerLimits).items():
         option = next((f"limits.{name}{end}" for end in ("", "_per_second") if f"limits.{name}{end}" in options), "")
-        rows.append([f"`{name}`{option and f' (`{option}`)'}", _limit(name, getattr(CallerLimits(), name)), meaning])
+        about = f"{meaning} Option: `{option}`." if option else meaning
+        rows.append([f"`{name}`", _limit(name, getattr(CallerLimits(), name)), about])
     return _table(["limit", "default", "what it limits"], rows)
 
 

@@ -80,7 +80,7 @@ class CallerLimits:
             answers with ``/sys/sessions``, and the answers of `goatherd serve` with more than 64 KiB.
         header_bytes: Maximum size of a request's line and headers, and of trailers; larger ones are answered with 431.
         header_timeout: How long a connection may take to send a request's line and headers.
-        body_timeout: How long a body may take to arrive, beside a second for each `body_rate` bytes; after that the
+        body_timeout: How long a body may take to arrive, plus a second for each `body_rate` bytes; after that the
             answer is 408.
         body_rate: Bytes of a body for which its caller gets another second.
         answer_timeout: How long a caller may pause in reading an answer, and how long the server behind the door may
