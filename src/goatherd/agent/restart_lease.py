@@ -38,6 +38,7 @@ from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 
 TERM: Final = timedelta(seconds=60)
+"""Duration of the lease without renewal."""
 SKEW: Final = timedelta(seconds=30)
 POLL: Final = timedelta(seconds=2)
 _TROUBLED: Final = timedelta(seconds=30)
@@ -104,7 +105,6 @@ class Lease:
         holder: Human-readable name of this node: ``host:pid``.
         token: Identifies this node (default: random). After a crash or a lost answer, the node recognizes its own lease
             by this token.
-        term: Duration of the lease without renewal.
         skew: Largest difference between the clocks of nodes.
         poll: How often to read the lease while another node holds it.
         clock: Supplies the current time.
@@ -120,7 +120,6 @@ class Lease:
         *,
         holder: str,
         token: str | None = None,
-        term: timedelta = TERM,
         skew: timedelta = SKEW,
         poll: timedelta = POLL,
         clock: Clock | None = None,
@@ -129,7 +128,6 @@ class Lease:
         self._secret_id = secret_id
         self._holder = holder
         self._token = token or secrets.token_hex(16)
-        self._term = term
         self._skew = skew
         self._poll = poll
         self._clock: Clock = clock or SystemClock()
@@ -216,7 +214,7 @@ class Lease:
         return self._clock.now_ms() > record.until_ms + skew_ms or watched_ms > record.term_ms + skew_ms
 
     def _own_record(self) -> LeaseRecord:
-        term_ms = milliseconds(self._term)
+        term_ms = milliseconds(TERM)
         until_ms = self._clock.now_ms() + term_ms
         return LeaseRecord(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
 
@@ -230,7 +228,7 @@ class Lease:
 
     async def _renew_lease(self) -> None:
         while True:
-            await self._clock.sleep(self._term / 3)
+            await self._clock.sleep(TERM / 3)
             assert self._version is not None
             try:
                 await self._write_record(self._own_record(), self._version)
