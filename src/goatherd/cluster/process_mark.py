@@ -16,8 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Final
 
+from goatherd.cluster.node import Node
 from goatherd.identity.request_binding import RequestBinding, sign_bound_request
 from goatherd.identity.session import OwnedSession
 from goatherd.ids import new_id
@@ -27,15 +28,6 @@ from goatherd.ids import new_id
 _AGES_MS: Final = (179_700, 178_000, 170_000)
 TOO_OLD_AFTER: Final = timedelta(seconds=30)
 """After this time a server rejects every signature as old as a mark, unless it has the mark in its cache."""
-
-
-class Markable(Protocol):
-    """The interface of a server in whose process a mark can be left: it says whether it accepts a request signature.
-
-    A mark is a signature that the process has accepted, and that another process would reject as too old.
-    """
-
-    async def accepts_signature(self, signature: str) -> bool: ...
 
 
 class MarkState(Enum):
@@ -58,7 +50,7 @@ class ProcessMark:
     signature: str = field(repr=False)
 
 
-async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
+async def leave_mark(node: Node, signer: OwnedSession, now_ms: int) -> ProcessMark | None:
     """Leave a mark in the memory of a server's present process, to notice a restart; return the mark.
 
     The mark is a request signature that is about to expire. The result is None if the server accepts none, or if the
@@ -82,7 +74,7 @@ async def leave_mark(node: Markable, signer: OwnedSession, now_ms: int) -> Proce
     return None
 
 
-async def find_mark(node: Markable, mark: ProcessMark) -> MarkState:
+async def find_mark(node: Node, mark: ProcessMark) -> MarkState:
     """Return whether the process of a server still has a mark that was left in it, which shows that it is the same.
 
     Raises:
