@@ -22,7 +22,6 @@ takes at most `Policy.node_timeout`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.flow_probe import probe_flow
-from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView
+from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView, call_each
 from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.cluster.session_queries import (
@@ -202,7 +201,7 @@ class Observer:
         self.nodes: dict[str, Node] = {} if callable(nodes) else {node.base_url: node for node in nodes}
         self.unknown: str | None = None
         self._clock = clock
-        self._timeout = timeout.total_seconds()
+        self._timeout = timeout
         self._memory: dict[str, _NodeMemory] = {}
         self._processes: dict[str, dict[str, None]] = {}
         self._asked_for_process: Counter[str] = Counter()
@@ -257,10 +256,10 @@ class Observer:
         if self._source is None:
             return
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout.total_seconds()):
                 found = await self._source()
         except TimeoutError:
-            self.unknown = f"no answer within {self._timeout:g} s"
+            self.unknown = f"no answer within {self._timeout.total_seconds():g} s"
             return
         except (GoatherdError, OSError) as error:
             self.unknown = str(error) or type(error).__name__
@@ -282,18 +281,8 @@ class Observer:
         URLs that are not listed are skipped. A server that fails is reported to `on_failure`, and no error is raised:
         the next observation shows what the calls have changed.
         """
-
-        async def one(node: Node) -> None:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    await call(node)
-            except (NodeError, TimeoutError) as error:
-                if self._on_failure is not None:
-                    self._on_failure(node.base_url, str(error) or f"no answer within {self._timeout:g} s")
-
-        async with asyncio.TaskGroup() as group:
-            for node in [self.nodes[url] for url in urls if url in self.nodes]:
-                group.create_task(one(node))
+        nodes = [self.nodes[url] for url in urls if url in self.nodes]
+        await call_each(nodes, call, timeout=self._timeout, on_failure=self._on_failure)
 
     async def read_commits(self, commit_ids: Sequence[str], signer: OwnedSession) -> AsyncIterator[list[Commit]]:
         """Yield, for one server after another, those of the given ``/sys/sessions`` commits that it holds; unverified.
@@ -304,7 +293,7 @@ class Observer:
         for url in self.nodes:
             found: dict[str, dict[str, object]] = {}
             try:
-                async with asyncio.timeout(self._timeout):
+                async with asyncio.timeout(self._timeout.total_seconds()):
                     for at in range(0, len(commit_ids), _COMMITS_A_REQUEST):
                         ids = commit_ids[at : at + _COMMITS_A_REQUEST]
                         found |= await read_held(self.nodes[url], ids, signer, self._clock.now_ms())
@@ -328,7 +317,13 @@ class Observer:
     ) -> FlowProbe:
         """Check that the servers synchronize with each other (`goatherd.cluster.flow_probe.probe_flow`)."""
         return await probe_flow(
-            self.nodes, at, others, asker=asker, patience=patience, clock=self._clock, timeout=self._timeout
+            self.nodes,
+            at,
+            others,
+            asker=asker,
+            patience=patience,
+            clock=self._clock,
+            timeout=self._timeout.total_seconds(),
         )
 
     async def find_unmodified(self) -> tuple[str, ...]:
@@ -345,26 +340,25 @@ class Observer:
     async def read_identities(self) -> dict[str, ServerIdentity]:
         """Return, by URL, the reports of the Goatherd servers and agents that answer."""
 
-        async def ask(url: str) -> ServerIdentity | None:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    answer = await self.nodes[url].identity()
-            except (NodeError, TimeoutError):
-                return None  # the rotation itself observes whether the server takes part
-            memory = self._memory.setdefault(url, _NodeMemory())
+        found: dict[str, ServerIdentity] = {}
+
+        async def ask(node: Node) -> None:
+            answer = await node.identity()
+            memory = self._memory.setdefault(node.base_url, _NodeMemory())
             memory.has_agent = answer is not None and answer.agent is not None
             memory.unmodified = answer is None or memory.has_agent
-            return answer
+            if answer is not None:
+                found[node.base_url] = answer
 
         await self.refresh_nodes()
-        async with asyncio.TaskGroup() as group:
-            tasks = {url: group.create_task(ask(url)) for url in self.nodes}
-        return {url: answer for url, task in tasks.items() if (answer := task.result()) is not None}
+        # The rotation itself observes whether a server that fails takes part.
+        await call_each(self.nodes.values(), ask, timeout=self._timeout)
+        return {url: found[url] for url in self.nodes if url in found}
 
     async def _observe_node(self, url: str, question: Question) -> NodeView:
         draft = _Draft()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout.total_seconds()):
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._observe_identity(url, question, draft))
                     if question.next_root is not None:
@@ -374,7 +368,7 @@ class Observer:
                     if question.next_root is None and question.earlier:
                         group.create_task(self._observe_earlier(url, question, draft))
         except TimeoutError:
-            draft.problems.append(f"no answer within {self._timeout:g} s")
+            draft.problems.append(f"no answer within {self._timeout.total_seconds():g} s")
             draft.is_unreachable = True
         cross, report, agent = question.cross_signature, draft.report, draft.report.agent
         # Only the check before a rotation needs these parts of the report. They change often, and each change of a view
@@ -436,14 +430,7 @@ class Observer:
         """Ask each server for its time only; return views with `clock_ahead_ms`, which is None without an answer."""
         await self.refresh_nodes()
 
-        async def ask(node: Node) -> None:
-            with contextlib.suppress(NodeError, TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    await node.time_ms()
-
-        async with asyncio.TaskGroup() as group:
-            for node in self.nodes.values():
-                group.create_task(ask(node))
+        await call_each(self.nodes.values(), lambda node: node.time_ms(), timeout=self._timeout)
         ahead_ms = {url: self._clock_ahead_ms(url) for url in self.nodes}
         return tuple(NodeView(url=url, reachable=ms is not None, clock_ahead_ms=ms) for url, ms in ahead_ms.items())
 

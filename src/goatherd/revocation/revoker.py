@@ -23,7 +23,6 @@ writes the identity.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -32,10 +31,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import ask_for_signer
+from goatherd.cluster.node import call_each
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
-    DecodeError,
     IllegalStepError,
     NodeError,
     NodeRefusedError,
@@ -1045,18 +1044,13 @@ class Revoker:
                 own timeout.
         """
 
-        async def one(url: str) -> None:
-            self._report.node_calls += 1
-            try:
-                async with asyncio.timeout(None if is_long else self.policy.node_timeout.total_seconds()):
-                    await call(self._nodes[url])
-            except (NodeError, DecodeError, RotationError, TimeoutError) as error:
-                self._outcomes[url].problem = str(error) or "no answer in time"
-                self._emit_event(NodeNotified(url=url, is_reached=False, problem=str(error)))
+        def record(url: str, problem: str) -> None:
+            self._outcomes[url].problem = problem
+            self._emit_event(NodeNotified(url=url, is_reached=False, problem=problem))
 
-        async with asyncio.TaskGroup() as group:
-            for url in urls:
-                group.create_task(one(url))
+        self._report.node_calls += len(urls)
+        timeout = None if is_long else self.policy.node_timeout
+        await call_each([self._nodes[url] for url in urls], call, timeout=timeout, on_failure=record)
 
     # --- telling ----------------------------------------------------------------------------------------------------
 
