@@ -339,7 +339,15 @@ class ManagedOrganization:
         return True
 
     async def _make_file(self, wanted: IdentityDocument) -> bytes:
+        """Return the settings.json with which a server is to be started.
+
+        Raises:
+            IdentityError: The root is too old, or the file would be unsafe.
+        """
         require_life(wanted, self._clock.now_ms())
+        return await self._encode_file(wanted)
+
+    async def _encode_file(self, wanted: IdentityDocument) -> bytes:
         found = await self._book.read_sessions(wanted)
         self._report_log(found)
         text = to_settings(wanted, found.sessions, is_compact=True)
@@ -425,8 +433,7 @@ class ManagedOrganization:
             text = "the link was replaced by a plain file, so the private key was on the disk for a short time"
         else:
             assert self._running is not None
-            found = await self._book.read_sessions(self._running)
-            await asyncio.to_thread(self.file.write, to_settings(self._running, found.sessions))
+            await asyncio.to_thread(self.file.write, await self._encode_file(self._running))
             text = "the file was missing"
         _log.error(event_text(Event.AGENT_MENDED, org=self.org, file=self.file.link, message=text))
 

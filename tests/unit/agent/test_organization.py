@@ -379,8 +379,10 @@ async def test_a_file_that_cannot_be_brought_back_is_told_once(
 async def test_a_file_that_is_gone_is_written_again(kit: Kit, told: pytest.LogCaptureFixture) -> None:
     await kit.organization.write_file()
     assert kit.file.target is not None
+    written = kit.file.read()
     kit.file.target.unlink()
     await kit.organization.check_file()
+    assert kit.file.read() == written, "it passes the same checks before it is written"
     assert kit.tree["currentSession"]["id"] == A.id
     assert "agent.mended" in told.text
 
