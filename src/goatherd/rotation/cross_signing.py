@@ -41,38 +41,23 @@ def introduction_ids(session_id: str) -> tuple[str, ...]:
     return (introduction_id(session_id), *others)
 
 
-def make_repeated_introductions(document: IdentityDocument, *, org: str) -> list[dict[str, Any]]:
-    """Return the second and further copies of the commit that introduces the next root, which differ in their ids only.
-
-    `make_introduction` returns the first copy. A previous root that is restored has one copy only, so the result is
-    empty.
-
-    Args:
-        document: An identity document with a rotation in phase prepared or published.
-        org: The organization of the servers' data; it is part of the signed bytes.
-    """
-    record = document.rotation
-    assert record is not None
-    if record.is_restore:
-        return []
-    return [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
-
-
 def make_introductions(document: IdentityDocument, *, org: str) -> list[list[dict[str, Any]]]:
     """Return the commits that introduce the next root: one list for each push, in the order in which to push them.
 
-    If the identity has an anchor (a key in an HSM or a KMS), the anchor has signed the introduction in advance, and the
-    document holds its signature. A new anchor is introduced first, in a push of its own, because GoatDB verifies all
-    commits of a request before it trusts any of them.
+    A new root is introduced by several commits (`introduction_ids`), which differ in their ids only; a previous root
+    that is restored, by one. If the identity has an anchor (a key in an HSM or a KMS), the anchor has signed the
+    introduction in advance, and the document holds its signature. A new anchor is introduced first, in a push of its
+    own, because GoatDB verifies all commits of a request before it trusts any of them.
 
     Args:
         document: An identity document with a rotation in phase prepared or published.
         org: The organization of the servers' data; it is part of the signed bytes.
     """
-    commits = [make_introduction(document, org=org), *make_repeated_introductions(document, org=org)]
-    after = document.next_anchor
-    record = document.rotation
+    record, after = document.rotation, document.next_anchor
     assert record is not None
+    commits = [make_introduction(document, org=org)]
+    if not record.is_restore:
+        commits += [_introduce_next(document, commit_id, org) for commit_id in introduction_ids(record.to_id)[1:]]
     # A next root that is the next anchor (direct mode) is introduced first, too, since it introduces others.
     if after is None or after == document.anchor:
         return [commits]

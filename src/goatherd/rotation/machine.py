@@ -519,7 +519,7 @@ def _hold_for_followers(
     if isinstance(action, Abandon):
         return action
     reason = f"the stores of all regions follow: {'; '.join(f'{one.region}: {one.problem}' for one in holding)}"
-    since_ms = max(store.phase_since_ms, intent.began_ms)
+    since_ms = _since_ms(store, intent)
     if store.phase is not Phase.STEADY:
         until_ms = deadline_ms(store, policy, intent)
         if now_ms < until_ms:
@@ -600,12 +600,17 @@ def find_obstacles_to_begin(
     return tuple(one for one in found if one.kind is not ObstacleKind.REJECTS)
 
 
+def _since_ms(store: StoreView, intent: Intent) -> int:
+    """Return from when waits count: the beginning of the phase, or of this run if that is later."""
+    return max(store.phase_since_ms, intent.began_ms)
+
+
 def deadline_ms(store: StoreView, policy: Policy, intent: Intent) -> int:
     """Return the deadline of a rotation's current phase, in milliseconds since 1970: when the run stops to wait.
 
-    It counts from the beginning of the phase, or of this run if that is later.
+    It counts from the time that `_since_ms` returns.
     """
-    since_ms = max(store.phase_since_ms, intent.began_ms)
+    since_ms = _since_ms(store, intent)
     if store.phase is Phase.PUBLISHED:
         return since_ms + max(milliseconds(policy.adoption), milliseconds(policy.unlisted))
     if store.phase is Phase.VERIFIED:
@@ -738,7 +743,7 @@ def _without_excused(
 def _when_ready(observation: Observation, policy: Policy, intent: Intent, now_ms: int, advance: Advance) -> Action:
     """Return the step `advance` as the next action, or a wait if the policy requires more time before that step."""
     store = observation.store
-    since_ms = max(store.phase_since_ms, intent.began_ms)
+    since_ms = _since_ms(store, intent)
     ready_ms, reason = 0, ""
     if advance.step is Step.ACTIVATE:
         ready_ms, reason = since_ms + milliseconds(policy.unlisted), "servers that are not listed read the store"
@@ -858,7 +863,7 @@ def _decide_after_end(observation: Observation, policy: Policy, intent: Intent, 
     waiting = tuple(
         node.url for node in observation.nodes if node.signs_with in late and (node.reachable or not is_cancelled)
     )
-    until_ms = max(store.phase_since_ms, intent.began_ms) + milliseconds(policy.settle)
+    until_ms = _since_ms(store, intent) + milliseconds(policy.settle)
     if outcome is Outcome.ABANDONED and waiting and now_ms < until_ms:
         return Wait(nodes=waiting, reason="signs with the restored root", until_ms=until_ms)
     return _decide_prune(observation, policy.node_timeout, intent, now_ms) or Done(
@@ -932,10 +937,6 @@ def find_lack_of_room(observation: Observation, policy: Policy, now_ms: int) -> 
     if not isinstance(action, Illegal):
         return ()
     return (Obstacle(kind=ObstacleKind.NO_ROOM, text=action.why, hint=action.hint),)
-
-
-def _since_ms(store: StoreView, intent: Intent) -> int:
-    return max(store.phase_since_ms, intent.began_ms)
 
 
 def _repair_label(store: StoreView) -> LabelStable | None:

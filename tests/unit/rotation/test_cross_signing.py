@@ -15,7 +15,7 @@ from goatherd.rotation.cross_signing import (
     make_cross_signature,
     make_earlier_introduction,
     make_introduction,
-    make_repeated_introductions,
+    make_introductions,
 )
 from goatherd.trust import TrustPool
 from goatherd.wire.commit import Commit
@@ -94,8 +94,7 @@ def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: 
     )
     steady = transitions.finalize_rotation(transitions.with_phase(second, Phase.VERIFIED, NOW + 8500), NOW + 9000)
     commits = [
-        make_introduction(published, org="acme"),
-        *make_repeated_introductions(published, org="acme"),
+        *make_introductions(published, org="acme")[0],
         make_cross_signature(second, org="acme"),
         make_earlier_introduction(steady, "root-b", org="acme"),
     ]
@@ -107,7 +106,9 @@ def test_no_introduction_of_a_root_has_a_parent_and_all_say_the_same(published: 
 
 
 def test_the_introduction_is_repeated_by_the_same_root(published: IdentityDocument) -> None:
-    for raw in make_repeated_introductions(published, org="acme"):
+    (introductions,) = make_introductions(published, org="acme")
+    assert len(introductions) == COPIES
+    for raw in introductions[1:]:
         pool = TrustPool(org="acme", current=root("client"), roots=[published.current.session])
         assert pool.add_session_commit(Commit.from_json(raw, org="acme"))
-    assert make_repeated_introductions(published, org="acme") == make_repeated_introductions(published, org="acme")
+    assert make_introductions(published, org="acme") == [introductions]
