@@ -34,6 +34,7 @@ from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import create_document, sign_again
 from goatherd.operations.sign import SignatureExamination, SignatureState, examine_signature, sign_current, sign_earlier
 from goatherd.providers.values import CURRENT, STABLE, VersionState
+from goatherd.remote_keys import NamedSigners
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import SignedStoreCheck
@@ -76,7 +77,9 @@ async def sign(
 
     observer = Observer(herd.nodes, clock=herd.clock, timeout=policy.node_timeout, bare=policy.bare)
     ask = say if answers else observer.read_identities
-    return await way(herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock)
+    return await way(
+        herd.provider, herd.secret_id, examined, ask=ask, policy=policy, clock=herd.clock, signers=NamedSigners()
+    )
 
 
 def uses(document: IdentityDocument, *, has_seen_signed: bool = True) -> ServerIdentity:
