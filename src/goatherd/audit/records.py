@@ -24,10 +24,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from goatherd.errors import AuditBrokenError, DecodeError, MalformedIdentityError, SuccessionError, VerificationError
 from goatherd.identity.document import IdentityDocument
+from goatherd.identity.json_members import read_number, read_object, read_text
 from goatherd.identity.revocations import Revocation, verify_proof
 from goatherd.identity.root_signatures import Endorsement, verify_endorsement
 from goatherd.identity.session import OwnedSession, Session
@@ -46,6 +48,7 @@ _PROOF_MEMBERS: Final = ("id", "at", "successor", "proof")
 # domain instead, so neither signature is valid for the other (tests/unit/audit/test_records.py).
 _DOMAIN: Final = b"goatherd audit/1\n"
 _LINE: Final = re.compile(rb'(\{"v":1,"seq":[^\n]*),"sig":"([A-Za-z0-9_-]{128})"\}\n')
+_read_text: Final = partial(read_text, where="", limit=MAX_LINE)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 
@@ -180,41 +183,22 @@ def read_record(line: bytes) -> Record:
         at = members["at"]
         if not _TIME.fullmatch(at):
             raise DecodeError("has no valid timestamp")
-        record = Record(
-            seq=_read_integer(members["seq"]),
+        return Record(
+            seq=read_number(members["seq"], ""),
             at_ms=read_iso(at),
             actor=_read_text(members["actor"]),
             event=_read_text(members["event"]),
-            data=_read_object(members["data"]),
+            data=read_object(members["data"], ""),
             prev=_read_text(members["prev"]),
             by=_read_text(members["by"]),
-            lost=_read_integer(members.get("lost", 0)),
+            lost=read_number(members.get("lost", 0), ""),
             torn=tuple(
-                Torn(size=_read_integer(t["bytes"]), digest=_read_text(t["sha256"])) for t in members.get("torn", ())
+                Torn(size=read_number(t["bytes"], ""), digest=_read_text(t["sha256"])) for t in members.get("torn", ())
             ),
             line=line,
         )
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError, MalformedIdentityError):
         raise DecodeError("is not a record") from None
-    return record
-
-
-def _read_integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError("must be a number")
-    return value
-
-
-def _read_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("must be a string")
-    return value
-
-
-def _read_object(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("must be an object")
-    return value
 
 
 # --- who may sign -----------------------------------------------------------------------------------------------------
