@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from goatherd.errors import (
     DecodeError,
+    IdentityError,
     KeyMismatchError,
     MalformedIdentityError,
     NewerKeyError,
@@ -448,17 +449,14 @@ def read_owned(value: Any, where: str) -> OwnedSession:
         KeyMismatchError: The private key does not belong to the public key.
     """
     read_session(value, where)
+    problem: IdentityError
     try:
-        owned, mismatch = OwnedSession.from_json(value), False
+        return OwnedSession.from_json(value)
     except KeyMismatchError:
-        owned, mismatch = None, True
+        problem = KeyMismatchError(f"{where}: the private key does not belong to the public key")
     except DecodeError:
-        owned, mismatch = None, False
-    if mismatch:
-        raise KeyMismatchError(f"{where}: the private key does not belong to the public key")
-    if owned is None:
-        raise MalformedIdentityError(f"{where}.privateKey must be the JWK of a P-384 private key")
-    return owned
+        problem = MalformedIdentityError(f"{where}.privateKey must be the JWK of a P-384 private key")
+    raise problem
 
 
 def _read_signing_root(value: Any, where: str) -> OwnedSession:
@@ -568,7 +566,6 @@ def _check_rotation(document: IdentityDocument) -> None:
 
 
 def _check_endorsements(document: IdentityDocument) -> None:
-    broken = False
     for index, endorsement in enumerate(document.endorsements):
         by, of = document.find_root(endorsement.by), document.find_root(endorsement.of)
         if by is None or of is None:
@@ -576,9 +573,7 @@ def _check_endorsements(document: IdentityDocument) -> None:
         try:
             verify_endorsement(endorsement, by=by, of=of)
         except SuccessionError:
-            broken = True
-        if broken:
-            raise MalformedIdentityError(f"the signature of endorsements[{index}] is invalid")
+            raise MalformedIdentityError(f"the signature of endorsements[{index}] is invalid") from None
 
 
 def _check_proofs(document: IdentityDocument) -> None:
@@ -613,17 +608,13 @@ def _check_anchor(document: IdentityDocument) -> None:
         (document.current, document.anchor, "currentSession"),
         (document.next, authority, "nextSession"),
     ):
-        if owned is not None and owned.is_remote and (anchor is None or anchor.id != owned.id):
-            raise MalformedIdentityError(f"{name} must have a private key, because it is not the anchor")
-    # SECURITY: in an identity with an anchor, a root may sign only if the anchor has endorsed it
-    # (tests/unit/identity/test_anchor.py).
-    for owned, anchor, name in (
-        (document.current, document.anchor, "currentSession"),
-        (document.next, authority, "nextSession"),
-    ):
-        if owned is None or anchor is None or owned.id == anchor.id:
+        if owned is None or (anchor is not None and anchor.id == owned.id):
             continue
-        if not document.is_endorsed_to_sign(owned.id, anchor):
+        if owned.is_remote:
+            raise MalformedIdentityError(f"{name} must have a private key, because it is not the anchor")
+        # SECURITY: in an identity with an anchor, a root may sign only if the anchor has endorsed it
+        # (tests/unit/identity/test_anchor.py).
+        if anchor is not None and not document.is_endorsed_to_sign(owned.id, anchor):
             raise MalformedIdentityError(f"{name} has no endorsement by the anchor {anchor.id}")
     for index, change in enumerate(document.anchor_changes):
         by, subject = document.find_root(change.by), document.find_root(change.to or change.root or "")
