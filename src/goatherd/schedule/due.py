@@ -76,7 +76,6 @@ class Facts:
             root, because the operator must name another key.
     """
 
-    generation: int
     current_id: str
     expires_ms: int
     updated_ms: int
@@ -119,7 +118,6 @@ def read_facts(
         is_ahead=is_ahead,
         has_anchor=document.anchor is not None,
         is_direct=document.is_direct,
-        generation=document.generation,
         current_id=document.current.id,
         expires_ms=document.current.session.expiration_ms,
         updated_ms=document.last_updated or 0,
@@ -301,7 +299,6 @@ def preview(facts: Facts, schedule: Schedule, now_ms: int, count: int = 3) -> li
         begins.append(begin)
         done = HistoryEntry(at=begin + 1, event="rotated", from_id=None, to_id=f"after {len(begins)}")
         facts = Facts(
-            generation=facts.generation,
             current_id=f"after {len(begins)}",
             expires_ms=begin + lifetime,
             updated_ms=begin + 1,
@@ -537,11 +534,8 @@ def _served_ms(facts: Facts, issued_ms: int) -> int:
 
 def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
     for back in _LOOK_BACK:
-        latest = None
-        for slot_ms in _list_slots(schedule, now_ms - milliseconds(back)):
-            if slot_ms > now_ms:
-                break
-            latest = slot_ms
+        slots = _list_slots(schedule, now_ms - milliseconds(back))
+        latest = max(itertools.takewhile(lambda slot_ms: slot_ms <= now_ms, slots), default=None)
         if latest is not None:
             return latest
     return None
@@ -585,11 +579,7 @@ def check_cron(text: str) -> None:
 def _check_cron(schedule: Schedule, now_ms: int) -> None:
     assert schedule.cron is not None
     check_cron(schedule.cron)
-    slots: list[int] = []
-    for slot_ms in _list_slots(schedule, now_ms):
-        slots.append(slot_ms)
-        if len(slots) == _GAPS:
-            break
+    slots = list(itertools.islice(_list_slots(schedule, now_ms), _GAPS))
     if not slots:
         raise ConfigurationError(f"controller.cron: {schedule.cron!r} matches no time in the future", hint=_CRON_HINT)
     if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):

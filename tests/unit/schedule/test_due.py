@@ -60,7 +60,6 @@ def facts(issued: str = "2026-11-01T00:00", **changes: Any) -> Facts:
     done = HistoryEntry(at=issued_ms, event="rotated", from_id="root-a", to_id="root-b")
     return replace(
         Facts(
-            generation=9,
             current_id="root-b",
             expires_ms=issued_ms + LIFETIME,
             updated_ms=issued_ms,
@@ -414,9 +413,7 @@ def test_facts_are_read_from_a_document() -> None:
         for name in ("root-a", "root-b")
     )
     document = transitions.create_document(first, now)
-    assert seen(document) == Facts(
-        generation=1, current_id="root-a", expires_ms=now + LIFETIME, updated_ms=now, history=()
-    )
+    assert seen(document) == Facts(current_id="root-a", expires_ms=now + LIFETIME, updated_ms=now, history=())
     document = transitions.prepare_rotation(
         document, second, now_ms=now + 1, rotation_id="rotation-1", started_by="bob", stable_version="1"
     )
