@@ -16,7 +16,7 @@ from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
 from goatherd.providers.base import MAX_VALUE_BYTES, Call, Guarantees, ReadConsistency, RetryPolicy, SecretProvider
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId, check_role
-from goatherd.providers.versioned_record import RecordedVersion, VersionedRecord, entry_for
+from goatherd.providers.versioned_record import Growth, VersionedRecord, entry_for
 
 
 @dataclass(slots=True)
@@ -77,11 +77,7 @@ class MemorySecretProvider(SecretProvider):
         return self._guarantees
 
     async def _create(self, call: Call, value: SecretBytes, label: Label) -> SecretVersion:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            if (made := ledger.made_by(call.request)) is not None:
-                return ledger.describe_version(made)
-            return self._store_record(call, ledger.with_first_version(call, self._new_entry(call, value), label), value)
+        return self._add_version(call, value, lambda ledger, entry: ledger.with_first_version(call, entry, label))
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         with self._store.lock:
@@ -92,13 +88,7 @@ class MemorySecretProvider(SecretProvider):
             )
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        with self._store.lock:
-            ledger = self._record_of(call)
-            if (made := ledger.made_by(call.request)) is not None:
-                return ledger.describe_version(made)
-            return self._store_record(
-                call, ledger.with_version(call, self._new_entry(call, value), label, expected), value
-            )
+        return self._add_version(call, value, lambda ledger, entry: ledger.with_version(call, entry, label, expected))
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         with self._store.lock:
@@ -130,14 +120,16 @@ class MemorySecretProvider(SecretProvider):
     def _record_of(self, call: Call) -> VersionedRecord:
         return self._store.ledgers.get(call.secret_id, VersionedRecord())
 
-    def _new_entry(self, call: Call, value: SecretBytes) -> RecordedVersion:
-        return entry_for(value, request=call.request, now_ms=self.clock.now_ms())
-
-    def _store_record(self, call: Call, ledger: VersionedRecord, value: SecretBytes) -> SecretVersion:
-        number = ledger.next_number - 1
-        self._store.values[call.secret_id, number] = value
-        self._store.ledgers[call.secret_id] = ledger
-        return ledger.describe_version(number)
+    def _add_version(self, call: Call, value: SecretBytes, grow: Growth) -> SecretVersion:
+        with self._store.lock:
+            ledger = self._record_of(call)
+            number = ledger.made_by(call.request)
+            if number is None:
+                ledger = grow(ledger, entry_for(value, request=call.request, now_ms=self.clock.now_ms()))
+                number = ledger.next_number - 1
+                self._store.values[call.secret_id, number] = value
+                self._store.ledgers[call.secret_id] = ledger
+            return ledger.describe_version(number)
 
 
 def policy(role: str, secret: str | Mapping[str, object]) -> str:

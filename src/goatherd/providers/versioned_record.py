@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
@@ -261,6 +261,10 @@ class VersionedRecord(LabelledVersions[int, RecordedVersion]):
             versions=MappingProxyType({**kept, number: entry}),
             labels=MappingProxyType({**self.labels, label: number}),
         )
+
+
+Growth = Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
+"""Adds a version to the record of a secret, with the entry of the version."""
 
 
 class RecordForm(NamedTuple):

@@ -42,7 +42,7 @@ from goatherd.providers.base import Call
 from goatherd.providers.values import Label, SecretBytes, SecretValue, SecretVersion, VersionId
 from goatherd.providers.versioned_record import (
     DamagedRecordError,
-    RecordedVersion,
+    Growth,
     RecordForm,
     VersionedRecord,
     decode_record,
@@ -95,7 +95,6 @@ def _parent_of(path: str) -> str:
 
 
 Durable = dict[str, tuple[int, ...]]
-Growth = Callable[[VersionedRecord, RecordedVersion], VersionedRecord]
 
 
 class LockHeldError(Exception):
