@@ -827,17 +827,22 @@ async def _run_guarded(call: Call, action: Callable[[Call], Awaitable[Result]]) 
     except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
         # SECURITY: the message of a plugin's exception may quote the value, so neither it nor the chain is shown
         # (tests/unit/providers/test_base.py::test_a_stranger_exception_is_named_but_not_quoted).
-        import traceback  # here, since most commands fail without it
-
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
         raise call.error(
             ProviderError,
-            f"the plugin failed with {type(error).__name__} at {place}",
+            describe_crash(error),
             hint="This is a bug in the plugin: its methods must be coroutines that raise goatherd.errors only.",
         ) from None
     # Out here, where nothing of the request is the error's context.
     raise call.complete_error(incomplete) from incomplete.__cause__
+
+
+def describe_crash(error: Exception) -> str:
+    """Return the class and the place of an exception that a plugin has raised, without its message."""
+    import traceback  # here, since most commands fail without it
+
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+    return f"the plugin failed with {type(error).__name__} at {place}"
 
 
 def _check_result(call: Call, found: object, kind: type[Result]) -> Result:

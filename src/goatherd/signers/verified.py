@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import PurePath
 from typing import Final, Self, TypeVar
 
 from goatherd.clock import Clock, SystemClock
@@ -39,7 +37,7 @@ from goatherd.errors import (
     SignerWrongKeyError,
 )
 from goatherd.plugins import open_signer_plugin
-from goatherd.providers.base import RetryPolicy
+from goatherd.providers.base import RetryPolicy, describe_crash
 from goatherd.providers.call_metrics import CallCounts
 from goatherd.signers.base import KeyCreator, KeyKind, Signer, SignerFacts, SignerKey
 from goatherd.telemetry import Event, event_text
@@ -375,12 +373,10 @@ class VerifiedSigner:
         except Exception as error:  # noqa: BLE001 - the guarantee: nothing but our errors leaves a plugin
             # SECURITY: the message of a plugin's exception may quote a PIN or a token, so neither it nor the chain is
             # shown (tests/unit/signers/test_verified.py::test_a_plugin_s_own_exception_is_named_and_not_quoted).
-            frames = traceback.extract_tb(error.__traceback__)
-            place = f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
             raise self.plugin.error(
                 SignerError,
                 operation,
-                f"the plugin failed with {type(error).__name__} at {place}",
+                describe_crash(error),
                 hint="This is a bug in the plugin: it must raise goatherd.errors only.",
             ) from None
 
