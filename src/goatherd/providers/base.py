@@ -182,6 +182,15 @@ class Call:
         )
         return completed
 
+    async def pause_for_writers(self, wait: str, *, longest: float = 0.02) -> None:
+        """Wait a random moment, up to `longest` seconds, before a change is tried again with which others interfered.
+
+        `wait` says what the call waits for.
+        """
+        self.waits[:] = [wait]
+        # Not the provider's clock: this waits for another process, whose time no test turns.
+        await SystemClock().sleep(timedelta(seconds=_RANDOM.uniform(0.001, longest)))
+
     def missing_label_error(self, label: str) -> SecretNotFoundError:
         """Create the error that no version of an existing secret has a label."""
         return self.error(

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Final, Self, TypeVar
 
-from goatherd.clock import Clock, SystemClock
+from goatherd.clock import Clock
 from goatherd.errors import (
     ConfigurationError,
     ProviderAccessDeniedError,
@@ -49,9 +48,7 @@ _EXAMPLE: Final = "Such as file:///srv/keys/root, without '.', '..', or a slash 
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
-_LONGEST_PAUSE: Final = 0.02
 _LEAST_ROOM: Final = 16_000_000
-_RANDOM = secrets.SystemRandom()
 
 
 class FileSecretProvider(SecretProvider):
@@ -95,7 +92,6 @@ class FileSecretProvider(SecretProvider):
         self.base = str(base)
         self._system = system or System()
         self._durable: Durable = {}
-        self._system_clock = SystemClock()
 
     @classmethod
     def from_uri(cls, uri: str) -> tuple[Self, str]:
@@ -207,10 +203,9 @@ class FileSecretProvider(SecretProvider):
             try:
                 return await self._run_blocking(call, work)
             except LockHeldError:
-                call.waits.append(f"another writer holds the lock of {self.base.rstrip('/')}/{call.secret_id}")
-                del call.waits[:-1]
-            # Not the provider's clock: this waits for another process, whose time no test turns.
-            await self._system_clock.sleep(timedelta(seconds=_RANDOM.uniform(0.001, _LONGEST_PAUSE)))
+                pass
+            place = f"{self.base.rstrip('/')}/{call.secret_id}"
+            await call.pause_for_writers(f"another writer holds the lock of {place}")
 
     async def _run_blocking(self, call: Call, work: Callable[[SecretDirectory], Result]) -> Result:
         if not SUPPORTED:

@@ -56,7 +56,7 @@ from goatherd.providers.versioned_record import (
 )
 
 _FULL_PERCENT: Final = 90
-_LONGEST_PAUSE: Final = 0.05
+_WRITERS: Final = "other writers keep changing the Secret"
 _WATCH_SECONDS: Final = (240, 300)
 _RANDOM = secrets.SystemRandom()
 
@@ -306,7 +306,7 @@ class KubernetesSecretProvider(SecretProvider):
             record = await self._read_record(call)  # fails if Goatherd has not written the Secret
             if await self._client.delete_secret(namespace, name, record.content):
                 return
-            await self._pause_before_retry(call)
+            await call.pause_for_writers(_WRITERS, longest=0.05)
 
     # --- reading and changing the object ----------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class KubernetesSecretProvider(SecretProvider):
             if content is not None:
                 self._check_stored_record(content, wanted.ledger)
                 return wanted
-            await self._pause_before_retry(call)
+            await call.pause_for_writers(_WRITERS, longest=0.05)
 
     async def _read_record(self, call: Call) -> SecretObject:
         namespace, name = split_secret_id(call.secret_id)
@@ -361,12 +361,6 @@ class KubernetesSecretProvider(SecretProvider):
         stored = _record_or_none(content)
         if stored is None or stored.ledger != ledger:
             raise UnavailableError("the server's answer is damaged: it holds another list of versions")
-
-    async def _pause_before_retry(self, call: Call) -> None:
-        """Wait a random moment before a change of the Secret is retried, so that writers do not collide again."""
-        call.waits[:] = ["other writers keep changing the Secret"]
-        # Not the provider's clock: this waits for another process, whose time no test turns.
-        await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
 
 
 def _describe_leftover(number: int) -> SecretVersion:

@@ -18,8 +18,6 @@ requests; `auth` logs in.
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -69,8 +67,7 @@ _LOOK_BACK: Final = 8
 _OLD_POINTERS: Final = 16
 """So many are read to find values that the server has dropped; more than ten are there only where a mount says so. The
 oldest are, and once one of these values is destroyed, all of them are."""
-_LONGEST_PAUSE: Final = 0.02
-_RANDOM = secrets.SystemRandom()
+_WRITERS: Final = "other writers keep changing the secret"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +230,7 @@ class VaultSecretProvider(SecretProvider):
                 path = call.secret_id + POINTER_SUFFIX
                 if await self._client.write_secret(path, encode_pointer(first), cas=0) is not None:
                     return ledger.describe_version(number)
-            await _retry_pause()
+            await call.pause_for_writers(_WRITERS)
 
     async def _read(self, call: Call, at: Label | VersionId) -> SecretValue:
         ledger = (await self._require_pointer(call)).ledger
@@ -306,7 +303,7 @@ class VaultSecretProvider(SecretProvider):
                 moved = grown.with_label(call, label, VersionId(number), expected)
                 if await self._replace_pointer(call, pointer, moved, value if label == CURRENT else None) is not None:
                     return moved.describe_version(number)
-            await _retry_pause()
+            await call.pause_for_writers(_WRITERS)
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
         while True:
@@ -317,14 +314,14 @@ class VaultSecretProvider(SecretProvider):
                 raise VersionDisabledError(f"the value of version {version} was deleted or destroyed")
             if await self._replace_pointer(call, pointer, moved) is not None:
                 return
-            await _retry_pause()
+            await call.pause_for_writers(_WRITERS)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
         while True:
             pointer = await self._require_pointer(call)
             if await self._replace_pointer(call, pointer, pointer.ledger.without_label(call, label, expected)):
                 return
-            await _retry_pause()
+            await call.pause_for_writers(_WRITERS)
 
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         ledger = (await self._require_pointer(call)).ledger
@@ -418,7 +415,7 @@ class VaultSecretProvider(SecretProvider):
                 if not is_copy:
                     await self._client.destroy_versions(path, int(version))
                 return
-            await _retry_pause()
+            await call.pause_for_writers(_WRITERS)
 
     async def _with_leftover(self, path: str, ledger: VersionedRecord, version: VersionId) -> VersionedRecord:
         """Return the record of versions with an unlisted version added as destroyed, so that no writer can use it."""
@@ -596,8 +593,3 @@ def _decode_value(number: int, found: Found) -> StoredValue:
         return decode_value(found.data)
     except (ForeignRecordError, DamagedRecordError) as error:
         raise UnavailableError(f"the value of version {number} is damaged: {error}") from None
-
-
-async def _retry_pause() -> None:
-    # Not the provider's clock: this waits for another process, whose time no test turns.
-    await asyncio.sleep(_RANDOM.uniform(0.001, _LONGEST_PAUSE))
