@@ -31,7 +31,7 @@ from goatherd.errors import (
 )
 from goatherd.providers.base import ReadConsistency
 from goatherd.providers.values import CURRENT, STABLE, Label, SecretBytes, SecretVersion, VersionId, VersionState
-from goatherd.testing.subject import Check, Subject, losing_the_answer, must, only_if, refused
+from goatherd.testing.subject import Check, Subject, checks_in, losing_the_answer, must, only_if, refused
 
 NOT_VERSIONS: Final = ("0", "-1", "01", "99999999999", "no-such-version", "1 ", "\u0661", "../1", "current")
 
@@ -603,40 +603,7 @@ async def what_is_declared_is_true(it: Subject) -> None:
                 return
 
 
-PROVIDER_CHECKS: Final[tuple[Check, ...]] = (
-    a_new_secret_reads_back,
-    a_label_can_be_chosen_at_creation,
-    creating_twice_is_refused_and_changes_nothing,
-    what_is_not_there_is_not_found,
-    a_write_moves_its_label_and_keeps_the_old_version,
-    a_conflicting_write_changes_nothing,
-    expecting_no_holder_works_once,
-    a_label_moves_by_compare_and_swap,
-    a_label_is_taken_off_by_compare_and_swap,
-    eleven_versions_list_newest_first,
-    a_wrong_clock_changes_nothing,
-    a_version_read_by_id_never_changes,
-    any_bytes_come_back_as_they_were,
-    sizes_are_limited_on_the_byte,
-    names_that_lead_elsewhere_are_refused,
-    a_destroyed_version_is_gone_for_good,
-    a_labelled_version_cannot_be_destroyed,
-    a_store_that_only_deprecates_keeps_what_is_labelled,
-    a_store_that_only_disables_does_not_read_what_is_off,
-    a_deleted_secret_that_can_be_restored_is_neither_there_nor_missing,
-    a_deleted_secret_is_gone_and_can_be_made_again,
-    secrets_with_similar_names_are_kept_apart,
-    of_two_writers_exactly_one_wins,
-    of_two_writers_at_most_one_believes_that_it_won,
-    of_many_label_movers_exactly_one_wins,
-    of_a_destruction_and_a_label_exactly_one_wins,
-    of_many_creators_exactly_one_wins,
-    a_reader_sees_old_or_new_and_never_goes_back,
-    nothing_shows_a_value,
-    a_cancelled_write_leaves_old_or_new,
-    a_lost_answer_is_not_a_lost_race,
-    what_is_declared_is_true,
-)
+PROVIDER_CHECKS: Final[tuple[Check, ...]] = checks_in(globals())
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from goatherd.errors import (
 from goatherd.providers.base import RetryPolicy
 from goatherd.signers.base import KeyCreator, KeyKind, Signer
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner
-from goatherd.testing.subject import SkippedError, add_tests, must
+from goatherd.testing.subject import SkippedError, add_tests, checks_in, must
 
 TEXTS: Final = (b"", b"a", b"goatherd" * 12, bytes(range(256)) * 40)
 QUICK: Final = SigningPolicy(timeout=timedelta(seconds=20), retry=RetryPolicy(attempts=1), invalid_signatures=0)
@@ -297,23 +297,7 @@ async def creating_twice_is_refused(world: SignerWorld) -> None:
     must(await _key_of(world) == before, "creating the key again has replaced it")
 
 
-SIGNER_CHECKS: Final[tuple[SignerCheck, ...]] = (
-    a_signature_is_right,
-    two_signers_of_one_key_have_one_public_key,
-    another_pinned_key_is_reported,
-    a_missing_key_is_not_found_and_not_created,
-    a_disabled_key_does_not_sign,
-    denied_access_is_reported,
-    throttling_is_reported_with_its_hint,
-    an_unreachable_platform_is_unavailable_and_recovers,
-    a_slow_platform_ends_with_the_deadline,
-    a_cut_answer_is_no_signature,
-    a_wrong_signature_is_never_returned,
-    many_signatures_at_once_are_right,
-    a_cancelled_call_leaves_the_signer_usable,
-    a_closed_signer_rejects_calls,
-    creating_twice_is_refused,
-)
+SIGNER_CHECKS: Final[tuple[SignerCheck, ...]] = checks_in(globals(), argument="world")
 
 
 class SignerContract:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -94,6 +95,22 @@ Check = Callable[[Subject], Awaitable[None]]
 def check_name(check: Callable[..., object]) -> str:
     """Return the name of a check, which is the name of its function."""
     return str(getattr(check, "__name__", check))
+
+
+def checks_in(names: Mapping[str, Any], *, argument: str = "it") -> tuple[Any, ...]:
+    """Return the checks that a module defines, in their order: its public coroutine functions with only this argument.
+
+    Args:
+        names: The names that the module has defined.
+        argument: The name of the argument.
+    """
+    return tuple(
+        one
+        for name, one in names.items()
+        if not name.startswith("_")
+        and inspect.iscoroutinefunction(one)
+        and [*inspect.signature(one).parameters] == [argument]
+    )
 
 
 def add_tests(contract: type, checks: Sequence[Callable[..., object]]) -> None:
