@@ -45,17 +45,6 @@ _SILENT: Final = 3
 """After so many failed checks in a row without an answer, the command looks whether the store is still there."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The options of the command line that checks a secret provider."""
-
-    address: str
-    rounds: int
-    settle: timedelta
-    as_json: bool
-    checks: Sequence[Check]
-
-
 @dataclass(slots=True, kw_only=True)
 class ContractProgress:
     """The outcomes of the checks that have been run so far.
@@ -146,14 +135,7 @@ def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_js
     """
     progress = ContractProgress(as_json=as_json)
     try:
-        settings = Settings(
-            address=address,
-            rounds=rounds,
-            settle=timedelta(seconds=settle),
-            as_json=as_json,
-            checks=_chosen(only),
-        )
-        report = asyncio.run(_run(settings, progress))
+        report = asyncio.run(_run(address, progress, _chosen(only), rounds=rounds, settle=timedelta(seconds=settle)))
     except NotRunError as error:
         if progress.outcomes:
             click.echo(summary(progress.report), err=True)
@@ -162,7 +144,7 @@ def command(address: str, rounds: int, settle: int, only: tuple[str, ...], as_js
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"interrupted: {summary(progress.report)}", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    click.echo(json.dumps(report_as_data(settings.address, report), indent=2) if as_json else summary(report))
+    click.echo(json.dumps(report_as_data(address, report), indent=2) if as_json else summary(report))
     sys.exit(EXIT_FAILED if report.has_failures else 0)
 
 
@@ -180,28 +162,30 @@ def _chosen(only: Sequence[str]) -> Sequence[Check]:
     return [check for check in CHECKS if not wanted or any(text in names[check] for text in wanted)]
 
 
-async def _run(settings: Settings, progress: ContractProgress) -> ContractReport:
+async def _run(
+    address: str, progress: ContractProgress, checks: Sequence[Check], *, rounds: int, settle: timedelta
+) -> ContractReport:
     task = asyncio.current_task()
     if task is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    prefix = await _check_address(settings.address, progress.left_behind)
-    if not settings.as_json:
+    prefix = await _check_address(address, progress.left_behind)
+    if not progress.as_json:
         click.echo(f"{'result':<8} {'check':<{_WIDTH}} {'time':>8}")
     while True:
         with contextlib.suppress(_UnansweredError):
             await check_provider(
-                lambda: open_provider(settings.address)[0],
+                lambda: open_provider(address)[0],
                 prefix=prefix,
-                rounds=settings.rounds,
-                settle=settings.settle,
+                rounds=rounds,
+                settle=settle,
                 tell=progress.add,
-                checks=settings.checks[len(progress.outcomes) :],
+                checks=checks[len(progress.outcomes) :],
                 left_behind=progress.left_behind,
             )
-        if len(progress.outcomes) == len(settings.checks):
+        if len(progress.outcomes) == len(checks):
             return progress.report
         try:
-            await _check_address(settings.address, progress.left_behind)
+            await _check_address(address, progress.left_behind)
         except NotRunError as error:
             raise NotRunError(f"stopped, because the store does not answer any more: {error}", error.hint) from None
 
