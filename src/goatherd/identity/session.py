@@ -171,15 +171,8 @@ class OwnedSession:
         if not isinstance(self.signer, PrivateKey):
             raise TypeError(f"the key of session {self.session.id!r} is in an HSM or a KMS and cannot be exported")
         public = self.session.to_json()
-        encoded: dict[str, Any] = {
-            "id": public["id"],
-            "publicKey": public["publicKey"],
-            "privateKey": self.signer.to_jwk(),
-        }
-        if "owner" in public:
-            encoded["owner"] = public["owner"]
-        encoded["expiration"] = public["expiration"]
-        return encoded
+        key = {"id": public.pop("id"), "publicKey": public.pop("publicKey"), "privateKey": self.signer.to_jwk()}
+        return {**key, **public}
 
     @property
     def id(self) -> str:

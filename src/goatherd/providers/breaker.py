@@ -25,6 +25,9 @@ GAP: Final = timedelta(seconds=5)
 class Breaker:
     """A circuit breaker for calls to a store: closed while the store answers, and open after a failed call.
 
+    Attributes:
+        error: The error of the last call to the store, while the circuit breaker is open; None while it is closed.
+
     Args:
         first: Maximum of the random pause after the first failure; it doubles with each further one.
         cap: Upper limit of that maximum.
@@ -38,21 +41,16 @@ class Breaker:
         self._failures = 0
         self._asked_at = 0.0
         self._due_at = 0.0
-        self._error: ProviderError | None = None
-
-    @property
-    def error(self) -> ProviderError | None:
-        """The error of the last call to the store, while the circuit breaker is open; None while it is closed."""
-        return self._error
+        self.error: ProviderError | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether the circuit breaker is open, which means that the last call to the store failed."""
-        return self._error is not None
+        return self.error is not None
 
     def admits_call(self, now: float) -> bool:
         """Return whether the circuit breaker allows a call to the store at `now` (seconds on a monotonic clock)."""
-        return self._error is None or now >= self._due_at or now - self._asked_at >= self._gap
+        return self.error is None or now >= self._due_at or now - self._asked_at >= self._gap
 
     def time_to_probe(self, now: float) -> timedelta:
         """Return how long until the pause after the last failure ends, so that a probe is due; zero while closed."""
@@ -67,7 +65,7 @@ class Breaker:
 
     def record_success(self) -> None:
         """Close the circuit breaker, because the store has answered with a value."""
-        self._failures, self._error = 0, None
+        self._failures, self.error = 0, None
 
     def record_failure(self, now: float, error: ProviderError) -> None:
         """Open the circuit breaker after a failed call to the store, or keep it open for longer.
@@ -82,7 +80,7 @@ class Breaker:
         if isinstance(error, ThrottledError) and error.retry_after is not None:
             pause += min(error.retry_after, self._cap)
         self._failures += 1
-        self._asked_at, self._due_at, self._error = now, now + pause, error
+        self._asked_at, self._due_at, self.error = now, now + pause, error
 
 
 def new_breaker(interval: timedelta) -> Breaker:
