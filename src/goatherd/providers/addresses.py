@@ -7,6 +7,7 @@ an error, and no error quotes the URI. An address never holds a secret, because 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -173,6 +174,16 @@ def check_options(form: AddressForm, options: Mapping[str, str]) -> None:
                 f"{form.scheme} address: {name} must be {' or '.join(choices) or 'a string that is not empty'}",
                 hint=f"Write {' or '.join(f'{name}={one}' for one in choices or ('VALUE',))} in the address.",
             )
+
+
+def check_part(value: str | None, pattern: re.Pattern[str], what: str, hint: str) -> None:
+    """Check one part of an address, such as a region; None means that it is not given.
+
+    Raises:
+        ConfigurationError: The part does not match the pattern. `what` names the part in the message.
+    """
+    if value is not None and not pattern.fullmatch(value):
+        raise ConfigurationError(f"{value[:100]!r} is not a valid {what}", hint=hint)
 
 
 def split_path(path: str, *, example: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
-from goatherd.providers.addresses import AddressForm, Option
+from goatherd.providers.addresses import AddressForm, Option, check_part
 
 RECOVERY_DAYS: Final = range(7, 31)
 DEFAULT_RECOVERY_DAYS: Final = 30
@@ -68,10 +68,10 @@ class AWSAddress:
     recovery_days: int = DEFAULT_RECOVERY_DAYS
 
     def __post_init__(self) -> None:
-        _check_pattern(self.region, _REGION, "region", "Such as eu-west-1.")
-        _check_pattern(self.profile, _PROFILE, "profile", "The name of a profile in ~/.aws/config.")
-        _check_pattern(self.role_arn, _ROLE, "role_arn", "Such as arn:aws:iam::111122223333:role/goatherd.")
-        _check_pattern(self.kms_key_id, _KEY, "kms_key_id", "A key id, a key ARN, or alias/name.")
+        check_part(self.region, _REGION, "AWS region", "Such as eu-west-1.")
+        check_part(self.profile, _PROFILE, "AWS profile", "The name of a profile in ~/.aws/config.")
+        check_part(self.role_arn, _ROLE, "role_arn", "Such as arn:aws:iam::111122223333:role/goatherd.")
+        check_part(self.kms_key_id, _KEY, "kms_key_id", "A key id, a key ARN, or alias/name.")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
         if self.recovery_days != 0 and self.recovery_days not in RECOVERY_DAYS:
@@ -106,11 +106,6 @@ def parse_address(given: str | Mapping[str, object]) -> tuple[AWSAddress, str]:
 def partition_of(region: str) -> str:
     """Return the partition of AWS that has a region, which is the second part of an ARN; ``aws`` if it is unknown."""
     return next((name for prefix, name in _PARTITIONS.items() if region.startswith(prefix)), "aws")
-
-
-def _check_pattern(value: str | None, pattern: re.Pattern[str], name: str, hint: str) -> None:
-    if value is not None and not pattern.fullmatch(value):
-        raise ConfigurationError(f"aws address: {value[:80]!r} is not a valid {name}", hint=hint)
 
 
 def _check_endpoint(endpoint: str) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
-from goatherd.providers.addresses import AddressForm, Option, check_options
+from goatherd.providers.addresses import AddressForm, Option, check_options, check_part
 from goatherd.providers.values import ORG_FIELD
 
 PUBLIC_SUFFIX: Final = "vault.azure.net"
@@ -99,13 +99,9 @@ def address(vault: str, options: Mapping[str, str], *, example: str = FORM.examp
     """
     check_options(FORM, options)
     vault = vault.lower()
-    if not _VAULT.fullmatch(vault):
-        raise ConfigurationError(f"{vault!r} is not a valid name for a key vault", hint=example)
+    check_part(vault, _VAULT, "name for a key vault", example)
     suffix, endpoint = options.get("suffix", PUBLIC_SUFFIX), options.get("endpoint")
-    if not _SUFFIX.fullmatch(suffix):
-        raise ConfigurationError(
-            f"azure address: suffix={suffix!r} is not a valid domain", hint="Such as vault.azure.cn."
-        )
+    check_part(suffix, _SUFFIX, "domain of key vaults", "Such as vault.azure.cn.")
     if endpoint is not None and not _ENDPOINT.fullmatch(endpoint):
         raise ConfigurationError(
             f"azure address: endpoint={endpoint!r} is not an https address",

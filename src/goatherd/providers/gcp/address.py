@@ -14,7 +14,7 @@ from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers import addresses
-from goatherd.providers.addresses import AddressForm, Option
+from goatherd.providers.addresses import AddressForm, Option, check_part
 
 HOST: Final = "secretmanager.googleapis.com"
 FORM: Final = AddressForm(
@@ -57,19 +57,10 @@ class GCPAddress:
         Raises:
             ConfigurationError: A part is invalid.
         """
-        if not _PROJECT.fullmatch(self.project):
-            raise ConfigurationError(
-                f"{self.project[:100]!r} is not a valid name for a Google Cloud project", hint=FORM.example
-            )
-        for location in ([] if self.location is None else [self.location]) + list(self.replication):
-            if not _LOCATION.fullmatch(location):
-                raise ConfigurationError(
-                    f"{location[:50]!r} is not a valid name for a Google Cloud location", hint=FORM.example
-                )
-        if self.endpoint is not None and not _ENDPOINT.fullmatch(self.endpoint):
-            raise ConfigurationError(
-                f"{self.endpoint[:100]!r} is not a valid endpoint", hint="Write host or host:port."
-            )
+        check_part(self.project, _PROJECT, "name for a Google Cloud project", FORM.example)
+        for location in (self.location, *self.replication):
+            check_part(location, _LOCATION, "name for a Google Cloud location", FORM.example)
+        check_part(self.endpoint, _ENDPOINT, "endpoint", "Write host or host:port.")
         if self.location is not None and self.replication:
             raise ConfigurationError("a regional secret is not replicated: give location or replication, not both")
 
