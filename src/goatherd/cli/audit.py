@@ -12,7 +12,7 @@ from goatherd.cli.main import FILE, App, command
 from goatherd.cli.text.audit import checked_json, checked_lines, record_json, record_line
 from goatherd.config.build import is_store_named, open_store
 from goatherd.errors import ConfigurationError, DecodeError
-from goatherd.operations.audit import read_trail, read_trail_anchors, verify_trail
+from goatherd.operations.audit import read_trail, verify_trail
 from goatherd.telemetry import describe_count
 
 
@@ -78,7 +78,8 @@ def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> i
 
 async def _read_anchors(app: App) -> Anchors:
     async with open_store(app.options, is_reader=True) as store:
-        return await read_trail_anchors(store)
+        _, document = await store.read()
+    return Anchors.of(document)
 
 
 def _show(app: App, file: Path, last: int | None) -> int:

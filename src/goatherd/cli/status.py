@@ -79,11 +79,12 @@ async def lease(app: App, make: bool) -> None:
     with credentials that may create secrets.
     """
     # Imported here, because the status of a file store alone needs no agent.
+    from goatherd.agent.restart_lease import read_lease
     from goatherd.config.build_servers import build_lease_secret
-    from goatherd.operations.run_agent import open_and_read_lease
 
     provider, name = build_lease_secret(app.options)
-    record, is_new = await open_and_read_lease(provider, name, make=make)
+    async with provider:
+        record, is_new = await read_lease(provider, name, make=make)
     until = None if record.holder is None else iso(record.until_ms)
     data = {"lease": name, "made": is_new, "holder": record.holder, "until": until}
     state = "free" if record.holder is None else f"held by {record.holder} until {until}"

@@ -374,13 +374,14 @@ def build_notifier(options: Options, *, supervisor: Supervisor | None, pid_file:
     Raises:
         ConfigurationError: The options ask for a command but name none.
     """
-    from goatherd.operations.run_agent import command_notifier, signal_notifier
+    from goatherd.agent.agent import run_command
+    from goatherd.operations.run_agent import signal_notifier
 
     if options.agent_on_change == "command":
         if not options.agent_command:
             raise ConfigurationError("--on-change command needs a command", hint="Give --command TEXT.")
-        words = shlex.split(options.agent_command)
-        return command_notifier(words, timeout=options.agent_ready_timeout, environ=build_child_environment(options))
+        words, environ = shlex.split(options.agent_command), build_child_environment(options)
+        return lambda: run_command(words, options.agent_ready_timeout, SystemClock(), environ)
     if options.agent_on_change == "signal":
         return signal_notifier(options.agent_signal, supervisor=supervisor, pid_file=pid_file)
     return None

@@ -12,7 +12,6 @@ from pathlib import Path
 from goatherd.audit.records import Anchors, Checked, Head, Record, read_record, verify
 from goatherd.audit.trail import is_trail, read_lines
 from goatherd.errors import AuditBrokenError, DecodeError
-from goatherd.operations.identity_store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +20,6 @@ class TrailRecords:
 
     records: tuple[Record, ...]
     unreadable: int
-
-
-async def read_trail_anchors(store: Store) -> Anchors:
-    """Return the roots that may sign an audit trail: those that the identity in the store lists."""
-    _, document = await store.read()
-    return Anchors.of(document)
 
 
 def verify_trail(file: Path, *, anchors: Anchors | None, checkpoint: Head | None = None) -> Checked:

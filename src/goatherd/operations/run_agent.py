@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goatherd.agent import Agent, Lease, ManagedOrganization, OnChange, Rules, Supervisor
-from goatherd.agent.agent import Front, Notify, run_command, stop_leftover_server
+from goatherd.agent.agent import Front, Notify, stop_leftover_server
 from goatherd.agent.data_directory_lock import DataDirectoryLock, may_signal
 from goatherd.agent.memory_directory import clear_if_empty, directory_for, make_private, remove_directory
-from goatherd.agent.restart_lease import LeaseRecord, NoLease, read_lease
+from goatherd.agent.restart_lease import NoLease
 from goatherd.agent.settings_file import SettingsFile
 from goatherd.clock import SystemClock
 from goatherd.data_directory import (
@@ -233,18 +233,6 @@ async def fetch_settings(
     return written
 
 
-async def open_and_read_lease(provider: SecretProvider, secret_id: str, *, make: bool) -> tuple[LeaseRecord, bool]:
-    """Return the restart lease (it lets one server restart at a time), and whether this call has created it.
-
-    Args:
-        provider: The provider, not open yet.
-        secret_id: The secret that holds the lease.
-        make: Whether to create the lease if there is none.
-    """
-    async with provider:
-        return await read_lease(provider, secret_id, make=make)
-
-
 async def _check_data(files: ServerFiles, open_store: OpenStore | None) -> None:
     files.check_data_directory()
     if open_store is not None:
@@ -299,11 +287,6 @@ def hide_credentials(
         for name, value in environ.items()
         if name in passed or not any(fnmatchcase(name, pattern) for pattern in hidden)
     }
-
-
-def command_notifier(command: Sequence[str], *, timeout: timedelta, environ: Mapping[str, str]) -> Notify:
-    """Return a function that runs a command which makes the server read its new file."""
-    return lambda: run_command(command, timeout, SystemClock(), environ)
 
 
 def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Path | None) -> Notify:

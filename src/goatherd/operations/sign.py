@@ -45,16 +45,6 @@ class SignatureState(StrEnum):
     """The signature is of this generation, but of other content."""
 
 
-def signature_state(document: IdentityDocument) -> SignatureState:
-    """Return whether the signature is valid, missing, outdated (of an earlier generation), or invalid."""
-    if document.is_signed:
-        return SignatureState.VALID
-    if document.signature is None:
-        return SignatureState.MISSING
-    is_outdated = document.signature.generation != document.generation
-    return SignatureState.OUTDATED if is_outdated else SignatureState.INVALID
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureExamination:
     """The current identity document, and the last one that a root signed.
@@ -76,7 +66,12 @@ class SignatureExamination:
     @property
     def state(self) -> SignatureState:
         """The state of the current version's signature."""
-        return signature_state(self.document)
+        if self.document.is_signed:
+            return SignatureState.VALID
+        if self.document.signature is None:
+            return SignatureState.MISSING
+        is_outdated = self.document.signature.generation != self.document.generation
+        return SignatureState.OUTDATED if is_outdated else SignatureState.INVALID
 
 
 async def examine_signature(provider: SecretProvider, secret_id: str) -> SignatureExamination:

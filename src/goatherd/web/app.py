@@ -20,14 +20,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from goatherd.clock import Clock
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, parse_networks, send_refusal
 from goatherd.serving.caller_limits import RefusedError, is_in_networks
-from goatherd.web.access import PageAddress
+from goatherd.web.access import PageAddress, is_loopback
 from goatherd.web.render import ASSETS, Choice, Data, Renderer, page_title, read_asset
 
 POLICY: Final = (
@@ -398,13 +397,7 @@ def _cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]
 
 def _is_loopback_host(raw: bytes) -> bool:
     host = raw.decode("latin-1").lower()
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name == "localhost":
-        return True
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
 
 
 async def _redirect(send: Send, *more: tuple[bytes, bytes]) -> None:
