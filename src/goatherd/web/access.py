@@ -24,14 +24,14 @@ class PageAddress:
 
     Attributes:
         host, port: Address to listen on; port 0 takes a free one.
-        token_digest: SHA-256 of the token that a reader must give; None if none is needed.
+        token_digest: SHA-256, in hexadecimal, of the token that a reader must give; None if none is needed.
         certificate, key: Files with the TLS certificate and its key; None to serve HTTP.
         proxies: Networks of the reverse proxies that may connect; empty if any address may.
     """
 
     host: str
     port: int
-    token_digest: bytes | None = None
+    token_digest: str | None = None
     certificate: Path | None = None
     key: Path | None = None
     proxies: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def check_address(
                 f"the token of the page has fewer than {SHORTEST_TOKEN} characters",
                 hint="Write a new one: `openssl rand -base64 32`.",
             )
-        digest = hashlib.sha256(value).digest()
+        digest = hashlib.sha256(value).hexdigest()
     address = PageAddress(host=host, port=port, token_digest=digest, certificate=certificate, key=key, proxies=proxies)
     open_tls(address)
     return address

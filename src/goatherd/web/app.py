@@ -359,7 +359,7 @@ class PageApp:
         given = _parse_fields(body).get("token", [""])[0].strip()
         # SECURITY: digests are compared in constant time, so the time of the answer reveals nothing about the token
         # (tests/unit/web/test_app.py).
-        if not hmac.compare_digest(_digest(given), self._address.token_digest):
+        if not hmac.compare_digest(_digest(given).hex(), self._address.token_digest):
             await self._send_page(send, 403, self._renderer.render_login("This is not the token."))
             return
         await _redirect(send, _cookie(self._sessions.create(), SESSION_SECONDS, is_secure=self._is_secure))

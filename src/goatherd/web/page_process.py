@@ -47,14 +47,8 @@ _log = logging.getLogger("goatherd.web")
 
 def read_address(data: dict[str, Any]) -> PageAddress:
     """Return the page's address from the JSON object in the first line of standard input."""
-    return PageAddress(
-        host=data["host"],
-        port=data["port"],
-        token_digest=None if data["token"] is None else bytes.fromhex(data["token"]),
-        certificate=None if data["certificate"] is None else Path(data["certificate"]),
-        key=None if data["key"] is None else Path(data["key"]),
-        proxies=tuple(data["proxies"]),
-    )
+    files = {name: None if data[name] is None else Path(data[name]) for name in ("certificate", "key")}
+    return PageAddress(**data | files | {"proxies": tuple(data["proxies"])})
 
 
 async def serve_page(lines: asyncio.StreamReader, clock: Clock) -> None:
@@ -68,7 +62,7 @@ async def serve_page(lines: asyncio.StreamReader, clock: Clock) -> None:
         GoatherdError: The address cannot be bound, or the certificate cannot be used.
     """
     first = json.loads(await lines.readline())
-    address = read_address(first)
+    address = read_address(first["address"])
     limiter = CallerLimiter(LIMITS, clock=clock, forwarded_by=address.proxies)
     app = PageApp(address, limiter, clock=clock, interval_ms=first["interval_ms"])
     files = open_tls(address)

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
@@ -68,7 +69,7 @@ class PageProcess:
     async def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
             await self._process.stdin.drain()
         except OSError as error:
             raise _ended_error() from error
@@ -111,17 +112,7 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
     try:
         assert process.stdout is not None
         page = PageProcess(process, "")
-        await page._send(
-            {
-                "host": address.host,
-                "port": address.port,
-                "token": None if address.token_digest is None else address.token_digest.hex(),
-                "certificate": None if address.certificate is None else str(address.certificate.absolute()),
-                "key": None if address.key is None else str(address.key.absolute()),
-                "proxies": list(address.proxies),
-                "interval_ms": milliseconds(interval),
-            }
-        )
+        await page._send({"address": asdict(address), "interval_ms": milliseconds(interval)})
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
                 line = await process.stdout.readline()

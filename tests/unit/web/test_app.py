@@ -22,7 +22,7 @@ from tests.fakes.page_scenes import scenes, view_of
 from tests.fakes.shifting_clock import ShiftingClock
 
 TOKEN = "correct horse battery staple"
-DIGEST = hashlib.sha256(TOKEN.encode()).digest()
+DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 SCENES = scenes()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import ssl
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from goatherd.clock import SystemClock
+from goatherd.web.access import PageAddress
 from goatherd.web.page_process import CERTIFICATE_CHECK, serve_page
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate, replace_file
@@ -58,17 +60,9 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_a_bad_one_i
     first, second = certificate("first"), certificate("second")
     cert.write_bytes(first[0])
     key.write_bytes(first[1])
-    address = {
-        "host": "127.0.0.1",
-        "port": 0,
-        "token": None,
-        "certificate": str(cert),
-        "key": str(key),
-        "proxies": [],
-        "interval_ms": 1000,
-    }
+    address = asdict(PageAddress(host="127.0.0.1", port=0, certificate=cert, key=key))
     lines, minutes = asyncio.StreamReader(), Minutes()
-    lines.feed_data(json.dumps(address).encode() + b"\n")
+    lines.feed_data(json.dumps({"address": address, "interval_ms": 1000}, default=str).encode() + b"\n")
     async with asyncio.timeout(HANG):
         serving = asyncio.create_task(serve_page(lines, minutes))
         await minutes.begun.acquire()
