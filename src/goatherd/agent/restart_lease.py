@@ -40,6 +40,7 @@ from goatherd.times import milliseconds
 TERM: Final = timedelta(seconds=60)
 """Duration of the lease without renewal."""
 SKEW: Final = timedelta(seconds=30)
+"""Largest difference between the clocks of nodes."""
 POLL: Final = timedelta(seconds=2)
 _TROUBLED: Final = timedelta(seconds=30)
 _SUFFIX: Final = "-lease"
@@ -105,7 +106,6 @@ class Lease:
         holder: Human-readable name of this node: ``host:pid``.
         token: Identifies this node (default: random). After a crash or a lost answer, the node recognizes its own lease
             by this token.
-        skew: Largest difference between the clocks of nodes.
         poll: How often to read the lease while another node holds it.
         clock: Supplies the current time.
 
@@ -120,7 +120,6 @@ class Lease:
         *,
         holder: str,
         token: str | None = None,
-        skew: timedelta = SKEW,
         poll: timedelta = POLL,
         clock: Clock | None = None,
     ) -> None:
@@ -128,7 +127,6 @@ class Lease:
         self._secret_id = secret_id
         self._holder = holder
         self._token = token or secrets.token_hex(16)
-        self._skew = skew
         self._poll = poll
         self._clock: Clock = clock or SystemClock()
         self._version: str | None = None
@@ -209,7 +207,7 @@ class Lease:
         now = self._clock.monotonic()
         if self._watched is None or self._watched[0] != version:
             self._watched = (version, now)
-        skew_ms = milliseconds(self._skew)
+        skew_ms = milliseconds(SKEW)
         watched_ms = (now - self._watched[1]) * 1000
         return self._clock.now_ms() > record.until_ms + skew_ms or watched_ms > record.term_ms + skew_ms
 

@@ -113,7 +113,6 @@ class Door:
             redirects (COMPAT: ``http://localhost:<port>`` unless the application sets another).
         forwarded_by: Networks of the proxies in front of the door, whose ``X-Forwarded-For`` names the caller.
         clock: Supplies the current time.
-        threads: Number of threads for signatures; one per core by default.
         own: Answers requests below ``/goatherd/v1/``, which never reach the server; by default they are 404.
         guard: Checks whether a request that was signed for one server is meant for this one; a new guard by default.
         addresses: Returns the numeric addresses of this machine at which other machines may reach it.
@@ -136,7 +135,6 @@ class Door:
         public_url: str | None = None,
         forwarded_by: Iterable[str] = (),
         clock: Clock | None = None,
-        threads: int | None = None,
         own: Answerer | None = None,
         guard: RequestGuard | None = None,
         is_restarting: Callable[[], bool] | None = None,
@@ -153,7 +151,6 @@ class Door:
         self._private = private
         self._public_url = public_url
         self._clock: Clock = clock or SystemClock()
-        self._threads = threads or count_cores()
         self._server = ServerConnections(upstream)
         self._hosts = {org: parse_server_url(url).authority.encode("ascii") for org, url in (org_urls or {}).items()}
         if self._server.is_at(host, port):
@@ -204,7 +201,7 @@ class Door:
 
     async def __aenter__(self) -> Door:
         use_aws_lc()
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="goatherd-door")
+        self._executor = ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-door")
         for trust in self.trusts:
             ask = partial(self._send_to_server, self._hosts.get(trust.org))
             trust.set_sender(ask)

@@ -62,16 +62,13 @@ class TrustedSessions:
     Args:
         org: The organization's id.
         identity: The identity document: current root, trusted roots and revocations.
-        trusted: Sessions to trust without verification, as the server does (``trustedSessions`` of its settings).
         clock: Supplies the current time.
     """
 
-    def __init__(
-        self, *, org: str, identity: TrustSource, trusted: Iterable[Session] = (), clock: Clock | None = None
-    ) -> None:
+    def __init__(self, *, org: str, identity: TrustSource, clock: Clock | None = None) -> None:
         self.org = org
         self.clock: Clock = clock or SystemClock()
-        self.pool = TrustPool.from_identity(identity, org=org, trusted=trusted)
+        self.pool = TrustPool.from_identity(identity, org=org)
         self._reader: RepositoryReader | None = None
         self._rounds = SharedRounds(self._read_sessions, f"sessions of {org}")
         self._read_at: float | None = None
