@@ -217,12 +217,10 @@ def build_front(
     """Return a function that opens an agent's HTTP address: a door, or an address of its own; None if neither is named.
 
     Args:
-        options: The limits of callers, and the proxies in front of the door.
+        options, public_url, private: As for `build_door`.
         url: URL of the server.
         door: Address and port of the door.
         own_address: Address and port at which the agent reports its state, if there is no door.
-        public_url: URL at which clients reach the door.
-        private: Whether the door lets only roots and owners write to ``/sys/*`` and ``/user/<id>``.
 
     Raises:
         MissingExtraError: The libraries of the extra ``node`` are not installed.

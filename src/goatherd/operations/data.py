@@ -56,7 +56,7 @@ async def check_data(
     Raises:
         ConfigurationError: The path holds no such organization, or there are peers but no roots to verify their commits
             with.
-        StorageError: A server runs on the directory, or a log cannot be read.
+        StorageError: A server runs on the directory, or a log cannot be read (or written).
         ProviderError, IdentityError: The identity cannot be read.
     """
     reports = []
@@ -74,17 +74,7 @@ async def repair_data(
 ) -> list[Repair]:
     """Repair the logs of every organization in a data directory, with commits from other servers.
 
-    Args:
-        path: A data directory, or the directory of one organization.
-        org: The organization to repair; None for all.
-        open_store: Opens the store with an organization's identity; None to use the roots in the server's own files.
-        peers: Other servers of the cluster, which may hold the commits that are damaged here.
-
-    Raises:
-        ConfigurationError: The path holds no such organization, or there are peers but no roots to verify their commits
-            with.
-        StorageError: A server runs on the directory, or a log cannot be read or written. The repair can be run again.
-        ProviderError, IdentityError: The identity cannot be read.
+    Args and errors are those of `check_data`. After an error, the repair can be run again.
     """
     repairs = []
     for name, directory in find_organizations(path, org):

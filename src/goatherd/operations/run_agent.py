@@ -118,13 +118,10 @@ async def run_agent(
     Args:
         files: The server's data directory.
         organizations: The organizations of the server, with their identities in the store.
-        supervisor: Runs the server process; None if another program runs the server.
+        supervisor, rules, notify, front: As for `goatherd.agent.Agent`.
         lease_secret: The provider, not open yet, and the id of the secret that holds the restart lease (so that only
             one server of the cluster restarts at a time); None for a cluster of one server. Not used if the server is
             never restarted.
-        rules: Options of the agent, such as what it does when the identity changes.
-        notify: Makes the server read its new file, for `OnChange.SIGNAL` and `OnChange.COMMAND`.
-        front: Opens the door (the verifying proxy) in front of the server, or the agent's own HTTP address.
         grace: How long a server that an earlier agent left running may take to stop.
         open_store: Opens the store of an organization, with which its data are compared at the first start; None for no
             comparison.

@@ -174,8 +174,7 @@ async def publish_views(
 
     Args:
         source: Reads the cluster and makes the views.
-        address: The address of the page, and the readers that may see it.
-        interval: Time between two views.
+        address, interval: As for `start_page_process`.
         stop: Event whose setting ends the page.
         on_ready: Called with the page's URL once it is served and has its first view.
 
@@ -200,14 +199,7 @@ async def publish_beside(source: ViewSource, address: PageAddress, *, interval: 
 
     A failure of the page does not end the block: it is logged, and the page is served again after `RETRY_PAUSE`.
 
-    Args:
-        source: Reads the cluster and makes the views.
-        address: The address of the page, and the readers that may see it.
-        interval: Time between two views.
-
-    Raises:
-        MissingExtraError: A library of the extra ``web`` is not installed.
-        GoatherdError: The process cannot be started, the address cannot be bound, or the certificate cannot be used.
+    Args and errors are those of `publish_views` and `start_page_process`.
     """
     stop = asyncio.Event()
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
