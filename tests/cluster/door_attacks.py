@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import OwnedSession
 from goatherd.wire.base32 import base32_decode, base32_encode
 from goatherd.wire.commit import Commit

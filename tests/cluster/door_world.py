@@ -13,7 +13,11 @@ import httpx2
 import pytest
 
 from goatherd.clock import SystemClock
-from goatherd.door import Door, DoorLimits, DoorRule, TrustedSessions, commit_index, proxy, trusted_sessions
+from goatherd.door import commit_index, proxy, trusted_sessions
+from goatherd.door.door import Door
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession

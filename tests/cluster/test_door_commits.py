@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import OwnedSession, sign_commit, verify_commit
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from goatherd.door import DoorLimits, Rate
+from goatherd.door.limits import DoorLimits
 from goatherd.door.request_checks import RefusedError, read_batch
+from goatherd.serving.caller_limits import Rate
 from tests.cluster.door_world import X, world
 from tests.unit.goats import commit_by, element, signed_header
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorLimits, DoorRule, Rate
 from goatherd.door.exchange import KEPT_BYTES
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule
 from goatherd.door.server_connections import ServerConnections
 from goatherd.errors import NodeUnreachableError
+from goatherd.serving.caller_limits import Rate
 from tests.cluster.door_world import A, World, X, Y, world
 from tests.unit.goats import ORG, element, new_id, owned, signed_header
 

@@ -19,9 +19,11 @@ import pytest
 
 import goatherd.trust
 from goatherd.crypto.keys import SignatureCheck
-from goatherd.door import DoorLimits, DoorRule, door, proxy
+from goatherd.door import door, proxy
 from goatherd.door.delivery import smallest_portion
+from goatherd.door.limits import DoorLimits
 from goatherd.door.received_commits import ReceivedCommit
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes

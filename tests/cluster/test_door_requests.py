@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.wire.base32 import base32_encode
 from tests.cluster.door_world import A, World, X, Y, world

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit
 from tests.cluster.door_world import A, B, World, X, Y, identity, world

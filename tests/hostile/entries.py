@@ -17,7 +17,8 @@ from goatherd.config.options import load_options
 from goatherd.config.values import parse_duration
 from goatherd.crypto import PublicKey
 from goatherd.data_directory import check_understood
-from goatherd.door import DoorLimits, key_filter, request_checks
+from goatherd.door import key_filter, request_checks
+from goatherd.door.limits import DoorLimits
 from goatherd.errors import GoatherdError
 from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.revocations import FrozenList

@@ -20,8 +20,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from goatherd.door import Door, DoorLimits, Rate, TrustedSessions
-from goatherd.serving.caller_limits import CallerLimits
+from goatherd.door.door import Door
+from goatherd.door.limits import DoorLimits
+from goatherd.door.trusted_sessions import TrustedSessions
+from goatherd.serving.caller_limits import CallerLimits, Rate
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, X, identity
 from tests.deadlines import HANG

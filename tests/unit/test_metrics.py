@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import goatherd
 from goatherd.clock import SystemClock
 from goatherd.cluster.server_answers import LogsReport
-from goatherd.door import DoorStatus
+from goatherd.door.door import DoorStatus
 from goatherd.door.report import agent_samples, door_samples
 from goatherd.errors import (
     ConflictError,

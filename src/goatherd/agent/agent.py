@@ -124,7 +124,7 @@ class Agent:
         rules: Options of the agent.
         notify: Notifies the server that its settings.json has changed; needed for `OnChange.SIGNAL` and
             `OnChange.COMMAND`.
-        front: Returns what listens in front of the server: a `goatherd.door.Door` (reverse proxy) or a
+        front: Returns what listens in front of the server: a `goatherd.door.door.Door` (reverse proxy) or a
             `goatherd.agent.own_address.OwnAddress`. The arguments are the organizations and the `OwnAPI`, which answers
             requests for the agent itself. The result is entered as long as the agent runs.
         service: Reports to systemd that the server is ready, or stops.

@@ -22,7 +22,7 @@ from goatherd.operations.serve import require_node_extra
 from goatherd.server_url import parse_listen_host, parse_server_url
 
 if TYPE_CHECKING:
-    from goatherd.door import Door
+    from goatherd.door.door import Door
 
 
 door_options = add_options(

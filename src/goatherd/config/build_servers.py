@@ -27,7 +27,7 @@ from goatherd.providers.values import ORG_FIELD, secret_id_for
 if TYPE_CHECKING:
     from goatherd.agent import ManagedOrganization, Rules, Supervisor
     from goatherd.agent.agent import Front, Notify
-    from goatherd.door import Door
+    from goatherd.door.door import Door
     from goatherd.node.server import Server
     from goatherd.operations.data import OpenStore
     from goatherd.operations.run_agent import ServerFiles
@@ -191,7 +191,8 @@ def build_door(
         public_url: URL at which clients reach the door.
         private: Whether only roots and owners may write to ``/sys/*`` and ``/user/<id>``.
     """
-    from goatherd.door import Door, DoorLimits
+    from goatherd.door.door import Door
+    from goatherd.door.limits import DoorLimits
 
     return partial(
         Door,

@@ -6,28 +6,5 @@ repositories as a peer), `trusted_sessions` (decides whose signatures count), `c
 crash the server), `server_connections` (HTTP connections to the server), `exchange` (one request and its answer),
 `delivery` (delivers large pushes in portions), `proxy` (handles each request), `door` (the whole proxy).
 
-A name is imported when it is first used: an agent without a door needs no library of the extra ``node``.
+The package itself imports nothing: an agent without a door needs no library of the extra ``node``.
 """
-
-from typing import TYPE_CHECKING
-
-from goatherd.lazy_imports import lazy_attributes
-
-if TYPE_CHECKING:
-    from goatherd.door.door import Door, DoorStatus
-    from goatherd.door.limits import DoorLimits
-    from goatherd.door.request_checks import DoorRule
-    from goatherd.door.trusted_sessions import TrustedSessions
-    from goatherd.serving.caller_limits import Rate
-
-__all__ = ["Door", "DoorLimits", "DoorRule", "DoorStatus", "Rate", "TrustedSessions"]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    Door="door",
-    DoorLimits="limits",
-    DoorRule="request_checks",
-    DoorStatus="door",
-    Rate="limits",
-    TrustedSessions="trusted_sessions",
-)

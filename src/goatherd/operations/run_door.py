@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from goatherd.agent.agent import Front
 from goatherd.aws_lc import verifier_processes
-from goatherd.door import Door, TrustedSessions
+from goatherd.door.door import Door
 from goatherd.door.report import DoorAPI
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.garbage_collection import (
     collect_rarely,
     exempt_present_objects,

@@ -9,8 +9,8 @@ import pytest
 
 from goatherd.admission.commits import CommitFault, NotAdmittedError, decode_commit, is_nested_deeper
 from goatherd.admission.requests import RequestLimits
-from goatherd.door import DoorLimits, DoorRule
-from goatherd.door.request_checks import DroppedError
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule, DroppedError
 from goatherd.door.request_checks import read_commit as read_at_door
 from goatherd.node.commit_checks import read_commit as read_at_node
 from goatherd.node.views import SyncLimits

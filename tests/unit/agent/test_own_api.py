@@ -22,8 +22,10 @@ import goatherd
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
-from goatherd.door import Door, DoorRule, DoorStatus, TrustedSessions
+from goatherd.door.door import Door, DoorStatus
 from goatherd.door.report import DoorAPI
+from goatherd.door.request_checks import DoorRule
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import ConfigurationError, NodeRefusedError, NodeUnreachableError
 from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_request

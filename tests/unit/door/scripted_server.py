@@ -8,7 +8,9 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-from goatherd.door import Door, DoorLimits, TrustedSessions
+from goatherd.door.door import Door
+from goatherd.door.limits import DoorLimits
+from goatherd.door.trusted_sessions import TrustedSessions
 from tests.cluster.door_world import A, Standing, identity
 from tests.unit.goats import ORG
 

@@ -6,7 +6,7 @@ import pytest
 
 from goatherd.agent.own_address import OwnAddress
 from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.request_binding import MISDIRECTED, RequestBinding, RequestGuard, sign_bound_request
 from goatherd.identity.session import OwnedSession, sign_data
 from goatherd.ids import new_id

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorLimits, DoorRule
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import World, X, world

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from goatherd.door import DoorLimits, DoorRule
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule
 
 DOCS = Path(__file__).parents[3] / "docs"
 REFERENCE = (DOCS / "reference/door.md").read_text()

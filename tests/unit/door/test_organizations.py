@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 
-from goatherd.door import Door, TrustedSessions
+from goatherd.door.door import Door
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.identity.session import parse_signature
 from tests.cluster.door_world import A, B, Standing, identity
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorRule, key_filter, proxy
+from goatherd.door import key_filter, proxy
+from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import OwnedSession
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, B, X, Y, identity, world

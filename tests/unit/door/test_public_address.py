@@ -7,8 +7,9 @@ import contextlib
 
 import pytest
 
-from goatherd.door import Door, TrustedSessions
+from goatherd.door.door import Door
 from goatherd.door.key_filter import script_with_server_url
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import ConfigurationError
 from goatherd.wire.schema import Registry
 from tests.cluster.door_world import NOTE, A, Standing, identity, world

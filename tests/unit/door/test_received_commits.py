@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from goatherd.door import DoorLimits
+from goatherd.door.limits import DoorLimits
 from goatherd.door.received_commits import NOTHING_KNOWN, KnownCommits
 from goatherd.door.request_checks import RefusedError, read_batch
 from goatherd.wire import json as wire_json

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from goatherd.door import DoorLimits
+from goatherd.door.limits import DoorLimits
 from tests.cluster.door_world import world
 from tests.waiting import until
 

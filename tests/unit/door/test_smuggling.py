@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from goatherd.door import DoorRule
+from goatherd.door.request_checks import DoorRule
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import X, world
 from tests.unit.goats import signed_header

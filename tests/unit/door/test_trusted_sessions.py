@@ -13,9 +13,9 @@ import pytest
 import goatherd.trust
 from goatherd.clock import SystemClock
 from goatherd.crypto.keys import SignatureCheck
-from goatherd.door import TrustedSessions
 from goatherd.door import trusted_sessions as door_trust
 from goatherd.door.received_commits import ReceivedCommit
+from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import InvalidSignatureError, NodeUnreachableError, RevokedSessionError, UntrustedRootError
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from goatherd.cluster.client import NodeClient
-from goatherd.door import Door, DoorLimits
+from goatherd.door.door import Door
+from goatherd.door.limits import DoorLimits
 from goatherd.errors import ConfigurationError, MissingExtraError, SecretNotFoundError
 from goatherd.identity.transitions import create_document
 from goatherd.node import Server
