@@ -30,21 +30,25 @@ if TYPE_CHECKING:
 
     from goatherd.operations.runs import AuditLog
 
-EXIT_CODES = {
-    "configuration": 2,
-    "plugin": 3,
-    "wire": 4,
-    "verification": 5,
-    "identity": 6,
-    "provider": 7,
-    "settings": 8,
-    "node": 9,
-    "rotation": 10,
-    "agent": 12,
-    "audit": 13,
-    "signer": 14,
+_FAMILIES: Final = {
+    "configuration": (2, "the command line, the environment or goatherd.toml is wrong"),
+    "plugin": (3, "a plugin, or the libraries that it needs, are not installed"),
+    "wire": (4, "malformed bytes from a peer, a client or a file"),
+    "verification": (5, "a signature is invalid, or its signer is not trusted"),
+    "identity": (6, "the identity is malformed, refused, or exists already"),
+    "provider": (7, "the secret store refused or failed, or holds no such secret"),
+    "settings": (8, "settings could not be read"),
+    "node": (9, "a server gave an unexpected answer or none, or its data directory cannot be used"),
+    "rotation": (
+        10,
+        "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
+    ),
+    "agent": (12, "the agent cannot run a server, or has stopped one that exposed its private key"),
+    "audit": (13, "the audit trail is broken, or cannot be written"),
+    "signer": (14, "the signer refused or failed, or has another key than the expected one"),
 }
-"""Exit code for each family of errors, which is the first part of an error's code."""
+"""For each family of errors, which is the first part of an error's code, the exit code and its meaning."""
+EXIT_CODES = {family: code for family, (code, _) in _FAMILIES.items()}
 EXIT_INTERNAL = 1
 EXIT_USAGE = 2
 EXIT_FINDINGS = 11
@@ -57,18 +61,7 @@ COMPLETION_VARIABLE = "_GOATHERD_COMPLETE"
 EXIT_MEANINGS = {
     0: "done",
     EXIT_INTERNAL: "a bug of Goatherd, or the operating system refused something, such as a full disk",
-    EXIT_USAGE: "the command line, the environment or goatherd.toml is wrong",
-    3: "a plugin, or the libraries that it needs, are not installed",
-    4: "malformed bytes from a peer, a client or a file",
-    5: "a signature is invalid, or its signer is not trusted",
-    6: "the identity is malformed, refused, or exists already",
-    7: "the secret store refused or failed, or holds no such secret",
-    8: "settings could not be read",
-    9: "a server gave an unexpected answer or none, or its data directory cannot be used",
-    10: "the rotation cannot start or continue, or was cancelled or rolled back because a server did not follow",
-    12: "the agent cannot run a server, or has stopped one that exposed its private key",
-    13: "the audit trail is broken, or cannot be written",
-    14: "the signer refused or failed, or has another key than the expected one",
+    **dict(_FAMILIES.values()),
     EXIT_FINDINGS: "`doctor`, `status`, `stores status`, `migrate`, `restore --signature` or `demo` found something "
     "wrong, `revoke`, `rotate --replace-expired` or `stores sync` is not finished, `retire` has kept a version that a "
     "label points at, or `scan` could not search everything",
