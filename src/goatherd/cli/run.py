@@ -32,13 +32,15 @@ from goatherd.config.build import build_store_opener
 from goatherd.config.build_servers import (
     build_agent_rules,
     build_child_environment,
-    build_front,
+    build_door,
     build_notifier,
     build_organizations,
+    build_own_address,
     build_server_files,
     chosen_organizations,
 )
 from goatherd.config.options import Options
+from goatherd.operations.serve import require_node_extra
 from goatherd.providers.values import ORG_FIELD
 
 if TYPE_CHECKING:
@@ -232,14 +234,18 @@ def run(
     if agent_port is None and agent_host is not None:
         raise click.UsageError("--agent-host needs --agent-port PORT")
     _check_change_flags(options)
-    front = build_front(
-        options,
-        url,
-        door=None if door is None else (door_host or LOOPBACK, door),
-        own_address=None if agent_port is None else (agent_host or LOOPBACK, agent_port),
-        public_url=public_url,
-        private=private,
-    )
+    front: Front | None = None
+    if door is not None:
+        require_node_extra()
+        from goatherd.operations.run_door import door_of_agent
+
+        make_door = build_door(
+            options, url, host=door_host or LOOPBACK, port=door, public_url=public_url, private=private
+        )
+        front = door_of_agent(make_door)
+    elif agent_port is not None:
+        require_node_extra()
+        front = build_own_address(url, agent_host or LOOPBACK, agent_port)
     return run_for_server(
         app,
         named,

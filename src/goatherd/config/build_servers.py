@@ -19,7 +19,6 @@ from goatherd.config.build import build_store_opener, configured_provider
 from goatherd.config.options import Options
 from goatherd.config.values import parse_organization
 from goatherd.errors import ConfigurationError
-from goatherd.operations.serve import require_node_extra
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
@@ -206,38 +205,15 @@ def build_door(
     )
 
 
-def build_front(
-    options: Options,
-    url: str,
-    *,
-    door: tuple[str, int] | None = None,
-    own_address: tuple[str, int] | None = None,
-    public_url: str | None = None,
-    private: bool = False,
-) -> Front | None:
-    """Return a function that opens an agent's HTTP address: a door, or an address of its own; None if neither is named.
+def build_own_address(url: str, host: str, port: int) -> Front:
+    """Return a function that opens the HTTP address at which an agent without a door reports its state.
 
     Args:
-        options, public_url, private: As for `build_door`.
         url: URL of the server.
-        door: Address and port of the door.
-        own_address: Address and port at which the agent reports its state, if there is no door.
-
-    Raises:
-        MissingExtraError: The libraries of the extra ``node`` are not installed.
+        host, port: Address and port to listen on.
     """
-    if door is None and own_address is None:
-        return None
-    require_node_extra()
-    if door is not None:
-        from goatherd.operations.run_door import door_of_agent
-
-        host, port = door
-        return door_of_agent(build_door(options, url, host=host, port=port, public_url=public_url, private=private))
-    assert own_address is not None
     from goatherd.agent.own_address import OwnAddress
 
-    host, port = own_address
     return lambda _, own: OwnAddress(upstream=url, answer=own.answer_request, guard=own.guard, host=host, port=port)
 
 
