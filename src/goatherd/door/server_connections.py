@@ -266,9 +266,9 @@ class ServerConnections:
         server = parse_server_url(url, hint="Write the URL as http://127.0.0.1:8081.")
         self.url = str(server)
         self.authority = server.authority.encode("ascii")
-        self._host = server.host
+        self.host = server.host
         self._tls = ssl.create_default_context() if server.scheme == "https" else None
-        self._port = server.connect_port
+        self.port = server.connect_port
         self._connect_timeout = connect_timeout.total_seconds()
         self._idle: list[ServerConnection] = []
         self._busy: set[ServerConnection] = set()
@@ -283,16 +283,6 @@ class ServerConnections:
             self.server_generation += 1
 
     @property
-    def host(self) -> str:
-        """The host of the server's address."""
-        return self._host
-
-    @property
-    def port(self) -> int:
-        """The port of the server's address."""
-        return self._port
-
-    @property
     def is_encrypted(self) -> bool:
         """Whether the connections to the server use TLS."""
         return self._tls is not None
@@ -300,13 +290,13 @@ class ServerConnections:
     @property
     def names(self) -> tuple[bytes, ...]:
         """The URLs that the server may use for itself if its application sets no public URL."""
-        hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self._port}", f"127.0.0.1:{self._port}"])
+        hosts = dict.fromkeys([self.authority.decode(), f"localhost:{self.port}", f"127.0.0.1:{self.port}"])
         return tuple([f"{scheme}://{host}".encode() for scheme in ("http", "https") for host in hosts])
 
     def is_at(self, host: str, port: int) -> bool:
         """Return whether a listener on `host` and `port` of this machine would listen at the server's own address."""
         mine = _LOCAL if host in _EVERYWHERE else {host, "localhost"} if host in _LOCAL else {host}
-        return port == self._port and self._host in mine
+        return port == self.port and self.host in mine
 
     async def aclose(self) -> None:
         """Close every connection to the server, also one that is being opened now."""
@@ -372,10 +362,10 @@ class ServerConnections:
 
     async def _connect_to(self, address: str) -> ServerConnection:
         connection = ServerConnection(self._count_connection)
-        name = self._host if self._tls else None
+        name = self.host if self._tls else None
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: connection, address, self._port, ssl=self._tls, server_hostname=name
+                lambda: connection, address, self.port, ssl=self._tls, server_hostname=name
             )
         except BaseException:  # a timeout or a cancellation that came when the connection was open already
             connection.close()
@@ -384,8 +374,8 @@ class ServerConnections:
 
     async def _find_addresses(self) -> Sequence[str]:
         with suppress(ValueError):
-            return [str(ip_address(self._host))]
-        found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            return [str(ip_address(self.host))]
+        found = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
     def _describe_failure(self, error: OSError) -> str:
@@ -433,30 +423,22 @@ class ServerConnections:
             LostError: The connection ended.
             TimeoutError: The server did not answer in time.
         """
-        connection, was_used = await self.open_connection()
-        if on_use is not None:
-            on_use(connection)
-        try:
-            return await self._send_once(connection, head, body, limit, is_head)
-        except LostError as error:
-            if not (was_used and error.is_untouched):
-                raise
-        connection, _ = await self.open_connection(fresh=True)
-        if on_use is not None:
-            on_use(connection)
-        return await self._send_once(connection, head, body, limit, is_head)
-
-    async def _send_once(
-        self, connection: ServerConnection, head: bytes, body: bytes, limit: float, is_head: bool
-    ) -> ServerConnection:
-        try:
-            connection.begin_exchange(is_head=is_head)
-            connection.write(head + body if body else head)
-            await connection.read_head(limit)
-        except BaseException:
-            self.release_connection(connection)
-            raise
-        return connection
+        must_be_new = False
+        while True:
+            connection, was_used = await self.open_connection(fresh=must_be_new)
+            if on_use is not None:
+                on_use(connection)
+            try:
+                connection.begin_exchange(is_head=is_head)
+                connection.write(head + body if body else head)
+                await connection.read_head(limit)
+            except BaseException as error:
+                self.release_connection(connection)
+                if not (was_used and isinstance(error, LostError) and error.is_untouched):
+                    raise
+                must_be_new = True
+            else:
+                return connection
 
     async def fetch(
         self,

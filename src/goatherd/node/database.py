@@ -367,6 +367,7 @@ class Database:
             leaves their context.
 
     Attributes:
+        expiry: The watch that checks how long the current root is still valid.
         instance: A random id of this process's database. The id shows whether two URLs lead to the same server.
         paused_count: Number of requests that were delayed because their session had used too much processing time.
     """
@@ -424,7 +425,7 @@ class Database:
         self._sessions_waiting = 0
         self._work = TokenBuckets(WORK)
         self.paused_count = 0
-        self._expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
+        self.expiry = ExpiryWatch(org, lambda: self._settings.settings.document, self._clock)
         self._stack = AsyncExitStack()
         self.instance = random_id()
 
@@ -500,7 +501,7 @@ class Database:
         self._stack.callback(self._settings.subscribe(self._adopt_settings))
         self._spawn_task(self._frozen_commits.run(), "fetch frozen lists")
         self._spawn_task(self._retry_writes(), "write again")
-        self._spawn_task(self._expiry.run(), "watch the root's expiration")
+        self._spawn_task(self.expiry.run(), "watch the root's expiration")
         self._trust_changed.set()
         self._spawn_task(self._follow_trust(), "follow the trusted sessions")
         for url in self._peer_urls:
@@ -835,11 +836,6 @@ class Database:
             return None
         return replace(self._data_check.status, unwritable=len(self._disk.failing))
 
-    @property
-    def expiry(self) -> ExpiryWatch:
-        """The watch that checks how long the current root is still valid."""
-        return self._expiry
-
     def describe_identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers that describe the identity in use.
 
@@ -919,7 +915,7 @@ class Database:
         self.pool.adopt_document(self._connect_root(settings.document))
         self.pool.replace_trusted(settings.trusted)
         self.frozen_commits.apply_document(settings.document)
-        self._expiry.check_expiry()
+        self.expiry.check_expiry()
         if self.pool.current.id != before:
             fields = {"org": self.org, "root": self.pool.current.id, "before": before}
             _log.info("%s", event_text(Event.NODE_SIGNER, **fields))

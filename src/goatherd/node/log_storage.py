@@ -69,7 +69,7 @@ class FileLog:
     """
 
     def __init__(self, file: Path, held: Callable[[], Sequence[bytes] | None] = lambda: None) -> None:
-        self._file = file
+        self.file = file
         # The directory of an organization may be a link of the administrator.
         self._may_be_below_link = file.name == UNUSED_NAME
         self._held = held
@@ -98,7 +98,7 @@ class FileLog:
             end = start
             rest = b""
             try:
-                with self._file.open("rb") as file:
+                with self.file.open("rb") as file:
                     file.seek(start)
                     for line in file:
                         if not line.endswith(b"\n"):
@@ -110,7 +110,7 @@ class FileLog:
             except FileNotFoundError:
                 return
             except OSError as error:
-                raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+                raise StorageError(f"cannot read {self.file}: {error.strerror}") from error
             if rest:
                 self._cut_torn_line(end, len(rest))
             self._size = max(self._size, end)
@@ -121,7 +121,7 @@ class FileLog:
         Raises:
             StorageError: The file cannot be read.
         """
-        return _read_or_empty(self._file)
+        return _read_or_empty(self.file)
 
     def read_size(self) -> int:
         """Return the present size of the log file in bytes; 0 if there is no file.
@@ -130,11 +130,11 @@ class FileLog:
             StorageError: The file cannot be read.
         """
         try:
-            return self._file.stat().st_size
+            return self.file.stat().st_size
         except FileNotFoundError:
             return 0
         except OSError as error:
-            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
+            raise StorageError(f"cannot read {self.file}: {error.strerror}") from error
 
     def read_part(self, start: int, size: int) -> bytes:
         """Return whole lines of the log file from byte `start` on: about `size` bytes, or more if a line is longer.
@@ -146,24 +146,19 @@ class FileLog:
             StorageError: The file cannot be read.
         """
         try:
-            with self._file.open("rb") as file:
+            with self.file.open("rb") as file:
                 file.seek(start)
                 part = file.read(size)
                 return part if part.endswith(b"\n") else part + file.readline()
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise StorageError(f"cannot read {self._file}: {error.strerror}") from error
-
-    @property
-    def file(self) -> Path:
-        """Path of the log file."""
-        return self._file
+            raise StorageError(f"cannot read {self.file}: {error.strerror}") from error
 
     @property
     def set_aside_file(self) -> Path:
         """Path of the file to which `set_aside` moves lines of this log."""
-        return self._file.with_name(self._file.name + DAMAGED_SUFFIX)
+        return self.file.with_name(self.file.name + DAMAGED_SUFFIX)
 
     def read_set_aside(self) -> bytes:
         """Return the bytes of `set_aside_file`; empty if there is no such file.
@@ -190,7 +185,7 @@ class FileLog:
             data = self.read_bytes()
             moved = [data[line.start : line.end] for line in lines]
             try:
-                status = self._file.stat()
+                status = self.file.stat()
                 aside = _read_own(self.set_aside_file)
                 present = set(aside.split(b"\n"))
                 fresh = [text for text in dict.fromkeys(moved) if text not in present]
@@ -199,9 +194,9 @@ class FileLog:
                     _replace_file(self.set_aside_file, start + b"".join(text + b"\n" for text in fresh), status)
                 self._size = 0
                 self._delete_query_cache()
-                _replace_file(self._file, _without_lines(data, lines), status)
+                _replace_file(self.file, _without_lines(data, lines), status)
             except OSError as error:
-                raise StorageError(f"cannot rewrite {self._file}: {error.strerror}; run the command again") from error
+                raise StorageError(f"cannot rewrite {self.file}: {error.strerror}; run the command again") from error
 
     def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         # It becomes JSON when it is written: large records take long, and this runs on the event loop.
@@ -239,7 +234,7 @@ class FileLog:
                         self._anew = anew
                         self._pending[:0] = records
                 if isinstance(error, OSError):
-                    raise StorageError(f"cannot write {self._file}: {error.strerror}") from error
+                    raise StorageError(f"cannot write {self.file}: {error.strerror}") from error
                 raise
             finally:
                 with self._pending_lock:
@@ -250,18 +245,18 @@ class FileLog:
 
         The records that are held include those that were to be appended.
         """
-        lacking = self._size - (self._file.stat().st_size if self._file.exists() else 0)
+        lacking = self._size - (self.file.stat().st_size if self.file.exists() else 0)
         if lacking <= 0 or (held := self._held()) is None:
             return False
         self._replace_records(held)
-        _log.error("%s", event_text(Event.DATA_CUT_OFF, file=self._file, bytes=lacking))
+        _log.error("%s", event_text(Event.DATA_CUT_OFF, file=self.file, bytes=lacking))
         return True
 
     def _replace_records(self, records: Sequence[Mapping[str, Any] | bytes]) -> None:
         data = frame_records(records)
-        if self._file.exists():
+        if self.file.exists():
             self._delete_query_cache()
-            _replace_file(self._file, data, self._file.stat(), may_be_below_link=self._may_be_below_link)
+            _replace_file(self.file, data, self.file.stat(), may_be_below_link=self._may_be_below_link)
             self._size = len(data)
         else:
             self._append_bytes(data)
@@ -272,10 +267,10 @@ class FileLog:
         COMPAT: GoatDB trusts this file after a start, so its queries would never show an item that another program
         has written to the log (docs/reference/goatdb-formats.md#defects).
         """
-        if self._file.suffix == LOG_SUFFIX:
-            cache = self._file.with_suffix(QUERY_CACHE_SUFFIX)
+        if self.file.suffix == LOG_SUFFIX:
+            cache = self.file.with_suffix(QUERY_CACHE_SUFFIX)
             try:
-                with open_directory(self._file.parent, may_be_link=False) as directory:
+                with open_directory(self.file.parent, may_be_link=False) as directory:
                     os.unlink(cache.name, dir_fd=directory)
                     os.fsync(directory)
             except FileNotFoundError:
@@ -287,11 +282,11 @@ class FileLog:
 
     def _append_bytes(self, data: bytes) -> None:
         self._delete_query_cache()
-        fresh = not self._file.exists()
+        fresh = not self.file.exists()
         if fresh:
-            make_directory(self._file.parent)
+            make_directory(self.file.parent)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-        descriptor = open_or_create(self._file, flags, may_be_below_link=self._may_be_below_link)
+        descriptor = open_or_create(self.file, flags, may_be_below_link=self._may_be_below_link)
         try:
             start = os.fstat(descriptor).st_size
             try:
@@ -308,24 +303,21 @@ class FileLog:
         finally:
             os.close(descriptor)
         if fresh:
-            _sync_directory(self._file.parent)
+            _sync_directory(self.file.parent)
 
     def _cut_torn_line(self, length: int, size: int) -> None:
-        self._truncate_log(length)
-        _log.info("%s", event_text(Event.DATA_TORN, file=self._file, bytes=size))
-
-    def _truncate_log(self, length: int) -> None:
         try:
             flags = os.O_WRONLY | os.O_CLOEXEC
             below_link = self._may_be_below_link
-            descriptor = open_or_create(self._file, flags, create=False, may_be_below_link=below_link)
+            descriptor = open_or_create(self.file, flags, create=False, may_be_below_link=below_link)
             try:
                 os.ftruncate(descriptor, length)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise StorageError(f"cannot remove the unfinished last line of {self._file}: {error.strerror}") from error
+            raise StorageError(f"cannot remove the unfinished last line of {self.file}: {error.strerror}") from error
+        _log.info("%s", event_text(Event.DATA_TORN, file=self.file, bytes=size))
 
 
 class FileLogIndex:

@@ -208,7 +208,7 @@ class Peer:
 
     def __init__(self, replica: SyncedDatabase, client: NodeClient, clock: Clock) -> None:
         self._replica = replica
-        self._client = client
+        self.client = client
         self._clock = clock
         self._repositories: dict[str, _Repository] = {}
         self._wake = asyncio.Event()
@@ -223,12 +223,7 @@ class Peer:
 
     @property
     def url(self) -> str:
-        return self._client.base_url
-
-    @property
-    def client(self) -> NodeClient:
-        """The HTTP client for the other server."""
-        return self._client
+        return self.client.base_url
 
     @property
     def status(self) -> PeerStatus:
@@ -375,7 +370,7 @@ class Peer:
         """
         replies: list[dict[str, Any] | NodeRefusedError] = []
         try:
-            replies += await self._client.batch_sync(requests, self._replica.current_signer())
+            replies += await self.client.batch_sync(requests, self._replica.current_signer())
         except NodeRefusedError as error:
             if error.status not in MAY_BE_ONE or self._failures % APART_EVERY:
                 raise
@@ -383,7 +378,7 @@ class Peer:
                 replies.append(error)
             for request in requests if len(requests) > 1 else ():
                 try:
-                    replies += await self._client.batch_sync([request], self._replica.current_signer())
+                    replies += await self.client.batch_sync([request], self._replica.current_signer())
                 except NodeRefusedError as one:
                     replies.append(one)
             if all(isinstance(reply, NodeRefusedError) for reply in replies):
@@ -587,7 +582,7 @@ class Peer:
         self._retry_at = 0.0
         self._last_error = None
         self._rounds += 1
-        instance = self._client.answered_by
+        instance = self.client.answered_by
         if instance is not None:
             self._answered.pop(instance, None)
             self._answered[instance] = self._clock.monotonic()

@@ -152,10 +152,7 @@ class TokenBuckets:
         """
         wait = self.seconds_until(key, now, cost)
         if not wait:
-            self._levels[key] = (max(0.0, self._current_level(key, now) - cost), now)
-            self._levels.move_to_end(key)
-            if len(self._levels) > self._capacity:
-                self._levels.popitem(last=False)
+            self.charge(key, now, min(cost, self._rate.burst))
         return wait
 
     def charge(self, key: str, now: float, cost: float) -> None:

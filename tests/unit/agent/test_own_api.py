@@ -238,11 +238,11 @@ async def test_neither_the_door_itself_nor_a_stranger_at_the_same_port_is_the_se
         door = Door(upstream=child.url, trust=trust, clock=clock, addresses=list)
         async with door:
             assert await door._is_server_at("127.0.0.1", trust)
-            door._server._port = stranger._listener.port  # type: ignore[union-attr]
+            door._server.port = stranger._listener.port  # type: ignore[union-attr]
             assert not await door._is_server_at("127.0.0.1", trust)
-            door._server._port = door.port
+            door._server.port = door.port
             door._addresses = lambda: ["127.0.0.1"]
-            door._server._host = "127.0.0.9"
+            door._server.host = "127.0.0.9"
             await door._check_exposure(trust)
     assert "door.server_exposed" not in caplog.text
 
@@ -271,7 +271,7 @@ async def test_another_program_at_the_servers_port_gets_nothing_that_a_root_has_
         async with Door(upstream=child.url, trust=trust, clock=clock, addresses=list) as opened:
             other = await asyncio.start_server(listen, "127.0.0.1", 0)
             async with other:
-                opened._server._port = other.sockets[0].getsockname()[1]
+                opened._server.port = other.sockets[0].getsockname()[1]
                 assert not await opened._is_server_at("127.0.0.1", trust)
     assert heard.startswith(b"POST ")
     named = child.url.removeprefix("http://").encode()
