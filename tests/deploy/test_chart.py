@@ -551,6 +551,9 @@ def test_the_page_behind_a_proxy_keeps_the_token_and_the_certificate_that_the_va
         ("sidecar", "server: {unmodified: {port: 8080}}", "must differ from the door's port"),
         ("controller-only", "controller: {nodes: []}", "controller.nodes must list the servers"),
         ("external-secrets", "server: {volumeSecret: ''}", "server.volumeSecret must name the Secret"),
+        ("kubernetes", "store: {uri: 'file:///store/root'}", "must mount the directory of the file:// store"),
+        ("file", "store: {volumeMounts: []}", "must mount the directory of the file:// store"),
+        ("agent", "server: {preStopSeconds: 60}", "terminationGracePeriodSeconds must be longer than server.preStop"),
         ("agent", "store: {volumes: [{name: keys, emptyDir: {}}]}", "store.volumes: keys is the name of a volume"),
         ("agent", "store: {volumeMounts: [{name: x, mountPath: /keys}]}", "mounts a volume of its own at /keys"),
         ("agent", "server: {storeUri: 'k8s-volume:///keys', volumeSecret: x}", "server.unmodified.lease must name"),
@@ -612,6 +615,11 @@ def test_the_notes_say_what_to_do_next() -> None:
     assert "goatherd init --provider 'k8s://goatdb/root'" in notes
     assert "--restart-lease" in notes
     assert "WARNING" not in notes
+    assert "The page is at" not in notes
+    assert "The page is at https://goatdb-goatherd-page.goatdb:8090" in notes_of(
+        CHART / "examples/controller-only.yaml"
+    )
+    assert "The page is at http://goatdb-goatherd-page.goatdb:8090" in notes_of(CHART / "examples/regions.yaml")
 
 
 @pytest.mark.parametrize(

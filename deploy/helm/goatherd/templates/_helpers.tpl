@@ -219,6 +219,10 @@ annotations:
 
 {{/* A StatefulSet with two volumes or mounts of one name is accepted, but none of its pods can be created. */}}
 {{- define "goatherd.checkVolumes" -}}
+{{- $isFile := or (hasPrefix "file://" .Values.store.uri) (hasPrefix "file://" .Values.server.storeUri) -}}
+{{- if and $isFile (not .Values.store.volumeMounts) -}}
+{{- fail "store.volumes and store.volumeMounts must mount the directory of the file:// store" -}}
+{{- end -}}
 {{- $names := list "audit" "config" "data" "identity" "tls" "tmp" -}}
 {{- $paths := list "/etc/goatherd" "/etc/goatherd-page" "/srv/goatdb" "/tmp" "/var/log/goatherd" -}}
 {{- if has .Values.server.kind (list "agent" "sidecar") -}}
