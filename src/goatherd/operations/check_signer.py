@@ -91,7 +91,9 @@ async def check_signer(uri: str) -> SignerReport:
             checks.append(Check("signature", WARNING if slow else OK, text, hint))
         except GoatherdError as error:
             checks.append(Check("key" if key is None else "signature", FAILED, str(error), error.hint))
-        checks.append(_check_export(facts))
+        # A signer rejects a key that can be copied when it reads the key, so without the key nothing is known.
+        if key is not None or facts.exportable:
+            checks.append(_check_export(facts))
         return SignerReport(
             scheme=signer.scheme, name=signer.name, facts=facts, key=key, seconds=seconds, checks=tuple(checks)
         )
