@@ -109,7 +109,7 @@ class KubernetesVolumeProvider(SecretProvider):
     async def _refuse_write(self, *_: Any, **__: Any) -> NoReturn:
         raise ProviderAccessDeniedError(
             "a mounted Secret can only be read",
-            hint="Change it through the API: use its address k8s://namespace/name, with a rotator's role.",
+            hint="Use the address of the store: k8s://NAMESPACE/NAME, or the store whose copy this Secret is.",
         )
 
     _create = _write = _label = _destroy = _delete = _refuse_write

@@ -102,7 +102,7 @@ async def test_every_change_is_denied_and_the_hint_says_how_to_make_it(
     kubelet.show(grown([b"first"]))
     with pytest.raises(ProviderAccessDeniedError, match="can only be read") as caught:
         await attempt(provider)  # type: ignore[misc]
-    assert "k8s://" in caught.value.hint
+    assert "k8s://NAMESPACE/NAME, or the store whose copy this Secret is" in caught.value.hint
 
 
 async def test_destroying_is_not_promised_and_refused(kubelet: Kubelet, provider: KubernetesVolumeProvider):
