@@ -164,7 +164,7 @@ DIFFERENCES: dict[str, dict[str, Difference]] = {
         "base32 of text": BAD_SIGNATURE,
         "no embedded data": BAD_SIGNATURE,
         "raw signature one byte long": BAD_SIGNATURE,
-        "login token instead of a request signature": Difference("Login tokens as request signatures", 403, refuses),
+        "login token instead of a request signature": Difference("Request signatures without a string", 403, refuses),
     },
     "batch-sync-empty": {"path with one component": BAD_REQUEST},
     "forged-author": {
