@@ -258,7 +258,7 @@ class DataDirectoryLock:
             self.token = self.before.token or self.token
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             self._release_lock()
             raise AgentError(
                 f"the agent's state file {self._path} cannot be read: {error}",

@@ -129,7 +129,7 @@ class LocalSigner(Signer):
             raise self.error(SignerKeyNotFoundError, operation, "there is no such file")
         try:
             content = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict) or set(content) != {"format", "publicKey", "disabled", "sealed"}:
             raise self.error(SignerUnavailableError, operation, "the file is damaged", final=True)

@@ -60,7 +60,18 @@ def test_an_agent_after_a_killed_one_writes_nothing_that_is_stored_already(
         assert claim.before.child == child, "the next agent stops what may be left of it"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"orgs": 3}', '{"orgs": [1]}', '{"child": {"pid": "x"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"orgs": 3}',
+        '{"orgs": [1]}',
+        '{"child": {"pid": "x"}}',
+        '{"child": {"pid": 1e999, "started": "x"}}',
+        "[" * 100_000,
+    ],
+)
 def test_a_damaged_record_is_an_error_and_not_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / RECORD_NAME).write_text(text)
     with pytest.raises(AgentError, match="cannot be read"), DataDirectoryLock(tmp_path):

@@ -152,6 +152,9 @@ async def test_a_change_of_the_file_by_another_tool_is_found(directory: Path) ->
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(kind):
             await LocalSigner(path, SEAL, environ=ENVIRON).sign(b"text")
+    path.write_text("[" * 100_000)
+    with pytest.raises(SignerUnavailableError):
+        await LocalSigner(path, SEAL, environ=ENVIRON).sign(b"text")
     path.unlink()
     with pytest.raises(SignerKeyNotFoundError):
         await LocalSigner(path, SEAL, environ=ENVIRON).sign(b"text")
