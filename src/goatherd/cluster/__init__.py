@@ -8,6 +8,7 @@
   with.
 - `goatherd.cluster.session_queries`: reads session commits from a server.
 - `goatherd.cluster.flow_probe`: checks whether the servers synchronize.
+- `goatherd.cluster.first_identity`: asks the peers whether they trust the first identity that a server reads.
 - `goatherd.cluster.introductions`: fetches the root introductions that other servers hold.
 - `goatherd.cluster.process_mark`: finds out whether an unmodified server has restarted.
 """

@@ -262,6 +262,7 @@ def build_organizations(
     """
     from goatherd.agent import ManagedOrganization
     from goatherd.cluster.client import NodeClient
+    from goatherd.cluster.first_identity import rejection_source
     from goatherd.cluster.introductions import introduction_source
     from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
     from goatherd.settings import CloudSecretSettings
@@ -269,6 +270,13 @@ def build_organizations(
     provider, template = configured_provider(options, files.orgs)
     copy = build_last_known_good(options, is_per_org=ORG_FIELD in template)
     organizations = []
+
+    def list_peers() -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*options.nodes, *options.serve_peers)))
+
+    def connect(url: str) -> NodeClient:
+        return NodeClient(url, timeout=options.timeout)
+
     for org in files.orgs:
         directory = files.directory_of(org)
         settings = CloudSecretSettings(
@@ -283,10 +291,11 @@ def build_organizations(
         settings.introductions = introduction_source(
             org=org,
             read_own=partial(read_records, directory / SESSIONS_LOG),
-            peers=lambda: tuple(dict.fromkeys((*options.nodes, *options.serve_peers))),
-            connect=lambda url: NodeClient(url, timeout=options.timeout),
+            peers=list_peers,
+            connect=connect,
             clock=SystemClock(),
         )
+        settings.rejections = rejection_source(peers=list_peers, connect=connect, clock=SystemClock())
         organizations.append(
             ManagedOrganization(
                 org=org,

@@ -35,6 +35,7 @@ import orjson
 from goatherd.admission.access import AccessRule
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import NO_SERVER, NodeClient
+from goatherd.cluster.first_identity import rejection_source
 from goatherd.cluster.introductions import introduction_source
 from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
@@ -449,6 +450,12 @@ class Database:
             self._settings.introductions = introduction_source(
                 org=self.org,
                 read_own=partial(self._directory.read_log, SESSIONS_PATH),
+                peers=lambda: self._peer_urls,
+                connect=self._connect,
+                clock=self._clock,
+                connect_root=self._connect_root,
+            )
+            self._settings.rejections = rejection_source(
                 peers=lambda: self._peer_urls,
                 connect=self._connect,
                 clock=self._clock,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -160,6 +160,9 @@ class Introductions:
 IntroductionSource = Callable[[IdentityDocument], AsyncIterator[Introductions]]
 """Yields root introductions, source by source, for a document to which no chain of endorsements leads."""
 
+RejectionSource = Callable[[IdentityDocument], Awaitable[Sequence[str]]]
+"""Returns the URLs of the peers that reject the current root of a document; none if any peer accepts it."""
+
 
 class SettingsProvider(Protocol):
     """The interface of an object that gives a server its settings: the identity document and the user sessions.
@@ -229,12 +232,15 @@ class SettingsSource(ABC):
         introductions: Reads, from other servers, commits by which one root introduces another. They prove that an
             identity follows the one in use even if roots in between were removed from it. Set by the server that uses
             these settings; None if there is no such source.
+        rejections: Asks the peers, before the first identity is used, whether they trust its current root. Set in the
+            same way.
         recalled: The roots that this server used before its last start, according to its own record. Some of them may
             have been removed from the identity since.
     """
 
     origin: ClassVar[Origin]
     introductions: IntroductionSource | None = None
+    rejections: RejectionSource | None = None
     recalled: tuple[Session, ...] = ()
 
     def __init__(self, *, source: str, clock: Clock | None) -> None:

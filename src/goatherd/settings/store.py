@@ -57,12 +57,20 @@ if TYPE_CHECKING:
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
 CHAIN_RETRY: Final = timedelta(minutes=1)
 """Pause before the peers are asked again for a chain to an identity, if none was found."""
+PEERS_PATIENCE: Final = timedelta(minutes=1)
+"""How long a server that has used no identity yet waits for a peer that trusts the root in the store."""
+PEERS_RETRY: Final = timedelta(seconds=2)
 _BREAKERS: Final = 1000
 _CHAIN_HINT: Final = (
     "If this server missed many rotations, name another server that it can reach (with `goatherd serve` by --peer, with"
     " `goatherd run` by GOATHERD_NODES or `nodes` in goatherd.toml): other servers have the commits that lead from the"
     " root that it knows to the current one. As a last resort, compare the root with `goatherd show`, and start once"
     " with --accept-identity."
+)
+_PEERS_HINT: Final = (
+    "Compare `goatherd show` with `goatherd status`. If the root is wrong, find out which user wrote the secret. If the"
+    " peers belong to another cluster, correct the list of peers. If you have replaced the identity, start every server"
+    " once with --accept-identity."
 )
 _REVOKED_HINT: Final = (
     "The identity in the store revokes every root that this server trusts, without a proof by their keys. If you have"
@@ -84,8 +92,8 @@ class CloudSecretSettings(SettingsSource):
 
     A new identity is adopted if it is complete, its generation is not lower, a chain of endorsements leads from the
     roots in use to its roots, and its current root has signed it. Otherwise the server keeps the identity in use. The
-    first identity is trusted without such a chain, unless the file `seen` records an earlier identity. An unsigned
-    identity is accepted until a signed one was seen.
+    first identity is trusted without such a chain, unless the file `seen` records an earlier identity, or peers reject
+    its current root and none accepts it. An unsigned identity is accepted until a signed one was seen.
 
     Args:
         secret_id: Id of the secret; ``{org}`` in it is replaced by `for_org`.
@@ -186,7 +194,7 @@ class CloudSecretSettings(SettingsSource):
         )
         settings._armed_by = self if self._is_next_accepted else None
         settings._breakers = self._breakers
-        settings.introductions = self.introductions
+        settings.introductions, settings.rejections = self.introductions, self.rejections
         settings._keeper = settings._new_refresher()
         return settings
 
@@ -277,9 +285,31 @@ class CloudSecretSettings(SettingsSource):
             self.recalled = before.roots
         elif not self._is_next_accepted:
             check_first(document)
+            await self._check_with_peers(document)
         if self._settings is None:
             self._version, self._digest = str(found.version.id), _value_digest(found)
         return self._settings_from(document)
+
+    async def _check_with_peers(self, document: IdentityDocument) -> None:
+        """Check that a peer trusts the current root of the first identity that this server uses, if any peer answers.
+
+        A peer that reads the store later than this server may trust the root a little later.
+
+        Raises:
+            SuccessionError: Peers reject the root, and none accepts it.
+        """
+        # SECURITY: an attacker who can write the secret but has no root's key could give a new server an identity of
+        # the attacker's own (tests/unit/settings/test_first_identity.py).
+        until = self._clock.monotonic() + PEERS_PATIENCE.total_seconds()
+        while self.rejections is not None and (rejecting := await self.rejections(document)):
+            if self._clock.monotonic() >= until:
+                raise SuccessionError(
+                    f"no peer trusts root {document.current.id}, with which the identity in the store signs:"
+                    f" {', '.join(rejecting)} rejects it. This server has used no identity yet, so it cannot tell which"
+                    " is right",
+                    hint=_PEERS_HINT,
+                )
+            await self._clock.sleep(PEERS_RETRY)
 
     async def _read_checkpoint(self) -> TrustCheckpoint | None:
         before = None if self._seen is None else await asyncio.to_thread(_read_checkpoint_file, self._seen)
