@@ -12,7 +12,7 @@ long as another one answers. A peer whose clock differs rejects every signature,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -31,7 +31,7 @@ _MOST_AHEAD_MS: Final = 60_000
 
 def rejection_source(
     *,
-    peers: Callable[[], Sequence[str]],
+    peers: Callable[[], Awaitable[Sequence[str]]],
     connect: Callable[[str], NodeClient],
     clock: Clock,
     connect_root: Callable[[IdentityDocument], IdentityDocument] = lambda document: document,
@@ -41,7 +41,7 @@ def rejection_source(
     The function returns no peer if any peer accepts the root, or if the root has expired.
 
     Args:
-        peers: Returns the URLs of the other servers.
+        peers: Returns the URLs of the other servers; may raise `GoatherdError`.
         connect: Makes a client for a URL; this module closes it.
         clock: Tells the time.
         connect_root: As for `goatherd.cluster.introductions.introduction_source`.
@@ -51,7 +51,11 @@ def rejection_source(
         if document.current.session.is_expired(clock.now_ms()):
             return ()
         signer = connect_root(document).current
-        asked = {asyncio.create_task(_accepts_root(connect, url, signer, clock)): url for url in peers()}
+        try:
+            urls = await peers()
+        except GoatherdError:  # the servers cannot be found out now
+            return ()
+        asked = {asyncio.create_task(_accepts_root(connect, url, signer, clock)): url for url in urls}
         try:
             for answer in asyncio.as_completed(asked, timeout=ANSWER.total_seconds()):
                 if await answer:

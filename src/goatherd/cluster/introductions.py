@@ -14,7 +14,7 @@ SECURITY: an attacker may have written the document, so a signer that only the d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from goatherd.clock import Clock
@@ -33,7 +33,7 @@ def introduction_source(
     *,
     org: str,
     read_own: Callable[[], Iterable[Any]],
-    peers: Callable[[], Sequence[str]],
+    peers: Callable[[], Awaitable[Sequence[str]]],
     connect: Callable[[str], NodeClient],
     clock: Clock,
     connect_root: Callable[[IdentityDocument], IdentityDocument] = lambda document: document,
@@ -46,7 +46,7 @@ def introduction_source(
         org: The organization; it is part of the signed bytes.
         read_own: Returns the records of this server's own ``/sys/sessions``; called in a thread, may raise
             `GoatherdError`.
-        peers: Returns the URLs of the other servers.
+        peers: Returns the URLs of the other servers; may raise `GoatherdError`.
         connect: Makes a client for a URL; this module closes it.
         clock: Tells the time.
         connect_root: Returns the document with a current root that signs with a signer of this server, if its key is in
@@ -61,7 +61,12 @@ def introduction_source(
         else:
             yield Introductions(place=OWN_LOG, commits=commits)
         signer = connect_root(document).current
-        for url in peers():
+        try:
+            urls = await peers()
+        except GoatherdError as error:
+            urls = ()
+            yield Introductions(place="the other servers", problem=str(error))
+        for url in urls:
             client = connect(url)
             try:
                 pulled = await client.pull(SESSIONS_PATH, signer, clock.now_ms())

@@ -262,6 +262,7 @@ def build_organizations(
     """
     from goatherd.agent import ManagedOrganization
     from goatherd.cluster.client import NodeClient
+    from goatherd.cluster.discovery import NodeDirectory, Place
     from goatherd.cluster.first_identity import rejection_source
     from goatherd.cluster.introductions import introduction_source
     from goatherd.data_directory import SEEN_NAME, SESSIONS_LOG, read_records
@@ -271,11 +272,19 @@ def build_organizations(
     copy = build_last_known_good(options, is_per_org=ORG_FIELD in template)
     organizations = []
 
-    def list_peers() -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*options.nodes, *options.serve_peers)))
+    places: dict[str, Place] = {}
+
+    def connect_place(place: Place) -> NodeClient:
+        places[place.url] = place
+        return connect(place.url)
+
+    async def list_peers() -> Sequence[str]:
+        addresses = tuple(dict.fromkeys((*options.nodes, *options.serve_peers)))
+        async with NodeDirectory(addresses, timeout=options.timeout, connect=connect_place) as directory:
+            return [client.base_url for client in await directory()]
 
     def connect(url: str) -> NodeClient:
-        return NodeClient(url, timeout=options.timeout)
+        return NodeClient(url, timeout=options.timeout, server_name=places[url].server_name)
 
     for org in files.orgs:
         directory = files.directory_of(org)

@@ -450,13 +450,13 @@ class Database:
             self._settings.introductions = introduction_source(
                 org=self.org,
                 read_own=partial(self._directory.read_log, SESSIONS_PATH),
-                peers=lambda: self._peer_urls,
+                peers=self._list_peers,
                 connect=self._connect,
                 clock=self._clock,
                 connect_root=self._connect_root,
             )
             self._settings.rejections = rejection_source(
-                peers=lambda: self._peer_urls,
+                peers=self._list_peers,
                 connect=self._connect,
                 clock=self._clock,
                 connect_root=self._connect_root,
@@ -543,6 +543,9 @@ class Database:
     async def _publish_sessions(self) -> None:
         with suppress(StorageError):  # until they can be written, they are still among the unused ones
             await self.publish_changes(SESSIONS_PATH)
+
+    async def _list_peers(self) -> Sequence[str]:
+        return self._peer_urls
 
     def _connect_over_http(self, url: str) -> NodeClient:
         return NodeClient(url, timeout=PEER_TIMEOUT, clock=self._clock, sender=self.instance)

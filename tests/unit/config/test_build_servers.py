@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from goatherd.config.build_servers import build_child_environment, build_door, build_server
+from goatherd.config.build_servers import build_child_environment, build_door, build_organizations, build_server
 from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError
+from goatherd.identity.transitions import create_document
+from goatherd.operations.run_agent import ServerFiles
 from goatherd.serving.caller_limits import CallerLimits
+from goatherd.settings import CloudSecretSettings
+from tests.unit.node.nodes import cluster, now_ms, root
 
 
 @pytest.mark.parametrize(
@@ -79,3 +83,30 @@ def test_what_opens_the_store_is_not_in_the_servers_environment(
         load_options({"provider": store, "agent_pass_env": hidden}, {}, directory=tmp_path)
     )
     assert set(hidden) <= set(passed)
+
+
+@pytest.mark.slow
+async def test_an_agent_asks_the_servers_that_it_finds_by_dns(tmp_path: Path) -> None:
+    document = create_document(root(), now_ms())
+    async with cluster(tmp_path / "servers", 1, [document], links=lambda _: ()) as (node,):
+        nodes = (node.url.replace("http://127.0.0.1", "dns://localhost"),)
+        given: dict[str, Any] = {"provider": f"file://{tmp_path}/keys", "agent_lease": "none", "nodes": nodes}
+        options = load_options(given, {}, directory=tmp_path)
+        files = ServerFiles(data=tmp_path, orgs=("localhost",), memory=None, creates=False)
+        ((organization,), _) = build_organizations(options, files, accept_identity=False)
+        settings = organization._settings
+        assert isinstance(settings, CloudSecretSettings)
+        assert settings.introductions is not None
+        assert settings.rejections is not None
+        found = {each.place: each.problem async for each in settings.introductions(document)}
+        assert found[node.url] is None, "the name may have an IPv6 address, too"
+        assert not await settings.rejections(document)
+        assert await settings.rejections(create_document(root(), now_ms())) == [node.url]
+        options = load_options({**given, "nodes": ("dns://name.invalid:80",)}, {}, directory=tmp_path)
+        settings = build_organizations(options, files, accept_identity=False)[0][0]._settings
+        assert isinstance(settings, CloudSecretSettings)
+        assert settings.introductions is not None
+        assert settings.rejections is not None
+        problems = [each.problem or "" async for each in settings.introductions(document)]
+        assert "name.invalid" in problems[-1]
+        assert not await settings.rejections(document)

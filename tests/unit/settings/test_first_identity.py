@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -106,6 +106,13 @@ class Client(NodeClient):
         return None if self.ahead is None else self.ahead // timedelta(milliseconds=1)
 
 
+def listed(*urls: str) -> Callable[[], Awaitable[Sequence[str]]]:
+    async def list_peers() -> Sequence[str]:
+        return urls
+
+    return list_peers
+
+
 YES, NO, SILENT = True, False, None
 NOTHING, NEAR, FAR = timedelta(0), timedelta(seconds=-20), timedelta(hours=1)
 BROKEN = NodeRefusedError("status 500", status=500)
@@ -132,7 +139,7 @@ async def test_peers_that_reject_the_root_count_if_none_trusts_it(
 ) -> None:
     monkeypatch.setattr("goatherd.cluster.first_identity.ANSWER", timedelta(milliseconds=50))
     urls = {f"http://127.0.0.1:{number + 1}": answer for number, answer in enumerate(answers)}
-    ask = rejection_source(peers=lambda: tuple(urls), connect=lambda url: Client(url, *urls[url]), clock=HandClock())
+    ask = rejection_source(peers=listed(*urls), connect=lambda url: Client(url, *urls[url]), clock=HandClock())
     assert await ask(first()) == [list(urls)[number] for number in expected] or not expected
 
 
@@ -141,9 +148,9 @@ async def test_peers_are_not_asked_about_a_root_that_has_expired_or_by_a_url_tha
         return NodeClient(url)
 
     old = create_document(owned("old"), NOW - 10**12)
-    ask = rejection_source(peers=lambda: ("http://127.0.0.1:1",), connect=connect, clock=SystemClock())
+    ask = rejection_source(peers=listed("http://127.0.0.1:1"), connect=connect, clock=SystemClock())
     assert not await ask(old)
-    assert not await rejection_source(peers=lambda: ("x://y",), connect=connect, clock=HandClock())(first())
+    assert not await rejection_source(peers=listed("x://y"), connect=connect, clock=HandClock())(first())
 
 
 # --- with servers -----------------------------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ async def attacked(tmp_path: Path, *, is_forged: bool) -> AsyncIterator[tuple[Cl
     forged = create_document(root(genuine.current.id), now()) if is_forged else genuine
     async with cluster(tmp_path, 1, [genuine], links=lambda _: ()) as (node,):
         settings = settings_of(await store_of(forged))
-        settings.rejections = rejection_source(peers=lambda: (node.url,), connect=NodeClient, clock=SystemClock())
+        settings.rejections = rejection_source(peers=listed(node.url), connect=NodeClient, clock=SystemClock())
         yield settings, node.url
 
 
