@@ -101,7 +101,9 @@ class SessionLogReader:
 
     def _read_new_commits(self) -> tuple[Scan, list[Commit]]:
         try:
-            with self._path.open("rb") as file:
+            # A pipe in place of the log must not make the open wait.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or not self._continues(file):
                     # The log was replaced or cut off, so it is read from the start. Known commits are skipped by id.

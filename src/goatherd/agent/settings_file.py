@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from goatherd.errors import SettingsError
-from goatherd.files import make_directory, remove_file, replace_file
+from goatherd.files import make_directory, read_if_there, remove_file, replace_file
 
 
 class FileState(StrEnum):
@@ -92,14 +92,9 @@ class SettingsFile:
         """Return the bytes that GoatDB would read now, or None if there is no file.
 
         Raises:
-            SettingsError: The file exists and cannot be read.
+            SettingsError: The file exists and cannot be read, or is a pipe, a device or a socket.
         """
-        try:
-            return self.link.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise SettingsError(f"cannot read {self.link}: {error.strerror}") from error
+        return read_if_there(self.link)
 
     def stamp(self) -> Stamp | None:
         """Return the inode, size and change time of the file that GoatDB would read now, or None without a file."""

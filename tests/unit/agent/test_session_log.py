@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,10 @@ async def test_a_server_without_a_log_has_no_sessions(tmp_path: Path) -> None:
     assert (found.sessions, found.unvouched, found.damage) == ((), (), None)
 
 
-async def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "sys" / "sessions.jsonl").mkdir(parents=True)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["directory", "pipe"])
+async def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    (tmp_path / "sys").mkdir()
+    make(tmp_path / "sys" / "sessions.jsonl")
     with pytest.raises(SettingsError):
         await book(tmp_path).read_sessions(first())
 

@@ -143,3 +143,12 @@ def test_what_cannot_be_written_is_an_error_that_names_the_file(tmp_path: Path) 
     (tmp_path / "data").write_text("a file where a directory should be")
     with pytest.raises(SettingsError, match=r"settings\.json"):
         SettingsFile(link=tmp_path / "data" / "localhost" / "settings.json", target=None).write(b"one")
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(file: SettingsFile, plain: SettingsFile) -> None:
+    file.write(b"one")
+    file.link.unlink()
+    os.mkfifo(file.link)
+    for each in (file, plain):
+        with pytest.raises(SettingsError, match="is not a regular file"):
+            each.read()
