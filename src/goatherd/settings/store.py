@@ -304,9 +304,8 @@ class CloudSecretSettings(SettingsSource):
         while self.rejections is not None and (rejecting := await self.rejections(document)):
             if self._clock.monotonic() >= until:
                 raise SuccessionError(
-                    f"no peer trusts root {document.current.id}, with which the identity in the store signs:"
-                    f" {', '.join(rejecting)} rejects it. This server has used no identity yet, so it cannot tell which"
-                    " is right",
+                    f"no peer trusts the current root {document.current.id} of the identity in the store (rejected by:"
+                    f" {', '.join(rejecting)}). This server has used no identity yet, so it cannot tell which is right",
                     hint=_PEERS_HINT,
                 )
             await self._clock.sleep(PEERS_RETRY)
