@@ -208,9 +208,11 @@ def metrics() -> str:
 def _docstring(class_name: str, room: str = "providers") -> str:
     """Return a plugin's docstring from its source, so that no SDK has to be installed to write the page."""
     for path in sorted((SOURCE / room).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef) and node.name == class_name:
-                return (ast.get_docstring(node) or "").replace("``", "`")
+        source = path.read_text()
+        if f"class {class_name}(" in source:
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.ClassDef) and node.name == class_name:
+                    return (ast.get_docstring(node) or "").replace("``", "`")
     raise LookupError(class_name)
 
 
