@@ -12,6 +12,8 @@ import pytest
 from goatherd.cli.main import EXIT_CODES
 from goatherd.cli.menu import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -45,7 +47,6 @@ def test_man_reads_every_page_without_a_warning(share: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.slow
 def test_the_completion_scripts_are_those_that_the_command_prints(share: Path) -> None:
     bash = (share / "bash-completion/completions/goatherd").read_text()
     assert "complete -o nosort -F _goatherd_completion goatherd" in bash

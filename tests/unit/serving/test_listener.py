@@ -44,7 +44,6 @@ async def listening(how: str) -> AsyncIterator[tuple[int, Ending]]:
 @pytest.fixture
 def without_collector() -> Iterator[None]:
     """Disable garbage collection, so that it does not close forgotten connections."""
-    gc.collect()
     gc.disable()
     try:
         yield
