@@ -203,6 +203,7 @@ class FakeKeyVault:
         self.challenges = 0
         self.trouble: list[Trouble] = []
         self.wrong = WrongAnswers()
+        self.inner_error = "innererror"
 
     @property
     def url(self) -> str:
@@ -287,7 +288,7 @@ class FakeKeyVault:
                         other=lambda: vault._other(target.path, query, token),
                     )
                 except _RefusedError as refused:
-                    status, told = refused.status, _error(refused)
+                    status, told = refused.status, _error(refused, vault.inner_error)
                 if trouble is not None:
                     self.fail(trouble)
                 else:
@@ -630,11 +631,9 @@ def _certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
     return context, path
 
 
-def _error(refused: _RefusedError) -> dict[str, Any]:
-    told: dict[str, Any] = {"code": refused.code, "message": str(refused)}
-    if refused.inner is not None:
-        told[secrets.choice(("innererror", "innerError"))] = {"code": refused.inner}
-    return {"error": told}
+def _error(refused: _RefusedError, inner_error: str = "innererror") -> dict[str, Any]:
+    inner = {} if refused.inner is None else {inner_error: {"code": refused.inner}}
+    return {"error": {"code": refused.code, "message": str(refused), **inner}}
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

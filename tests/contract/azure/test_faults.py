@@ -224,8 +224,10 @@ async def test_a_version_switched_off_by_hand_is_disabled_and_not_denied(
         await provider.label("herd", STABLE, second.id, expected=None)
 
 
-async def test_a_denial_is_told_with_the_vaults_reason(vault: FakeKeyVault):
+@pytest.mark.parametrize("inner_error", ["innererror", "innerError"])
+async def test_a_denial_is_told_with_the_vaults_reason(vault: FakeKeyVault, inner_error: str):
     vault.allow("nobody", [])
+    vault.inner_error = inner_error
     address = AzureAddress(vault="fake", url=vault.url, ca=str(vault.ca), check_challenge=False)
     async with AzureSecretProvider(address, credential=FakeCredential("nobody"), clock=FastClock(SPEED)) as denied:
         with pytest.raises(ProviderAccessDeniedError, match=r"403 ForbiddenByRbac: Caller is not authorized") as caught:
