@@ -158,6 +158,15 @@ async def test_a_root_that_is_too_old_for_a_goatdb_server_starts_no_child(world:
     assert left(world) == []
 
 
+async def test_the_operator_of_a_running_server_is_warned_of_a_root_that_expires_in_20_days(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.clock._offset += A.session.expiration_ms - NOW - 20 * 86_400_000
+    async with world.running():
+        await world.until(lambda: "agent.short_life" in caplog.text)
+    assert world.starts == [A.id]
+
+
 async def test_a_server_that_does_not_read_the_file_is_stopped_and_the_operator_told(world: World) -> None:
     world.is_stranger = True
     async with asyncio.timeout(HANG), world.running() as task:

@@ -30,6 +30,7 @@ def test_the_kernel_says_what_kind_of_file_system_it_is() -> None:
     assert kind_of(os.makedev(0, 5), text) == "tmpfs"
     assert kind_of(os.makedev(8, 1), text) == "ext4"
     assert kind_of(os.makedev(9, 9), text) is None
+    assert kind_of(os.makedev(0, 5), text.replace("0:5", "0:51")) is None, "another device"
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs"])

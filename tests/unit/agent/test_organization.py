@@ -20,7 +20,7 @@ from goatherd.errors import IdentityError, IdentityExistsError, KeyLeakedError, 
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.settings_json import to_settings
-from goatherd.identity.transitions import revoke_root
+from goatherd.identity.transitions import extend_current_root, revoke_root
 from tests.unit.identity.make import DAY, NOW, activated, first, owned, published, rotated, secret_of, shows_key
 from tests.unit.settings.make import HandClock
 
@@ -172,6 +172,8 @@ async def test_a_file_that_is_there_already_is_taken_for_written_only_if_it_is_w
         clock=kit.clock,
     )
     assert await again.adopt_file()
+    kit.settings.document = extend_current_root(first(), A.session.expiration_ms + DAY, NOW)
+    assert not await again.adopt_file(), "the root has a later expiration"
     kit.settings.document = activated()
     assert not await again.adopt_file()
 

@@ -92,9 +92,12 @@ def test_a_server_is_not_started_with_15_days_left_nor_so_near_to_it_that_a_slow
 
 def test_the_operator_is_warned_a_month_before_the_end_and_told_more_when_it_is_too_late() -> None:
     expires = owned("a").session.expiration_ms
-    assert short_life(first(), expires - 31 * DAY) is None
-    assert "could not be started" in str(short_life(first(), expires - 20 * DAY))
-    assert "until you rotate" in str(short_life(first(), expires - 10 * DAY))
+    assert short_life(first(), expires - 30 * DAY - 1) is None
+    assert "could not be started" in str(short_life(first(), expires - 30 * DAY))
+    assert "could not be started" in str(short_life(first(), expires - 15 * DAY - 1))
+    assert "until you rotate" in str(short_life(first(), expires - 15 * DAY))
+    assert "until you rotate" in str(short_life(first(), expires))
+    assert "has expired" in str(short_life(first(), expires + 1))
 
 
 def test_crashes_are_answered_ever_later_up_to_a_minute() -> None:
