@@ -393,6 +393,7 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
         (goatherd.status(tmp_path), "cannot be used as a store"),
         (goatherd.status(goatherd.open_store(store)), "cannot be used as a store"),
         (goatherd.migrate(store, tmp_path / "settings.json"), "does not exist"),
+        (goatherd.migrate(store, tmp_path, policy="90d"), "a str is not a policy"),  # type: ignore[arg-type]
         (goatherd.migrate(store, tmp_path.glob("*/settings.json")), "no source is given"),
         (goatherd.status({"type": "cloud", "cloudConfig": "aws"}), "cloudConfig"),
         (goatherd.status("/srv/keys/root"), "not the URI of a store"),

@@ -11,6 +11,7 @@ import lzma
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -315,6 +316,12 @@ def test_a_damaged_tar_archive_ends_no_scan(tree: Path, damaged: bytes) -> None:
     (tree / "damaged.tar").write_bytes(damaged)
     report = scan_operation.scan_paths([tree], with_history=False)
     assert report.unsearched[-1].startswith(f"{tree}/damaged.tar: cannot be unpacked: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a file that no user can read")
+def test_a_file_that_cannot_be_read_is_reported_with_the_systems_reason() -> None:
+    report = scan_operation.scan_paths([Path("/proc/self/mem")], with_history=False)
+    assert report.unsearched == ["/proc/self/mem: Input/output error"]
 
 
 def test_a_member_of_a_zip_archive_without_a_name_is_searched(tree: Path) -> None:

@@ -22,6 +22,7 @@ CALLS: list[tuple[str, int, str]] = [
     ("--provider {P} show", USAGE, "Options follow the command"),
     ("--json", USAGE, "no command is given"),
     ("show --provdier x", USAGE, "Did you mean"),  # what follows differs by click's version
+    ("show --wrong x", USAGE, "`goatherd show --help` shows its arguments and options."),
     ("show", USAGE, "no store is named"),
     ("show --provider EMPTY", USAGE, "--provider: is empty"),
     ("show --provider keys", USAGE, "'keys' is not the URI of a store"),

@@ -114,6 +114,13 @@ def test_the_commits_of_a_reply_are_bounded_in_bytes_and_the_rest_follows() -> N
     assert all(commit.id in held for commit in commits)
 
 
+def test_a_commit_that_is_larger_than_the_bound_is_sent_alone() -> None:
+    large, small = note(A, "large", "x" * 10_000), note(A, "small", "x")
+    node = Node(A, A, limits=SyncLimits(reply_commit_bytes=7000))
+    node.sync(A, commits=[large, small])
+    assert [each["id"] for each in node.sync(A)["c"]] == [large.id]
+
+
 def test_an_answer_that_everything_is_asked_for_a_hundred_times_stays_bounded() -> None:
     node = Node(A, A, limits=SyncLimits(reply_bytes=20_000))
     commits = [note(A, f"k{number}") for number in range(30)]
