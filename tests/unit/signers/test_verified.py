@@ -227,6 +227,8 @@ async def test_a_text_that_is_too_long_is_not_sent() -> None:
     with pytest.raises(SignerConfigurationError, match="the text has 5 bytes; the signer takes 4"):
         await verified(plugin).sign(b"12345")
     assert plugin.attempts == 0
+    await verified(plugin).sign(b"1234")
+    assert plugin.attempts == 1
 
 
 def test_every_error_of_signers_is_an_outcome_that_is_counted() -> None:

@@ -36,7 +36,8 @@ def test_half_of_a_certificate_and_a_short_token_are_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigurationError, match=r"web\.certificate is missing"):
         check_address("127.0.0.1", 0, key=tmp_path / "c")
     with pytest.raises(ConfigurationError, match="fewer than 16"):
-        check_address("127.0.0.1", 0, token="env:PAGE", environ={"PAGE": "short"})
+        check_address("127.0.0.1", 0, token="env:PAGE", environ={"PAGE": "x" * 15})
+    assert check_address("127.0.0.1", 0, token="env:PAGE", environ={"PAGE": "x" * 16}).token_digest is not None
 
 
 def test_a_token_that_others_can_read_is_refused_and_never_shown(tmp_path: Path) -> None:

@@ -212,8 +212,13 @@ def test_a_link_to_an_event_leads_to_it_when_older_events_are_gone() -> None:
     assert len(set(anchors)) == 500
     assert [row.anchor for row in view_of(later).history] == anchors[:400]
     view, renderer = view_data(view_of(found)), Renderer()
-    for choice, link in ((Choice(), f"/?all=1#{anchors[0]}"), (Choice(is_all=True), f"#{anchors[0]}")):
-        sections = renderer.render_sections(view, choice, is_live=True, problem=None)
+    here, all_events = f"#{anchors[0]}", f"/?all=1#{anchors[0]}"
+    for choice, is_live, link in (
+        (Choice(), True, all_events),
+        (Choice(is_all=True), True, here),
+        (Choice(), False, here),
+    ):
+        sections = renderer.render_sections(view, choice, is_live=is_live, problem=None)
         assert f'href="{link}"' in sections["history"]
 
 

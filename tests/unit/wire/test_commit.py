@@ -332,8 +332,9 @@ class TestNewCommit:
 
     def test_is_what_a_reader_makes_of_it(self) -> None:
         commit = self.make(
-            data={"s": "x", "d": 1.5, "set": {"__t": "S", "__v": [1]}}, schema_marker="all/1", parents=["p"]
+            data={"s": "x", "d": 1.5, "set": {"__t": "S", "__v": [1]}}, schema_marker="all/1", parents=["q", "p"]
         )
+        assert commit.parents == ("q", "p")
         assert read(parse_json(to_json(commit.to_json()))) == commit
 
     def test_computes_the_checksum(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goatherd.wire.commit_log import frame_records, scan_log
+from goatherd.wire.commit_log import frame_records, parse_record, scan_log
 from tests.vectors.upstream_log import UpstreamLog
 
 RECORDS = st.lists(
@@ -45,6 +45,11 @@ def test_upstreams_repair_loses_a_good_record_where_ours_does_not() -> None:
     upstream.scan()
     assert [record["id"] for record in UpstreamLog(upstream.data).scan()] == ["a"]
     assert [record["id"] for record in scan_log(torn[: scan_log(torn).good_end]).records] == ["a", "b"]
+
+
+@pytest.mark.parametrize("line", [b"[]", b"1", b"null", b'{"id":'])
+def test_a_line_that_is_not_a_json_object_is_no_record(line: bytes) -> None:
+    assert parse_record(line) is None
 
 
 def test_a_complete_line_without_its_newline_is_unfinished() -> None:
