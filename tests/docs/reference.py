@@ -25,7 +25,8 @@ from goatherd.admission.requests import RequestLimits
 from goatherd.cli.main import EXIT_CODES, EXIT_MEANINGS, cli
 from goatherd.cli.menu import ALIASES, COMMANDS
 from goatherd.config.options import option_keys
-from goatherd.door import DoorLimits, DoorRule
+from goatherd.door.limits import DoorLimits
+from goatherd.door.request_checks import DoorRule
 from goatherd.errors import GoatherdError
 from goatherd.identity.key_age import STAGES, WORKING_STAGES
 from goatherd.metrics import FAMILIES

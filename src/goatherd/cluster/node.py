@@ -1,18 +1,13 @@
-"""One server of a cluster: the requests that Goatherd makes to it (`Node`), and its observed state (`NodeView`).
-
-`call_each` calls several servers at once.
-"""
+"""One server of a cluster: the requests that Goatherd makes to it (`Node`), and its observed state (`NodeView`)."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from goatherd.cluster.server_answers import ServerIdentity
-from goatherd.errors import DecodeError, NodeError, RotationError
 from goatherd.identity.session import OwnedSession, Session
 
 
@@ -56,8 +51,6 @@ class Node(Protocol):
 
     def clock_ahead_ms(self, now_ms: int) -> int | None: ...
 
-
-N = TypeVar("N", bound=Node)
 
 NodeSource = Callable[[], Awaitable[Sequence[Node]]]
 """Returns the servers that there are now; called again for each observation. The source owns and closes them."""
@@ -191,36 +184,6 @@ class NodeView:
             return f"rejects the store's identity: {code}"
         cannot_sign = self.report.signing_problem
         return self.problem or (None if cannot_sign is None else f"cannot sign as the root: {cannot_sign}")
-
-
-async def call_each(
-    nodes: Iterable[N],
-    call: Callable[[N], Awaitable[object]],
-    *,
-    timeout: timedelta | None,
-    on_failure: Callable[[str, str], None] | None = None,
-) -> None:
-    """Call servers concurrently. A server that fails does not stop or delay the others, and no error is raised.
-
-    Args:
-        nodes: The servers.
-        call: The call to make.
-        timeout: Timeout of one server; None if the call can take long, and the client has its own timeout.
-        on_failure: Called with the URL of a server that failed and the reason; must not raise.
-    """
-
-    async def one(node: N) -> None:
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                await call(node)
-        except (NodeError, DecodeError, RotationError, TimeoutError) as error:
-            if on_failure is not None:
-                late = "no answer in time" if timeout is None else f"no answer within {timeout.total_seconds():g} s"
-                on_failure(node.base_url, str(error) or late)
-
-    async with asyncio.TaskGroup() as group:
-        for node in nodes:
-            group.create_task(one(node))
 
 
 def group_by_region(nodes: Iterable[NodeView]) -> dict[str | None, list[NodeView]]:

@@ -27,11 +27,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.flow_probe import probe_flow
-from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView, call_each
+from goatherd.cluster.node import FlowProbe, Node, NodeSource, NodeView
 from goatherd.cluster.process_mark import TOO_OLD_AFTER, MarkState, ProcessMark, find_mark, leave_mark
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.cluster.session_queries import (
@@ -45,12 +45,14 @@ from goatherd.cluster.session_queries import (
 )
 from goatherd.crypto import fingerprint
 from goatherd.errors import (
+    DecodeError,
     GenerationError,
     GoatherdError,
     InvalidAnswerError,
     NodeError,
     NodeRefusedError,
     NodeUnreachableError,
+    RotationError,
 )
 from goatherd.identity.session import OwnedSession
 from goatherd.settings.base import Origin
@@ -69,6 +71,8 @@ _ASK_SIGNER_AT_LEAST: Final = timedelta(minutes=5)
 _STORE_FAILED: Final = "provider."
 _LONGEST_ID: Final = 64
 _NO_REPORT: Final = ServerIdentity()
+
+N = TypeVar("N", bound=Node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -718,6 +722,36 @@ def _record_error(draft: _Draft, error: NodeError) -> None:
     # A proxy answers 502 to 504 for a server that is unreachable.
     draft.is_unreachable |= isinstance(error, NodeUnreachableError) or getattr(error, "status", 0) in (502, 503, 504)
     draft.problems.append(str(error))
+
+
+async def call_each(
+    nodes: Iterable[N],
+    call: Callable[[N], Awaitable[object]],
+    *,
+    timeout: timedelta | None,
+    on_failure: Callable[[str, str], None] | None = None,
+) -> None:
+    """Call servers concurrently. A server that fails does not stop or delay the others, and no error is raised.
+
+    Args:
+        nodes: The servers.
+        call: The call to make.
+        timeout: Timeout of one server; None if the call can take long, and the client has its own timeout.
+        on_failure: Called with the URL of a server that failed and the reason; must not raise.
+    """
+
+    async def one(node: N) -> None:
+        try:
+            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+                await call(node)
+        except (NodeError, DecodeError, RotationError, TimeoutError) as error:
+            if on_failure is not None:
+                late = "no answer in time" if timeout is None else f"no answer within {timeout.total_seconds():g} s"
+                on_failure(node.base_url, str(error) or late)
+
+    async with asyncio.TaskGroup() as group:
+        for node in nodes:
+            group.create_task(one(node))
 
 
 async def observe_servers(

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import ask_for_signer
-from goatherd.cluster.node import call_each
+from goatherd.cluster.observer import call_each
 from goatherd.errors import (
     ConfigurationError,
     ConflictError,
