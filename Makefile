@@ -60,7 +60,7 @@ docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
-reference: .venv/.dev ## bring the generated parts of docs/reference into step with the code
+reference: .venv/.dev ## bring the generated parts of docs/ into step with the code
 	$(BIN)/python -m tests.docs.reference
 
 man: .venv/.dev ## man pages and shell completions, into build/share
