@@ -1,12 +1,14 @@
 """Ask the peers of a server that has used no identity yet whether they trust the root of the identity in the store.
 
-Such a server has nothing with which to compare the identity. Its peers have: they follow only endorsed roots. A request
-signed by the root shows whether a peer trusts this root; it is an ordinary ``/batch-sync`` request, which unmodified
-GoatDB servers answer, too. This module judges nothing but the answers; `goatherd.settings.store` decides.
+Such a server has nothing with which to compare the identity. Its peers have: they follow only endorsed roots. A peer
+that accepts a request signed by the root trusts this root; the request is an ordinary ``/batch-sync`` request, which
+unmodified GoatDB servers answer, too. A peer that reports the digest of the same identity also trusts its root, even if
+the root has expired, or its HSM or KMS does not sign. `goatherd.settings.store` decides what follows.
 
-Rules: a peer that does not answer, or answers with an error, counts neither way, so that a server also starts before
-its peers. One peer that trusts the root is enough, so that a compromised peer cannot keep a server from starting as
-long as another one answers. A peer whose clock differs rejects every signature, so its rejection does not count.
+Rules: an attacker may have written the identity, so nothing in it makes a rejection count less. A peer that does not
+answer, or answers with an error, counts neither way, so that a server also starts before its peers. One peer that
+trusts the root is enough, so that a compromised peer cannot keep a server from starting as long as another one answers.
+A peer whose clock differs rejects every signature, so its rejection does not count.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Final
 
 from goatherd.clock import Clock
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import GoatherdError
-from goatherd.identity.document import IdentityDocument
+from goatherd.errors import GoatherdError, NodeRefusedError, NodeUnreachableError
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.serving.signals import cancel_tasks
 from goatherd.settings.base import RejectionSource
@@ -38,7 +40,7 @@ def rejection_source(
 ) -> RejectionSource:
     """Return a function that returns the peers which reject the current root of an identity document.
 
-    The function returns no peer if any peer accepts the root, or if the root has expired.
+    The function returns no peer if any peer accepts the root.
 
     Args:
         peers: Returns the URLs of the other servers; may raise `GoatherdError`.
@@ -48,14 +50,13 @@ def rejection_source(
     """
 
     async def find_rejecting_peers(document: IdentityDocument) -> Sequence[str]:
-        if document.current.session.is_expired(clock.now_ms()):
-            return ()
         signer = connect_root(document).current
         try:
             urls = await peers()
         except GoatherdError:  # the servers cannot be found out now
             return ()
-        asked = {asyncio.create_task(_accepts_root(connect, url, signer, clock)): url for url in urls}
+        digest = source_digest(document)
+        asked = {asyncio.create_task(_accepts_root(connect, url, signer, digest, clock)): url for url in urls}
         try:
             for answer in asyncio.as_completed(asked, timeout=ANSWER.total_seconds()):
                 if await answer:
@@ -70,13 +71,21 @@ def rejection_source(
 
 
 async def _accepts_root(
-    connect: Callable[[str], NodeClient], url: str, signer: OwnedSession, clock: Clock
+    connect: Callable[[str], NodeClient], url: str, signer: OwnedSession, digest: str, clock: Clock
 ) -> bool | None:
     """Return whether the server at a URL trusts a root; None if it does not answer, or if its clock differs."""
     try:
         async with connect(url) as client:
             now_ms = clock.now_ms()
-            if await client.answers(signer, now_ms):
+            try:
+                if await client.answers(signer, now_ms):
+                    return True
+            except (NodeUnreachableError, NodeRefusedError):
+                return None
+            except GoatherdError:
+                pass  # this server cannot sign as the root
+            identity = await client.identity()
+            if identity is not None and identity.digest == digest:
                 return True
             ahead_ms = client.clock_ahead_ms(now_ms)
             return None if ahead_ms is None or abs(ahead_ms) > _MOST_AHEAD_MS else False

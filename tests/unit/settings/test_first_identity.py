@@ -14,14 +14,15 @@ import pytest
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.first_identity import rejection_source
-from goatherd.errors import NodeRefusedError, NodeUnreachableError, SuccessionError
-from goatherd.identity.document import IdentityDocument
+from goatherd.cluster.server_answers import ServerIdentity
+from goatherd.errors import NodeRefusedError, NodeUnreachableError, SuccessionError, UnsignedRequestError
+from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.identity.transitions import create_document
 from goatherd.settings import CloudSecretSettings
 from goatherd.settings.store import PEERS_PATIENCE, PEERS_RETRY
-from tests.unit.identity.make import NOW, first, owned
+from tests.unit.identity.make import first
 from tests.unit.node.nodes import cluster, root, settings_of, store_of
 from tests.unit.node.nodes import now_ms as now
 from tests.waiting import until
@@ -90,12 +91,15 @@ async def test_peers_are_not_asked_about_an_identity_that_was_accepted_or_used(t
 # --- what peers answer ------------------------------------------------------------------------------------------------
 
 
+Answer = bool | Exception | None
+
+
 class Client(NodeClient):
     """Answers as a test says, without a connection."""
 
-    def __init__(self, url: str, answer: bool | Exception | None, ahead: timedelta | None) -> None:
+    def __init__(self, url: str, answer: Answer, ahead: timedelta | None, digest: str | None = None) -> None:
         super().__init__(url)
-        self.answer, self.ahead = answer, ahead
+        self.answer, self.ahead, self.digest = answer, ahead, digest
 
     async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
         if isinstance(self.answer, Exception):
@@ -103,6 +107,9 @@ class Client(NodeClient):
         if self.answer is None:
             await asyncio.Event().wait()
         return bool(self.answer)
+
+    async def identity(self) -> ServerIdentity | None:
+        return None if self.digest is None else ServerIdentity(digest=self.digest)
 
     def clock_ahead_ms(self, now_ms: int) -> int | None:
         return None if self.ahead is None else self.ahead // timedelta(milliseconds=1)
@@ -118,6 +125,7 @@ def listed(*urls: str) -> Callable[[], Awaitable[Sequence[str]]]:
 YES, NO, SILENT = True, False, None
 NOTHING, NEAR, FAR = timedelta(0), timedelta(seconds=-20), timedelta(hours=1)
 BROKEN = NodeRefusedError("status 500", status=500)
+UNSIGNED = UnsignedRequestError("the KMS does not sign")
 UNREACHABLE = NodeUnreachableError("connection refused")
 
 
@@ -135,7 +143,7 @@ UNREACHABLE = NodeUnreachableError("connection refused")
     ],
 )
 async def test_peers_that_reject_the_root_count_if_none_trusts_it(
-    answers: list[tuple[bool | Exception | None, timedelta | None]],
+    answers: list[tuple[Answer, timedelta | None]],
     expected: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -145,14 +153,23 @@ async def test_peers_that_reject_the_root_count_if_none_trusts_it(
     assert await ask(first()) == [list(urls)[number] for number in expected] or not expected
 
 
-async def test_peers_are_not_asked_about_a_root_that_has_expired_or_by_a_url_that_is_none() -> None:
-    def connect(url: str) -> NodeClient:
-        return NodeClient(url)
+@pytest.mark.parametrize("answer", [NO, UNSIGNED], ids=["expired", "its signer does not sign"])
+async def test_a_root_that_cannot_sign_is_trusted_by_a_peer_with_the_same_identity_only(answer: Answer) -> None:
+    url, clients = "http://127.0.0.1:1", list[Client]()
 
-    old = create_document(owned("old"), NOW - 10**12)
-    ask = rejection_source(peers=listed("http://127.0.0.1:1"), connect=connect, clock=SystemClock())
-    assert not await ask(old)
-    assert not await rejection_source(peers=listed("x://y"), connect=connect, clock=HandClock())(first())
+    def connect(url: str) -> Client:
+        clients.append(Client(url, answer, NOTHING, digest))
+        return clients[-1]
+
+    ask = rejection_source(peers=listed(url), connect=connect, clock=HandClock())
+    digest = source_digest(first())
+    assert not await ask(first())
+    digest = "0" * 64
+    assert await ask(first()) == [url]
+
+
+async def test_a_peer_whose_url_is_not_valid_counts_neither_way() -> None:
+    assert not await rejection_source(peers=listed("x://y"), connect=NodeClient, clock=HandClock())(first())
 
 
 # --- with servers -----------------------------------------------------------------------------------------------------
