@@ -385,6 +385,11 @@ def test_a_trail_that_fails_does_not_stop_a_rotation_that_has_begun(file: Path, 
     assert trail.head is not None
 
 
+def test_a_trail_that_cannot_be_read_is_reported_with_the_systems_reason(file: Path) -> None:
+    with pytest.raises(AuditError, match=r"cannot be read: No such file or directory$"):
+        list(read_lines(file))
+
+
 def test_the_head_is_logged_as_a_checkpoint(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     trail = make(file)
@@ -417,7 +422,10 @@ def test_a_duration_is_told_with_its_unit() -> None:
     assert to_json_value({"grace": timedelta(minutes=1.5)}) == {"grace": "90s"}
 
 
-def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(file: Path) -> None:
+def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     clock = FakeClock(NOW_MS)
     trail = AuditTrail(file, actor="alice@host-1:4711", clock=clock)
     journal = Journal(trail, holds=True)
@@ -432,7 +440,9 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(f
     assert events(file) == ["signer", "run-began", "one"], "what came after the mark waits for the next identity"
     clock.turn(timedelta(seconds=1))
     journal.use_identity(after())
+    assert "audit.head" not in caplog.text
     journal.end("run-over", {})
+    assert caplog.text.count("audit.head") == 1
     found = {record.event: record for record in read_trail(file) if record.event != "signer"}
     assert {name: record.by for name, record in found.items()} == {
         "run-began": "root-a", "one": "root-a", "two": "root-b", "run-over": "root-b",
