@@ -3,11 +3,14 @@ restart."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeRefusedError
 from goatherd.identity.document import IdentityDocument, encode_document
@@ -15,10 +18,12 @@ from goatherd.identity.revocations import FrozenList, commit_digest
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import record_frozen_commits, revoke_root
 from goatherd.node import Server
-from goatherd.node.frozen_commits import FOLDER
+from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.wire.commit import Commit
+from tests.unit import goats
+from tests.waiting import until
 
 from .nodes import ORG, SECRET, document_of, now_ms, root, session_commit, settings_of, signed_commit, store_of
 
@@ -121,6 +126,35 @@ async def test_a_list_counts_once_the_identity_names_it_and_over_a_restart(tmp_p
         client = client_of(server)
         await client.push("/data/other", [note, back_dated], B)
         assert await ids(client, "/data/other", B) == {note.id}
+
+
+class Peer:
+    """A server that answers each request for a list with the same list, whatever its digest."""
+
+    def __init__(self, frozen: FrozenList) -> None:
+        self._sent = frozen.to_bytes()
+
+    async def frozen(self, digest: str) -> bytes:
+        return self._sent
+
+
+async def test_a_list_with_another_digest_is_not_taken_from_a_peer_and_the_next_peer_is_asked(tmp_path: Path) -> None:
+    wanted, other = listed(signed_commit(A)), listed(signed_commit(A))
+    peers: list[Any] = [Peer(other), Peer(wanted)]
+    engine = goats.Node(B, A, B).engine
+    store = FrozenCommitStore(
+        engine=engine,
+        folder=tmp_path,
+        repositories=list,
+        peers=lambda: peers,
+        clock=SystemClock(),
+        changed=lambda: None,
+    )
+    store.apply_document(stolen(wanted))
+    running = asyncio.create_task(store.run())
+    await until(lambda: any((tmp_path / each.digest).exists() for each in (wanted, other)))
+    running.cancel()
+    assert [path.name for path in tmp_path.iterdir()] == [wanted.digest]
 
 
 async def test_a_damaged_list_on_the_disk_counts_as_none(tmp_path: Path) -> None:
