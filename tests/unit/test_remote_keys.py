@@ -17,6 +17,7 @@ from goatherd.errors import (
     SignerError,
     SignerKeyNotFoundError,
     SignerMisuseError,
+    SignerWrongKeyError,
 )
 from goatherd.identity.anchor import AnchorRecord, AnchorWord
 from goatherd.identity.document import decode_document, encode_document
@@ -134,6 +135,15 @@ async def test_a_uri_that_names_no_signer_is_an_error_at_the_start() -> None:
     with pytest.raises(ConfigurationError):
         async with RootSigners(["local:relative"]):
             pass
+
+
+async def test_no_signature_of_another_key_than_the_pinned_one_is_returned(tmp_path: Path) -> None:
+    uri, _ = await new_key(tmp_path / "replaced.json")
+    _, pinned = await new_key(tmp_path / "first.json")
+    signer = RootSigner(uri, pinned)
+    with pytest.raises(SignerWrongKeyError):
+        await run_remote(lambda: signer.sign(b"text"))
+    await run_remote(signer.close)
 
 
 async def test_after_a_failure_calls_fail_at_once_and_the_signer_is_asked_again_later(

@@ -235,12 +235,14 @@ async def test_the_identity_is_swapped_at_the_next_interval_and_subscribers_are_
     assert [one.document.phase for one in told] == [Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED]
     assert settings.settings.current == B
     assert settings.settings.roots == (A.session, B.session)
+    forget_itself = settings.subscribe(lambda _: forget_itself())
+    settings.subscribe(told.append)
     forget()
     forget()
     await provider.put(roll_back_rotation(ACTIVATED, FIRST, NOW, reason="test"))
     await clock.turn(EVERY)
     assert settings.settings.current == A
-    assert len(told) == 3
+    assert len(told) == 4, "a subscriber that ends its subscription delays no other"
 
 
 async def test_each_interval_reads_the_store_once_and_an_unchanged_version_is_not_parsed(
