@@ -29,10 +29,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, limit: str, cores: int)
     assert count_cores() == cores
 
 
-def test_thread_pools_follow_the_limit(tmp_path: Path) -> None:
+async def test_thread_pools_follow_the_limit(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("150000 100000")
     assert Server(tmp_path / "data", settings_provider="file:///keys/root")._threads == 2
-    assert Door(upstream="http://127.0.0.1:8081", trust=())._threads == 2
+    async with Door(upstream="http://127.0.0.1:1", trust=()) as door:
+        assert door._executor is not None
+        assert door._executor._max_workers == 2
     with _verification_threads() as executor:
         assert executor._max_workers == 2
 
