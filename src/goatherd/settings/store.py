@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 REFRESH_INTERVAL: Final = timedelta(seconds=30)
 CHAIN_RETRY: Final = timedelta(minutes=1)
 """Pause before the peers are asked again for a chain to an identity, if none was found."""
-PEERS_PATIENCE: Final = timedelta(minutes=1)
+PEERS_TIMEOUT: Final = timedelta(minutes=1)
 """How long a server that has used no identity yet waits for a peer that trusts the root in the store."""
 PEERS_RETRY: Final = timedelta(seconds=2)
 _BREAKERS: Final = 1000
@@ -300,7 +300,7 @@ class CloudSecretSettings(SettingsSource):
         """
         # SECURITY: an attacker who can write the secret but has no root's key could give a new server an identity of
         # the attacker's own (tests/unit/settings/test_first_identity.py).
-        until = self._clock.monotonic() + PEERS_PATIENCE.total_seconds()
+        until = self._clock.monotonic() + PEERS_TIMEOUT.total_seconds()
         while self.rejections is not None and (rejecting := await self.rejections(document)):
             if self._clock.monotonic() >= until:
                 raise SuccessionError(

@@ -21,7 +21,7 @@ from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import TrustCheckpoint
 from goatherd.identity.transitions import create_document
 from goatherd.settings import CloudSecretSettings
-from goatherd.settings.store import PEERS_PATIENCE, PEERS_RETRY
+from goatherd.settings.store import PEERS_RETRY, PEERS_TIMEOUT
 from tests.unit.identity.make import first
 from tests.unit.node.nodes import cluster, root, settings_of, store_of
 from tests.unit.node.nodes import now_ms as now
@@ -53,7 +53,7 @@ async def test_an_identity_whose_root_no_peer_trusts_is_not_used() -> None:
     peers, clock = Peers(), HandClock()
     async with await settings_with(peers, clock) as settings:
         loading = asyncio.create_task(settings.load())
-        for _ in range(PEERS_PATIENCE // PEERS_RETRY):
+        for _ in range(PEERS_TIMEOUT // PEERS_RETRY):
             await until(lambda: PEERS_RETRY in clock.waits)
             assert not loading.done()
             clock.waits.clear()
@@ -191,7 +191,7 @@ async def attacked(tmp_path: Path, *, is_forged: bool) -> AsyncIterator[tuple[Cl
 async def test_a_new_server_does_not_use_an_identity_that_an_attacker_has_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("goatherd.settings.store.PEERS_PATIENCE", timedelta(0))
+    monkeypatch.setattr("goatherd.settings.store.PEERS_TIMEOUT", timedelta(0))
     async with attacked(tmp_path, is_forged=True) as (settings, url), settings:
         with pytest.raises(SuccessionError, match=f"rejected by: {url}"):
             await settings.load()
