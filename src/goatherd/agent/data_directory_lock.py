@@ -84,10 +84,10 @@ def may_signal(user: int | None, pid: int) -> bool:
     if user is None:
         return True
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_bytes().splitlines()
     except OSError:
         return not Path("/proc/self/status").exists()
-    real, _, saved, *_ = next(line for line in lines if line.startswith("Uid:")).split()[1:]
+    real, _, saved, *_ = next(line for line in lines if line.startswith(b"Uid:")).split()[1:]
     return user in (int(real), int(saved))
 
 
@@ -120,7 +120,8 @@ def find_members(group: int, session: int) -> list[int]:
 def _read_status(process: Path) -> list[str] | None:
     """Return the fields of a process's ``stat`` from its state on; None if the process has ended or is a zombie."""
     try:
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        # A process can have any bytes as its name, such as the first 15 bytes of one in UTF-8.
+        fields = (process / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
     except OSError:
         return None
     return None if not fields or fields[0] in "ZX" else fields

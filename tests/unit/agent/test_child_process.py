@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from goatherd.agent.child_process import Supervisor, end_leftover, exit_code, find_command
-from goatherd.agent.data_directory_lock import RECORD_NAME, AgentState, DataDirectoryLock, Process, has_members
+from goatherd.agent.data_directory_lock import (
+    RECORD_NAME,
+    AgentState,
+    DataDirectoryLock,
+    Process,
+    find_members,
+    has_members,
+    may_signal,
+)
 from goatherd.clock import SystemClock
 from goatherd.errors import AgentError, ConfigurationError
 from tests.deadlines import HANG
@@ -406,6 +414,18 @@ async def test_an_agent_of_root_stops_only_what_the_owner_of_the_state_file_may_
     os.killpg(own.pid, signal.SIGKILL)
     reaped = asyncio.create_task(asyncio.to_thread(other.wait, 60))
     assert await end_leftover(replace(theirs, named_by=OTHER), SOON, SystemClock())
+    assert await reaped == -signal.SIGTERM
+
+
+@pytest.mark.slow
+async def test_a_process_whose_name_is_not_utf_8_is_found_and_stopped(tmp_path: Path) -> None:
+    process, known = await left_over(tmp_path, "printf '\\377' > /proc/$$/comm")
+    assert known.is_running()
+    assert process.pid in find_members(process.pid, os.getsid(0))
+    assert may_signal(os.getuid(), process.pid)
+    assert not may_signal(OTHER, process.pid)
+    reaped = asyncio.create_task(asyncio.to_thread(process.wait, 60))
+    assert await end_leftover(replace(known, named_by=os.getuid()), SOON, SystemClock())
     assert await reaped == -signal.SIGTERM
 
 
