@@ -271,12 +271,12 @@ def build_organizations(
     provider, template = configured_provider(options, files.orgs)
     copy = build_last_known_good(options, is_per_org=ORG_FIELD in template)
     organizations = []
-
     places: dict[str, Place] = {}
 
     def connect_place(place: Place) -> NodeClient:
-        places[place.url] = place
-        return connect(place.url)
+        client = NodeClient(place.url, timeout=options.timeout, server_name=place.server_name)
+        places[client.base_url] = place
+        return client
 
     async def list_peers() -> Sequence[str]:
         addresses = tuple(dict.fromkeys((*options.nodes, *options.serve_peers)))
@@ -284,7 +284,7 @@ def build_organizations(
             return [client.base_url for client in await directory()]
 
     def connect(url: str) -> NodeClient:
-        return NodeClient(url, timeout=options.timeout, server_name=places[url].server_name)
+        return connect_place(places[url])
 
     for org in files.orgs:
         directory = files.directory_of(org)

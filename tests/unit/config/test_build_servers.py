@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from goatherd.cluster.discovery import Place, PlatformNames
 from goatherd.config.build_servers import build_child_environment, build_door, build_organizations, build_server
 from goatherd.config.options import load_options
 from goatherd.errors import ConfigurationError
@@ -83,6 +84,22 @@ def test_what_opens_the_store_is_not_in_the_servers_environment(
         load_options({"provider": store, "agent_pass_env": hidden}, {}, directory=tmp_path)
     )
     assert set(hidden) <= set(passed)
+
+
+async def test_an_agent_asks_a_server_whose_url_a_client_writes_differently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def find(_: PlatformNames) -> list[Place]:
+        return [Place("http://[::FFFF:127.0.0.1]:1")]
+
+    monkeypatch.setattr(PlatformNames, "find", find)
+    given = {"provider": f"file://{tmp_path}/keys", "agent_lease": "none", "nodes": ("dns://localhost:1",)}
+    options = load_options(given, {}, directory=tmp_path)
+    files = ServerFiles(data=tmp_path, orgs=("localhost",), memory=None, creates=False)
+    settings = build_organizations(options, files, accept_identity=False)[0][0]._settings
+    assert isinstance(settings, CloudSecretSettings)
+    assert settings.rejections is not None
+    assert not await settings.rejections(create_document(root(), now_ms()))
 
 
 @pytest.mark.slow
