@@ -306,9 +306,9 @@ def signal_notifier(number: int, *, supervisor: Supervisor | None, pid_file: Pat
             raw, owner = await asyncio.to_thread(read_with_owner, pid_file)
             if (pid := int(raw)) > 1:
                 if not await asyncio.to_thread(may_signal, owner, pid):
-                    raise PermissionError(errno.EPERM, f"the owner of the file may not signal process {pid}")
+                    raise ProcessLookupError(errno.ESRCH, f"there is no process {pid} that the file's owner may signal")
                 os.kill(pid, number)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise AgentError(
                 f"cannot signal the server whose process id is in {pid_file}: {error}",
                 hint="Check --pid-file: the server must write the file at each start.",

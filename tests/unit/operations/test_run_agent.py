@@ -84,9 +84,15 @@ def test_a_signal_without_a_process_to_send_it_to_is_rejected_before_anything_st
 
 
 async def test_a_pid_file_without_a_running_process_is_named(tmp_path: Path) -> None:
+    notify = signal_notifier(15, supervisor=None, pid_file=tmp_path / "pid")
     with pytest.raises(AgentError, match="pid") as caught:
-        await signal_notifier(15, supervisor=None, pid_file=tmp_path / "pid")()
+        await notify()
     assert "--pid-file" in caught.value.hint
+    for ended in ("4194305", "9" * 30):
+        (tmp_path / "pid").write_text(ended)
+        with pytest.raises(AgentError, match="cannot signal the server") as caught:
+            await notify()
+        assert "may not" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
@@ -101,7 +107,7 @@ async def test_a_pid_file_names_no_process_that_its_owner_may_not_signal(tmp_pat
         notify = signal_notifier(signal.SIGTERM, supervisor=None, pid_file=pid_file)
         pid_file.write_text(str(ours.pid))
         os.chown(pid_file, other, -1)
-        with pytest.raises(AgentError, match=f"owner of the file may not signal process {ours.pid}"):
+        with pytest.raises(AgentError, match=f"no process {ours.pid} that the file's owner may"):
             await notify()
         pid_file.write_text(str(theirs.pid))
         await notify()
