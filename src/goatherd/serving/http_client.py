@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NO_TLS: Final = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 _WORDS: Final = {
+    "DecodingError": "its answer is compressed in a way that is not accepted",
     "ProxyError": "the proxy did not connect to the server",
     "RemoteProtocolError": "the server closed the connection before its answer was complete, or does not speak HTTP",
 }
@@ -36,7 +37,8 @@ def make_http_client(
     headers: Mapping[str, str] | None = None,
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> httpx2.AsyncClient:
-    """Return an HTTP client for requests to the server at `url`. It follows no redirects.
+    """Return an HTTP client for requests to the server at `url`. It follows no redirects, and rejects an answer that
+    is compressed more than once.
 
     Args:
         url: The URL of the server.
@@ -57,7 +59,12 @@ def make_http_client(
         verify = httpx2.create_ssl_context()  # with the authorities that SSL_CERT_FILE names, for this machine too
     try:
         return httpx2.AsyncClient(
-            verify=verify, timeout=timeout, headers=headers, transport=transport, trust_env=asks_environment
+            verify=verify,
+            timeout=timeout,
+            headers=headers,
+            transport=transport,
+            trust_env=asks_environment,
+            event_hooks={"response": [_check_encoding]},
         )
     except (ImportError, ValueError, httpx2.InvalidURL):
         # SECURITY: the error repeats neither the proxy's URL, which may hold a password, nor the cause
@@ -67,6 +74,21 @@ def make_http_client(
             hint="Name a proxy as http://HOST:PORT; SOCKS proxies are not supported. NO_PROXY lists hosts that are"
             " reached without a proxy, separated by commas.",
         ) from None
+
+
+async def _check_encoding(answer: httpx2.Response) -> None:
+    """Reject an answer that is compressed more than once.
+
+    SECURITY: 64 KiB that are compressed three times can decompress to terabytes of nothing, which exceed no limit on
+    the size, and stop the event loop for minutes (tests/unit/serving/test_http_client.py).
+
+    Raises:
+        httpx2.DecodingError: The answer has more than one content encoding.
+    """
+    import httpx2
+
+    if "," in answer.headers.get("content-encoding", ""):  # repeated headers are joined by commas
+        raise httpx2.DecodingError("the answer is compressed more than once", request=answer.request)
 
 
 def causes_of(error: BaseException) -> list[BaseException]:

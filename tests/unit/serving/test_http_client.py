@@ -1,8 +1,9 @@
-"""Which requests go through the proxy that the environment names."""
+"""Which requests go through the proxy that the environment names, and which answers are unpacked."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from goatherd.cluster.client import NodeClient
-from goatherd.errors import ConfigurationError, NodeUnreachableError, SecretNotFoundError
+from goatherd.errors import ConfigurationError, NodeUnreachableError, SecretNotFoundError, UnavailableError
 from goatherd.plugins import open_provider
 from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.serving.http_client import describe_failure, make_http_client
@@ -117,6 +118,35 @@ async def test_a_proxy_that_cannot_be_used_is_an_error_without_its_password(
             await client.create_session()
     assert "hunter2" not in f"{caught.value!r} {caught.value.hint} {caught.value.__cause__!r}"
     assert "cannot be used" in str(await HTTPProbe("http://goat.invalid/healthy", timeout=ANSWER).ask())
+
+
+# --- compressed answers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encodings", [b"gzip, gzip", b"gzip\r\ncontent-encoding: gzip"], ids=["a list", "two headers"])
+async def test_an_answer_that_is_compressed_twice_is_not_unpacked(
+    monkeypatch: pytest.MonkeyPatch, encodings: bytes
+) -> None:
+    """Of a few KiB it could make so much that the process does nothing else for minutes."""
+    monkeypatch.setenv("VAULT_TOKEN", "token")
+    packed = gzip.compress(gzip.compress(b'{"errors": []}'))
+    head = b"HTTP/1.1 404 Not Found\r\ncontent-length: %d\r\ncontent-encoding: %b\r\n\r\n" % (len(packed), encodings)
+    async with server(head + packed) as (port, _):
+        async with NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client:
+            with pytest.raises(NodeUnreachableError, match="compressed"):
+                await client.identity()
+        provider, secret_id = open_provider(f"vault://127.0.0.1:{port}/secret/goatdb/root?tls=off")
+        async with provider:
+            with pytest.raises(UnavailableError, match="compressed"):
+                await provider.read(secret_id)
+        assert "compressed" in str(await HTTPProbe(f"http://127.0.0.1:{port}/healthy", timeout=ANSWER).ask())
+
+
+async def test_an_answer_that_is_compressed_once_is_unpacked() -> None:
+    packed = gzip.compress(b"OK")
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\ncontent-encoding: gzip\r\n\r\n" % len(packed)
+    async with server(head + packed) as (port, _), NodeClient(f"http://127.0.0.1:{port}", timeout=ANSWER) as client:
+        assert await client.healthy()
 
 
 # --- why a request got no answer --------------------------------------------------------------------------------------
