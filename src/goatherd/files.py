@@ -119,6 +119,22 @@ def replace_file(path: Path, data: bytes) -> None:
     _write_new(path, data, _replace_by_new)
 
 
+def replace_link(link: Path, target: Path) -> None:
+    """Replace a file by a symbolic link to `target` atomically, or create the link if there is no file.
+
+    Raises:
+        OSError: The link cannot be created.
+    """
+    new = f".{link.name}.{secrets.token_hex(8)}.new"
+    with _open_directory(link.parent) as directory:
+        os.symlink(target, new, dir_fd=directory)
+        try:
+            os.replace(new, link.name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=directory)
+
+
 def _refuse_special(path: Path) -> None:
     """Refuse a pipe, a device or a socket, such as ``/dev/stdout``: to read it may never end, and to replace it removes
     it, which can break the machine."""
@@ -140,11 +156,12 @@ def remove_file(path: Path) -> None:
         SettingsError: The file cannot be removed.
     """
     try:
-        try:
-            _remove_abandoned(path)  # first: once the file is missing, nothing calls this again
-        finally:
-            path.unlink(missing_ok=True)
         with _open_directory(path.parent) as directory:
+            try:
+                _remove_abandoned(path.name, directory)  # first: once the file is missing, nothing calls this again
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path.name, dir_fd=directory)
             os.fsync(directory)
     except OSError as error:
         raise SettingsError(f"cannot remove {path}: {error.strerror or type(error).__name__}") from error
@@ -281,7 +298,13 @@ def _give_to_owner(descriptor: int, directory: int) -> None:
 
 @contextlib.contextmanager
 def _open_directory(path: Path, *, dir_fd: int | None = None) -> Iterator[int]:
-    descriptor = os.open(path, _DIRECTORY | (0 if dir_fd is None else _NO_LINK), dir_fd=dir_fd)
+    """Open a directory while the block runs, and yield the descriptor.
+
+    SECURITY: a process of root, such as an agent in the data directory of another user, does not work in a directory
+    to which this user has made a link meanwhile (tests/unit/test_files.py).
+    """
+    is_followed = dir_fd is None and (os.geteuid() != 0 or not flag_for_link(path))
+    descriptor = os.open(path, _DIRECTORY | (0 if is_followed else _NO_LINK), dir_fd=dir_fd)
     try:
         yield descriptor
     finally:
@@ -318,7 +341,7 @@ def _write_new(path: Path, data: bytes, publish: Callable[[str, Path, int], None
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(new, dir_fd=directory)
                 with contextlib.suppress(OSError):
-                    _remove_abandoned(path, before=made_at - _ABANDONED)
+                    _remove_abandoned(path.name, directory, before=made_at - _ABANDONED)
             os.fsync(directory)
     except OSError as error:
         raise SettingsError(f"cannot write {path}: {error.strerror or type(error).__name__}") from error
@@ -339,25 +362,22 @@ def _open_temporary(name: str, directory: int) -> tuple[str, int]:
         os.close(descriptor)  # another writer was faster to lock it, and has removed it
 
 
-def _remove_abandoned(path: Path, *, before: float = float("inf")) -> None:
-    """Remove the temporary files that killed writers of `path` have left.
+def _remove_abandoned(name: str, directory: int, *, before: float = float("inf")) -> None:
+    """Remove the temporary files that killed writers of `name` have left.
 
     Where they cannot be locked, those count that were last changed before `before` (seconds).
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.new")
-    for one in path.parent.iterdir():
-        if ours.fullmatch(one.name) is None:
-            continue
-        with contextlib.ExitStack() as stack:
+    ours = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.new")
+    for one in filter(ours.fullmatch, os.listdir(directory)):  # noqa: PTH208 - it is open
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:  # its writer was faster
             try:
-                stack.callback(os.close, lock_file(one, create=False))
+                descriptor = os.open(one, os.O_RDWR | os.O_NONBLOCK | _NO_LINK, dir_fd=directory)
+                stack.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # a writer holds the lock, or the file system has no locks
-                try:
-                    if one.lstat().st_mtime >= before:
-                        continue
-                except FileNotFoundError:  # its writer was faster
+                if os.stat(one, dir_fd=directory, follow_symlinks=False).st_mtime >= before:
                     continue
-            one.unlink(missing_ok=True)
+            os.unlink(one, dir_fd=directory)
 
 
 Arguments = ParamSpec("Arguments")

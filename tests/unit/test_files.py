@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def test_another_user_cannot_make_root_give_a_file_away(directory: Path, tmp_pat
     files.replace_file(directory / "folder/file", b"new")
     assert owner(tmp_path / "file") == (0, 0), "of the directory in which it is"
     assert (precious.read_text(), owner(precious)) == ("x", (0, 0))
+
+
+@as_root
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: files.create_file(path.with_name("new"), b""),
+        lambda path: files.replace_file(path, b""),
+        files.remove_file,
+        lambda path: files.replace_link(path, path),
+        lambda path: files.make_directory(path.with_name("made")),
+    ],
+    ids=["create", "replace", "remove", "link", "make a directory"],
+)
+def test_root_writes_into_no_directory_to_which_another_user_has_made_a_link(
+    directory: Path, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    """Such as the directory of an organization, which the server's user can replace while an agent of root runs."""
+    (etc := tmp_path / "etc").mkdir()
+    (etc / "settings.json").write_text("x")
+    (link := directory / "org").symlink_to(etc)
+    os.lchown(link, *APP)
+    with pytest.raises((SettingsError, NotADirectoryError), match="Not a directory"):
+        change(link / "settings.json")
+    assert [path.read_text() for path in etc.iterdir()] == ["x"]
+    os.lchown(link, 0, 0)
+    change(link / "settings.json")
 
 
 @as_root

@@ -12,7 +12,6 @@ file back into memory.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from goatherd.errors import SettingsError
-from goatherd.files import make_directory, read_if_there, remove_file, replace_file
+from goatherd.files import make_directory, read_if_there, remove_file, replace_file, replace_link
 
 
 class FileState(StrEnum):
@@ -163,10 +162,4 @@ class SettingsFile:
             return
         if self.link.is_symlink() and str(self.link.readlink()) == str(self.target):
             return
-        new = self.link.with_name(f".{self.link.name}.{secrets.token_hex(8)}.new")
-        try:
-            new.symlink_to(self.target)
-            new.replace(self.link)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                new.unlink()
+        replace_link(self.link, self.target)
