@@ -170,7 +170,7 @@ def test_hostile_names_are_only_text(server: PageServer, open_page: OpenPage) ->
 
 
 def test_a_reader_signs_in_and_out(open_page: OpenPage) -> None:
-    with PageServer(token=hashlib.sha256(TOKEN.encode()).hexdigest()) as server:
+    with PageServer(token_digest=hashlib.sha256(TOKEN.encode()).hexdigest()) as server:
         server.show(view_of(SCENES["steady"]))
         page = open_page(server.url, expected=["status of 401", "status of 403"])
         assert find_violations(page) == []

@@ -41,16 +41,15 @@ class PageServer:
 
     def __init__(self, port: int = 0, **more: Any) -> None:
         self.url = ""
-        self._first = {
+        address = {
             "host": "127.0.0.1",
             "port": port,
-            "token": None,
+            "token_digest": None,
             "certificate": None,
             "key": None,
             "proxies": [],
-            "interval_ms": 10_000,
-            **more,
         }
+        self._first = {"address": address | more, "interval_ms": 10_000}
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:

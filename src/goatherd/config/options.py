@@ -126,7 +126,7 @@ class Options:
     serve_host: str = _option("Address to listen on.", "127.0.0.1", parse=values.parse_bind_address)
     serve_port: int = _option("Port to listen on; 0 takes a free one.", 8080, parse=values.parse_port)
     serve_public_url: str | None = _option(
-        "URL at which browsers reach the application: the only origin that CORS headers allow. Default: "
+        "Public URL, at which browsers reach the application: the only origin that CORS headers allow. Default: "
         "`http://localhost` with the server's port.",
         parse=values.parse_public_url,
         form="URL",
@@ -398,10 +398,8 @@ class Options:
         " append every decision to it, signed."
     )
 
-    web_host: str = _option(
-        "Address on which `goatherd web` serves the page.", "127.0.0.1", parse=values.parse_bind_address
-    )
-    web_port: int = _option("Port of the page; 0 takes a free one.", 8090, parse=values.parse_port)
+    web_host: str = _option("Address to listen on.", "127.0.0.1", parse=values.parse_bind_address)
+    web_port: int = _option("Port to listen on; 0 takes a free one.", 8090, parse=values.parse_port)
     web_interval: timedelta = _option(
         "How often the page's store and servers are read, however many pages are open.",
         timedelta(seconds=10),

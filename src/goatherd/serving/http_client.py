@@ -109,6 +109,8 @@ def describe_failure(error: BaseException) -> str:
     """
     for cause in causes_of(error):
         one = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause  # one for each address of a host
+        if isinstance(one, ssl.SSLError) and not type(one).__module__.startswith("ssl"):
+            continue  # aiohttp's, which has none of the attributes; its cause is the one of the standard library
         if isinstance(one, socket.gaierror):
             return "the name of the host cannot be resolved"
         if isinstance(one, TimeoutError):
