@@ -368,7 +368,7 @@ def _remove_abandoned(name: str, directory: int, *, before: float = float("inf")
     Where they cannot be locked, those count that were last changed before `before` (seconds).
     """
     ours = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.new")
-    for one in filter(ours.fullmatch, os.listdir(directory)):  # noqa: PTH208 - it is open
+    for one in filter(ours.fullmatch, os.listdir(directory)):
         with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:  # its writer was faster
             try:
                 descriptor = os.open(one, os.O_RDWR | os.O_NONBLOCK | _NO_LINK, dir_fd=directory)

@@ -6,7 +6,7 @@ thread. Code on another event loop calls `sign_aside`, which signs with a local 
 another thread.
 
 - A tool, such as ``goatherd rotate``, signs with the signer that the identity document names, if the operator has named
-  it, too, or a listed server was started with the signer of this key (`NamedSigners`).
+  it, too, or a listed server was started with the signer of this key (`goatherd.named_signers`).
 - A server signs with a signer that it was started with (`RootSigners`), never with one that only the document names:
   SECURITY: an attacker who can write the document must not choose where a server sends its credentials
   (tests/unit/test_remote_keys.py).
@@ -21,7 +21,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
@@ -214,56 +214,21 @@ class RootSigner:
 _OPENED: Final[dict[tuple[str, bytes], RootSigner]] = {}
 _OPENED_LOCK: Final = threading.Lock()
 
-AskServers = Callable[[str], Awaitable[bool]]
-"""Returns whether a server reports that it was started with the signer of the key that has this fingerprint."""
 
+def sign_with(uri: str, public_key: PublicKey, data: bytes) -> bytes:
+    """Return a verified signature by the signer at `uri`, which this process opens at its first signature.
 
-class NamedSigners:
-    """The signers that a tool may call for one cluster, by the URIs in its identity document.
-
-    A signer gets this process's credentials, may read files and load a library. SECURITY: an attacker can replace the
-    whole document and sign it correctly, so its URI is used only if the operator has named it, too, or a listed server
-    was started with the signer of this key (tests/unit/cli/test_direct_mode.py, tests/unit/test_remote_keys.py).
-
-    Args:
-        accepted: The URIs that the operator has named.
-        servers: Asks the servers of the cluster.
+    Raises:
+        SignerError: As for `RootSigner.sign`.
     """
+    with _OPENED_LOCK:
+        signer = _OPENED.setdefault((uri, public_key.compressed), RootSigner(uri, public_key))
+    return signer.sign(data)
 
-    def __init__(self, accepted: Iterable[str] = (), *, servers: AskServers | None = None) -> None:
-        self.accepted = set(accepted)
-        self._servers = [] if servers is None else [servers]
-        self._reported: set[bytes] = set()
 
-    def add_servers(self, ask: AskServers) -> None:
-        """Add servers of the cluster, which are asked before a signer is called that the operator has not named."""
-        self._servers.append(ask)
-
-    def sign(self, uri: str, public_key: PublicKey, data: bytes) -> bytes:
-        """Return a verified signature by the signer that `uri` names; it is opened at its first signature.
-
-        Raises:
-            SignerConfigurationError: Neither the operator nor a server of the cluster has named the signer.
-            SignerError: The signer refused, did not answer, or returned an invalid signature.
-        """
-        if uri not in self.accepted and public_key.compressed not in self._reported:
-            if not _LOOP.run(self._is_known_to_servers(fingerprint(public_key))):
-                raise SignerConfigurationError(
-                    "only the identity in the store names this signer, so it is not used: no server that is listed and"
-                    " answers was started with the signer of the root's key",
-                    signer=uri.partition(":")[0],
-                    key=uri,
-                    operation="sign",
-                    hint="Find out who has written this identity. If it is yours, list its servers (--node), or name"
-                    " the signer in the setting `serve.root_signers`.",
-                )
-            self._reported.add(public_key.compressed)
-        with _OPENED_LOCK:
-            signer = _OPENED.setdefault((uri, public_key.compressed), RootSigner(uri, public_key))
-        return signer.sign(data)
-
-    async def _is_known_to_servers(self, key_fingerprint: str) -> bool:
-        return any([await ask(key_fingerprint) for ask in self._servers])
+def run_and_wait(work: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine on the event loop of the signers, and wait for its result in the calling thread."""
+    return _LOOP.run(work)
 
 
 class RootSigners:

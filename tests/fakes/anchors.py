@@ -13,7 +13,7 @@ from goatherd.identity.document import IdentityDocument, normalize_document, sig
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
-from goatherd.remote_keys import NamedSigners
+from goatherd.named_signers import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorKeys
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey
 from goatherd.signers.verified import SigningPolicy, VerifiedSigner

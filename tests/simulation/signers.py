@@ -23,8 +23,8 @@ from goatherd.identity.root_signatures import Endorsement, endorse_root
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import introduction_id
 from goatherd.identity.transitions import sign_again
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.values import CURRENT
-from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorKey, AnchorKeys
 from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.signers.base import KeyKind, Latency, Signer, SignerFacts, SignerKey

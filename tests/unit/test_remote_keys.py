@@ -24,7 +24,8 @@ from goatherd.identity.document import decode_document, encode_document
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.transitions import create_document
-from goatherd.remote_keys import NamedSigners, RootSigner, RootSigners, run_remote, sign_aside
+from goatherd.named_signers import NamedSigners
+from goatherd.remote_keys import RootSigner, RootSigners, run_remote, sign_aside
 from goatherd.signers.local import LocalSigner
 from tests.deadlines import HANG
 from tests.unit.identity.make import owned

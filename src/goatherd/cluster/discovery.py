@@ -46,8 +46,8 @@ from goatherd.server_url import masked, parse_server_url
 if TYPE_CHECKING:
     from dns.asyncresolver import Resolver
 
+    from goatherd.named_signers import NamedSigners
     from goatherd.providers.capabilities import ServiceReader
-    from goatherd.remote_keys import NamedSigners
 
 LINGER: Final = timedelta(seconds=30)
 """How long a server stays listed after DNS last named it."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 from goatherd.clock import SystemClock
 from goatherd.config.options import Options
 from goatherd.errors import ConfigurationError, ProviderConfigurationError
+from goatherd.named_signers import NamedSigners
 from goatherd.operations.identity_store import Store, check_address_has_org
 from goatherd.plugins import open_provider, provider_from_config
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import ORG_FIELD, secret_id_for
-from goatherd.remote_keys import NamedSigners
 
 if TYPE_CHECKING:
     from goatherd.cluster.client import NodeClient

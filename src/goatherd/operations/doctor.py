@@ -26,13 +26,13 @@ from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE, Urgency, assess_
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, find_warnings
 from goatherd.identity.succession import verify_signed
+from goatherd.named_signers import NamedSigners
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
 from goatherd.operations.stores import RegionState, read_regions
-from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.clocks import describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey, explain_silence

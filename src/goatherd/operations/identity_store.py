@@ -12,9 +12,9 @@ from datetime import timedelta
 from goatherd.clock import SystemClock
 from goatherd.errors import ConfigurationError, ProviderConfigurationError, SecretNotFoundError
 from goatherd.identity.document import IdentityDocument, decode_document
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, ORG_FIELD, Label, SecretVersion, VersionId
-from goatherd.remote_keys import NamedSigners
 from goatherd.wire.paths import DEFAULT_ORG
 
 

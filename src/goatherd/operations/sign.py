@@ -21,13 +21,14 @@ from goatherd.identity.root_signatures import MEMBER
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.succession import MAX_JUMP, verify_succession
 from goatherd.identity.transitions import sign_again
+from goatherd.named_signers import NamedSigners
 from goatherd.operations.identity_store import Store
 from goatherd.operations.opening import Nodes
 from goatherd.operations.rotate import distrusted, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
-from goatherd.remote_keys import NamedSigners, call_signing
+from goatherd.remote_keys import call_signing
 from goatherd.rotation.policy import Policy
 from goatherd.rotation.signed_store import Ask, read_earlier
 from goatherd.rotation.store_history import check_distrusted, check_store_history

@@ -52,8 +52,9 @@ from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
 from goatherd.key_inventory import Holding, ReadVersions, find_holdings, is_gone_when_destroyed, read_private_root
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
-from goatherd.remote_keys import NamedSigners, call_signing, sign_aside
+from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.revocation.introduced_sessions import IntroducedSessions
 from goatherd.revocation.reissue_sessions import SessionNode, SessionReissuer
 from goatherd.revocation.report import NodeOutcome, RevocationReport, count_claims

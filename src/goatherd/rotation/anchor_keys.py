@@ -25,7 +25,7 @@ from goatherd.identity.key_age import last_valid_ms
 from goatherd.identity.remote_key import RemoteKey
 from goatherd.identity.root_signatures import Endorsement, IntroducedBy
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session, format_signature
-from goatherd.remote_keys import NamedSigners
+from goatherd.named_signers import NamedSigners
 from goatherd.times import milliseconds
 from goatherd.wire.javascript_values import exact_date_ms
 

@@ -22,9 +22,9 @@ from goatherd.identity.document import (
     encode_document,
     source_digest,
 )
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion
-from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.attempts import Attempts
 from goatherd.rotation.events import ConflictMet, Event, StoreTroubled
 from goatherd.rotation.obstacles import StoredState

@@ -35,9 +35,9 @@ from goatherd.identity.document import IdentityDocument, source_digest
 from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.ids import new_id
 from goatherd.key_inventory import read_private_root
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import SecretVersion
-from goatherd.remote_keys import NamedSigners
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorKeys,

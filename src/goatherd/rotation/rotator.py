@@ -60,10 +60,11 @@ from goatherd.key_inventory import (
     find_holdings,
     is_gone_when_destroyed,
 )
+from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import ReadConsistency, SecretProvider
 from goatherd.providers.capabilities import DiagnosableSecretProvider, ReservingSecretProvider, Verdict
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId, VersionState
-from goatherd.remote_keys import NamedSigners, call_signing, sign_aside
+from goatherd.remote_keys import call_signing, sign_aside
 from goatherd.rotation.anchor_keys import (
     UNCHANGED,
     AnchorChoice,

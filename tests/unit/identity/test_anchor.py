@@ -50,7 +50,7 @@ from goatherd.identity.transitions import (
     roll_back_rotation,
     with_phase,
 )
-from goatherd.remote_keys import NamedSigners
+from goatherd.named_signers import NamedSigners
 from goatherd.rotation.anchor_keys import AnchorChoice, AnchorKey, AnchorKeys, collect_anchor_signatures
 from goatherd.rotation.cross_signing import is_introduced_by_anchor
 from goatherd.trust import TrustPool
