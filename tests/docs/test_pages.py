@@ -73,8 +73,8 @@ async def test_the_mistake_that_the_contributors_page_shows_is_caught_by_the_che
     (line,) = re.findall(r"```python\n(expected = .*)\n```", page)
     (named,) = re.findall(r"`FAILED (.*?)`", page)
     text = (ROOT / "src/goatherd/providers/memory.py").read_text()
-    last = text.rindex("            return ", text.index("async def _write("), text.index("async def _label("))
-    changed = load_module(f"{text[:last]}            {line}\n{text[last:]}", tmp_path, monkeypatch)
+    last = text.rindex("        return ", text.index("async def _write("), text.index("async def _label("))
+    changed = load_module(f"{text[:last]}        {line}\n{text[last:]}", tmp_path, monkeypatch)
     store = changed.MemoryStore()
     report = await check_provider(lambda: changed.MemorySecretProvider(store), rounds=2, settle=timedelta(0))
     errors = {one.check.replace("_", " "): str(one.error) for one in report.failures}
