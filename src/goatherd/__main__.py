@@ -10,12 +10,12 @@ import sys
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     try:
-        _run()
+        _run_command_line()
     except KeyboardInterrupt:  # while modules are imported; `run` reports the others
         sys.exit(130)
 
 
-def _run() -> None:
+def _run_command_line() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         # Python sets a stream to None if it was closed (`>&-`). The next file that is opened, such as a key file, would
         # then get the stream's file descriptor.
@@ -23,7 +23,7 @@ def _run() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 - for as long as the process lives
     if sys.argv[1:] in (["--help"], ["-h"]):
         try:
-            _help()
+            _print_help()
             return
         except OSError:
             pass  # no reader, or a full disk: the command line writes the help again, and reports the error
@@ -52,7 +52,7 @@ def _run() -> None:
     sys.exit(code)
 
 
-def _help() -> None:
+def _print_help() -> None:
     """Print the command line's help.
 
     It imports nothing that only a command needs, so that the help appears quickly (tests/unit/cli/test_start_up.py).

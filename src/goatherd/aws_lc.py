@@ -172,7 +172,7 @@ class _VerifierProcess:
             return None
         began = monotonic()
         try:
-            verdicts = self._request(checks)
+            verdicts = self._request_verdicts(checks)
         except OSError as error:
             self.failures += 1
             self.has_hung = isinstance(error, TimeoutError)
@@ -184,16 +184,16 @@ class _VerifierProcess:
         self.failures = 0
         return [None if verdict == UNREADABLE else verdict == VALID for verdict in verdicts]
 
-    def _request(self, checks: Sequence[SignatureCheck]) -> bytes:
+    def _request_verdicts(self, checks: Sequence[SignatureCheck]) -> bytes:
         """Return the verdicts of the process.
 
         Raises:
             OSError: The process cannot be started, has ended, does not answer in time, or writes something else.
         """
-        connection = self._connection or self._start()
+        connection = self._connection or self._start_process()
         connection.settimeout(ANSWER_TIMEOUT.total_seconds())
         tag = os.urandom(TAG)
-        connection.sendall(b"".join([tag, bytes([len(checks)]), *map(_encode, checks)]))
+        connection.sendall(b"".join([tag, bytes([len(checks)]), *map(_encode_check, checks)]))
         answer = b""
         while missing := TAG + len(checks) - len(answer):
             part = connection.recv(missing)
@@ -207,7 +207,7 @@ class _VerifierProcess:
             raise OSError("it wrote something other than its answer")
         return verdicts
 
-    def _start(self) -> socket.socket:
+    def _start_process(self) -> socket.socket:
         # Sockets have a timeout for writing, too, which pipes do not have.
         ours, theirs = socket.socketpair()
         with theirs:
@@ -232,6 +232,6 @@ class _VerifierProcess:
             connection.close()
 
 
-def _encode(check: SignatureCheck) -> bytes:
+def _encode_check(check: SignatureCheck) -> bytes:
     digest = hashlib.sha384(check.data).digest()
     return check.key.raw + digest + der_from_raw(check.signature).ljust(DER, b"\0")

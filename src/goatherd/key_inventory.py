@@ -193,10 +193,10 @@ async def _read_each(
         except ProviderError as error:
             problem = error.code
         if problem is not None:
-            yield _unsearched(store.region, problem)
+            yield _unsearched_store(store.region, problem)
 
 
-def _unsearched(region: str, code: str) -> Holding:
+def _unsearched_store(region: str, code: str) -> Holding:
     """Return the holding that stands for all versions in the store of another region, which could not be searched."""
     return Holding(
         version=SecretVersion(id=VersionId(f"{region}{BETWEEN}*"), created_ms=0, state=VersionState.DISABLED),

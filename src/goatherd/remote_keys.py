@@ -151,7 +151,7 @@ class RootSigner:
                 than `REST` ago, and the signer was not called again.
         """
         self._refuse_while_resting()
-        return _LOOP.run(self._call(lambda signer: signer.sign(data)))
+        return _LOOP.run(self._call_signer(lambda signer: signer.sign(data)))
 
     def read_key(self) -> PublicKey:
         """Return the public key; asks the signer only if the key is not known yet.
@@ -161,7 +161,7 @@ class RootSigner:
         """
         if self.pinned is None:
             self._refuse_while_resting()
-            self.pinned = _LOOP.run(self._call(lambda signer: signer.public_key())).public_key
+            self.pinned = _LOOP.run(self._call_signer(lambda signer: signer.public_key())).public_key
         return self.pinned
 
     def check(self) -> None:
@@ -171,7 +171,7 @@ class RootSigner:
             SignerError: As `sign`.
         """
         text = f"goatherd check {fingerprint(self.read_key())}".encode()
-        _LOOP.run(self._call(lambda signer: signer.sign(text)))
+        _LOOP.run(self._call_signer(lambda signer: signer.sign(text)))
 
     def close(self) -> None:
         """Close the signer's connections. Later calls fail."""
@@ -185,24 +185,24 @@ class RootSigner:
         if time.monotonic() - self.used_at < REST.total_seconds():
             raise self.error.with_traceback(None)
 
-    async def _call(self, call: Callable[[VerifiedSigner], Coroutine[Any, Any, R]]) -> R:
-        signer = self._open()
+    async def _call_signer(self, call: Callable[[VerifiedSigner], Coroutine[Any, Any, R]]) -> R:
+        signer = self._open_signer()
         try:
             result = await call(signer)
         except SignerError as error:
-            self._note(error)
+            self._note_outcome(error)
             raise
-        self._note(None)
+        self._note_outcome(None)
         return result
 
-    def _open(self) -> VerifiedSigner:
+    def _open_signer(self) -> VerifiedSigner:
         if self._signer is None:
             from goatherd.signers.verified import SigningPolicy, open_signer  # only direct mode needs it
 
             self._signer = open_signer(self.uri, pinned=self.pinned, policy=SigningPolicy(timeout=TIMEOUT))
         return self._signer
 
-    def _note(self, error: SignerError | None) -> None:
+    def _note_outcome(self, error: SignerError | None) -> None:
         before, self.error, self.used_at = self.error, error, time.monotonic()
         if error is not None and (before is None or before.code != error.code):
             fields = {"signer": error.signer, "key": error.key, "code": error.code, "reason": str(error)}
@@ -251,7 +251,7 @@ class RootSigners:
     async def __aenter__(self) -> Self:
         if self._signers:
             for one in self._signers:
-                one._open()  # a URI that is wrong is an error at the start
+                one._open_signer()  # a URI that is wrong is an error at the start
             self._task = asyncio.create_task(self._check_signers(), name="check the signers of roots")
         return self
 

@@ -76,15 +76,15 @@ def parse_server_url(text: str, *, hint: str = FORM) -> ServerURL:
     Raises:
         ConfigurationError: The text is not such a URL. The message names the part that is wrong.
     """
-    scheme, authority, rest = _split(text, hint)
+    scheme, authority, rest = _split_url(text, hint)
     # In the whole text: a password may hold a slash or a question mark, which end the authority.
     if "@" in text:
         problem = "contains a user name or a password; requests to a server are signed and need neither"
-        raise _wrong(text, problem, hint)
+        raise _make_error(text, problem, hint)
     if rest not in ("", "/") and "," not in authority:
         part = {"/": "a path", "?": "a query", "#": "a fragment"}[rest[0]]
-        raise _wrong(text, f"has {part}; the URL of a server ends after the port", hint)
-    return _server(text, scheme, authority, hint)
+        raise _make_error(text, f"has {part}; the URL of a server ends after the port", hint)
+    return _make_server_url(text, scheme, authority, hint)
 
 
 def check_http_url(text: str, *, hint: str) -> str:
@@ -93,8 +93,8 @@ def check_http_url(text: str, *, hint: str) -> str:
     Raises:
         ConfigurationError: `text` is not such a URL.
     """
-    scheme, authority, _ = _split(text, hint)
-    _server(text, scheme, authority.rpartition("@")[2], hint)
+    scheme, authority, _ = _split_url(text, hint)
+    _make_server_url(text, scheme, authority.rpartition("@")[2], hint)
     return text
 
 
@@ -110,7 +110,7 @@ def parse_listen_host(text: str) -> str:
     if problem is not None and re.fullmatch(r"(\[.*\]|[^:]*):\d+", text):
         problem = "has a port"
     if problem is not None:
-        raise ConfigurationError(f"the address to listen on {_shown(text)} {problem}", hint=hint)
+        raise ConfigurationError(f"the address to listen on {_mask_authority(text)} {problem}", hint=hint)
     return host
 
 
@@ -129,7 +129,7 @@ def parse_listen_address(text: str) -> tuple[str, int]:
     else:
         problem = _port_problem(port, lowest=0)
     if problem is not None:
-        raise ConfigurationError(f"the address to listen on {_shown(text)} {problem}", hint=hint)
+        raise ConfigurationError(f"the address to listen on {_mask_authority(text)} {problem}", hint=hint)
     return parse_listen_host(host), int(port)
 
 
@@ -144,7 +144,7 @@ def masked(text: str) -> str:
     return f"{scheme}{colon}{rest}{'?…' if question else ''}"
 
 
-def _split(text: str, hint: str) -> tuple[str, str, str]:
+def _split_url(text: str, hint: str) -> tuple[str, str, str]:
     """Split a URL into its scheme, its authority and the rest."""
     if not isinstance(text, str):
         raise ConfigurationError(f"the URL must be a string, not a {type(text).__name__}", hint=hint)
@@ -154,33 +154,33 @@ def _split(text: str, hint: str) -> tuple[str, str, str]:
     if match is None:
         scheme, colon, _ = text.partition("://")
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-            raise _wrong(text, f"has the scheme {scheme!r}; it must be http:// or https://", hint)
+            raise _make_error(text, f"has the scheme {scheme!r}; it must be http:// or https://", hint)
         if re.match(r"https?:", text, re.IGNORECASE):
-            raise _wrong(text, "needs two slashes after the scheme", hint)
-        raise _wrong(text, "has no scheme; it must begin with http:// or https://", hint)
+            raise _make_error(text, "needs two slashes after the scheme", hint)
+        raise _make_error(text, "has no scheme; it must begin with http:// or https://", hint)
     if any(char.isspace() or not char.isprintable() for char in text):
-        raise _wrong(text, "contains a space or a control character", hint)
+        raise _make_error(text, "contains a space or a control character", hint)
     return match["scheme"].lower(), match["authority"], match["rest"]
 
 
-def _server(text: str, scheme: str, authority: str, hint: str) -> ServerURL:
+def _make_server_url(text: str, scheme: str, authority: str, hint: str) -> ServerURL:
     if "," in authority:
         several = "Give the URL of each server by itself. Only in an environment variable a comma separates them."
-        raise _wrong(text, "names several servers", several)
+        raise _make_error(text, "names several servers", several)
     if authority.startswith("["):
         host, bracket, tail = authority[1:].partition("]")
         if not bracket or (tail and not tail.startswith(":")):
-            raise _wrong(text, "has a bracket that does not close", hint)
+            raise _make_error(text, "has a bracket that does not close", hint)
         colon, port = tail[:1], tail[1:]
         problem = _host_problem(host) if ":" in host else "has brackets around what is not an IPv6 address"
     else:
         if authority.count(":") > 1:
-            raise _wrong(text, "needs brackets around its IPv6 address", "Write it as http://[2001:db8::2]:8080.")
+            raise _make_error(text, "needs brackets around its IPv6 address", "Write it as http://[2001:db8::2]:8080.")
         host, colon, port = authority.partition(":")
         problem = "has no host" if not host else _host_problem(host)
     problem = problem or (_port_problem(port, lowest=1) if colon else None)
     if problem is not None:
-        raise _wrong(text, problem, hint)
+        raise _make_error(text, problem, hint)
     return ServerURL(scheme, host.lower(), int(port) if colon else None)
 
 
@@ -219,9 +219,9 @@ def _port_problem(port: str, *, lowest: int) -> str | None:
     return None
 
 
-def _wrong(text: str, problem: str, hint: str) -> ConfigurationError:
-    return ConfigurationError(f"the URL {_shown(text)} {problem}", hint=hint)
+def _make_error(text: str, problem: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"the URL {_mask_authority(text)} {problem}", hint=hint)
 
 
-def _shown(text: str) -> str:
+def _mask_authority(text: str) -> str:
     return repr(masked(text)[:200])

@@ -45,11 +45,11 @@ def main() -> None:
             return
         if len(keys) > _MOST_KEYS:
             keys.clear()
-        write(tag + bytes([_verify(request[at : at + SIGNATURE], keys) for at in range(0, size, SIGNATURE)]))
+        write(tag + bytes([_verify_signature(request[at : at + SIGNATURE], keys) for at in range(0, size, SIGNATURE)]))
         flush()
 
 
-def _verify(signature: bytes, keys: dict[bytes, EC | None]) -> int:
+def _verify_signature(signature: bytes, keys: dict[bytes, EC | None]) -> int:
     raw, digest, der = signature[:KEY], signature[KEY : KEY + DIGEST], signature[KEY + DIGEST :]
     if raw not in keys:
         keys[raw] = _import_key(raw)

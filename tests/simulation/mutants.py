@@ -107,11 +107,11 @@ def no_compare_and_swap() -> None:
     """The last writer of the document wins: no compare-and-swap."""
 
     async def overwrite(self: Any, document: IdentityDocument, expected: str) -> Any:
-        _, now = await self._read()
+        _, now = await self._read_identity()
         return await write(self, document, now.id)
 
-    write = rotator.Rotator._write
-    rotator.Rotator._write = overwrite
+    write = rotator.Rotator._write_identity
+    rotator.Rotator._write_identity = overwrite
 
 
 def clocks_are_not_compared() -> None:
@@ -148,13 +148,13 @@ def deadlines_by_the_wall_clock() -> None:
 def store_calls_are_not_repeated() -> None:
     """A call of the store is not repeated, and a later success does not reset the count of failures."""
     repeating_store.TRIES = 1
-    source = textwrap.dedent(inspect.getsource(rotator.Rotator._run))
+    source = textwrap.dedent(inspect.getsource(rotator.Rotator._run_rotation))
     single, both = "troubled_since = None  #", "troubled_since, has_write_failed = None, False"
     assert (source.count(single), source.count(both)) == (1, 2)
     source = source.replace(single, "pass  #").replace(both, "pass")
     names: dict[str, Any] = {}
     exec(compile(source, rotator.__file__, "exec"), vars(rotator), names)
-    rotator.Rotator._run = names["_run"]
+    rotator.Rotator._run_rotation = names["_run_rotation"]
 
 
 def revocation_is_forgotten() -> None:

@@ -151,7 +151,7 @@ def test_one_timeout_is_waited_for_if_all_processes_are_frozen(monkeypatch: pyte
 def test_a_process_that_does_not_read_is_killed(processes: VerifierProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aws_lc, "ANSWER_TIMEOUT", timedelta(milliseconds=50))
     monkeypatch.setattr(aws_lc, "own_command", lambda _: ["sleep", "600"])
-    monkeypatch.setattr(aws_lc, "_encode", lambda _: bytes(1_000_000))
+    monkeypatch.setattr(aws_lc, "_encode_check", lambda _: bytes(1_000_000))
     assert processes.verify([GOOD]) is None
     assert processes._all[0]._process is None
 
@@ -170,7 +170,7 @@ def test_an_answer_that_was_not_read_is_no_verdict(processes: VerifierProcesses)
     assert processes.verify([GOOD]) == [True]
     connection = processes._all[0]._connection
     assert connection is not None
-    connection.sendall(bytes(TAG) + bytes([1]) + aws_lc._encode(GOOD))
+    connection.sendall(bytes(TAG) + bytes([1]) + aws_lc._encode_check(GOOD))
     assert processes.verify([changed(GOOD, 5)]) is None
     assert processes.verify([changed(GOOD, 5)]) == [False]
 

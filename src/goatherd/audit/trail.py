@@ -125,18 +125,18 @@ class AuditTrail:
         """
         values = to_json_value(data)
         try:
-            self._append([(event, values)], self.now_ms() if at_ms is None else at_ms)
+            self._append_records([(event, values)], self.now_ms() if at_ms is None else at_ms)
         except AuditError:
-            self._miss()
+            self._report_gap()
             raise
         except SignerError as error:
-            self._miss()
+            self._report_gap()
             raise AuditError(f"audit trail {self.path}: the root has not signed the record: {error}") from error
         except OSError as error:
-            self._miss()
+            self._report_gap()
             raise AuditError(f"audit trail {self.path} cannot be written: {error.strerror or error}") from error
 
-    def _miss(self) -> None:
+    def _report_gap(self) -> None:
         self._lost += 1
         self.missing += 1
 
@@ -181,7 +181,7 @@ class AuditTrail:
         try:
             is_other = self.path.exists() and self._last_signer_id() != document.current.id
             if begins_anew or (is_other and can_continue(read_lines(self.path), document)):
-                self._append([], self.now_ms())
+                self._append_records([], self.now_ms())
         except (AuditError, SignerError, OSError) as error:
             self._log_failure(str(error))
             return
@@ -221,18 +221,18 @@ class AuditTrail:
     # --- the file -----------------------------------------------------------------------------------------------------
 
     def _last_signer_id(self) -> str | None:
-        with self._locked() as descriptor:
-            return self._tail(descriptor).by
+        with self._hold_lock() as descriptor:
+            return self._read_tail(descriptor).by
 
-    def _append(self, records: Sequence[tuple[str, Mapping[str, Any]]], at_ms: int) -> None:
+    def _append_records(self, records: Sequence[tuple[str, Mapping[str, Any]]], at_ms: int) -> None:
         """Add records, each an event and its data, after a ``signer`` record if the last record is by another root."""
         signer = self._signer
         if signer is None:
             raise AuditError(
                 f"audit trail {self.path}: the identity could not be read yet, so no root can sign the record"
             )
-        with self._locked() as descriptor:
-            tail = self._tail(descriptor)
+        with self._hold_lock() as descriptor:
+            tail = self._read_tail(descriptor)
             out = b"" if tail.is_whole else b"\n"
             head, torn, lost = tail.head, tail.torn, self._lost
             if torn:
@@ -261,17 +261,17 @@ class AuditTrail:
             self.head, self._lost, self._last_signer = head, 0, signer.session
 
     @contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _hold_lock(self) -> Iterator[int]:
         if not SUPPORTED:
             raise AuditError("an audit trail needs a POSIX system")
-        descriptor = self._open()
+        descriptor = self._open_file()
         try:
-            self._lock(descriptor)
+            self._lock_file(descriptor)
             yield descriptor
         finally:
             self._system.close_file(descriptor)
 
-    def _open(self) -> int:
+    def _open_file(self) -> int:
         """Open the audit trail's file; create it durably if it is missing."""
         for _ in range(_OPEN_TRIES):
             try:
@@ -293,7 +293,7 @@ class AuditTrail:
             return descriptor
         raise AuditError(f"another process keeps deleting and creating audit trail {self.path}")
 
-    def _lock(self, descriptor: int) -> None:
+    def _lock_file(self, descriptor: int) -> None:
         until = time.monotonic() + _LOCK_PATIENCE
         while not self._system.try_lock(descriptor):
             if time.monotonic() > until:
@@ -308,7 +308,7 @@ class AuditTrail:
                 hint="Only the user that rotates may write the file: change it with `chown` and `chmod 0600`.",
             )
 
-    def _tail(self, descriptor: int) -> _Tail:
+    def _read_tail(self, descriptor: int) -> _Tail:
         size = self._system.file_status(descriptor).st_size
         if size == 0:
             return _Tail(head=Head(), by=None, torn=(), is_whole=True)
@@ -387,7 +387,7 @@ class Journal:
         """
         if self.trail is not None:
             self.trail.use_identity(document)
-        self._release(self.mark_position() if up_to is None else up_to)
+        self._release_events(self.mark_position() if up_to is None else up_to)
 
     def follow_root(self, document: IdentityDocument) -> None:
         """Do as `use_identity`, and record that the current root of `document` signs (`AuditTrail.follow_root`)."""
@@ -401,7 +401,7 @@ class Journal:
         Raises:
             AuditError: The trail cannot be written, so the operation must not begin.
         """
-        self._log(event, data)
+        self._log_record(event, data)
         if self.trail is not None:
             self.trail.record(event, data)
 
@@ -416,27 +416,27 @@ class Journal:
 
     def record_decision(self, event: str, data: Mapping[str, object]) -> None:
         """Record a decision that is not an event of a rotation."""
-        self._log(event, data)
+        self._log_record(event, data)
         if self.trail is not None:
             self._held.append((self.trail.now_ms(), event, data))
             if not self._holds:
-                self._release(self.mark_position())
+                self._release_events(self.mark_position())
 
     def end(self, event: str, data: Mapping[str, object]) -> None:
         """Record how the operation ended, and log the end of the trail as a checkpoint."""
         self.record_decision(event, data)
-        self._release(self.mark_position())
+        self._release_events(self.mark_position())
         if self.trail is not None:
             self.trail.log_head()
 
-    def _release(self, up_to: int) -> None:
+    def _release_events(self, up_to: int) -> None:
         while self._held and self._given < up_to:
             at_ms, event, data = self._held.pop(0)
             self._given += 1
             if self.trail is not None:
                 self.trail.add_if_possible(event, data, at_ms=at_ms)
 
-    def _log(self, event: str, data: Mapping[str, object]) -> None:
+    def _log_record(self, event: str, data: Mapping[str, object]) -> None:
         if _log.isEnabledFor(logging.INFO):
             evidence = json.dumps(to_json_value(data), ensure_ascii=False, separators=(",", ":"))
             _log.info(event_text(LogEvent.ROTATION_EVIDENCE, what=event, evidence=evidence))

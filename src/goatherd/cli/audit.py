@@ -53,13 +53,13 @@ def audit(
     if action == "show":
         if offline or checkpoint is not None:
             raise click.UsageError("--offline and --checkpoint are options of `audit verify`")
-        return _show(app, file, last)
+        return _show_records(app, file, last)
     if last is not None:
         raise click.UsageError("--last is an option of `audit show`")
-    return _verify(app, file, offline=offline, checkpoint=checkpoint)
+    return _verify_trail(app, file, offline=offline, checkpoint=checkpoint)
 
 
-def _verify(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> int:
+def _verify_trail(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> int:
     try:
         head = None if checkpoint is None else Head.from_text(checkpoint)
     except DecodeError as error:
@@ -82,7 +82,7 @@ async def _read_anchors(app: App) -> Anchors:
     return Anchors.of(document)
 
 
-def _show(app: App, file: Path, last: int | None) -> int:
+def _show_records(app: App, file: Path, last: int | None) -> int:
     found = read_trail(file, last=last)
     shape = {"records": [record_json(record) for record in found.records], "unreadable": found.unreadable}
     app.out.result(shape, [record_line(record) for record in found.records] or ["no records"])

@@ -113,7 +113,7 @@ async def controller(
     standard error.
     """
     if explain:
-        return await _explain(app)
+        return await _explain_schedule(app)
     if metrics_file is not None and not once:
         raise click.UsageError("--metrics-file needs --once; without --once, use --metrics ADDRESS:PORT")
     if web_address is not None and once:
@@ -163,7 +163,7 @@ async def controller(
     return 0
 
 
-async def _explain(app: App) -> int:
+async def _explain_schedule(app: App) -> int:
     schedule = build_schedule(app.options)
     async with open_store(app.options) as store, open_nodes(app.options, store) as nodes:
         found = await explain_schedule(store, nodes, schedule)

@@ -551,18 +551,18 @@ def run(arguments: Sequence[str], *, owns_process: bool = False) -> int:
         out.failure("usage", error.format_message(), "")
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt) as error:
-        return _report(out, error, debug=debug)
+        return _report_error(out, error, debug=debug)
     except SystemExit:  # click raises it if the pipe is closed while it writes: `goatherd --help | head -1`
         discard_output(sys.stdout)
         return 0
     except BaseExceptionGroup as group:
-        return _report(out, _first(group), debug=debug)
+        return _report_error(out, _choose_error(group), debug=debug)
     except Exception as error:  # noqa: BLE001 - the last frame: every error is reported without key material
-        return _report(out, error, debug=debug)
+        return _report_error(out, error, debug=debug)
     return done if isinstance(done, int) else 0
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def _choose_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error to report for an exception group: its first `GoatherdError`, or else its first error."""
     flat: list[BaseException] = []
     queue: list[BaseException] = [group]
@@ -575,7 +575,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((error for error in flat if isinstance(error, GoatherdError)), flat[0])
 
 
-def _report(out: Output, error: BaseException, *, debug: bool) -> int:
+def _report_error(out: Output, error: BaseException, *, debug: bool) -> int:
     if isinstance(error, Terminated):
         out.failure("interrupted", "ended by SIGTERM", "")
         return EXIT_TERMINATED

@@ -52,19 +52,19 @@ class Output:
     def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
         """Write the result: `data` as JSON, or else `lines`."""
         if self.as_json:
-            self._block(self.stdout, _json(self.stdout, data, indent=2))
+            self._write_block(self.stdout, _format_json(self.stdout, data, indent=2))
             return
         for line in lines:
-            self._line(self.stdout, line)
+            self._write_line(self.stdout, line)
 
     def document(self, text: str) -> None:
         """Write a result that is a document of several lines, in which every text is escaped already."""
-        self._block(self.stdout, text)
+        self._write_block(self.stdout, text)
 
     def ready(self, data: Mapping[str, object], text: str) -> None:
         """Write the line with which a command reports that it is ready and runs until it is stopped."""
         with contextlib.suppress(OSError):  # a log on a full disk must not keep a server from starting
-            self._line(self.stdout, _json(self.stdout, {"ready": True, **data}) if self.as_json else text)
+            self._write_line(self.stdout, _format_json(self.stdout, {"ready": True, **data}) if self.as_json else text)
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         """Return a plain-text table with aligned columns, as lines; the first line holds `heads`."""
@@ -75,15 +75,15 @@ class Output:
     def write_note(self, text: str) -> None:
         """Write a note for a human reader; with JSON output, write nothing."""
         if not self.as_json:
-            self._line(self.stderr, text)
+            self._write_line(self.stderr, text)
 
     def event(self, name: str, data: Mapping[str, object], *lines: str) -> None:
         """Write progress: `lines`, or in JSON output an object with `name` and `data`."""
         if self.as_json:
-            self._line(self.stderr, _json(self.stderr, {"event": name, **data}))
+            self._write_line(self.stderr, _format_json(self.stderr, {"event": name, **data}))
         else:
             for line in lines:
-                self._line(self.stderr, line)
+                self._write_line(self.stderr, line)
 
     def error(self, error: BaseException, *, debug: bool = False) -> None:
         """Write an error with its code and hint. With `debug`, write its traceback first, in which keys are hidden."""
@@ -91,7 +91,7 @@ class Output:
             import traceback  # here, since most commands print none
 
             trace = "".join(traceback.format_exception(error))
-            self._block(self.stderr, hide_key_material(trace).rstrip())
+            self._write_block(self.stderr, hide_key_material(trace).rstrip())
         if isinstance(error, GoatherdError):
             code, message, hint = error.code, str(error), error.command_hint or error.hint
         elif isinstance(error, OSError) and error.strerror:
@@ -109,17 +109,17 @@ class Output:
         if self.as_json:
             shape = {"error": {"code": code, "message": message, "hint": hint}}
             with contextlib.suppress(OSError):  # then the error is written as text to standard error
-                self._block(self.stdout, _json(self.stdout, shape, indent=2))
+                self._write_block(self.stdout, _format_json(self.stdout, shape, indent=2))
                 return
-        self._line(self.stderr, f"error: {message} [{code}]", style="31")
+        self._write_line(self.stderr, f"error: {message} [{code}]", style="31")
         if hint:
-            self._line(self.stderr, f"hint: {hint}", style="2")
+            self._write_line(self.stderr, f"hint: {hint}", style="2")
 
-    def _line(self, stream: TextIO, text: str, *, style: str = "") -> None:
-        """Write one line and flush it; a line feed in `text` is escaped. See `_block`."""
-        self._block(stream, text.replace("\n", "\\u000a"), style=style)
+    def _write_line(self, stream: TextIO, text: str, *, style: str = "") -> None:
+        """Write one line and flush it; a line feed in `text` is escaped. See `_write_block`."""
+        self._write_block(stream, text.replace("\n", "\\u000a"), style=style)
 
-    def _block(self, stream: TextIO, text: str, *, style: str = "") -> None:
+    def _write_block(self, stream: TextIO, text: str, *, style: str = "") -> None:
         """Write lines and flush them.
 
         Raises:
@@ -163,7 +163,7 @@ def flush_streams() -> None:
             discard_output(stream)
 
 
-def _json(stream: TextIO, data: Mapping[str, object], *, indent: int | None = None) -> str:
+def _format_json(stream: TextIO, data: Mapping[str, object], *, indent: int | None = None) -> str:
     """Return a JSON document for a stream; characters that the stream's encoding lacks are escaped."""
     text = json.dumps(data, ensure_ascii=False, indent=indent)
     try:

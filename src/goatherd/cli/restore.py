@@ -73,10 +73,10 @@ def sign(app: App, accept: bool, take_back: bool) -> int:
     """
     if accept and take_back:
         raise click.UsageError("--accept and --take-back cannot be combined")
-    return run_interruptible(app, _sign(app, accept=accept, take_back=take_back), note="")
+    return run_interruptible(app, _repair_signature(app, accept=accept, take_back=take_back), note="")
 
 
-async def _sign(app: App, *, accept: bool, take_back: bool) -> int:
+async def _repair_signature(app: App, *, accept: bool, take_back: bool) -> int:
     options, written = app.options, None
     async with open_store(options) as store, open_nodes(options, store) as nodes:
         examined = await examine_signature(store.provider, store.secret_id)

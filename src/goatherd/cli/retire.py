@@ -61,13 +61,13 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
     backup, and the command destroys nothing.
     """
     if dry_run:
-        return _show(app)
+        return _show_plan(app)
     if not yes:
-        _confirm(app)
-    return run_interruptible(app, _retire(app), note="run `goatherd retire` again to destroy the rest")
+        _confirm_destruction(app)
+    return run_interruptible(app, _retire_keys(app), note="run `goatherd retire` again to destroy the rest")
 
 
-def _confirm(app: App) -> None:
+def _confirm_destruction(app: App) -> None:
     if not app.out.may_ask:
         raise click.UsageError("nothing can be confirmed without a terminal; give --yes to destroy the private keys")
     keys = asyncio.run(_read_keys(app))
@@ -86,7 +86,7 @@ async def _read_keys(app: App) -> KeyInventory:
         return await read_key_inventory(store, build_policy(app.options))
 
 
-def _show(app: App) -> int:
+def _show_plan(app: App) -> int:
     keys, now_ms = asyncio.run(_read_keys(app)), SystemClock().now_ms()
     due = [one.version.id for one in keys.holdings_due(now_ms)]
     data = {"dryRun": True, "wouldDestroy": due, "privateKeys": inventory_data(keys, now_ms)}
@@ -94,7 +94,7 @@ def _show(app: App) -> int:
     return 0
 
 
-async def _retire(app: App) -> int:
+async def _retire_keys(app: App) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options, store) as nodes:
         done = await operation(store, nodes, build_policy(options), confirmed=True, audit_log=audit_log(app))

@@ -125,7 +125,7 @@ def revoke(
     if not plan and not reason:
         raise click.UsageError("--reason TEXT is missing; it is recorded in the identity's history")
     if not plan and not yes:
-        _confirm(app, session, unsafe_without_nodes=unsafe_without_nodes)
+        _confirm_revocation(app, session, unsafe_without_nodes=unsafe_without_nodes)
     if successor == NEW and not plan:
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     work: partial[Coroutine[Any, Any, RevocationReport]] = partial(
@@ -148,13 +148,13 @@ def revoke(
             audit_log=audit_log(app),
         )
     note = "" if plan else "run the same command again to resume"
-    report = run_interruptible(app, _run(app, work), note=note)
+    report = run_interruptible(app, _run_revocation(app, work), note=note)
     lines = revocation_plan_lines(report) if plan else revocation_lines(report)
     app.out.result({"plan": plan, **revocation_data(report)}, lines)
     return 0 if plan or report.is_complete else EXIT_FINDINGS
 
 
-def _confirm(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
+def _confirm_revocation(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
     # Without servers, the revocation is refused before the question.
     operations.check_revocation_servers(listed_nodes(app.options), unsafe_without_nodes=unsafe_without_nodes)
     if not app.out.may_ask:
@@ -162,7 +162,7 @@ def _confirm(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
     click.confirm(f"Revoke root {root_id}? This cannot be undone.", abort=True, err=True)
 
 
-async def _run(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> RevocationReport:
+async def _run_revocation(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> RevocationReport:
     options = app.options
     async with (
         open_store(options) as store,

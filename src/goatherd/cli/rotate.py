@@ -231,7 +231,7 @@ def rotate(
     stop_at = Phase(to_phase) if to_phase else None
     change = {"anchor": anchor, "remove_anchor": remove_anchor, "direct": direct, "working_root": working_root}
     if what == "plan":
-        return asyncio.run(_plan(app, stop_at, change))
+        return asyncio.run(_show_plan(app, stop_at, change))
     if what == "drop-lost-anchor":
         return asyncio.run(_drop_lost_anchor(app, reason or operations.LOST))
     if what == "replace-expired":
@@ -257,7 +257,7 @@ def rotate(
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
 
-async def _plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
+async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options, store) as nodes:
         health = build_health_signals(options)

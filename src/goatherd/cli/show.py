@@ -16,10 +16,10 @@ from goatherd.providers.values import CURRENT
 @click.option("--at", metavar="LABEL|VERSION", help="Label or version to show (default: current).")
 def show(app: App, at: str | None) -> None:
     """Show the identity, without its keys."""
-    run_reader(lambda: _show(app, at))
+    run_reader(lambda: _show_identity(app, at))
 
 
-async def _show(app: App, at: str | None) -> None:
+async def _show_identity(app: App, at: str | None) -> None:
     async with open_store(app.options, is_reader=True) as store:
         version, document = await store.read(CURRENT if at is None else await store.find(at))
     data = {
@@ -57,19 +57,19 @@ def versions(app: App, action: str | None, label: str | None, version: str | Non
     if action == "label":
         if label is None or version is None:
             raise click.UsageError("label needs a label and a version: goatherd show --versions label LABEL VERSION")
-        run_interruptible(app, _relabel(app, label, version), note="")
+        run_interruptible(app, _move_label(app, label, version), note="")
         return
     if action == "unlabel":
         if label is None or version is not None:
             raise click.UsageError("unlabel needs one label: goatherd show --versions unlabel LABEL")
-        run_interruptible(app, _relabel(app, label, None), note="")
+        run_interruptible(app, _move_label(app, label, None), note="")
         return
     if label is not None:
         raise click.UsageError(f"list takes no argument, but {label!r} was given")
-    asyncio.run(_list(app))
+    asyncio.run(_list_versions(app))
 
 
-async def _relabel(app: App, label: str, version: str | None) -> None:
+async def _move_label(app: App, label: str, version: str | None) -> None:
     from goatherd.operations.labels import change_label
 
     async with open_store(app.options) as store:
@@ -84,7 +84,7 @@ async def _relabel(app: App, label: str, version: str | None) -> None:
     app.out.result(data, [label_line(change)])
 
 
-async def _list(app: App) -> None:
+async def _list_versions(app: App) -> None:
     async with open_store(app.options, is_reader=True) as store:
         found = await store.versions()
     app.out.result({"store": store.name, "versions": versions_json(found)}, versions_lines(found, app.out))

@@ -32,13 +32,13 @@ def status(app: App, html: Path | None) -> int:
     The exit code is 11 if a server does not answer, does not trust the current root, or signs with another root.
     """
     if not listed_nodes(app.options) and html is None:
-        return run_reader(lambda: _status(app, html))
+        return run_reader(lambda: _show_status(app, html))
     import asyncio  # here, since the status of a file store alone needs no event loop
 
-    return asyncio.run(_status(app, html))
+    return asyncio.run(_show_status(app, html))
 
 
-async def _status(app: App, html: Path | None) -> int:
+async def _show_status(app: App, html: Path | None) -> int:
     options = app.options
     grace = options.rotation_grace
     hidden = sorted(set(options.rotation_bare) - set(options.nodes))

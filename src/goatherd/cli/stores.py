@@ -52,26 +52,26 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
     if force_generation and action != "promote":
         raise click.UsageError("--force-generation needs `promote`")
     if action == "status":
-        return asyncio.run(_show(app))
-    changing = _sync(app) if action == "sync" else _promote(app, region or "", force=force_generation)
+        return asyncio.run(_show_stores(app))
+    changing = _sync_stores(app) if action == "sync" else _promote_region(app, region or "", force=force_generation)
     return run_interruptible(app, changing, note="run the same command again to complete it")
 
 
-async def _show(app: App) -> int:
+async def _show_stores(app: App) -> int:
     async with open_store(app.options, is_reader=True) as store:
         found = await read_regions(store)
     app.out.result(regions_data(found), regions_lines(found, app.out))
     return 0 if all(one.is_in_step for one in found) else EXIT_FINDINGS
 
 
-async def _sync(app: App) -> int:
+async def _sync_stores(app: App) -> int:
     async with open_store(app.options) as store:
         report = await sync_stores(store, audit_log=audit_log(app))
     app.out.result(sync_data(report), sync_lines(report))
     return 0 if report.is_complete else EXIT_FINDINGS
 
 
-async def _promote(app: App, region: str, *, force: bool) -> int:
+async def _promote_region(app: App, region: str, *, force: bool) -> int:
     options = app.options
     async with open_store(options, is_reader=True) as store, open_nodes(options, store) as nodes:
         listed = nodes if listed_nodes(options) else None

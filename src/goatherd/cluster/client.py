@@ -219,9 +219,9 @@ class NodeClient:
 
         path = "/auth/session"
         body = to_json_bytes({"publicKey": draft.session.public_key.to_jwk()})
-        response = await self._send("POST", path, content=body)
-        self._check("POST", path, response)
-        return self._parse(path, response, read)
+        response = await self._send_request("POST", path, content=body)
+        self._check_status("POST", path, response)
+        return self._parse_answer(path, response, read)
 
     # --- sync -------------------------------------------------------------------------------------------------------
 
@@ -246,22 +246,24 @@ class NodeClient:
                 trust `signer`.
         """
         body = encode_request(requests)
-        response = await self._post("/batch-sync", body, signer, now_ms)
+        response = await self._post_signed("/batch-sync", body, signer, now_ms)
         try:
             answer = await _parse_sync_answer(response.content, len(requests))
         except DecodeError as error:
-            raise self._nonsense("POST", "/batch-sync", str(error)) from None
+            raise self._make_answer_error("POST", "/batch-sync", str(error)) from None
         self.answered_by = self._learn_instance(response.headers.get(INSTANCE_HEADER))
         if not isinstance(answer, list) or len(answer) != len(requests):
-            raise self._nonsense("POST", "/batch-sync", "the number of replies differs from the number of requests")
+            raise self._make_answer_error(
+                "POST", "/batch-sync", "the number of replies differs from the number of requests"
+            )
         replies: list[Message] = []
         for (path, _), reply in zip(requests, answer, strict=True):
             if not isinstance(reply, dict) or reply.get("path") != path:
-                raise self._nonsense("POST", "/batch-sync", f"the reply for {path} is missing")
+                raise self._make_answer_error("POST", "/batch-sync", f"the reply for {path} is missing")
             try:
                 replies.append(read_sync_reply(reply.get("res")))
             except DecodeError as error:
-                raise self._nonsense("POST", "/batch-sync", f"the reply for {path}: {error}") from None
+                raise self._make_answer_error("POST", "/batch-sync", f"the reply for {path}: {error}") from None
         return replies
 
     async def answers(self, signer: OwnedSession, now_ms: int | None = None) -> bool:
@@ -289,10 +291,10 @@ class NodeClient:
             NodeRefusedError: The status is neither 200 nor 403.
         """
         headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
-        response = await self._send("POST", "/batch-sync", content=b"[]", headers=headers)
+        response = await self._send_request("POST", "/batch-sync", content=b"[]", headers=headers)
         if response.status_code in (403, MISDIRECTED):
             return False
-        self._check("POST", "/batch-sync", response)
+        self._check_status("POST", "/batch-sync", response)
         return True
 
     async def push(
@@ -376,7 +378,7 @@ class NodeClient:
         try:
             identity = ServerIdentity.from_json(answer)
         except DecodeError as error:
-            raise self._nonsense("GET", path, f"an invalid {error}") from None
+            raise self._make_answer_error("GET", path, f"an invalid {error}") from None
         if identity is not None:
             self._learn_instance(identity.instance)
         return identity
@@ -413,8 +415,8 @@ class NodeClient:
         response = await self._send_signed(path, b"", signer, now_ms, query=self._query)
         if response.status_code == 404:
             return None
-        self._check("POST", path, response)
-        return self._parse(path, response, read_refresh)
+        self._check_status("POST", path, response)
+        return self._parse_answer(path, response, read_refresh)
 
     async def held(
         self, session_id: str, signer: OwnedSession, now_ms: int | None = None, *, early: bool = False
@@ -433,7 +435,7 @@ class NodeClient:
                 server; 409: this root is not revoked at the server.
         """
         body = to_json_bytes({"session": session_id, "early": True} if early else {"session": session_id})
-        return (await self._post("/goatherd/v1/held", body, signer, now_ms)).content
+        return (await self._post_signed("/goatherd/v1/held", body, signer, now_ms)).content
 
     async def describe_held(
         self, session_id: str, digests: Sequence[str], signer: OwnedSession, now_ms: int | None = None
@@ -456,7 +458,7 @@ class NodeClient:
             return {one.digest: one for one in map(HeldCommit.from_json, read_entries(answer, "commits"))}
 
         asked = {"session": session_id, "early": True, "show": list(digests)}
-        by_digest = await self._ask("/goatherd/v1/held", asked, signer, now_ms, read)
+        by_digest = await self._post_json("/goatherd/v1/held", asked, signer, now_ms, read)
         return [by_digest[digest] for digest in digests if digest in by_digest]
 
     async def lacking(
@@ -478,7 +480,7 @@ class NodeClient:
                 server.
         """
         asked = {"path": path, "commits": list(commit_ids)}
-        return await self._ask(
+        return await self._post_json(
             "/goatherd/v1/lacking", asked, signer, now_ms, lambda answer: read_texts(answer, "lacking")
         )
 
@@ -514,7 +516,7 @@ class NodeClient:
             return instance
 
         asked = {"sessions": list(sessions), "servers": list(recipients)}
-        return await self._ask(_UNUSED, asked, signer, now_ms, read)
+        return await self._post_json(_UNUSED, asked, signer, now_ms, read)
 
     async def unused(self, after: str, signer: OwnedSession, now_ms: int | None = None) -> list[Any]:
         """Return a part of the list of the server's sessions that have signed nothing yet, ordered by id.
@@ -530,7 +532,7 @@ class NodeClient:
                 server.
         """
         asked = {"sessions": [], "after": after}
-        return await self._ask(_UNUSED, asked, signer, now_ms, lambda answer: read_entries(answer, "sessions"))
+        return await self._post_json(_UNUSED, asked, signer, now_ms, lambda answer: read_entries(answer, "sessions"))
 
     async def keep_frozen(self, body: bytes, signer: OwnedSession, now_ms: int | None = None) -> None:
         """Send the server the list of a revoked root's commits that stay valid (frozen commits), so that it keeps it.
@@ -545,7 +547,7 @@ class NodeClient:
             NodeRefusedError: The server refused the request, or its answer is invalid. Status 404: it is not a Goatherd
                 server.
         """
-        await self._post("/goatherd/v1/frozen", body, signer, now_ms)
+        await self._post_signed("/goatherd/v1/frozen", body, signer, now_ms)
 
     async def frozen(self, digest: str) -> bytes | None:
         """Return from the server a list of frozen commits: those of a revoked root that stay valid.
@@ -563,7 +565,7 @@ class NodeClient:
     async def healthy(self) -> bool:
         """Return whether ``GET /healthy`` reports a healthy server; an unreachable server is not healthy."""
         try:
-            response = await self._send("GET", "/healthy")
+            response = await self._send_request("GET", "/healthy")
         except NodeUnreachableError:
             return False
         return response.status_code == 200
@@ -574,7 +576,7 @@ class NodeClient:
         Raises:
             NodeUnreachableError: No connection to the server, or no answer in time.
         """
-        response = await self._send("GET", "/healthy")
+        response = await self._send_request("GET", "/healthy")
         return read_http_date(response.headers.get("date"))
 
     def clock_ahead_ms(self, now_ms: int) -> int | None:
@@ -614,7 +616,7 @@ class NodeClient:
                 signature = sign_bound_request(signer, binding, now_ms=time_ms, nonce=new_id())
             left = max(0.0, until - loop.time())
             headers = {"x-goat-sig": signature, SENDER_HEADER: self._sender}
-            response = await self._send("POST", path + query, content=body, headers=headers, limit=left)
+            response = await self._send_request("POST", path + query, content=body, headers=headers, limit=left)
             if response.status_code != MISDIRECTED:
                 return response
             instance = self._learn_instance(response.headers.get(INSTANCE_HEADER))
@@ -663,13 +665,13 @@ class NodeClient:
 
     async def _get_if_present(self, path: str) -> _Answer | None:
         """Return the server's answer to a GET request; None if it has no such endpoint or object."""
-        response = await self._send("GET", path)
+        response = await self._send_request("GET", path)
         if response.status_code == 404:
             return None
-        self._check("GET", path, response)
+        self._check_status("GET", path, response)
         return response
 
-    async def _send(
+    async def _send_request(
         self,
         method: str,
         path: str,
@@ -722,13 +724,13 @@ class NodeClient:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise NodeUnreachableError(f"{method} {url}: {describe_failure(error)}") from error
 
-    async def _post(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> _Answer:
+    async def _post_signed(self, path: str, body: bytes, signer: OwnedSession, now_ms: int | None) -> _Answer:
         """Send a signed ``POST``, and return the answer if its status is 200."""
         response = await self._send_signed(path, body, signer, now_ms)
-        self._check("POST", path, response)
+        self._check_status("POST", path, response)
         return response
 
-    async def _ask(
+    async def _post_json(
         self,
         path: str,
         asked: Mapping[str, Any],
@@ -737,16 +739,16 @@ class NodeClient:
         read: Callable[[Any], T],
     ) -> T:
         """Send a signed ``POST`` with the JSON object `asked`, and return what `read` makes of the JSON answer."""
-        return self._parse(path, await self._post(path, to_json_bytes(asked), signer, now_ms), read)
+        return self._parse_answer(path, await self._post_signed(path, to_json_bytes(asked), signer, now_ms), read)
 
-    def _parse(self, path: str, response: _Answer, read: Callable[[Any], T]) -> T:
+    def _parse_answer(self, path: str, response: _Answer, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the JSON in the answer to a ``POST``."""
         try:
             return read(parse_json(response.content))
         except DecodeError as error:
-            raise self._nonsense("POST", path, str(error)) from None
+            raise self._make_answer_error("POST", path, str(error)) from None
 
-    def _check(self, method: str, path: str, response: _Answer) -> None:
+    def _check_status(self, method: str, path: str, response: _Answer) -> None:
         status = response.status_code
         if status != 200:
             hint = _HINTS.get(status)
@@ -756,7 +758,7 @@ class NodeClient:
                 hint = "Give the URL at which the server itself answers, for example with https:// instead of http://."
             raise NodeRefusedError(f"{method} {self.base_url}{path}: {why}", status=status, hint=hint)
 
-    def _nonsense(self, method: str, path: str, what: str) -> InvalidAnswerError:
+    def _make_answer_error(self, method: str, path: str, what: str) -> InvalidAnswerError:
         return InvalidAnswerError(
             f"{method} {self.base_url}{path}: answered 200, but the content is invalid: {what}",
             status=200,

@@ -165,7 +165,7 @@ class NodeDirectory:
             DiscoveryError: The servers cannot be discovered. The caller must not treat known servers as removed.
         """
         places: dict[str, Place] = {}
-        for found in await self._find():
+        for found in await self._find_places():
             for place in found:
                 places.setdefault(place.url, place)
         for place in places.values():
@@ -174,7 +174,7 @@ class NodeDirectory:
         await self._close([place for place in self._clients if places.get(place.url) != place])
         return [self._clients[place] for place in places.values()]
 
-    async def _find(self) -> list[list[Place]]:
+    async def _find_places(self) -> list[list[Place]]:
         answers = await asyncio.gather(*(source.find() for source in self._sources), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -227,14 +227,14 @@ class PlatformNames:
         try:
             # A lookup cannot be stopped: a later caller waits for a lookup that hangs, and uses no second thread.
             if self._running is None or self._running.done():
-                self._running = asyncio.create_task(self._look(), name=f"look up {self._host}")
+                self._running = asyncio.create_task(self._look_up_host(), name=f"look up {self._host}")
                 self._running.add_done_callback(lambda task: task.cancelled() or task.exception())
             answers = await asyncio.shield(self._running)
         except OSError as error:
             raise DiscoveryError(f"dns://{self._host}: {error.strerror or error}") from error
         return _places([str(answer[4][0]) for answer in answers], self._port, self._scheme, self._server_name)
 
-    async def _look(self) -> list[Any]:
+    async def _look_up_host(self) -> list[Any]:
         loop = asyncio.get_running_loop()
         return await loop.getaddrinfo(self._host, self._port, family=self._family, type=socket.SOCK_STREAM)
 
@@ -259,7 +259,7 @@ class Records:
     async def find(self) -> Sequence[Place]:
         if self.port is not None:
             return await self._addresses(self.host, self.port)
-        targets = [(record.target.to_text(omit_final_dot=True), record.port) for record in await self._ask("SRV")]
+        targets = [(record.target.to_text(omit_final_dot=True), record.port) for record in await self._query_dns("SRV")]
         # "A Target of "." means that the service is decidedly not available at this domain" (RFC 2782).
         targets = [(target, port) for target, port in targets if target not in (".", "")]
         if not targets:
@@ -269,11 +269,11 @@ class Records:
 
     async def _addresses(self, host: str, port: int) -> list[Place]:
         kinds = ["A"] if self.family == "4" else ["AAAA"] if self.family == "6" else ["A", "AAAA"]
-        answers = await asyncio.gather(*(self._ask(kind, host) for kind in kinds))
+        answers = await asyncio.gather(*(self._query_dns(kind, host) for kind in kinds))
         addresses = [record.address for records in answers for record in records]
         return _places(addresses, port, self.scheme, self.server_name or host)
 
-    async def _ask(self, kind: str, host: str | None = None) -> list[Any]:
+    async def _query_dns(self, kind: str, host: str | None = None) -> list[Any]:
         """Return the DNS records of type `kind` for `host` (default: `self.host`); empty if the name has none."""
         from dns.exception import DNSException
         from dns.resolver import NXDOMAIN
@@ -341,7 +341,7 @@ class ServiceEndpoints:
         found: dict[str, Place] = {}
         # A pod of a Service for both families is in one slice of each; IPv4 comes first.
         for each in sorted(slices, key=lambda one: str(one.get("addressType"))):
-            endpoints = [one for one in each.get("endpoints") or [] if _counts(one)]
+            endpoints = [one for one in each.get("endpoints") or [] if _is_serving(one)]
             if not endpoints:
                 continue
             port = self._port_in(each)
@@ -369,7 +369,7 @@ _RIGHTS: Final = "The account must be allowed to list endpointslices of discover
 _ROLE: Final = "Create the Role and the RoleBinding for that (how-to page: Discover servers)."
 
 
-def _counts(endpoint: Mapping[str, Any]) -> bool:
+def _is_serving(endpoint: Mapping[str, Any]) -> bool:
     conditions = endpoint.get("conditions") or {}
     return bool(endpoint.get("addresses")) and not (
         conditions.get("terminating") is True and conditions.get("serving") is False
@@ -380,10 +380,10 @@ def _places(addresses: Sequence[str], port: int, scheme: str, server_name: str) 
     if not addresses:
         raise DiscoveryError(f"{server_name} has no IP addresses", hint=_NO_SERVER_NAMED)
     # DNS servers rotate their answers; a fixed order is easier to follow in logs.
-    return [Place(f"{scheme}://{_bracketed(address)}:{port}", server_name) for address in sorted(set(addresses))]
+    return [Place(f"{scheme}://{_bracket_ipv6(address)}:{port}", server_name) for address in sorted(set(addresses))]
 
 
-def _bracketed(address: str) -> str:
+def _bracket_ipv6(address: str) -> str:
     try:
         return f"[{address}]" if isinstance(ip_address(address), IPv6Address) else address
     except ValueError:
@@ -394,10 +394,10 @@ def _bracketed(address: str) -> str:
 
 
 def _dns_source(address: str, timeout: timedelta) -> Source:
-    host, port, options = _split(address, {"scheme", "family", "server", "tls-name"})
+    host, port, options = _split_address(address, {"scheme", "family", "server", "tls-name"})
     if not _NAME.fullmatch(host) or len(host) > 253:
         raise _not_an_address(address)
-    scheme, family = _scheme(address, options), options.get("family")
+    scheme, family = _choose_scheme(address, options), options.get("family")
     if family not in (None, *_FAMILIES):
         raise ConfigurationError(f"{address}: the option family must be 4 (IPv4) or 6 (IPv6)")
     is_srv = host.startswith("_")
@@ -408,12 +408,12 @@ def _dns_source(address: str, timeout: timedelta) -> Source:
             else f"{address}: the port is missing",
             hint=f"Use {_FORMS}.",
         )
-    number = None if is_srv else _number(address, port)
+    number = None if is_srv else _parse_port(address, port)
     if number is not None and "server" not in options:
         name = options.get("tls-name", host.rstrip("."))
         return PlatformNames(host, number, scheme=scheme, server_name=name, family=family)
     return Records(
-        resolver=_resolver(address, options.get("server"), timeout),
+        resolver=_make_resolver(address, options.get("server"), timeout),
         host=host,
         port=number,
         scheme=scheme,
@@ -422,7 +422,7 @@ def _dns_source(address: str, timeout: timedelta) -> Source:
     )
 
 
-def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
+def _make_resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
     try:
         from dns.asyncresolver import Resolver
         from dns.resolver import NoResolverConfiguration
@@ -452,7 +452,7 @@ def _resolver(address: str, server: str | None, timeout: timedelta) -> Resolver:
 
 
 def _service_source(address: str, timeout: timedelta) -> Source:
-    namespace, port, options = _split(address, {"scheme", "kubeconfig", "context", "tls-name"}, has_path=True)
+    namespace, port, options = _split_address(address, {"scheme", "kubeconfig", "context", "tls-name"}, has_path=True)
     namespace, _, name = namespace.partition("/")
     if not all(_K8S_NAME.fullmatch(part) for part in (namespace, name)) or not port:
         raise _not_an_address(address)
@@ -463,13 +463,13 @@ def _service_source(address: str, timeout: timedelta) -> Source:
         namespace,
         name,
         port,
-        scheme=_scheme(address, options),
+        scheme=_choose_scheme(address, options),
         server_name=options.get("tls-name", f"{name}.{namespace}.svc"),
         timeout=timeout,
     )
 
 
-def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
+def _split_address(address: str, known: set[str], *, has_path: bool = False) -> tuple[str, str, dict[str, str]]:
     """Split an address into the part before the port, the port (empty if there is none), and the options by name.
 
     Raises:
@@ -492,14 +492,14 @@ def _split(address: str, known: set[str], *, has_path: bool = False) -> tuple[st
     return (before, port, dict(options)) if colon else (place, "", dict(options))
 
 
-def _scheme(address: str, options: Mapping[str, str]) -> str:
+def _choose_scheme(address: str, options: Mapping[str, str]) -> str:
     scheme = options.get("scheme", "http")
     if scheme not in ("http", "https"):
         raise ConfigurationError(f"{address}: the option scheme must be http or https")
     return scheme
 
 
-def _number(address: str, port: str) -> int:
+def _parse_port(address: str, port: str) -> int:
     if not port.isascii() or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 65_536:
         raise ConfigurationError(f"{address}: {port!r} is not a port; a port must be a number from 1 to 65535")
     return int(port)

@@ -254,40 +254,44 @@ class ServerIdentity:
         if not isinstance(answer, Mapping) or (answer.get("signer") is None and answer.get("agent") is None):
             return None
         read = _Members(answer)
-        refusal = read.of("refusal", _mapping)
-        agent = read.of("agent", _agent)
-        signer = read.of("signer", _id)
-        source, generation, digest = read.of("source", _id), read.of("generation", _count), read.of("digest", _digest)
+        refusal = read.of("refusal", _read_mapping)
+        agent = read.of("agent", _read_agent)
+        signer = read.of("signer", _read_id)
+        source, generation, digest = (
+            read.of("source", _read_id),
+            read.of("generation", _read_count),
+            read.of("digest", _read_digest),
+        )
         if source == _FROM_FILE:
             # Not comparable with the store's: GoatDB's form of a settings.json has no generations.
             generation = digest = None
         return cls(
-            org=read.of("org", _id),
+            org=read.of("org", _read_id),
             signer=signer,
-            roots=read.of("roots", _ids),
-            revoked=read.of("revoked", _ids),
+            roots=read.of("roots", _read_ids),
+            revoked=read.of("revoked", _read_ids),
             generation=generation,
-            has_seen_signed=read.of("signed", _bool) is True,
+            has_seen_signed=read.of("signed", _read_bool) is True,
             digest=digest,
-            phase=read.of("phase", _id),
-            view_age=read.of("viewAgeMs", _duration),
-            view_interval=read.of("viewIntervalMs", _duration),
+            phase=read.of("phase", _read_id),
+            view_age=read.of("viewAgeMs", _read_duration),
+            view_interval=read.of("viewIntervalMs", _read_duration),
             says_interval="viewIntervalMs" in answer,
-            is_watching=read.of("watching", _bool) is True,
-            is_degraded=read.of("degraded", _bool),
+            is_watching=read.of("watching", _read_bool) is True,
+            is_degraded=read.of("degraded", _read_bool),
             source=source,
-            refusal=None if refusal is None else _Members(refusal, "refusal.").of("code", _id),
-            data=read.of("data", _data),
+            refusal=None if refusal is None else _Members(refusal, "refusal.").of("code", _read_id),
+            data=read.of("data", _read_logs),
             instance=read.of("instance", _short_id),
-            peers=read.of("peers", _peers),
-            now_ms=read.of("nowMs", _time),
+            peers=read.of("peers", _read_peers),
+            now_ms=read.of("nowMs", _read_time),
             version=read.of("version", _short_id),
-            region=read.of("region", _id),
-            store_region=read.of("storeRegion", _id),
-            store_version=read.of("storeVersion", _id),
-            stores_not_followed=read.of("storesNotFollowed", _ids) or (),
+            region=read.of("region", _read_id),
+            store_region=read.of("storeRegion", _read_id),
+            store_version=read.of("storeVersion", _read_id),
+            stores_not_followed=read.of("storesNotFollowed", _read_ids) or (),
             root_signers=read.of("rootSigners", _root_signers),
-            signing_problem=read.of("signingProblem", _id),
+            signing_problem=read.of("signingProblem", _read_id),
             agent=agent,
         )
 
@@ -317,9 +321,9 @@ class HeldCommit:
         Raises:
             DecodeError: The description is not an object, or the digest, the path or the key is missing or no string.
         """
-        values = _mapping(found)
+        values = _read_mapping(found)
         read, ts = _Members(values), values.get("ts")
-        digest, path, key = read.of("digest", _text), read.of("path", _text), read.of("key", _text)
+        digest, path, key = read.of("digest", _read_string), read.of("path", _read_string), read.of("key", _read_string)
         if digest is None or path is None or key is None:
             raise DecodeError("a commit must have a digest, a path and a key")
         is_time = isinstance(ts, int | float) and not isinstance(ts, bool) and 0 <= ts <= LAST_TIME
@@ -335,12 +339,12 @@ def read_sync_reply(answer: object) -> dict[str, Any]:
     Raises:
         DecodeError: The reply is invalid.
     """
-    reply = dict(_mapping(answer))
+    reply = dict(_read_mapping(answer))
     read = _Members(reply)
-    commits = read.of("c", _list)
+    commits = read.of("c", _read_list)
     if commits is not None and not all(isinstance(one, dict) for one in commits):
         raise DecodeError("c: every entry must be an object")
-    if (size := read.of("s", _number)) is not None and not 0 <= size <= _MOST_COUNT:
+    if (size := read.of("s", _read_number)) is not None and not 0 <= size <= _MOST_COUNT:
         raise DecodeError(f"s: must be a number from 0 to {_MOST_COUNT}")
     if "f" in reply:
         SyncMessage.from_json(reply)
@@ -353,7 +357,7 @@ def read_texts(answer: object, member: str) -> list[str]:
     Raises:
         DecodeError: The member is missing or invalid.
     """
-    found = _Members(_mapping(answer)).of(member, _list)
+    found = _Members(_read_mapping(answer)).of(member, _read_list)
     if found is None or not all(isinstance(one, str) for one in found):
         raise DecodeError(f"{member} must be a list of strings")
     return found
@@ -365,7 +369,7 @@ def read_entries(answer: object, member: str) -> list[Any]:
     Raises:
         DecodeError: The member is missing or not a list.
     """
-    found = _Members(_mapping(answer)).of(member, _list)
+    found = _Members(_read_mapping(answer)).of(member, _read_list)
     if found is None:
         raise DecodeError(f"{member} must be a list")
     return found
@@ -377,8 +381,8 @@ def read_refresh(answer: object) -> dict[str, Any]:
     Raises:
         DecodeError: The answer is invalid.
     """
-    read = _Members(_mapping(answer))
-    found = {"generation": read.of("generation", _count), "changed": read.of("changed", _bool)}
+    read = _Members(_read_mapping(answer))
+    found = {"generation": read.of("generation", _read_count), "changed": read.of("changed", _read_bool)}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -410,62 +414,62 @@ class _Members:
             raise DecodeError(f"{self._where}{name}: {error}") from None
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _read_mapping(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise DecodeError("must be an object")
     return value
 
 
-def _list(value: object) -> list[Any]:
+def _read_list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise DecodeError("must be a list")
     return value
 
 
-def _entries(value: object) -> list[Any]:
-    found = _list(value)
+def _read_entries(value: object) -> list[Any]:
+    found = _read_list(value)
     if len(found) > MOST_ENTRIES:
         raise DecodeError(f"must not have more than {MOST_ENTRIES} entries")
     return found
 
 
-def _digest(value: object) -> str:
+def _read_digest(value: object) -> str:
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise DecodeError("must be a SHA-256 digest: 64 hexadecimal digits")
     return value
 
 
-def _text(value: object) -> str:
+def _read_string(value: object) -> str:
     if not isinstance(value, str):
         raise DecodeError("must be a string")
     return value
 
 
-def _id(value: object) -> str:
-    text = _text(value)
+def _read_id(value: object) -> str:
+    text = _read_string(value)
     if not text or len(text) > LONGEST_TEXT or not text.isprintable():
         raise DecodeError(f"must be a short printable string: 1 to {LONGEST_TEXT} characters")
     return text
 
 
 def _short_id(value: object) -> str:
-    text = _id(value)
+    text = _read_id(value)
     if len(text) > 64:
         raise DecodeError("must not be longer than 64 characters")
     return text
 
 
-def _ids(value: object) -> tuple[str, ...]:
-    return tuple([_id(one) for one in _entries(value)])
+def _read_ids(value: object) -> tuple[str, ...]:
+    return tuple([_read_id(one) for one in _read_entries(value)])
 
 
-def _bool(value: object) -> bool:
+def _read_bool(value: object) -> bool:
     if not isinstance(value, bool):
         raise DecodeError("must be true or false")
     return value
 
 
-def _number(value: object) -> float:
+def _read_number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DecodeError("must be a number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -473,32 +477,32 @@ def _number(value: object) -> float:
     return value
 
 
-def _count(value: object) -> int:
+def _read_count(value: object) -> int:
     if type(value) is not int or not 0 <= value <= _MOST_COUNT:
         raise DecodeError("must be a count")
     return value
 
 
-def _time(value: object) -> int:
+def _read_time(value: object) -> int:
     if type(value) is not int or not 0 <= value <= LAST_TIME:
         raise DecodeError("must be a timestamp, in milliseconds since 1970")
     return value
 
 
-def _duration(value: object) -> timedelta:
-    number = _number(value)
+def _read_duration(value: object) -> timedelta:
+    number = _read_number(value)
     if not 0 <= number <= LAST_TIME:
         raise DecodeError("must be a duration, in milliseconds")
     return timedelta(milliseconds=number)
 
 
-def _data(value: object) -> LogsReport:
-    read = _Members(_mapping(value))
-    records, damaged, unverifiable = (read.of(name, _count) for name in ("records", "damaged", "unverifiable"))
+def _read_logs(value: object) -> LogsReport:
+    read = _Members(_read_mapping(value))
+    records, damaged, unverifiable = (read.of(name, _read_count) for name in ("records", "damaged", "unverifiable"))
     if records is None or damaged is None or unverifiable is None:
         raise DecodeError("must contain the counts records, damaged and unverifiable")
-    is_complete = read.of("complete", _bool) is True
-    unwritable = read.of("unwritable", _count) or 0  # servers of 0.1.0 do not report it
+    is_complete = read.of("complete", _read_bool) is True
+    unwritable = read.of("unwritable", _read_count) or 0  # servers of 0.1.0 do not report it
     return LogsReport(
         is_complete=is_complete, records=records, damaged=damaged, unverifiable=unverifiable, unwritable=unwritable
     )
@@ -506,42 +510,44 @@ def _data(value: object) -> LogsReport:
 
 def _root_signers(value: object) -> tuple[RootSignerReport, ...]:
     reports = []
-    for entry in _list(value)[:_MOST_SIGNERS]:
-        read = _Members(_mapping(entry))
-        reports.append(RootSignerReport(fingerprint=read.of("fingerprint", _id), problem=read.of("problem", _id)))
+    for entry in _read_list(value)[:_MOST_SIGNERS]:
+        read = _Members(_read_mapping(entry))
+        reports.append(
+            RootSignerReport(fingerprint=read.of("fingerprint", _read_id), problem=read.of("problem", _read_id))
+        )
     return tuple(reports)
 
 
-def _peers(value: object) -> tuple[PeerReport, ...]:
+def _read_peers(value: object) -> tuple[PeerReport, ...]:
     found = []
-    for one in _entries(value):
-        read = _Members(_mapping(one))
-        instances = tuple([_short_id(each) for each in read.of("instances", _entries) or ()])
-        found.append(PeerReport(is_online=read.of("online", _bool), instances=instances))
+    for one in _read_entries(value):
+        read = _Members(_read_mapping(one))
+        instances = tuple([_short_id(each) for each in read.of("instances", _read_entries) or ()])
+        found.append(PeerReport(is_online=read.of("online", _read_bool), instances=instances))
     return tuple(found)
 
 
-def _agent(value: object) -> AgentReport:
-    read = _Members(_mapping(value))
-    check, pending = read.of("leakCheck", _mapping), read.of("pending", _entries)
+def _read_agent(value: object) -> AgentReport:
+    read = _Members(_read_mapping(value))
+    check, pending = read.of("leakCheck", _read_mapping), read.of("pending", _read_entries)
     found = None if check is None else _Members(check, "leakCheck.")
     return AgentReport(
-        state=read.of("state", _id),
-        started=read.of("started", _id),
-        restarts=read.of("restarts", _count),
-        pending=tuple([make_printable(_text(one)) for one in pending or ()]),
-        problem=read.of("problem", _id),
-        checked_ms=None if found is None else found.of("atMs", _time),
-        check_commit=None if found is None else found.of("commit", _id),
-        door=read.of("door", _door),
+        state=read.of("state", _read_id),
+        started=read.of("started", _read_id),
+        restarts=read.of("restarts", _read_count),
+        pending=tuple([make_printable(_read_string(one)) for one in pending or ()]),
+        problem=read.of("problem", _read_id),
+        checked_ms=None if found is None else found.of("atMs", _read_time),
+        check_commit=None if found is None else found.of("commit", _read_id),
+        door=read.of("door", _read_door),
     )
 
 
-def _door(value: object) -> DoorReport:
-    read = _Members(_mapping(value))
-    stopped = read.of("stopped", _mapping)
+def _read_door(value: object) -> DoorReport:
+    read = _Members(_read_mapping(value))
+    stopped = read.of("stopped", _read_mapping)
     return DoorReport(
-        passed_on=read.of("passedOn", _count),
-        stopped=None if stopped is None else sum(_count(one) for one in stopped.values()),
-        is_exposed=read.of("exposed", _bool) is True,
+        passed_on=read.of("passedOn", _read_count),
+        stopped=None if stopped is None else sum(_read_count(one) for one in stopped.values()),
+        is_exposed=read.of("exposed", _read_bool) is True,
     )

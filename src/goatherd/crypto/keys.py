@@ -260,14 +260,14 @@ class PublicKey:
                 pass  # such as a point that is not on the curve: OpenSSL decides
             else:
                 if not is_valid:
-                    raise _mismatch()
+                    raise _mismatch_error()
                 return
         try:
             self._parse_key().verify(der, data, VERIFY)
         except DecodeError as error:
             raise InvalidSignatureError(str(error)) from error
         except InvalidSignature:
-            raise _mismatch() from None
+            raise _mismatch_error() from None
 
     def to_der(self) -> bytes:
         """Return the public key as a SubjectPublicKeyInfo (RFC 5480) in DER, the form in which `openssl` writes a key.
@@ -300,7 +300,7 @@ class PublicKey:
         return f"PublicKey(x={_encode_base64url(self.raw[:6])}…)"
 
 
-def _mismatch() -> InvalidSignatureError:
+def _mismatch_error() -> InvalidSignatureError:
     return InvalidSignatureError("the signature does not match the data and the key")
 
 
@@ -334,12 +334,14 @@ def verify_signatures(checks: Sequence[SignatureCheck], *, elsewhere: bool) -> l
     known = None
     if verify_many is not None and all(len(check.signature) == SIGNATURE_BYTES for check in checks):
         known = verify_many(checks)
-    return [_conclude(check, is_valid) for check, is_valid in zip(checks, known or [None] * len(checks), strict=True)]
+    return [
+        _conclude_check(check, is_valid) for check, is_valid in zip(checks, known or [None] * len(checks), strict=True)
+    ]
 
 
-def _conclude(check: SignatureCheck, is_valid: bool | None) -> InvalidSignatureError | None:
+def _conclude_check(check: SignatureCheck, is_valid: bool | None) -> InvalidSignatureError | None:
     if is_valid is not None:
-        return None if is_valid else _mismatch()
+        return None if is_valid else _mismatch_error()
     try:
         check.verify()
     except InvalidSignatureError as error:

@@ -224,9 +224,9 @@ class DataCheck:
             await self._clock.sleep(UNKNOWN_FOR)
         for path, first in self._first.items():
             if self._count_unknown(path):
-                self._report(path, damaged=0, wrong=0, first=first)
+                self._report_damage(path, damaged=0, wrong=0, first=first)
 
-    def _report(self, path: str, *, damaged: int, wrong: int, first: int) -> None:
+    def _report_damage(self, path: str, *, damaged: int, wrong: int, first: int) -> None:
         counts = {"damaged": damaged, "wrong_signature": wrong, "unknown_signer": self._count_unknown(path)}
         text = event_text(Event.DATA_DAMAGED, file=self._logs.open_log(path).file, **counts, first_at_byte=first)
         _log.warning("%s: stop the server and run `goatherd doctor --data check %s`", text, self._logs.path)
@@ -298,7 +298,7 @@ class DataCheck:
             await self._in_thread(log.index.remove)
         if first is not None:
             self._first.pop(path, None)
-            self._report(path, damaged=damaged, wrong=sum(map(len, wrong.values())), first=first)
+            self._report_damage(path, damaged=damaged, wrong=sum(map(len, wrong.values())), first=first)
 
     async def _verify_commits(self, commits: Sequence[Commit]) -> list[VerificationError | None]:
         pool = self._engine.pool

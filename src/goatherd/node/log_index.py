@@ -156,7 +156,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
         DecodeError: The line is damaged or unfinished.
     """
     checksum, _, text = line[:-1].partition(b" ")
-    if not line.endswith(b"\n") or checksum != _checksum(text):
+    if not line.endswith(b"\n") or checksum != _compute_checksum(text):
         raise DecodeError("a line of the index is damaged")
     found = orjson.loads(text)
     if not isinstance(found, dict):
@@ -327,8 +327,8 @@ def _is_plain(commit: Commit) -> bool:
 
 def _encode_line(value: dict[str, Any]) -> bytes:
     text = orjson.dumps(value)
-    return _checksum(text) + b" " + text + b"\n"
+    return _compute_checksum(text) + b" " + text + b"\n"
 
 
-def _checksum(text: bytes) -> bytes:
+def _compute_checksum(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest()[:_CHECKSUM_LENGTH].encode()

@@ -142,16 +142,16 @@ class PollMemory:
             lookups += sum(len(positions) for positions in unsure)
             if lookups > limit:
                 continue
-            missing = [position for positions in unsure for position in _lacking(commits, positions, held)]
+            missing = [position for positions in unsure for position in _find_lacking(commits, positions, held)]
             if size - count + len(missing) != memory.surplus:
                 continue
             rotating = self._rotating_part(memory.position, count)
-            if not set(missing).issuperset(_lacking(commits, rotating, held, ROTATING_HASHES)):
+            if not set(missing).issuperset(_find_lacking(commits, rotating, held, ROTATING_HASHES)):
                 return None
             spans = _update_spans(
                 spans, missing, 1.0 if memory.seeds == held.seeds else held.error_rate, is_whole=False
             )
-            updated = _remember(memory.surplus, spans, rotating.stop, held.seeds)
+            updated = _remember_poll(memory.surplus, spans, rotating.stop, held.seeds)
             return Look(missing, lookups + len(rotating), memory.surplus, updated)
         return None
 
@@ -168,14 +168,14 @@ class PollMemory:
             return None
         step = max(1, tail // self._slice_size)
         sample = range(held.seeds[0] % step, tail, step)
-        if _lacking(commits, sample, held):
+        if _find_lacking(commits, sample, held):
             return None
-        missing = _lacking(commits, range(tail, count), held)
+        missing = _find_lacking(commits, range(tail, count), held)
         if size != count - len(missing):
             return None
         before = ((tail, 0.0), (count, 1.0)) if tail else ((count, 1.0),)
         spans = _update_spans(before, missing, held.error_rate, is_whole=False)
-        return Look(missing, len(sample) + count - tail, 0, _remember(0, spans, 0, held.seeds))
+        return Look(missing, len(sample) + count - tail, 0, _remember_poll(0, spans, 0, held.seeds))
 
     def look_at_all(self, session_id: str, commits: Sequence[HasID], held: BloomFilter, size: float) -> Look:
         """Find the commits that a client lacks by looking up all commits in its Bloom filter.
@@ -183,7 +183,7 @@ class PollMemory:
         The arguments have the same meaning as those of `recall`.
         """
         count = len(commits)
-        missing = _lacking(commits, range(count), held)
+        missing = _find_lacking(commits, range(count), held)
         surplus = size - count + len(missing)
         error_rate = held.error_rate
         if surplus < 0 or error_rate >= 1:
@@ -193,7 +193,7 @@ class PollMemory:
         spans = _extend_spans(() if known is None else known.spans, count)
         is_same = known is not None and known.seeds == held.seeds
         spans = _update_spans(spans, missing, 1.0 if is_same else error_rate, is_whole=True)
-        return Look(missing, count, surplus, _remember(surplus, spans, 0, held.seeds))
+        return Look(missing, count, surplus, _remember_poll(surplus, spans, 0, held.seeds))
 
     def store(self, session_id: str, look: Look) -> None:
         """Remember the result of a lookup for the next polls of the same session.
@@ -216,11 +216,13 @@ class PollMemory:
         return range(start, min(count, start + max(self._slice_size, -(-count // _ROUND))))
 
 
-def _remember(surplus: float, spans: list[tuple[int, float]], position: int, seeds: tuple[int, ...]) -> Memory | None:
+def _remember_poll(
+    surplus: float, spans: list[tuple[int, float]], position: int, seeds: tuple[int, ...]
+) -> Memory | None:
     return Memory(surplus, tuple(spans), position, seeds) if len(spans) <= MAX_SPANS else None
 
 
-def _lacking(
+def _find_lacking(
     commits: Sequence[HasID], positions: range, held: BloomFilter, most_hashes: int | None = None
 ) -> list[int]:
     ids = [commits[position].id for position in positions]

@@ -84,7 +84,7 @@ async def revoke(
             raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
         if successor == NEW:
             check_lifetime(policy)
-        judged = {"distrust": _urls(distrust), "trust_alone": _urls(trust_alone)}
+        judged = {"distrust": _parse_urls(distrust), "trust_alone": _parse_urls(trust_alone)}
         asked: dict[str, Any] = {
             "session": root_id,
             "reason": reason,
@@ -127,7 +127,7 @@ async def plan_revocation(
     opening = open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT)
     async with opening as (opened, clients, policy):
         servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
-        judged = {"distrust": _urls(distrust), "trust_alone": _urls(trust_alone)}
+        judged = {"distrust": _parse_urls(distrust), "trust_alone": _parse_urls(trust_alone)}
         revoker = _make_revoker(opened, servers, policy, None, on_event, None, **judged)
         return await revoker.plan(root_id, successor=successor, leave_out=one_or_more(leave_out))
 
@@ -158,7 +158,7 @@ async def _list_servers(nodes: Nodes, *, unsafe_without_nodes: bool) -> Sequence
     return cast("Sequence[RevocableNode]", servers)
 
 
-def _urls(texts: str | Iterable[str]) -> list[str]:
+def _parse_urls(texts: str | Iterable[str]) -> list[str]:
     return [str(parse_server_url(text)) for text in one_or_more(texts)]
 
 

@@ -264,7 +264,7 @@ async def cancel(
         IllegalStepError: There is no rotation in progress, or the next root already signs: use `roll_back` instead.
         RotationError, ProviderError, IdentityError: As `rotate`.
     """
-    return await _leave(store, nodes, policy, org, Step.CANCEL, reason, **options)
+    return await _abandon_rotation(store, nodes, policy, org, Step.CANCEL, reason, **options)
 
 
 async def roll_back(
@@ -280,10 +280,10 @@ async def roll_back(
 
     Args and errors are those of `cancel`, except that `IllegalStepError` means that the next root does not sign yet.
     """
-    return await _leave(store, nodes, policy, org, Step.ROLL_BACK, reason, **options)
+    return await _abandon_rotation(store, nodes, policy, org, Step.ROLL_BACK, reason, **options)
 
 
-async def _leave(
+async def _abandon_rotation(
     store: StoreName,
     nodes: Servers,
     policy: Policy | None,

@@ -235,7 +235,7 @@ async def sign_earlier(
             "no earlier readable version is signed, so there is no version to restore",
             hint="`goatherd restore --signature --accept` signs what the store holds.",
         )
-    if document.current.id != signed.current.id and _follows(document, signed):
+    if document.current.id != signed.current.id and _follows_signed(document, signed):
         raise IllegalStepError(
             f"root {document.current.id} became the current root after the last signed version, with a valid"
             " endorsement, and may have signed commits; they would no longer be trusted if that version were restored",
@@ -298,7 +298,7 @@ def _verify_follows(document: IdentityDocument, signed: IdentityDocument) -> Non
     verify_succession(document, trusted, anchor=signed.anchor_session)
 
 
-def _follows(document: IdentityDocument, signed: IdentityDocument) -> bool:
+def _follows_signed(document: IdentityDocument, signed: IdentityDocument) -> bool:
     try:
         _verify_follows(document, signed)
     except SuccessionError:
@@ -348,8 +348,8 @@ def describe_changes(before: IdentityDocument, after: IdentityDocument) -> Itera
     covered = {"generation", "currentSession", "roots", "lastUpdated", MEMBER}
     for name in sorted((old.keys() | new.keys()) - covered):
         if old.get(name) != new.get(name):
-            yield f"{name} was {_verb(name in old, name in new)}"
+            yield f"{name} was {_choose_verb(name in old, name in new)}"
 
 
-def _verb(was: bool, is_: bool) -> str:
+def _choose_verb(was: bool, is_: bool) -> str:
     return "changed" if was and is_ else "added" if is_ else "removed"

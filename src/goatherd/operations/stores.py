@@ -138,7 +138,7 @@ async def read_regions(store: Store) -> tuple[RegionState, ...]:
         if compare_documents(mark, latest) is Standing.AHEAD:
             latest = mark
     newest = next(one for one in states if one.document and DocumentMark.from_document(one.document) == latest)
-    compared = [_compare(one, latest, newest, views.get(one.region)) for one in states]
+    compared = [_compare_region(one, latest, newest, views.get(one.region)) for one in states]
     member = next(one for one in stores.members if one.region == newest.region)
     inner = find_secret_id(member, stores.primary, store.secret_id)
     return tuple(await asyncio.gather(*(_add_lag(one, newest, member, inner) for one in compared)))
@@ -180,7 +180,9 @@ async def _read_labels(provider: SecretProvider, secret_id: str, current: Versio
     return labels
 
 
-def _compare(state: RegionState, latest: DocumentMark, newest: RegionState, view: FollowerView | None) -> RegionState:
+def _compare_region(
+    state: RegionState, latest: DocumentMark, newest: RegionState, view: FollowerView | None
+) -> RegionState:
     if state.is_missing:
         is_primary = state.replication is None
         hint = describe_promotion(newest.region, state.region) if is_primary else "`goatherd stores sync` fills it."

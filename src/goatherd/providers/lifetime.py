@@ -29,7 +29,7 @@ class LifetimeMisuseError(Exception):
         self.hint = hint
 
 
-def _closed() -> LifetimeMisuseError:
+def _closed_error() -> LifetimeMisuseError:
     return LifetimeMisuseError("is closed", "Make the call inside its `async with` block, or enter it again.")
 
 
@@ -77,7 +77,7 @@ class SharedLifetime:
 
         self._forget_ended_loop()
         if self._is_closed:
-            raise _closed()
+            raise _closed_error()
         if self._users:
             if self._loop is not asyncio.get_running_loop():
                 raise LifetimeMisuseError(
@@ -87,7 +87,9 @@ class SharedLifetime:
             return
         if self._opened is None or self._holder is None or self._holder.done():
             self._opened = asyncio.get_running_loop().create_future()
-            self._holder = asyncio.create_task(self._hold(opening, closing, self._opened), name="hold a store open")
+            self._holder = asyncio.create_task(
+                self._hold_resource(opening, closing, self._opened), name="hold a store open"
+            )
             _holders.add(self._holder)
             self._holder.add_done_callback(_holders.discard)
         # A caller that is cancelled must not take the opening from the others.
@@ -104,7 +106,7 @@ class SharedLifetime:
             await asyncio.wait({holder})
         self._is_closed = self._users == 0
 
-    async def _hold(self, opening: Work, closing: Work, opened: asyncio.Future[None]) -> None:
+    async def _hold_resource(self, opening: Work, closing: Work, opened: asyncio.Future[None]) -> None:
         import asyncio
 
         try:
@@ -112,7 +114,7 @@ class SharedLifetime:
         except BaseException as error:
             is_closed = isinstance(error, asyncio.CancelledError)
             # By `release`: the callers that wait are not cancelled.
-            opened.set_exception(_closed() if is_closed else error)
+            opened.set_exception(_closed_error() if is_closed else error)
             opened.exception()  # read here, in case every caller was cancelled
             if is_closed:
                 raise

@@ -58,7 +58,7 @@ class Threads:
         job: Future[Result] = Future()
         with self._lock:
             if self._started < self._most:
-                thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+                thread = threading.Thread(target=_run_jobs, args=(self._jobs,), name=self._name, daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:
@@ -77,7 +77,7 @@ class Threads:
             self._started, self._jobs = 0, SimpleQueue()
 
 
-def _work(jobs: SimpleQueue[_Job | None]) -> None:
+def _run_jobs(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         future, work = job
         if not future.set_running_or_notify_cancel():

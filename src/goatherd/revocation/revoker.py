@@ -295,7 +295,7 @@ class Revoker:
             await self._run_timed(
                 "introduce again", self._reissued_at_unmodified(document, session_id, leave_out, reopen=reopen)
             )
-            return await self._finish(document, session_id, destroy=destroy)
+            return await self._finish_revocation(document, session_id, destroy=destroy)
         document, frozen = await self._run_timed("freeze", self._close_if_complete(document, session_id, reopen=reopen))
         reissuer = self._make_reissuer(document)
         found, known = await self._run_timed(
@@ -307,9 +307,11 @@ class Revoker:
             await self._run_timed("introduce again", reissuer.introduce_again(document, entry, found, known))
             await self._run_timed("introduce roots", self._introduce_roots(document))
             document = await self._settle_if_complete(document, session_id)
-        return await self._finish(document, session_id, destroy=destroy)
+        return await self._finish_revocation(document, session_id, destroy=destroy)
 
-    async def _finish(self, document: IdentityDocument, session_id: str, *, destroy: bool) -> RevocationReport:
+    async def _finish_revocation(
+        self, document: IdentityDocument, session_id: str, *, destroy: bool
+    ) -> RevocationReport:
         if destroy:
             document = await self._run_timed("destroy", self._destroy_keys(session_id))
         self._copy_state(document, session_id)
@@ -327,7 +329,7 @@ class Revoker:
                 return None
             document = await self._restore_pruned_root(stored, session_id)
             if decision is None or not decision.holds_for(document):
-                decision = await self._decide(document, session_id, successor)
+                decision = await self._decide_successor(document, session_id, successor)
             if not self._has_waited:
                 self._has_waited = True
                 await self._run_timed("spread", self._wait_until_spread(document, session_id))
@@ -357,7 +359,7 @@ class Revoker:
         self._stolen = self._stolen or await self._stored_root(document, session_id)
         return document
 
-    async def _decide(self, document: IdentityDocument, session_id: str, successor: str) -> _Decision:
+    async def _decide_successor(self, document: IdentityDocument, session_id: str, successor: str) -> _Decision:
         """Choose the root that signs from now on, let the anchor sign for it, and introduce it to the servers."""
         new_root, self._stolen = await self._choose_successor(document, session_id, successor)
         self._check_clock()
@@ -542,7 +544,7 @@ class Revoker:
             if behind != shown:
                 shown = behind
                 self._emit_wait("rejects the revoked root", tuple(behind), polling.until_ms)
-            await self._notify(document, behind)
+            await self._notify_servers(document, behind)
             await polling.pause()
 
     async def _observe_nodes(self, document: IdentityDocument) -> None:
@@ -1008,7 +1010,7 @@ class Revoker:
         document, version, is_ours = await self._identity.change(name, lambda stored, _: change(stored))
         if is_ours:
             self._copy_state(document, self._report.revoked_id)
-            await self._notify(document, tuple(self._nodes))
+            await self._notify_servers(document, tuple(self._nodes))
         self._report.stable_problem = None
         try:
             await self._identity.move_stable(document, version)
@@ -1018,7 +1020,7 @@ class Revoker:
             self._emit_event(StoreTroubled(error=str(error)))
         return document, is_ours
 
-    async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+    async def _notify_servers(self, document: IdentityDocument, urls: Sequence[str]) -> None:
         """Notify the servers. If a server does not know the successor yet, the stolen root signs the request."""
 
         async def notify(node: RevocableNode) -> None:

@@ -191,7 +191,7 @@ class AnchorKey:
         """
         commit = IntroducedBy(ts=self._limit_time(now_ms), org=self._org, is_earlier=is_earlier)
         text = commit.draft_commit(root, by_id=self.session.id).signed_text(self.session.id)
-        return Endorsement(by=self.session.id, of=root.id, signature=await self._sign(text, now_ms), commit=commit)
+        return Endorsement(by=self.session.id, of=root.id, signature=await self._sign_text(text, now_ms), commit=commit)
 
     async def sign_change(
         self, subject: Session, now_ms: int, *, is_anchor: bool, until: int | None = None
@@ -210,12 +210,12 @@ class AnchorKey:
             to=subject.id if is_anchor else None,
             root=None if is_anchor else subject.id,
             until=until,
-            signature=await self._sign(text, now_ms),
+            signature=await self._sign_text(text, now_ms),
         )
 
     async def sign_revocation(self, revoked_id: str, at: int) -> str:
         """Return the anchor's signature of the statement that root `revoked_id` is revoked at time `at`."""
-        return await self._sign(revocation_text(self.session.id, revoked_id, at), at)
+        return await self._sign_text(revocation_text(self.session.id, revoked_id, at), at)
 
     async def check(self) -> None:
         """Check that the anchor's signer signs: it signs a text that GoatDB accepts neither as commit nor as request.
@@ -225,7 +225,7 @@ class AnchorKey:
         """
         await self._signer.sign(f"goatherd check {self.session.id}".encode())
 
-    async def _sign(self, text: str, now_ms: int) -> str:
+    async def _sign_text(self, text: str, now_ms: int) -> str:
         return format_signature(self.session.id, await self._signer.sign(text.encode()), self._limit_time(now_ms))
 
     def _limit_time(self, now_ms: int) -> int:
@@ -266,7 +266,7 @@ class AnchorKeys:
         record, session = document.anchor, document.anchor_session
         assert record is not None
         assert session is not None
-        signer = self._open(record.signer, session.public_key)
+        signer = self._open_signer(record.signer, session.public_key)
         return AnchorKey(session, record, signer, self._org, self._signers)
 
     async def open_new(
@@ -292,7 +292,7 @@ class AnchorKeys:
             IllegalStepError: The identity lists the key already, as its anchor or as a root that cannot become one.
         """
         self._signers.accepted.add(uri)
-        signer = self._open(uri, None)
+        signer = self._open_signer(uri, None)
         key = (await signer.public_key()).public_key
         known = None if document is None else next((one for one in document.roots if one.public_key == key), None)
         if is_direct and known is not None:
@@ -321,7 +321,7 @@ class AnchorKeys:
         )
         return AnchorKey(session, AnchorRecord(id=session.id, signer=uri), signer, self._org, self._signers)
 
-    def _open(self, uri: str, pinned: PublicKey | None) -> AnchorSigner:
+    def _open_signer(self, uri: str, pinned: PublicKey | None) -> AnchorSigner:
         signer = self._opener(uri, pinned)
         self._stack.push_async_callback(signer.aclose)
         return signer

@@ -110,25 +110,27 @@ def expected_introductions(document: IdentityDocument) -> tuple[ExpectedCommit, 
     record = document.rotation
     if record is None:
         return ()
-    authority = _authority(document)
+    authority = _find_introducing_anchor(document)
     if authority is not None:
         # SECURITY: in an identity with an anchor, only the anchor's introduction counts: servers do not trust a root
         # that another root has introduced (tests/unit/rotation/test_anchor.py).
-        return (_expect(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
+        return (_expect_introduction(document, introduction_id(record.to_id), record.to_id, {authority.id}),)
     if not record.is_restore:
-        return (_expect(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
+        return (_expect_introduction(document, introduction_id(record.to_id), record.to_id, {record.from_id}),)
     # SECURITY: introductions that a revoked root has signed do not count (tests/unit/rotation/test_cross_signing.py).
     trusted = {root.id for root in document.roots} - document.revoked_ids
-    found = [_expect(document, introduction_id(record.to_id), record.to_id, trusted - {record.to_id})]
+    found = [_expect_introduction(document, introduction_id(record.to_id), record.to_id, trusted - {record.to_id})]
     for entry in document.history:
         if entry.rotation_id is None:
             continue
         if entry.from_id == record.to_id and entry.to_id in trusted:
             ids = (cross_signature_id(entry.rotation_id), former_cross_signature_id(entry.rotation_id))
-            found += [_expect(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
+            found += [_expect_introduction(document, commit_id, record.to_id, {entry.to_id}) for commit_id in ids]
         elif entry.to_id == record.to_id and entry.from_id in trusted:
-            found.append(_expect(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id}))
-    return (*found, _expect(document, restoration_id(record.id), record.to_id, {record.from_id}))
+            found.append(
+                _expect_introduction(document, restoration_id(entry.rotation_id), record.to_id, {entry.from_id})
+            )
+    return (*found, _expect_introduction(document, restoration_id(record.id), record.to_id, {record.from_id}))
 
 
 def cross_signature_id(rotation_id: str) -> str:
@@ -149,7 +151,9 @@ def restoration_id(rotation_id: str) -> str:
     return derived_id("restoration", rotation_id)
 
 
-def _expect(document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]) -> ExpectedCommit:
+def _expect_introduction(
+    document: IdentityDocument, commit_id: str, session_id: str, signer_ids: Collection[str]
+) -> ExpectedCommit:
     known = [root.session for root in (document.next, document.current) if root is not None] + list(document.roots)
     session = next(root for root in known if root.id == session_id)
     signers = {root.id: root for root in known if root.id in signer_ids}
@@ -165,7 +169,7 @@ def expected_cross_signature(document: IdentityDocument) -> ExpectedCommit | Non
     record = document.rotation
     if record is None:
         return None
-    return _expect(document, cross_signature_id(record.id), record.from_id, {record.to_id})
+    return _expect_introduction(document, cross_signature_id(record.id), record.from_id, {record.to_id})
 
 
 def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
     """
     record = document.rotation
     assert record is not None
-    authority, successor = _authority(document), document.next
+    authority, successor = _find_introducing_anchor(document), document.next
     if authority is not None and successor is not None:
         signed = _find_introduction(document, successor.session, authority.id)
         assert signed is not None
@@ -186,7 +190,7 @@ def make_introduction(document: IdentityDocument, *, org: str) -> dict[str, Any]
     return _introduce_next(document, commit_id, org)
 
 
-def _authority(document: IdentityDocument) -> AnchorRecord | None:
+def _find_introducing_anchor(document: IdentityDocument) -> AnchorRecord | None:
     """Return the anchor that must introduce the next root; None if the current root must introduce it.
 
     If the next root is itself the next anchor (direct mode), the present anchor must introduce it.
@@ -256,9 +260,9 @@ def expected_earlier_introduction(document: IdentityDocument, session_id: str) -
             root = document.find_root(session_id)
             assert root is not None
             commit_id = signed.commit.draft_commit(root, by_id=signed.by).id
-            return _expect(document, str(commit_id), session_id, {signed.by})
-        return _expect(document, earlier_introduction_id(session_id, by_id), session_id, {by_id})
-    return _expect(document, earlier_introduction_id(session_id, current), session_id, {current})
+            return _expect_introduction(document, str(commit_id), session_id, {signed.by})
+        return _expect_introduction(document, earlier_introduction_id(session_id, by_id), session_id, {by_id})
+    return _expect_introduction(document, earlier_introduction_id(session_id, current), session_id, {current})
 
 
 def make_earlier_introduction(document: IdentityDocument, session_id: str, *, org: str) -> dict[str, Any]:
@@ -309,7 +313,7 @@ def _find_first_introduction(document: IdentityDocument, session_id: str) -> End
 
 def expected_late_introduction(document: IdentityDocument, expired_id: str) -> ExpectedCommit:
     """Return the commit, to be held by servers, by which an expired root introduces the root that has replaced it."""
-    return _expect(document, introduction_id(document.current.id), document.current.id, {expired_id})
+    return _expect_introduction(document, introduction_id(document.current.id), document.current.id, {expired_id})
 
 
 def make_late_introduction(document: IdentityDocument, expired: OwnedSession, *, org: str) -> dict[str, Any]:

@@ -524,7 +524,7 @@ def _hold_for_followers(
         until_ms = deadline_ms(store, policy, intent)
         if now_ms < until_ms:
             return Wait(nodes=(), reason=reason, until_ms=until_ms)
-        return _abandon(store, f"timeout: expected that {reason}")
+        return _decide_rollback(store, f"timeout: expected that {reason}")
     if intent.rotation_id is not None:
         # The rotation has ended. If this run has no time for the rest (label `stable`, cleanup), the next run does it.
         until_ms = since_ms + milliseconds(policy.settle)
@@ -669,17 +669,17 @@ def is_outvoted(observation: Observation, policy: Policy) -> bool:
 def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent, now_ms: int) -> Action:
     store, health = observation.store, observation.health
     if intent.goal is Goal.ABANDON:
-        return _leave(store, intent)
+        return _decide_abandonment(store, intent)
     for node in observation.nodes:
         if node.rejects is not None and not is_outvoted(observation, policy):
-            return _abandon(store, f"{node.url} rejects the identity document: {node.rejects}")
+            return _decide_rollback(store, f"{node.url} rejects the identity document: {node.rejects}")
     if health is not None and health.failures >= policy.health_failures:
-        return _abandon(store, f"not healthy, {health.failures} times in a row: {health.problem}")
+        return _decide_rollback(store, f"not healthy, {health.failures} times in a row: {health.problem}")
     if store.next_due_ms is not None and store.next_due_ms <= now_ms <= store.current_expires_ms:
         # SECURITY: an unmodified server that starts with a root of less than 15 days publishes its private key
         # (tests/unit/rotation/test_machine.py). So the rotation is cancelled; a new root costs nothing while the
         # current one can endorse it.
-        return _abandon(store, "the next root was unused for so long that it must itself be replaced")
+        return _decide_rollback(store, "the next root was unused for so long that it must itself be replaced")
     if intent.to_phase is not None and _ORDER.index(store.phase) > _ORDER.index(intent.to_phase):
         return Illegal(
             why=f"the rotation is already in phase {store.phase}, so it cannot stop at {intent.to_phase}",
@@ -702,7 +702,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
     if now_ms >= until_ms:
         # SECURITY: at the deadline the rotation is cancelled or rolled back: the next root never signs before servers
         # trust it, and no rotation waits indefinitely (tests/unit/rotation/test_machine.py).
-        return _abandon(
+        return _decide_rollback(
             store,
             f"not adopted in time: {describe(observation, lacking)}"
             if lacking
@@ -784,10 +784,10 @@ def _help_nodes(
     return Wait(nodes=lacking[evidence], reason=evidence, until_ms=until_ms)
 
 
-def _leave(store: StoreView, intent: Intent) -> Action:
+def _decide_abandonment(store: StoreView, intent: Intent) -> Action:
     step = BACKWARD[store.phase]
     if intent.required_step in (None, step):
-        return _abandon(store, intent.reason)
+        return _decide_rollback(store, intent.reason)
     if intent.required_step is Step.CANCEL:
         return Illegal(
             why=f"the rotation is {store.phase}: the next root signs already, so it can no longer be cancelled",
@@ -799,7 +799,7 @@ def _leave(store: StoreView, intent: Intent) -> Action:
     )
 
 
-def _abandon(store: StoreView, reason: str) -> Action:
+def _decide_rollback(store: StoreView, reason: str) -> Action:
     step = BACKWARD[store.phase]
     if step is Step.ROLL_BACK and store.rollback_version is None:
         return Illegal(why="the document does not say which version holds the earlier private key")

@@ -77,11 +77,11 @@ class RepeatingStore:
 
     async def read(self, secret_id: str, at: Label | VersionId = CURRENT) -> SecretValue:
         """Read a secret's value from the store, as `SecretProvider.read` does."""
-        return await self._repeat(lambda: self._provider.read(secret_id, at))
+        return await self._repeat_call(lambda: self._provider.read(secret_id, at))
 
     async def versions(self, secret_id: str) -> list[SecretVersion]:
         """List a secret's versions, as `SecretProvider.versions` does."""
-        return await self._repeat(lambda: self._provider.versions(secret_id))
+        return await self._repeat_call(lambda: self._provider.versions(secret_id))
 
     async def copied_versions(self, secret_id: str) -> Sequence[CopiedVersions]:
         """List a secret's versions in the stores of other regions, as `list_copied_versions` does."""
@@ -99,21 +99,21 @@ class RepeatingStore:
         self, secret_id: str, value: SecretBytes | bytes, *, label: str = CURRENT, expected: str | None
     ) -> SecretVersion:
         """Write a secret's value to the store, as `SecretProvider.write` does."""
-        return await self._repeat(lambda: self._provider.write(secret_id, value, label=label, expected=expected))
+        return await self._repeat_call(lambda: self._provider.write(secret_id, value, label=label, expected=expected))
 
     async def label(self, secret_id: str, label: str, version: str, *, expected: str | None) -> None:
         """Move a label of a secret to another version, as `SecretProvider.label` does."""
-        await self._repeat(lambda: self._provider.label(secret_id, label, version, expected=expected))
+        await self._repeat_call(lambda: self._provider.label(secret_id, label, version, expected=expected))
 
     async def destroy(self, secret_id: str, version: str) -> None:
         """Destroy a version of a secret, as `SecretProvider.destroy` does."""
-        await self._repeat(lambda: self._provider.destroy(secret_id, version))
+        await self._repeat_call(lambda: self._provider.destroy(secret_id, version))
 
     async def reserve_room(self, secret_id: str) -> None:
         """Reserve space in the store for later writes, as `goatherd.providers.capabilities.reserve_room` does."""
-        await self._repeat(lambda: reserve_room(self._provider, secret_id))
+        await self._repeat_call(lambda: reserve_room(self._provider, secret_id))
 
-    async def _repeat(self, call: Callable[[], Awaitable[R]]) -> R:
+    async def _repeat_call(self, call: Callable[[], Awaitable[R]]) -> R:
         pause = self._policy.poll_min
         for left in range(self._tries - 1, -1, -1):
             self.calls += 1

@@ -329,7 +329,7 @@ class Rotator:
         check_rotation_servers(self._nodes, unsafe_without_nodes=self._unsafe_without_nodes)
         check_quorum(self.policy, self._listed)
         self._identity.forget()
-        if self._health.signals and (await self._read())[0].next is not None:
+        if self._health.signals and (await self._read_identity())[0].next is not None:
             # Once B signs, a failed health check leads to a roll-back, not to a refusal.
             await self._refuse_unwell()
         return await self._run_goal(Goal.RESUME, to_phase=to_phase)
@@ -382,12 +382,12 @@ class Rotator:
         self._anchor_choice = anchor
         self._identity.forget()
         self._set_clock()
-        document, version = await self._read()
+        document, version = await self._read_identity()
         await self._identity.signatures.check(self._read_last)
         if document.rotation is None:
             anchor.check(document)
             self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
-        observation, document = await self._survey(document, version)
+        observation, document = await self._survey_cluster(document, version)
         observation = await self._add_anchor_problem(observation)
         if anchor.is_direct and document.rotation is None and observation.anchor_problem is None:
             async with self._anchor_keys:
@@ -425,7 +425,7 @@ class Rotator:
         if document.rotation is not None:
             return False
         anchor.check(document)
-        observation, document = await self._survey(*await self._read())
+        observation, document = await self._survey_cluster(*await self._read_identity())
         now_ms, store = self._steady.now_ms(), observation.store
         intent = Intent(goal=Goal.ROTATE, began_ms=now_ms, from_id=document.current.id)
         # A label to be repaired first must not hide what comes after it.
@@ -450,9 +450,11 @@ class Rotator:
         self._flow = self._health_before = None
         self._identity.forget()
         self._set_clock()
-        document, version = await self._read()
+        document, version = await self._read_identity()
         self._anchor_choice = UNCHANGED
-        observation, document = await self._survey(document, version, is_probing=is_probing, is_reader=is_reader)
+        observation, document = await self._survey_cluster(
+            document, version, is_probing=is_probing, is_reader=is_reader
+        )
         if is_probing:
             observation = await self._add_anchor_problem(observation)
         policy, now_ms = self._policy_for(document), self._steady.now_ms()
@@ -550,9 +552,9 @@ class Rotator:
             )
         with self._store.repeating():
             async with self._anchor_keys:
-                return await self._run(intent)
+                return await self._run_rotation(intent)
 
-    async def _run(self, intent: Intent) -> Report:
+    async def _run_rotation(self, intent: Intent) -> Report:
         polling = Polling(self._clock, self.policy)
         troubled_since: float | None = None
         has_write_failed = False
@@ -568,7 +570,7 @@ class Rotator:
                 self._set_clock()
                 intent = replace(intent, began_ms=self._steady.now_ms())
             try:
-                observation, document = await self._observe(intent)
+                observation, document = await self._observe_cluster(intent)
                 await self._identity.signatures.check(self._read_last)
                 if not has_write_failed:
                     troubled_since = None  # single failed reads between successful ones do not count
@@ -580,12 +582,12 @@ class Rotator:
                 action = decide(observation, self._policy_for(document), intent, self._steady.now_ms())
                 self._emit_event(Decided(action=action))
                 if isinstance(action, Done):
-                    return self._end(action, document, intent, tuple(destroyed))
+                    return self._end_run(action, document, intent, tuple(destroyed))
                 if isinstance(action, Busy | Illegal | Refuse):
                     raise refusal_error(action)
                 if isinstance(action, Wait):
                     troubled_since, has_write_failed = None, False  # the store answers, and nothing has to be written
-                    await self._notify(document, action.nodes)
+                    await self._notify_servers(document, action.nodes)
                     left_ms = max(1, action.until_ms - self._steady.now_ms())
                     await polling.pause(timedelta(milliseconds=left_ms))
                     continue
@@ -659,16 +661,16 @@ class Rotator:
             if one.signer is not None and not one.is_from_file and url not in self.policy.distrust
         }
 
-    async def _observe(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
+    async def _observe_cluster(self, intent: Intent) -> tuple[Observation, IdentityDocument]:
         nodes: tuple[NodeView, ...] = ()
         if intent.goal is Goal.RETIRE and self._store_ahead_ms() is None:
             # The servers are not observed otherwise, and a destroyed key cannot be recovered.
             nodes = await self._observer.read_clocks()
-        document, version = await self._read(nodes)
+        document, version = await self._read_identity(nodes)
         followers = await self._observe_followers(catch_up=True)
         is_beginning = intent.goal in (Goal.ROTATE, Goal.RESTORE) and intent.rotation_id is None
         if is_beginning and document.rotation is None:
-            observation, document = await self._survey(
+            observation, document = await self._survey_cluster(
                 document, version, is_probing=True, is_restore=intent.is_restore, followers=followers
             )
             if self._anchor_choice.is_direct:
@@ -710,7 +712,7 @@ class Rotator:
         )
         return observation, self._limit_times(document, version, nodes)
 
-    async def _survey(
+    async def _survey_cluster(
         self,
         document: IdentityDocument,
         version: SecretVersion,
@@ -756,13 +758,13 @@ class Rotator:
         document = self._limit_times(document, version, nodes)
         cut_off = [node.url for node in nodes if node.without_store]
         if cut_off and is_probing:
-            await self._notify(document, cut_off)
+            await self._notify_servers(document, cut_off)
             nodes = await self._observer.observe(question)
         if any((node.generation or 0) > document.generation for node in nodes):
             latest, its_version = await self._read_after(document, is_waiting=is_probing)
             if latest.generation != document.generation:
                 # The identity was changed during the observation, or the store has shown an older state.
-                return await self._survey(
+                return await self._survey_cluster(
                     latest,
                     its_version,
                     is_probing=is_probing,
@@ -811,7 +813,7 @@ class Rotator:
         lags = self._provider.guarantees.read_consistency is not ReadConsistency.STRONG
         polling = Polling(self._clock, self.policy, self.policy.store_patience)
         while True:
-            latest, version = await self._read()
+            latest, version = await self._read_identity()
             if latest.generation != document.generation or not (is_waiting and lags):
                 return latest, version
             if polling.is_over:
@@ -864,7 +866,7 @@ class Rotator:
                     stable_version=expected,
                     word=word,
                 )
-                await self._write(prepared, expected)
+                await self._write_identity(prepared, expected)
             case PrepareRestore(expected=expected, root_id=root_id):
                 await self._store.reserve_room(self._secret_id)
                 wanted = document.find_root(root_id) or self._restoring
@@ -881,7 +883,7 @@ class Rotator:
                     stable_version=expected,
                     has_left=True,
                 )
-                await self._write(prepared, expected)
+                await self._write_identity(prepared, expected)
             case Introduce(nodes=urls):
                 pushes = await call_signing(make_introductions, document, org=self._org)
 
@@ -896,12 +898,12 @@ class Rotator:
                     (url,), lambda node: node.push(SESSIONS_PATH, [commit], document.current, now_ms)
                 )
             case Advance(step=step, expected=expected):
-                await self._write(await call_signing(_advance_document, document, step, now_ms), expected)
+                await self._write_identity(await call_signing(_advance_document, document, step, now_ms), expected)
             case Abandon(step=step, expected=expected, reason=reason):
                 abandoned = await self._abandon_document(document, step, reason)
                 provider = self._provider
                 with provider.ignoring_lag() if isinstance(provider, ReplicatedStore) else nullcontext():
-                    await self._write(abandoned, expected)
+                    await self._write_identity(abandoned, expected)
             case Destroy(version=version, is_best_effort=is_best_effort):
                 self._read_versions.forget(version)
                 try:
@@ -912,9 +914,9 @@ class Rotator:
                     self._undestroyed[version] = error.code
             case RecordRetired(session_id=session_id, expected=expected):
                 retired = await call_signing(transitions.record_retirement, document, session_id, now_ms)
-                await self._write(retired, expected)
+                await self._write_identity(retired, expected)
             case CorrectTimes(expected=expected):
-                await self._write(await call_signing(transitions.correct_times, document, now_ms), expected)
+                await self._write_identity(await call_signing(transitions.correct_times, document, now_ms), expected)
             case IntroduceEarlier(session_ids=ids, nodes=urls):
                 # A root that the anchor cannot introduce now stays in the document, where it does no harm.
                 with suppress(SignerError):
@@ -923,7 +925,7 @@ class Rotator:
                         urls, lambda node: node.push(SESSIONS_PATH, commits, document.current, now_ms)
                     )
             case Prune(session_ids=ids, expected=expected):
-                await self._write(await call_signing(transitions.prune_roots, document, ids, now_ms), expected)
+                await self._write_identity(await call_signing(transitions.prune_roots, document, ids, now_ms), expected)
                 self._pruned.update(ids)
             case _:  # pragma: no cover - the loop handles the others
                 raise AssertionError(f"the rotator has no method for the action {action}")
@@ -1085,7 +1087,7 @@ class Rotator:
         seen_ms = self._seen_ms.get(version.id, self._steady.now_ms())
         return limit_times(document, seen_ms, written_ms=version.created_ms, tolerance=self.policy.clock_tolerance)
 
-    async def _read(self, nodes: Sequence[NodeView] = ()) -> tuple[IdentityDocument, SecretVersion]:
+    async def _read_identity(self, nodes: Sequence[NodeView] = ()) -> tuple[IdentityDocument, SecretVersion]:
         """Read the identity with label ``current`` from the store; return it and its version.
 
         Args:
@@ -1124,12 +1126,12 @@ class Rotator:
         return await self._provider.observe(self._secret_id, catch_up=catch_up)
 
     async def _read_document(self) -> IdentityDocument:
-        return (await self._read())[0]
+        return (await self._read_identity())[0]
 
-    async def _write(self, document: IdentityDocument, expected: str) -> None:
+    async def _write_identity(self, document: IdentityDocument, expected: str) -> None:
         await self._identity.write(document, expected)
         self._stored_phase = document.phase
-        await self._notify(document, tuple(self._observer.nodes))
+        await self._notify_servers(document, tuple(self._observer.nodes))
 
     async def _store_view(self, document: IdentityDocument, version: SecretVersion) -> StoreView:
         stable: str | None = None
@@ -1211,7 +1213,7 @@ class Rotator:
             process=True,
         )
 
-    async def _notify(self, document: IdentityDocument, urls: Sequence[str]) -> None:
+    async def _notify_servers(self, document: IdentityDocument, urls: Sequence[str]) -> None:
         async def notify(node: Node) -> None:
             answer = await node.refresh(document.current, self._clock.now_ms())
             self._emit_event(NodeNotified(url=node.base_url, is_reached=answer is not None))
@@ -1260,7 +1262,7 @@ class Rotator:
         if self._observer.unknown is not None:
             self._emit_event(NodesUnknown(problem=self._observer.unknown))
 
-    def _end(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
+    def _end_run(self, action: Done, document: IdentityDocument, intent: Intent, destroyed: tuple[str, ...]) -> Report:
         own = (
             one for one in reversed(document.history) if intent.rotation_id and one.rotation_id == intent.rotation_id
         )

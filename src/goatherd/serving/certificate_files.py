@@ -65,7 +65,7 @@ class CertificateFiles:
 
         Call it in the thread that makes connections with the context: a handshake needs both halves of a pair.
         """
-        identity = self._identify()  # before they are read: what is replaced meanwhile is loaded next time
+        identity = self._identify_files()  # before they are read: what is replaced meanwhile is loaded next time
         load_pair(self.context, self._certificate, self._key)
         self._loaded = identity
         self.generation += 1
@@ -87,10 +87,10 @@ class CertificateFiles:
 
     def _are_replaced(self) -> bool:
         try:
-            return self._identify() != self._loaded
+            return self._identify_files() != self._loaded
         except OSError:
             return False
 
-    def _identify(self) -> list[tuple[int, ...]]:
+    def _identify_files(self) -> list[tuple[int, ...]]:
         found = [Path(path).stat() for path in (self._certificate, self._key) if path is not None]
         return [(each.st_dev, each.st_ino, each.st_size, each.st_mtime_ns) for each in found]

@@ -44,12 +44,12 @@ class ServiceManager:
 
     def report_ready(self, status: str) -> None:
         """Report that the service is ready (only in the first call), and `status`, which ``systemctl status`` shows."""
-        self._send(*(() if self._is_ready else ("READY=1",)), f"STATUS={status}")
+        self._send_lines(*(() if self._is_ready else ("READY=1",)), f"STATUS={status}")
         self._is_ready = True
 
     def report_stopping(self) -> None:
         """Report that the service has begun to stop. May be called twice."""
-        self._send("STOPPING=1", "STATUS=stopping")
+        self._send_lines("STOPPING=1", "STATUS=stopping")
 
     @contextlib.asynccontextmanager
     async def feed_watchdog(self, clock: Clock) -> AsyncIterator[None]:
@@ -57,18 +57,18 @@ class ServiceManager:
         if self.watchdog is None or not self._address:
             yield
             return
-        task = asyncio.create_task(self._feed(self.watchdog / 2, clock), name="watchdog")
+        task = asyncio.create_task(self._feed_watchdog(self.watchdog / 2, clock), name="watchdog")
         try:
             yield
         finally:
             await cancel_tasks(task)
 
-    async def _feed(self, interval: timedelta, clock: Clock) -> None:
+    async def _feed_watchdog(self, interval: timedelta, clock: Clock) -> None:
         while True:
-            self._send("WATCHDOG=1")
+            self._send_lines("WATCHDOG=1")
             await clock.sleep(interval)
 
-    def _send(self, *lines: str) -> None:
+    def _send_lines(self, *lines: str) -> None:
         if not self._address:
             return
         # A service manager that does not listen must not end the service.

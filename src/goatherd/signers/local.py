@@ -92,7 +92,7 @@ class LocalSigner(Signer):
                 hint="Create another key, or restore the file from a backup.",
             )
         if self._key is None or self._key.public_key != self._public_of(content, "sign"):
-            self._key = self._unseal(content)
+            self._key = self._unseal_key(content)
         return self._key.sign(text)
 
     async def aclose(self) -> None:
@@ -100,7 +100,7 @@ class LocalSigner(Signer):
 
     async def create_key(self) -> None:
         try:
-            create_file(self._path, self._encode(PrivateKey.generate()))
+            create_file(self._path, self._encode_file(PrivateKey.generate()))
         except IdentityExistsError:
             raise self.error(SignerKeyExistsError, "create_key", "the file exists") from None
         except SettingsError as error:
@@ -108,7 +108,7 @@ class LocalSigner(Signer):
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
-    def _encode(self, key: PrivateKey) -> bytes:
+    def _encode_file(self, key: PrivateKey) -> bytes:
         # SECURITY: the private key leaves this function encrypted only
         # (tests/unit/signers/test_local.py::test_the_file_does_not_hold_the_key_in_the_clear).
         head: dict[str, object] = {
@@ -117,7 +117,7 @@ class LocalSigner(Signer):
             "disabled": False,
         }
         raw = json.dumps(key.to_jwk()).encode()
-        sealed = seal_data(raw, key=self._seal_key("create_key"), associated=_associated(head))
+        sealed = seal_data(raw, key=self._seal_key("create_key"), associated=_build_associated_data(head))
         return json.dumps({**head, "sealed": base64.b64encode(sealed).decode("ascii")}, indent=2).encode() + b"\n"
 
     def _read_file(self, operation: str) -> dict[str, Any]:
@@ -143,11 +143,11 @@ class LocalSigner(Signer):
         except DecodeError as error:
             raise self.error(SignerUnavailableError, operation, f"the file is damaged: {error}", final=True) from None
 
-    def _unseal(self, content: Mapping[str, Any]) -> PrivateKey:
+    def _unseal_key(self, content: Mapping[str, Any]) -> PrivateKey:
         head = {name: content[name] for name in ("format", "publicKey", "disabled")}
         try:
             sealed = base64.b64decode(content["sealed"], validate=True)
-            raw = open_sealed(sealed, key=self._seal_key("sign"), associated=_associated(head))
+            raw = open_sealed(sealed, key=self._seal_key("sign"), associated=_build_associated_data(head))
             key = PrivateKey.from_jwk(json.loads(raw))
         except (InvalidSealError, binascii.Error, TypeError, ValueError, DecodeError):
             problem = "the file was sealed with another key, or is damaged"
@@ -193,5 +193,5 @@ def policy(role: str, uri: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _associated(head: Mapping[str, object]) -> bytes:
+def _build_associated_data(head: Mapping[str, object]) -> bytes:
     return json.dumps(head, sort_keys=True).encode()

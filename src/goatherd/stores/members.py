@@ -195,7 +195,7 @@ class StoreGroup(SecretProvider):
         except (ProviderError, TimeoutError) as error:
             code = error.code if isinstance(error, ProviderError) else UnavailableError.code
             return CopiedVersions(region=member.region, problem=code)
-        return CopiedVersions(region=member.region, versions=[self._named(member, one) for one in found])
+        return CopiedVersions(region=member.region, versions=[self._qualify_version(member, one) for one in found])
 
     def _listed_region(self, secret_id: str) -> str:
         """Return the region whose versions `versions` lists."""
@@ -208,7 +208,7 @@ class StoreGroup(SecretProvider):
     def _id_in(self, member: StoreMember, call: Call) -> str:
         return find_secret_id(member, self.primary, call.secret_id)
 
-    def _named(self, member: StoreMember, version: SecretVersion) -> SecretVersion:
+    def _qualify_version(self, member: StoreMember, version: SecretVersion) -> SecretVersion:
         if member.is_primary:
             return version
         return replace(version, id=VersionId(f"{member.region}{BETWEEN}{version.id}"))

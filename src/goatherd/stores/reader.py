@@ -221,7 +221,7 @@ class RegionalReader(StoreGroup):
         if isinstance(at, VersionId):
             member, inner = self._locate(at)
             found = await member.provider.read(self._id_in(member, call), inner)
-            return replace(found, version=self._named(member, found.version))
+            return replace(found, version=self._qualify_version(member, found.version))
         known = self._secret(call.secret_id)
         failure: ProviderError | None = None
         unfit: SecretValue | None = None
@@ -236,21 +236,21 @@ class RegionalReader(StoreGroup):
                 continue
             tries = 1 if breaker.is_open else attempts
             try:
-                found = await self._ask(breaker, member, call, at, tries)
+                found = await self._read_member(breaker, member, call, at, tries)
             except SecretNotFoundError as error:
                 if at != CURRENT:
                     raise
-                self._report(known, index, problem=str(error), error=error)
+                self._report_state(known, index, problem=str(error), error=error)
                 failure = failure or error
                 continue
             except ProviderError as error:
-                self._report(known, index, problem=str(error), error=error)
+                self._report_state(known, index, problem=str(error), error=error)
                 failure = error if failure is None or isinstance(failure, SecretNotFoundError) else failure
                 continue
-            found = replace(found, version=self._named(member, found.version))
+            found = replace(found, version=self._qualify_version(member, found.version))
             if at != CURRENT:
                 return found
-            standing, mark = self._judge(known, index, found.value)
+            standing, mark = self._record_standing(known, index, found.value)
             # SECURITY: stores are compared only in a server, which verifies an identity before it uses it
             # (tests/unit/schedule/test_controller.py).
             is_to_compare = self.region is not None and known.used is not None and now >= known.compare_at
@@ -297,23 +297,23 @@ class RegionalReader(StoreGroup):
             with suppress(ProviderError, IdentityError):
                 try:
                     async with asyncio.timeout(COMPARE_TIMEOUT.total_seconds()):
-                        found = await self._ask(breaker, member, call, at, 1)
+                        found = await self._read_member(breaker, member, call, at, 1)
                 except TimeoutError:
                     why = f"no answer within {COMPARE_TIMEOUT.total_seconds():g} s"
                     breaker.record_failure(self.clock.monotonic(), call.error(UnavailableError, why))
                     continue
                 digest, until = known.rejected or (b"", 0.0)
                 if self.clock.monotonic() < until and hashlib.sha256(found.value.reveal()).digest() == digest:
-                    self._report(known, index, problem="holds an identity that was rejected", is_reachable=True)
+                    self._report_state(known, index, problem="holds an identity that was rejected", is_reachable=True)
                     continue
-                standing, mark = self._compare(known, found.value)
+                standing, mark = self._compare_identity(known, found.value)
                 if standing is Standing.AHEAD or known.states[index].problem is not None:
-                    self._judge(known, index, found.value)
+                    self._record_standing(known, index, found.value)
                 if standing is Standing.AHEAD:
-                    return member, replace(found, version=self._named(member, found.version)), mark
+                    return member, replace(found, version=self._qualify_version(member, found.version)), mark
         return None
 
-    async def _ask(
+    async def _read_member(
         self, breaker: Breaker, member: StoreMember, call: Call, at: Label, attempts: int | None
     ) -> SecretValue:
         breaker.record_call(self.clock.monotonic())
@@ -326,12 +326,12 @@ class RegionalReader(StoreGroup):
         breaker.record_success()
         return found
 
-    def _judge(self, known: _Secret, index: int, value: SecretBytes) -> tuple[Standing, DocumentMark | None]:
+    def _record_standing(self, known: _Secret, index: int, value: SecretBytes) -> tuple[Standing, DocumentMark | None]:
         """Compare the identity `value` of one store with the one in use; record the result and return it."""
         try:
-            standing, mark = self._compare(known, value)
+            standing, mark = self._compare_identity(known, value)
         except IdentityError as error:
-            self._report(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
+            self._report_state(known, index, problem=f"the value is no identity document: {error}", is_reachable=True)
             return Standing.SPLIT, None
         # SECURITY: an identity that is earlier than the one in use, or has another history, is never used
         # (tests/unit/stores/test_reader.py).
@@ -339,10 +339,10 @@ class RegionalReader(StoreGroup):
             Standing.BEHIND: f"holds generation {mark.generation}, earlier than the one in use",
             Standing.SPLIT: f"holds generation {mark.generation}, which has another history than the one in use",
         }.get(standing)
-        self._report(known, index, problem=problem, mark=mark, standing=standing, is_reachable=True)
+        self._report_state(known, index, problem=problem, mark=mark, standing=standing, is_reachable=True)
         return standing, mark
 
-    def _compare(self, known: _Secret, value: SecretBytes) -> tuple[Standing, DocumentMark]:
+    def _compare_identity(self, known: _Secret, value: SecretBytes) -> tuple[Standing, DocumentMark]:
         """Compare the identity `value` of a store with the one in use, and return the result.
 
         Raises:
@@ -357,7 +357,7 @@ class RegionalReader(StoreGroup):
             known.marks[digest] = mark
         return Standing.SAME if known.used is None else compare_documents(mark, known.used), mark
 
-    def _report(
+    def _report_state(
         self,
         known: _Secret,
         index: int,
@@ -395,7 +395,7 @@ class RegionalReader(StoreGroup):
             except ProviderError as error:
                 failure = failure or error
                 continue
-            return [self._named(member, version) for version in found]
+            return [self._qualify_version(member, version) for version in found]
         assert failure is not None
         raise failure.with_traceback(None)
 

@@ -202,7 +202,7 @@ class ReplicatedStore(StoreGroup):
         self._in_step: set[str] = set()
         self._is_gated = True
         self._guarantees = combine_guarantees(members)
-        self._tolerate(self.allowed)
+        self._tolerate_lagging(self.allowed)
 
     @classmethod
     def from_reader(cls, reader: RegionalReader) -> Self:
@@ -240,12 +240,12 @@ class ReplicatedStore(StoreGroup):
         For cancelling a rotation or rolling it back, which must always be possible.
         """
         before, self._is_gated = self._is_gated, False
-        self._tolerate(frozenset(one.region for one in self.followers))
+        self._tolerate_lagging(frozenset(one.region for one in self.followers))
         try:
             yield
         finally:
             self._is_gated = before
-            self._tolerate(self.allowed)
+            self._tolerate_lagging(self.allowed)
 
     @contextmanager
     def leaving_behind(self, on_left: Callable[[FollowerView], None]) -> Iterator[None]:
@@ -265,18 +265,18 @@ class ReplicatedStore(StoreGroup):
         finally:
             self.allowed, self._on_left = before, None
             self._in_step.clear()
-            self._tolerate(before)
+            self._tolerate_lagging(before)
 
     def _leave_behind(self, holding: Sequence[FollowerView]) -> bool:
         if self._on_left is None or any(view.is_later or view.is_split for view in holding):
             return False
         self.allowed |= {view.region for view in holding}
-        self._tolerate(self.allowed)
+        self._tolerate_lagging(self.allowed)
         for view in holding:
             self._on_left(view)
         return True
 
-    def _tolerate(self, regions: frozenset[str]) -> None:
+    def _tolerate_lagging(self, regions: frozenset[str]) -> None:
         """Tell the primary store's provider that the replicas in `regions` may lag when it moves a label."""
         if isinstance(self.primary.provider, ReplicatingSecretProvider):
             places = {
@@ -303,9 +303,11 @@ class ReplicatedStore(StoreGroup):
         replicas = await self._replica_states(secret_id)
         views: list[FollowerView]
         if catch_up:  # in the fixed order, one after the other
-            views = [await self._view(one, secret_id, primary, replicas, catch_up=True) for one in self.followers]
+            views = [
+                await self._view_follower(one, secret_id, primary, replicas, catch_up=True) for one in self.followers
+            ]
         else:
-            looks = (self._view(one, secret_id, primary, replicas, catch_up=False) for one in self.followers)
+            looks = (self._view_follower(one, secret_id, primary, replicas, catch_up=False) for one in self.followers)
             views = list(await asyncio.gather(*looks))
         if all(not view.is_holding for view in views):
             self._in_step.add(secret_id)
@@ -321,7 +323,7 @@ class ReplicatedStore(StoreGroup):
             return None
         return await provider.replica_states(secret_id)
 
-    async def _view(
+    async def _view_follower(
         self,
         member: StoreMember,
         secret_id: str,
@@ -358,7 +360,7 @@ class ReplicatedStore(StoreGroup):
         except (ProviderError, TimeoutError, IdentityError) as error:
             return self._failed_view(view, breaker, member, secret_id, error)
         breaker.record_success()
-        view = _judge(view, primary, found, _state_of(member, replicas))
+        view = _compare_follower(view, primary, found, _state_of(member, replicas))
         if view.is_in_step and _is_unlinked(member, replicas):
             # A replica that was promoted holds the same identity, but gets no change of the former primary store.
             return replace(
@@ -461,7 +463,7 @@ class ReplicatedStore(StoreGroup):
         else:
             await member.provider.write(inner, stable, label=STABLE, expected=holder)
 
-    async def _hold(self, call: Call) -> None:
+    async def _wait_for_followers(self, call: Call) -> None:
         """Wait until every follower shows what the primary store holds; then the caller may change the primary store.
 
         Raises:
@@ -488,7 +490,7 @@ class ReplicatedStore(StoreGroup):
             elif not self._leave_behind(lasting or holding):
                 raise holding_error(call, lasting or holding)
 
-    async def _spread(self, call: Call) -> None:
+    async def _update_followers(self, call: Call) -> None:
         """Update the followers with ``replication = "goatherd"`` after a change; one that fails stays behind."""
         self._in_step.discard(call.secret_id)
         if not any(one.replication is Replication.GOATHERD for one in self.followers):
@@ -534,7 +536,7 @@ class ReplicatedStore(StoreGroup):
                 raise
         member, inner = self._locate(at)
         found = await member.provider.read(self._id_in(member, call), inner)
-        return replace(found, version=self._named(member, found.version))
+        return replace(found, version=self._qualify_version(member, found.version))
 
     async def _explain_missing(self, error: SecretNotFoundError, secret_id: str) -> SecretNotFoundError:
         """Set the hint of the error that the primary store lacks the secret, if a follower has it; return the error."""
@@ -564,7 +566,7 @@ class ReplicatedStore(StoreGroup):
                 raise call.error(SecretExistsError, text, hint=hint)
         version = await self.primary.provider.create(call.secret_id, value, label)
         await self.add_replicas(call.secret_id)
-        await self._spread(call)
+        await self._update_followers(call)
         return version
 
     async def add_replicas(self, secret_id: str, *, without: Collection[str] = ()) -> tuple[str, ...]:
@@ -600,23 +602,23 @@ class ReplicatedStore(StoreGroup):
         return tuple(missing[place] for place in places)
 
     async def _write(self, call: Call, value: SecretBytes, label: Label, expected: VersionId | None) -> SecretVersion:
-        await self._hold(call)
+        await self._wait_for_followers(call)
         version = await self.primary.provider.write(call.secret_id, value, label=label, expected=expected)
-        await self._spread(call)
+        await self._update_followers(call)
         return version
 
     async def _label(self, call: Call, label: Label, version: VersionId, expected: VersionId | None) -> None:
-        await self._hold(call)
+        await self._wait_for_followers(call)
         await self.primary.provider.label(call.secret_id, label, version, expected=expected)
-        await self._spread(call)
+        await self._update_followers(call)
 
     async def _unlabel(self, call: Call, label: Label, expected: VersionId) -> None:
-        await self._hold(call)
+        await self._wait_for_followers(call)
         await self.primary.provider.unlabel(call.secret_id, label, expected=expected)
-        await self._spread(call)
+        await self._update_followers(call)
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
-        await self._hold(call)
+        await self._wait_for_followers(call)
         place, at = self._locate(version)
         if not place.is_primary:
             await place.provider.destroy(self._id_in(place, call), at)
@@ -661,7 +663,9 @@ class ReplicatedStore(StoreGroup):
         return all(one.provider.takes_label(label) for one in self.members)
 
 
-def _judge(view: FollowerView, primary: _Contents, found: _Contents, state: ReplicaState | None) -> FollowerView:
+def _compare_follower(
+    view: FollowerView, primary: _Contents, found: _Contents, state: ReplicaState | None
+) -> FollowerView:
     """Compare a follower that answered (`found`) with the primary store, and add what it lacks to its view."""
     ours, theirs = primary.mark, found.mark
     assert ours is not None

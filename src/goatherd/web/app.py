@@ -74,21 +74,21 @@ class Sessions:
     def create(self) -> str:
         """Create a session, and return its secret name. If there are more than `MOST_SESSIONS`, the oldest one ends."""
         name = secrets.token_urlsafe(32)
-        self._ends[_digest(name)] = self._clock.monotonic() + SESSION_SECONDS
+        self._ends[_hash_secret(name)] = self._clock.monotonic() + SESSION_SECONDS
         while len(self._ends) > MOST_SESSIONS:
             self._ends.popitem(last=False)
         return name
 
     def is_valid(self, name: str) -> bool:
         """Whether a reader's session with this secret name exists and has not ended."""
-        return self._ends.get(_digest(name), -1.0) > self._clock.monotonic()
+        return self._ends.get(_hash_secret(name), -1.0) > self._clock.monotonic()
 
     def end(self, name: str) -> None:
         """End the session with this secret name, if there is one."""
-        self._ends.pop(_digest(name), None)
+        self._ends.pop(_hash_secret(name), None)
 
 
-def _digest(text: str) -> bytes:
+def _hash_secret(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
@@ -178,46 +178,46 @@ class PageApp:
         is_head = scope["method"] == "HEAD"
         try:
             address = self._limiter.take_request(scope)
-            await self._answer(scope, receive, send, address)
+            await self._answer_request(scope, receive, send, address)
         except RefusedError as refused:
             await send_refusal(refused, receive, send, is_head=is_head)
         except _TooManyFieldsError:
-            await _send(send, 400, b"too many fields", b"text/plain; charset=utf-8", is_head=is_head)
+            await _send_answer(send, 400, b"too many fields", b"text/plain; charset=utf-8", is_head=is_head)
         except GoneError:
             return
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
+    async def _answer_request(self, scope: Scope, receive: Receive, send: Send, address: str) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         path, method = scope["path"], scope["method"]
         problem = self._find_refusal(scope, headers)
         if problem is not None:
-            await _send(send, problem[0], problem[1].encode(), b"text/plain; charset=utf-8")
+            await _send_answer(send, problem[0], problem[1].encode(), b"text/plain; charset=utf-8")
             return
         if method not in ("GET", "HEAD", "POST") or (method == "POST") != (path in ("/login", "/logout")):
             is_known = path in ("/", "/events", "/login", "/logout") or path in ASSETS
             status, text = (405, b"method not allowed") if is_known else (404, b"not found")
-            await _send(send, status, text, b"text/plain; charset=utf-8")
+            await _send_answer(send, status, text, b"text/plain; charset=utf-8")
         elif path in ASSETS:
-            await _send(
+            await _send_answer(
                 send, 200, self._assets[path], f"{ASSETS[path]}; charset=utf-8".encode(), is_head=method == "HEAD"
             )
         elif path == "/login":
             await self._sign_in(headers, receive, send, address)
         elif path == "/logout":
             self._sessions.end(_session_name(headers))
-            await _redirect(send, _cookie("", 0, is_secure=self._is_secure))
+            await _send_redirect(send, _make_cookie("", 0, is_secure=self._is_secure))
         elif self._address.token_digest is not None and not self._sessions.is_valid(_session_name(headers)):
             if path == "/events":
-                await _send(send, 401, b"sign in first", b"text/plain; charset=utf-8")
+                await _send_answer(send, 401, b"sign in first", b"text/plain; charset=utf-8")
             else:
                 await self._send_page(send, 401, self._renderer.render_login(), is_head=method == "HEAD")
         elif path == "/":
             choice = self._read_choice(scope)
-            await self._send_page(send, 200, self._render(choice), is_head=method == "HEAD")
+            await self._send_page(send, 200, self._render_page(choice), is_head=method == "HEAD")
         elif path == "/events" and method == "GET":
             await self._send_events(scope, receive, send)
         else:
-            await _send(send, 404, b"not found", b"text/plain; charset=utf-8")
+            await _send_answer(send, 404, b"not found", b"text/plain; charset=utf-8")
 
     def _find_refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[int, str] | None:
         """Return the status and text of the answer to a caller that may not use the page; None if it may."""
@@ -238,14 +238,14 @@ class PageApp:
         known = {one["event"] for one in view["history"]} if view is not None else ()
         return Choice(event=event if event in known else "", is_all="all" in query)
 
-    def _sections(self, choice: Choice) -> Sections:
+    def _render_sections(self, choice: Choice) -> Sections:
         """Return the sections of the page for a reader's choice; each view and choice is rendered only once."""
         found = self._rendered.get(choice)
         if found is None or found.number != self.broadcast.number:
             view = self.broadcast.view
             problem = self.broadcast.problem
             html = self._renderer.render_sections(
-                self._view() if view is None else view,
+                self._newest_view() if view is None else view,
                 choice,
                 is_live=True,
                 problem={"text": _WAITING, "advice": ""} if view is None and problem is None else problem,
@@ -257,7 +257,7 @@ class PageApp:
                 self._rendered.popitem(last=False)
         return found
 
-    def _view(self) -> Data:
+    def _newest_view(self) -> Data:
         """Return the newest view, or an empty one before the first view."""
         if self.broadcast.view is not None:
             return self.broadcast.view
@@ -272,10 +272,10 @@ class PageApp:
             "interval_ms": self._interval_ms,
         }
 
-    def _render(self, choice: Choice) -> str:
+    def _render_page(self, choice: Choice) -> str:
         return self._renderer.render_page(
-            self._view(),
-            self._sections(choice).html,
+            self._newest_view(),
+            self._render_sections(choice).html,
             choice,
             now_ms=self._clock.now_ms(),
             has_session=self._address.token_digest is not None,
@@ -283,21 +283,21 @@ class PageApp:
         )
 
     async def _send_page(self, send: Send, status: int, html: str, *, is_head: bool = False) -> None:
-        await _send(send, status, html.encode(), b"text/html; charset=utf-8", is_head=is_head)
+        await _send_answer(send, status, html.encode(), b"text/html; charset=utf-8", is_head=is_head)
 
     # --- live ---------------------------------------------------------------------------------------------------------
 
     async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send each new view to one open page, until the reader disconnects, its session ends, or the process stops."""
         if self.broadcast.pages >= MOST_PAGES:
-            await _send(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
+            await _send_answer(send, 503, b"too many pages are open", b"text/plain; charset=utf-8")
             return
         name, choice = _session_name(dict(scope["headers"])), self._read_choice(scope)
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no"), *_HEADERS]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         sent: Mapping[str, str] = {}
         seen = -1
-        async with self._reader(receive) as gone:
+        async with self._count_reader(receive) as gone:
             while not gone.done() and not self._stopping.is_set():
                 if self._address.token_digest is not None and not self._sessions.is_valid(name):
                     break
@@ -305,7 +305,7 @@ class PageApp:
                     event = b": still here\n\n"
                 else:
                     seen = self.broadcast.number
-                    sections = self._sections(choice)
+                    sections = self._render_sections(choice)
                     changed = [name for name, html in sections.html.items() if sent.get(name) != html]
                     sent = sections.html
                     event = self._view_event({name: sections.as_json[name] for name in changed})
@@ -315,7 +315,7 @@ class PageApp:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @asynccontextmanager
-    async def _reader(self, receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
+    async def _count_reader(self, receive: Receive) -> AsyncIterator[asyncio.Task[None]]:
         """Count an open page while the block runs, and yield a task that ends when its reader disconnects."""
 
         async def wait_until_gone() -> None:
@@ -333,7 +333,7 @@ class PageApp:
 
     def _view_event(self, sections: Mapping[str, bytes]) -> bytes:
         """Return the server-sent event for the newest view, with those sections (JSON strings) that have changed."""
-        view = self._view()
+        view = self._newest_view()
         data = {
             "read": view["at_ms"],
             "now": self._clock.now_ms(),
@@ -348,7 +348,7 @@ class PageApp:
 
     async def _sign_in(self, headers: Mapping[bytes, bytes], receive: Receive, send: Send, address: str) -> None:
         if self._address.token_digest is None:
-            await _redirect(send)
+            await _send_redirect(send)
             return
         self._limiter.take_session(address)
         share = self._limiter.open_share(address)
@@ -359,10 +359,10 @@ class PageApp:
         given = _parse_fields(body).get("token", [""])[0].strip()
         # SECURITY: digests are compared in constant time, so the time of the answer reveals nothing about the token
         # (tests/unit/web/test_app.py).
-        if not hmac.compare_digest(_digest(given).hex(), self._address.token_digest):
+        if not hmac.compare_digest(_hash_secret(given).hex(), self._address.token_digest):
             await self._send_page(send, 403, self._renderer.render_login("This is not the token."))
             return
-        await _redirect(send, _cookie(self._sessions.create(), SESSION_SECONDS, is_secure=self._is_secure))
+        await _send_redirect(send, _make_cookie(self._sessions.create(), SESSION_SECONDS, is_secure=self._is_secure))
 
 
 def _parse_fields(text: bytes) -> dict[str, list[str]]:
@@ -389,7 +389,7 @@ def _session_name(headers: Mapping[bytes, bytes]) -> str:
     return ""
 
 
-def _cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]:
+def _make_cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, bytes]:
     secure = "; Secure" if is_secure else ""
     text = f"{COOKIE}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}"
     return b"set-cookie", text.encode()
@@ -400,13 +400,13 @@ def _is_loopback_host(raw: bytes) -> bool:
     return is_loopback(host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
 
 
-async def _redirect(send: Send, *more: tuple[bytes, bytes]) -> None:
+async def _send_redirect(send: Send, *more: tuple[bytes, bytes]) -> None:
     headers = [(b"location", b"/"), (b"content-length", b"0"), *_HEADERS, *more]
     await send({"type": "http.response.start", "status": 303, "headers": headers})
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _send(send: Send, status: int, body: bytes, kind: bytes, *, is_head: bool = False) -> None:
+async def _send_answer(send: Send, status: int, body: bytes, kind: bytes, *, is_head: bool = False) -> None:
     headers: list[Any] = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *_HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if is_head else body})

@@ -71,7 +71,7 @@ async def serve_page(lines: asyncio.StreamReader, clock: Clock) -> None:
     await listener.start()
     renewing = None if files is None else asyncio.create_task(renew_certificate(files, clock))
     try:
-        _tell({"ready": listener.url})
+        _send_message({"ready": listener.url})
         while line := await lines.readline():
             message = json.loads(line)
             app.broadcast.publish(message["view"], message["problem"])
@@ -103,10 +103,10 @@ async def renew_certificate(files: CertificateFiles, clock: Clock) -> None:
 def main() -> int:
     """Run the process of the status page until its standard input ends; return the exit code."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # as the command that started it logs
-    return asyncio.run(_run())
+    return asyncio.run(_run_page())
 
 
-async def _run() -> int:
+async def _run_page() -> int:
     # systemd sends its signal to every process of a unit; the parent decides when to stop.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -115,11 +115,11 @@ async def _run() -> int:
     try:
         await serve_page(lines, SystemClock())
     except GoatherdError as error:
-        _tell({"code": error.code, "message": str(error), "hint": error.hint})
+        _send_message({"code": error.code, "message": str(error), "hint": error.hint})
         return 1
     return 0
 
 
-def _tell(message: dict[str, str]) -> None:
+def _send_message(message: dict[str, str]) -> None:
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()

@@ -64,9 +64,9 @@ class PageProcess:
         if problem is not None:
             text = f"The identity cannot be read: {clean_text(str(problem))}."
             problem_data = {"text": text, "advice": clean_text(problem.hint)}
-        await self._send({"view": None if view is None else view_data(view), "problem": problem_data})
+        await self._send_message({"view": None if view is None else view_data(view), "problem": problem_data})
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send_message(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message, default=str).encode() + b"\n")
@@ -112,7 +112,7 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
     try:
         assert process.stdout is not None
         page = PageProcess(process, "")
-        await page._send({"address": asdict(address), "interval_ms": milliseconds(interval)})
+        await page._send_message({"address": asdict(address), "interval_ms": milliseconds(interval)})
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
                 line = await process.stdout.readline()
@@ -121,7 +121,7 @@ async def start_page_process(address: PageAddress, interval: timedelta) -> Async
         page.url = _read_url(line)
         yield page
     finally:
-        await _stop(process)
+        await _stop_process(process)
 
 
 def _read_url(line: bytes) -> str:
@@ -149,7 +149,7 @@ def _read_url(line: bytes) -> str:
     return url
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop_process(process: asyncio.subprocess.Process) -> None:
     """End the page's process by closing its standard input; kill it if it still runs after `STOP_TIMEOUT`."""
     if process.stdin is not None:
         process.stdin.close()

@@ -328,7 +328,7 @@ def make_view(
     document, now_ms = status.document, status.at_ms
     servers = tuple(_server_row(one, document) for one in status.servers)
     signing = sum(one.signs == "current" for one in servers)
-    state, sentence, advice = _summarize(status, servers, signing)
+    state, sentence, advice = _summarize_state(status, servers, signing)
     away = {one.url for one in servers if one.reachable is Fact.NO}
     found = [
         Remark(text=clean_text(one.text), advice=clean_text(one.hint))
@@ -386,7 +386,7 @@ def shorten_id(text: str) -> str:
 # --- the sentence -----------------------------------------------------------------------------------------------------
 
 
-def _summarize(status: ClusterStatus, servers: Sequence[ServerRow], signing: int) -> tuple[State, str, str]:
+def _summarize_state(status: ClusterStatus, servers: Sequence[ServerRow], signing: int) -> tuple[State, str, str]:
     """Return the state of the cluster, a sentence about this state, and advice on what to do."""
     document = status.document
     root = f"Root {shorten_id(document.current.id)}"
@@ -402,14 +402,14 @@ def _summarize(status: ClusterStatus, servers: Sequence[ServerRow], signing: int
         return State.FINE, f"{root} is the current root. No server is listed.", "Give --node URL for each server."
     away = [one.url for one in servers if one.reachable is Fact.NO]
     if away:
-        sentence = f"{root} signs on {signing} of {len(servers)} servers; {_join(away)} did not answer."
+        sentence = f"{root} signs on {signing} of {len(servers)} servers; {_join_urls(away)} did not answer."
         return State.BAD, sentence, "Start the server, or remove it from the list of servers."
     others = [one.url for one in servers if one.signs in ("other", "next") or one.trusts_current is Fact.NO]
     if others:
         verb = "does not follow" if len(others) == 1 else "do not follow"
         return (
             State.BAD,
-            f"{root} signs on {signing} of {len(servers)} servers; {_join(others)} {verb} the current root.",
+            f"{root} signs on {signing} of {len(servers)} servers; {_join_urls(others)} {verb} the current root.",
             "Run `goatherd doctor`, which names the cause.",
         )
     silent = [one for one in servers if one.signs == "unknown"]
@@ -443,7 +443,7 @@ def _describe_failure(entry: HistoryEntry) -> str:
     return f"The last rotation {how}{reason}"
 
 
-def _join(urls: Sequence[str]) -> str:
+def _join_urls(urls: Sequence[str]) -> str:
     shown = list(urls[:_FEW])
     if len(urls) > _FEW:
         shown.append(f"{len(urls) - _FEW} more")
@@ -509,10 +509,10 @@ def _server_row(node: NodeView, document: IdentityDocument) -> ServerRow:
     return ServerRow(
         url=clean_text(node.url),
         reachable=Fact.YES if node.reachable else Fact.NO,
-        trusts_current=_fact(node.trusts_current),
-        trusts_next=_fact(node.trusts_next) if is_early else Fact.NONE,
-        introduction=_fact(node.holds_introduction) if is_early else Fact.NONE,
-        cross_signature=_fact(node.holds_cross_signature) if record is not None and not is_early else Fact.NONE,
+        trusts_current=_choose_fact(node.trusts_current),
+        trusts_next=_choose_fact(node.trusts_next) if is_early else Fact.NONE,
+        introduction=_choose_fact(node.holds_introduction) if is_early else Fact.NONE,
+        cross_signature=_choose_fact(node.holds_cross_signature) if record is not None and not is_early else Fact.NONE,
         signs_with=None if node.signs_with is None else clean_text(node.signs_with),
         signs=signs,
         generation=generation,
@@ -539,7 +539,7 @@ def _describe_kind(node: NodeView) -> str:
     return f"GoatDB under an agent{', with a door' if agent.door is not None else ''}"
 
 
-def _fact(value: bool | None) -> Fact:
+def _choose_fact(value: bool | None) -> Fact:
     return Fact.UNKNOWN if value is None else Fact.YES if value else Fact.NO
 
 

@@ -207,7 +207,7 @@ class Decoder:
             if isinstance(value.get("__r"), list) and isinstance(value.get("__d"), dict):
                 return self._decode_referencing(value["__r"], value["__d"])
             if self._met_references and _is_reference(value):
-                return self._referenced(value["__rId"])
+                return self._resolve_reference(value["__rId"])
         if "__t" in value:
             marker, content = value["__t"], value.get("__v")
             if marker == "S" and isinstance(content, list):
@@ -226,13 +226,13 @@ class Decoder:
         self._met_references = True
         self._records.append(records)
         if _is_reference(value):
-            decoded = self._referenced(value["__rId"])
+            decoded = self._resolve_reference(value["__rId"])
         else:
             decoded = {key: self._decode(item) for key, item in value.items()}
         self._records.pop()
         return decoded
 
-    def _referenced(self, number: float) -> Any:
+    def _resolve_reference(self, number: float) -> Any:
         if not self._records:
             raise DecodeError("a reference (__rId) is outside of an object with referenced objects (__r)")
         records = self._records[-1]

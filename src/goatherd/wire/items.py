@@ -278,8 +278,8 @@ def _canonical_record(record: dict[str, Any], schema: Schema, like_goatdb: bool)
     raw = record.get("d")
     mark = record.get("n")
     normalized = is_truthy(mark)
-    mark = _reencode(mark) if normalized else schema is not NULL_SCHEMA
-    stated = _reencode(record.get("cs"))
+    mark = _reencode_value(mark) if normalized else schema is not NULL_SCHEMA
+    stated = _reencode_value(record.get("cs"))
     flat = _flat_data(raw, schema) if normalized and "cs" in record else None
     if flat is not None:
         return {"s": schema.marker, "d": flat, "n": mark, "cs": stated}
@@ -340,7 +340,7 @@ def _canonical_edit(edit: Any, registry: Registry, like_goatdb: bool) -> dict[st
     # COMPAT: an edit that is not an object counts as one without members, as in GoatDB.
     members = edit if isinstance(edit, dict) else {}
     check_members(members)
-    encoded = {name: _reencode(members[name]) for name in ("sc", "dc") if name in members}
+    encoded = {name: _reencode_value(members[name]) for name in ("sc", "dc") if name in members}
     encoded["c"] = {
         name: [{"__t": "E", "__v": _canonical_change(change, like_goatdb)} for change in changes]
         for name, changes in _changes_by_field(members.get("c")).items()
@@ -380,7 +380,7 @@ def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]
     if kind == "rt":
         # COMPAT: GoatDB filters the elements of a whole rich text field, but not those of a change.
         members = {name: change[name] for name in ("op", "start", "end", "values") if name in change}
-        return {"changeType": "rt", **{name: _reencode(value) for name, value in members.items()}}
+        return {"changeType": "rt", **{name: _reencode_value(value) for name, value in members.items()}}
     if kind != "fd":
         raise DecodeError(f"an edit has a change of unknown type {kind!r:.100}")
     value_type = change.get("vType")
@@ -388,7 +388,7 @@ def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]
         raise DecodeError(f"an edit has a change of a value of unknown type {value_type!r:.100}")
     encoded = {"changeType": "fd"}
     if "operation" in change:
-        encoded["operation"] = _reencode(change["operation"])
+        encoded["operation"] = _reencode_value(change["operation"])
     encoded["vType"] = value_type
     if "value" in change or value_type in ("date", "map"):
         value = _decode_field(change.get("value", UNDEFINED), value_type, Decoder(), like_goatdb)
@@ -396,7 +396,7 @@ def _canonical_change(decoded: Any, like_goatdb: bool = False) -> dict[str, Any]
     return encoded
 
 
-def _reencode(value: Any) -> Any:
+def _reencode_value(value: Any) -> Any:
     """Decode an encoded value and encode it again, as GoatDB does with a value of any type."""
     if type(value) is not dict and type(value) is not list:
         return value

@@ -186,14 +186,14 @@ def test_records_that_could_not_be_written_once_it_had_begun_are_told_at_the_end
     goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goatherd("init", "--provider", store)
-    write, count = AuditTrail._append, iter(range(1000))
+    write, count = AuditTrail._append_records, iter(range(1000))
 
     def fails_later(self: AuditTrail, records: Any, at_ms: int) -> None:
         if 3 < next(count) < 6:
             raise OSError(28, "No space left on device")
         write(self, records, at_ms)
 
-    monkeypatch.setattr(AuditTrail, "_append", fails_later)
+    monkeypatch.setattr(AuditTrail, "_append_records", fails_later)
     file = tmp_path / "audit.jsonl"
     done = goatherd("rotate", "--provider", store, "--unsafe-without-nodes", "--audit-log", str(file), "--json")
     assert (done.code, done.json["outcome"]) == (0, "rotated")

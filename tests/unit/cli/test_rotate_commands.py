@@ -219,7 +219,7 @@ def test_the_next_retire_records_that_a_key_is_stored_nowhere(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Rotator, "_write", die)
+        patched.setattr(Rotator, "_write_identity", die)
         assert goatherd("retire", "--yes").code == 130
     keys = goatherd("status", "--json").json["privateKeys"]
     assert (keys["retireDue"], keys["recordDue"]) == ([], [first])

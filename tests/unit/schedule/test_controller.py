@@ -504,7 +504,7 @@ async def test_what_died_between_destroying_the_last_copy_and_recording_it_is_re
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Rotator, "_write", die)  # destroying is no write
+        patched.setattr(Rotator, "_write_identity", die)  # destroying is no write
         with pytest.raises(asyncio.CancelledError):
             await rotator_for(herd).retire()
     assert (await document_of(herd)).retired_ids == frozenset()

@@ -124,7 +124,7 @@ class TestLocalContract(SignerContract):
 def test_the_file_does_not_hold_the_key_in_the_clear(directory: Path) -> None:
     signer = LocalSigner(directory / "key.json", SEAL, environ=ENVIRON)
     raw = (directory / "key.json").read_bytes()
-    key = signer._unseal(json.loads(raw))
+    key = signer._unseal_key(json.loads(raw))
     assert isinstance(key, PrivateKey)
     assert key.to_jwk()["d"].encode() not in raw
     assert (directory / "key.json").stat().st_mode & 0o777 == 0o600

@@ -257,7 +257,7 @@ async def test_without_the_gate_after_each_change_the_primary_store_runs_ahead(m
 
 async def test_without_the_gate_for_labels_a_label_moves_while_a_replica_lags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("goatherd.rotation.machine._CHANGES", ())
-    monkeypatch.setattr(ReplicatedStore, "_hold", lambda *_: _nothing())
+    monkeypatch.setattr(ReplicatedStore, "_wait_for_followers", lambda *_: _nothing())
     world = await World.start()
 
     async def tick() -> None:

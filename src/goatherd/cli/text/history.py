@@ -39,7 +39,9 @@ def history_lines(rows: Sequence[HistoryRow], out: Output) -> list[str]:
     if not rows:
         return [_NONE]
     heads = ("END", "EVENT", "ROOTS", "STARTED BY", "REASON")
-    cells = [(iso(row.at_ms), row.event, _roots(row), row.started_by or "-", row.reason or "-") for row in rows]
+    cells = [
+        (iso(row.at_ms), row.event, _describe_roots(row), row.started_by or "-", row.reason or "-") for row in rows
+    ]
     return out.table(heads, cells)
 
 
@@ -59,24 +61,24 @@ def timeline_lines(rows: Sequence[HistoryRow], now_ms: int) -> list[str]:
             lines.append(_gap_line(row.at_ms - before))
         took = "" if row.started_ms is None else f" after {_describe_span(row.at_ms - row.started_ms)}"
         by = f", started by {row.started_by}" if row.started_by else ""
-        lines.append(f"{_clock(row.at_ms)}  {_MARKS[row.outcome]} {row.event}{took}  {_roots(row)}{by}")
+        lines.append(f"{_format_time(row.at_ms)}  {_MARKS[row.outcome]} {row.event}{took}  {_describe_roots(row)}{by}")
         if row.reason:
             lines.append(f"{'':16}  │   {row.reason}")
         before = row.at_ms
     assert before is not None
-    return [*lines, _gap_line(now_ms - before), f"{_clock(now_ms)}  ▼ now"]
+    return [*lines, _gap_line(now_ms - before), f"{_format_time(now_ms)}  ▼ now"]
 
 
 def _gap_line(ms: int) -> str:
     return f"{'':16}  │ {_describe_span(ms)}"
 
 
-def _clock(ms: int) -> str:
+def _format_time(ms: int) -> str:
     text = iso(ms)
     return f"{text[:10]} {text[11:16]}"
 
 
-def _roots(row: HistoryRow) -> str:
+def _describe_roots(row: HistoryRow) -> str:
     return " -> ".join(shorten_id(one) for one in (row.from_id, row.to_id) if one)
 
 

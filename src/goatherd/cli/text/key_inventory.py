@@ -72,7 +72,7 @@ def inventory_lines(keys: KeyInventory, out: Output, now_ms: int) -> list[str]:
     lines = out.table(("VERSION", "LABELS", "PRIVATE KEYS OF", "RETIRE FROM"), rows)
     for root in keys.roots:
         if not keys.versions_with(root):
-            lines.append(_absence(keys, root))
+            lines.append(_explain_absence(keys, root))
     due, following, recordable = keys.holdings_due(now_ms), keys.next_due_ms(now_ms), keys.recordable_roots(now_ms)
     if recordable:
         named = " ".join(recordable)
@@ -104,7 +104,7 @@ def _describe_due(keys: KeyInventory, one: Holding, now_ms: int) -> str:
     return "when no label points at it" if one in keys.retired_holdings() else ""
 
 
-def _absence(keys: KeyInventory, root: str) -> str:
+def _explain_absence(keys: KeyInventory, root: str) -> str:
     if root in keys.anchors:
         signer = keys.anchors[root]
         if signer is None:
@@ -125,7 +125,7 @@ def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
     """Return a line for each version that `retire` would destroy now, and for each that a label keeps."""
     lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
-    return (lines or [_nothing(keys)]) + _unsearched_lines(keys)
+    return (lines or [_explain_no_keys(keys)]) + _unsearched_lines(keys)
 
 
 def retirement_lines(done: Retirement) -> list[str]:
@@ -133,7 +133,7 @@ def retirement_lines(done: Retirement) -> list[str]:
     lines = [f"destroyed version {version}" for version in done.report.destroyed]
     lines += [f"gave up version {version}: {done.keys.copies}" for version in done.report.given_up]
     lines += [describe_kept(one.version, one.labels) for one in done.report.kept]
-    return (lines or [_nothing(done.keys)]) + _unsearched_lines(done.keys)
+    return (lines or [_explain_no_keys(done.keys)]) + _unsearched_lines(done.keys)
 
 
 def _unsearched_lines(keys: KeyInventory) -> list[str]:
@@ -148,7 +148,7 @@ def _unsearched_lines(keys: KeyInventory) -> list[str]:
     ]
 
 
-def _nothing(keys: KeyInventory) -> str:
+def _explain_no_keys(keys: KeyInventory) -> str:
     if keys.problem is not None:
         return f"not known what to destroy: the stored versions could not be read ({keys.problem})"
     grace = format_duration(keys.rule.grace)

@@ -88,7 +88,7 @@ class RotationProgress:
 
             console = Console(file=self._out.stderr)
             if not console.is_dumb_terminal:  # which writes nothing over, and would be shown the phases only
-                self._live = Live(self._view(), console=console, transient=True, auto_refresh=False)
+                self._live = Live(self._build_view(), console=console, transient=True, auto_refresh=False)
                 self._live.__enter__()
         return self
 
@@ -103,24 +103,24 @@ class RotationProgress:
         """Show one event of the rotation."""
         data: dict[str, object]
         if isinstance(event, PhaseEntered):
-            self._entered(event)
+            self._show_phase(event)
         elif isinstance(event, NodesSeen):
-            self._joined(event.nodes)
+            self._show_joined(event.nodes)
         elif isinstance(event, NodesUnknown):
             if event.problem != self._trouble:
                 self._trouble = event.problem
                 text = f"the servers could not be discovered: {event.problem}; trying again"
-                self._line("nodes", {"problem": event.problem}, text)
+                self._show_line("nodes", {"problem": event.problem}, text)
         elif isinstance(event, HealthSeen):
             health = event.health
             text = f"not healthy, {health.failures} in a row: {health.problem}" if health.failures else "healthy"
-            self._line("health", {"failures": health.failures, "problem": health.problem}, text)
+            self._show_line("health", {"failures": health.failures, "problem": health.problem}, text)
         elif isinstance(event, Decided):
             if isinstance(event.action, Wait):
-                data, text = describe_wait(event.action, self._activities(event.action.nodes))
+                data, text = describe_wait(event.action, self._list_activities(event.action.nodes))
                 if omit_request_ids(text) != omit_request_ids(self._wait):
                     self._wait = text
-                    self._line("wait", data, text)
+                    self._show_line("wait", data, text)
         elif isinstance(event, NodeNotified):
             is_expected = event.problem is None and event.url in self._bare
             if not event.is_reached and not is_expected and (event.url, event.problem) not in self._shown:
@@ -131,19 +131,19 @@ class RotationProgress:
                     text = f"{event.url} has no refresh endpoint: {_POLL}"
                 else:
                     text = f"{event.url} was not notified: {event.problem}"
-                self._line("node", data, text)
+                self._show_line("node", data, text)
         elif isinstance(event, ConflictMet):
-            self._line("conflict", {}, "another process wrote to the store first; reading it again")
+            self._show_line("conflict", {}, "another process wrote to the store first; reading it again")
         elif isinstance(event, StoreTroubled):
             if omit_request_ids(event.error) != omit_request_ids(self._trouble):
                 self._trouble = event.error
-                self._line("store", {"problem": event.error}, f"the store: {event.error}; trying again")
+                self._show_line("store", {"problem": event.error}, f"the store: {event.error}; trying again")
         elif isinstance(event, RunEnded):
             self._wait = ""
         if self._live is not None:
-            self._live.update(self._view(), refresh=True)
+            self._live.update(self._build_view(), refresh=True)
 
-    def _entered(self, event: PhaseEntered) -> None:
+    def _show_phase(self, event: PhaseEntered) -> None:
         self._phase, self._wait, self._trouble = event, "", ""
         data: dict[str, object] = {
             "phase": event.phase.value,
@@ -155,35 +155,35 @@ class RotationProgress:
         }
         to = f", next is {event.next_id}" if event.next_id else ""
         text = f"{event.phase.value}: generation {event.generation}, {event.current_id} signs{to}"
-        self._line("phase", data, text)
+        self._show_line("phase", data, text)
         if event.is_own or event.rotation_id is None or self._is_taken_over:
             return
         self._is_taken_over = True
         who, since = event.started_by or "an unnamed operator", iso(event.since_ms)
         data = {"rotation": event.rotation_id, "startedBy": who, "startedAt": event.started_at, "phaseSince": since}
         text = f"rotation {event.rotation_id} was started by {who} at {event.started_at}; in this phase since {since}"
-        self._line("takenOver", data, text)
+        self._show_line("takenOver", data, text)
 
-    def _activities(self, urls: Sequence[str]) -> list[str]:
+    def _list_activities(self, urls: Sequence[str]) -> list[str]:
         """Return what the agents of these servers do, and which other servers wait for their next poll of the store."""
         seen = {node.url: node.activity for node in self._nodes}
         activities = [f"{url} {seen[url]}" for url in urls if seen.get(url) is not None]
         return activities + [f"{url}: {_POLL}" for url in urls if url in self._polling and seen.get(url) is None]
 
-    def _joined(self, nodes: tuple[NodeView, ...]) -> None:
+    def _show_joined(self, nodes: tuple[NodeView, ...]) -> None:
         before, now = ({node.url for node in views} for views in (self._nodes, nodes))
         for url in sorted(before ^ now) if before else []:
             text = f"{url} has joined" if url in now else f"{url} is no longer listed"
-            self._line("joined" if url in now else "left", {"node": url}, text)
+            self._show_line("joined" if url in now else "left", {"node": url}, text)
         self._nodes = nodes
 
-    def _line(self, name: str, data: Mapping[str, object], text: str) -> None:
+    def _show_line(self, name: str, data: Mapping[str, object], text: str) -> None:
         if self._live is None:
             self._out.event(name, data, text)
         elif name == "phase":
             self._live.console.print(make_visible(text), markup=False, highlight=False, soft_wrap=True)
 
-    def _view(self) -> RenderableType:
+    def _build_view(self) -> RenderableType:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

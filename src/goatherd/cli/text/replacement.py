@@ -75,15 +75,15 @@ def _describe_node(report: ReplacementReport, node: NodeView) -> str:
     if node.trusts_next is None:
         return f"did not answer{f': {node.problem}' if node.problem else ''}"
     if node.signs_with not in (None, report.current_id):
-        return f"still signs with root {node.signs_with}; {_remedy(node)}"
+        return f"still signs with root {node.signs_with}; {_advise_remedy(node)}"
     if node.trusts_next is False:
-        return f"does not trust the new root yet; {_remedy(node)}"
+        return f"does not trust the new root yet; {_advise_remedy(node)}"
     if node.problem is not None:
         return node.problem
     return "has not stored the introductions yet"
 
 
-def _remedy(node: NodeView) -> str:
+def _advise_remedy(node: NodeView) -> str:
     if node.is_unmodified:
         return (
             "an unmodified GoatDB server: `goatherd run` restarts it; without it, stop the server, run `goatherd run"

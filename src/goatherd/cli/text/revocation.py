@@ -40,8 +40,8 @@ def revocation_event(out: Output, event: Event) -> None:
     texts = {
         RevocationStep.INTRODUCED: f"the next root {event.detail} is introduced{at}",
         RevocationStep.REVOKED: f"revoked {event.revoked_id}: {event.current_id} signs, generation {event.generation}",
-        RevocationStep.FROZEN: f"frozen{at}: it holds {_commits(count)} of the root",
-        RevocationStep.CLOSED: f"closed: the list has {_commits(count)} of the root; every other one is rejected",
+        RevocationStep.FROZEN: f"frozen{at}: it holds {_count_commits(count)} of the root",
+        RevocationStep.CLOSED: f"closed: the list has {_count_commits(count)} of the root; every other one is rejected",
         RevocationStep.INTRODUCED_AGAIN: f"reissued {sessions}{at}",
         RevocationStep.SETTLED: f"settled: every session that depended on the root ({count}) is reissued",
         RevocationStep.DESTROYED: f"destroyed version {event.detail}",
@@ -148,7 +148,7 @@ def revocation_plan_lines(report: RevocationReport) -> list[str]:
     ]
     for node in report.nodes:
         lines += _alone_lines(node, again="")
-    return lines + _warnings(report)
+    return lines + _list_warnings(report)
 
 
 def revocation_lines(report: RevocationReport) -> list[str]:
@@ -173,7 +173,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
             " reject by it; a Goatherd server that joins later needs one: run the command again with it"
         )
     elif report.closed:
-        lines.append(f"frozen: the list has {_commits(report.frozen)} of the root; every other one is rejected")
+        lines.append(f"frozen: the list has {_count_commits(report.frozen)} of the root; every other one is rejected")
     else:
         reason = "a listed server has not reported its commits" if report.nodes else "no server is listed"
         lines.append(f"frozen: NOT CLOSED, {reason}; each server accepts only what it holds")
@@ -204,7 +204,7 @@ def revocation_lines(report: RevocationReport) -> list[str]:
             "The store no longer holds this private key. Start servers that trust only this root with"
             " --accept-identity."
         )
-    return lines + _warnings(report)
+    return lines + _list_warnings(report)
 
 
 def _node_lines(node: NodeOutcome) -> list[str]:
@@ -219,8 +219,8 @@ def _node_lines(node: NodeOutcome) -> list[str]:
         lines.append(f"{node.url}: {describe_count(node.in_flight, 'frozen commit', 'has', 'have')} not reached it yet")
     if node.late:
         lines.append(
-            f"{node.url}: holds {_commits(node.late)} of the root that the list lacks; no other server accepts them."
-            " They may be the attacker's; if they are yours: --reopen"
+            f"{node.url}: holds {_count_commits(node.late)} of the root that the list lacks; no other server accepts"
+            " them. They may be the attacker's; if they are yours: --reopen"
             + (f" --trust-alone {node.url}" if node.alone else "")
         )
     return lines + _alone_lines(node, again="--reopen ")
@@ -240,13 +240,13 @@ def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
             f" (--distrust {node.url} leaves it out)"
         )
     if node.counted_alone:
-        lines.append(f"{node.url}: {_commits(node.counted_alone)} that it alone holds are valid (--trust-alone)")
+        lines.append(f"{node.url}: {_count_commits(node.counted_alone)} that it alone holds are valid (--trust-alone)")
     if node.is_distrusted:
-        lines.append(f"{node.url}: its list is ignored (--distrust); left out: {_commits(node.alone)}")
+        lines.append(f"{node.url}: its list is ignored (--distrust); left out: {_count_commits(node.alone)}")
     elif node.alone:
         lines.append(
-            f"{node.url}: ALONE claims {_commits(node.alone)} of the root. They are rejected: a compromised server can"
-            " sign commits after the revocation"
+            f"{node.url}: ALONE claims {_count_commits(node.alone)} of the root. They are rejected: a compromised"
+            " server can sign commits after the revocation"
         )
     lines += [f"    {_claim_text(claim)}" for claim in node.claims[:SHOWN_CLAIMS]]
     unshown = node.alone - sum(claim.commits for claim in node.claims[:SHOWN_CLAIMS])
@@ -262,12 +262,12 @@ def _alone_lines(node: NodeOutcome, *, again: str) -> list[str]:
 def _claim_text(claim: Claim) -> str:
     what = f"session {claim.key}" if claim.path == SESSIONS_PATH else f"{claim.path}, item {claim.key}"
     if claim.first_ms is None or claim.last_ms is None:
-        return f"{what}: {_commits(claim.commits)} without a time"
+        return f"{what}: {_count_commits(claim.commits)} without a time"
     first, last = iso(claim.first_ms), iso(claim.last_ms)
-    return f"{what}: {_commits(claim.commits)}, dated {first if first == last else f'{first} to {last}'}"
+    return f"{what}: {_count_commits(claim.commits)}, dated {first if first == last else f'{first} to {last}'}"
 
 
-def _commits(count: int) -> str:
+def _count_commits(count: int) -> str:
     return describe_count(count, "commit")
 
 
@@ -277,7 +277,7 @@ _INTRODUCED: Final = (
 )
 
 
-def _warnings(report: RevocationReport) -> list[str]:
+def _list_warnings(report: RevocationReport) -> list[str]:
     lines = [
         f"{node.url}: {'a server with a settings.json' if node.is_from_file else 'an unmodified GoatDB server'}"
         for node in report.nodes

@@ -244,14 +244,14 @@ def plan_data(plan: Plan, to_phase: Phase | None) -> dict[str, Any]:
                 "storeWrites": step.cost.store_writes,
                 "nodeRequests": step.cost.node_requests,
             }
-            for step in _until(plan.steps, to_phase)
+            for step in _take_until(plan.steps, to_phase)
         ],
     }
 
 
 def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     """Return a plan of a rotation as lines, up to the phase at which the rotation stops."""
-    steps = _until(plan.steps, to_phase)
+    steps = _take_until(plan.steps, to_phase)
     begins = "a new rotation"
     if plan.resumes:
         who = plan.started_by or "an unnamed operator"
@@ -306,7 +306,7 @@ def add_unrun_command(plan: Plan, health: Sequence[HealthSignal], origin: str | 
     return replace(plan, remarks=(*plan.remarks, *remarks))
 
 
-def _until(steps: Sequence[PlannedStep], to_phase: Phase | None) -> tuple[PlannedStep, ...]:
+def _take_until(steps: Sequence[PlannedStep], to_phase: Phase | None) -> tuple[PlannedStep, ...]:
     if to_phase is None:
         return tuple(steps)
     chosen = []

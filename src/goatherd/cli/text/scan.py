@@ -17,7 +17,7 @@ _RULE: Final = "goatdb-private-key"
 
 def scan_lines(report: ScanReport) -> list[str]:
     """Return what a scan found, as lines."""
-    lines = [f"{_place_of(one)}: {_describe(one)}" for one in report.findings]
+    lines = [f"{_place_of(one)}: {_describe_finding(one)}" for one in report.findings]
     lines += [f"not searched: {reason}" for reason in report.unsearched]
     lines += [f"note: {note}" for note in report.notes]
     searched = f"searched {describe_count(report.files, 'file')} and {describe_count(report.objects, 'git object')}"
@@ -51,7 +51,7 @@ def _place_of(one: KeyFinding) -> str:
     return f"{one.repository} ({commit}): {one.path}:{one.line}"
 
 
-def _describe(one: KeyFinding) -> str:
+def _describe_finding(one: KeyFinding) -> str:
     owner = f"root {one.root}" if one.is_root else f"session {one.root}"
     named = f"private key of {owner}" if one.root is not None else "private key"
     within = ", in a GoatDB settings file" if one.is_settings else ""
@@ -93,7 +93,7 @@ def _sarif_result(one: KeyFinding) -> dict[str, Any]:
     return {
         "ruleId": _RULE,
         "level": "warning" if one.is_live is False else "error",
-        "message": {"text": _describe(one)},
+        "message": {"text": _describe_finding(one)},
         "locations": [
             {
                 "physicalLocation": {

@@ -454,7 +454,7 @@ def _pointer_content(pointer: Pointer) -> dict[str, Any]:
                 entry.digest,
                 "text" if entry.text else "base64",
                 str(entry.home),
-                _state(entry),
+                _describe_state(entry),
             ]
             for version, entry in pointer.versions.items()
         },
@@ -484,7 +484,7 @@ def _earlier_content(pointer: Pointer) -> dict[str, Any]:
                 "request": entry.request,
                 "sha256": entry.digest,
                 "text": entry.text,
-                "state": _state(entry),
+                "state": _describe_state(entry),
             }
             for version, entry in pointer.versions.items()
         },
@@ -512,7 +512,7 @@ def _labels_content(pointer: Pointer) -> dict[str, Any]:
     }
 
 
-def _state(entry: Entry) -> str:
+def _describe_state(entry: Entry) -> str:
     return "disabled" if entry.disabled else "enabled"
 
 

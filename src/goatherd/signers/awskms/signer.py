@@ -102,7 +102,7 @@ class AWSKMSSigner(Signer):
         )
 
     async def public_key(self) -> SignerKey:
-        answer = await self._call("public_key", "get_public_key", KeyId=self.address.key)
+        answer = await self._call_kms("public_key", "get_public_key", KeyId=self.address.key)
         der, usage = answer.get("PublicKey"), answer.get("KeyUsage")
         if not isinstance(der, bytes) or not isinstance(usage, str):
             raise self.damaged_error("public_key", "it does not describe the key")
@@ -116,7 +116,7 @@ class AWSKMSSigner(Signer):
     async def sign(self, text: bytes) -> bytes:
         # An empty message is rejected by the service, its digest is not.
         is_raw = 0 < len(text) <= LONGEST_RAW
-        answer = await self._call(
+        answer = await self._call_kms(
             "sign",
             "sign",
             KeyId=self.address.key,
@@ -145,14 +145,14 @@ class AWSKMSSigner(Signer):
             pass
         else:
             raise self.error(SignerKeyExistsError, "create_key", "the alias exists")
-        made = await self._call("create_key", "create_key", KeySpec=KEY_SPEC, KeyUsage="SIGN_VERIFY")
+        made = await self._call_kms("create_key", "create_key", KeySpec=KEY_SPEC, KeyUsage="SIGN_VERIFY")
         key_id = self._key_id(made)
         try:
             await self._name_key(alias, key_id)
         except SignerError as error:
             # A key without an alias would never be found again.
             try:
-                await self._call("create_key", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=7)
+                await self._call_kms("create_key", "schedule_key_deletion", KeyId=key_id, PendingWindowInDays=7)
             except SignerError:
                 error.hint = f"Delete the new key {key_id}, which has no alias (`aws kms schedule-key-deletion`)."
             raise
@@ -168,7 +168,7 @@ class AWSKMSSigner(Signer):
         while True:
             try:
                 try:
-                    await self._call("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
+                    await self._call_kms("create_key", "create_alias", AliasName=alias, TargetKeyId=key_id)
                 except SignerKeyExistsError:
                     # An earlier attempt whose answer was lost may have created it.
                     if is_first or self._key_id(await self._describe_key()) != key_id:
@@ -181,7 +181,7 @@ class AWSKMSSigner(Signer):
             await self._clock.sleep(NAMING_PAUSE)
 
     async def _describe_key(self) -> Answer:
-        return await self._call("create_key", "describe_key", KeyId=self.address.key)
+        return await self._call_kms("create_key", "describe_key", KeyId=self.address.key)
 
     def _key_id(self, answer: Answer) -> str:
         data = answer.get("KeyMetadata")
@@ -192,13 +192,13 @@ class AWSKMSSigner(Signer):
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def _call(self, operation: str, method: str, **request: object) -> Answer:
-        outcome = await self._threads.run(lambda: self._send(operation, method, request))
+    async def _call_kms(self, operation: str, method: str, **request: object) -> Answer:
+        outcome = await self._threads.run(lambda: self._send_request(operation, method, request))
         if isinstance(outcome, SignerError):
             raise outcome
         return outcome
 
-    def _send(self, operation: str, method: str, request: Mapping[str, object]) -> Answer | SignerError:
+    def _send_request(self, operation: str, method: str, request: Mapping[str, object]) -> Answer | SignerError:
         """Send one request in a thread; return the answer or the error.
 
         The error is returned, not raised, so that its traceback does not lead to the SDK's exception.

@@ -76,14 +76,14 @@ class AzureKMSSigner(Signer):
         return SignerFacts(exportable=False, latency=Latency.SERVICE, signatures_per_second=_RATE_SOFTWARE)
 
     async def public_key(self) -> SignerKey:
-        client = await self._connect("public_key")
-        found = await self._call("public_key", client.get_key(self.address.key, self.address.version))
+        client = await self._open_client("public_key")
+        found = await self._call_key_vault("public_key", client.get_key(self.address.key, self.address.version))
         return self._key_in(found)
 
     async def sign(self, text: bytes) -> bytes:
-        await self._connect("sign")
+        await self._open_client("sign")
         digest = hashlib.sha384(text).digest()
-        answer = await self._call("sign", self._signing.sign(SignatureAlgorithm.es384, digest))
+        answer = await self._call_key_vault("sign", self._signing.sign(SignatureAlgorithm.es384, digest))
         signature = answer.signature
         if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
             raise self.damaged_error("sign", "it has no signature of 96 bytes")
@@ -96,10 +96,10 @@ class AzureKMSSigner(Signer):
             await stack.aclose()
 
     async def create_key(self) -> None:
-        client = await self._connect("create_key")
+        client = await self._open_client("create_key")
         # The service adds a version to a key that exists, so it is asked first.
         try:
-            await self._call("create_key", client.get_key(self.address.key))
+            await self._call_key_vault("create_key", client.get_key(self.address.key))
         except SignerKeyNotFoundError:
             pass
         else:
@@ -110,11 +110,11 @@ class AzureKMSSigner(Signer):
             key_operations=[KeyOperation.sign, KeyOperation.verify],
             hardware_protected=self.address.is_in_managed_hsm,  # which has no other keys
         )
-        await self._call("create_key", made)
+        await self._call_key_vault("create_key", made)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def _connect(self, operation: str) -> Any:
+    async def _open_client(self, operation: str) -> Any:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             vault, stack = self.address.vault, AsyncExitStack()
@@ -129,7 +129,7 @@ class AzureKMSSigner(Signer):
             self._stack, self._loop = stack, loop
         return self._client
 
-    async def _call(self, operation: str, work: Awaitable[Any]) -> Any:
+    async def _call_key_vault(self, operation: str, work: Awaitable[Any]) -> Any:
         try:
             return await work
         except Exception as error:  # noqa: BLE001 - the SDK lets out JSON errors, aiohttp's and its own
@@ -161,8 +161,8 @@ class AzureKMSSigner(Signer):
 
     def _key_in(self, found: Any) -> SignerKey:
         try:
-            name, kind, jwk = found.name, _word(found.key_type), found.key
-            curve, x, y = _word(jwk.crv), jwk.x, jwk.y
+            name, kind, jwk = found.name, _read_field(found.key_type), found.key
+            curve, x, y = _read_field(jwk.crv), jwk.x, jwk.y
             is_exportable, version = found.properties.exportable, found.properties.version
         except (AttributeError, TypeError, ValueError):
             raise self.damaged_error("public_key", "a member is missing") from None
@@ -185,6 +185,6 @@ class AzureKMSSigner(Signer):
         return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
 
-def _word(value: object) -> str:
+def _read_field(value: object) -> str:
     """Return a field's value as a string: the SDK returns an enumeration member, or a string that it does not know."""
     return str(getattr(value, "value", value))

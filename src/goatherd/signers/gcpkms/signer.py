@@ -75,7 +75,7 @@ class GCPKMSSigner(Signer):
 
     async def public_key(self) -> SignerKey:
         request = wire.GetPublicKeyRequest(name=self.name)
-        answer = await self._call("public_key", lambda it: it.get_public_key, request)
+        answer = await self._call_kms("public_key", lambda it: it.get_public_key, request)
         if answer.name != self.name or not answer.pem or not _is_intact(answer, "pem", answer.pem.encode()):
             raise self.damaged_error("public_key", "it is about another key, or its checksum is wrong")
         if answer.algorithm != wire.CryptoKeyVersion.CryptoKeyVersionAlgorithm.EC_SIGN_P384_SHA384:
@@ -89,7 +89,7 @@ class GCPKMSSigner(Signer):
         request = wire.AsymmetricSignRequest(
             name=self.name, digest=wire.Digest(sha384=digest), digest_crc32c=google_crc32c.value(digest)
         )
-        answer = await self._call("sign", lambda it: it.asymmetric_sign, request)
+        answer = await self._call_kms("sign", lambda it: it.asymmetric_sign, request)
         if answer.name != self.name or not answer.verified_digest_crc32c:
             raise self.damaged_error("sign", "it is about another key or another text")
         if not answer.signature or not _is_intact(answer, "signature", answer.signature):
@@ -108,11 +108,13 @@ class GCPKMSSigner(Signer):
         request = wire.CreateCryptoKeyRequest(
             parent=self.address.ring_name, crypto_key_id=self.address.key, crypto_key=key
         )
-        await self._call("create_key", lambda it: it.create_crypto_key, request)
+        await self._call_kms("create_key", lambda it: it.create_crypto_key, request)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    async def _call(self, operation: str, method: Callable[[Any], Callable[..., Awaitable[Any]]], request: Any) -> Any:
+    async def _call_kms(
+        self, operation: str, method: Callable[[Any], Callable[..., Awaitable[Any]]], request: Any
+    ) -> Any:
         """Send one request to Google Cloud KMS, with a deadline and without the SDK's retries; return the answer."""
         try:
             answer = await self._connection.send(method, request, timeout=TIMEOUT)

@@ -128,7 +128,7 @@ class Library:
         Waits a moment at most, in case the library hangs.
         """
         if self._pid == os.getpid():
-            leaving = asyncio.wrap_future(self._threads.submit(lambda: self._leave(address, user)))
+            leaving = asyncio.wrap_future(self._threads.submit(lambda: self._log_out(address, user)))
             leaving.add_done_callback(retrieve_outcome)
             await asyncio.wait({leaving}, timeout=MOMENT.total_seconds())
 
@@ -172,7 +172,7 @@ class Library:
         self.opened += 1
         return session
 
-    def _leave(self, address: PKCS11Address, user: int) -> None:
+    def _log_out(self, address: PKCS11Address, user: int) -> None:
         held = self._sessions.get(address.place)
         if held is not None:
             held.users.discard(user)

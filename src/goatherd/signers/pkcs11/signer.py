@@ -124,11 +124,11 @@ class PKCS11Signer(Signer):
         return SignerFacts(exportable=False, latency=Latency.DEVICE)
 
     async def public_key(self) -> SignerKey:
-        return await self._run("public_key", self._read_public)
+        return await self._run_operation("public_key", self._read_public)
 
     async def sign(self, text: bytes) -> bytes:
         digest = hashlib.sha384(text).digest()
-        signature = await self._run("sign", lambda session: self._sign_digest(session, digest))
+        signature = await self._run_operation("sign", lambda session: self._sign_digest(session, digest))
         if len(signature) == SIGNATURE_BYTES:
             return signature
         return self.decode_answer("sign", raw_from_der, signature)  # some tokens' libraries return DER
@@ -140,7 +140,7 @@ class PKCS11Signer(Signer):
             await Library.at(self.address.module).close_session(self.address, id(self))
 
     async def create_key(self) -> None:
-        await self._run("create_key", self._generate)
+        await self._run_operation("create_key", self._generate_key_pair)
 
     # --- in the library's thread --------------------------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class PKCS11Signer(Signer):
     def _private_key(self, session: Any, operation: str) -> Any:
         """Return the handle of the private key in the token; it is looked up once for each session."""
         if self._key is None or self._key[0] is not session:
-            key = self._find(session, ObjectClass.PRIVATE_KEY, operation)
+            key = self._find_key(session, ObjectClass.PRIVATE_KEY, operation)
             self._check_private(key, operation)
             self._key = (session, key)
         return self._key[1]
@@ -178,7 +178,7 @@ class PKCS11Signer(Signer):
         if not key[Attribute.SIGN]:
             raise self.error(SignerKeyDisabledError, operation, "the key's attribute CKA_SIGN is false")
 
-    def _find(self, session: Any, kind: ObjectClass, operation: str) -> Any:
+    def _find_key(self, session: Any, kind: ObjectClass, operation: str) -> Any:
         wanted: dict[Attribute, object] = {Attribute.CLASS: kind}
         if self.address.object is not None:
             wanted[Attribute.LABEL] = self.address.object
@@ -189,20 +189,20 @@ class PKCS11Signer(Signer):
             raise self.error(
                 SignerKeyNotFoundError,
                 operation,
-                f"the token has no {_words(kind)} with the label or id in the URI",
+                f"the token has no {_describe_kind(kind)} with the label or id in the URI",
             )
         if len(found) > 1:
             raise self.error(
                 SignerConfigurationError,
                 operation,
-                f"the token has {len(found)} {_words(kind)}s with the label or id in the URI",
+                f"the token has {len(found)} {_describe_kind(kind)}s with the label or id in the URI",
                 hint="Name the key's id in the URI, such as id=%01, besides its label.",
             )
         return found[0]
 
     def _read_public(self, session: Any) -> SignerKey:
         self._private_key(session, "public_key")
-        public = self._find(session, ObjectClass.PUBLIC_KEY, "public_key")
+        public = self._find_key(session, ObjectClass.PUBLIC_KEY, "public_key")
         return SignerKey(kind=KeyKind.ECDSA_P384, public_key=self._decode_public(public, "public_key"))
 
     def _decode_public(self, public: Any, operation: str) -> PublicKey:
@@ -215,10 +215,10 @@ class PKCS11Signer(Signer):
                 SignerUnavailableError, operation, f"the token's answer is damaged: {type(error).__name__}"
             ) from None
 
-    def _generate(self, session: Any) -> None:
+    def _generate_key_pair(self, session: Any) -> None:
         for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             try:
-                self._find(session, kind, "create_key")
+                self._find_key(session, kind, "create_key")
             except SignerKeyNotFoundError:
                 continue
             raise self.error(SignerKeyExistsError, "create_key", "the token already has a key with this label and id")
@@ -241,7 +241,7 @@ class PKCS11Signer(Signer):
 
     # --- one call ---------------------------------------------------------------------------------------------------
 
-    async def _run(self, operation: str, work: Callable[[Any], Result]) -> Result:
+    async def _run_operation(self, operation: str, work: Callable[[Any], Result]) -> Result:
         if self.address.module is None:
             raise self.error(
                 SignerConfigurationError,
@@ -283,5 +283,5 @@ class PKCS11Signer(Signer):
         return self.error(found.kind, operation, found.text.format(**facts), hint=found.hint.format(**facts) or None)
 
 
-def _words(kind: ObjectClass) -> str:
+def _describe_kind(kind: ObjectClass) -> str:
     return str(kind.name).lower().replace("_", " ")

@@ -73,7 +73,7 @@ class TransitSigner(Signer):
         return SignerFacts(exportable=False, latency=Latency.SERVICE)
 
     async def public_key(self) -> SignerKey:
-        answer = await self._call("public_key", "GET", self._path("keys"))
+        answer = await self._call_vault("public_key", "GET", self._build_path("keys"))
         return self._key_in(answer)
 
     async def sign(self, text: bytes) -> bytes:
@@ -84,7 +84,7 @@ class TransitSigner(Signer):
             "marshaling_algorithm": "jws",
             "key_version": self.address.version,
         }
-        answer = await self._call("sign", "POST", self._path("sign"), body=body)
+        answer = await self._call_vault("sign", "POST", self._build_path("sign"), body=body)
         return self._signature_in(answer)
 
     async def aclose(self) -> None:
@@ -96,20 +96,20 @@ class TransitSigner(Signer):
         self.check_first_version(self.address.version, hint="Leave out the version in the URI.")
         # The engine answers success for a key that exists, so it is asked first.
         try:
-            await self._call("create_key", "GET", self._path("keys"))
+            await self._call_vault("create_key", "GET", self._build_path("keys"))
         except SignerKeyNotFoundError:
             pass
         else:
             raise self.error(SignerKeyExistsError, "create_key", "the key exists")
         body = {"type": KEY_TYPE, "exportable": False, "allow_plaintext_backup": False}
-        await self._call("create_key", "POST", self._path("keys"), body=body)
+        await self._call_vault("create_key", "POST", self._build_path("keys"), body=body)
 
     # --- one request ------------------------------------------------------------------------------------------------
 
-    def _path(self, kind: str) -> str:
+    def _build_path(self, kind: str) -> str:
         return f"{self.address.server.mount}/{kind}/{self.address.key}"
 
-    async def _call(
+    async def _call_vault(
         self, operation: str, method: str, path: str, body: Mapping[str, object] | None = None
     ) -> Mapping[str, Any]:
         try:
@@ -157,7 +157,7 @@ class TransitSigner(Signer):
     # --- one answer -------------------------------------------------------------------------------------------------
 
     def _key_in(self, answer: Mapping[str, Any]) -> SignerKey:
-        data = self._object(answer, "data", "public_key")
+        data = self._read_object(answer, "data", "public_key")
         if data.get("type") != KEY_TYPE:
             problem = f"the key's type must be {KEY_TYPE}; it is {data.get('type')!r:.60}"
             raise self.error(UnsupportedKeyError, "public_key", problem)
@@ -168,7 +168,7 @@ class TransitSigner(Signer):
                 "the key can be exported" if data.get("exportable") else "the key is derived (`derived` is true)",
                 hint="Create a key with exportable=false, and name it in the URI.",
             )
-        version = self._object(data, "keys", "public_key").get(str(self.address.version))
+        version = self._read_object(data, "keys", "public_key").get(str(self.address.version))
         if version is None:
             latest = data.get("latest_version")
             if isinstance(latest, int) and latest >= self.address.version:
@@ -184,7 +184,7 @@ class TransitSigner(Signer):
         return SignerKey(kind=KeyKind.ECDSA_P384, public_key=key)
 
     def _signature_in(self, answer: Mapping[str, Any]) -> bytes:
-        text = self._object(answer, "data", "sign").get("signature")
+        text = self._read_object(answer, "data", "sign").get("signature")
         prefix = f"vault:v{self.address.version}:"
         if not isinstance(text, str) or not text.startswith(prefix):
             raise self.damaged_error("sign", "it has no signature of this version of the key")
@@ -197,7 +197,7 @@ class TransitSigner(Signer):
             raise self.damaged_error("sign", f"the signature has {len(signature)} bytes")
         return signature
 
-    def _object(self, answer: Mapping[str, Any], name: str, operation: str) -> Mapping[str, Any]:
+    def _read_object(self, answer: Mapping[str, Any], name: str, operation: str) -> Mapping[str, Any]:
         found = answer.get(name)
         if not isinstance(found, Mapping):
             raise self.damaged_error(operation, f"it has no {name!r}")
