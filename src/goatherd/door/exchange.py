@@ -237,7 +237,8 @@ class Exchange:
             GoneError: The caller disconnected.
         """
         length = self.found.get(b"content-length")
-        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: " + length + b"\r\n"
+        # Written anew: the parser accepts a length that a tab follows, which the server may read in another way.
+        framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % int(length)
         connection, _ = await server.open_connection(fresh=True)
         self._close_with_caller(connection)
         try:

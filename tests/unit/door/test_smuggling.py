@@ -12,7 +12,7 @@ from tests.cluster.door_world import X, world
 from tests.unit.goats import signed_header
 from tests.waiting import until
 
-from .scripted_server import answer_of, line, quiet
+from .scripted_server import Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n"
 
@@ -87,6 +87,18 @@ async def test_a_path_in_the_host_header_reaches_the_sync_of_the_server_itself()
             + body
         )
         assert (await answer_of(reader))[::2] == (200, b"[]")
+
+
+async def test_the_length_of_a_body_is_passed_on_as_a_plain_number() -> None:
+    async def talk(reader: Reader, writer: Writer, server: Scripted) -> None:
+        server.requests.append(await head_of(reader))
+        server.requests.append(await reader.readexactly(4))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    async with scripted(talk) as (server, door), line(door.port) as (reader, writer):
+        writer.write(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length:\t04\t\r\n\r\nabcd")
+        assert (await answer_of(reader))[0] == 200
+    assert server.requests == [b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\n", b"abcd"]
 
 
 async def test_what_follows_the_body_is_no_header() -> None:
