@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from email.utils import formatdate
 from typing import Any
@@ -136,9 +137,27 @@ def test_a_steady_clock_is_not_set() -> None:
     assert steady.now_ms() == NOW + 3000
 
 
-@pytest.mark.parametrize("header", ["Tue, 24 Nov 2026 12:00:00 GMT", "Tuesday, 24-Nov-26 12:00:00 GMT"])
-def test_a_date_is_read_in_both_of_its_forms(header: str) -> None:
-    assert read_http_date(header) == 1_795_521_600_000
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Tue, 24 Nov 2026 12:00:00 GMT",
+        "Tuesday, 24-Nov-26 12:00:00 GMT",
+        "Tue Nov 24 12:00:00 2026",
+        "Tue, 24 Nov 2026 14:00:00 +0200",
+    ],
+)
+def test_a_date_is_read_in_each_of_its_forms_whatever_the_zone_of_this_machine(
+    header: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "XXX-5")
+    time.tzset()
+    try:
+        assert read_http_date(header) == 1_795_521_600_000
+        assert read_http_date(f"{header:64}") == 1_795_521_600_000
+        assert read_http_date(f"{header:65}") is None
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 # --- recorded times ---------------------------------------------------------------------------------------------------
