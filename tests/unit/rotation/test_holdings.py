@@ -13,6 +13,7 @@ from goatherd.errors import (
     NewerKeyError,
     ProviderConfigurationError,
     ProviderError,
+    SecretNotFoundError,
     UnavailableError,
     VersionDisabledError,
 )
@@ -101,6 +102,18 @@ async def test_a_store_that_deletes_old_versions_in_its_own_time_is_not_searched
         guarantees = Guarantees(cas=True, read_consistency=ReadConsistency.EVENTUAL, destroys=False, deprecates=True)
 
     assert await find_unlisted_keys(Deprecating(), herd.secret_id, document) == ()  # type: ignore[arg-type]
+
+
+async def test_no_version_is_read_for_keys_that_an_identity_no_longer_lists_if_it_lists_every_root(
+    make_herd: MakeHerd,
+) -> None:
+    herd = await make_herd(nodes=1, clients=0)
+    document = await document_of(herd)
+    assert document.pruned == 0
+    async with MemorySecretProvider() as empty:
+        assert await find_unlisted_keys(empty, herd.secret_id, document) == (), "a read would have failed"
+        with pytest.raises(SecretNotFoundError):
+            await find_unlisted_keys(empty, herd.secret_id, replace(document, pruned=1))
 
 
 async def test_nothing_is_destroyed_before_the_grace_period_has_passed(make_herd: MakeHerd) -> None:
