@@ -301,10 +301,10 @@ def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "nice"), [((), 10), (("--health-command", "true"), 0)], ids=["a rotation", "with a health command"]
+    ("what", "lowest"), [((), 10), (("--health-command", "true"), -20)], ids=["a rotation", "with a health command"]
 )
 def test_a_rotation_lets_everything_else_on_its_machine_go_first(
-    goatherd: Goatherd, store: str, what: tuple[str, ...], nice: int
+    goatherd: Goatherd, store: str, what: tuple[str, ...], lowest: int
 ) -> None:
     before = os.nice(0)
     goatherd("init", "--provider", store)
@@ -313,6 +313,6 @@ def test_a_rotation_lets_everything_else_on_its_machine_go_first(
     # A command that is started with `nice` is not lowered twice.
     done = subprocess.run(["nice", "-n", "3", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(max(min(before + 3, 19), nice))
+    assert done.stdout.splitlines()[-1] == str(max(min(before + 3, 19), lowest))
     assert goatherd("rotate", "--provider", store, ALONE, "--resume").code == 0
     assert os.nice(0) == before, "a program that calls the command line keeps its priority"
