@@ -37,6 +37,8 @@ class Event(StrEnum):
     """The server adopted an identity without a succession, because the operator accepted it."""
     SETTINGS_CHAINED = "settings.chained"
     """The server was offline for long, and adopted an identity by introductions of roots that it no longer lists."""
+    SETTINGS_REJECTED_BY_PEERS = "settings.rejected_by_peers"
+    """No peer trusts the root in the store. This server has used no identity yet; it waits a minute for such a peer."""
     SETTINGS_UNSIGNED = "settings.unsigned"
     """The server adopted an unsigned identity: it saw no signed one, or the operator accepted it."""
     SETTINGS_NOT_REMEMBERED = "settings.not_remembered"

@@ -300,8 +300,12 @@ class CloudSecretSettings(SettingsSource):
         """
         # SECURITY: an attacker who can write the secret but has no root's key could give a new server an identity of
         # the attacker's own (tests/unit/settings/test_first_identity.py).
-        until = self._clock.monotonic() + PEERS_TIMEOUT.total_seconds()
+        until, is_logged = self._clock.monotonic() + PEERS_TIMEOUT.total_seconds(), False
         while self.rejections is not None and (rejecting := await self.rejections(document)):
+            if not is_logged:
+                is_logged, root, peers = True, document.current.id, " ".join(rejecting)
+                event = Event.SETTINGS_REJECTED_BY_PEERS
+                _log.warning(event_text(event, source=self._source, current=root, peers=peers, waits="1m"))
             if self._clock.monotonic() >= until:
                 raise SuccessionError(
                     f"no peer trusts the current root {document.current.id} of the identity in the store (rejected by:"

@@ -49,13 +49,14 @@ async def settings_with(peers: Peers, clock: HandClock, **options: object) -> Cl
     return settings
 
 
-async def test_an_identity_whose_root_no_peer_trusts_is_not_used() -> None:
+async def test_an_identity_whose_root_no_peer_trusts_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
     peers, clock = Peers(), HandClock()
     async with await settings_with(peers, clock) as settings:
         loading = asyncio.create_task(settings.load())
         for _ in range(PEERS_TIMEOUT // PEERS_RETRY):
             await until(lambda: PEERS_RETRY in clock.waits)
             assert not loading.done()
+            assert caplog.text.count("settings.rejected_by_peers") == 1  # the operator sees at once why the start waits
             clock.waits.clear()
             await clock.turn(PEERS_RETRY)
         with pytest.raises(
