@@ -20,6 +20,7 @@ from goatherd.errors import ConfigurationError, LifetimeError, StoreWentBackErro
 from goatherd.identity.document import IdentityDocument, Phase, source_digest
 from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.identity.lineage import DIGEST_CHARACTERS, Lineage
+from goatherd.identity.session import REQUEST_WINDOW
 from goatherd.rotation.clocks import Clocks, describe_difference, describe_span
 from goatherd.rotation.observation import Observation, StoreView
 from goatherd.rotation.policy import Policy, check_lifetime, check_quorum
@@ -517,6 +518,14 @@ def explain_silence(node: NodeView, root_ids: Set[str], *, current_id: str, gene
             f"{', '.join((node.roots or ())[:5])}, not root {root}",
             hint="Is --provider the store that this server starts from? Is --node the right server? (A server that was"
             " down for many rotations learns the current root when it reads the store.)",
+            nodes=urls,
+        )
+    ahead_ms = node.clock_ahead_ms
+    if node.trusts_current is False and ahead_ms is not None and timedelta(milliseconds=abs(ahead_ms)) > REQUEST_WINDOW:
+        return Obstacle(
+            kind=ObstacleKind.UNTRUSTED,
+            text=f"{describe_difference(url, ahead_ms)}, so the server rejects this machine's requests",
+            hint="Set the clocks of both machines by NTP.",
             nodes=urls,
         )
     if node.trusts_current is False and node.roots is not None:

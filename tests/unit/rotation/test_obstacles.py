@@ -31,7 +31,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label
 from goatherd.rotation.machine import NodeView, Outcome
-from goatherd.rotation.obstacles import CLOCK_TOLERANCE, find_flow, find_named_twice
+from goatherd.rotation.obstacles import CLOCK_TOLERANCE, explain_silence, find_flow, find_named_twice
 from goatherd.rotation.policy import Quorum
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
@@ -223,6 +223,17 @@ async def test_a_clock_that_differs_is_named_before_it_makes_requests_fail(make_
     assert f"the clock of http://node-1 is 3 min 0 s {'ahead of' if ahead > 0 else 'behind'} this machine's" in str(
         error
     )
+
+
+@pytest.mark.parametrize(("ahead_ms", "names_clock"), [(-240_000, True), (240_000, True), (180_000, False)])
+def test_a_server_whose_clock_makes_it_reject_requests_is_not_said_to_distrust_the_root(
+    ahead_ms: int, names_clock: bool
+) -> None:
+    silent = NodeView(url="http://b", reachable=True, trusts_current=False, roots=("A",), clock_ahead_ms=ahead_ms)
+    found = explain_silence(silent, {"A"}, current_id="A", generation=1)
+    assert ("the server rejects this machine's requests" in found.text) is names_clock
+    assert ("rejects a request signed by the current root" in found.text) is not names_clock
+    assert ("4 min 0 s behind this machine's" in found.text) is (ahead_ms == -240_000)
 
 
 async def test_an_identity_that_was_written_in_the_future_is_not_written_over(make_herd: MakeHerd) -> None:
