@@ -25,6 +25,7 @@ from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE, Urgency, assess_urgency, is_fresh_and_short
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import days_left, find_warnings
+from goatherd.identity.session import REQUEST_WINDOW
 from goatherd.identity.succession import verify_signed
 from goatherd.named_signers import NamedSigners
 from goatherd.operations.concurrent_creations import Conflict, find_conflicts
@@ -33,7 +34,7 @@ from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING
 from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
 from goatherd.operations.stores import RegionState, read_regions
-from goatherd.rotation.clocks import describe_span
+from goatherd.rotation.clocks import describe_difference, describe_span
 from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import WENT_BACK, ObstacleKind, Survey, explain_silence
 from goatherd.rotation.policy import Policy
@@ -60,9 +61,6 @@ _EXPIRY_HINTS: Final = {
     Urgency.SOON: "A new root is overdue: run `goatherd rotate` this week.",
     Urgency.URGENT: "Run `goatherd rotate` now.",
 }
-
-SKEW_LIMIT: Final = timedelta(minutes=3)
-"""COMPAT: GoatDB rejects a request whose signing time differs from its own clock by more than this."""
 
 SESSIONS_TIMEOUT: Final = timedelta(seconds=60)
 """Timeout of one request whose answer may hold 50 000 sessions; other requests have --timeout."""
@@ -399,15 +397,11 @@ async def _check_clock(client: NodeClient) -> Check:
     if server_ms is None:
         return Check(name, WARNING, f"{url} does not report its time")
     # The header has whole seconds, so the answer may be up to one older than it looks.
-    skew_ms = max(0.0, server_ms - after, before - (server_ms + 1000))
-    skew = timedelta(milliseconds=round(skew_ms))
-    text = (
-        f"the clock of {url} differs by {format_duration(skew)}"
-        if skew
-        else f"the clock of {url} is right to the second"
-    )
-    hint = f"Servers reject requests beyond a difference of {format_duration(SKEW_LIMIT)}. Set both clocks by NTP."
-    if skew > SKEW_LIMIT:
+    ahead_ms = round(server_ms - after if server_ms > after else min(0, server_ms + 1000 - before))
+    skew = timedelta(milliseconds=abs(ahead_ms))
+    text = describe_difference(url, ahead_ms) if skew else f"the clock of {url} is right to the second"
+    hint = f"Servers reject requests beyond a difference of {format_duration(REQUEST_WINDOW)}. Set both clocks by NTP."
+    if skew > REQUEST_WINDOW:
         return Check(name, FAILED, text, hint)
     if skew > SKEW_WARNING:
         return Check(name, WARNING, text, hint)

@@ -402,21 +402,23 @@ def test_doctor_tells_a_server_that_keeps_its_key_and_does_not_trust_this_store(
 
 
 @pytest.mark.parametrize(
-    ("offset", "level"),
+    ("offset", "level", "direction"),
     [
-        (timedelta(0), "ok"),
-        (timedelta(minutes=1), "warn"),
-        (timedelta(minutes=-1), "warn"),
-        (timedelta(hours=1), "fail"),
+        (timedelta(0), "ok", "right to the second"),
+        (timedelta(minutes=1), "warn", "ahead of this machine's"),
+        (timedelta(minutes=-1), "warn", "behind this machine's"),
+        (timedelta(hours=1), "fail", "ahead of this machine's"),
     ],
 )
 def test_doctor_compares_the_clocks(
-    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]], offset: timedelta, level: str
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]], offset: timedelta, level: str, direction: str
 ) -> None:
     url, handler = goatdb
     handler.date_offset = offset
     goatherd("init", "--provider", store)
-    assert checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"][0][0] == level
+    [found] = checks(goatherd("doctor", "--provider", store, "--node", url, "--json"))["clock"]
+    assert found[0] == level
+    assert direction in found[1]
 
 
 @pytest.mark.usefixtures("apart")
