@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import AgentReport
 from goatherd.cluster.server_problems import describe_problems
 from goatherd.identity.document import IdentityDocument
-from goatherd.times import format_duration, iso
+from goatherd.rotation.clocks import describe_span
+from goatherd.times import format_duration, iso, milliseconds
 
 
 def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
@@ -14,7 +17,7 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     report = node.report
     trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
     generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if report.view_age is None else f"{report.view_age.total_seconds():.1f} s ago"
+    age = "?" if report.view_age is None else _format_age(report.view_age)
     if (node.is_unmodified and report.agent is None) or report.is_from_file:
         generation, age = "-", "-"
     kind = "an unmodified GoatDB server" if node.is_unmodified else ""
@@ -26,6 +29,12 @@ def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
     problem = "; ".join(filter(None, ["" if node.find_problem() else kind, problems]))
     version = "-" if node.version == "" else node.version or "?"
     return (node.url, node.signs_with or "?", trusts, generation, report.phase or "?", age, version, problem)
+
+
+def _format_age(age: timedelta) -> str:
+    if age < timedelta(minutes=2):
+        return f"{age.total_seconds():.1f} s ago"
+    return f"{describe_span(milliseconds(age))} ago"
 
 
 def region_cells(node: NodeView) -> tuple[str, str]:
