@@ -98,6 +98,9 @@ async def test_a_staging_label_that_is_no_label_of_ours_keeps_its_version_and_is
 
     code, out = await asyncio.to_thread(goatherd, "versions", "unlabel", stage)
     assert (code, out) == (0, f"label '{stage}': removed from version {first}\n")
+    code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--dry-run")
+    assert code == 0
+    assert f"would give up version {first}" in out, "this store destroys no single version"
     code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--yes")
     assert code == 0
     assert f"gave up version {first}" in out

@@ -122,8 +122,9 @@ def _describe_content(one: Holding) -> str:
 
 
 def would_retire_lines(keys: KeyInventory, now_ms: int) -> list[str]:
-    """Return a line for each version that `retire` would destroy now, and for each that a label keeps."""
-    lines = [f"would destroy {line}" for line in due_lines(keys, now_ms)]
+    """Return a line for each version that `retire` would destroy or give up now, and for each that a label keeps."""
+    verb = "destroy" if keys.copies is None else "give up"
+    lines = [f"would {verb} {line}" for line in due_lines(keys, now_ms)]
     lines += [describe_kept(one.version.id, one.foreign_labels) for one in keys.holdings_kept_by_labels(now_ms)]
     return (lines or [_explain_no_keys(keys)]) + _unsearched_lines(keys)
 
