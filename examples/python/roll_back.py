@@ -1,4 +1,4 @@
-"""Leave a rotation, and restore the previous root after one: roll_back.py STORE NODE..."""
+"""Roll back a rotation, and restore the previous root after one: roll_back.py STORE NODE..."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Read a server's settings from a store, and hear of changes: store_settings.py STORE"""
+"""Read a server's settings from a store, and receive changes: store_settings.py STORE"""
 
 import asyncio
 import sys
