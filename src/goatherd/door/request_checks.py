@@ -104,7 +104,7 @@ class DoorRule(StrEnum):
     UNKNOWN_SIGNER = "unknown-signer"
     """Request, 403: commits, or a body of more than 64 KiB, from a session that no trusted root has introduced.
 
-    Commit: whose session no trusted root has introduced, checked twice.
+    Commit: whose session no trusted root has introduced, even after the door has read the sessions again.
     """
     AUTHOR = "author"
     """Commit: that names another session than the one that signed it."""
@@ -117,8 +117,8 @@ class DoorRule(StrEnum):
     ROOT_SESSION = "root-session"
     """Commit: of a session that no trusted root has signed."""
     SESSION_ITEM = "session-item"
-    """Commit: in ``/sys/sessions`` without a session, or under another key than its id; a session, or a delta that
-    names its schema, anywhere else.
+    """Commit: in ``/sys/sessions``, that holds no session, or whose key is not the session's id; in another
+    repository, that holds a session, or a delta that names the schema of sessions.
     """
     COMMIT = "commit"
     """Commit: that is undecodable; has an id or key that GoatDB does not make; has a member ``age``, or a member of
