@@ -26,7 +26,8 @@ from goatherd.config.build import build_migration_target
 @click.option(
     "--only-server",
     is_flag=True,
-    help="Confirm that no server of the cluster was migrated before, and that no other server can have these sessions.",
+    help="Confirm that no other server of the cluster was migrated before. The command then writes sessions without"
+    " asking other servers for them.",
 )
 @click.option(
     "--root",

@@ -155,7 +155,7 @@ waiting_options = add_options(
 @click.option(
     "--drop-lost-anchor",
     is_flag=True,
-    help="Remove an anchor whose key is lost. Every server rejects this change until started with --accept-identity.",
+    help="Remove an anchor whose key is lost. A server rejects this until it is started with --accept-identity.",
 )
 @waiting_options
 def rotate(

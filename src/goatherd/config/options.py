@@ -279,7 +279,7 @@ class Options:
     )
     rotation_clock_tolerance: timedelta = _option(
         "How much this machine's clock may differ from those of the store and of most servers; otherwise no "
-        "command writes. Also how far in the future a recorded timestamp may be.",
+        "command writes. It is also how far in the future a recorded timestamp may be.",
         timedelta(minutes=5),
         parse=values.parse_positive_duration,
     )
