@@ -1,6 +1,6 @@
 """Start further processes of Goatherd itself, such as the one that serves the status page, and the demo's servers.
 
-They get none of this process's secrets: nothing of its environment but what a program needs to run.
+They do not inherit this process's secrets: of its environment they get only what a program needs to run.
 """
 
 from __future__ import annotations

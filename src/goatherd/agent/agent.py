@@ -1,6 +1,6 @@
 """Run one GoatDB server: start it, restart it when the identity changes, stop it if it exposes a key.
 
-The agent runs the server itself (``goatherd run``). Or another program runs the server, and the agent only keeps its
+The agent runs the server itself (``goatherd run``), or another program runs the server, and the agent only keeps its
 settings.json up to date (``goatherd run --watch``; there is no `Supervisor`). The agent never writes the identity to
 the store, and decides nothing about rotation. Rules:
 

@@ -297,7 +297,7 @@ async def read_lease(provider: SecretProvider, secret_id: str, *, make: bool = F
 class NoLease:
     """A replacement for `Lease` that never waits.
 
-    For a single server, or for servers that an orchestrator restarts one at a time.
+    This is for a single server, or for servers that an orchestrator restarts one at a time.
     """
 
     problem: str | None = None

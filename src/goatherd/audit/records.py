@@ -346,7 +346,7 @@ class Chain:
 
         Raises:
             AuditBrokenError: The last line is cut off, there is no record at all, or the file ends before the
-                checkpoint. Or a root signed a record after it was revoked, and no record of a valid root follows.
+                checkpoint; or a root signed a record after it was revoked, and no record of a valid root follows.
         """
         self._refuse_pending()
         self._line += 1

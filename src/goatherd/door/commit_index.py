@@ -372,8 +372,8 @@ class RepositoryIndex:
     async def _find_verified(self, raws: Iterable[Mapping[str, Any]]) -> list[Commit]:
         """Decode commits that the server holds, and return those whose signatures are valid.
 
-        SECURITY: the server stores commits in another session's name, and the root must not sign their contents
-        (tests/unit/door/test_commit_index.py).
+        SECURITY: the server stores commits that are forged in another session's name; the root must not sign their
+        contents (tests/unit/door/test_commit_index.py).
 
         Raises:
             NodeUnreachableError, NodeRefusedError: A signer is unknown, and the server cannot be read.
@@ -425,7 +425,7 @@ class RepositoryIndex:
         await self.refresh()
 
     def settle_commits(self, commits: Iterable[Commit], *, is_stored: bool) -> None:
-        """Record whether the server has stored accepted commits. If in doubt, the caller says that it has not."""
+        """Record whether the server has stored accepted commits. A caller that does not know passes false."""
         self._settled.set()
         for commit in commits:
             if commit.id not in self._pending:

@@ -109,7 +109,7 @@ def prepare_rotation(
 
     Raises:
         IllegalStepError: A rotation is in progress, the successor was used before or is not a root session, or the
-            current root has expired and so cannot endorse the successor. Or the identity has an anchor, and its
+            current root has expired and so cannot endorse the successor; or the identity has an anchor, and its
             signatures are missing.
     """
     if document.rotation is not None:
@@ -215,8 +215,8 @@ def prepare_restore(
 
     Raises:
         IllegalStepError: A rotation is in progress, or `earlier` is not a root of the document with the same key and
-            expiration, is the current root, is revoked, is recorded as retired (its key was destroyed), or has expired.
-            Or it was removed from the document, and the current root, which must endorse it, has expired. Or the anchor
+            expiration, is the current root, is revoked, is recorded as retired (its key was destroyed), or has expired;
+            or it was removed from the document, and the current root, which must endorse it, has expired; or the anchor
             does not let it sign again (`may_sign_again`).
     """
     if document.rotation is not None:
@@ -284,7 +284,7 @@ def replace_expired(
 
     Raises:
         IllegalStepError: The current root has not expired, or the successor is not a root session, was used before or
-            has expired too. Or the identity has an anchor, and its endorsement is missing.
+            has expired too; or the identity has an anchor, and its endorsement is missing.
     """
     expired = document.current
     if not expired.session.is_expired(now_ms):
@@ -501,7 +501,7 @@ def roll_back_rotation(
 
     Raises:
         IllegalStepError: The rotation is not activated, `stable` holds another root or key, or that root has expired or
-            is revoked. Or servers would not follow a roll-back to the previous anchor (`can_go_back`).
+            is revoked; or servers would not follow a roll-back to the previous anchor (`can_go_back`).
     """
     record = _require_rotation(document, "roll back", Phase.ACTIVATED, Phase.VERIFIED)
     if not can_go_back(document):

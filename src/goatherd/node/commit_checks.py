@@ -47,7 +47,7 @@ def check_against(commit: Commit, repository: Repository) -> None:
     request may have stored commits in between.
 
     Raises:
-        NotAdmittedError: The commit changes the schema of its item. Or it is a delta (a change to a base commit) and
+        NotAdmittedError: The commit changes the schema of its item; or it is a delta (a change to a base commit) and
             its base is itself a delta or belongs to another item, or another delta is already based on it.
     """
     if commit.is_delta:

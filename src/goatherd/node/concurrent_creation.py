@@ -2,14 +2,15 @@
 
 Two offline clients that create an item with the same key make two commits without parents. An unmodified GoatDB server
 or client crashes when it merges these two, but not if it also receives a commit that has both as parents. So a Goatherd
-server creates this merge commit before it sends the two commits to anyone.
+server creates this merge commit before it sends the two commits.
 
 The merged value follows GoatDB's rule: it has the fields of all creations, the later value wins, and sets and maps are
 united. The merge commit, including its timestamp, its id and the seeds of its ancestors filter, is computed from its
 parents and the id of the session that signs it. So all servers that sign with the same root create the same commit.
 
 Concurrent commits that change an existing item are left to GoatDB's servers and clients: they can merge these without a
-crash, since the commits have a common ancestor. Until one does, a read returns the item's head, which is one of them.
+crash, since the commits have a common ancestor. Until they are merged, a read returns the item's head, which is one of
+them.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class Server:
     Args:
         path: The data directory; an organization has ``<path>/<org>/``.
         settings_provider: A settings provider (the server calls its ``for_org``), or a function that returns one for an
-            organization's id; the server enters and leaves the provider's context. Or options as for
+            organization's id; the server enters and leaves the provider's context. It can also be options as for
             `goatherd.settings.settings_from_options`: ``{"type": "cloud", "cloudConfig": {…}}``, ``{"type": "file"}``,
             or the URI of a secret. The server then records in its data directory which identity it has used, and
             rejects older ones.
@@ -126,8 +126,8 @@ class Server:
             ``ServerListener`` sets ``http://localhost:<port>`` while it listens.
         resolve_domain: Returns the organization id of a request's full URL; None or an empty id is answered with 404.
         peers: URLs of the other servers of this cluster; the attribute may be set until the server is entered. The list
-            may include this server's own URL. Or a function that returns them for an organization's id, which
-            organizations with host names of their own need.
+            may include this server's own URL. It can also be a function that returns the URLs for an organization's id,
+            which organizations with host names of their own need.
         clock: Supplies the current time.
         registry: The application's schemas, in addition to GoatDB's own.
         rules: The application's access rules, in order.

@@ -209,9 +209,9 @@ class UnusedSessionExchange:
         return self._askers
 
     def _unconfirmed_askers(self) -> list[tuple[float, float]]:
-        """Return when servers requested ``/sys/sessions`` that have not confirmed to store unused sessions.
+        """Return when servers requested ``/sys/sessions``: those that have not confirmed to store unused sessions.
 
-        For each such server process the result has the times of its first and its last request.
+        The result has, for each such server process, the times of its first and its last request.
         """
         return [times for sender, times in self._recent_askers().items() if sender not in self._confirmed]
 

@@ -86,7 +86,8 @@ def find_conflicts(logs: Mapping[str, Iterable[Commit]]) -> list[Conflict]:
 def join_creations(conflict: Conflict, *, signer: OwnedSession, org: str) -> dict[str, Any]:
     """Sign a commit that merges all commits which create one session.
 
-    These commits are its parents. It has the latest expiration, and any owner, among them.
+    These commits are its parents. It has the latest of their expirations, and their owner if one of them has an
+    owner.
 
     Args:
         conflict: The creations, all verified.

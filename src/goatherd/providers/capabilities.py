@@ -184,7 +184,7 @@ class CopiedSecretProvider(Protocol):
 
 
 def list_guarantees(provider: StoreReader) -> Sequence[Guarantees]:
-    """Return the guarantees of a store, or of each of several stores that has versions of its own."""
+    """Return the guarantees of a store; of several stores, those of each that has versions of its own."""
     return provider.own_guarantees() if isinstance(provider, CopiedSecretProvider) else [provider.guarantees]
 
 

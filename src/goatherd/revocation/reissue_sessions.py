@@ -67,7 +67,7 @@ class SessionNode(Node, Protocol):
 
 
 class OnEach(Protocol):
-    """The interface of a function that calls servers concurrently and records each failure (`Revoker`)."""
+    """The interface of the function by which `Revoker` calls servers concurrently and records each failure."""
 
     async def __call__(
         self, urls: Collection[str], call: Callable[[Any], Awaitable[object]], *, is_long: bool = False

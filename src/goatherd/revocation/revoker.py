@@ -405,10 +405,11 @@ class Revoker:
     async def _check_trusted(self, document: IdentityDocument) -> None:
         """Check that the anchor's signer may be called: a listed server uses the identity or trusts its current root.
 
-        Of a current root that has expired, servers reject the requests.
+        Servers reject requests that an expired root signs, so such a root is not trusted here.
 
         Raises:
-            SignerConfigurationError: No listed server does, and the operator has not named the signer.
+            SignerConfigurationError: No listed server uses the identity or trusts its current root, and the operator
+                has not named the signer.
         """
         digest, is_trusted = source_digest(document), not self._nodes
 
@@ -841,7 +842,7 @@ class Revoker:
         await self._call_each([one.url for one in self._outcomes.values() if one.problem is None], introduce)
 
     def _check_left_out(self, document: IdentityDocument, found: IntroducedSessions) -> None:
-        """Check, before sessions are reissued, that no session stays trusted that the operator wants to leave out."""
+        """Check, before sessions are reissued, that each session that the operator wants to leave out can be."""
         if found.cannot_leave:
             raise ConfigurationError(
                 f"--except has no effect on {', '.join(found.cannot_leave)}: root {self._report.revoked_id} has"

@@ -1,4 +1,4 @@
-"""The pauses and the deadline of a loop that waits until the servers or the store show something."""
+"""The pauses and the deadline of a loop that polls the servers or the store until they reach an expected state."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
         now_ms: Milliseconds since 1970.
 
     Raises:
-        NotRestorableError: No root was named, and there is no previous root, or it was rolled back. Or the root cannot
+        NotRestorableError: No root was named, and there is no previous root, or it was rolled back; or the root cannot
             sign again: it is the current root or an anchor, was revoked, has expired, its key is recorded as destroyed,
             or the present anchor has not endorsed it.
     """

@@ -294,7 +294,7 @@ class Rotator:
 
         Raises:
             NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
-                version holds its private key. Or the identity document no longer lists the root, and no listed server
+                version holds its private key; or the identity document no longer lists the root, and no listed server
                 holds an introduction which proves that it was a root of this identity. Nothing was written.
             RotationBusyError, NotAdoptedError, StoreWentBackError, ObstructedError, DegradedError, UnhealthyError,
                 ProviderError: As for `rotate`.

@@ -404,7 +404,7 @@ class Controller:
     async def _record_failure(self, kind: AlertKind, error: GoatherdError, document: IdentityDocument) -> None:
         """Alert the operator to a failed action, and compute when it may be tried again.
 
-        For failures that the identity document does not record; the pause doubles with each further failure.
+        This is for failures that the identity document does not record. The pause doubles with each further failure.
         """
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
         schedule = self.schedule

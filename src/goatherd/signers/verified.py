@@ -204,7 +204,7 @@ class VerifiedSigner:
         Raises:
             SignerKeyExistsError: The key exists; nothing was changed.
             SignerMisuseError: The signer's plugin cannot create keys.
-            SignerError: The key was not created. Or it was, but cannot be read; then the message says so.
+            SignerError: The key was not created; or it was created but cannot be read, as the message then says.
         """
         plugin = self.plugin
         if not isinstance(plugin, KeyCreator):

@@ -237,7 +237,7 @@ class ReplicatedStore(StoreGroup):
     def ignoring_lag(self) -> Iterator[None]:
         """Let the ``with`` block change the primary store although followers lag.
 
-        For cancelling a rotation or rolling it back, which must always be possible.
+        This is for cancelling a rotation or rolling it back, which must always be possible.
         """
         before, self._is_gated = self._is_gated, False
         self._tolerate_lagging(frozenset(one.region for one in self.followers))

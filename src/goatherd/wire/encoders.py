@@ -153,8 +153,8 @@ def check_members(encoded: dict[str, Any]) -> None:
     """Check that GoatDB can read the members of an encoded object, and reads no others in their place.
 
     Raises:
-        DecodeError: One member is named ``hasOwnProperty``. It hides the method by which GoatDB finds members. Or the
-            object is an ``E`` marker. GoatDB reads the members of the object in it instead.
+        DecodeError: One member is named ``hasOwnProperty``, which hides the method by which GoatDB finds members; or
+            the object is an ``E`` marker, and GoatDB would read the members of the object in it instead.
     """
     if "hasOwnProperty" in encoded:
         raise DecodeError(f"{_UNREADABLE}: GoatDB's decoder throws on it")

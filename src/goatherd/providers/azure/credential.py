@@ -73,7 +73,7 @@ class DefaultCredential(DefaultAzureCredential):
         return await self._watch(super().get_token(*scopes, **options))
 
     async def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
-        """Return a token with its kind, as the SDK's policies ask for it. Raises what `get_token` does."""
+        """Return a token with its kind; the SDK calls this method. Raises what `get_token` does."""
         return await self._watch(super().get_token_info(*scopes, options=options))
 
     async def _watch(self, request: Awaitable[Token]) -> Token:
