@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from goatherd.identity.succession import MAX_JUMP
-from goatherd.rotation.machine import Phase, Step, after
+from goatherd.rotation.machine import Phase, Step, phase_after
 
 from .anchors import NO_ANCHOR, THIEFS, Anchoring, Change, Choice, K, find_anchors, with_word
 
@@ -267,7 +267,7 @@ def prepared(
         new = 0 if anchored.next == NO_ANCHOR else 1 << anchored.next
     return document._replace(
         generation=document.generation + 1,
-        phase=after(document.phase, Step.PREPARE),
+        phase=phase_after(document.phase, Step.PREPARE),
         next=target,
         roots=document.roots | 1 << target | new,
         private=document.private | 1 << target,
@@ -313,10 +313,10 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     """
     rotation = document.rotation
     changed = document._replace(
-        generation=document.generation + 1, phase=after(document.phase, step), base=version, next=document.next
+        generation=document.generation + 1, phase=phase_after(document.phase, step), base=version, next=document.next
     )
     if document.anchored is not None:
-        changed = changed._replace(anchored=_anchored_after(document.anchored, document, step, rolled_back_to))
+        changed = changed._replace(anchored=_anchored_phase_after(document.anchored, document, step, rolled_back_to))
     if step is Step.ACTIVATE:
         return changed._replace(current=document.next, next=NONE, private=1 << document.next, before=document.current)
     if changed.phase is not Phase.STEADY:
@@ -345,7 +345,9 @@ def advanced(document: Document, version: int, step: Step, rolled_back_to: Docum
     )
 
 
-def _anchored_after(anchored: Anchoring, document: Document, step: Step, rolled_back_to: Document | None) -> Anchoring:
+def _anchored_phase_after(
+    anchored: Anchoring, document: Document, step: Step, rolled_back_to: Document | None
+) -> Anchoring:
     """Return what the document after a later step records about the anchor."""
     if step is Step.ACTIVATE:
         anchored = anchored._replace(anchor=anchored.next)

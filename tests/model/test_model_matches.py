@@ -297,7 +297,7 @@ async def checked(new: IdentityDocument, before: IdentityDocument) -> None:
         async def ask() -> dict[str, ServerIdentity]:
             return {}
 
-        await SignedStoreCheck(provider, "root", ask).check(new)
+        await SignedStoreCheck(provider, "root", ask).check_document(new)
 
 
 def altered_document(real: IdentityDocument, how: Alteration, signature: Signature) -> IdentityDocument:

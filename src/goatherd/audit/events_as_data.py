@@ -34,7 +34,7 @@ class EventData:
     def __init__(self) -> None:
         self._returned: set[str] = set()
 
-    def of(self, event: Event) -> tuple[str, dict[str, Any]] | None:
+    def convert_event(self, event: Event) -> tuple[str, dict[str, Any]] | None:
         """Return the name and the data of an event; None if the same was already returned in this phase."""
         if isinstance(event, Decided):
             name, data = "decided", {"action": _event_name(event.action), **_list_members(event.action)}

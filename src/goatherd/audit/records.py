@@ -60,7 +60,7 @@ class Torn:
     digest: str
 
     @classmethod
-    def of(cls, line: bytes) -> Torn:
+    def from_line(cls, line: bytes) -> Torn:
         raw = line.removesuffix(b"\n")
         return cls(size=len(raw), digest=hashlib.sha256(raw).hexdigest())
 
@@ -246,7 +246,7 @@ class Anchors:
     revoked: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, document: IdentityDocument) -> Anchors:
+    def from_document(cls, document: IdentityDocument) -> Anchors:
         return cls(
             roots={root.id: root for root in document.roots},
             revoked={revocation.id: revocation.at for revocation in document.revoked},
@@ -394,7 +394,7 @@ class Chain:
             raise self._broken_error(why, line)
 
     def _explain_torn(self, record: Record) -> None:
-        found = tuple(Torn.of(raw) for _, raw, _ in self._pending)
+        found = tuple(Torn.from_line(raw) for _, raw, _ in self._pending)
         if record.torn != found:
             self._refuse_pending()
             raise self._broken_error("states that torn bytes precede it, but the file does not contain them")

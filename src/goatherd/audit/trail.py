@@ -321,7 +321,7 @@ class AuditTrail:
                 # If only the newline is missing, writing it completes the line.
                 record = read_record(line if line.endswith(b"\n") else line + b"\n")
             except DecodeError:
-                torn.insert(0, Torn.of(line))
+                torn.insert(0, Torn.from_line(line))
                 if len(torn) > MAX_TORN:
                     break
             else:
@@ -407,7 +407,7 @@ class Journal:
 
     def record_event(self, event: Event) -> None:
         """Record one event. Never raises, even if the file cannot be written."""
-        found = self._evidence.of(event)
+        found = self._evidence.convert_event(event)
         if found is None:
             return
         self.record_decision(*found)

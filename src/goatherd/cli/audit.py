@@ -79,7 +79,7 @@ def _verify_trail(app: App, file: Path, *, offline: bool, checkpoint: str | None
 async def _read_anchors(app: App) -> Anchors:
     async with open_store(app.options, is_reader=True) as store:
         _, document = await store.read()
-    return Anchors.of(document)
+    return Anchors.from_document(document)
 
 
 def _show_records(app: App, file: Path, last: int | None) -> int:

@@ -38,7 +38,7 @@ async def history(app: App, timeline: bool) -> None:
         _, document = await store.read()
     now_ms, trail = SystemClock().now_ms(), None
     if app.options.audit_log is not None:
-        trail = read_trail_view(app.options.audit_log, Anchors.of(document), now_ms)
+        trail = read_trail_view(app.options.audit_log, Anchors.from_document(document), now_ms)
         if trail.verdict != "whole":
             app.out.write_note(f"note: the audit trail is {trail.verdict}: {trail.text}")
         oldest_ms = min((entry.at for entry in document.history), default=0)

@@ -396,7 +396,7 @@ class Observer:
         return NodeView(
             url=url,
             # SECURITY: an invalid answer counts as none, so that a quorum can leave out a broken server. A server that
-            # rejects the next root cannot be left out (`excused`; tests/unit/rotation/test_quorum.py).
+            # rejects the next root cannot be left out (`find_excused_servers`; tests/unit/rotation/test_quorum.py).
             reachable=draft.reachable and (not draft.is_invalid or draft.trusts_next is False),
             is_unmodified=url in self._memory and self._memory[url].unmodified,
             report=report,

@@ -53,7 +53,7 @@ async def is_misdirected(
             # Only what a root has signed is remembered.
             verify_request(session, envelope, now_ms=now_ms)
         digest = digest_body(body) if len(body) <= _BIG_BODY else await asyncio.to_thread(digest_body, body)
-        guard.check(
+        guard.check_request(
             envelope,
             binding,
             method=exchange.method,

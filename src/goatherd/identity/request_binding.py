@@ -113,7 +113,7 @@ class RequestGuard:
         """The id of this server process, which requests name as their audience."""
         return self._instance()
 
-    def check(
+    def check_request(
         self,
         envelope: SignatureEnvelope,
         binding: RequestBinding | None,
@@ -167,7 +167,7 @@ class RequestGuard:
             raise UnboundRequestError(
                 f"POST {path}: the signature does not name the server and the request that it is for"
             )
-        self.check(envelope, binding, method="POST", path=path, digest=digest, is_root=True, now_ms=now_ms)
+        self.check_request(envelope, binding, method="POST", path=path, digest=digest, is_root=True, now_ms=now_ms)
 
     def _accept_nonce(self, envelope: SignatureEnvelope, now_ms: int) -> None:
         window_ms = REQUEST_WINDOW.total_seconds() * 1000

@@ -718,7 +718,7 @@ class Engine:
         if binding is not None:
             is_big = len(body) > _LIGHT
             digest = (yield EngineStep(lambda _: digest_body(body))) if is_big else digest_body(body)
-            self.guard.check(
+            self.guard.check_request(
                 envelope,
                 binding,
                 method="POST",

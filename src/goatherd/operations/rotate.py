@@ -331,7 +331,7 @@ async def run_rotation(
         servers = await resolve_nodes(clients)
         if waits_for_servers:
             check_rotation_servers(servers, unsafe_without_nodes=unsafe_without_nodes)
-        async with record_run(opened, command, {**asked, **distrusted(policy)}, audit_log) as journal:
+        async with record_run(opened, command, {**asked, **describe_distrust(policy)}, audit_log) as journal:
             rotator = make_rotator(
                 opened,
                 servers,
@@ -434,7 +434,7 @@ async def drop_lost_anchor(
     """
     clock = clock or SystemClock()
     async with open_cluster(store, nodes, policy, org) as (opened, clients, policy):
-        asked = {"what": "drop-lost-anchor", "reason": reason, **distrusted(policy)}
+        asked = {"what": "drop-lost-anchor", "reason": reason, **describe_distrust(policy)}
         async with record_run(opened, "rotate", asked, audit_log) as journal:
             servers = await resolve_nodes(clients)
             observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=opened.org)
@@ -453,7 +453,7 @@ async def drop_lost_anchor(
             # and lose the roots that have signed since (tests/unit/operations/test_rotate.py).
             await identity.check_history((await identity.read())[0])
             document, version = await identity.read_latest()
-            await identity.signatures.check(document)
+            await identity.signatures.check_document(document)
             now_ms = clock.now_ms()
             check_own_clock(
                 opened.provider.store_clock.ahead_ms(now_ms),
@@ -521,7 +521,7 @@ async def resolve_nodes(nodes: Nodes) -> Nodes:
     return nodes
 
 
-def distrusted(policy: Policy | None) -> dict[str, Any]:
+def describe_distrust(policy: Policy | None) -> dict[str, Any]:
     """Return the servers that the operator distrusts, for the audit trail; an empty dict if there are none."""
     return {"distrust": sorted(policy.distrust)} if policy is not None and policy.distrust else {}
 

@@ -24,7 +24,7 @@ from goatherd.identity.transitions import sign_again
 from goatherd.named_signers import NamedSigners
 from goatherd.operations.identity_store import Store
 from goatherd.operations.opening import Nodes
-from goatherd.operations.rotate import distrusted, resolve_nodes
+from goatherd.operations.rotate import describe_distrust, resolve_nodes
 from goatherd.operations.runs import AuditLog, record_run
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT, VersionId
@@ -121,7 +121,7 @@ async def repair_signature(
     """
     policy, clock = policy or Policy(), clock or SystemClock()
     what, write = ("accept", sign_current) if accept else ("take-back", sign_earlier)
-    asked = {"what": what, "version": examined.version, "changes": list(examined.changes), **distrusted(policy)}
+    asked = {"what": what, "version": examined.version, "changes": list(examined.changes), **describe_distrust(policy)}
     async with record_run(store, "sign", asked, audit_log) as journal:
         servers = await resolve_nodes(nodes)
         observer = Observer(servers, clock=clock, timeout=policy.node_timeout, bare=policy.bare, org=store.org)

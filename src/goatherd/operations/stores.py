@@ -441,7 +441,7 @@ async def _check_signature(
     """
     observer = Observer(nodes or (), clock=clock, timeout=TIMEOUT)
     try:
-        await SignedStoreCheck(member.provider, secret_id, observer.read_identities).check(document)
+        await SignedStoreCheck(member.provider, secret_id, observer.read_identities).check_document(document)
     except UnsignedIdentityError as error:
         error.hint = f"Make {member.region} the primary store in [stores]. {error.hint}"
         raise

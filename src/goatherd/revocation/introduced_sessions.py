@@ -67,7 +67,7 @@ class IntroducedSessions:
     cannot_leave: tuple[str, ...] = ()
 
 
-def survey(
+def find_introduced_sessions(
     commits: Iterable[Commit],
     revoked: Session,
     *,

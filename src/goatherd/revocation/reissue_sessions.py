@@ -31,9 +31,9 @@ from goatherd.ids import new_id, new_seeds
 from goatherd.revocation.introduced_sessions import (
     Introduced,
     IntroducedSessions,
+    find_introduced_sessions,
     find_reissued,
     introduce_again,
-    survey,
 )
 from goatherd.revocation.report import NodeOutcome, RevocationReport
 from goatherd.rotation.cross_signing import introduction_ids
@@ -142,7 +142,7 @@ class SessionReissuer:
             # A root that is no longer in the document but is trusted without the revoked one is not the thief's.
             others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
             with verifier_processes(), ThreadPoolExecutor(_THREADS) as executor:
-                found = survey(
+                found = find_introduced_sessions(
                     commits,
                     revoked,
                     successor_id=signer.id,

@@ -393,11 +393,11 @@ class Revoker:
         """Return why the anchor's signer, without which nothing can be revoked, does not sign; None if it does."""
         if document.anchor is None:
             return None
-        await self._identity.signatures.check(document)
+        await self._identity.signatures.check_document(document)
         async with self._anchor_keys as keys:
             try:
                 await self._check_trusted(document)
-                await keys.open_current(document).check()
+                await keys.open_current(document).check_signing()
             except SignerError as error:
                 return str(error)
         return None
@@ -909,7 +909,7 @@ class Revoker:
     async def _destroy_keys(self, session_id: str) -> IdentityDocument:
         document, version = await self._identity.read_latest()
         # Every check that can reject the later record runs now, because a destroyed key cannot be recovered.
-        await self._identity.signatures.check(document)
+        await self._identity.signatures.check_document(document)
         if session_id not in document.retired_ids:
             await call_signing(transitions.record_retirement, document, session_id, self._clock.now_ms())
         report = self._report

@@ -92,7 +92,7 @@ class AnchorChoice:
         """Return whether the identity has an anchor after this change."""
         return self.signer is not None or (document.anchor is not None and not self.is_removed)
 
-    def check(self, document: IdentityDocument) -> None:
+    def check_allowed(self, document: IdentityDocument) -> None:
         """Check that the identity, in which no rotation is in progress, allows this change of the anchor.
 
         Raises:
@@ -217,7 +217,7 @@ class AnchorKey:
         """Return the anchor's signature of the statement that root `revoked_id` is revoked at time `at`."""
         return await self._sign_text(revocation_text(self.session.id, revoked_id, at), at)
 
-    async def check(self) -> None:
+    async def check_signing(self) -> None:
         """Check that the anchor's signer signs: it signs a text that GoatDB accepts neither as commit nor as request.
 
         Raises:
@@ -355,7 +355,7 @@ async def collect_anchor_signatures(
         SignerError: A signer refused, did not answer, or returned invalid signatures.
         IllegalStepError: The identity does not allow this change of the anchor.
     """
-    choice.check(document)
+    choice.check_allowed(document)
     before = None if document.anchor is None else keys.open_current(document)
     if choice.signer is None:
         if before is None:

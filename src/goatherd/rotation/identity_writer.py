@@ -126,7 +126,7 @@ class IdentityWriter:
         if before is None or before[2] == digest:
             return
         guarantees = self.store.guarantees
-        is_other = StoredState.of(document).is_other(before[1], before[2]) and (
+        is_other = StoredState.from_document(document).is_other(before[1], before[2]) and (
             guarantees.cas or not guarantees.best_effort_cas
         )
         if before[0] != version.id and not is_other:
@@ -208,7 +208,7 @@ class IdentityWriter:
             document, version = await self.read_latest()
             evidence = (version.id, document_digest(document))
             if attempts.may_try(evidence, name):
-                await self.signatures.check(document)
+                await self.signatures.check_document(document)
                 changed = await change(document, version)
                 if changed is None:
                     return document, version, evidence[1] in sent  # if it is there, only the answer was lost

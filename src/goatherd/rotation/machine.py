@@ -162,7 +162,7 @@ BACKWARD: Final[dict[Phase, Step]] = {
 """The step that ends a rotation early, by phase: cancel if the next root (B) has not signed yet, else roll back."""
 
 
-def after(phase: Phase, step: Step) -> Phase:
+def phase_after(phase: Phase, step: Step) -> Phase:
     """Return the phase of a rotation that follows `phase` after `step`.
 
     Raises:
@@ -561,7 +561,7 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
     return node.holds_cross_signature is True
 
 
-def missing(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
+def find_missing_evidence(observation: Observation, step: Step) -> dict[Evidence, tuple[str, ...]]:
     """Return, for each kind of evidence that the step requires, the URLs of the servers that have not shown it.
 
     Evidence that every server has shown is left out.
@@ -590,10 +590,10 @@ def find_obstacles_to_begin(
     """
     store = observation.store
     if store.phase is Phase.STEADY and not (is_restore and now_ms > store.current_expires_ms):
-        behind = {url for urls in missing(observation, Step.PREPARE).values() for url in urls}
+        behind = {url for urls in find_missing_evidence(observation, Step.PREPARE).values() for url in urls}
     else:
         behind = {node.url for node in observation.nodes if not node.reachable}
-    silent = frozenset(behind - excused(observation, policy))
+    silent = frozenset(behind - find_excused_servers(observation, policy))
     found = find_obstacles(observation, policy, now_ms, silent=silent, is_restore=is_restore)
     if not is_outvoted(observation, policy):
         return found
@@ -630,7 +630,7 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
     away = {node.url for node in observation.nodes if not node.reachable}
     waiting = tuple(
         f"{_join_names(urls, away)}: {evidence}"
-        for evidence, urls in missing(observation, FORWARD[store.phase]).items()
+        for evidence, urls in find_missing_evidence(observation, FORWARD[store.phase]).items()
     )
     blocker = _find_blocker(observation)
     return PhaseProgress(
@@ -643,7 +643,7 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
     )
 
 
-def excused(observation: Observation, policy: Policy) -> frozenset[str]:
+def find_excused_servers(observation: Observation, policy: Policy) -> frozenset[str]:
     """Return the URLs of servers for which a rotation need not wait: they do not answer, but a quorum of servers does.
 
     SECURITY: a server that answers but does not trust the next root would reject and drop what that root signs, so it
@@ -659,7 +659,8 @@ def is_outvoted(observation: Observation, policy: Policy) -> bool:
     """Return whether a quorum of other servers overrules those which report that they reject the new identity.
 
     Such a report is unsigned, so it may be false, and a quorum may overrule it. The rotation still waits for the server
-    that sent it, until the deadline, and continues without that server only if it does not answer (`excused`).
+    that sent it, until the deadline, and continues without that server only if it does not answer
+    (`find_excused_servers`).
     """
     total = len(observation.nodes)
     others = sum(node.rejects is None and node.reachable for node in observation.nodes)
@@ -686,7 +687,7 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
             hint="`goatherd rotate --resume` without --to finishes it.",
         )
     step = FORWARD[store.phase]
-    lacking = missing(observation, step)
+    lacking = find_missing_evidence(observation, step)
     until_ms = deadline_ms(store, policy, intent)
     left_out: tuple[str, ...] = ()
     # Before B is published nothing can be lost, so servers that the quorum may leave out are not waited for yet.
@@ -704,13 +705,13 @@ def _decide_in_progress(observation: Observation, policy: Policy, intent: Intent
         # trust it, and no rotation waits indefinitely (tests/unit/rotation/test_machine.py).
         return _decide_rollback(
             store,
-            f"not adopted in time: {describe(observation, lacking)}"
+            f"not adopted in time: {describe_evidence(observation, lacking)}"
             if lacking
             else f"timeout: expected that {blocker}",
         )
     if blocker and not lacking:
         return Wait(nodes=(), reason=blocker, until_ms=until_ms)
-    return _help_nodes(observation, lacking, excused(observation, policy), until_ms)
+    return _help_nodes(observation, lacking, find_excused_servers(observation, policy), until_ms)
 
 
 def _find_blocker(observation: Observation) -> str | None:
@@ -733,7 +734,7 @@ def _without_excused(
     A server is excused if it does not answer and the configured quorum allows a rotation without it. If other servers
     lack evidence too, leaving servers out would not help: then `lacking` is returned unchanged, with no servers.
     """
-    away = excused(observation, policy)
+    away = find_excused_servers(observation, policy)
     behind = {url for urls in lacking.values() for url in urls}
     if behind <= away:
         return {}, tuple(node.url for node in observation.nodes if node.url in behind)
@@ -997,7 +998,7 @@ def _decide_retire(observation: Observation, policy: Policy, now_ms: int) -> Act
     return Done(outcome=Outcome.NOTHING, kept=kept)
 
 
-def describe(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
+def describe_evidence(observation: Observation, lacking: dict[Evidence, tuple[str, ...]]) -> str:
     """Return the evidence that servers have not shown yet, as one human-readable line.
 
     The line becomes the reason in the identity document's history if the rotation is cancelled or rolled back. A server

@@ -246,7 +246,7 @@ class StoredState:
     lineage: Lineage | None = None
 
     @classmethod
-    def of(cls, document: IdentityDocument) -> StoredState:
+    def from_document(cls, document: IdentityDocument) -> StoredState:
         return cls(generation=document.generation, digest=source_digest(document), lineage=document.lineage)
 
     def is_behind(self, generation: int) -> bool:

@@ -20,9 +20,9 @@ from goatherd.rotation.machine import (
     Phase,
     Policy,
     Step,
-    after,
     find_lack_of_room,
     find_obstacles_to_begin,
+    phase_after,
 )
 
 EFFECTS: Final[dict[Step, str]] = {
@@ -153,7 +153,7 @@ def make_plan(
     phase = store.phase
     while not steps or phase is not Phase.STEADY:
         steps.append(_plan_step(phase, FORWARD[phase], policy, signals))
-        phase = after(phase, FORWARD[phase])
+        phase = phase_after(phase, FORWARD[phase])
     return Plan(
         phase=store.phase,
         current_id=store.current_id,
@@ -193,7 +193,7 @@ def _plan_step(phase: Phase, step: Step, policy: Policy, signals: Sequence[str])
         patience = policy.adoption + policy.health_soak
     return PlannedStep(
         step=step,
-        leads_to=after(phase, step),
+        leads_to=phase_after(phase, step),
         effect=EFFECTS[step],
         risk=RISKS[step],
         gate=gate,

@@ -383,9 +383,9 @@ class Rotator:
         self._identity.forget()
         self._set_clock()
         document, version = await self._read_identity()
-        await self._identity.signatures.check(self._read_last)
+        await self._identity.signatures.check_document(self._read_last)
         if document.rotation is None:
-            anchor.check(document)
+            anchor.check_allowed(document)
             self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
         observation, document = await self._survey_cluster(document, version)
         observation = await self._add_anchor_problem(observation)
@@ -409,7 +409,7 @@ class Rotator:
             StoreWentBackError, UnsignedIdentityError, ConfigurationError, ProviderError: As for `rotate`.
         """
         document = await self._check_history()
-        await self._identity.signatures.check(self._read_last)
+        await self._identity.signatures.check_document(self._read_last)
         return document
 
     async def may_begin(self, anchor: AnchorChoice) -> bool:
@@ -424,7 +424,7 @@ class Rotator:
         document = await self.check_identity()
         if document.rotation is not None:
             return False
-        anchor.check(document)
+        anchor.check_allowed(document)
         observation, document = await self._survey_cluster(*await self._read_identity())
         now_ms, store = self._steady.now_ms(), observation.store
         intent = Intent(goal=Goal.ROTATE, began_ms=now_ms, from_id=document.current.id)
@@ -529,7 +529,7 @@ class Rotator:
         self._set_clock()
         document = await self.check_identity()
         if goal is Goal.ROTATE and document.rotation is None:
-            anchor.check(document)
+            anchor.check_allowed(document)
             self.policy.check_new_root(has_anchor=anchor.leaves_anchor(document))
         intent = Intent(
             goal=goal,
@@ -571,7 +571,7 @@ class Rotator:
                 intent = replace(intent, began_ms=self._steady.now_ms())
             try:
                 observation, document = await self._observe_cluster(intent)
-                await self._identity.signatures.check(self._read_last)
+                await self._identity.signatures.check_document(self._read_last)
                 if not has_write_failed:
                     troubled_since = None  # single failed reads between successful ones do not count
                 if intent.rotation_id is None and transitions.has_begun(document, candidate):
@@ -982,7 +982,7 @@ class Rotator:
             try:
                 if document.anchor is not None and is_trusted:
                     verify_signed(document)
-                    await keys.open_current(document).check()
+                    await keys.open_current(document).check_signing()
                 if self._anchor_choice.signer is not None:
                     now_ms = self._clock.now_ms()
                     new = await keys.open_new(
@@ -992,7 +992,7 @@ class Rotator:
                         document=document,
                         is_direct=self._anchor_choice.is_direct,
                     )
-                    await new.check()
+                    await new.check_signing()
             except (SignerError, IllegalStepError, UnsignedIdentityError) as error:
                 return str(error), error.hint
         return None

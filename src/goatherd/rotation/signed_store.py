@@ -49,7 +49,7 @@ class SignedStoreCheck:
         self.has_seen_signed = False
         self._passed: IdentityDocument | None = None
 
-    async def check(self, document: IdentityDocument | None) -> None:
+    async def check_document(self, document: IdentityDocument | None) -> None:
         """Check the signature of an identity document that a command is about to change; None if none was read.
 
         Raises:

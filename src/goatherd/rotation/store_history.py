@@ -109,8 +109,8 @@ def find_contradictions(
             disagree, so that one server with a wrong report does not stop an operator in an emergency. (After a
             restored backup, no running server agrees.)
     """
-    held, listed = StoredState.of(document), {root.id for root in document.roots}
-    last_signed = None if signed is None else StoredState.of(signed)
+    held, listed = StoredState.from_document(document), {root.id for root in document.roots}
+    last_signed = None if signed is None else StoredState.from_document(signed)
     found, agreeing = [], 0
     for url, answer in answers.items():
         if url in distrust or listed.isdisjoint((*(answer.roots or ()), *(answer.revoked or ()))):
@@ -149,7 +149,7 @@ async def find_later_versions(
             document = decode_document((await provider.read(secret_id, version.id)).value.reveal())
         except (IdentityError, SecretNotFoundError, VersionDisabledError):
             continue
-        held = StoredState.of(document)
+        held = StoredState.from_document(document)
         urls = [
             url
             for url, (generation, digest) in used.items()

@@ -57,7 +57,7 @@ class AnchorWatch:
         """
         broken: str | None = None
         try:
-            self._seen.check(document)
+            self._seen.check_succession(document)
         except SuccessionError as error:
             broken = str(error)
         anchor = document.anchor

@@ -17,7 +17,7 @@ class SeenIdentity:
     def __init__(self) -> None:
         self._seen: TrustCheckpoint | None = None
 
-    def check(self, document: IdentityDocument) -> None:
+    def check_succession(self, document: IdentityDocument) -> None:
         """Check that an identity follows from the one seen before, and remember it.
 
         Raises:
@@ -47,7 +47,7 @@ class SeenIdentity:
             SuccessionError: The identity is in direct mode, or enters it, and does not follow from the one before.
         """
         try:
-            self.check(document)
+            self.check_succession(document)
         except SuccessionError:
             if document.uses_remote_key:
                 raise

@@ -239,7 +239,7 @@ class Collector:
             mark = None
         key = (mark, status.document.revoked_ids, tuple(root.id for root in status.document.roots))
         if self._trail is None or self._trail[0] != key or self._trail[1].verdict == "unreadable":
-            anchors = Anchors.of(status.document)
+            anchors = Anchors.from_document(status.document)
             self._trail = key, await asyncio.to_thread(read_trail_view, file, anchors, status.at_ms)
         return self._trail[1]
 

@@ -38,7 +38,7 @@ def write_status_file(
         OSError: The file cannot be written.
     """
     renderer = Renderer()
-    anchors = Anchors.of(status.document)
+    anchors = Anchors.from_document(status.document)
     view = make_view(
         status,
         org=org,

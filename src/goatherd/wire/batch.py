@@ -101,7 +101,7 @@ class RawCommits(Sequence[Any]):
         """Return the size in bytes of the commit at this index."""
         return self._ends[index] - self._starts[index]
 
-    def check(self) -> None:
+    def check_json(self) -> None:
         """Check that every commit is JSON. Commits with more JSON values than Goatherd parses are not checked.
 
         Raises:
@@ -193,7 +193,7 @@ def read_batch(body: bytes, most: int) -> list[tuple[str, SyncMessage]]:
         return [decode_request_element(each) for each in _check_array(parse_json(body), most)]
     elements, lists = split_batch(body, most, RawCommits)
     for commits in lists:
-        commits.check()
+        commits.check_json()
     found = []
     for each in elements:
         path, message = decode_request_element(each)

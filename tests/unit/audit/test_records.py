@@ -34,7 +34,7 @@ def in_lines(raw: bytes) -> list[bytes]:
 
 
 def test_an_untouched_trail_is_good_with_and_without_its_identity() -> None:
-    for anchors in (None, Anchors.of(after())):
+    for anchors in (None, Anchors.from_document(after())):
         checked = verify(trail(), anchors=anchors)
         assert checked.signers == ("root-a", "root-b")
         assert checked.head == read_record(trail()[-1]).head
@@ -153,7 +153,7 @@ def stranger() -> Writer:
 
 
 def test_a_signer_that_is_no_root_of_the_identity_is_found() -> None:
-    error = broken(stranger().lines, anchors=Anchors.of(after()))
+    error = broken(stranger().lines, anchors=Anchors.from_document(after()))
     assert error.line == 3
     assert "no root of this identity" in str(error)
 
@@ -167,7 +167,7 @@ def test_a_signer_for_whom_none_before_it_vouches_is_found_without_the_identity(
 
 def test_a_whole_file_by_a_stranger_is_found_with_the_identity_and_named_without() -> None:
     lines = Writer().add(transitions.create_document(root("root-x"), NOW_MS)).lines
-    assert broken(lines, anchors=Anchors.of(after())).line == 1
+    assert broken(lines, anchors=Anchors.from_document(after())).line == 1
     assert verify(lines).rests_on == "root-x"
 
 
@@ -175,7 +175,7 @@ def test_a_root_with_the_id_of_another_is_found() -> None:
     double = OwnedSession.generate(session_id="root-b", owner="root", now_ms=NOW_MS, lifetime=timedelta(days=180))
     lines = Writer().add(before()).add(transitions.create_document(double, NOW_MS)).lines
     assert broken(lines).line == 3
-    assert broken(lines, anchors=Anchors.of(after())).line == 3
+    assert broken(lines, anchors=Anchors.from_document(after())).line == 3
     again = Writer().add(after()).add(before()).add(transitions.create_document(double, NOW_MS)).lines
     assert broken(again).line == 3, "root-a is vouched for by no root here"
 
@@ -201,7 +201,7 @@ REVOKED_MS = NOW_MS + 1000
 
 
 def revoked(*ids: str) -> Anchors:
-    return Anchors(roots=Anchors.of(after()).roots, revoked=dict.fromkeys(ids, REVOKED_MS))
+    return Anchors(roots=Anchors.from_document(after()).roots, revoked=dict.fromkeys(ids, REVOKED_MS))
 
 
 def test_what_a_revoked_root_signed_before_is_counted_until_another_root_signs() -> None:
@@ -252,7 +252,7 @@ def test_no_signature_of_a_record_is_one_of_goatdb_nor_the_other_way_round() -> 
 def torn_trail(*tears: bytes) -> list[bytes]:
     writer = Writer().add(before()).add(before())
     kept = list(writer.lines)
-    writer.add(before(), torn=[Torn.of(tear) for tear in tears])
+    writer.add(before(), torn=[Torn.from_line(tear) for tear in tears])
     return [*kept, *tears, writer.lines[-1]]
 
 
@@ -362,7 +362,7 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     documents += [rotated(after(), "stolen"), revoked_in(rotated(after(), "stolen"), "heir")]
     for number in range(5):
         documents.append(rotated(documents[-1], f"after-{number}"))
-    identity = Anchors.of(documents[-1])
+    identity = Anchors.from_document(documents[-1])
     assert not {"root-a", "root-b"} & identity.roots.keys()
     assert len(verify(written(*documents), anchors=identity).signers) == 9
     # An attacker with the stolen key can put other roots before the successor, which endorses none of them.
@@ -371,7 +371,7 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     assert broken(written(alone, stolen, *documents[3:]), anchors=identity).line == 1
     late = revoked_in(rotated(before(), "stolen"), "heir")
     other = rotated(rotated(before(), "stolen"), "alone")
-    assert broken(written(before(), other, late), anchors=Anchors.of(late)).line == 3
+    assert broken(written(before(), other, late), anchors=Anchors.from_document(late)).line == 3
 
 
 def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> None:
@@ -382,7 +382,7 @@ def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> 
         documents += [exposed, settled_in(revoked_in(exposed, f"heir-{number}"), exposed.current.id)]
     for number in range(4):
         documents.append(rotated(documents[-1], f"after-{number}"))
-    identity = Anchors.of(documents[-1])
+    identity = Anchors.from_document(documents[-1])
     assert "stolen-0" in identity.roots
     assert "heir-0" not in identity.roots
     assert len(verify(written(*documents), anchors=identity).signers) == len(documents)
@@ -390,7 +390,7 @@ def test_the_successor_of_a_revoked_root_may_itself_have_left_the_identity() -> 
     rogue = revoked_in(transitions.create_document(root("stolen-0"), NOW_MS), "rogue")
     assert broken(written(*documents[:3], rogue, *documents[3:]), anchors=identity).line == 7
     seeming = replace(rogue, endorsements=(endorse_root(root("rogue"), root("root-b").session, NOW_MS),))
-    for follows, anchors in ((documents[3:], identity), ([documents[3]], Anchors.of(documents[3]))):
+    for follows, anchors in ((documents[3:], identity), ([documents[3]], Anchors.from_document(documents[3]))):
         error = broken(written(*documents[:3], seeming, *follows), anchors=anchors)
         assert error.line in (7, 9), "the true successor does not endorse the other one"
     alone = transitions.create_document(root("alone"), NOW_MS)
@@ -432,7 +432,7 @@ async def renewals(anchored: Anchored, count: int) -> list[IdentityDocument]:
 async def test_a_working_root_follows_another_by_the_word_of_their_anchor() -> None:
     documents = await renewals(Anchored(), 6)
     assert documents[-1].find_root("working-1") is None
-    for anchors in (None, Anchors.of(documents[-1])):
+    for anchors in (None, Anchors.from_document(documents[-1])):
         assert len(verify(written(*documents), anchors=anchors).signers) == 6
 
 
@@ -447,14 +447,14 @@ async def test_a_trail_goes_on_over_changes_of_the_anchor(is_anchored: bool, sta
     for number in range(5):
         documents.append(await anchored.rotate(documents[-1], f"later-{number}"))
     assert documents[-1].find_root("second") is None
-    for anchors in (None, Anchors.of(documents[-1])):
+    for anchors in (None, Anchors.from_document(documents[-1])):
         assert len(verify(written(*documents), anchors=anchors).signers) == 8
 
 
 async def test_lines_of_a_stranger_are_not_sealed_by_a_working_root() -> None:
     anchored = Anchored()
     documents = await renewals(anchored, 6)
-    identity = Anchors.of(documents[-1])
+    identity = Anchors.from_document(documents[-1])
     others = [await anchored.begin("stranger", "memory:stranger"), transitions.create_document(root("alone"), NOW_MS)]
     for other in others:
         assert broken(written(other, documents[-1]), anchors=identity).line == 1
@@ -471,6 +471,9 @@ async def test_the_thief_of_a_revoked_working_root_cannot_write_the_whole_file_a
     endorsed = endorse_root(root("alone"), stolen.current.session, NOW_MS)
     forged.add(replace(stolen, roots=listed, endorsements=(*stolen.endorsements, endorsed)))
     thefts = {stolen.current.id: NOW_MS + 1000}
-    assert broken(forged.add(last).lines, anchors=Anchors(roots=Anchors.of(last).roots, revoked=thefts)).line == 1
+    assert (
+        broken(forged.add(last).lines, anchors=Anchors(roots=Anchors.from_document(last).roots, revoked=thefts)).line
+        == 1
+    )
     whole = written(*documents)
-    assert verify(whole, anchors=Anchors(roots=Anchors.of(last).roots, revoked=thefts)).by_revoked == 0
+    assert verify(whole, anchors=Anchors(roots=Anchors.from_document(last).roots, revoked=thefts)).by_revoked == 0

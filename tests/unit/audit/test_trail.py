@@ -85,7 +85,7 @@ def test_another_process_carries_on_where_the_last_one_ended(file: Path) -> None
     for _ in range(3):
         make(file).record("run-began", {})
     assert events(file) == ["signer", "run-began", "run-began", "run-began"]
-    assert check(file, anchors=Anchors.of(after())).head.seq == 4
+    assert check(file, anchors=Anchors.from_document(after())).head.seq == 4
 
 
 def test_the_signer_follows_the_identity_and_is_introduced_each_time_it_changes(file: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_signer_follows_the_identity_and_is_introduced_each_time_it_changes(
     trail.record("four", {})
     assert events(file) == ["signer", "one", "signer", "two", "three", "signer", "four"]
     assert check(file).signers == ("root-a", "root-b")
-    assert check(file, anchors=Anchors.of(after())).signers == ("root-a", "root-b")
+    assert check(file, anchors=Anchors.from_document(after())).signers == ("root-a", "root-b")
 
 
 def test_a_file_that_is_moved_away_is_followed_by_a_new_one(file: Path) -> None:
@@ -282,7 +282,7 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
         process.stdin.close()
         started.append(process)
     assert [process.wait(120) for process in started] == [0, 0, 0]
-    check(file, anchors=Anchors.of(after()))
+    check(file, anchors=Anchors.from_document(after()))
     for index in range(3):
         numbers = [r.data["number"] for r in read_trail(file) if r.actor == f"writer-{index}" and r.event == "decided"]
         assert numbers == list(range(20))
@@ -293,13 +293,13 @@ def test_processes_that_write_at_the_same_time_make_one_chain(file: Path) -> Non
 
 def test_evidence_is_ids_versions_times_and_addresses() -> None:
     view = NodeView(url="http://10.0.0.1:8080", reachable=True, trusts_next=True, signs_with="root-a")
-    name, data = EventData().of(NodesSeen(nodes=(view,))) or ("", {})
+    name, data = EventData().convert_event(NodesSeen(nodes=(view,))) or ("", {})
     assert name == "nodes-seen"
     assert data["nodes"][0]["trustsNext"] is True
     assert data["nodes"][0]["holdsIntroduction"] is None
     assert data["nodes"][0]["answers"] is None
     assert not {"trustsCurrent", "report"} & data["nodes"][0].keys(), "a record keeps its names"
-    name, data = EventData().of(Decided(action=Advance(step=Step.PUBLISH, expected="7"))) or ("", {})
+    name, data = EventData().convert_event(Decided(action=Advance(step=Step.PUBLISH, expected="7"))) or ("", {})
     assert (name, data["action"], data["step"], data["expected"]) == ("decided", "advance", "publish", "7")
 
 
@@ -308,7 +308,9 @@ def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None
     wait = Decided(action=Wait(nodes=("http://a",), reason="signs", until_ms=5))
     told = NodeNotified(url="http://a", is_reached=False)
     entered = PhaseEntered(phase=Phase.PREPARED, generation=2, rotation_id="r", current_id="a", next_id="b", at_ms=1)
-    found = [evidence.of(event) for event in (wait, told, wait, told, ConflictMet(), ConflictMet(), entered, wait)]
+    found = [
+        evidence.convert_event(event) for event in (wait, told, wait, told, ConflictMet(), ConflictMet(), entered, wait)
+    ]
     assert [one and one[0] for one in found] == [
         "decided", "node-told", None, None, "conflict-met", "conflict-met", "phase-entered", "decided",
     ]  # fmt: skip
@@ -318,7 +320,7 @@ def test_what_is_repeated_in_a_phase_is_told_once_and_anew_in_the_next() -> None
 def test_an_error_of_aws_is_repeated_although_each_request_has_another_id() -> None:
     evidence = EventData()
     refused = [StoreTroubled(error=f"aws: create 'x': Denied (HTTP 400, request {number}): no") for number in "12"]
-    assert [evidence.of(event) is None for event in refused] == [False, True]
+    assert [evidence.convert_event(event) is None for event in refused] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -358,7 +360,7 @@ async def test_the_trail_of_a_rotation_holds_every_step_and_no_key(
     journal = Journal(trail)
     await rotator_for(herd, listener=journal.record_event).rotate()
     document = await check_steady(herd)
-    checked = check(file, anchors=Anchors.of(document))
+    checked = check(file, anchors=Anchors.from_document(document))
     assert checked.lost == 0
     records = read_trail(file)
     steps = [r.data["step"] for r in records if r.event == "decided" and r.data["action"] == "advance"]
@@ -412,10 +414,10 @@ def test_an_ended_run_is_told_with_its_report_and_its_repetitions_are_forgotten(
     )  # fmt: skip
     evidence = EventData()
     told = NodeNotified(url="http://a", is_reached=True)
-    evidence.of(told)
-    name, data = evidence.of(RunEnded(report=report)) or ("", {})
+    evidence.convert_event(told)
+    name, data = evidence.convert_event(RunEnded(report=report)) or ("", {})
     assert (name, data["report"]["outcome"], data["report"]["behind"]) == ("run-ended", "rotated", [])
-    assert evidence.of(told) is not None
+    assert evidence.convert_event(told) is not None
 
 
 def test_a_duration_is_told_with_its_unit() -> None:
@@ -448,7 +450,7 @@ def test_in_a_run_that_revokes_evidence_is_held_until_it_is_known_who_signs_it(
         "run-began": "root-a", "one": "root-a", "two": "root-b", "run-over": "root-b",
     }  # fmt: skip
     assert found["two"].at_ms == NOW_MS + 1000, "the time is that of the event"
-    check(file, anchors=Anchors(roots=Anchors.of(after()).roots, revoked={"root-a": NOW_MS + 500}))
+    check(file, anchors=Anchors(roots=Anchors.from_document(after()).roots, revoked={"root-a": NOW_MS + 500}))
 
 
 # --- a process that reads the identity regularly ----------------------------------------------------------------------
@@ -482,7 +484,7 @@ def test_only_a_root_that_an_earlier_signer_introduces_is_recorded_because_it_wa
     trail.follow_root(after())
     trail.follow_root(before())
     assert events(file) == ["signer", "one", "signer", "signer"]
-    verify(read_lines(file), anchors=Anchors.of(after()))
+    verify(read_lines(file), anchors=Anchors.from_document(after()))
 
 
 def test_a_failure_after_a_root_could_be_recorded_is_logged_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:

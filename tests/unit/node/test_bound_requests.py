@@ -206,7 +206,9 @@ def arrive(guard: RequestGuard, signer: OwnedSession, nonce: str, *, signed_ms: 
 def accept(guard: RequestGuard, header: str, now_ms: int) -> None:
     envelope = parse_signature(header)
     digest = request_binding.digest_body(b"")
-    guard.check(envelope, read_binding(envelope), method="POST", path="/x", digest=digest, is_root=True, now_ms=now_ms)
+    guard.check_request(
+        envelope, read_binding(envelope), method="POST", path="/x", digest=digest, is_root=True, now_ms=now_ms
+    )
 
 
 def test_a_request_is_remembered_for_as_long_as_its_signature_counts() -> None:

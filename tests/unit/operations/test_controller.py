@@ -362,7 +362,7 @@ async def test_a_controller_that_has_missed_many_rotations_says_that_its_trail_c
         for _ in range(rotations):
             await rotator_for(herd).rotate()
         await start()
-    anchors = Anchors.of((await store_of(herd).read())[1])
+    anchors = Anchors.from_document((await store_of(herd).read())[1])
     told = "the records of audit trail" in caplog.text
     assert told == (rotations == 6)
     if told:

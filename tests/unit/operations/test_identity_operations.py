@@ -165,7 +165,7 @@ async def test_a_label_that_is_moved_is_in_the_audit_trail(store: Store, tmp_pat
     moved = [record.data for record in records.records if record.event == "label-moved"]
     assert moved == [{"label": "mine", "from": None, "to": "1"}]
     assert len(read_trail(trail, last=1).records) == 1
-    checked = verify_trail(trail, anchors=Anchors.of((await store.read())[1]))
+    checked = verify_trail(trail, anchors=Anchors.from_document((await store.read())[1]))
     assert checked.head.seq == len(records.records)
 
 
@@ -182,7 +182,7 @@ async def test_a_trail_that_lacks_its_end_is_broken_for_a_checkpoint_only(store:
     await init_identity(store, Policy())
     trail = tmp_path / "audit.jsonl"
     await change_label(store, "mine", "current", audit_log=AuditLog(trail))
-    anchors = Anchors.of((await store.read())[1])
+    anchors = Anchors.from_document((await store.read())[1])
     head = verify_trail(trail, anchors=anchors).head
     trail.write_bytes(b"".join(trail.read_bytes().splitlines(keepends=True)[:-1]))
     verify_trail(trail, anchors=anchors)

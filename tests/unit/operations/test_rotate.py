@@ -147,7 +147,7 @@ async def test_the_trail_of_a_rotation_that_a_revocation_ends_is_signed_by_the_r
     )
     ended = f"ended by another command: {document.current.id} signs (root root-a was revoked meanwhile)"
     assert report_lines(caught.value.report, timedelta(days=1))[0] == ended
-    checked = verify(read_lines(path), anchors=Anchors.of(document))
+    checked = verify(read_lines(path), anchors=Anchors.from_document(document))
     assert checked.signers == ("root-a", document.current.id)
     assert checked.after_revocation == ()
     assert {one.by for one in map(read_record, read_lines(path)) if one.event == "run-ended"} == {document.current.id}

@@ -10,7 +10,17 @@ import pytest
 from goatherd.cli.text.rotation import bare_lines
 from goatherd.cluster.observer import Observer
 from goatherd.errors import NotAdoptedError
-from goatherd.rotation.machine import Evidence, NodeView, Observation, Outcome, Phase, Policy, Step, StoreView, missing
+from goatherd.rotation.machine import (
+    Evidence,
+    NodeView,
+    Observation,
+    Outcome,
+    Phase,
+    Policy,
+    Step,
+    StoreView,
+    find_missing_evidence,
+)
 from goatherd.times import iso
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, rotator_for
 
@@ -33,10 +43,10 @@ def view(**more: object) -> NodeView:
 
 
 def test_a_bare_server_is_not_waited_for_to_sign_with_the_next_root() -> None:
-    assert missing(Observation(store=STORE, nodes=(view(),)), Step.VERIFY) == {
+    assert find_missing_evidence(Observation(store=STORE, nodes=(view(),)), Step.VERIFY) == {
         Evidence.SIGNS_WITH_NEXT: ("http://bare",)
     }
-    assert missing(Observation(store=STORE, nodes=(view(is_bare=True),)), Step.VERIFY) == {}
+    assert find_missing_evidence(Observation(store=STORE, nodes=(view(is_bare=True),)), Step.VERIFY) == {}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,9 @@ def test_a_bare_server_is_not_waited_for_to_sign_with_the_next_root() -> None:
 def test_everything_else_is_asked_of_a_bare_server_as_of_all_others(
     step: Step, lacks: dict[str, object], evidence: Evidence
 ) -> None:
-    assert missing(Observation(store=STORE, nodes=(view(is_bare=True, **lacks),)), step) == {evidence: ("http://bare",)}
+    assert find_missing_evidence(Observation(store=STORE, nodes=(view(is_bare=True, **lacks),)), step) == {
+        evidence: ("http://bare",)
+    }
 
 
 def test_who_is_bare_is_told_by_address_with_or_without_a_slash_at_the_end() -> None:

@@ -183,7 +183,7 @@ def test_a_quorum_never_leaves_out_a_server_that_answers() -> None:
         for now in (NOW, LATE):
             action = decide(observation, policy, MINE, now)
             if isinstance(action, Advance):
-                lacking = machine.missing(observation, action.step)
+                lacking = machine.find_missing_evidence(observation, action.step)
                 behind = {url for urls in lacking.values() for url in urls}
                 assert set(action.left_out) == behind
                 assert not {one.url for one in observation.nodes if one.reachable} & behind

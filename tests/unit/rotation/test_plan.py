@@ -16,7 +16,7 @@ from goatherd.identity.document import Phase
 from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.health_checks import HTTPProbe
-from goatherd.rotation.machine import FORWARD, GATES, Step, after
+from goatherd.rotation.machine import FORWARD, GATES, Step, phase_after
 from goatherd.rotation.plan import COSTS, EFFECTS, RISKS, Cost
 from tests.fakes.herd import SESSIONS, FakeClock, Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, rotator_for
@@ -43,7 +43,7 @@ class Counted:
         return call
 
 
-STEP_INTO = {after(phase, step): step for phase, step in FORWARD.items()}
+STEP_INTO = {phase_after(phase, step): step for phase, step in FORWARD.items()}
 
 
 async def test_what_each_step_costs_is_what_the_plan_says(make_herd: MakeHerd, monkeypatch: pytest.MonkeyPatch) -> None:

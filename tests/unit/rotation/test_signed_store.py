@@ -146,11 +146,11 @@ async def test_a_server_that_saw_a_signed_document_is_asked_where_the_store_show
     document = await document_of(herd)
     for harmless in (ServerIdentity(), ServerIdentity(generation=9)):
         check = answering(harmless)
-        await check.check(document)
-        await check.check(document)
+        await check.check_document(document)
+        await check.check_document(document)
     assert len(asked) == 2, "once for each document"
     with pytest.raises(UnsignedIdentityError, match="has no signature"):
-        await answering(ServerIdentity(has_seen_signed=True)).check(document)
+        await answering(ServerIdentity(has_seen_signed=True)).check_document(document)
 
 
 async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_is_no_excuse(
@@ -168,7 +168,7 @@ async def test_versions_that_cannot_be_read_show_nothing_and_a_store_that_fails_
     document = await document_of(herd)
     monkeypatch.setattr(herd.provider, "read", fails)
     with pytest.raises(UnavailableError):
-        await SignedStoreCheck(herd.provider, herd.secret_id, no_servers).check(document)
+        await SignedStoreCheck(herd.provider, herd.secret_id, no_servers).check_document(document)
 
 
 @pytest.mark.slow

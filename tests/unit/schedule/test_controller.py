@@ -148,7 +148,7 @@ async def test_a_failure_is_recorded_by_the_root_that_signs_then(
     found = [(one.event, one.by) for one in map(read_record, read_lines(trail.path))]
     assert ("controller-acts", "root-a") in found
     assert ("controller-failed", document.current.id) in found
-    assert verify(read_lines(trail.path), anchors=Anchors.of(document)).after_revocation == ()
+    assert verify(read_lines(trail.path), anchors=Anchors.from_document(document)).after_revocation == ()
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ async def test_a_controller_that_only_watches_for_many_rotations_keeps_a_trail_t
             assert not (await watching.act_once()).has_acted
     document = await document_of(herd)
     assert document.find_root("root-a") is None
-    checked = verify(read_lines(trail.path), anchors=Anchors.of(document))
+    checked = verify(read_lines(trail.path), anchors=Anchors.from_document(document))
     assert (len(checked.signers), checked.signers[-1], checked.head.seq) == (7, document.current.id, 8)
 
 
@@ -197,7 +197,7 @@ async def test_an_unrelated_identity_that_is_in_the_store_for_a_while_does_not_b
     await put(herd, document)
     await watching.act_once()
     trail.record("controller-acts", {})
-    checked = verify(read_lines(trail.path), anchors=Anchors.of(document))
+    checked = verify(read_lines(trail.path), anchors=Anchors.from_document(document))
     assert (checked.signers, checked.head.seq) == ((document.current.id,), 3)
 
 
@@ -226,10 +226,10 @@ async def test_a_trail_whose_file_was_renamed_begins_anew_at_the_next_look(
         assert list(read_lines(trail.path)) == [] if creates else not trail.path.exists()
         await put(herd, document)
         await controller.act_once()
-        assert verify(read_lines(trail.path), anchors=Anchors.of(document)).signers == (document.current.id,)
+        assert verify(read_lines(trail.path), anchors=Anchors.from_document(document)).signers == (document.current.id,)
     await rotator_for(herd).rotate()
     await controller.act_once()
-    checked = verify(read_lines(trail.path), anchors=Anchors.of(await document_of(herd)))
+    checked = verify(read_lines(trail.path), anchors=Anchors.from_document(await document_of(herd)))
     assert (len(checked.signers), checked.head.seq) == (2, 2)
 
 
