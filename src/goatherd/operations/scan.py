@@ -16,13 +16,14 @@ import os
 import re
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from goatherd.crypto.keys import fingerprint
 from goatherd.errors import ConfigurationError
@@ -40,6 +41,7 @@ _WINDOW: Final = 1 << 22
 _DEEPEST: Final = 8
 _PIECE: Final = 1 << 16
 _READS_AFTER_END: Final = 100
+_LONGEST_HEADER: Final = 1 << 24
 _MEMORY: Final = 1 << 26
 """How many bytes of zip archives, one in the other, are kept in memory at most; xz may use twice as much to unpack."""
 _GZIP: Final = b"\x1f\x8b"
@@ -317,13 +319,27 @@ def _is_git_object(report: ScanReport, archive: str, member: str, content: _Peek
 
 def _scan_tar(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
     try:
-        with tarfile.open(fileobj=_Ending(reader), mode="r|") as archive:
+        with tarfile.open(fileobj=(stream := _TarStream(reader)), mode="r|") as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if content is not None:
+                stream.header_room = sys.maxsize
+                if (content := _open_member(archive, member)) is not None:
                     _scan_member(report, name, member.name, content, depth, room)
+                    while content.read(_PIECE):
+                        pass
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps each, also of a stream
+                stream.header_room = _LONGEST_HEADER
     except (OverflowError, ValueError) as error:  # such as from the map of a sparse file
         raise _UnpackError(str(error)) from error
+
+
+def _open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+    """Return the content of a file in a tar archive, of a sparse file without its holes; None if it is no file."""
+    if not member.isreg() and member.type in tarfile.SUPPORTED_TYPES:
+        return None
+    parts: list[tuple[int, int]] | None = getattr(member, "sparse", None)
+    if parts is not None:  # a hole may be so large that its zeros have no end
+        member.size, member.sparse = sum([size for _, size in parts]), None
+    return archive.extractfile(member)
 
 
 def _scan_zip(report: ScanReport, name: str, reader: _Peekable, depth: int, room: int) -> None:
@@ -401,18 +417,26 @@ class _Peekable(io.RawIOBase):
         return found
 
 
-class _Ending(io.RawIOBase):
-    """Reads from a stream, and raises EOFError if it is read on and on after its end.
+class _TarStream(io.RawIOBase):
+    """Reads a tar archive, and stops where the standard library would read on and on, or fill the memory.
 
-    The standard library does so when a damaged header in a tar archive gives a file any size.
+    A damaged header gives a file any size, and tarfile reads on after the end of the archive. It also reads a long name
+    or the map of a sparse file into memory, however long it is.
+
+    Attributes:
+        header_room: How many bytes may be read before the next file begins.
     """
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
         self._reads_left = _READS_AFTER_END
+        self.header_room = _LONGEST_HEADER
 
     def read(self, size: int = -1, /) -> bytes:
         found = self._stream.read(size)
+        self.header_room -= len(found)
+        if self.header_room < 0:
+            raise _UnpackError(f"a header has more than {_LONGEST_HEADER >> 20} MiB")
         if not found:
             self._reads_left -= 1
             if self._reads_left < 0:

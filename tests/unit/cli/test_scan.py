@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
@@ -316,6 +316,53 @@ def test_a_damaged_tar_archive_ends_no_scan(tree: Path, damaged: bytes) -> None:
     (tree / "damaged.tar").write_bytes(damaged)
     report = scan_operation.scan_paths([tree], with_history=False)
     assert report.unsearched[-1].startswith(f"{tree}/damaged.tar: cannot be unpacked: ")
+
+
+def one_member_tar(content: bytes, *, kind: bytes = tarfile.REGTYPE, **pax: str) -> bytes:
+    """Return a tar archive with one file, which has a PAX header with these fields."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo("a")
+        entry.pax_headers = {name.replace("_", "."): value for name, value in pax.items()}
+        entry.type, entry.size = kind, len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "pax", [{}, {"GNU_sparse_size": str(1 << 62), "GNU_sparse_map": f"{1 << 60},1024,{1 << 61},1024"}]
+)
+def test_a_file_in_a_tar_archive_is_searched_whatever_its_type_and_its_holes(
+    tree: Path, settings: bytes, pax: dict[str, str]
+) -> None:
+    kind = tarfile.REGTYPE if pax else b"Z"
+    padded = settings.ljust(2048)[:2048]
+    (tree / "one.tar").write_bytes(one_member_tar(padded, kind=kind, **pax))
+    report = scan_operation.scan_paths([tree / "one.tar"], with_history=False)
+    assert ([one.path for one in report.findings], report.unsearched) == ([f"{tree}/one.tar!a"], [])
+
+
+def test_a_header_in_a_tar_archive_does_not_fill_the_memory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_operation, "_LONGEST_HEADER", 1 << 20)
+    (tree / "one.tar").write_bytes(gzip.compress(one_member_tar(b"", comment="x" * (1 << 21))))
+    report = scan_operation.scan_paths([tree / "one.tar"], with_history=False)
+    assert report.unsearched == [f"{tree}/one.tar: cannot be unpacked: a header has more than 1 MiB"]
+
+
+def test_the_files_of_a_tar_archive_that_were_searched_are_forgotten(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "many.tar").write_bytes(pack({str(number): b"x" for number in range(100)}, compressed=True))
+    kept: list[int] = []
+    open_member = scan_operation._open_member
+
+    def count_kept(archive: Any, member: tarfile.TarInfo) -> IO[bytes] | None:
+        kept.append(len(archive.members))
+        return open_member(archive, member)
+
+    monkeypatch.setattr(scan_operation, "_open_member", count_kept)
+    assert scan_operation.scan_paths([tree / "many.tar"], with_history=False).files == 100
+    assert kept == [1] * 100
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a file that no user can read")
