@@ -198,7 +198,10 @@ def _git_command(at: Path, *words: str) -> list[str]:
 
 def _git_environ() -> dict[str, str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    return environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    # SECURITY: a partial clone names a command that git runs to fetch missing objects. Before 2.45, git knows no
+    # GIT_NO_LAZY_FETCH, but it allows no other protocol than the listed ones (tests/unit/cli/test_scan.py).
+    no_fetch = {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none"}
+    return environ | no_fetch | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
 
 
 def _run_git(at: Path, *words: str, given: bytes = b"", timeout: float | None = _TIMEOUT) -> bytes:

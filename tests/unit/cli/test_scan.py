@@ -28,6 +28,7 @@ from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND, EXIT_USAGE
 from goatherd.cli.text.scan import scan_lines
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
+from goatherd.operations import git_history
 from goatherd.operations import scan as scan_operation
 
 from .conftest import Goatherd, Result, secrets_in
@@ -499,6 +500,26 @@ def test_a_repository_s_configuration_starts_no_program(
     for name, value in (("log.showSignature", "true"), ("diff.external", str(trap)), ("core.pager", str(trap))):
         git(tree, "config", name, value)
     assert scan(goatherd, tree).code == EXIT_KEY_FOUND
+    assert not (tmp_path / "sprung").exists()
+
+
+@needs_git
+@pytest.mark.parametrize("missing", ["GIT_NO_LAZY_FETCH", "GIT_ALLOW_PROTOCOL"])
+def test_a_partial_clone_starts_no_program_to_fetch_what_is_missing(tmp_path: Path, missing: str) -> None:
+    """SECURITY: one of both variables is enough; git before 2.45 knows only GIT_ALLOW_PROTOCOL."""
+    (source := tmp_path / "source").mkdir()
+    git(source, "init")
+    (source / "file").write_text("content\n")
+    git(source, "add", ".")
+    git(source, "commit", "-m", "first")
+    git(source, "config", "uploadpack.allowFilter", "true")
+    git(tmp_path, "clone", "--no-checkout", "--filter=blob:none", source.as_uri(), "partial")
+    git(tmp_path / "partial", "config", "remote.origin.uploadpack", f"touch {tmp_path}/sprung; git-upload-pack")
+    environ = {name: value for name, value in git_history._git_environ().items() if name != missing}
+    fetched = subprocess.run(
+        git_history._git_command(tmp_path / "partial", "cat-file", "-p", "HEAD:file"), env=environ, capture_output=True
+    )
+    assert fetched.returncode != 0
     assert not (tmp_path / "sprung").exists()
 
 
