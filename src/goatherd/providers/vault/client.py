@@ -328,7 +328,9 @@ class VaultClient:
                 break
             url, params = self._follow_redirect(url, answer_headers.get("location")), {}
         # Passed back, it lets a server with readable standbys wait until it has seen what this client has seen.
-        self._index = answer_headers.get("x-vault-index", self._index)
+        index = answer_headers.get("x-vault-index")
+        if index is not None and index.isascii():  # another one could not be sent
+            self._index = index
         return self._error_for(method, path, status, answer_headers, raw)
 
     async def _current_pool(self) -> ConnectionPool:
@@ -379,9 +381,9 @@ class VaultClient:
     def _follow_redirect(self, url: str, location: str | None) -> str:
         """Return the URL to which a Vault standby redirects a request: that of the active node.
 
-        SECURITY: like Vault's own clients, Goatherd sends the token to the target of the redirect. So a redirect is
-        followed only from a server whose certificate was checked, and never from TLS to plain HTTP
-        (tests/unit/providers/vault/test_client.py).
+        SECURITY: like Vault's own clients, Goatherd sends the token to the target of the redirect. So with TLS, a
+        redirect is followed only from a server whose certificate was checked, and never to plain HTTP. Without TLS, an
+        attacker who can forge a redirect can also read the token (tests/unit/providers/vault/test_client.py).
         """
         try:
             target = urljoin(url, location or "")

@@ -177,6 +177,20 @@ async def test_the_next_request_names_the_index_that_this_client_has_seen():
     assert told == [None, "index 1", "index 2"]
 
 
+async def test_an_index_that_cannot_be_sent_again_is_not_used():
+    told: list[str | None] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        told.append(request.headers.get("x-vault-index"))
+        return httpx2.Response(404, json={"errors": []}, headers=[(b"x-vault-index", b"\xff")])
+
+    async with provider(answer) as one:
+        for _ in range(2):
+            with pytest.raises(ProviderError, match="no such secret"):
+                await one.read("goatdb/root")
+    assert told == [None, None]
+
+
 async def test_an_older_version_than_the_one_asked_for_is_damaged():
     entry = RecordedVersion(created_ms=1, request="r", digest="d", size=1)
     pointer = encode_pointer(
