@@ -75,7 +75,9 @@ def read_if_there(path: Path) -> bytes | None:
     """
     _refuse_special(path)
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            _check_regular(os.fstat(file.fileno()), path)  # another file may have been put there meanwhile
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -139,12 +141,21 @@ def _refuse_special(path: Path) -> None:
     """Refuse a pipe, a device or a socket, such as ``/dev/stdout``: to read it may never end, and to replace it removes
     it, which can break the machine."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError:
         return  # it is missing, or whatever opens it reports the error
+    _check_regular(status, path)
+
+
+def _check_regular(status: os.stat_result, path: Path) -> None:
     # A link in /dev may lead to a regular file, if that is the process's standard output.
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent.resolve() == Path("/dev"):
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)) or path.parent.resolve() == Path("/dev"):
         raise SettingsError(f"{path} is not a regular file", hint="It was not changed. Name another file.")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file, also a pipe that no process writes to, without waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def remove_file(path: Path) -> None:

@@ -134,6 +134,15 @@ def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: 
 
 
 @pytest.mark.slow
+def test_a_pipe_that_takes_the_place_of_a_file_after_the_check_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(pipe := tmp_path / "settings.json")
+    monkeypatch.setattr(files, "_refuse_special", lambda _: None)
+    with pytest.raises(SettingsError, match="is not a regular file"):
+        files.read_if_there(pipe)
+
+
 def test_a_new_directory_is_used_by_no_other_thread_before_it_belongs_to_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
