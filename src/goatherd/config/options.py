@@ -270,7 +270,8 @@ class Options:
         parse=values.parse_root_lifetime,
     )
     rotation_adoption: timedelta = _option(
-        "How long the servers have to complete each phase before the rotation is cancelled or rolled back.",
+        "How long the servers have to follow; then a rotation is cancelled or rolled back, and a revocation is left"
+        " incomplete.",
         timedelta(minutes=5),
     )
     rotation_settle: timedelta = _option(

@@ -73,6 +73,11 @@ def test_the_menu_lists_the_commands_of_four_groups_with_the_first_line_of_their
         assert first_line == COMMANDS[name]
 
 
+def test_revoke_states_what_follows_if_servers_do_not_adopt_a_revocation(goatherd: Goatherd) -> None:
+    text = " ".join(goatherd("revoke", "--help").out.split())
+    assert "then a rotation is cancelled or rolled back, and a revocation is left incomplete (default: 5m)." in text
+
+
 def test_every_hidden_command_is_another_form_of_one_that_the_menu_lists() -> None:
     assert set(FORMS) <= set(SHOWN)
     assert {*SHOWN, *ALIASES, "demo"} == set(COMMANDS)
