@@ -421,6 +421,17 @@ def test_doctor_compares_the_clocks(
     assert direction in found[1]
 
 
+def test_status_does_not_repeat_in_a_note_what_an_obstacle_states(
+    goatherd: Goatherd, store: str, goatdb: tuple[str, type[Leaky]]
+) -> None:
+    url, handler = goatdb
+    handler.date_offset = timedelta(minutes=4)
+    goatherd("init", "--provider", store)
+    shown = goatherd("status", "--provider", store, "--node", url).out
+    assert shown.count("ahead of this machine's") == 1
+    assert "obstacle to a rotation: the clock of" in shown
+
+
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("between", [False, True], ids=["within a server", "between two servers"])
 def test_doctor_names_a_session_whose_creations_end_goatdb(

@@ -92,7 +92,8 @@ def status_lines(status: ClusterStatus, out: Output) -> list[str]:
             )
             lines.append(f"{prefix}: {one.text}")
         lines += dict.fromkeys(one.hint for one in went_back)
-    return [*lines, *(f"note: {remark}" for remark in status.notes)]
+    obstacles = [one.text for one in status.obstacles]
+    return [*lines, *(f"note: {remark}" for remark in status.notes if not any(remark in text for text in obstacles))]
 
 
 def progress_data(progress: PhaseProgress | None) -> dict[str, Any] | None:
