@@ -40,6 +40,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import Phase
 from goatherd.identity.key_retirement import RetirementRule
+from goatherd.identity.session import REQUEST_WINDOW
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.rotation.observation import HealthView, Observation, StoreView
 from goatherd.rotation.obstacles import (
@@ -629,7 +630,7 @@ def describe_wait(observation: Observation, policy: Policy) -> PhaseProgress | N
         return None
     away = {node.url for node in observation.nodes if not node.reachable}
     waiting = tuple(
-        f"{_join_names(urls, away)}: {evidence}"
+        f"{_join_names(urls, away, _find_wrong_clocks(observation))}: {evidence}"
         for evidence, urls in find_missing_evidence(observation, FORWARD[store.phase]).items()
     )
     blocker = _find_blocker(observation)
@@ -1002,8 +1003,8 @@ def describe_evidence(observation: Observation, lacking: dict[Evidence, tuple[st
     """Return the evidence that servers have not shown yet, as one human-readable line.
 
     The line becomes the reason in the identity document's history if the rotation is cancelled or rolled back. A server
-    that does not answer is marked as such, and named once. While servers do not sign with the next root yet, the
-    cross-signature, which is pushed after that, is left out.
+    that does not answer is marked as such, and named once; one whose clock makes it reject requests is marked, too.
+    While servers do not sign with the next root yet, the cross-signature, which is pushed after that, is left out.
     """
     if Evidence.SIGNS_WITH_NEXT in lacking:
         lacking = {Evidence.SIGNS_WITH_NEXT: lacking[Evidence.SIGNS_WITH_NEXT]}  # the cross-signature comes after it
@@ -1014,12 +1015,18 @@ def describe_evidence(observation: Observation, lacking: dict[Evidence, tuple[st
         left = [url for url in urls if url not in named]
         named |= away.intersection(left)
         if left:
-            parts.append(f"expected that {_join_names(left, away)} {evidence}")
+            parts.append(f"expected that {_join_names(left, away, _find_wrong_clocks(observation))} {evidence}")
     return "; ".join(parts)
 
 
-def _join_names(urls: Sequence[str], away: Collection[str]) -> str:
-    listed = ", ".join(f"{url} (did not answer)" if url in away else url for url in urls[:5])
+def _find_wrong_clocks(observation: Observation) -> set[str]:
+    limit_ms = milliseconds(REQUEST_WINDOW)
+    return {node.url for node in observation.nodes if abs(node.clock_ahead_ms or 0) > limit_ms}
+
+
+def _join_names(urls: Sequence[str], away: Collection[str], off: Collection[str] = ()) -> str:
+    marks = dict.fromkeys(off, " (its clock differs)") | dict.fromkeys(away, " (did not answer)")
+    listed = ", ".join(f"{url}{marks.get(url, '')}" for url in urls[:5])
     return listed + (f" and {len(urls) - 5} more" if len(urls) > 5 else "")
 
 

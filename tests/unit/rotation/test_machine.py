@@ -195,6 +195,23 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         ),
     ),
     (
+        "the reason names a clock that makes a node reject requests",
+        PREPARED,
+        [
+            node(1, holds_introduction=False),
+            node(2, holds_introduction=None, trusts_current=False, clock_ahead_ms=-180_001),
+        ],
+        MINE,
+        LATE,
+        Abandon(
+            step=Step.CANCEL,
+            expected="7",
+            reason=(
+                "not adopted in time: expected that n2 (its clock differs) answers a request signed by the current root"
+            ),
+        ),
+    ),
+    (
         "that publishing has begun is written before anything is published",
         PREPARED,
         [node(1, holds_introduction=False, trusts_next=False)],
