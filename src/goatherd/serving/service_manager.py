@@ -57,13 +57,13 @@ class ServiceManager:
         if self.watchdog is None or not self._address:
             yield
             return
-        task = asyncio.create_task(self._feed_watchdog(self.watchdog / 2, clock), name="watchdog")
+        task = asyncio.create_task(self._send_watchdog_messages(self.watchdog / 2, clock), name="watchdog")
         try:
             yield
         finally:
             await cancel_tasks(task)
 
-    async def _feed_watchdog(self, interval: timedelta, clock: Clock) -> None:
+    async def _send_watchdog_messages(self, interval: timedelta, clock: Clock) -> None:
         while True:
             self._send_lines("WATCHDOG=1")
             await clock.sleep(interval)

@@ -138,7 +138,7 @@ class RecordingService(ServiceManager):
         super().__init__(environ)
         self.sent: list[str] = []
 
-    def _send(self, *lines: str) -> None:
+    def _send_lines(self, *lines: str) -> None:
         self.sent += lines
 
 

@@ -200,7 +200,7 @@ async def test_a_lookup_that_hangs_takes_one_thread_however_often_it_is_asked_ag
     began, go_on = 0, asyncio.Event()
 
     class Hanging(PlatformNames):
-        async def _look(self) -> list[Any]:
+        async def _look_up_host(self) -> list[Any]:
             nonlocal began
             began += 1
             await go_on.wait()
