@@ -43,7 +43,6 @@ from goatherd.errors import (
     ProviderError,
     SecretExistsError,
     SecretNotFoundError,
-    SecretTooLargeError,
     UnavailableError,
     VersionDisabledError,
 )
@@ -492,9 +491,7 @@ class AzureSecretProvider(SecretProvider):
     # --- values -----------------------------------------------------------------------------------------------------
 
     def _new_draft(self, call: Call, value: SecretBytes) -> _ValueDraft:
-        stored, is_text = encode_value(value)
-        if len(stored.encode()) > MAX_STORED:
-            raise SecretTooLargeError(f"the value takes {len(stored)} bytes, the vault {MAX_STORED}")
+        _, is_text = encode_value(value)
         entry = Entry(number=0, created=0, request=call.request, digest=digest_of(value), text=is_text)
         return _ValueDraft(value=value, entry=entry)
 
