@@ -207,7 +207,8 @@ def read_record(line: bytes) -> Record:
 def signer_data(document: IdentityDocument) -> dict[str, Any]:
     """Return the data of a ``signer`` record for the current root: its public key, the endorsements and their roots.
 
-    After a revocation it also has the proof by which the revoked root names its successor, which no root endorses.
+    After a revocation no root endorses the successor, so the data also have the proof by which the revoked root names
+    it.
     """
     named = {end for item in document.endorsements for end in (item.by, item.of)}
     proofs = [

@@ -131,7 +131,7 @@ class NodeView:
     def is_in_step(self, current_id: str) -> bool:
         """Return whether the server trusts the current root and, as far as is known, signs with it.
 
-        It is not known with which root an unmodified server signs that was not asked.
+        If an unmodified server was not asked, it is not known with which root it signs.
         """
         is_silent = self.is_unmodified and self.signs_with is None
         return self.trusts_current is True and (is_silent or self.signs_with == current_id)

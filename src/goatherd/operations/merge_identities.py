@@ -112,7 +112,7 @@ def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tup
 
 
 def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
-    """Describe, one consequence in each line, what it means that one of several roots becomes the current root.
+    """Describe what follows if one of several roots becomes the current root; each line states one consequence.
 
     The list is empty if all servers have the same root.
     """

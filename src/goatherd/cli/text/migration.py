@@ -1,4 +1,4 @@
-"""Format how an identity came into a store: the output of `goatherd migrate` and `goatherd copy`."""
+"""Format the output of `goatherd migrate` and `goatherd copy`: how an identity came into a store."""
 
 from __future__ import annotations
 

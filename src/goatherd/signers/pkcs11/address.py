@@ -86,7 +86,7 @@ def parse_uri(uri: str, *, environment: Mapping[str, str] | None = None) -> PKCS
     environment = os.environ if environment is None else environment
     scheme, _, rest = uri.partition(":")
     if scheme != "pkcs11" or rest.startswith("//"):
-        raise ConfigurationError("a PKCS#11 URI begins with pkcs11: and has no //", hint=_EXAMPLE)
+        raise ConfigurationError("a PKCS#11 URI must begin with pkcs11: and must not have //", hint=_EXAMPLE)
     path, _, query = rest.partition("?")
     if "pin-value" in query:
         raise ConfigurationError(
