@@ -369,6 +369,15 @@ def test_the_successor_of_a_revoked_root_seals_what_roots_signed_that_have_left_
     alone = transitions.create_document(root("alone"), NOW_MS)
     stolen = rotated(alone, "stolen")
     assert broken(written(alone, stolen, *documents[3:]), anchors=identity).line == 1
+    # In the successor's record, only its own signature of the root that signed before makes it endorse this root.
+    same_id = OwnedSession.generate(session_id="alone", owner="root", now_ms=NOW_MS).session
+    for endorsed, is_sealed in ((same_id, False), (root("alone").session, True)):
+        more = (*documents[3].endorsements, endorse_root(root("heir"), endorsed, NOW_MS))
+        lines = written(alone, stolen, replace(documents[3], endorsements=more), *documents[4:])
+        if is_sealed:
+            assert verify(lines, anchors=identity).signers[0] == "alone"
+        else:
+            assert broken(lines, anchors=identity).line == 1
     late = revoked_in(rotated(before(), "stolen"), "heir")
     other = rotated(rotated(before(), "stolen"), "alone")
     assert broken(written(before(), other, late), anchors=Anchors.from_document(late)).line == 3
