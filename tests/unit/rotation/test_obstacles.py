@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import goatherd
+from goatherd.cluster.node import FlowProbe
+from goatherd.cluster.observer import Observer
 from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.errors import (
     ConfigurationError,
@@ -30,9 +32,13 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.providers.memory import MemorySecretProvider
 from goatherd.providers.values import Label
+from goatherd.rotation.cross_signing import make_session_commit
 from goatherd.rotation.machine import NodeView, Outcome
 from goatherd.rotation.obstacles import CLOCK_TOLERANCE, explain_silence, find_flow, find_named_twice
 from goatherd.rotation.policy import Quorum
+from goatherd.wire.commit import Commit
+from goatherd.wire.paths import SESSIONS_PATH
+from tests.deadlines import HANG
 from tests.fakes.herd import FakeClock, Herd, HerdNode
 from tests.unit.rotation.conftest import POLICY, MakeHerd, document_of, rotator_for
 
@@ -170,6 +176,37 @@ async def test_a_session_of_long_ago_shows_nothing(make_herd: MakeHerd) -> None:
     with pytest.raises(ObstructedError, match="a session at http://node-0 did not reach http://node-1"):
         await rotator_for(herd, policy=policy).rotate()
     assert herd.nodes[0].asked["create_session"] == 2
+
+
+async def probe(herd: Herd) -> FlowProbe:
+    """Check, without waiting, whether the sessions at the first server have reached the second one."""
+    (url, other) = (node.base_url for node in herd.nodes)
+    observer = Observer(herd.nodes, clock=herd.clock, timeout=timedelta(seconds=HANG))
+    return await observer.probe_flow(url, [other], asker=herd.nodes[0].document.current, patience=timedelta(0))
+
+
+async def test_of_many_sessions_only_the_latest_must_have_reached_the_others(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0, unmodified=[0, 1])
+    part(herd, [0], [1])
+    await herd.nodes[0].create_session()
+    herd.clock.turn(timedelta(seconds=1))
+    assert (await probe(herd)).unreached == ("http://node-1",)
+    for _ in range(16):
+        await herd.nodes[0].create_session()
+        herd.clock.turn(timedelta(seconds=1))
+    herd.nodes[1]._keep(SESSIONS_PATH, herd.nodes[0].commits(SESSIONS_PATH)[-16:])
+    assert (await probe(herd)).unreached == ()
+
+
+async def test_a_session_that_another_root_has_introduced_shows_nothing(make_herd: MakeHerd) -> None:
+    herd = await make_herd(nodes=2, clients=0, unmodified=[0, 1])
+    part(herd, [0], [1])
+    root = OwnedSession.generate(session_id="root-x", owner=ROOT_OWNER, now_ms=herd.clock.now_ms())
+    user = OwnedSession.generate(session_id="user", owner=None, now_ms=herd.clock.now_ms())
+    raw = make_session_commit(user.session, signer=root, commit_id="c" * 24, ts=herd.clock.now_ms(), org="localhost")
+    herd.nodes[0]._keep(SESSIONS_PATH, [Commit.from_json(raw, org="localhost")])
+    await probe(herd)
+    assert herd.nodes[0].asked["create_session"] == 1
 
 
 async def test_servers_that_say_with_whom_they_synchronize_are_left_without_a_session(make_herd: MakeHerd) -> None:
