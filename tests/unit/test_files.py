@@ -116,6 +116,30 @@ def test_where_root_may_not_give_files_away_they_are_written_nevertheless(
     assert (directory / "file").read_bytes() == b"x"
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name_and_the_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def record(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: object, **options: object) -> object:
+            is_directory = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)  # type: ignore[call-overload]
+            done.append(f"{name} of the directory" if is_directory else name)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace", "link"):
+        record(name)
+    files.replace_file(tmp_path / "replaced", b"x")
+    assert done == ["fsync", "replace", "fsync of the directory"]
+    done.clear()
+    files.create_file(tmp_path / "created", b"x")
+    assert done == ["fsync", "link", "fsync of the directory"]
+
+
 def test_a_pipe_or_a_device_is_neither_replaced_nor_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As root, replacing /dev/stdout or /dev/null would break the machine."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"

@@ -341,13 +341,16 @@ async def test_create_is_the_explicit_way_and_overwrites_nothing(tmp_path: Path)
     assert list(settings.path.parent.iterdir()) == [settings.path]
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
 @pytest.mark.parametrize("call", ["os.fsync", "os.replace", "os.open"])
 def test_a_write_that_fails_at_any_call_leaves_the_old_file_and_nothing_else(
-    path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, call: str, has_locks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", fail)
     monkeypatch.setattr(call, fail)
     with pytest.raises(SettingsError, match="No space left on device"):
         files.replace_file(path, b"new")
