@@ -35,8 +35,13 @@ class Telling(CountingProvider):
         self.watches = 0
         self.open = 0
         self.refusal: BaseException | None = None
+        self.made: list[AsyncIterator[None]] = []  # kept, so that only the watcher can close them
 
-    async def watch(self, secret_id: str) -> AsyncIterator[None]:
+    def watch(self, secret_id: str) -> AsyncIterator[None]:
+        self.made.append(self._watch())
+        return self.made[-1]
+
+    async def _watch(self) -> AsyncIterator[None]:
         self.watches += 1
         if self.refusal is not None:
             raise self.refusal
@@ -81,9 +86,31 @@ async def test_a_change_is_taken_over_when_the_store_tells_of_it(
     await provider.put(PREPARED)
     provider.queue.put_nowait("changed")
     await settle()
+    assert provider.reads == 0, "servers that got the same report do not all read at once"
     await clock.turn(PUSH_SPREAD)
     assert settings.settings.document == PREPARED
     assert provider.reads == 1
+
+
+async def test_a_watch_is_closed_if_the_server_stops_before_it_has_read_what_was_reported(
+    provider: Telling, clock: HandClock
+) -> None:
+    async with CloudSecretSettings(provider, SECRET, clock=clock, jitter=0) as settings:
+        await settings.load()
+        await settle()
+        assert provider.open == 1
+    assert provider.open == 0
+
+
+async def test_the_store_is_not_read_for_settings_that_were_not_loaded_and_that_is_no_failure(
+    provider: Telling, clock: HandClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with CloudSecretSettings(provider, SECRET, clock=clock, jitter=0):
+        await settle()
+        await clock.turn(PUSH_SPREAD)
+        await clock.turn(10 * EVERY)
+    assert "settings.unreachable" not in caplog.text
+    assert provider.reads == 0
 
 
 async def test_while_the_watch_stands_the_store_is_polled_seldom_but_polled(
@@ -113,6 +140,8 @@ async def test_a_store_without_its_watch_is_polled_as_any_other(
     assert not settings.status.is_watching
     assert settings.status.view_interval == EVERY
     assert "settings.watch_lost" in caplog.text
+    assert kind.code in caplog.text
+    assert "the watch broke" in caplog.text
     for _ in range(10):
         await clock.turn(EVERY)
     assert provider.reads == 10
