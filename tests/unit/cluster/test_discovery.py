@@ -251,6 +251,25 @@ async def test_a_node_that_dns_no_longer_names_counts_for_a_while_and_its_client
     assert sorted(closed) == [f"http://10.0.0.{n}:1" for n in (1, 2, 3)]
 
 
+async def test_a_server_whose_name_for_tls_changes_gets_a_new_client_and_the_old_one_is_closed(
+    names: NameServer,
+) -> None:
+    clock = FakeClock()
+    closed, connect = record_closed_clients()
+    names.records = {("goat.test.", "A"): ["10.0.0.1", "10.0.0.2"]}
+    addresses = [f"dns://goat.test:1?scheme=https&server={names.address}", "https://10.0.0.1:1"]
+    async with NodeDirectory(addresses, timeout=PATIENT, clock=clock, connect=connect) as directory:
+        before = {client.base_url: client for client in await directory()}
+        names.records = {("goat.test.", "A"): ["10.0.0.2"]}
+        await directory()
+        clock.turn(LINGER + SECOND)
+        after = {client.base_url: client for client in await directory()}
+        assert after.keys() == before.keys() == {"https://10.0.0.1:1", "https://10.0.0.2:1"}
+        assert after["https://10.0.0.1:1"] is not before["https://10.0.0.1:1"], "DNS no longer names it"
+        assert after["https://10.0.0.2:1"] is before["https://10.0.0.2:1"]
+        assert closed == ["https://10.0.0.1:1"]
+
+
 # --- TLS and names ------------------------------------------------------------------------------------------------
 
 
