@@ -168,6 +168,8 @@ async def test_a_server_that_stops_finishes_what_the_program_writes_and_takes_no
         assert sorted(await server.database().repository("/data/notes").keys()) == sorted(
             f"note-{n}" for n in range(20)
         )
+        await server.database().repository("/data/notes").delete("note-7")
+        assert "note-7" not in await server.database().repository("/data/notes").keys()
 
 
 def test_the_database_of_a_server_that_was_not_entered_is_named(tmp_path: Path):

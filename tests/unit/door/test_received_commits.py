@@ -46,6 +46,9 @@ def test_commits_that_were_verified_before_are_not_parsed_again(monkeypatch: pyt
     (first, second) = read_batch(BODY, LIMITS, known)
     assert all(each.is_known for each in [*first.commits, *second.commits])
     assert sum(parsed) < 1000
+    parsed.clear()
+    assert not any(each.is_known for each in read_batch(BODY, LIMITS)[0].commits)
+    assert sum(parsed) < 1.5 * len(BODY), "what is not known is parsed once"
     assert first.commits[0].raw == NOTES[0].to_json()
     assert [each.text for each in second.commits] == [to_json_bytes(each.to_json()) for each in NOTES[:2]]
 

@@ -153,6 +153,8 @@ async def test_of_requested_paths_that_no_server_has_only_the_latest_are_polled(
             await nodes[0].holds(f"/data/n{number}", reader)
         looked_for = [path for path in nodes[0].server.database().synced_paths() if path.startswith("/data/n")]
         assert looked_for == [f"/data/n{number}" for number in range(5, MAX_LACKING + 5)]
+        asked_for = [path for path in nodes[0].server.database()._peers[0]._repositories if path.startswith("/data/n")]
+        assert sorted(asked_for) == sorted(looked_for)
         assert not [path for path in nodes[1].server.database().synced_paths() if path.startswith("/data/n")]
 
 
