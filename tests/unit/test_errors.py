@@ -40,6 +40,16 @@ def test_an_error_is_pickled_and_copied_with_all_that_it_says(kind: type[errors.
         assert vars(again) == vars(error)
 
 
+def test_a_hint_of_its_own_replaces_both_hints_of_an_errors_class() -> None:
+    common = errors.UnconfirmedError("nothing was written")
+    assert (common.hint, common.command_hint) == (errors.UnconfirmedError.hint, errors.UnconfirmedError.command_hint)
+    assert common.command_hint
+    own = errors.UnconfirmedError("nothing was written", hint="Ask first.")
+    assert (own.hint, own.command_hint) == ("Ask first.", "")
+    both = errors.UnconfirmedError("nothing was written", hint="Ask first.", command_hint="Give --yes.")
+    assert (both.hint, both.command_hint) == ("Ask first.", "Give --yes.")
+
+
 def read_missing(directory: str) -> None:
     run_reader(lambda: goatherd.FileSecretProvider(directory).read("root"))
 

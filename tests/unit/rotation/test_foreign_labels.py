@@ -48,7 +48,13 @@ async def test_retire_keeps_a_labelled_version_destroys_the_others_and_names_the
     assert decode_document(held.value.reveal()).current.id == "root-a"
     assert (await document_of(herd)).retired_ids == frozenset(), "a key that can be read is not on record as destroyed"
     assert describe_kept(labelled, report.kept[0].labels).startswith(
-        f"version {labelled} is kept: label `audit` points at it; remove"
+        f"version {labelled} is kept: label `audit` points at it; remove it with"
+    )
+    assert describe_kept("eu:7", ["audit", "mine"], command="`goatherd revoke`") == (
+        "version eu:7 is kept: labels `audit` and `mine` point at it; remove them with"
+        " `goatherd show --versions unlabel audit --provider URI` and"
+        " `goatherd show --versions unlabel mine --provider URI` (URI: the store of region eu),"
+        " and run `goatherd revoke` again"
     )
 
 
