@@ -143,7 +143,7 @@ def test_nothing_is_signed_while_a_listed_server_has_used_a_later_identity(
     assert (done.code, stored(store).is_signed) == (0, True)
     records = goatherd("audit", "show", "trail.jsonl", "--json").json["records"]
     (began,) = [one for one in records if one["event"] == "run-began"]
-    assert began["data"]["distrust"] == ["http://10.0.0.1:8080"]
+    assert (began["data"]["what"], began["data"]["distrust"]) == (way.removeprefix("--"), ["http://10.0.0.1:8080"])
 
 
 def test_both_ways_at_once_are_a_mistake(goatherd: Goatherd, store: str) -> None:
