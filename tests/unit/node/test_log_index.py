@@ -151,7 +151,19 @@ def test_whatever_a_log_holds_a_server_reads_the_same_with_its_index(
             extend(found)
 
 
-def test_the_index_of_ordinary_commits_covers_all_of_them(log: FileLog) -> None:
+def _repeated_texts(block: dict[str, Any]) -> list[str]:
+    """Return the ids and keys that a column of a block repeats from an earlier row."""
+    repeated = [key for row, key in enumerate(block["keys"]) if key in block["keys"][:row] and isinstance(key, str)]
+    for row, (parents, base) in enumerate(zip(block["parents"], block["bases"], strict=True)):
+        repeated += [one for one in (*(parents or ()), base) if one in block["ids"][:row] and isinstance(one, str)]
+    return repeated
+
+
+@pytest.mark.parametrize("lines", [FEW_LINES, 20])
+def test_the_index_of_ordinary_commits_covers_all_of_them(
+    log: FileLog, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_index, "BLOCK_LINES", lines)
     append(log, history(20))
     first = opened(log)
     assert first.unindexed_count == 20
@@ -160,6 +172,9 @@ def test_the_index_of_ordinary_commits_covers_all_of_them(log: FileLog) -> None:
     assert again.unindexed_count == 0
     assert state(again) == state(first)
     assert stat.S_IMODE(index_of(log).stat().st_mode) == 0o600
+    blocks = [log_index.decode_line(line) for line in index_of(log).read_bytes().splitlines(keepends=True)]
+    repeated = [commit for block in blocks if "ids" in block for commit in _repeated_texts(block)]
+    assert repeated == [], "a string that occurred in an earlier row of its block is written as the row's number"
 
 
 def test_lines_that_are_skipped_or_decoded_do_not_end_the_index(log: FileLog) -> None:
