@@ -104,7 +104,7 @@ class UpstreamFile:
 class Unguarded(RequestGuard):
     """GoatDB's own check of what a request is signed for: none."""
 
-    def check(self, *_: Any, **__: Any) -> None:
+    def check_request(self, *_: Any, **__: Any) -> None:
         pass
 
 

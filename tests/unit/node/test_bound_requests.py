@@ -294,7 +294,7 @@ class OldClient(NodeClient):
 class OldGuard(RequestGuard):
     """A server of an earlier version, which checks no binding."""
 
-    def check(self, *_: Any, **__: Any) -> None:
+    def check_request(self, *_: Any, **__: Any) -> None:
         pass
 
 
