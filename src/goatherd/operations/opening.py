@@ -156,8 +156,17 @@ def make_signer_opener(new: str | VerifiedSigner | None, present: str | Verified
 
 
 def are_open(nodes: Servers) -> TypeGuard[Nodes]:
-    """Return whether servers are given as clients, or as a function that discovers them, and not as URLs."""
-    return callable(nodes) or (isinstance(nodes, Sequence) and any(hasattr(one, "base_url") for one in nodes))
+    """Return whether servers are given as clients, or as a function that discovers them, and not as URLs.
+
+    Raises:
+        ConfigurationError: Some are clients, and some are not.
+    """
+    if callable(nodes) or not isinstance(nodes, Sequence):
+        return callable(nodes)
+    forms = {hasattr(one, "base_url") for one in nodes}
+    if len(forms) == 2:
+        raise ConfigurationError("some servers are given as clients, and some as URLs", hint=_SERVERS_HINT)
+    return forms == {True}
 
 
 def read_addresses(nodes: Servers) -> tuple[str, ...]:

@@ -384,10 +384,13 @@ async def test_mistakes_are_named_with_what_is_expected(tmp_path: Path):
     store = f"file://{tmp_path}/keys/root"
     await goatherd.init(store)
     revoke = partial(goatherd.revoke, store, "http://127.0.0.1:1", root_id="x", reason="stolen", confirmed=True)
+    mixed = [goatherd.NodeClient("http://127.0.0.1:1"), "http://127.0.0.1:2"]
+    revoke_mixed = goatherd.revoke(store, mixed, root_id="x", reason="stolen", confirmed=True)  # type: ignore[arg-type]
     for call, text in (
         (goatherd.rotate(store), "no server"),
         (goatherd.rotate(store, "localhost"), "localhost"),
         (goatherd.rotate(store, [8101]), "a int cannot be used as a server"),
+        (revoke_mixed, "some servers are given as clients, and some as URLs"),
         (goatherd.rotate(store, ["http://127.0.0.1:1"], to_phase="publishd"), "not a phase"),
         (goatherd.rotate(store, unsafe_without_nodes=True, policy="90d"), "a str is not a policy"),  # type: ignore[arg-type]
         (goatherd.status(tmp_path), "cannot be used as a store"),

@@ -288,7 +288,7 @@ class OldClient(NodeClient):
     ) -> Any:
         time_ms = SystemClock().now_ms() if now_ms is None else now_ms
         header = sign_request(signer, now_ms=time_ms, nonce=new_id())
-        return await self._send("POST", path + query, content=body, headers={"x-goat-sig": header})
+        return await self._send_request("POST", path + query, content=body, headers={"x-goat-sig": header})
 
 
 class OldGuard(RequestGuard):
