@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
+from goatherd.door.server_connections import HIGH_WATER, LostError, ServerConnection, ServerConnections
 from goatherd.errors import NodeUnreachableError
 from tests.deadlines import HANG
 from tests.fakes.certificates import certificate
+from tests.waiting import until
 
 
 async def test_a_connection_that_opens_while_the_pool_is_closed_is_closed_too() -> None:
@@ -175,6 +176,32 @@ def test_an_answer_without_a_length_is_complete_only_if_the_server_has_closed_it
             else:
                 assert read + b"".join([chunk async for chunk in body]) == b"the beginning and the end"
                 assert connection.is_whole
+            connections.release_connection(connection)
+            await connections.aclose()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(fetch())
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_an_answer_that_arrives_faster_than_it_is_read_is_paused_and_then_read_to_its_end(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    size = 20 * HIGH_WATER
+
+    async def fetch() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+            await writer.drain()
+            writer.close()
+
+        async with asyncio.timeout(HANG), await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            connections = ServerConnections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            connection = await connections.send_request(b"GET / HTTP/1.1\r\n\r\n", b"", limit=HANG)
+            await until(lambda: connection._is_paused)
+            assert connection._queued < size
+            assert sum([len(chunk) async for chunk in connection.read_body(HANG)]) == size
             connections.release_connection(connection)
             await connections.aclose()
 
