@@ -56,7 +56,7 @@ model: .venv/.dev ## every state of a small cluster in rotation; ARGS=--mutants 
 screenshots: .venv/.dev ## pictures of the page for the docs, taken in the browser of the tests
 	$(BIN)/python -m tests.browser.screenshots
 
-docs: .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
+docs: .venv/.dev .venv/.docs ## docs/ as HTML in build/docs, warnings are errors
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
