@@ -218,7 +218,7 @@ class Herd:
                             store,
                             SECRET,
                             examined,
-                            ask=_nobody,
+                            ask=_ask_no_server,
                             policy=self.world.policy,
                             clock=self.world.clock,
                             signers=NamedSigners(),
@@ -384,7 +384,7 @@ class Herd:
         return mend
 
 
-async def _nobody() -> dict[str, ServerIdentity]:
+async def _ask_no_server() -> dict[str, ServerIdentity]:
     return {}
 
 

@@ -96,7 +96,7 @@ async def test_the_length_of_a_body_is_passed_on_as_a_plain_number() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
 
     async with scripted(talk) as (server, door), line(door.port) as (reader, writer):
-        writer.write(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length:\t04\t\r\n\r\nabcd")
+        writer.write(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 04\r\n\r\nabcd")
         assert (await answer_of(reader))[0] == 200
     assert server.requests == [b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\n\r\n", b"abcd"]
 
