@@ -1,9 +1,9 @@
 """The key of a root that is in an HSM or a KMS, where each of its signatures is made (direct mode).
 
 Pure. A `RemoteKey` holds the public half, the URI of the signer, and the function that makes the signatures, which the
-caller of `goatherd.identity.document.decode_document` gives: `goatherd.remote_keys` has those of a tool and of a
-server. So two clusters in one process share no permission to call a signer. Without such a function, a key signs
-nothing.
+caller of `goatherd.identity.document.decode_document` gives: `goatherd.named_signers` has that of a tool,
+`goatherd.remote_keys` that of a server. So two clusters in one process share no permission to call a signer. Without
+such a function, a key signs nothing.
 """
 
 from __future__ import annotations

@@ -155,12 +155,12 @@ class RequestGuard:
             self._accept_nonce(envelope, now_ms)
 
     def check_management_request(self, envelope: SignatureEnvelope, *, path: str, digest: str, now_ms: int) -> None:
-        """Check a ``POST`` to a management endpoint, which a root has signed, as `check` does; it must have a binding.
+        """Check a ``POST`` to a management endpoint, signed by a root, as `check_request` does; it must be bound.
 
         Raises:
             UnboundRequestError: The request has no binding.
             InvalidSignatureError: The binding has an invalid form.
-            RequestMismatchError, OtherServerError, ReplayedRequestError: As `check`.
+            RequestMismatchError, OtherServerError, ReplayedRequestError: As `check_request`.
         """
         binding = read_binding(envelope)
         if binding is None:

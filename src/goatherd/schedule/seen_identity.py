@@ -38,7 +38,7 @@ class SeenIdentity:
         self._seen = TrustCheckpoint.from_document(document)
 
     def check_if_remote(self, document: IdentityDocument) -> bool:
-        """Check and remember an identity as `check` does; raise only if a root's key is in an HSM or a KMS.
+        """Check and remember an identity as `check_succession` does; raise only if a root's key is in an HSM or a KMS.
 
         Requests and records that such a root signs call the signer. Without one, what changes an identity or servers
         makes its own checks.
