@@ -31,18 +31,13 @@ def _run_command_line() -> None:
 
     collect_rarely()
     _leave_no_core()
-    # `goatherd.own_processes` starts the next two, also with the executable of one file. They are no commands for
-    # operators: at a terminal, they would wait for input and ignore Ctrl-C.
+    # `goatherd.serving.own_processes` starts this, also with the executable of one file. It is no command for
+    # operators: at a terminal, it would wait for input and ignore Ctrl-C.
     own = [] if sys.stdin.isatty() else sys.argv[1:]
     if own == ["page-process"]:
         from goatherd.web.page_process import main as serve_page
 
         sys.exit(serve_page())
-    if own == ["verifier-process"]:
-        from goatherd.verifier_process import main as verify_signatures
-
-        verify_signatures()
-        return
     from goatherd.cli.main import run
     from goatherd.cli.output import flush_streams
 

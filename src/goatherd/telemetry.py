@@ -23,8 +23,6 @@ class Event(StrEnum):
     """The store did not answer; the server keeps the identity in use."""
     SIGNER_INVALID_SIGNATURE = "signer.invalid_signature"
     """A signer returned a signature that does not match its public key; it was not used."""
-    VERIFIER_FAILED = "verifier.failed"
-    """A process that verifies signatures for the server or the door has failed; they verify without it."""
     ROOT_SIGNER_FAILED = "signer.failed"
     """The HSM or the KMS that holds a root's key did not sign (direct mode). The server retries."""
     ROOT_SIGNER_RECOVERED = "signer.recovered"

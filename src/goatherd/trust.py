@@ -45,11 +45,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from goatherd.crypto.keys import SignatureCheck, is_verification_serial, verify_signatures
+from goatherd.crypto.keys import SignatureCheck, is_verification_serial
 from goatherd.errors import (
     AccessDeniedError,
     DecodeError,
@@ -95,14 +94,6 @@ MAX_DECODED = 10_000
 """How many sessions a pool keeps in decoded form. To decode one again takes a tenth of the time to verify a request."""
 
 _CHUNK = 16
-_MANY = 64
-"""How many commits are worth the start of other processes, which verify them (`verify_signatures`)."""
-_PARTS_OF_MANY = 4
-"""How many processes there are at most; each verifies a part of a batch at a time. Every part costs several switches
-between threads, so parts are as large as possible."""
-_SMALLEST_PART = 32
-_LARGEST_PART = 125
-"""Of 500 commits, the most that a server takes in at once, each of four processes gets a part."""
 _SHRINK = 3
 _FEW = 1_000
 
@@ -136,8 +127,7 @@ class _SessionCommitCheck:
     _unverified: Session | None = None
 
     def verify(self) -> None:
-        (verdict,) = _judge_all(_SessionCommitCheck.read_signature, [self], elsewhere=False)
-        self.conclude(verdict)
+        self.conclude(_find_fault(self.read_signature()))
 
     def read_signature(self) -> SignatureCheck | DecodeError | VerificationError:
         try:
@@ -908,14 +898,14 @@ class TrustPool:
 
 def map_in_threads(function: Callable[[T], R], items: Sequence[T], executor: Executor | None) -> list[R]:
     """Call `function` for all items, in the executor's threads if one is given; return the results in order."""
-    parts = _start_parts(lambda part: [function(item) for item in part], items, executor, size=_CHUNK)
+    parts = _start_parts(lambda part: [function(item) for item in part], items, executor)
     return list(chain.from_iterable(parts))
 
 
 def verify_in_threads(
     read: Callable[[T], SignatureCheck | E], items: Sequence[T], executor: Executor | None
 ) -> list[E | InvalidSignatureError | None]:
-    """Verify the signatures of many items, maybe in threads or other processes; return a verdict for each, in order.
+    """Verify the signatures of many items, maybe in threads; return a verdict for each, in order.
 
     Args:
         read: Returns the signature of an item, or an error that is its verdict.
@@ -933,30 +923,32 @@ def _start_verification(
     If several threads verify no faster than one, one thread does the work, and only when the iterator is used: before
     that, it would compete with the caller for the GIL.
     """
-    is_many = executor is not None and len(items) >= _MANY
-    judge = partial(_judge_all, read, elsewhere=is_many)
-    if executor is not None and len(items) > _CHUNK and is_verification_serial(of_many=is_many):
+
+    def judge(part: Sequence[T]) -> list[E | InvalidSignatureError | None]:
+        return [_find_fault(read(item)) for item in part]
+
+    if executor is not None and len(items) > _CHUNK and is_verification_serial():
         return (executor.submit(judge, items).result() for _ in range(1))
-    size = min(max(_SMALLEST_PART, -(-len(items) // _PARTS_OF_MANY)), _LARGEST_PART) if is_many else _CHUNK
-    return _start_parts(judge, items, executor, size=size)
+    return _start_parts(judge, items, executor)
 
 
-def _judge_all(
-    read: Callable[[T], SignatureCheck | E], items: Sequence[T], *, elsewhere: bool
-) -> list[E | InvalidSignatureError | None]:
-    found = [read(item) for item in items]
-    checks = [each for each in found if isinstance(each, SignatureCheck)]
-    verdicts = iter(verify_signatures(checks, elsewhere=elsewhere))
-    return [next(verdicts) if isinstance(each, SignatureCheck) else each for each in found]
+def _find_fault(found: SignatureCheck | E) -> E | InvalidSignatureError | None:
+    if not isinstance(found, SignatureCheck):
+        return found
+    try:
+        found.verify()
+    except InvalidSignatureError as error:
+        return error
+    return None
 
 
 def _start_parts(
-    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], executor: Executor | None, *, size: int
+    function: Callable[[Sequence[T]], list[R]], items: Sequence[T], executor: Executor | None
 ) -> Iterator[Sequence[R]]:
-    """Begin to call `function` for all items in parts of `size`; return the results in order, part by part.
+    """Begin to call `function` for all items in parts; return the results in order, part by part.
 
     Without an executor, or with few items, they are processed before this function returns.
     """
-    if executor is None or len(items) <= size:
+    if executor is None or len(items) <= _CHUNK:
         return iter([function(items)])
-    return executor.map(function, [items[start : start + size] for start in range(0, len(items), size)])
+    return executor.map(function, [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goatherd.aws_lc import use_aws_lc
 from goatherd.crypto.keys import verify_with
 from goatherd.identity.session import parse_signature, sign_commit, verify_commit
+from goatherd.verifiers import use_aws_lc
 from goatherd.wire.commit import Commit
 from goatherd.wire.json import parse_json, to_json_bytes
 

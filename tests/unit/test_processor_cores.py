@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from goatherd import processor_cores
+from goatherd import verifiers
 from goatherd.door.door import Door
 from goatherd.node.server import Server
-from goatherd.operations.data import _verification_threads
-from goatherd.processor_cores import count_cores
+from goatherd.verifiers import count_cores, verification_threads
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(processor_cores, "CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(verifiers, "CPU_LIMIT", tmp_path / "cpu.max")
 
 
 @pytest.mark.parametrize(
@@ -35,10 +34,10 @@ async def test_thread_pools_follow_the_limit(tmp_path: Path) -> None:
     async with Door(upstream="http://127.0.0.1:1", trust=()) as door:
         assert door._executor is not None
         assert door._executor._max_workers == 2
-    with _verification_threads() as executor:
+    with verification_threads("test") as executor:
         assert executor._max_workers == 2
 
 
 def test_no_other_module_counts_the_cores_of_the_machine() -> None:
-    modules = [path for path in Path(processor_cores.__file__).parent.rglob("*.py") if "cpu_count" in path.read_text()]
-    assert [path.name for path in modules] == ["processor_cores.py"]
+    modules = [path for path in Path(verifiers.__file__).parent.rglob("*.py") if "cpu_count" in path.read_text()]
+    assert [path.name for path in modules] == ["verifiers.py"]

@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from goatherd.aws_lc import verifier_processes
 from goatherd.errors import SettingsError, VerificationError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import Session
-from goatherd.processor_cores import count_cores
 from goatherd.trust import TrustPool
+from goatherd.verifiers import verification_threads
 from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.commit_log import Scan, read_lines, scan_log
 
@@ -91,10 +89,7 @@ class SessionLogReader:
                 self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
             self._pool.offer_session_commits(fresh)
             verification = self._pool.prepare_pending()
-            with (
-                verifier_processes(),
-                ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-sessions") as executor,
-            ):
+            with verification_threads("goatherd-sessions") as executor:
                 await asyncio.to_thread(verification.run, executor)
             self._pool.conclude_verification(verification)
             return self._judge_sessions(self._pool, found, document)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import cryptography
@@ -109,15 +109,11 @@ class OtherLibrary(NamedTuple):
         import_key: Makes the library's public key from a SubjectPublicKeyInfo in DER; raises RuntimeError if it cannot.
         is_preferred: Returns whether the calling thread is to verify with this library rather than with OpenSSL.
         is_serial: Whether all threads verify with this library, and it verifies only one signature at a time.
-        verify_many: Verifies many signatures in another process while the calling thread waits without the GIL; see
-            `verify_signatures`. Returns a verdict for each; None if this process must verify them. None without such
-            processes.
     """
 
     import_key: Callable[[bytes], ImportedKey]
     is_preferred: Callable[[], bool]
     is_serial: bool = False
-    verify_many: Callable[[Sequence[SignatureCheck]], Sequence[bool | None] | None] | None = None
 
 
 _other: OtherLibrary | None = None
@@ -129,13 +125,9 @@ def verify_with(library: OtherLibrary | None) -> None:
     _other = library
 
 
-def is_verification_serial(*, of_many: bool = False) -> bool:
-    """Return whether several threads of this process verify no faster than one. With OpenSSL, they verify faster.
-
-    Args:
-        of_many: Whether the threads call `verify_signatures`, which may use other processes.
-    """
-    return _other is not None and _other.is_serial and not (of_many and _other.verify_many is not None)
+def is_verification_serial() -> bool:
+    """Return whether several threads of this process verify no faster than one. With OpenSSL, they verify faster."""
+    return _other is not None and _other.is_serial
 
 
 def library_versions() -> tuple[str, str]:
@@ -320,33 +312,6 @@ class SignatureCheck(NamedTuple):
     def verify(self) -> None:
         """Verify the signature; see `PublicKey.verify`."""
         self.key.verify(self.signature, self.data)
-
-
-def verify_signatures(checks: Sequence[SignatureCheck], *, elsewhere: bool) -> list[InvalidSignatureError | None]:
-    """Verify signatures; return None for each valid one, and an error for each other one.
-
-    Args:
-        checks: The signatures, at most 255.
-        elsewhere: Whether to let another process verify them if the library has such processes (`OtherLibrary`). The
-            calling thread waits for it, so it must not be the main thread.
-    """
-    verify_many = _other.verify_many if elsewhere and _other is not None else None
-    known = None
-    if verify_many is not None and all(len(check.signature) == SIGNATURE_BYTES for check in checks):
-        known = verify_many(checks)
-    return [
-        _conclude_check(check, is_valid) for check, is_valid in zip(checks, known or [None] * len(checks), strict=True)
-    ]
-
-
-def _conclude_check(check: SignatureCheck, is_valid: bool | None) -> InvalidSignatureError | None:
-    if is_valid is not None:
-        return None if is_valid else _mismatch_error()
-    try:
-        check.verify()
-    except InvalidSignatureError as error:
-        return error
-    return None
 
 
 class PrivateKey:

@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
 from goatherd.crypto import PrivateKey
 from goatherd.door.commit_index import RepositoryIndex, RepositoryIndexes
@@ -38,13 +37,13 @@ from goatherd.errors import (
 )
 from goatherd.identity.request_binding import RequestGuard
 from goatherd.ids import new_id
-from goatherd.processor_cores import count_cores
 from goatherd.server_url import parse_server_url
 from goatherd.serving.caller_limiter import CallerLimiter
 from goatherd.serving.listener import HTTPListener
 from goatherd.serving.signals import cancel_tasks
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Event, event_text
+from goatherd.verifiers import count_cores, use_aws_lc
 from goatherd.wire.json import parse_json, to_json_bytes
 
 _log = logging.getLogger("goatherd.door")

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from itertools import islice
+from time import process_time
 from typing import Final, TypeVar
 
-from goatherd.aws_lc import busy_seconds
 from goatherd.clock import Clock
 from goatherd.cluster.server_answers import LogsReport
 from goatherd.errors import (
@@ -153,9 +153,9 @@ async def pause_after(clock: Clock, worked: float) -> None:
     """Pause after background work that took `worked` seconds, and longer while requests keep the server busy."""
     rest = timedelta(seconds=REST * worked)
     for _ in range(MOST_RESTS):
-        before = busy_seconds()
+        before = process_time()
         await clock.sleep(rest)
-        if busy_seconds() - before < BUSY * rest.total_seconds():
+        if process_time() - before < BUSY * rest.total_seconds():
             break
 
 

@@ -33,7 +33,6 @@ from urllib.parse import quote
 
 import goatherd
 from goatherd.admission.access import AccessRule
-from goatherd.aws_lc import use_aws_lc
 from goatherd.clock import Clock, SystemClock
 from goatherd.cluster.client import INSTANCE_HEADER, SENDER_HEADER
 from goatherd.data_directory import SEEN_NAME
@@ -54,7 +53,6 @@ from goatherd.node.management import (
     root_signer_samples,
 )
 from goatherd.node.unused_sessions import MAX_UNUSED
-from goatherd.processor_cores import count_cores
 from goatherd.providers.values import ORG_FIELD
 from goatherd.remote_keys import RootSigners
 from goatherd.server_url import one_or_more
@@ -73,6 +71,7 @@ from goatherd.serving.caller_limits import CallerLimits, Excess, RefusedError
 from goatherd.serving.signals import run_unless_set, watch_stop_signals
 from goatherd.settings import settings_from_options
 from goatherd.telemetry import Event, event_text
+from goatherd.verifiers import count_cores, use_aws_lc
 from goatherd.wire.json import to_json_bytes
 from goatherd.wire.paths import DEFAULT_ORG
 from goatherd.wire.schema import BUILTIN, Registry

@@ -11,14 +11,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from goatherd.agent.data_directory_lock import LOCK_NAME as AGENT_LOCK_NAME
-from goatherd.aws_lc import verifier_processes
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import ask_for_signer
 from goatherd.data_directory import (
@@ -36,7 +34,7 @@ from goatherd.node.log_storage import LogDirectory
 from goatherd.operations.check_data import DataReport, TrustedRoots, check_organization
 from goatherd.operations.identity_store import Store
 from goatherd.operations.repair_data import Repair, RepairPeer, read_peers, repair_organization
-from goatherd.processor_cores import count_cores
+from goatherd.verifiers import verification_threads
 
 OpenStore = Callable[[str], AbstractAsyncContextManager[Store]]
 """Opens the store of one organization."""
@@ -62,7 +60,7 @@ async def check_data(
     reports = []
     for name, directory in find_organizations(path, org):
         trusted = await _read_trusted_roots(name, directory, open_store, peers)
-        with lock_organization(directory, only_reads=True) as logs, _verification_threads() as executor:
+        with lock_organization(directory, only_reads=True) as logs, verification_threads("goatherd-data") as executor:
             held, problems = await read_peers(logs, name, trusted, peers, executor)
             report = await asyncio.to_thread(check_organization, logs, name, trusted, executor, held)
             reports.append(replace(report, problems=problems))
@@ -79,7 +77,7 @@ async def repair_data(
     repairs = []
     for name, directory in find_organizations(path, org):
         trusted = await _read_trusted_roots(name, directory, open_store, peers)
-        with lock_organization(directory) as logs, _verification_threads() as executor:
+        with lock_organization(directory) as logs, verification_threads("goatherd-data") as executor:
             repairs.append(await repair_organization(logs, name, trusted, peers, executor))
     return repairs
 
@@ -187,12 +185,3 @@ async def _read_trusted_roots(
         store.signers.add_servers(partial(ask_for_signer, peers))
         _, document = await store.read()
     return TrustedRoots.from_document(document, store.name)
-
-
-@contextmanager
-def _verification_threads() -> Iterator[ThreadPoolExecutor]:
-    with (
-        verifier_processes(),
-        ThreadPoolExecutor(count_cores(), thread_name_prefix="goatherd-data") as executor,
-    ):
-        yield executor

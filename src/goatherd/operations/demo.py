@@ -30,13 +30,13 @@ from goatherd.ids import new_id
 from goatherd.operations.identity_store import Store
 from goatherd.operations.stores import promote_store, sync_stores
 from goatherd.operations.workload import LoadAudit, LoadWindow, Workload
-from goatherd.own_processes import own_command, own_environment
 from goatherd.plugins import open_provider
 from goatherd.providers.base import SecretProvider
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Event, PhaseEntered
 from goatherd.rotation.machine import Phase, Policy
 from goatherd.rotation.rotator import Rotator
+from goatherd.serving.own_processes import own_command, own_environment
 from goatherd.stores import RegionalReader, ReplicatedStore, Replication, StoreMember
 from goatherd.wire.paths import DEFAULT_ORG
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from goatherd.agent.agent import Front
-from goatherd.aws_lc import verifier_processes
 from goatherd.door.door import Door
 from goatherd.door.report import DoorAPI
 from goatherd.door.trusted_sessions import TrustedSessions
@@ -50,7 +49,7 @@ async def run_door(
     shorten_switch_interval()
     collect_rarely()
     share_arena()
-    with verifier_processes(), watch_stop_signals() as signals:
+    with watch_stop_signals() as signals:
         async with settings.for_org(org) as followed:
             loaded = await run_unless_set(signals.stop, followed.load())
             if loaded is None:
@@ -88,8 +87,7 @@ def door_of_agent(make_door: partial[Door]) -> Front:
         )
         own.figures = lambda: door.status
         shorten_switch_interval()
-        with verifier_processes():
-            async with door:
-                yield door
+        async with door:
+            yield door
 
     return open_door

@@ -13,7 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from goatherd.aws_lc import verifier_processes
 from goatherd.clock import SystemClock
 from goatherd.data_directory import check_data_directory, refuse_running
 from goatherd.errors import MissingExtraError
@@ -90,9 +89,8 @@ async def serve_organization(
         on_ready(ServerReady(url=url, org=org, signer=signer))
         service.report_ready(f"serves {org} at {url}; root {signer} signed at the start")
 
-    with verifier_processes():
-        async with service.feed_watchdog(SystemClock()):
-            await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
+    async with service.feed_watchdog(SystemClock()):
+        await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
 
 
 def require_node_extra() -> None:

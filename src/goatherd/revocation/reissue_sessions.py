@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
-from goatherd.aws_lc import verifier_processes
 from goatherd.clock import Clock
 from goatherd.cluster.node import Node
 from goatherd.cluster.session_queries import read_held
@@ -40,6 +38,7 @@ from goatherd.rotation.cross_signing import introduction_ids
 from goatherd.rotation.machine import Policy
 from goatherd.rotation.polling import Polling
 from goatherd.trust import TrustPool
+from goatherd.verifiers import verification_threads
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.commit import Commit, decode_commits
 from goatherd.wire.messages import VERSION, filter_of_held
@@ -54,7 +53,6 @@ RETRIES: Final = 5
 _ROUNDS: Final = 500
 _MOST_FILTERS: Final = 64
 _CERTAIN: Final = 1e-9
-_THREADS: Final = 4
 _ALL: Final[dict[str, Any]] = {"__t": "E", "__v": {"d": "AA==", "s": []}}
 
 
@@ -141,7 +139,7 @@ class SessionReissuer:
             commits = decode_commits(raw, self._org)
             # A root that is no longer in the document but is trusted without the revoked one is not the thief's.
             others = self._verify_commits(document, commits, {*document.revoked_ids, session_id})
-            with verifier_processes(), ThreadPoolExecutor(_THREADS) as executor:
+            with verification_threads("goatherd-sessions") as executor:
                 found = find_introduced_sessions(
                     commits,
                     revoked,
@@ -365,7 +363,7 @@ class SessionReissuer:
         self, introduced: Sequence[Introduced], document: IdentityDocument, entry: Revocation
     ) -> list[Commit]:
         def make() -> list[Commit]:
-            with ThreadPoolExecutor(_THREADS) as executor:
+            with verification_threads("goatherd-sessions") as executor:
                 return introduce_again(
                     introduced, signer=document.current, at=entry.at, org=self._org, executor=executor
                 )

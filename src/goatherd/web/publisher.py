@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from goatherd.errors import ConfigurationError, GoatherdError, NodeError
-from goatherd.own_processes import own_command, own_environment
+from goatherd.serving.own_processes import own_command, own_environment
 from goatherd.serving.signals import run_unless_set
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds

@@ -312,7 +312,7 @@ async def test_the_check_rests_longer_than_it_works_and_longer_still_while_the_s
 ) -> None:
     rests: list[timedelta] = []
     cpu = itertools.count(0, 1_000_000 if is_busy else 0)
-    monkeypatch.setattr(data_check, "busy_seconds", lambda: next(cpu))
+    monkeypatch.setattr(data_check, "process_time", lambda: next(cpu))
 
     class Ticking(SystemClock):
         """A clock that advances a second at each reading."""

@@ -25,7 +25,7 @@ def own_environment() -> dict[str, str]:
     """Return the environment variables of such a process."""
     environment = {name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(_LOADER)}
     # SECURITY: otherwise `-m` would import modules from the working directory, to which others may be able to write
-    # (tests/unit/test_verifiers.py).
+    # (tests/unit/test_own_processes.py).
     environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     return environment
