@@ -4,9 +4,10 @@ The lease names its holder and its deadline, and is stored in a secret of its ow
 data depends on it: if two nodes restart at the same time, nothing is lost, but fewer nodes serve meanwhile.
 
 Rules: a node takes the lease only if the lease is free, expired, or already held by this node. The lease has expired
-when its deadline is past by more than `skew` on the node's clock, or when no node has written it for longer than its
-term on the node's monotonic clock. The holder renews the lease and releases it afterwards. A value that is not a lease
-is never overwritten. Only a change of the identity needs the lease; a restart after a crash does not.
+when its deadline is past by more than `SKEW` on the node's clock, or when no node has written it for longer than `TERM`
+and `SKEW` on the node's monotonic clock. The term is the reader's: nothing in the lease makes it longer. The holder
+renews the lease and releases it afterwards. A value that is not a lease is never overwritten. Only a change of the
+identity needs the lease; a restart after a crash does not.
 """
 
 from __future__ import annotations
@@ -62,18 +63,16 @@ class LeaseRecord:
         holder: Human-readable name of the holder; None while the lease is free.
         token: Identifies the holder.
         until_ms: The deadline, in milliseconds since 1970 by the holder's clock.
-        term_ms: Duration of the lease from its last renewal.
     """
 
     holder: str | None = None
     token: str | None = None
     until_ms: int = 0
-    term_ms: int = 0
 
     def to_bytes(self) -> bytes:
         """Encode the lease as JSON."""
         tree = {"goatherdLease": 1, "holder": self.holder, "token": self.token, "until": self.until_ms}
-        return json.dumps({**tree, "term": self.term_ms}).encode()
+        return json.dumps(tree).encode()
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
@@ -89,7 +88,7 @@ class LeaseRecord:
             holder, token = tree["holder"], tree["token"]
             if not all(isinstance(text, str | None) for text in (holder, token)):
                 raise ValueError
-            return cls(holder=holder, token=token, until_ms=int(tree["until"]), term_ms=int(tree["term"]))
+            return cls(holder=holder, token=token, until_ms=int(tree["until"]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise AgentError(
                 "the secret for the restart lease contains something else, not a lease; it was not changed",
@@ -207,14 +206,14 @@ class Lease:
         now = self._clock.monotonic()
         if self._watched is None or self._watched[0] != version:
             self._watched = (version, now)
-        skew_ms = milliseconds(SKEW)
-        watched_ms = (now - self._watched[1]) * 1000
-        return self._clock.now_ms() > record.until_ms + skew_ms or watched_ms > record.term_ms + skew_ms
+        # SECURITY: the deadline, which any writer of the store can choose, only shortens the wait, or a lease could
+        # keep every server from restarting (tests/unit/agent/test_restart_lease.py).
+        is_unrenewed = now - self._watched[1] > (TERM + SKEW).total_seconds()
+        return is_unrenewed or self._clock.now_ms() > record.until_ms + milliseconds(SKEW)
 
     def _own_record(self) -> LeaseRecord:
-        term_ms = milliseconds(TERM)
-        until_ms = self._clock.now_ms() + term_ms
-        return LeaseRecord(holder=self._holder, token=self._token, until_ms=until_ms, term_ms=term_ms)
+        until_ms = self._clock.now_ms() + milliseconds(TERM)
+        return LeaseRecord(holder=self._holder, token=self._token, until_ms=until_ms)
 
     async def _write_record(self, record: LeaseRecord, expected: str) -> None:
         written = await self._provider.write(self._secret_id, record.to_bytes(), label=CURRENT, expected=expected)
