@@ -106,7 +106,7 @@ class RequestGuard:
 
     def __init__(self, instance: Callable[[], str]) -> None:
         self._instance = instance
-        self._accepted: dict[tuple[str, str], float] = {}
+        self._accepted: dict[str, dict[str, float]] = {}  # by root: when each id of a request expires
 
     @property
     def instance(self) -> str:
@@ -170,22 +170,27 @@ class RequestGuard:
         self.check_request(envelope, binding, method="POST", path=path, digest=digest, is_root=True, now_ms=now_ms)
 
     def _accept_nonce(self, envelope: SignatureEnvelope, now_ms: int) -> None:
-        window_ms = REQUEST_WINDOW.total_seconds() * 1000
-        # In the order of arrival; one whose sender's clock is ahead keeps later ones for six minutes at most.
-        while self._accepted and self._accepted[oldest := next(iter(self._accepted))] < now_ms:
-            del self._accepted[oldest]
-        nonce = envelope.data["id"]
-        key = (envelope.session_id, nonce)
+        nonce, root = envelope.data["id"], envelope.session_id
         if len(nonce) > _MAX_NONCE:
             raise InvalidSignatureError(f"the request's id is too long: it has more than {_MAX_NONCE} characters")
-        if key in self._accepted:
-            raise ReplayedRequestError(f"a request of session {envelope.session_id!r:.100} was received a second time")
-        if len(self._accepted) >= _MAX_NONCES:
+        for accepted in self._accepted.values():
+            # In the order of arrival; one whose sender's clock is ahead keeps later ones for six minutes at most.
+            while accepted and accepted[oldest := next(iter(accepted))] < now_ms:
+                del accepted[oldest]
+        # SECURITY: counted by root, so that a thief of one root cannot block the requests of the others
+        # (tests/unit/node/test_bound_requests.py).
+        accepted = self._accepted.setdefault(root, {})
+        if nonce in accepted:
+            raise ReplayedRequestError(f"a request of session {root!r:.100} was received a second time")
+        if len(accepted) >= _MAX_NONCES:
             # After the clock was set back, expired ones stand behind some that expire much later.
-            self._accepted = {each: until for each, until in self._accepted.items() if until >= now_ms}
-        if len(self._accepted) >= _MAX_NONCES:
+            accepted = self._accepted[root] = {each: until for each, until in accepted.items() if until >= now_ms}
+        if len(accepted) >= _MAX_NONCES:
             raise ReplayedRequestError(
-                "too many requests signed by roots within three minutes: a repeated one could not be detected"
+                f"too many requests signed by root {root!r:.100} within three minutes: a repeated one could not be"
+                " detected",
+                hint="If you did not send them, the root's key was stolen: `goatherd revoke` it.",
             )
         # The signed time counts until it is three minutes old.
-        self._accepted[key] = max(now_ms, float(envelope.data["ts"])) + window_ms
+        window_ms = REQUEST_WINDOW.total_seconds() * 1000
+        accepted[nonce] = max(now_ms, float(envelope.data["ts"])) + window_ms
