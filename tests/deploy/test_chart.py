@@ -377,7 +377,7 @@ def test_a_change_restarts_only_the_pods_that_read_it(rendered: Mapping[str, Pat
     assert pod_template(before, "-controller") != pod_template(after, "-controller")
     assert pod_template(before, "goatherd") == pod_template(after, "goatherd")
     assert pod_template(after, "goatherd") != pod_template(
-        render("kubernetes", "server: {config: '[serve]\nshutdown_timeout = \"9s\"'}"), "goatherd"
+        render("kubernetes", "server: {config: '[agent]\ngrace = \"9s\"'}"), "goatherd"
     )
     for path in rendered.values():
         for workload in workloads(path):

@@ -42,8 +42,7 @@ def restore(
     If a rotation is still in progress, use `goatherd rotate --rollback` instead. If the key of a root is exposed, use
     `goatherd revoke`.
     """
-    if app.options.rotation_health_command is None:
-        lower_priority(app)
+    lower_priority(app)
     stop_at = Phase(to_phase) if to_phase else None
     work = partial(operation, root_id=root, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes)
     return run_interruptible(app, run_rotation(app, work, metrics_file), note=HOW_TO_RESUME)

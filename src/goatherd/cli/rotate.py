@@ -34,7 +34,6 @@ from goatherd.cli.process import lower_priority, run_interruptible
 from goatherd.cli.text.progress import RotationProgress, show_delay
 from goatherd.cli.text.replacement import replaced_event, replacement_data, replacement_lines
 from goatherd.cli.text.rotation import (
-    add_unrun_command,
     bare_lines,
     note_of_wait,
     plan_data,
@@ -88,11 +87,6 @@ waiting_options = add_options(
         "--health-url",
         "rotation_health_url",
         "URL of a health check. A status other than 2xx is a failure; several in a row end the rotation.",
-    ),
-    config_flag(
-        "--health-command",
-        "rotation_health_command",
-        "Command of a health check. An exit code other than 0 is a failure; several in a row end the rotation.",
     ),
     click.option(
         "--metrics-file",
@@ -251,8 +245,7 @@ def rotate(
         "cancel": partial(operations.cancel, reason=why),
         "rollback": partial(operations.roll_back, reason=why),
     }
-    if what in ("", "resume") and app.options.rotation_health_command is None:
-        # A health command would inherit the low priority and answer late.
+    if what in ("", "resume"):
         lower_priority(app)
     return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
 
@@ -260,9 +253,8 @@ def rotate(
 async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
     options = app.options
     async with open_store(options) as store, open_nodes(options, store) as nodes:
-        health = build_health_signals(options)
-        plan = await operations.plan_rotation(store, nodes, build_policy(options), health=health, **change)
-    plan = add_unrun_command(plan, health, options.origin.get("rotation.health_command"))
+        policy, health = build_policy(options), build_health_signals(options)
+        plan = await operations.plan_rotation(store, nodes, policy, health=health, **change)
     app.out.result(plan_data(plan, to_phase), plan_lines(plan, to_phase))
     return 0
 

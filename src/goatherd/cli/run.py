@@ -156,7 +156,6 @@ def run_for_server(
 )
 @directory_options
 @change_options(["restart", "signal", "command", "ignore"], "default: restart")
-@config_flag("--stop-signal", "agent_stop_signal")
 @config_flag("--grace", "agent_grace")
 @config_flag("--crashes", "agent_crashes")
 @config_flag(

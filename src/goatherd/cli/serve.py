@@ -76,7 +76,6 @@ def serve(app: App, create: bool, accept_identity: bool, log_level: str) -> None
         creates=create,
         host=options.serve_host,
         port=options.serve_port,
-        grace=options.serve_shutdown_timeout,
         on_ready=print_ready,
         open_store=None if accept_identity else build_identity_opener(options),
     )

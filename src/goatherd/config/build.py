@@ -67,13 +67,9 @@ def configured_provider(
             hint='Give --provider URI, set GOATHERD_PROVIDER, or write `provider = "URI"` into goatherd.toml. '
             "To try it out: --provider file:///srv/keys/root.",
         )
-    if not options.any_org:
-        for org in (options.org,) if orgs is None else orgs:
-            hint = (
-                f"Is --org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root. If"
-                f" this identity is meant for {org!r}, set any_org = true, or GOATHERD_ANY_ORG=true."
-            )
-            check_address_has_org(template, store_name(options), org, hint=hint)
+    for org in (options.org,) if orgs is None else orgs:
+        hint = f"Is --org right? Write {ORG_FIELD} into the address, such as file:///srv/keys/{ORG_FIELD}/root."
+        check_address_has_org(template, store_name(options), org, hint=hint)
     return provider, template
 
 
@@ -282,11 +278,8 @@ def build_policy(options: Options) -> Policy:
         working_lifetime = options.rotation_lifetime
     return Policy(
         adoption=options.rotation_adoption,
-        settle=options.rotation_settle,
         clock_tolerance=options.rotation_clock_tolerance,
         node_timeout=options.timeout,
-        poll_max=options.rotation_poll,
-        poll_min=min(Policy().poll_min, options.rotation_poll),
         lifetime=options.rotation_lifetime,
         working_lifetime=working_lifetime,
         needs_working_root="--working-lifetime" in lifetime_flags(options),
@@ -295,23 +288,15 @@ def build_policy(options: Options) -> Policy:
         unlisted=unlisted,
         bare=frozenset(options.rotation_bare),
         distrust=frozenset(options.rotation_distrust),
-        health_failures=options.rotation_health_failures,
-        health_interval=options.rotation_health_interval,
-        health_timeout=options.rotation_health_timeout,
         health_soak=options.rotation_health_soak,
     )
 
 
 def build_health_signals(options: Options) -> list[HealthSignal]:
     """Return the health checks that the options name."""
-    from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
+    from goatherd.rotation.health_checks import HTTPProbe
 
-    signals: list[HealthSignal] = []
-    if options.rotation_health_url is not None:
-        signals.append(HTTPProbe(options.rotation_health_url, timeout=options.rotation_health_timeout))
-    if options.rotation_health_command is not None:
-        signals.append(HealthCommand(options.rotation_health_command, timeout=options.rotation_health_timeout))
-    return signals
+    return [] if options.rotation_health_url is None else [HTTPProbe(options.rotation_health_url)]
 
 
 def build_schedule(options: Options) -> Schedule:

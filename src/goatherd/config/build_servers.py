@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from goatherd.settings import CloudSecretSettings, FileSettings, LastKnownGood
 
 SESSIONS_RENEWAL: Final = timedelta(minutes=25)
+SESSIONS_SHARE: Final = 0.6
+"""How many new sessions an address may request in a burst, over its requests per second."""
+SESSION_SHARE: Final = 0.06
+"""How many requests per second one session may send, over those of an address."""
 NO_LEASE: Final = "none"
 
 
@@ -64,11 +68,12 @@ def build_caller_limits(options: Options) -> dict[str, Any]:
     from goatherd.serving.caller_limits import Rate
     from goatherd.serving.sockets import allow_open_files
 
-    rate, sessions = options.limits_requests_per_second, options.limits_new_sessions
-    of_a_session = options.limits_session_requests_per_second
+    rate = options.limits_requests_per_second
+    connections = options.limits_connections
+    sessions, of_a_session = max(1, int(SESSIONS_SHARE * rate)), max(1, int(SESSION_SHARE * rate))
     return {
-        "connections": min(options.limits_connections, max(64, allow_open_files(options.limits_connections))),
-        "connections_per_address": options.limits_connections_per_address,
+        "connections": min(connections, max(64, allow_open_files(connections))),
+        "connections_per_address": max(1, connections // 4),
         "idle_timeout": options.limits_idle_timeout,
         "requests": Rate(per_second=rate, burst=5 * rate),
         "new_sessions": Rate(per_second=sessions / SESSIONS_RENEWAL.total_seconds(), burst=sessions),
@@ -162,8 +167,7 @@ def build_last_known_good(options: Options, *, is_per_org: bool) -> LastKnownGoo
         store = json.dumps(sorted(entry.provider for entry in options.stores))
     else:
         store = options.provider or json.dumps(dict(options.cloud_config or {}), sort_keys=True)
-    max_age = options.settings_last_known_good_max_age
-    return LastKnownGood(path, KeySource.from_text(key), max_age=max_age, store=store)
+    return LastKnownGood(path, KeySource.from_text(key), store=store)
 
 
 def served_directory(options: Options) -> Path:
@@ -355,7 +359,6 @@ def build_agent_rules(options: Options) -> Rules:
 
     return Rules(
         on_change=OnChange(options.agent_on_change),
-        stop_signal=options.agent_stop_signal,
         ready_timeout=options.agent_ready_timeout,
         crashes=options.agent_crashes,
     )

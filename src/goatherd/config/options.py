@@ -88,10 +88,6 @@ class Options:
     org: str = _option(
         "Organization, which replaces `{org}` in the secret's name.", DEFAULT_ORG, parse=values.parse_organization
     )
-    any_org: bool = _option(
-        "Whether the identity at an address without `{org}` may be used for an organization other than `localhost`.",
-        False,
-    )
     nodes: tuple[str, ...] = _option(
         "URLs of the servers of the cluster; a `dns://` or `k8s-service://` URL discovers any number of servers.",
         (),
@@ -116,9 +112,6 @@ class Options:
         "Source of the key that seals the copy: `file:/PATH`, `env:NAME` or `credential:NAME` (systemd), never "
         "the key itself.",
         parse=values.parse_key_source,
-    )
-    settings_last_known_good_max_age: timedelta = _option(
-        "How long after the last successful read of the store a server may start from the copy.", timedelta(hours=24)
     )
 
     serve_data: Path | None = _option("Data directory of `goatherd serve`.")
@@ -150,9 +143,6 @@ class Options:
         200_000,
         parse=values.parse_limit_or_zero,
     )
-    serve_shutdown_timeout: timedelta = _option(
-        "How long a stopping server waits for requests in progress.", timedelta(seconds=10)
-    )
 
     stores_region: str | None = _option(
         "Region of this machine: a server first reads the store of its own region, then the others in order.",
@@ -183,11 +173,9 @@ class Options:
         form="list of networks",
     )
     limits_connections: int = _option(
-        "How many connections `goatherd serve` or the door keeps open at the same time.", 4000, parse=values.parse_limit
-    )
-    limits_connections_per_address: int = _option(
-        "How many connections one address may hold. Proxies in `limits.forwarded_by` have no such limit.",
-        1000,
+        "How many connections `goatherd serve` or the door keeps open at the same time. One address may hold a "
+        "quarter; proxies in `limits.forwarded_by` have no such limit.",
+        4000,
         parse=values.parse_limit,
     )
     limits_idle_timeout: timedelta = _option(
@@ -197,19 +185,10 @@ class Options:
         parse=values.parse_idle_timeout,
     )
     limits_requests_per_second: int = _option(
-        "How many requests one address may send per second on average, with a burst of five times as many.",
+        "How many requests one address may send per second on average, with a burst of five times as many. With the "
+        "default, it may request 300 new sessions in a burst, which are restored within 25 minutes, and one session "
+        "may send 30 requests per second; another value changes both in proportion.",
         500,
-        parse=values.parse_limit,
-    )
-    limits_new_sessions: int = _option(
-        "How many new sessions one address may request in a burst; the allowance is restored within 25 minutes.",
-        300,
-        parse=values.parse_limit,
-    )
-    limits_session_requests_per_second: int = _option(
-        "How many requests one session may send per second on average, with a burst of five times as many. A "
-        "GoatDB client sends up to five.",
-        30,
         parse=values.parse_limit,
     )
 
@@ -231,9 +210,6 @@ class Options:
     )
     agent_command: str | None = _option(
         'Command to run, without a shell, if `on_change` is "command".', parse=values.parse_command, form="command"
-    )
-    agent_stop_signal: int = _option(
-        "Signal that stops the server for a restart.", 15, parse=values.parse_signal_number, form="signal"
     )
     agent_grace: timedelta = _option("How long a server may take to stop before it is killed.", timedelta(seconds=30))
     agent_ready_timeout: timedelta = _option(
@@ -258,7 +234,7 @@ class Options:
 
     rotation_lifetime: timedelta = _option(
         "How long a new root session is valid. At least 1h, and at least 4 x (3 x `rotation.adoption` + "
-        "`rotation.unlisted` + `rotation.health_soak` + `rotation.settle`); more than 30d where a server runs "
+        "`rotation.unlisted` + `rotation.health_soak` + 90s); more than 30d where a server runs "
         "unmodified GoatDB.",
         timedelta(days=180),
         parse=values.parse_root_lifetime,
@@ -274,18 +250,11 @@ class Options:
         " incomplete.",
         timedelta(minutes=5),
     )
-    rotation_settle: timedelta = _option(
-        "How long to wait, after a cancel or a rollback, until the servers sign with the restored root.",
-        timedelta(seconds=90),
-    )
     rotation_clock_tolerance: timedelta = _option(
         "How much this machine's clock may differ from those of the store and of most servers; otherwise no "
         "command writes. It is also how far in the future a recorded timestamp may be.",
         timedelta(minutes=5),
         parse=values.parse_positive_duration,
-    )
-    rotation_poll: timedelta = _option(
-        "Longest pause between two checks of the servers.", timedelta(seconds=1), parse=values.parse_positive_duration
     )
     rotation_grace: timedelta = _option(
         "How long after a rotation the store keeps the old private key for `restore`, before `retire` destroys it.",
@@ -319,20 +288,6 @@ class Options:
         "URL of an HTTP health check of the cluster; a GET must return a status from 200 to 299.",
         parse=values.parse_http_url,
         form="URL",
-    )
-    rotation_health_command: str | None = _option(
-        "Command of a health check of the cluster, run by /bin/sh; it must exit with code 0.", form="command"
-    )
-    rotation_health_failures: int = _option(
-        "After how many failed health checks in a row the rotation is rolled back.", 3, parse=values.parse_count
-    )
-    rotation_health_interval: timedelta = _option(
-        "Shortest interval between two health checks.", timedelta(seconds=2), parse=values.parse_positive_duration
-    )
-    rotation_health_timeout: timedelta = _option(
-        "Timeout of one health check; a check that times out has failed.",
-        timedelta(seconds=5),
-        parse=values.parse_positive_duration,
     )
     rotation_health_soak: timedelta = _option(
         "How long the health check, if any, must pass while the next root signs, before the rotation is final.",

@@ -38,7 +38,7 @@ from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.providers.capabilities import Verdict as RightsVerdict
 from goatherd.providers.values import CURRENT
 from goatherd.rotation.events import Report
-from goatherd.rotation.health_checks import HealthCommand, HealthSignal
+from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 from goatherd.rotation.policy import check_rotation_servers
 from goatherd.rotation.rotator import Rotator
@@ -204,8 +204,7 @@ async def run_controller(
         seen.next_ms = verdict.at_ms if verdict.act is Act.ROTATE else None
 
     if not once:
-        health_command = next((one.command for one in health if isinstance(one, HealthCommand)), None)
-        commands = {"controller.alert_command": alert_command, "rotation.health_command": health_command}
+        commands = {"controller.alert_command": alert_command}
         # Asked to stop meanwhile, it would only wait for stores and servers that do not answer.
         await run_unless_set(stop, _check_start(store, make(), journal, commands))
     controller = Controller(

@@ -36,7 +36,7 @@ from goatherd.operations.opening import (
 from goatherd.operations.runs import AuditLogName, EventListener, RunOptions, current_actor, notify_each, record_run
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice, SignerOpener, open_pinned_signer
 from goatherd.rotation.events import LostAnchorDropped, Report
-from goatherd.rotation.health_checks import HealthCommand, HealthSignal
+from goatherd.rotation.health_checks import HealthSignal
 from goatherd.rotation.identity_writer import IdentityWriter
 from goatherd.rotation.machine import Phase, Step
 from goatherd.rotation.obstacles import check_own_clock
@@ -373,7 +373,7 @@ async def plan_rotation(
 ) -> Plan:
     """Return the steps, the servers and the obstacles of `rotate`, or of `resume` if a rotation is in progress.
 
-    Nothing is written, and no health command is run. The signer of a new anchor signs a test text; so does that of the
+    Nothing is written. The signer of a new anchor signs a test text; so does that of the
     identity's anchor, if a server trusts the current root. Args are those of `rotate`.
 
     Raises:
@@ -381,12 +381,9 @@ async def plan_rotation(
     """
     choice = _choose_anchor(anchor, remove_anchor, direct, working_root)
     opener = make_signer_opener(anchor, signer)
-    # SECURITY: a plan runs no health command, because operators request a plan before they trust the configuration
-    # (tests/unit/cli/test_rotate_commands.py).
-    named = [one.without_running() if isinstance(one, HealthCommand) else one for one in health]
     async with open_cluster(store, nodes, policy, org, signer=signer) as (opened, clients, policy):
         servers = await resolve_nodes(clients)
-        rotator = make_rotator(opened, servers, policy, health=named, clock=clock, open_signer=opener)
+        rotator = make_rotator(opened, servers, policy, health=health, clock=clock, open_signer=opener)
         return await rotator.plan(anchor=choice)
 
 

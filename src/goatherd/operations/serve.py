@@ -9,7 +9,6 @@ import asyncio
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -44,7 +43,6 @@ async def serve_organization(
     creates: bool,
     host: str,
     port: int,
-    grace: timedelta,
     on_ready: Callable[[ServerReady], None],
     open_store: OpenStore | None = None,
 ) -> None:
@@ -59,7 +57,6 @@ async def serve_organization(
         creates: Whether to create the data directory, or the organization's directory in it, if missing.
         host: Address to listen on.
         port: Port to listen on; 0 for any free port.
-        grace: How long requests in progress may take at the end.
         on_ready: Called once the server answers requests.
         open_store: Opens the store with the identity, with which the data are compared at the first start; None for no
             comparison.
@@ -90,7 +87,7 @@ async def serve_organization(
         service.report_ready(f"serves {org} at {url}; root {signer} signed at the start")
 
     async with service.feed_watchdog(SystemClock()):
-        await serve(server, host, port, started=report_ready, stopping=service.report_stopping, grace=grace)
+        await serve(server, host, port, started=report_ready, stopping=service.report_stopping)
 
 
 def require_node_extra() -> None:

@@ -1,11 +1,10 @@
-"""Run the operator's health checks: an HTTP probe or a command.
+"""Run the operator's health check, an HTTP probe, and count its consecutive failures during a rotation.
 
-This module has these two kinds of checks, and the class that counts consecutive failures during a rotation.
 `goatherd.rotation.machine` decides what a failure means for the rotation.
 
 A check that does not end in time has failed. Each failure is described in one short line, which is written to logs and
-to the identity document's history. So that it contains no secret, the line has a status or an exit code, but no output
-of a server or a command, and neither the credentials nor the query of a URL.
+to the identity document's history. So that it contains no secret, the line has a status, but no output of
+a server, and neither the credentials nor the query of a URL.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from goatherd.clock import Clock
@@ -21,11 +20,11 @@ from goatherd.errors import ConfigurationError
 from goatherd.rotation.machine import HealthView
 from goatherd.server_url import check_http_url
 from goatherd.serving.http_client import describe_failure, make_http_client
-from goatherd.serving.process_group import run_shell_command
-from goatherd.telemetry import find_program
 
 if TYPE_CHECKING:
     import httpx2
+
+TIMEOUT: Final = timedelta(seconds=5)
 
 
 class HealthSignal(Protocol):
@@ -57,7 +56,7 @@ class HTTPProbe:
         ConfigurationError: `url` is not an http or https URL.
     """
 
-    def __init__(self, url: str, *, timeout: timedelta) -> None:
+    def __init__(self, url: str, *, timeout: timedelta = TIMEOUT) -> None:
         parts = urlsplit(
             check_http_url(url, hint="Write it as a URL with a scheme, such as http://127.0.0.1:9000/healthy.")
         )
@@ -89,35 +88,6 @@ class HTTPProbe:
         async with http.stream("GET", self._url) as response:
             status = response.status_code
         return None if 200 <= status < 300 else f"{self.name}: status {status}"
-
-
-class HealthCommand:
-    """A health check that passes if a command (`run_shell_command`) ends with exit code 0 before its timeout.
-
-    Attributes:
-        command: The command line.
-
-    Args:
-        command: The command line; it must itself end any process that it starts in the background.
-        timeout: Timeout of one run.
-        is_run: Whether to run the command; if False, the check always passes.
-    """
-
-    def __init__(self, command: str, *, timeout: timedelta, is_run: bool = True) -> None:
-        self.command = command
-        self._is_run = is_run
-        self._timeout = timeout.total_seconds()
-        self.name = f"command {find_program(command)}".rstrip()
-
-    def without_running(self) -> HealthCommand:
-        """Return a copy of the health check that does not run its command, and always passes."""
-        return HealthCommand(self.command, timeout=timedelta(seconds=self._timeout), is_run=False)
-
-    async def ask(self) -> str | None:
-        if not self._is_run:
-            return None
-        problem = await run_shell_command(self.command, self._timeout)
-        return None if problem is None else f"{self.name}: {problem}"
 
 
 async def _ask_signal(signal: HealthSignal) -> str | None:

@@ -324,7 +324,7 @@ def test_a_server_that_makes_a_root_for_another_organization_is_stopped_at_once(
         (["run", "--provider", "memory:///a/x", "--data", "d", "--", "no-such-command-anywhere"], "was not found"),
         (["run", "--provider", "memory:///a/x", "--data", ".", "--on-change", "command", "--", "true"], "--command"),
         (
-            ["run", "--provider", "memory:///a/x", "--data", "d", "--stop-signal", "NOPE", "--", "true"],
+            ["run", "--provider", "memory:///a/x", "--data", "d", "--signal", "NOPE", "--", "true"],
             "is not the name of a signal",
         ),
         (

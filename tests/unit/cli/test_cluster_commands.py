@@ -24,6 +24,7 @@ from goatherd.identity.transitions import create_document
 from goatherd.providers.file import FileSecretProvider
 from goatherd.wire.commit import Commit
 from tests.deadlines import ANSWER
+from tests.fakes.health_page import serve_health
 from tests.fakes.upstream_child import SESSIONS, UpstreamChild
 from tests.unit.goats import introduction
 
@@ -57,17 +58,6 @@ def test_a_plan_lists_steps_gates_and_obstacles_and_writes_nothing(goatherd: Goa
     text = goatherd("rotate", "--plan", "--provider", store).out
     assert "1. prepare -> prepared" in text
     assert "waits 5m at most, else: roll back" in text
-
-
-def test_a_plan_runs_no_command_and_names_the_one_that_a_rotation_would_run(
-    goatherd: Goatherd, store: str, tmp_path: Path
-) -> None:
-    goatherd("init", "--provider", store)
-    mark, file = tmp_path / "mark", tmp_path / "named.toml"
-    file.write_text(f"[rotation]\nhealth_command = 'touch {mark}'\n")
-    text = goatherd("rotate", "--plan", "--provider", store, "--config", str(file)).out
-    assert not mark.exists()
-    assert f"the health command touch ({file}:2) was not run" in text
 
 
 def test_a_rotation_stops_where_it_is_told_and_is_resumed(goatherd: Goatherd, store: str) -> None:
@@ -493,13 +483,12 @@ def test_a_server_is_seen_followed_through_a_rotation_and_found_healthy(
     doctor = goatherd("doctor", *here)
     assert doctor.code == 0
     assert f"signs with root {rotated.json['to']}; it also trusts {first}" in doctor.out
-    mark, file = tmp_path / "mark", tmp_path / "named.toml"
-    file.write_text(f"[rotation]\nhealth_command = 'touch {mark}; false'\n")
-    assert goatherd("rotate", "--plan", *here, "--config", str(file), "--json").json["obstacles"] == []
-    assert not mark.exists()
-    doctor = goatherd("doctor", *here, "--config", str(file))
-    assert (mark.exists(), doctor.code) == (True, EXIT_FINDINGS), "as its help says"
-    assert "the health check fails: command touch" in doctor.out
+    with serve_health(lambda _: False) as page:
+        file = tmp_path / "named.toml"
+        file.write_text(f'[rotation]\nhealth_url = "{page.url}"\n')
+        doctor = goatherd("doctor", *here, "--config", str(file))
+    assert doctor.code == EXIT_FINDINGS
+    assert f"the health check fails: GET {page.url}: status 503" in doctor.out
     assert server.stop() == 0
 
 

@@ -35,7 +35,6 @@ def test_a_store_without_org_in_its_address_is_not_taken_for_any_organization(
     result = goatherd(*COMMANDS[name], "--provider", store, "--org", "acme")
     assert result.code == EXIT_CODES["configuration"], result.err
     assert f"the store's address {store} does not contain {{org}}" in result.err
-    assert "any_org" in result.err
     assert sorted(path.name for path in (tmp_path / "keys").rglob("*")) == keys
     assert not (tmp_path / "data" / "acme").exists()
 
@@ -43,14 +42,3 @@ def test_a_store_without_org_in_its_address_is_not_taken_for_any_organization(
 def test_the_default_organization_needs_no_place_in_the_address(goatherd: Goatherd, store: str) -> None:
     assert goatherd("init", "--provider", store).code == 0
     assert goatherd("show", "--provider", store, "--org", "localhost").code == 0
-
-
-def test_an_identity_for_any_organization_is_said_to_be_so(
-    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("GOATHERD_ANY_ORG", "true")
-    assert goatherd("init", "--provider", store, "--org", "acme").code == 0
-    words = ["fetch", "--plain-file", "--create", "--provider", store, "--data", str(tmp_path / "data")]
-    assert goatherd(*words, "--org", "acme", "--org", "other").code == 0
-    for org in ("acme", "other"):
-        assert (tmp_path / "data" / org / "settings.json").exists()

@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 
 from goatherd.cli.main import EXIT_CODES
-from goatherd.config.build import build_health_signals, build_policy
+from goatherd.config.build import build_policy
 from goatherd.config.options import Options
 from goatherd.rotation.machine import Policy, Quorum
 from goatherd.rotation.rotator import Rotator
+from tests.fakes.health_page import serve_health
 
 from .conftest import Goatherd
 
 ALONE = "--unsafe-without-nodes"
+ILL = "http://127.0.0.1:1/healthy"
+"""A health check that always fails."""
 FOUND = ("dns://herd.example:8080",)
 
 
@@ -109,14 +112,13 @@ def test_who_takes_a_rotation_over_is_told_whose_it_was(goatherd: Goatherd, firs
 
 def test_a_plan_says_to_whom_what_it_costs_and_risks_and_what_would_stop_it(goatherd: Goatherd, first: str) -> None:
     nodes = ("--node", "http://127.0.0.1:1", "--node", "http://127.0.0.1:2")
-    text = goatherd("rotate", "--plan", *nodes, "--quorum", "1", "--unlisted", "38s", "--health-command", "false").out
+    text = goatherd("rotate", "--plan", *nodes, "--quorum", "1", "--unlisted", "38s", "--health-url", ILL).out
     assert "  http://127.0.0.1:1\n  http://127.0.0.1:2\n" in text
     assert "costs at least: store writes 1, store reads 2, requests to each server 6" in text
     assert "risk: little" in text
     assert "first: 38s since published, for servers that are not listed" in text.replace("38 s", "38s")
     assert "not waited for: up to 1 of 2 servers (quorum 1)" in text
-    assert "stopped by: command false: 3 bad answers in a row" in text
-    assert "remark: the health command false (flag) was not run" in text
+    assert f"stopped by: GET {ILL}: 3 bad answers in a row" in text
     assert goatherd("show", "--json").json["generation"] == 1
     assert goatherd("status", "--json").json["labels"] == {"current": "1"}, "not even a label was moved"
 
@@ -139,22 +141,19 @@ def test_a_plan_names_the_rotation_that_would_be_carried_on_and_who_began_it(goa
 
 
 def test_a_rotation_that_is_not_well_from_the_start_is_not_begun(goatherd: Goatherd, first: str) -> None:
-    refused = goatherd("rotate", ALONE, "--health-command", "exit 3")
+    refused = goatherd("rotate", ALONE, "--health-url", ILL)
     assert refused.code == EXIT_CODES["rotation"]
     assert "rotation.unhealthy" in refused.err
     assert goatherd("show", "--json").json["generation"] == 1
 
 
 @pytest.mark.slow
-def test_a_command_that_fails_once_b_signs_brings_the_earlier_root_back_and_status_says_why(
-    goatherd: Goatherd, first: str, tmp_path: Path
+def test_a_health_check_that_fails_once_b_signs_brings_the_earlier_root_back_and_status_says_why(
+    goatherd: Goatherd, first: str
 ) -> None:
-    (tmp_path / "goatherd.toml").write_text(
-        (tmp_path / "goatherd.toml").read_text() + '[rotation]\nhealth_interval = "10ms"\nsettle = "1s"\n'
-    )
-    # Well three times: before the beginning, activated, verified for the first time; then ill.
-    command = f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -le 3"
-    result = goatherd("rotate", ALONE, "--health-command", command, "--json")
+    # Healthy three times: before the beginning, activated, verified for the first time.
+    with serve_health(lambda number: number <= 3) as page:
+        result = goatherd("rotate", ALONE, "--health-url", page.url, "--json")
     assert result.code == EXIT_CODES["rotation"]
     assert result.json["error"]["code"] == "rotation.not_adopted"
     told = [json.loads(line) for line in result.err.splitlines()]
@@ -164,7 +163,7 @@ def test_a_command_that_fails_once_b_signs_brings_the_earlier_root_back_and_stat
     last = status["lastRotation"]
     assert (last["event"], last["reason"]) == (
         "rolled-back",
-        "not healthy, 3 times in a row: command echo: ended with 1",
+        f"not healthy, 3 times in a row: GET {page.url}: status 503",
     )
     assert "rolled-back at " in goatherd("status").out
 
@@ -279,9 +278,8 @@ def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
 
 
 def test_options_become_the_policy() -> None:
-    policy = build_policy(Options(rotation_quorum="80%", rotation_health_failures=5))
+    policy = build_policy(Options(rotation_quorum="80%"))
     assert policy.quorum == Quorum(fraction=0.8)
-    assert policy.health_failures == 5
     assert build_policy(Options()) == Policy()
 
 
@@ -293,26 +291,15 @@ def test_unlisted_servers_have_their_refresh_interval_where_nodes_are_discovered
     assert build_policy(told).unlisted == build_policy(replace(told, nodes=FOUND)).unlisted == timedelta(seconds=5)
 
 
-def test_both_kinds_of_health_signal_can_be_given_at_once() -> None:
-    options = Options(rotation_health_url="http://10.0.0.1/healthy", rotation_health_command="check --all")
-    assert [signal.name for signal in build_health_signals(options)] == ["GET http://10.0.0.1/healthy", "command check"]
-    assert build_health_signals(Options()) == []
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("what", "lowest"), [((), 10), (("--health-command", "true"), -20)], ids=["a rotation", "with a health command"]
-)
-def test_a_rotation_lets_everything_else_on_its_machine_go_first(
-    goatherd: Goatherd, store: str, what: tuple[str, ...], lowest: int
-) -> None:
+def test_a_rotation_lets_everything_else_on_its_machine_go_first(goatherd: Goatherd, store: str) -> None:
     before = os.nice(0)
     goatherd("init", "--provider", store)
     script = "import os, sys\nfrom goatherd.__main__ import main\ntry:\n    main()\nfinally:\n    print(os.nice(0))\n"
-    command = [sys.executable, "-c", script, "rotate", "--provider", store, ALONE, "--to", "prepared", *what]
+    command = [sys.executable, "-c", script, "rotate", "--provider", store, ALONE, "--to", "prepared"]
     # A command that is started with `nice` is not lowered twice.
     done = subprocess.run(["nice", "-n", "3", *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(max(min(before + 3, 19), lowest))
+    assert done.stdout.splitlines()[-1] == str(max(min(before + 3, 19), 10))
     assert goatherd("rotate", "--provider", store, ALONE, "--resume").code == 0
     assert os.nice(0) == before, "a program that calls the command line keeps its priority"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from goatherd.providers.file import FileSecretProvider
 from goatherd.rotation.events import Report
 from goatherd.rotation.machine import Outcome, Phase
 from tests.deadlines import HANG
+from tests.fakes.health_page import serve_health
 from tests.ports import free_ports
 
 from .conftest import Goatherd, Serving
@@ -62,44 +62,30 @@ def test_the_outcome_of_a_rotation_says_that_no_server_restarted(
     assert json.loads(again.out)["restarts"] == [{"node": server.url, "count": 0}]
 
 
-GATE = """
-[ -e seen ] || { touch seen; exit 0; }
-touch waiting
-until [ -e go ]; do sleep 0.05; done
-"""
-"""A health check that passes before the rotation, and then keeps it from its end until the test says so."""
-
-
 def test_a_server_that_restarts_while_a_rotation_runs_is_named_in_the_outcome(
     goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving]
 ) -> None:
     assert goatherd("init", "--provider", store).code == 0
-    gate = tmp_path / "gate"
-    gate.write_text(f"#!/bin/sh\ncd {tmp_path}\n{GATE}")
-    gate.chmod(0o755)
     (port,) = free_ports(1)
     where = ("--data", str(tmp_path / "data"), "--provider", store, "--port", str(port))
     server = serve(*where)
-    waits = ("--adoption", "10m", "--health-command", str(gate))
+    command = [sys.executable, "-m", "goatherd", "rotate", "--json", "--provider", store, "--node", server.url]
     with (tmp_path / "out").open("wb") as out:
         rotating = subprocess.Popen(
-            [sys.executable, "-m", "goatherd", "rotate", "--json", "--provider", store, "--node", server.url, *waits],
-            env={**os.environ, "GOATHERD_ROTATION_HEALTH_TIMEOUT": "10m", "GOATHERD_ROTATION_HEALTH_SOAK": "0s"},
-            stdout=out,
-            stderr=subprocess.DEVNULL,
-            cwd=tmp_path,
+            [*command, "--adoption", "10m"], stdout=out, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
     try:
-        until = time.monotonic() + HANG
-        while not (tmp_path / "waiting").exists():
+        assert rotating.stderr is not None
+        # The rotation is stopped after its first step, so that it cannot end before the server has restarted.
+        while '"phase"' not in rotating.stderr.readline():
             assert rotating.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        rotating.send_signal(signal.SIGSTOP)
         server.process.kill()
         server.process.wait(HANG)
         assert serve(*where).url == server.url
-        (tmp_path / "go").touch()
-        assert rotating.wait(2 * HANG) == 0
+        rotating.send_signal(signal.SIGCONT)
+        rotating.communicate(timeout=2 * HANG)
+        assert rotating.returncode == 0
     finally:
         if rotating.poll() is None:
             rotating.kill()
@@ -110,20 +96,17 @@ def test_a_server_that_restarts_while_a_rotation_runs_is_named_in_the_outcome(
 
 
 def test_a_rotation_that_goes_back_says_which_servers_restarted(
-    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+    goatherd: Goatherd, store: str, tmp_path: Path, serve: Callable[..., Serving]
 ) -> None:
-    monkeypatch.setenv("GOATHERD_ROTATION_HEALTH_FAILURES", "1")
     assert goatherd("init", "--provider", store).code == 0
     server = serve("--data", str(tmp_path / "data"), "--provider", store)
-    sick = tmp_path / "sick"
-    sick.write_text(f"#!/bin/sh\ncd {tmp_path}\n[ -e seen ] || {{ touch seen; exit 0; }}\nexit 1\n")
-    sick.chmod(0o755)
-    options = ("--provider", store, "--node", server.url, "--health-command", str(sick))
-    done = goatherd("rotate", *options)
+    options = ("--provider", store, "--node", server.url, "--health-url")
+    with serve_health(lambda number: number == 1) as page:
+        done = goatherd("rotate", *options, page.url)
     assert done.code == EXIT_CODES["rotation"]
     assert "restarts: none" in done.err
-    (tmp_path / "seen").unlink()
-    events = [json.loads(line) for line in goatherd("rotate", *options, "--json").err.splitlines()]
+    with serve_health(lambda number: number == 1) as page:
+        events = [json.loads(line) for line in goatherd("rotate", *options, page.url, "--json").err.splitlines()]
     assert [one["restarts"] for one in events if one["event"] == "restarts"] == [[{"node": server.url, "count": 0}]]
 
 

@@ -315,12 +315,10 @@ def test_options_do_not_change() -> None:
 def test_the_defaults_are_those_of_the_rotation_and_of_the_settings() -> None:
     options, policy = Options(), Policy()
     assert options.rotation_adoption == policy.adoption
-    assert options.rotation_settle == policy.settle
     assert options.rotation_lifetime == policy.lifetime
     assert values.SHORTEST_LIFETIME == SHORTEST_LIFETIME
     assert options.rotation_grace == policy.grace
     assert options.rotation_clock_tolerance == policy.clock_tolerance
-    assert options.rotation_poll == policy.poll_max
     assert options.timeout == policy.node_timeout
     assert options.settings_refresh_interval == REFRESH_INTERVAL
 
@@ -499,7 +497,6 @@ def test_the_effective_settings_hide_whatever_may_be_a_secret(tmp_path: Path) ->
     command = "reload --token hunter2"
     [rotation]
     health_url = "http://probe:hunter2@10.0.0.9/healthy?key=hunter2"
-    health_command = "curl -u me:hunter2 http://x"
     [controller]
     alert_command = "TOKEN=hunter2 page"
     """

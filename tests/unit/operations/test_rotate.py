@@ -44,11 +44,12 @@ from goatherd.providers.values import CURRENT
 from goatherd.revocation.revoker import Revoker
 from goatherd.rotation.anchor_keys import UNCHANGED, AnchorChoice
 from goatherd.rotation.events import Event, LostAnchorDropped, PhaseEntered
-from goatherd.rotation.health_checks import HealthCommand
+from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import Outcome, Phase
 from goatherd.rotation.policy import Policy
 from goatherd.stores import ReplicatedStore, Replication, StoreMember
 from tests.fakes.anchors import MemorySigners
+from tests.fakes.health_page import serve_health
 from tests.unit.rotation.conftest import OWN_CLOCK
 
 from .conftest import POLICY, MakeHerd, store_of
@@ -175,17 +176,17 @@ async def test_a_rotation_stops_at_a_phase_and_is_resumed_cancelled_or_rolled_ba
     assert (back.outcome, back.current_id) == (Outcome.RESTORED, before.current.id)
 
 
-async def test_a_plan_writes_nothing_and_runs_no_command(make_herd: MakeHerd, tmp_path: Path) -> None:
+async def test_a_plan_writes_nothing_and_names_the_health_check(make_herd: MakeHerd) -> None:
     herd = await make_herd()
-    store, mark = store_of(herd), tmp_path / "mark"
+    store = store_of(herd)
     before = await store.versions()
-    command = HealthCommand(f"touch {mark}", timeout=timedelta(seconds=5))
-    plan = await plan_rotation(store, herd.nodes, POLICY, health=[command], clock=herd.clock)
+    with serve_health(lambda _: True) as page:
+        probe = HTTPProbe(page.url)
+        plan = await plan_rotation(store, herd.nodes, POLICY, health=[probe], clock=herd.clock)
     assert [step.leads_to for step in plan.steps][-1] is Phase.STEADY
     assert plan.nodes == tuple(node.base_url for node in herd.nodes)
-    assert any(command.name in stop for stop in plan.stops)
+    assert any(probe.name in stop for stop in plan.stops)
     assert await store.versions() == before
-    assert not mark.exists()
 
 
 async def test_a_lost_anchor_that_is_dropped_is_recorded_with_its_signer_and_the_reason(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import itertools
 import logging
@@ -10,14 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from goatherd.errors import ConfigurationError, NotAdoptedError, UnhealthyError
 from goatherd.identity.document import Phase
 from goatherd.rotation.events import Event, HealthSeen, PhaseEntered
-from goatherd.rotation.health_checks import HealthCommand, HTTPProbe
+from goatherd.rotation.health_checks import HTTPProbe
 from goatherd.rotation.machine import Outcome
 from tests.fakes.herd import Herd
 from tests.unit.rotation.conftest import POLICY, MakeHerd, check_steady, document_of, rotator_for
@@ -147,81 +145,6 @@ async def test_an_operator_who_goes_back_is_not_asked_how_the_cluster_is(make_he
     signal = Said(herd, lambda *_: True)
     assert (await rotator_for(herd, health=[signal]).abandon()).outcome is Outcome.ABANDONED
     assert signal.asked == []
-
-
-# --- a command -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("command", "said"),
-    [
-        ("true", None),
-        ("exit 0 # --token s3cr3t", None),
-        ("false", "command false: ended with 1"),
-        ("sh -c 'echo s3cr3t; echo s3cr3t >&2; exit 7'", "command sh: ended with 7"),
-        ("kill -9 $$", "command kill: ended with -9"),
-        ("/nowhere/check --token s3cr3t", "command /nowhere/check: ended with 127"),
-        ("TOKEN=s3cr3t false", "command: ended with 1"),
-    ],
-)
-async def test_well_is_a_command_that_ends_with_0_and_nothing_of_it_is_shown(
-    command: str, said: str | None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    answer = await HealthCommand(command, timeout=PATIENT).ask()
-    assert answer == said
-    assert "s3cr3t" not in (answer or "")
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.slow
-async def test_a_command_that_does_not_end_in_time_is_killed_with_all_that_it_has_started(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    # On a slow machine the shell may not have begun when its time is up.
-    for seconds in (1, 4, 16, 64):
-        command = HealthCommand(
-            f"sleep 600 & echo $! > {pid}.new; mv {pid}.new {pid}; wait", timeout=timedelta(seconds=seconds)
-        )
-        assert await command.ask() == f"command sleep: did not end within {seconds} s"
-        if pid.exists():
-            break
-    await is_gone(int(pid.read_text()))
-
-
-async def test_a_command_whose_run_is_cancelled_is_killed(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    asking = asyncio.create_task(
-        HealthCommand(f"echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 600", timeout=PATIENT).ask()
-    )
-    while not pid.exists():
-        await asyncio.sleep(0.01)
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
-    await is_gone(int(pid.read_text()))
-
-
-async def is_gone(pid: int) -> None:
-    async with asyncio.timeout(60):
-        # A killed process whose parent has gone may stay as a zombie until another process reaps it.
-        while Path(f"/proc/{pid}/stat").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text():
-            await asyncio.sleep(0.01)
-
-
-@pytest.mark.slow
-async def test_a_rotation_goes_back_when_a_real_command_fails(make_herd: MakeHerd, tmp_path: Path) -> None:
-    herd = await make_herd()
-    well = tmp_path / "well"
-    well.touch()
-    rotator = rotator_for(herd, health=[HealthCommand(f"test -e {well}", timeout=PATIENT)])
-
-    def told(event: Event) -> None:
-        if isinstance(event, PhaseEntered) and event.phase is Phase.VERIFIED:
-            well.unlink()
-
-    rotator._on_event = told
-    with pytest.raises(NotAdoptedError, match="command test: ended with 1"):
-        await rotator.rotate()
-    await check_steady(herd)
 
 
 # --- an HTTP probe ----------------------------------------------------------------------------------------------------

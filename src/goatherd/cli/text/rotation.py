@@ -7,7 +7,6 @@ facts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +14,6 @@ from goatherd.cli.output import Output
 from goatherd.identity.key_age import SHORT_LIFE
 from goatherd.key_inventory import describe_kept
 from goatherd.rotation.events import Report
-from goatherd.rotation.health_checks import HealthCommand, HealthSignal
 from goatherd.rotation.machine import Kept, Outcome, Phase, Policy, Step, rotation_due_ms
 from goatherd.rotation.plan import Plan, PlannedStep
 from goatherd.telemetry import describe_count
@@ -287,23 +285,6 @@ def plan_lines(plan: Plan, to_phase: Phase | None) -> list[str]:
     lines += [f"obstacle: {obstacle}" for obstacle in plan.obstacles]
     lines += [] if plan.obstacles else [f"no obstacle: the rotation can {'continue' if plan.resumes else 'start'} now"]
     return lines
-
-
-def add_unrun_command(plan: Plan, health: Sequence[HealthSignal], origin: str | None) -> Plan:
-    """Return a plan with a note that planning did not run the command of the health check, if there is one.
-
-    Args:
-        plan: The plan.
-        health: The health checks of a rotation.
-        origin: Where the command is configured: ``flag``, an environment variable, or the file and its line.
-    """
-    remarks = [
-        f"the health {one.name} ({origin}) was not run: a plan runs no commands; "
-        "a rotation runs it before it begins and while the next root signs"
-        for one in health
-        if isinstance(one, HealthCommand)
-    ]
-    return replace(plan, remarks=(*plan.remarks, *remarks))
 
 
 def _take_until(steps: Sequence[PlannedStep], to_phase: Phase | None) -> tuple[PlannedStep, ...]:
