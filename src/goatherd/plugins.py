@@ -8,17 +8,12 @@ URI, never the whole URI, which may hold a password.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import lru_cache, reduce
-from importlib import import_module
-from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from goatherd.errors import ConfigurationError, GoatherdError, MissingExtraError, PluginNotFoundError
 from goatherd.server_url import masked
@@ -38,7 +33,6 @@ address in, the text of exactly the rights that the role needs out. Pure, and wi
 `ConfigurationError`. Those of Goatherd's own providers take a ``cloudConfig``, too."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_SEPARATORS = re.compile(r"[-_.]+")
 _BRACED = re.compile(r"[{}][^{}/]*\}?")
 _OURS = "goatherd"
 # What GoatDB's cloudConfig calls a provider, where that is not the scheme.
@@ -52,110 +46,6 @@ _EXTRAS: Final[Mapping[str, str]] = {
     "gcpkms": "gcp",
     "azurekms": "azure",
 }
-
-
-class _Distribution(NamedTuple):
-    name: str
-    version: str
-
-
-class _EntryPoint(NamedTuple):
-    """One entry point, with the attributes that it has in `importlib.metadata`."""
-
-    name: str
-    value: str
-    dist: _Distribution | None
-
-    def load(self) -> Any:
-        module, _, attribute = self.value.partition("[")[0].partition(":")  # without the extras that the plugin needs
-        names = [name for name in attribute.strip().split(".") if name]
-        return reduce(getattr, names, import_module(module.strip()))
-
-
-def entry_points(group: str) -> list[_EntryPoint]:
-    """Return the entry points of a group, as `importlib.metadata` finds them.
-
-    Of the distributions with one name, only those in the first directory of ``sys.path`` that has any count: Python
-    imports from there. Unlike `importlib.metadata`, this function takes a line that begins with ``;`` for a comment, as
-    the file's format says.
-
-    Importing `importlib.metadata` and reading every distribution would take longer than the rest of a short command. So
-    this function reads the files itself, and uses `importlib.metadata` only for archives on ``sys.path``.
-    """
-    found: dict[str, tuple[_EntryPoint, ...]] = {}
-    for place in dict.fromkeys(sys.path):
-        try:
-            state = os.stat(place or ".")  # noqa: PTH116 - pathlib is slower
-            for name, points in _read_place(place, (state.st_dev, state.st_ino, state.st_mtime_ns), group):
-                found.setdefault(name, points)
-        except NotADirectoryError:
-            from importlib.metadata import entry_points as find_entry_points
-
-            return [
-                _EntryPoint(one.name, one.value, _Distribution(one.dist.name, one.dist.version) if one.dist else None)
-                for one in find_entry_points(group=group)
-                if not one.name.startswith(";")
-            ]
-        except OSError:
-            continue
-    return [point for points in found.values() for point in points]
-
-
-@lru_cache(maxsize=128)
-def _read_place(
-    place: str,
-    state: tuple[int, int, int],  # noqa: ARG001 - part of the cache's key
-    group: str,
-) -> tuple[tuple[str, tuple[_EntryPoint, ...]], ...]:
-    """Return the distributions in one directory of ``sys.path``: the normalized name, and entry points of a group.
-
-    Args:
-        place: The directory; empty for the working directory.
-        state: The directory's device, inode and time of the last change, in nanoseconds. While they stay the same,
-            the result is cached.
-        group: The group of entry points, such as ``goatherd.providers``.
-
-    Raises:
-        OSError: The directory cannot be read; `NotADirectoryError` if it is an archive.
-    """
-    found: dict[str, list[_EntryPoint]] = {}
-    for name in os.listdir(place or "."):  # noqa: PTH208 - pathlib is slower
-        if not name.endswith((".dist-info", ".egg-info")):
-            continue
-        normalized = _SEPARATORS.sub("-", name.rpartition(".")[0].partition("-")[0]).lower()
-        # An interrupted update may leave two in one directory: which of them is complete is not known, so both count.
-        points = found.setdefault(normalized, [])
-        directory = os.path.join(place, name)  # noqa: PTH118 - pathlib is slower
-        section = _read_section(os.path.join(directory, "entry_points.txt"), f"[{group}]")  # noqa: PTH118
-        if section:
-            dist = _read_distribution(directory)
-            points += [_EntryPoint(key.strip(), value.strip(), dist) for key, value in section]
-    return tuple([(name, tuple(points)) for name, points in found.items()])
-
-
-def _read_section(path: str, head: str) -> list[tuple[str, str]]:
-    """Return the keys and values of the section `head`, such as ``[name]``, of an INI file; empty if it is missing."""
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib is slower
-            lines = [line.strip() for line in file.read().splitlines()]
-    except (OSError, ValueError):
-        return []
-    if head not in lines:
-        return []
-    rest = takewhile(lambda line: not line.startswith("["), lines[lines.index(head) + 1 :])
-    pairs = [line.partition("=") for line in rest if not line.startswith(("#", ";"))]
-    return [(key, value) for key, separator, value in pairs if separator]
-
-
-def _read_distribution(directory: str) -> _Distribution | None:
-    for name in ("METADATA", "PKG-INFO"):
-        try:
-            text = Path(directory, name).read_text("utf-8", "replace")
-        except OSError:
-            continue
-        fields = dict(line.split(": ", 1) for line in takewhile(bool, text.splitlines()) if ": " in line)
-        return _Distribution(fields.get("Name", "?"), fields.get("Version", "?"))
-    return None
 
 
 def provider_schemes() -> tuple[str, ...]:
@@ -397,13 +287,13 @@ def _address_of(scheme: str, kind: str = "provider") -> Iterator[None]:
         ) from None
 
 
-def _entry_points(group: str) -> list[_EntryPoint]:
+def _entry_points(group: str) -> list[EntryPoint]:
     """Return the group's entry points, sorted and without duplicates if a distribution is found twice on the path."""
     unique = {(point.name, _distribution_name(point), point.value): point for point in entry_points(group=group)}
     return [unique[key] for key in sorted(unique)]
 
 
-def _distribution_name(point: _EntryPoint) -> str:
+def _distribution_name(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "?"
 
 
@@ -421,7 +311,7 @@ def _provider_class(scheme: str) -> type[SecretProvider]:
     return loaded
 
 
-def _check_complete(plugin: type, point: _EntryPoint, scheme: str, kind: str = "provider") -> None:
+def _check_complete(plugin: type, point: EntryPoint, scheme: str, kind: str = "provider") -> None:
     """Reject a plugin without a member that it must have; otherwise the error would be about the address."""
     members = set(getattr(plugin, "__abstractmethods__", ()))
     if not isinstance(getattr(plugin, "scheme", None), str):
@@ -438,14 +328,14 @@ def _check_complete(plugin: type, point: _EntryPoint, scheme: str, kind: str = "
         )
 
 
-def _claimed_twice(scheme: str, points: list[_EntryPoint]) -> ConfigurationError:
+def _claimed_twice(scheme: str, points: list[EntryPoint]) -> ConfigurationError:
     names = " and ".join(f"{_distribution_name(point)} ({point.value})" for point in points)
     return ConfigurationError(
         f"the scheme {scheme!r} is provided by two packages: {names}", hint="Uninstall one of the two packages."
     )
 
 
-def _load_plugin(point: _EntryPoint, scheme: str, kind: str = "provider") -> Any:
+def _load_plugin(point: EntryPoint, scheme: str, kind: str = "provider") -> Any:
     distribution = _distribution_name(point)
     try:
         return point.load()

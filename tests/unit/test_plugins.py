@@ -8,7 +8,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Self
 
@@ -48,68 +48,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
     points: list[EntryPoint] = []
     monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     return points
-
-
-def test_entry_points_are_those_that_importlib_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for group in ("goatherd.providers", "goatherd.policies", "pytest11", "console_scripts"):
-        theirs = {
-            (one.name, one.value, one.dist.name, one.dist.version) for one in entry_points(group=group) if one.dist
-        }
-        for more in ([], [str(tmp_path / "nowhere")], [__file__]):  # the last is no directory, as an archive is none
-            with monkeypatch.context() as patch:
-                patch.setattr(sys, "path", [*sys.path, *more])
-                ours = {(one.name, one.value, *(one.dist or ())) for one in plugins.entry_points(group)}
-                assert ours == theirs
-    assert theirs
-
-
-def distribution(place: Path, name: str, version: str, entry_points_file: str) -> None:
-    """Put the metadata of an installed distribution into a directory of ``sys.path``."""
-    folder = place / f"{name}-{version}.dist-info"
-    folder.mkdir(parents=True)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\n")
-    (folder / "entry_points.txt").write_text(entry_points_file)
-
-
-def test_every_form_of_an_entry_point_is_loaded_and_comments_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "forms_of_plugins.py").write_text(
-        "from goatherd.providers.memory import MemorySecretProvider as P\n\nclass Space:\n    P = P\n"
-    )
-    file = (
-        "[goatherd.providers] \n# comment = forms_of_plugins:P\n; comment = forms_of_plugins:P\n"
-        "fa = forms_of_plugins:P\nfb = forms_of_plugins:Space.P\nfc = forms_of_plugins : P [redis, more]\n"
-        "fd=forms_of_plugins:P\nfe = forms_of_plugins\n"
-    )
-    distribution(tmp_path, "forms", "1.0", file)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert [scheme for scheme in provider_schemes() if scheme.endswith("comment")] == []
-    for more in ([], [__file__]):
-        monkeypatch.setattr(sys, "path", [*sys.path, *more])
-        ours = {one.name: one.load() for one in plugins.entry_points("goatherd.providers")}
-        theirs = {one.name: one.load() for one in entry_points(group="goatherd.providers")}
-        assert ours == {name: loaded for name, loaded in theirs.items() if not name.startswith(";")}
-        assert {"fa", "fb", "fc", "fd", "fe"} <= set(ours)
-    for scheme in ("fa", "fb", "fc", "fd"):
-        assert isinstance(open_provider(f"{scheme}:///name/root")[0], MemorySecretProvider)
-    with pytest.raises(ConfigurationError, match="the fe provider of forms is not a SecretProvider"):
-        open_provider("fe:///name/root")
-
-
-def test_of_two_versions_of_a_distribution_on_the_path_only_the_first_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    newer, older = tmp_path / "newer", tmp_path / "older"
-    distribution(newer, "my_plug", "2.0", f"[goatherd.providers]\nmyp = {MEMORY}\n")
-    distribution(older, "My.Plug", "1.0", "[goatherd.providers]\nmyp = my_plug:P\ndropped = my_plug:Q\n")
-    distribution(older, "other", "1.0", f"[goatherd.providers]\nkept = {MEMORY}\n")
-    for place in (older, newer):
-        monkeypatch.syspath_prepend(place)
-    ours = {(one.name, one.value, *(one.dist or ())) for one in plugins.entry_points("goatherd.providers")}
-    found = entry_points(group="goatherd.providers")
-    assert ours == {(one.name, one.value, one.dist.name, one.dist.version) for one in found if one.dist}
-    assert open_provider("myp:///name/root")[1] == "root"
-    assert {"myp", "kept"} <= set(provider_schemes())
-    assert "dropped" not in provider_schemes()
 
 
 MEMORY = "goatherd.providers.memory:MemorySecretProvider"
