@@ -144,7 +144,7 @@ async def test_a_reader_sees_unmodified_servers_with_an_agent_and_without(tmp_pa
             under_agent, alone = (servers.get_by_role("row").filter(has_text=url) for url in urls)
             await expect(under_agent).to_contain_text("GoatDB under an agent, with a door")
             await expect(under_agent.get_by_text(goatherd.__version__, exact=True)).to_be_visible()
-            await expect(under_agent.get_by_text(f"{made.first.id[:8]}…")).to_be_visible()
+            await expect(under_agent.get_by_text(made.first.id[:8])).to_be_visible()
             await expect(alone).to_contain_text("unmodified GoatDB server")
             await expect(alone.get_by_text("yes", exact=True)).to_have_count(2)
             await expect(alone.locator("td[data-label=version]")).to_contain_text("·")

@@ -26,7 +26,7 @@ TOKEN = "correct horse battery staple"
 def test_the_steady_state_reads_as_a_sentence_and_axe_finds_nothing(server: PageServer, open_page: OpenPage) -> None:
     server.show(view_of(SCENES["steady"]))
     page = open_page(server.url)
-    expect(page.get_by_role("heading", level=1)).to_have_text("Root x7uubah0… signs on 5 of 5 servers.")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Root x7uubah0 signs on 5 of 5 servers.")
     expect(page.get_by_role("table", name="Servers").get_by_role("row")).to_have_count(6)
     expect(page.get_by_text("window Sat,Sun 01:00-05:00 Europe/Berlin")).to_be_visible()
     expect(page.locator("#live")).to_contain_text("last update")
@@ -65,7 +65,7 @@ def test_a_rotation_is_followed_live_without_losing_the_reader_s_place(server: P
         server.show(view_of(SCENES[phase]))
         expect(page.locator("[aria-current=step]")).to_have_text(phase)
         expect(page.get_by_role("columnheader", name=column)).to_be_visible()
-        expect(page.get_by_role("heading", level=1)).to_contain_text(f"Rotation from ak96ho8j… to x7uubah0…: {phase}")
+        expect(page.get_by_role("heading", level=1)).to_contain_text(f"Rotation from ak96ho8j to x7uubah0: {phase}")
         expect(page.get_by_text("http://10.0.0.5:8080: ")).to_be_visible()
         assert page.evaluate("() => document.activeElement.className") == "copy"
     expect(page).to_have_title("↻ localhost · Goatherd")
@@ -191,7 +191,7 @@ def test_a_file_is_the_same_page_and_prints(open_page: OpenPage, tmp_path: Path)
     file = tmp_path / "status.html"
     file.write_text(Renderer().render_file(view_data(view_of(SCENES["activated"], interval_ms=None))))
     page = open_page(f"file://{file}")
-    expect(page.get_by_role("heading", level=1)).to_contain_text(f"Rotation from {A[:8]}…")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(f"Rotation from {A[:8]}")
     expect(page.locator("#live")).to_have_text(f"as of {iso(NOW)[:10]} {iso(NOW)[11:19]}")
     assert find_violations(page) == []
     page.emulate_media(media="print")

@@ -33,9 +33,9 @@ def restore(
 ) -> int:
     """Make a previous root the current root again.
 
-    Use this command after a finished rotation; the cluster keeps serving. ROOT is the id of a previous root (default:
-    the last one). It can be restored until `goatherd retire` has destroyed its private key. The root that is replaced
-    stays trusted, and the store keeps its private key for the grace period.
+    Use this command after a finished rotation; the cluster keeps serving. ROOT is the id of a previous root, or a
+    unique beginning of it (default: `previous`). It can be restored until `goatherd retire` has destroyed its private
+    key. The root that is replaced stays trusted, and the store keeps its private key for the grace period.
 
     A restore has the steps and checks of a rotation, and --resume, --cancel and --rollback of `goatherd rotate` apply.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
@@ -39,7 +40,7 @@ from goatherd.revocation.revoker import NEW
     'goatherd revoke h4x1c9m2k7p0q5r8s3t6u1vw --reason "laptop stolen" --node http://10.0.0.1:8080 --yes',
     nodes=True,
 )
-@click.argument("session")
+@click.argument("root")
 @click.option(
     "--reason", metavar="TEXT", help="Reason, recorded in the identity's history; required unless --plan is given."
 )
@@ -99,7 +100,7 @@ from goatherd.revocation.revoker import NEW
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def revoke(
     app: App,
-    session: str,
+    root: str,
     reason: str | None,
     plan: bool,
     successor: str,
@@ -113,24 +114,24 @@ def revoke(
 ) -> int:
     """Revoke a root whose private key was exposed.
 
-    SESSION is the root's id, as `goatherd show` lists it. If it is the current root, another root replaces it. From
-    then on, every Goatherd server rejects new commits that the revoked root signs, whatever their date. Commits that
-    the servers held before stay valid, and every user session that the root introduced is reissued.
+    ROOT is the root's id, a unique beginning of it, `current` or `previous`. If it is the current root, another root
+    replaces it. From then on, every Goatherd server rejects new commits that the revoked root signs, whatever their
+    date. Commits that the servers held before stay valid, and every user session that the root introduced is reissued.
 
     Do not revoke a root that has only expired: `goatherd rotate --replace-expired` replaces it.
 
-    To resume a revocation, or after unreachable servers have returned, run the same command again. The exit code is 11
-    while the revocation is incomplete.
+    To resume a revocation, or after unreachable servers have returned, run the same command again with the root's id.
+    The exit code is 11 while the revocation is incomplete.
     """
     if not plan and not reason:
         raise click.UsageError("--reason TEXT is missing; it is recorded in the identity's history")
     if not plan and not yes:
-        _confirm_revocation(app, session, unsafe_without_nodes=unsafe_without_nodes)
+        root = _confirm_revocation(app, root, unsafe_without_nodes=unsafe_without_nodes)
     if successor == NEW and not plan:
         warn_of_short_life(app.out, app.options.rotation_lifetime)
     work: partial[Coroutine[Any, Any, RevocationReport]] = partial(
         operations.plan_revocation,
-        root_id=session,
+        root_id=root,
         successor=successor,
         leave_out=leave_out,
         distrust=distrust,
@@ -154,12 +155,20 @@ def revoke(
     return 0 if plan or report.is_complete else EXIT_FINDINGS
 
 
-def _confirm_revocation(app: App, root_id: str, *, unsafe_without_nodes: bool) -> None:
+def _confirm_revocation(app: App, named: str, *, unsafe_without_nodes: bool) -> str:
+    """Ask for confirmation, and return the id of the root that the operator has confirmed."""
     # Without servers, the revocation is refused before the question.
     operations.check_revocation_servers(listed_nodes(app.options), unsafe_without_nodes=unsafe_without_nodes)
     if not app.out.may_ask:
         raise click.UsageError("nothing can be confirmed without a terminal; give --yes to revoke the root")
+    root_id = asyncio.run(_resolve_root(app, named))
     click.confirm(f"Revoke root {root_id}? This cannot be undone.", abort=True, err=True)
+    return root_id
+
+
+async def _resolve_root(app: App, named: str) -> str:
+    async with open_store(app.options, is_reader=True) as store:
+        return await operations.choose_revoked_root(store, named)
 
 
 async def _run_revocation(app: App, work: Callable[..., Awaitable[RevocationReport]]) -> RevocationReport:

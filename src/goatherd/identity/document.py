@@ -46,7 +46,7 @@ from goatherd.identity.json_members import (
 )
 from goatherd.identity.lineage import Lineage
 from goatherd.identity.remote_key import RemoteKey, Sign, refuse_to_sign
-from goatherd.identity.revocations import Revocation, verify_proof
+from goatherd.identity.revocations import BESIDE, Revocation, verify_proof
 from goatherd.identity.root_signatures import (
     MEMBER,
     DocumentSignature,
@@ -209,6 +209,17 @@ class IdentityDocument:
     @property
     def revoked_ids(self) -> frozenset[str]:
         return frozenset(revocation.id for revocation in self.revoked)
+
+    @property
+    def unfinished_revocations(self) -> tuple[Revocation, ...]:
+        """The revocations that have not reissued every session of the revoked root yet."""
+        return tuple(
+            one
+            for one in self.revoked
+            # Without a successor's proof it is a root that lay beside a stolen one and has signed nothing.
+            if (one.proof is not None or (self.anchor is not None and not one.reason.startswith(BESIDE)))
+            and one.settled_at is None
+        )
 
     @property
     def anchor_session(self) -> Session | None:

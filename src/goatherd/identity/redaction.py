@@ -16,7 +16,7 @@ from goatherd.identity.document import (
     encode_document,
 )
 from goatherd.identity.key_age import REPLACE_EXPIRED, SHORT_LIFE, Urgency, assess_urgency
-from goatherd.identity.revocations import BESIDE, Revocation
+from goatherd.identity.revocations import Revocation
 from goatherd.identity.session import Session
 from goatherd.identity.transitions import LITTLE_ROOM_BYTES, prunable_roots, room_left
 from goatherd.times import iso
@@ -46,10 +46,7 @@ def find_warnings(document: IdentityDocument, now_ms: int) -> list[str]:
     found += [
         f"root {one.id} is revoked, but that is not finished: run `goatherd revoke {one.id} --reason TEXT` again, with"
         " every server. If all of them are unmodified GoatDB servers, nothing is left to do"
-        for one in document.revoked
-        # Without a successor's proof it is a root that lay beside a stolen one and has signed nothing.
-        if (one.proof is not None or (document.anchor is not None and not one.reason.startswith(BESIDE)))
-        and one.settled_at is None
+        for one in document.unfinished_revocations
     ]
     room = room_left(document, is_renewal=document.anchor is not None)
     if document.rotation is None and room < LITTLE_ROOM_BYTES:

@@ -29,7 +29,8 @@ async def restore(
 
     Args:
         store, nodes, policy, org, to_phase, unsafe_without_nodes, options: As for `goatherd.rotate`.
-        root_id: The previous root; None for the last root before the current one.
+        root_id: The previous root: its id, or a unique beginning of the id; None for the last root before the current
+            one.
 
     Raises:
         NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
 from goatherd.clock import Clock
 from goatherd.errors import ConfigurationError, UnconfirmedError
+from goatherd.identity.root_names import CURRENT_ROOT, PREVIOUS_ROOT, resolve_root
 from goatherd.operations.identity_store import Store
 from goatherd.operations.opening import Nodes, Servers, StoreName, make_signer_opener, open_cluster
 from goatherd.operations.runs import EventListener, RunOptions, notify_each, record_run
@@ -51,7 +52,7 @@ async def revoke(
 
     Args:
         store, nodes, policy, org, options: As for `goatherd.rotate`.
-        root_id: The root to revoke.
+        root_id: The root to revoke: its id, a unique beginning of the id, ``current`` or ``previous``.
         reason: The reason, recorded in the identity's history.
         confirmed: Must be true, since a revocation cannot be undone.
         successor: The root that becomes the current root, if the revoked one is the current root: ``"new"``,
@@ -82,6 +83,7 @@ async def revoke(
             )
         if confirmed is not True:
             raise UnconfirmedError(f"the revocation of root {root_id} was not confirmed; nothing was written")
+        root_id = await choose_revoked_root(opened, root_id)
         if successor == NEW:
             check_lifetime(policy)
         judged = {"distrust": _parse_urls(distrust), "trust_alone": _parse_urls(trust_alone)}
@@ -127,9 +129,31 @@ async def plan_revocation(
     opening = open_cluster(store, nodes, policy, org, least_timeout=REQUEST_TIMEOUT)
     async with opening as (opened, clients, policy):
         servers = await _list_servers(clients, unsafe_without_nodes=unsafe_without_nodes)
+        root_id = await choose_revoked_root(opened, root_id)
         judged = {"distrust": _parse_urls(distrust), "trust_alone": _parse_urls(trust_alone)}
         revoker = _make_revoker(opened, servers, policy, None, on_event, None, **judged)
         return await revoker.plan(root_id, successor=successor, leave_out=one_or_more(leave_out))
+
+
+async def choose_revoked_root(store: Store, named: str) -> str:
+    """Return the id of the root to revoke, which may be named as `resolve_root` reads it.
+
+    SECURITY: a command that is repeated to resume a revocation must not revoke the successor, which is the current root
+    by then (tests/unit/operations/test_revoke.py).
+
+    Raises:
+        ConfigurationError: The name fits several roots; or it is ``current`` or ``previous`` while a revocation is
+            unfinished.
+        ProviderError, IdentityError: The store cannot be read, or does not hold an identity.
+    """
+    _, document = await store.read()
+    unfinished = [one.id for one in document.unfinished_revocations]
+    if unfinished and named in (CURRENT_ROOT, PREVIOUS_ROOT):
+        raise ConfigurationError(
+            f"the revocation of root {', '.join(unfinished)} is not finished; {named!r} may now be its successor",
+            hint="Name the root by its id. The id of the revoked root resumes its revocation.",
+        )
+    return resolve_root(document, named)
 
 
 def check_revocation_servers(servers: object, *, unsafe_without_nodes: bool) -> None:

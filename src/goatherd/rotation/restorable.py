@@ -16,6 +16,7 @@ from goatherd.cluster.observer import Observer
 from goatherd.errors import NotRestorableError
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.key_age import EXPIRED_HINT, SHORT_LIFE
+from goatherd.identity.root_names import PREVIOUS_ROOT, resolve_root
 from goatherd.identity.session import OwnedSession, Session
 from goatherd.identity.succession import find_introduced
 from goatherd.identity.transitions import CANCELLED, ROLLED_BACK, may_sign_again
@@ -38,15 +39,16 @@ def choose_root(document: IdentityDocument, named: str | None, now_ms: int) -> s
 
     Args:
         document: An identity document without a rotation in progress.
-        named: Id of the root that the operator named; None for the root before the current one.
+        named: The root that the operator named (`resolve_root`); None for the root before the current one.
         now_ms: Milliseconds since 1970.
 
     Raises:
         NotRestorableError: No root was named, and there is no previous root, or it was rolled back; or the root cannot
             sign again: it is the current root or an anchor, was revoked, has expired, its key is recorded as destroyed,
             or the present anchor has not endorsed it.
+        ConfigurationError: The name fits several roots.
     """
-    chosen = named or _find_previous(document)
+    chosen = _find_previous(document) if named in (None, PREVIOUS_ROOT) else resolve_root(document, named)
     if chosen == document.current.id:
         raise NotRestorableError(
             f"root {chosen} signs already: it is the current root", hint="There is nothing to restore."

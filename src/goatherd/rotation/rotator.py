@@ -289,10 +289,11 @@ class Rotator:
         """Make a previous root the current root again, by a rotation to it. The root that it replaces stays trusted.
 
         Args:
-            root_id: Id of the previous root; None for the root before the current one.
+            root_id: The previous root, named as `resolve_root` reads it; None for the root before the current one.
             to_phase: The phase at which to stop; `resume` continues the rotation. None to complete it.
 
         Raises:
+            ConfigurationError: The name fits several roots. Nothing was written.
             NotRestorableError: The root is unknown, is the current root, was revoked, expires too soon, or no readable
                 version holds its private key; or the identity document no longer lists the root, and no listed server
                 holds an introduction which proves that it was a root of this identity. Nothing was written.

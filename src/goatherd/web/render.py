@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import MissingExtraError
+from goatherd.identity.root_names import shorten_id
 from goatherd.times import iso
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ SECTIONS: Final = ("problem", "state", "rotation", "servers", "roots", "stores",
 FIRST_EVENTS: Final = 50
 """How many events of the history the page shows unless all are asked for."""
 ASSETS: Final = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
-_SHORT: Final = 8
 
 Data = Mapping[str, Any]
 """A `View` as plain data: the result of `view_data`, or that of parsing its JSON."""
@@ -89,7 +89,7 @@ class Renderer:
             "age": format_age,
             "span": _format_span,
             "clock": format_clock,
-            "short": lambda text: text if len(text) <= _SHORT + 4 else f"{text[:_SHORT]}…",
+            "short": shorten_id,
             "code": self._mark_commands,
             "by_due": _group_by_due,
         }

@@ -23,6 +23,7 @@ from goatherd.cluster.server_problems import describe_problems
 from goatherd.crypto import fingerprint
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency
+from goatherd.identity.root_names import shorten_id
 from goatherd.identity.transitions import BEGINNINGS, REVOKED
 from goatherd.key_inventory import KeyInventory
 from goatherd.metrics import signing_since_ms
@@ -34,8 +35,6 @@ from goatherd.schedule.due import Act, DueDecision, Schedule
 from goatherd.telemetry import hide_key_material
 
 PHASES: Final = (Phase.PREPARED, Phase.PUBLISHED, Phase.ACTIVATED, Phase.VERIFIED)
-SHORT: Final = 8
-"""How many characters of a long id are shown; its title has the whole id."""
 _FEW: Final = 3
 
 
@@ -376,11 +375,6 @@ def make_view(
         history=history_rows(document, trail),
         trail=trail,
     )
-
-
-def shorten_id(text: str) -> str:
-    """Return an id shortened to its first characters, if it is long, as every part of the page shows ids."""
-    return text if len(text) <= SHORT + 4 else f"{text[:SHORT]}…"
 
 
 # --- the sentence -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def test_the_previous_root_signs_again(goatherd: Goatherd, store: str) -> None:
     shown = goatherd("show", "--provider", store, "--json").json
     assert shown["current"]["id"] == first
     assert {root["id"] for root in shown["roots"]} == {first, second}
-    again = goatherd("restore", second, "--provider", store, "--unsafe-without-nodes", "--json").json
+    again = goatherd("restore", second[:8], "--provider", store, "--unsafe-without-nodes", "--json").json
     assert (again["outcome"], again["event"], again["current"]) == ("restored", "restored", second)
 
 
@@ -52,6 +52,8 @@ def test_what_cannot_be_restored_says_why_and_writes_nothing(goatherd: Goatherd,
     assert "rotation.not_restorable" in none.err
     assert "there is no previous root" in none.err
     goatherd("rotate", *options)
+    assert goatherd("restore", "current", *options).code == EXIT_CODES["rotation"], "it signs already"
+    assert "the id of the root is empty" in goatherd("restore", "", *options).err
     unknown = goatherd("restore", "nosuch", *options)
     assert "root nosuch is unknown: the identity document does not list it" in unknown.err
     goatherd("retire", "--yes", "--grace", "0s", "--provider", store)

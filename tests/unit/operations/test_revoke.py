@@ -53,6 +53,26 @@ async def test_a_new_root_below_the_shortest_lifetime_is_refused(store: Store) -
         await revoke(store, [], short, root_id=root_id, reason="stolen", confirmed=True, unsafe_without_nodes=True)
 
 
+async def test_a_repeated_revocation_of_the_current_root_does_not_revoke_the_successor(store: Store) -> None:
+    stolen = (await store.read())[1].current.id
+    policy = Policy(adoption=timedelta(0), flow_patience=timedelta(0))
+
+    async def revoke_root(name: str) -> str:
+        done = await revoke(store, [], policy, root_id=name, reason="stolen", confirmed=True, unsafe_without_nodes=True)
+        return done.revoked_id
+
+    assert await revoke_root("current") == stolen
+    successor = (await store.read())[1].current.id
+    for name in ("current", "previous"):
+        with pytest.raises(ConfigurationError, match=f"the revocation of root {stolen} is not finished"):
+            await revoke_root(name)
+        with pytest.raises(ConfigurationError, match="may now be its successor"):
+            await plan_revocation(store, [], policy, root_id=name, unsafe_without_nodes=True)
+    assert await revoke_root(stolen[:8]) == stolen, "the beginning that every output shows"
+    _, document = await store.read()
+    assert (document.current.id, document.revoked_ids) == (successor, {stolen})
+
+
 async def test_a_revocation_returns_a_report_and_a_plan_writes_nothing(store: Store) -> None:
     root_id = (await store.read())[1].current.id
     policy = Policy(adoption=timedelta(0), flow_patience=timedelta(0))

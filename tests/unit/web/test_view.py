@@ -82,7 +82,7 @@ def test_page_status_and_metrics_state_the_same(name: str) -> None:
 
 def test_the_sentence_counts_servers_and_names_the_next_rotation() -> None:
     view = view_of(SCENES["steady"])
-    assert (view.state, view.sentence) == (State.FINE, "Root x7uubah0… signs on 5 of 5 servers.")
+    assert (view.state, view.sentence) == (State.FINE, "Root x7uubah0 signs on 5 of 5 servers.")
     assert view.next_step is not None
     assert view.next_step.windows == "Sat,Sun 01:00-05:00 Europe/Berlin"
     assert view.next_step.at_ms is not None
@@ -121,7 +121,7 @@ def test_each_phase_says_what_happens_at_its_deadline() -> None:
         assert view.state is State.BUSY
         assert view.next_step is None
         assert view.rotation is not None
-        assert f"The process that drives the rotation {ends}: {A[:8]}… " in view.rotation.at_deadline
+        assert f"The process that drives the rotation {ends}: {A[:8]} " in view.rotation.at_deadline
         assert dict(view.rotation.phases)[phase] == "current"
         assert (view.rotation.from_id, view.rotation.to_id) == (A, B)
     assert [row.signs for row in view_of(SCENES["activated"]).servers] == [*["current"] * 4, "previous"]

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 from goatherd.cli.output import Output
+from goatherd.identity.root_names import shorten_id
 from goatherd.times import format_duration, iso
-from goatherd.web.view import HistoryRow, shorten_id
+from goatherd.web.view import HistoryRow
 
 _MARKS: Final = {"good": "●", "bad": "✕", "neutral": "○"}
 _NONE: Final = "no event is recorded"
