@@ -82,8 +82,8 @@ AGENT: Final[Fields] = {
     "roots": Field("array of string", "Ids of the roots that the server was started with."),
     "generation": Field(
         "integer",
-        "Generation of the identity that the agent read; while a restart is due, of the one that the server was"
-        " started with.",
+        "Generation of the identity that the agent read last. While a restart is due (`agent.pending`), the server"
+        " still runs with an earlier one.",
     ),
     "data": Field("object or null", "Null."),
     "instance": Field("string", "A new random id for each start of the server."),
@@ -92,7 +92,6 @@ AGENT: Final[Fields] = {
     "agent.pending": Field("array of string", "Why a restart is due."),
     "agent.problem": Field("string or null", "Code of the error for which the agent cannot restart the server now."),
     "agent.started": Field("string or null", "Id of the root that the server was started with."),
-    "agent.startedGeneration": Field("integer or null", "Generation of the identity that it was started with."),
     "agent.restarts": Field("integer", "Number of restarts by this agent."),
     "agent.leakCheck": Field("object or null", "The last check that the server exposes no key."),
     "agent.leakCheck.atMs": Field("integer", "Time of the check, milliseconds since 1970."),

@@ -536,22 +536,21 @@ class ManagedOrganization:
     def describe(self) -> dict[str, Any]:
         """Describe the organization's server in the form of ``GET /goatherd/v1/identity``: ids and numbers only.
 
+        Generation, digest and phase are those of the document in the store. While ``agent.pending`` names a reason to
+        restart the server, the server still runs with an earlier one.
+
         SECURITY: the answer contains no key (tests/unit/agent/test_own_api.py).
         """
         running, check, pending = self._running, self.check, self.reasons_to_restart()
-        described = describe_identity(self.document, self._settings.status)
-        if running is not None and pending:
-            described["generation"] = running.generation
         return {
             "org": self.org,
             "signer": None if check is None else check.signer,
             "roots": [] if running is None else [root.id for root in running.roots],
-            **described,
+            **describe_identity(self.document, self._settings.status),
             "data": None,
             "agent": {
                 "pending": list(pending),
                 "started": None if running is None else running.current.id,
-                "startedGeneration": None if running is None else running.generation,
                 "leakCheck": None if check is None else {"atMs": check.at_ms, "commit": check.commit_id},
             },
         }

@@ -431,7 +431,7 @@ def _check_step(node: NodeView, document: IdentityDocument, scope: CheckScope) -
         return Check(name, FAILED, f"{url} {problem}")
     if silence.kind is ObstacleKind.OTHER_IDENTITY:
         return Check(name, FAILED, silence.text, silence.hint)
-    if node.activity is not None and not node.is_in_step(current):
+    if node.activity is not None:
         return Check(name, WARNING, f"{url} {node.activity}", "Check again in a minute.")
     if node.trusts_current is False and document.current.session.is_expired(SystemClock().now_ms()):
         return Check(name, FAILED, f"{url} rejects root {current}, which has expired", EXPIRED_HINT)

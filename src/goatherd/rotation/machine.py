@@ -556,8 +556,10 @@ def has_shown(node: NodeView, evidence: Evidence, store: StoreView) -> bool:
         # SECURITY: an unmodified server may still sign with the previous root A without losing commits, because all
         # servers trust A (tests/unit/rotation/test_bare.py). A server with an older document does not count even if it
         # signs with the right root: it may have missed the end of an earlier rotation, and a restored root is current
-        # in both documents (tests/model, "taking an older document for the new one").
+        # in both documents (tests/model, "taking an older document for the new one"). An agent may have read a document
+        # with which its server does not run yet (tests/unit/rotation/test_machine.py).
         is_behind = node.generation is not None and node.generation < store.generation
+        is_behind |= node.report.agent is not None and bool(node.report.agent.pending)
         return node.is_bare or (node.signs_with is not None and node.signs_with == store.to_id and not is_behind)
     return node.holds_cross_signature is True
 

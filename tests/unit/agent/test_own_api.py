@@ -22,6 +22,7 @@ import goatherd
 from goatherd.agent.own_address import OwnAddress
 from goatherd.agent.own_api import OwnAPI
 from goatherd.cluster.client import INSTANCE_HEADER, NodeClient
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.door.door import Door, DoorStatus
 from goatherd.door.report import DoorAPI
 from goatherd.door.request_checks import DoorRule
@@ -31,6 +32,8 @@ from goatherd.identity.request_binding import RequestBinding, RequestGuard, sign
 from goatherd.identity.session import OwnedSession, sign_request
 from goatherd.identity.transitions import create_document
 from goatherd.ids import new_id
+from goatherd.rotation.obstacles import ObstacleKind
+from goatherd.rotation.store_history import find_contradictions
 from goatherd.serving.sockets import find_machine_addresses
 from goatherd.telemetry import Metric
 from tests.cluster.door_world import Standing
@@ -341,13 +344,18 @@ async def test_the_answer_has_the_members_that_the_reference_lists(tmp_path: Any
     assert documents.seen["identity"] == set(IDENTITY | AGENT) - left_out - inner
 
 
-async def test_while_a_restart_is_due_the_generation_is_that_of_the_start(tmp_path: Any) -> None:
-    kit = Kit(tmp_path, first())
+async def test_while_a_restart_is_due_the_report_is_of_the_document_in_the_store(tmp_path: Any) -> None:
+    """Generation and digest of two documents would look like a store that was replaced by another one."""
+    kit, document = Kit(tmp_path, first()), activated(first())
     await kit.organization.write_file()
-    kit.settings.document = activated(first())
+    kit.settings.document = document
     told = await identity(api([kit]))
-    assert told["generation"] == first().generation < kit.settings.document.generation
     assert told["agent"]["pending"] == [f"root {owned('b').id} replaces {owned('a').id} as the current root"]
+    report = ServerIdentity.from_json(told)
+    assert report is not None
+    assert find_contradictions({"http://agent": report}, document) == ()
+    (later,) = find_contradictions({"http://agent": report}, first())
+    assert later.kind is ObstacleKind.STORE_BEHIND, "the agent has read what this store no longer holds"
 
 
 async def test_several_organizations_are_told_apart(tmp_path: Any) -> None:

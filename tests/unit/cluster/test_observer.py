@@ -521,13 +521,13 @@ async def test_the_generation_of_a_settings_json_is_none_of_the_stores_and_the_h
     make_herd: MakeHerd,
 ) -> None:
     herd = await make_herd(nodes=1)
-    asked = Question(asker=herd.nodes[0].document.current, signer=True)
+    asked = Question(asker=herd.nodes[0].document.current, signer=True)  # as a rotation asks between two steps
     for source, hint in (("file", "a settings.json, which a rotation does not change"), ("store", None)):
         answer = {"source": source, "generation": 3, "digest": "ab" * 32}
         observer = observer_of(herd, Saying(answer))
         (view,) = await observer.observe(asked)
         of_store = source == "store"
-        assert (view.report.generation, view.report.digest) == ((3, "ab" * 32) if of_store else (None, None))
+        assert (view.generation, view.digest) == ((3, "ab" * 32) if of_store else (None, None))
         assert (observer.hint is None) if hint is None else hint in (observer.hint or "")
     bare = Observer(
         [Saying({"source": "file"})],  # type: ignore[list-item]

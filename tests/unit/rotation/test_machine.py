@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from goatherd.cluster.server_answers import ServerIdentity
 from goatherd.identity.key_age import EXPIRED_HINT
 from goatherd.identity.transitions import NO_WAY_BACK_HINT
 from goatherd.rotation import machine
@@ -58,6 +59,14 @@ from tests.unit.rotation.views import (
     node,
     store,
 )
+
+
+def pending_restart() -> ServerIdentity:
+    """Return the report of an agent that must restart its server to make it reject a revoked root."""
+    report = ServerIdentity.from_json({"signer": "B", "agent": {"state": "serving", "pending": ["root X is revoked"]}})
+    assert report is not None
+    return report
+
 
 CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
     (
@@ -267,6 +276,14 @@ CASES: list[tuple[str, StoreView, list[NodeView], Intent, int, Action]] = [
         "a node that signs with A still is waited for",
         ACTIVATED,
         [node(1, holds_cross_signature=False), node(2, signs_with="A", holds_cross_signature=False)],
+        MINE,
+        NOW,
+        Wait(nodes=("n2",), reason=machine.Evidence.SIGNS_WITH_NEXT, until_ms=LATE),
+    ),
+    (
+        "a server whose agent has read the rotation's document and still has to restart it is waited for",
+        ACTIVATED,
+        [node(1), node(2, generation=7, report=pending_restart())],
         MINE,
         NOW,
         Wait(nodes=("n2",), reason=machine.Evidence.SIGNS_WITH_NEXT, until_ms=LATE),
