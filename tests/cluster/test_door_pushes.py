@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import logging
 import random
@@ -22,7 +21,6 @@ from goatherd.crypto.keys import SignatureCheck
 from goatherd.door import door, proxy
 from goatherd.door.delivery import smallest_portion
 from goatherd.door.limits import DoorLimits
-from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import DoorRule
 from goatherd.identity.session import Session
 from goatherd.wire.commit import Commit
@@ -417,33 +415,17 @@ async def test_a_new_session_s_push_is_answered_before_its_client_gives_up(
         assert w.stored(NOTES) == {commit.id}
 
 
-@pytest.mark.parametrize("size", [60_000, 100_000])
-async def test_what_waits_for_its_session_keeps_no_memory_from_others(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A small body has been read when it waits, a large one has not."""
+async def test_what_waits_for_its_session_keeps_no_memory_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
     async with world(limits=DoorLimits(buffered_bytes=110_000)) as w:
         commit, late = commit_by(X, "k", {"text": "x"}), commit_by(FRESH, "j", {"text": "x"})
-        async with not_listed(w, [late], size) as pushing:
+        async with not_listed(w, [late], 60_000) as pushing:
             body = to_json_bytes([element(NOTES, [commit])]).ljust(100_000)
             assert (await w.send(True, body)).status_code == 200
             assert w.stored(NOTES) == {commit.id}
             w.child.introduce(FRESH.session)
         assert pushing.result().status_code == 200
         assert w.stored(NOTES) == {commit.id, late.id}
-
-
-async def test_the_commits_of_a_push_that_waits_for_its_session_are_not_kept_parsed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Their signatures are not verified yet, and they take fifty times their size."""
-    monkeypatch.setattr(proxy, "ANSWER_SECONDS", HANG)
-    async with world() as w, not_listed(w, [commit_by(FRESH, "j", {"text": "x"})], 1_000) as pushing:
-        gc.collect()
-        assert not [one for one in gc.get_objects() if isinstance(one, ReceivedCommit)]
-        w.child.introduce(FRESH.session)
-    assert pushing.result().status_code == 200
 
 
 async def test_an_unknown_session_is_looked_for_once_in_a_push_of_many_parts() -> None:

@@ -161,14 +161,6 @@ async def test_a_signature_counts_for_three_minutes_and_no_longer() -> None:
         assert (await w.send(True, [], header)).status_code == 403
 
 
-async def test_before_many_signatures_are_checked_the_sender_s_own_is() -> None:
-    async with world() as w:
-        forged = envelope(signed_header(Y), i=X.id)
-        response = await w.send(True, [element(NOTES, [note() for _ in range(10)])], forged)
-        assert response.status_code == 403
-        assert w.stopped(DoorRule.REQUEST_SIGNATURE) == 1
-
-
 # --- /auth/* ----------------------------------------------------------------------------------------------------------
 
 

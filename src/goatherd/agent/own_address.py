@@ -136,7 +136,7 @@ class OwnAddress:
             header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
             envelope = parse_bound_signature(header)
             if envelope is not None and await is_misdirected(
-                self._guard, exchange, body, envelope, None, now_ms=self._clock.now_ms()
+                self._guard, exchange, body, envelope, is_root=False, now_ms=self._clock.now_ms()
             ):
                 await give_misdirected(exchange, self._guard)
                 return

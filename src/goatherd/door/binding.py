@@ -15,7 +15,7 @@ from goatherd.door.exchange import Exchange
 from goatherd.door.request_checks import DoorRule
 from goatherd.errors import OtherServerError, VerificationError
 from goatherd.identity.request_binding import MISDIRECTED, RequestGuard, digest_body, read_binding
-from goatherd.identity.session import Session, SignatureEnvelope, parse_signature, verify_request
+from goatherd.identity.session import SignatureEnvelope, parse_signature
 from goatherd.serving.caller_limiter import Headers
 from goatherd.serving.caller_limits import RefusedError
 
@@ -27,8 +27,8 @@ async def is_misdirected(
     exchange: Exchange,
     body: bytes,
     envelope: SignatureEnvelope,
-    session: Session | None,
     *,
+    is_root: bool,
     now_ms: int,
 ) -> bool:
     """Return whether a request was signed for other servers only; `give_misdirected` answers such a request.
@@ -37,8 +37,8 @@ async def is_misdirected(
         guard: The door's guard, which knows the server's instance id and the requests accepted before.
         exchange: The request.
         body: The request's body.
-        envelope: The request's signature, which the server verifies.
-        session: The session that signed the request; None if the door does not know it.
+        envelope: The request's signature.
+        is_root: Whether a root signed the request, and the caller has verified this. Only such requests are remembered.
         now_ms: Milliseconds since 1970.
 
     Raises:
@@ -48,10 +48,6 @@ async def is_misdirected(
         binding = read_binding(envelope)
         if binding is None:
             return False
-        is_root = session is not None and session.is_root
-        if session is not None and is_root:
-            # Only what a root has signed is remembered.
-            verify_request(session, envelope, now_ms=now_ms)
         digest = digest_body(body) if len(body) <= _BIG_BODY else await asyncio.to_thread(digest_body, body)
         guard.check_request(
             envelope,

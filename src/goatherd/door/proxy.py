@@ -13,7 +13,6 @@ stays incomplete for the caller.
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -36,7 +35,7 @@ from goatherd.door.key_filter import (
     script_with_server_url,
 )
 from goatherd.door.limits import DoorLimits
-from goatherd.door.received_commits import NOTHING_KNOWN, KnownCommits, ReceivedCommit
+from goatherd.door.received_commits import ReceivedCommit
 from goatherd.door.request_checks import (
     DoorRule,
     DroppedError,
@@ -54,6 +53,7 @@ from goatherd.door.request_checks import (
 from goatherd.door.server_connections import LostError, ServerConnection, ServerConnections
 from goatherd.door.trusted_sessions import TrustedSessions
 from goatherd.errors import (
+    ClockSkewError,
     DecodeError,
     ExpiredSessionError,
     GoatherdError,
@@ -68,16 +68,14 @@ from goatherd.identity.request_binding import RequestGuard
 from goatherd.identity.session import (
     Session,
     SignatureEnvelope,
-    check_request_time,
     parse_signature,
     verify_data,
-    verify_request,
 )
 from goatherd.serving.caller_limiter import CallerLimiter, GoneError, Receive, Scope, Send, Share, send_refusal
 from goatherd.serving.caller_limits import Excess, RefusedError, TokenBuckets
 from goatherd.serving.http_connection import CONNECTION
 from goatherd.serving.signals import cancel_tasks, run_unless_set
-from goatherd.wire.batch import RawCommits, split_batch
+from goatherd.wire.batch import RawCommits, is_light, split_batch
 from goatherd.wire.commit import Commit
 from goatherd.wire.paths import SESSIONS_PATH
 
@@ -89,10 +87,7 @@ OWN_PREFIX: Final = "/goatherd/v1/"
 OWN_BODY: Final = 16 * 1024
 """Maximum bytes of the body of such a request that is read; tools send none to a door or an agent."""
 BIG_BODY: Final = 64 * 1024
-"""A larger batch is read only if the signature of its request is valid, and is parsed in a thread; so is an answer."""
-MANY_COMMITS: Final = 4
-"""If a request has more commits, its own signature is checked first, which costs as much as one commit. So is that of a
-request with commits for a repository that is new to the door."""
+"""A larger answer to a client is parsed in a thread."""
 ANSWER_BYTES: Final = 8 * 1024 * 1024
 """Maximum size of an answer to ``/auth/session``."""
 ANSWER_SECONDS: Final = 7.5
@@ -108,6 +103,12 @@ EARLY_ANSWERS: Final = 5
 """Maximum number of early answers during a delivery: clients stop offering a commit after ten answers."""
 LEFT_OUT: Final = 1000
 """Maximum number of remembered untrusted roots."""
+_REQUEST_RULES: Final = {
+    RevokedSessionError: DoorRule.REVOKED,
+    UnknownSignerError: DoorRule.UNKNOWN_SIGNER,
+    ClockSkewError: DoorRule.REQUEST_TIME,
+}
+"""The rules of errors in a request's signature other than `DoorRule.REQUEST_SIGNATURE`."""
 
 
 class Proxy:
@@ -160,7 +161,6 @@ class Proxy:
         self._report = report
         self._log_unanswered = report_away
         self._timeout = limits.answer_timeout.total_seconds()
-        self._session_requests = TokenBuckets(limits.session_requests)
         self._mails = TokenBuckets(limits.mails)
         self._new_repositories = TokenBuckets(limits.new_repositories)
         self._repositories: OrderedDict[str, None] = OrderedDict()
@@ -322,49 +322,25 @@ class Proxy:
     # --- POST /batch-sync ---------------------------------------------------------------------------------------------
 
     async def _batch_sync(self, exchange: Exchange) -> None:
-        header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
-        if not header:
-            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
-        check_encoding(exchange.found)
         with self._limiter.open_share(exchange.address) as share:
-            await self._authenticate_large_request(exchange, header)
+            trust, session, envelope = await self._authenticate_sender(exchange)
             body = await exchange.read_body(share)
             exchange.answer_by = max(exchange.answer_by, asyncio.get_running_loop().time() + JUDGE_SECONDS)
-            envelope = self._check_request(header)
-            elements = await self._read_elements(body, envelope)
-            has_commits = any(element.commits or element.left_out for element in elements)
-            trust, session = self._find_requester(envelope)
-            if session is None and has_commits:
-                # SECURITY: the request's signer is still unknown, so its signature is not verified. Parsed commits take
-                # many times the memory of their bytes, so they are dropped while the signer is looked up, and parsed
-                # again afterwards (tests/cluster/test_door_pushes.py).
-                elements.clear()
-                await self._look_up_requester(exchange, share)
-                trust, session = self._find_requester(envelope)
-                if session is None:
-                    why = f"session {envelope.session_id!r:.100} is not known"
-                    raise RefusedError(DoorRule.UNKNOWN_SIGNER, 403, why)
-                elements = await self._read_elements(body, envelope)
-            if await is_misdirected(self._guard, exchange, body, envelope, session, now_ms=self._clock.now_ms()):
+            if await is_misdirected(
+                self._guard, exchange, body, envelope, is_root=session.is_root, now_ms=self._clock.now_ms()
+            ):
                 await give_misdirected(exchange, self._guard)
                 return
-            now = self._clock.monotonic()
-            # The servers of a cluster share one root session; they are counted by their addresses only.
-            is_root = session is not None and session.is_root
-            is_counted = session is not None and not is_root
-            if session is not None and is_counted and (wait := self._session_requests.seconds_until(session.id, now)):
-                raise RefusedError(
-                    DoorRule.TOO_MANY, 429, f"session {session.id!r} sent too many requests", retry_after=wait
-                )
-            fresh = {element.path for element in elements} - self._repositories.keys()
-            if session is not None and len(body) <= BIG_BODY:  # otherwise it is verified already
-                self._verify_large_request(session, envelope, elements, fresh)
-            if is_root:
-                fresh = set()  # any number is allowed
+            if is_light(body):
+                elements = read_batch(body, self.limits, trust.known_commits)
+            else:
+                elements = await asyncio.to_thread(read_batch, body, self.limits, trust.known_commits)
+            # The servers of a cluster share one root session; they may request any number of repositories.
+            fresh = set() if session.is_root else {each.path for each in elements} - self._repositories.keys()
             if fresh:
                 self._limiter.take_token(self._new_repositories, exchange.address, "new repositories", len(fresh))
             try:
-                if has_commits and trust is not None and session is not None:
+                if any(element.commits or element.left_out for element in elements):
                     if session.is_root:
                         read_by = asyncio.get_running_loop().time()
                         earlier = exchange.answer_by - ANSWER_SECONDS + PEER_ANSWER_SECONDS
@@ -376,23 +352,57 @@ class Proxy:
                 self._count_repositories(exchange.address, elements, fresh, is_accepted=False)
                 raise
         self._count_repositories(exchange.address, elements, fresh, is_accepted=connection.status == 200)
-        if session is not None and is_counted and connection.status != 403:
-            # Only requests whose signature the server accepted count, so that no caller uses up another's share.
-            self._session_requests.take(session.id, now)
         asks_for_sessions = any(element.path == SESSIONS_PATH for element in elements)
-        if connection.status == 200 and not is_root and asks_for_sessions:
-            await self._answer_client(exchange, connection, envelope.session_id, elements, fresh)
+        if connection.status == 200 and not session.is_root and asks_for_sessions:
+            await self._answer_client(exchange, connection, trust, session, elements, fresh)
             return
         kept = bytearray() if fresh and connection.status == 200 else None
         await self._stream_answer(exchange, connection, KeyFilter(only=self._root_coordinates()), kept)
         if kept is not None:
             self._credit_repositories(exchange.address, elements, fresh, bytes(kept))
 
+    async def _authenticate_sender(self, exchange: Exchange) -> tuple[TrustedSessions, Session, SignatureEnvelope]:
+        """Return the sender of a request: its organization's trusted sessions, its session, and its signature.
+
+        An unknown session is looked up in the server's sessions.
+
+        SECURITY: the body is read and parsed only after its sender is authenticated, as in `goatherd serve`, so an
+        unknown caller can make neither the door nor the server parse one. The signature is verified here, because the
+        server caches the results of its checks and so accepts a signature again after the three minutes in which it is
+        valid. The server also accepts a login token as a request signature, and answers 500 to a malformed signature
+        (tests/cluster/test_door_requests.py, tests/unit/door/test_proxy.py).
+
+        Raises:
+            RefusedError: The signature is missing or invalid, its session is revoked or unknown, or the session has
+                sent too many requests.
+            NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
+        """
+        header = exchange.found.get(b"x-goat-sig", b"").decode("latin-1")
+        try:
+            if not header:
+                raise RefusedError(DoorRule.REQUEST_SIGNATURE, 400, "a batch must have a request signature")
+            check_encoding(exchange.found)
+            envelope = parse_signature(header)
+            await self._limiter.pause_request(envelope.session_id)
+            async with self._in_time(exchange):
+                trust, _ = await self._look_up_session(envelope.session_id)
+            session = trust.pool.verify_request(envelope, self._clock.now_ms())
+            if not session.is_root:
+                self._limiter.take_request_of(session.id)
+        except RefusedError as refused:
+            refused.is_unread = exchange.has_body
+            raise
+        except VerificationError as error:
+            rule = _REQUEST_RULES.get(type(error), DoorRule.REQUEST_SIGNATURE)
+            raise RefusedError(rule, 403, str(error), is_unread=exchange.has_body) from None
+        return trust, session, envelope
+
     async def _answer_client(
         self,
         exchange: Exchange,
         connection: ServerConnection,
-        session_id: str,
+        trust: TrustedSessions,
+        session: Session,
         elements: Sequence[Element],
         fresh: Collection[str],
     ) -> None:
@@ -414,7 +424,7 @@ class Proxy:
                 self._server.release_connection(connection)
             self._credit_repositories(exchange.address, elements, fresh, body)
             try:
-                body = await self._choose_introductions(exchange, session_id, body, keys)
+                body = await self._choose_introductions(exchange, trust, session, body, keys)
             except (DecodeError, RecursionError) as error:
                 raise RefusedError(DoorRule.CHILD, 502, f"the server's answer cannot be read: {error}") from None
             if keys.found:
@@ -426,7 +436,9 @@ class Proxy:
             await exchange.finish_answer(body)
         self.handed_on += 1
 
-    async def _choose_introductions(self, exchange: Exchange, session_id: str, body: bytes, keys: KeyFilter) -> bytes:
+    async def _choose_introductions(
+        self, exchange: Exchange, trust: TrustedSessions, session: Session, body: bytes, keys: KeyFilter
+    ) -> bytes:
         """Return an answer of the server with the introductions of roots for a client, and without private keys.
 
         Raises:
@@ -434,44 +446,25 @@ class Proxy:
         """
         is_large = len(body) > BIG_BODY
         answer = await asyncio.to_thread(SyncAnswer, body) if is_large else SyncAnswer(body)
-        chosen: list[list[dict[str, Any]]] = []
         if answer.introductions:
-            choose = await self._make_chooser(exchange, session_id, list(chain.from_iterable(answer.introductions)))
-            chosen = [choose(each) for each in answer.introductions]
+            await self._learn_introductions(exchange, list(chain.from_iterable(answer.introductions)))
+        chosen = [trust.introductions_for(session, each) for each in answer.introductions]
         return await asyncio.to_thread(answer.encode, chosen, keys) if is_large else answer.encode(chosen, keys)
 
-    async def _make_chooser(
-        self, exchange: Exchange, session_id: str, introductions: list[dict[str, Any]]
-    ) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-        """Return a function that selects the introductions of roots to send to a client.
+    async def _learn_introductions(self, exchange: Exchange, introductions: list[dict[str, Any]]) -> None:
+        """Read the server's sessions if the door does not know all these introductions of roots.
 
-        If the door does not know all of the `introductions`, read the server's sessions first.
+        Untrusted roots are reported, each only once, although the server sends them with each answer.
         """
-        if not any(trust.knows_introductions(introductions) for trust in self._trusts):
-            with suppress(NodeUnreachableError, NodeRefusedError):
-                async with self._in_time(exchange):
-                    await self._refresh_sessions()
-        untrusted = await self._find_untrusted(exchange, {each["k"] for each in introductions})
-        with suppress(RevokedSessionError):
-            trust, session = self._find_session(session_id)
-            if trust is None and len(self._trusts) == 1:
-                trust = self._trusts[0]
-            if trust is not None:
-                return lambda raws: trust.introductions_for(session, raws)
-        return lambda raws: [each for each in raws if each["k"] not in untrusted]
-
-    async def _find_untrusted(self, exchange: Exchange, root_ids: set[str]) -> set[str]:
-        """Return which of these roots are untrusted. If a root is new to the door, read the server's sessions first."""
-        untrusted = root_ids - self._trusted_roots()
+        root_ids = {each["k"] for each in introductions}
+        is_known = any(trust.knows_introductions(introductions) for trust in self._trusts)
         revoked = {each for trust in self._trusts for each in trust.pool.revoked}
-        if untrusted - revoked - self._left_out.keys():
+        if not is_known or root_ids - self._trusted_roots() - revoked - self._left_out.keys():
             # A root that was introduced a moment ago, past the door, may be good.
             with suppress(NodeUnreachableError, NodeRefusedError):
                 async with self._in_time(exchange):
                     await self._refresh_sessions()
-            untrusted = root_ids - self._trusted_roots()
-        for root_id in untrusted - self._left_out.keys():
-            # The server sends the untrusted root with each answer, but the door reports it only once.
+        for root_id in root_ids - self._trusted_roots() - self._left_out.keys():
             self._left_out[root_id] = None
             if len(self._left_out) > LEFT_OUT:
                 del self._left_out[next(iter(self._left_out))]
@@ -479,115 +472,31 @@ class Proxy:
                 DoorRule.UNTRUSTED_ROOT,
                 f"the door removed the untrusted root {root_id!r:.100} from an answer for {SESSIONS_PATH}",
             )
-        return untrusted
 
     def _trusted_roots(self) -> set[str]:
         return {root.id for trust in self._trusts for root in trust.pool.roots}
 
-    def _check_request(self, header: str) -> SignatureEnvelope:
-        """Check the form, purpose and timestamp of a request's signature. The server verifies the signature itself.
-
-        SECURITY: the server caches the results of its checks, so it accepts a signature again after the three minutes
-        in which the signature is valid. It also accepts a login token as a request signature, and answers 500 to a
-        malformed signature (tests/cluster/test_door_requests.py).
-        """
-        try:
-            envelope = parse_signature(header)
-            if not isinstance(envelope.data, Mapping) or not isinstance(envelope.data.get("id"), str):
-                raise InvalidSignatureError(
-                    "this is not a request signature: the signed data must be an object with an id"
-                )
-            ts = envelope.ts
-            if isinstance(ts, bool) or not isinstance(ts, int | float) or not math.isfinite(ts):
-                raise InvalidSignatureError("a request signature must have a timestamp")
-        except (InvalidSignatureError, RecursionError) as error:
-            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error)) from None
-        try:
-            check_request_time(envelope, now_ms=self._clock.now_ms())
-        except VerificationError as error:
-            raise RefusedError(DoorRule.REQUEST_TIME, 403, str(error)) from None
-        return envelope
-
-    async def _authenticate_large_request(self, exchange: Exchange, header: str) -> None:
-        """Verify the signature of a request with a large body before the body is read, as `goatherd serve` does.
-
-        If the session is unknown, it is looked up in the server's sessions, so that waiting for it takes no memory.
-
-        SECURITY: a large body costs the server many times its size in memory, so an unknown caller must not make the
-        server read one (tests/unit/door/test_proxy.py).
+    async def _look_up_session(self, session_id: str) -> tuple[TrustedSessions, Session]:
+        """Return a session and its organization's trusted sessions; if it is unknown, read the server's sessions first.
 
         Raises:
-            RefusedError: The signature is invalid, or its session revoked or still unknown.
-            NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read, or not in time.
+            UnknownSignerError, RevokedSessionError: The session is still unknown, or is revoked.
+            NodeUnreachableError, NodeRefusedError: The server's sessions cannot be read.
         """
-        length = exchange.found.get(b"content-length", b"")
-        if not exchange.has_body or (length.isdigit() and int(length) <= BIG_BODY):
-            return
-        try:
-            envelope = self._check_request(header)
-            if self._find_session(envelope.session_id)[1] is None:
-                async with self._in_time(exchange):
-                    await self._refresh_sessions()
-            session = self._find_session(envelope.session_id)[1]
-            if session is None:
-                raise UnknownSignerError(f"session {envelope.session_id!r:.100} is not known")
-            verify_request(session, envelope, now_ms=self._clock.now_ms())
-        except RefusedError as refused:
-            refused.is_unread = True
-            raise
-        except (RevokedSessionError, UnknownSignerError) as error:
-            raise RefusedError(rule_of(error), 403, str(error), is_unread=True) from None
-        except VerificationError as error:
-            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error), is_unread=True) from None
-
-    async def _read_elements(self, body: bytes, envelope: SignatureEnvelope) -> list[Element]:
-        """Decode the body of a batch, in a thread if it is large.
-
-        Raises:
-            RefusedError: As `read_batch`.
-        """
-        if len(body) <= BIG_BODY:
-            return read_batch(body, self.limits)
-        return await asyncio.to_thread(read_batch, body, self.limits, self._known_commits(envelope.session_id))
-
-    def _find_requester(self, envelope: SignatureEnvelope) -> tuple[TrustedSessions | None, Session | None]:
-        """Return the organization's trusted sessions and the session that sent a request; None for both if unknown.
-
-        Raises:
-            RefusedError: The session is revoked.
-        """
-        try:
-            return self._find_session(envelope.session_id)
-        except RevokedSessionError as error:
-            raise RefusedError(DoorRule.REVOKED, 403, str(error)) from None
-
-    async def _look_up_requester(self, exchange: Exchange, share: Share) -> None:
-        """Read the server's sessions, because that which sent a request is unknown.
-
-        Raises:
-            NodeUnreachableError, NodeRefusedError: The sessions cannot be read, or not in time.
-            RefusedError: There is no more memory for the request's body, which was given back meanwhile.
-        """
-        # While this request waits, its body must not use memory that other callers need.
-        size = share.give_back()
-        async with self._in_time(exchange):
+        found = self._find_session(session_id)
+        if found is None:
             await self._refresh_sessions()
-        share.take(size)
+            found = self._find_session(session_id)
+        if found is None:
+            raise UnknownSignerError(f"session {session_id!r:.100} is not known")
+        return found
 
-    def _find_session(self, session_id: str) -> tuple[TrustedSessions | None, Session | None]:
+    def _find_session(self, session_id: str) -> tuple[TrustedSessions, Session] | None:
         for trust in self._trusts:
             session = trust.find_session(session_id)
             if session is not None:
                 return trust, session
-        return None, None
-
-    def _known_commits(self, session_id: str) -> KnownCommits:
-        """Return the record of the commits that were verified before in the organization of a session."""
-        with suppress(RevokedSessionError):
-            trust, _ = self._find_session(session_id)
-            if trust is not None:
-                return trust.known_commits
-        return NOTHING_KNOWN
+        return None
 
     async def _refresh_sessions(self) -> None:
         await asyncio.gather(*[trust.look_up() for trust in self._trusts])
@@ -626,23 +535,6 @@ class Proxy:
             self._repositories.move_to_end(element.path)
         while len(self._repositories) > self.limits.repositories:
             self._repositories.popitem(last=False)
-
-    def _verify_large_request(
-        self, session: Session, envelope: SignatureEnvelope, elements: Sequence[Element], fresh: Collection[str]
-    ) -> None:
-        """Verify the signature of a request with many commits, before the costly check of the commits' signatures.
-
-        SECURITY: the signature is also verified if the request has commits for a repository that is new to the door. To
-        check these commits, the door reads the repository as a root, and the server then creates the repository
-        (tests/cluster/test_door_limits.py).
-        """
-        count = sum(len(element.commits) for element in elements)
-        if count <= MANY_COMMITS and not any(element.commits and element.path in fresh for element in elements):
-            return
-        try:
-            verify_request(session, envelope, now_ms=self._clock.now_ms())
-        except VerificationError as error:
-            raise RefusedError(DoorRule.REQUEST_SIGNATURE, 403, str(error)) from None
 
     @asynccontextmanager
     async def _in_time(self, exchange: Exchange) -> AsyncIterator[None]:
@@ -907,12 +799,7 @@ class Proxy:
         await self._stream_answer(exchange, connection, KeyFilter())
 
     async def _check_mail(self, email: str, envelope: SignatureEnvelope) -> None:
-        session = self._find_session(envelope.session_id)[1]
-        if session is None:
-            await self._refresh_sessions()
-            session = self._find_session(envelope.session_id)[1]
-        if session is None:
-            raise UnknownSignerError(f"session {envelope.session_id!r:.100} is not known")
+        _, session = await self._look_up_session(envelope.session_id)
         if session.is_expired(self._clock.now_ms()):
             raise ExpiredSessionError(f"session {session.id!r} has expired")
         verify_data(session, envelope, external=email)

@@ -90,9 +90,8 @@ class DoorRule(StrEnum):
     PATH = "path"
     """Request, 400: a repository other than two names of ``a-z 0-9 - _``, at most 100 characters each."""
     REQUEST_SIGNATURE = "request-signature"
-    """Request, 400, 403: no signature (400); a signature that is malformed, is a login token, or has no timestamp or
-    data. A forged signature, if the request has more than four commits, commits for a repository that the door does not
-    remember, or more than 64 KiB.
+    """Request, 400, 403: no signature (400); a signature that is forged or malformed, is a login token, has no
+    timestamp or data, or belongs to an expired session.
     """
     REQUEST_TIME = "request-time"
     """Request, 403: a signature whose timestamp differs from the door's clock by more than three minutes."""
@@ -102,9 +101,10 @@ class DoorRule(StrEnum):
     Commit: whose session is revoked.
     """
     UNKNOWN_SIGNER = "unknown-signer"
-    """Request, 403: commits, or a body of more than 64 KiB, from a session that no trusted root has introduced.
+    """Request, 403: a batch from a session that no trusted root has introduced, even after the door has read the
+    sessions again.
 
-    Commit: whose session no trusted root has introduced, even after the door has read the sessions again.
+    Commit: of such a session.
     """
     AUTHOR = "author"
     """Commit: that names another session than the one that signed it."""

@@ -201,12 +201,22 @@ class SignatureEnvelope(NamedTuple):
     data: Any
 
 
+MAX_SIGNATURE: Final = 4096
+"""Maximum length of a signature string. GoatDB's have about 420 characters, those of Goatherd's tools up to 1 200."""
+
+
 def parse_signature(text: str) -> SignatureEnvelope:
     """Decode a GoatDB signature string into a `SignatureEnvelope`. The signature is not verified.
 
+    SECURITY: embedded data must be parsed and serialized before the signature can be verified, which takes 25 ms for a
+    header of 60 KiB. So a longer string than `MAX_SIGNATURE` is rejected unread (tests/hostile/test_requests.py).
+
     Raises:
-        InvalidSignatureError: The string is not base32 or not JSON, or a member is missing or has the wrong type.
+        InvalidSignatureError: The string is too long, not base32 or not JSON, or a member is missing or has the wrong
+            type.
     """
+    if len(text) > MAX_SIGNATURE:
+        raise InvalidSignatureError(f"a signature must have at most {MAX_SIGNATURE} characters, not {len(text)}")
     try:
         envelope = parse_json(base32_decode(text))
         if type(envelope) is not dict:

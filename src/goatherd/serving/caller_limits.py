@@ -95,9 +95,8 @@ class CallerLimits:
         requests: Rate limit for the requests of one address.
         new_sessions: Rate limit for ``POST /auth/session`` of one address.
         session_requests: Rate limit for ``POST /batch-sync`` of one session; a GoatDB client sends at most 5 a second.
-            `goatherd serve` delays a request by up to 3 s before it answers 429; the door counts a request when the
-            server has accepted its signature. Root sessions have no such limit, because all servers of a cluster sign
-            with the same root.
+            A request is delayed by up to 3 s before it is answered with 429, and counted when its signature is
+            verified. Root sessions have no such limit, because all servers of a cluster sign with the same root.
     """
 
     body_bytes: int = 64 * _MIB

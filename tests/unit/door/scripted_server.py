@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from goatherd.door.door import Door
 from goatherd.door.limits import DoorLimits
 from goatherd.door.trusted_sessions import TrustedSessions
-from tests.cluster.door_world import A, Standing, identity
-from tests.unit.goats import ORG
+from tests.cluster.door_world import A, Standing, X, identity
+from tests.unit.goats import ORG, introduction
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
@@ -20,7 +20,7 @@ PATIENCE = 60
 
 
 class Quiet(TrustedSessions):
-    """Trusted sessions that come from the identity only, without a request to the server."""
+    """Trusted sessions that come from the identity only, without a request to the server; and the client `X`."""
 
     async def refresh(self) -> None:
         pass
@@ -59,6 +59,7 @@ async def scripted(
     state.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         trust = Quiet(org=ORG, identity=identity(A), clock=Standing())
+        trust.pool.add_session_commit(introduction(X, A))
         async with Door(
             upstream=state.url, trust=trust, limits=limits, public_url=public_url, clock=trust.clock
         ) as door:

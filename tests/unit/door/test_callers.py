@@ -201,7 +201,8 @@ async def test_headers_without_end_are_not_kept() -> None:
 async def test_a_body_that_comes_too_slowly_is_408(path: bytes) -> None:
     limits = DoorLimits(body_timeout=timedelta(milliseconds=200))
     async with world(limits=limits) as w, line(w.door.port) as (reader, writer):
-        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: h\r\nx-goat-sig: a\r\ncontent-length: 100\r\n\r\nabc")
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: h\r\nx-goat-sig: " + signed_header(X).encode())
+        writer.write(b"\r\ncontent-length: 100\r\n\r\nabc")
         assert (await answer_of(reader))[0] == 408
         assert w.stopped(DoorRule.TOO_SLOW) == 1
         await until(lambda: quiet(w.door))

@@ -12,10 +12,9 @@ import pytest
 
 from goatherd.door import key_filter, proxy
 from goatherd.door.request_checks import DoorRule
-from goatherd.identity.session import OwnedSession
 from goatherd.wire.json import to_json_bytes
 from tests.cluster.door_world import A, B, X, Y, identity, world
-from tests.unit.goats import element, owned, signed_header
+from tests.unit.goats import NOW, element, owned, signed_header
 from tests.waiting import until
 
 from .scripted_server import GET, PATIENCE, Reader, Scripted, Writer, answer_of, head_of, line, quiet, scripted
@@ -333,25 +332,24 @@ async def test_an_answer_that_is_read_whole_counts_as_memory() -> None:
 
 
 STRANGER = owned("stranger")
-LARGE = {
-    "unknown session": (STRANGER, DoorRule.UNKNOWN_SIGNER),
-    "another key": (replace(STRANGER, session=X.session), DoorRule.REQUEST_SIGNATURE),
-    "revoked": (Y, DoorRule.REVOKED),
+REJECTED = {
+    "unknown session": (signed_header(STRANGER), DoorRule.UNKNOWN_SIGNER),
+    "another key": (signed_header(replace(STRANGER, session=X.session)), DoorRule.REQUEST_SIGNATURE),
+    "malformed": ("a", DoorRule.REQUEST_SIGNATURE),
+    "too long": (signed_header(X) + "a" * 4000, DoorRule.REQUEST_SIGNATURE),
+    "late": (signed_header(X, NOW - 240_000), DoorRule.REQUEST_TIME),
+    "revoked": (signed_header(Y), DoorRule.REVOKED),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("by", "rule"), LARGE.values(), ids=LARGE.keys())
-@pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_large_body_needs_a_valid_signature_before_it_is_read(
-    by: OwnedSession, rule: DoorRule, is_chunked: bool
+@pytest.mark.parametrize(("header", "rule"), REJECTED.values(), ids=REJECTED.keys())
+@pytest.mark.parametrize("framing", ["content-length: 2", "content-length: 1000000", "transfer-encoding: chunked"])
+async def test_a_batch_needs_a_valid_signature_before_its_body_is_read(
+    header: str, rule: DoorRule, framing: str
 ) -> None:
     async with world(given=identity(A, revoked=(Y.id,))) as w, line(w.door.port) as (reader, writer):
-        length = b"transfer-encoding: chunked" if is_chunked else b"content-length: 1000000"
-        writer.write(
-            b"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: %b\r\n%b\r\n\r\n"
-            % (signed_header(by).encode(), length)
-        )
+        writer.write(f"POST /batch-sync HTTP/1.1\r\nhost: h\r\nx-goat-sig: {header}\r\n{framing}\r\n\r\n".encode())
         status, fields, _ = await answer_of(reader)
         assert (status, fields["connection"]) == (403, "close")
         assert w.stopped(rule) == 1
