@@ -267,6 +267,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "organizations[].sessionsInLog": Field("integer", "Number of trusted sessions that the log holds already."),
         "organizations[].sessionsWritten": Field("array of string", "Ids of the sessions that were added to the log."),
         "organizations[].sessionsMissing": Field("array of string", "Ids of the sessions that no log holds."),
+        "organizations[].doubtfulRoots": Field(
+            "array of string", "Ids of roots that not every settings.json lists, or an only one beside its own."
+        ),
         "organizations[].notes": Field("array of string", "What the operator should know."),
         "nodes": Field("array of object", "One object for each server and organization to which a request was sent."),
         "nodes[].org": _ORG,

@@ -9,6 +9,7 @@ import click
 
 from goatherd.cli.main import ANY_PATH, EXIT_FINDINGS, App, command
 from goatherd.config.build import build_migration_target
+from goatherd.errors import UnconfirmedError
 
 
 @command(
@@ -36,6 +37,12 @@ from goatherd.config.build import build_migration_target
     help="Root that becomes the current root if the servers have different ones. The others stay trusted.",
 )
 @click.option(
+    "--accept-roots",
+    is_flag=True,
+    help="Also trust roots that not every SOURCE lists, or that an only SOURCE lists beside its own (default: ask on a"
+    " terminal).",
+)
+@click.option(
     "--remove-key/--keep-key",
     default=None,
     help="Remove settings.json after the identity was read back from the store (default: ask on a terminal).",
@@ -47,6 +54,7 @@ def migrate(
     write_sessions: bool,
     only_server: bool,
     root_id: str | None,
+    accept_roots: bool,
     remove_key: bool | None,
 ) -> int | None:
     """Bring a GoatDB cluster's identity into a store.
@@ -65,31 +73,46 @@ def migrate(
     different commits of one session crash GoatDB. If you migrate servers one at a time, name those that you migrated
     before, by --node or as SOURCE. If one of them cannot be asked, the command writes nothing. Give --only-server if
     there is no other server, or --no-write-sessions to leave these sessions out.
+
+    An attacker who has broken into a server can add a root to its settings.json. So the command writes nothing if a
+    SOURCE lists a root that the others do not list, until you confirm it with --accept-roots.
     """
     if root_id is not None and not write_sessions:
         raise click.UsageError("--root writes into the logs, so it cannot be combined with --no-write-sessions")
-    from goatherd.cli.text.migration import kept_lines, migration_json, migration_lines
-    from goatherd.operations.migrate import migrate_all, remove_keys, servers_rejecting_root
+    from goatherd.cli.text.migration import kept_lines, migration_json, migration_lines, plan_lines
+    from goatherd.operations.migrate import Migration, migrate_all, remove_keys, servers_rejecting_root
 
     target = build_migration_target(app.options)
-    done = asyncio.run(
-        migrate_all(
-            target,
-            sources,
-            dry_run=dry_run,
-            write_sessions=write_sessions,
-            is_only_server=only_server,
-            root_id=root_id,
-            tell=lambda line: app.out.event("roots", {"message": line}, line),
+
+    def run(*, accepts_roots: bool) -> Migration:
+        return asyncio.run(
+            migrate_all(
+                target,
+                sources,
+                dry_run=dry_run,
+                write_sessions=write_sessions,
+                is_only_server=only_server,
+                root_id=root_id,
+                accepts_roots=accepts_roots,
+                tell=lambda line: app.out.event("roots", {"message": line}, line),
+            )
         )
-    )
-    lines = migration_lines(done)
+
+    try:
+        done = run(accepts_roots=accept_roots)
+    except UnconfirmedError as error:
+        if not app.out.may_ask:
+            raise
+        click.echo(f"{error}\n{error.hint}", err=True)
+        # Not in the event loop, in which the first Ctrl-C would not end the question.
+        click.confirm("Trust these roots?", abort=True, err=True)
+        done = run(accepts_roots=True)
+    lines = plan_lines(done, app.out) if done.is_dry else migration_lines(done)
     removed: list[str] = []
     if remove_key is None and done.removable and app.out.may_ask:
         app.out.result({}, lines)
         lines = []
         files = ", ".join(str(source.settings) for source, _ in done.removable)
-        # Not in the event loop, in which the first Ctrl-C would not end the question.
         remove_key = click.confirm(f"Remove {files} from the disk now? The key is in the store.", err=True)
     if remove_key and not dry_run:
         removed = asyncio.run(remove_keys(target, done, confirmed=True))

@@ -26,6 +26,7 @@ from goatherd.identity.redaction import days_left
 from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.session_commits import preferred_session
 from goatherd.identity.strict_json import holds_private_key, parse_object, to_pretty_json
+from goatherd.telemetry import describe_count
 from goatherd.wire.json import to_json_bytes
 
 SETTINGS_NAME: Final = "settings.json"
@@ -113,7 +114,7 @@ def _convert_settings(
     for session in trusted:
         if session.is_root:
             if session.id not in roots:
-                notes.append(f"root {session.id} was in trustedSessions only; it is among the roots now")
+                notes.append(f"root {session.id} is in trustedSessions only; it counts as one of the roots")
             _add_root(roots, session, notes)
     # COMPAT: if the roots contain the current session with a later expiration, a GoatDB server uses that expiration for
     # its current session, too.
@@ -122,7 +123,7 @@ def _convert_settings(
     for name, value in tree.items():
         if name not in _MEMBERS:
             if holds_private_key(value) or holds_private_key({name: None}):
-                notes.append("an unknown member that holds a private key was left out")
+                notes.append("an unknown member that holds a private key is left out")
             else:
                 extra[name] = value
     document = normalize_document(
@@ -139,7 +140,7 @@ def _add_root(roots: dict[str, Session], root: Session, notes: list[str]) -> Non
     if known.public_key != root.public_key:
         raise MalformedIdentityError(f"root {root.id} is listed with two different keys")
     if root.expiration_ms != known.expiration_ms:
-        notes.append(f"root {root.id} was there with two expirations; the later one holds")
+        notes.append(f"root {root.id} has two expirations; the later one counts")
     if root.expiration_ms > known.expiration_ms:
         roots[root.id] = root
 
@@ -152,7 +153,7 @@ def _read_roots(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
         if root.owner != ROOT_OWNER:
             raise MalformedIdentityError(f"the owner of {where} must be `root`")
         if "privateKey" in item:
-            notes.append(f"the private key of root {root.id} was taken out of {where}")
+            notes.append(f"the private key of root {root.id} is left out of {where}")
         roots.append(root)
     return roots
 
@@ -167,7 +168,7 @@ def _read_trusted(tree: Mapping[str, Any], notes: list[str]) -> list[Session]:
         if session.id in sessions and sessions[session.id].public_key != session.public_key:
             raise MalformedIdentityError(f"{where} and another session have the same id and different keys")
         if "privateKey" in item:
-            notes.append(f"the private key of session {session.id} was taken out of {where}")
+            notes.append(f"the private key of session {session.id} is left out of {where}")
         sessions[session.id] = preferred_session(sessions.get(session.id), session)
     return list(sessions.values())
 
@@ -176,7 +177,7 @@ def _without_unknown(session: Session, where: str, notes: list[str]) -> Session:
     """Remove members that GoatDB does not know from a session's JSON, because a GoatDB server would publish them."""
     if not session.extra:
         return session
-    notes.append(f"{len(session.extra)} unknown members of {where} were left out")
+    notes.append(f"{describe_count(len(session.extra), 'unknown member')} of {where} left out")
     return replace(session, extra={})
 
 

@@ -111,6 +111,28 @@ def pair_roots(identity: IdentityDocument, roots: Iterable[OwnedSession]) -> tup
     return tuple(pair for root in given_up.values() for pair in ((current.session, root), (root.session, current)))
 
 
+def find_doubtful_roots(
+    found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument
+) -> dict[str, tuple[Path, ...]]:
+    """Return the roots that an attacker may have added to the servers' files, each with the files that list it.
+
+    An attacker with write access to one server can add a root to its settings.json, but not to those of the others. So
+    the result has every root of `identity` that not every file lists, and, if there is only one file, every root but
+    its current one. A root that is the current one of a file is not doubtful: the operator has chosen among these.
+
+    Args:
+        found: Each settings.json and the identity in it.
+        identity: The identity that was merged from them.
+    """
+    current = {document.current.id for _, document in found}
+    listed = {
+        root.id: tuple(path for path, document in found if document.find_root(root.id) is not None)
+        for root in identity.roots
+        if root.id not in current
+    }
+    return {root: paths for root, paths in listed.items() if len(found) == 1 or len(paths) < len(found)}
+
+
 def describe_union(org: str, found: Sequence[tuple[Path, IdentityDocument]], identity: IdentityDocument) -> list[str]:
     """Describe what follows if one of several roots becomes the current root; each line states one consequence.
 

@@ -52,6 +52,7 @@ from goatherd.operations.merge_identities import (
     covers_root,
     describe_double_keys,
     describe_union,
+    find_doubtful_roots,
     merge_server_identities,
     pair_roots,
 )
@@ -131,6 +132,9 @@ class MigratedServer:
         in_log: How many trusted user sessions the server's log already introduces.
         written: Ids of sessions that were written into the log or, in a dry run, would be.
         missing: Ids of trusted sessions that the log does not introduce.
+        own_root_id: Id of the root that the server's settings.json has signed with.
+        doubtful: Roots that not every settings.json lists, or that an only one lists beside its own; they become
+            trusted only if the operator has confirmed it.
         notes: What was changed, and what the operator should know.
         is_read_back: Whether the store returned the identity when it was read afterwards.
     """
@@ -139,6 +143,7 @@ class MigratedServer:
     settings: Path
     store: str
     current_id: str
+    own_root_id: str
     is_new: bool
     in_log: int
     written: tuple[str, ...]
@@ -146,6 +151,7 @@ class MigratedServer:
     notes: tuple[str, ...]
     dry_run: bool
     is_read_back: bool
+    doubtful: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return the outcome as JSON data."""
@@ -160,6 +166,7 @@ class MigratedServer:
             "sessionsInLog": self.in_log,
             "sessionsWritten": list(self.written),
             "sessionsMissing": list(self.missing),
+            "doubtfulRoots": list(self.doubtful),
             "notes": list(self.notes),
         }
 
@@ -198,6 +205,7 @@ async def migrate(
     write_sessions: bool = True,
     is_only_server: bool = False,
     root_id: str | None = None,
+    accepts_roots: bool = False,
     remove_key: bool = False,
 ) -> Migration:
     """Copy the identity of stopped GoatDB servers into a store.
@@ -215,6 +223,8 @@ async def migrate(
         is_only_server: State that no other server of the cluster was migrated before. Sessions are then written even if
             no other server can be asked for them.
         root_id: The root that becomes the current root if the servers have different ones.
+        accepts_roots: Trust also roots that not every server lists in its file, or, with one server, that it lists
+            beside its own. A server that was broken into may list a root of the attacker.
         remove_key: Remove ``settings.json`` after the identity was read back from the store.
 
     Raises:
@@ -225,6 +235,8 @@ async def migrate(
         MalformedIdentityError, KeyMismatchError: A ``settings.json`` is invalid; nothing was written.
         SettingsError: Two servers have different identities for one organization, or an earlier call has migrated a
             server that may create the same sessions differently; nothing was written.
+        UnconfirmedError: A server lists a root that the others do not list, and `accepts_roots` is false; nothing was
+            written.
         UnsignedIdentityError: The stored identity needs the later expiration of a ``settings.json``, but is not signed.
         ProviderConfigurationError: The store exists only in this process, and this is no dry run.
         WrongClockError: This machine's clock differs from the store's.
@@ -268,6 +280,7 @@ async def migrate(
         write_sessions=write_sessions,
         is_only_server=is_only_server,
         root_id=root_id,
+        accepts_roots=accepts_roots,
     )
     if remove_key:
         await remove_keys(target, migration, confirmed=True)
@@ -282,6 +295,7 @@ async def migrate_all(
     write_sessions: bool,
     is_only_server: bool = False,
     root_id: str | None = None,
+    accepts_roots: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Migration:
     """Migrate every organization found in the paths. Several paths are several servers of one cluster.
@@ -293,7 +307,7 @@ async def migrate_all(
         paths: Data directories and settings.json files; one that is found twice counts once. From a server that was
             migrated earlier, and has no settings.json any more, only the log is read. If there is no other server, the
             store and the running servers are checked, and nothing is written.
-        dry_run, write_sessions, is_only_server, root_id: As for `migrate`.
+        dry_run, write_sessions, is_only_server, root_id, accepts_roots: As for `migrate`.
         tell: Called before anything is written, with each line that describes what follows if servers have different
             roots.
 
@@ -336,6 +350,19 @@ async def migrate_all(
         check_signed_for(source, [one[source.org]] if known is None else [one[source.org], known])
         if known is not None:
             _check_covered(known, (one[source.org].current, document.current), source.settings, name)
+    # A stored identity gets no further roots.
+    doubtful = {
+        org: {} if stored[org].document is not None else find_doubtful_roots(of_each[org], one[org]) for org in orgs
+    }
+    # SECURITY: what a server that was broken into has added to its settings.json must not become a root of the cluster
+    # without a word (tests/unit/cli/test_migrate_cluster.py).
+    if any(doubtful.values()) and not accepts_roots and not dry_run:
+        raise UnconfirmedError(
+            f"a settings.json lists {_join_roots(doubtful)} beside the root of its server, and no other server confirms"
+            " that; nothing was written",
+            hint="If you do not know such a root, an attacker may have added it: remove it from `roots` and"
+            " `trustedSessions` of the file. Otherwise, confirm it with --accept-roots (Python: accepts_roots=True).",
+        )
     held = {org: find_held_in_logs(servers[org], stored[org].document or one[org]) for org in orgs}
     if write_sessions:
         for org in orgs:
@@ -361,6 +388,7 @@ async def migrate_all(
             notes,
             held[source.org],
             stored[source.org].introductions,
+            tuple(one for one, paths in doubtful[source.org].items() if source.settings in paths),
             dry_run=dry_run,
             write_sessions=write_sessions,
         )
@@ -413,6 +441,7 @@ async def _confirm_migrated(target: MigrationTarget, sources: Sequence[Migration
                 settings=source.settings,
                 store=name,
                 current_id=document.current.id,
+                own_root_id=note.root.id,
                 is_new=False,
                 in_log=0,
                 written=(),
@@ -494,6 +523,7 @@ async def _migrate_server(
     notes: list[str],
     held: Mapping[str, Sequence[Commit]],
     introductions: Sequence[Commit],
+    doubtful: tuple[str, ...],
     *,
     dry_run: bool,
     write_sessions: bool,
@@ -554,6 +584,7 @@ async def _migrate_server(
         settings=source.settings,
         store=store.name,
         current_id=identity.current.id,
+        own_root_id=own_root.id,
         is_new=present is None,
         in_log=sessions.fine,
         written=lacking if writes else (),
@@ -561,7 +592,17 @@ async def _migrate_server(
         notes=tuple(notes),
         dry_run=dry_run,
         is_read_back=is_read_back,
+        doubtful=doubtful,
     )
+
+
+def _join_roots(doubtful: Mapping[str, Mapping[str, Sequence[Path]]]) -> str:
+    found = [
+        f"root {root} ({org}: in {', '.join(map(str, paths))})"
+        for org, roots in doubtful.items()
+        for root, paths in roots.items()
+    ]
+    return ", ".join(found)
 
 
 def _describe_git(settings: Path, root_id: str, found: GitFinding) -> str:

@@ -145,7 +145,12 @@ def test_a_dry_run_changes_nothing(goatherd: Goatherd, data: Path, store: str, t
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result = goatherd("migrate", str(data), "--provider", store, "--dry-run")
     assert result.code == 0
-    assert "would be stored in" in result.out
+    heads, row, *rest = result.out.splitlines()
+    assert heads.split() == ["DIRECTORY", "HOLDS", "WHAT", "WILL", "HAPPEN"]
+    assert row.startswith(f"{data}/localhost  root {NAMED['root']}, ")
+    assert f"root {NAMED['root']} goes into {store}; 1 session that the log lacks is written into it" in row
+    assert "was" not in "".join(rest[:-1]), "nothing has happened yet"
+    assert rest[-1] == "this was a dry run: nothing was written"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -567,8 +572,22 @@ def test_git_is_never_given_the_key_as_an_argument(
 @pytest.mark.parametrize(
     ("count", "found"),
     [
-        (1, ["1 trusted user session is in", "1 was written there: s0", "1 is in no log: s0"]),
-        (2, ["2 trusted user sessions are in", "2 were written there: s0 s1", "2 are in no log: s0 s1"]),
+        (
+            1,
+            [
+                "1 trusted user session is in",
+                "1 trusted user session was written into",
+                "1 trusted user session is in no log: s0",
+            ],
+        ),
+        (
+            2,
+            [
+                "2 trusted user sessions are in",
+                "2 trusted user sessions were written into",
+                "2 trusted user sessions are in no log: s0 s1",
+            ],
+        ),
     ],
 )
 def test_one_session_is_told_as_one(tmp_path: Path, count: int, found: list[str]) -> None:
@@ -578,6 +597,7 @@ def test_one_session_is_told_as_one(tmp_path: Path, count: int, found: list[str]
         settings=tmp_path,
         store="file root",
         current_id="a",
+        own_root_id="a",
         is_new=True,
         in_log=count,
         written=ids,

@@ -167,6 +167,25 @@ def test_a_server_that_trusts_only_the_root_that_lost_may_follow(
     verify_succession(document, [document.current.session])
 
 
+def test_a_root_that_one_broken_server_has_added_becomes_no_root_without_a_yes(
+    goatherd: Goatherd, data: Path, second: Path, store: str
+) -> None:
+    thief = OwnedSession.generate(session_id="t" * 24, owner="root", now_ms=NOW_MS).session
+    rewritten(second, {"trustedSessions": [*settings(second)["trustedSessions"], thief.to_json()]})
+    one, both = ["migrate", str(second), "--provider", store], ["migrate", str(data), str(second), "--provider", store]
+    for command in (one, both):
+        planned = goatherd(*command, "--dry-run")
+        assert f"nothing without --accept-roots, because of root {thief.id}" in planned.out
+        refused = goatherd(*command)
+        assert refused.code == EXIT_CODES["configuration"]
+        assert f"root {thief.id} (localhost: in {second}/localhost/settings.json)" in refused.err
+        assert goatherd("show", "--provider", store).code == EXIT_CODES["provider"]
+    assert goatherd(*both, "--accept-roots").code == 0
+    roots = goatherd("show", "--provider", store, "--json").json["roots"]
+    assert {root["id"] for root in roots} == {NAMED["root"], thief.id}
+    assert goatherd(*both).code == 0, "the store's identity gets no further roots, so there is nothing to confirm"
+
+
 def test_a_root_that_no_server_has_cannot_be_chosen(goatherd: Goatherd, data: Path, second: Path, store: str) -> None:
     a_cluster_of_its_own(second)
     refused = goatherd("migrate", str(data), str(second), "--provider", store, "--root", "z" * 24)

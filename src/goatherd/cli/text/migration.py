@@ -19,6 +19,34 @@ def migration_lines(done: Migration) -> list[str]:
     return lines + [proof_line(proof) for proof in done.proofs]
 
 
+def plan_lines(done: Migration, out: Output) -> list[str]:
+    """Return what a migration would do with each directory, as a table, and below it what the operator should know."""
+    rows, begun, notes = [], set[str](), dict[str, list[str]]()
+    for one in done.outcomes:
+        total = one.in_log + len(one.written) + len(one.missing)
+        holds = f"root {one.own_root_id}, {describe_count(total, 'trusted session')}"
+        if one.is_new and one.org not in begun:
+            what = [f"root {one.current_id} goes into {one.store}"]
+        else:
+            what = [f"root {one.current_id} is in {one.store} already" if not one.is_new else "the same root"]
+        begun.add(one.org)
+        if one.own_root_id != one.current_id:
+            what.append(f"root {one.own_root_id} stays trusted")
+        if one.written:
+            sessions = describe_count(len(one.written), "session")
+            what.append(f"{sessions} that the log lacks {'is' if len(one.written) == 1 else 'are'} written into it")
+        if one.missing:
+            what.append(f"{describe_count(len(one.missing), 'session', 'stays', 'stay')} out of the log")
+        if one.doubtful:
+            what.append(f"nothing without --accept-roots, because of root {', '.join(one.doubtful)}")
+        rows.append((str(one.settings.parent), holds, "; ".join(what)))
+        for note in one.notes:
+            notes.setdefault(note, []).append(str(one.settings.parent))
+    lines = out.table(("DIRECTORY", "HOLDS", "WHAT WILL HAPPEN"), rows)
+    lines += [f"{', '.join(places)}: {note}" for note, places in notes.items()]
+    return [*lines, *(proof_line(proof) for proof in done.proofs), "this was a dry run: nothing was written"]
+
+
 def kept_lines(kept: Sequence[Path]) -> list[str]:
     """Return a reminder for each settings.json that still exists after the migration."""
     return [f"{file} still holds the private key: remove it once the server starts from the store" for file in kept]
@@ -43,9 +71,8 @@ def migration_json(done: Migration, removed: Sequence[str], kept: Sequence[Path]
 
 def outcome_lines(outcome: MigratedServer) -> list[str]:
     """Return the outcome of a migration for one organization on one server, as lines."""
-    would = "would be stored" if outcome.dry_run else "is now"
     found = [
-        f"{outcome.org}: root {outcome.current_id} {would} in {outcome.store}"
+        f"{outcome.org}: root {outcome.current_id} is now in {outcome.store}"
         if outcome.is_new
         else f"{outcome.org}: already migrated: root {outcome.current_id} is in {outcome.store}"
     ]
@@ -56,11 +83,11 @@ def outcome_lines(outcome: MigratedServer) -> list[str]:
         sessions = describe_count(outcome.in_log, "trusted user session", "is", "are")
         found.append(f"  {sessions} in the server's /sys/sessions log already")
     if outcome.written:
-        done = "would be" if outcome.dry_run else "was" if len(outcome.written) == 1 else "were"
-        found.append(f"  {len(outcome.written)} {done} written there: {' '.join(outcome.written)}")
+        sessions = describe_count(len(outcome.written), "trusted user session", "was", "were")
+        found.append(f"  {sessions} written into the server's /sys/sessions log: {' '.join(outcome.written)}")
     if outcome.missing:
-        is_in = "is" if len(outcome.missing) == 1 else "are"
-        found.append(f"  {len(outcome.missing)} {is_in} in no log: {' '.join(outcome.missing)}")
+        sessions = describe_count(len(outcome.missing), "trusted user session", "is", "are")
+        found.append(f"  {sessions} in no log: {' '.join(outcome.missing)}")
     return found
 
 
