@@ -116,6 +116,7 @@ class ManagedOrganization:
         self._book = SessionLogReader(directory / SESSIONS_LOG, org)
         self._running: IdentityDocument | None = None
         self._good: IdentityDocument | None = None
+        self._earlier: dict[str, Session] = {}
         self._refused: int | None = None
         self._seen = _Seen()
         self._reported: tuple[str | int, ...] = ()
@@ -202,6 +203,10 @@ class ManagedOrganization:
     async def check_place(self, *, is_left_over: bool) -> None:
         """Check that writing the settings file overwrites no identity that is stored nowhere else.
 
+        A file with an earlier root of this identity may be overwritten. What shows that the root is one: the document,
+        what this agent has used before, or commits in the server's log of sessions that lead from the current root to
+        it.
+
         Args:
             is_left_over: Whether an agent that was killed wrote the file. Its content may then be replaced, even if
                 damaged. But if it holds a root that the store has never had, the server created this root, and the file
@@ -213,6 +218,8 @@ class ManagedOrganization:
         raw = await asyncio.to_thread(self.file.read)
         if raw is None:
             return
+        logged = await self._book.read_sessions(self.document)
+        self._earlier = {root.id: root for root in logged.sessions if root.is_root}
         if is_left_over:
             if (stranger := self._find_unknown_root(raw)) is not None:
                 raise self._other_identity(stranger, is_ours=True)
@@ -224,7 +231,8 @@ class ManagedOrganization:
             raise IdentityExistsError(text, hint="Move the file away, and start again.") from error
         mine = found.current.session
         known = self.document.find_root(mine.id) or self._recall_root(mine.id)
-        if known is None or known.public_key != mine.public_key:
+        is_known = self._knows_root(mine.id) if known is None else known.public_key == mine.public_key
+        if not is_known:
             raise self._other_identity(mine.id, is_ours=bool(getattr(self._settings, "recalled", ())))
 
     def _other_identity(self, root_id: str, *, is_ours: bool) -> IdentityExistsError:
@@ -249,13 +257,14 @@ class ManagedOrganization:
             if is_ours
             else "If the server belongs to another cluster, import the file into a secret of its own with"
             " `goatherd migrate`, and name that secret here. If it was started without the agent, it created that root:"
-            " move the file away.",
+            " move the file away. Do the same if the root is an earlier one of this identity, which neither the"
+            " identity's history nor the server's own log of sessions shows any more.",
         )
 
     def _recall_root(self, root_id: str) -> Session | None:
-        """Return a root that this agent has used before, and that may have been removed from the identity since."""
+        """Return an earlier root of the identity that this agent has used, or that the server's log proves."""
         recalled: Iterable[Session] = getattr(self._settings, "recalled", ())
-        return next((root for root in recalled if root.id == root_id), None)
+        return next((root for root in recalled if root.id == root_id), None) or self._earlier.get(root_id)
 
     def _find_unknown_root(self, raw: bytes) -> str | None:
         """Return the id of the root in a settings.json if the store has never had this root; otherwise None."""

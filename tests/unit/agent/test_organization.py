@@ -231,12 +231,33 @@ async def test_a_root_that_the_server_has_invented_is_not_written_over_after_its
     assert kit.tree["currentSession"]["id"] == owned("z").id
 
 
-async def test_a_root_that_the_store_had_once_is_not_an_invented_one(kit: Kit) -> None:
+@pytest.mark.parametrize("shown_by", ["history", "revocation", "log"])
+async def test_an_earlier_root_that_has_left_the_document_may_be_replaced(kit: Kit, shown_by: str) -> None:
+    """A server that is restarted by hand long after a rotation, with `goatherd run --once`."""
     await kit.organization.write_file()
-    entry = HistoryEntry(at=1, event="rotated", from_id=A.id, to_id=B.id)
-    kit.settings.document = replace(first(), current=B, roots=(B.session,), history=(entry,))
-    await kit.organization.check_place(is_left_over=True)
+    c = owned("c")
+    document = replace(first(), current=c, roots=(c.session,), pruned=1)
+    if shown_by == "history":
+        document = replace(document, history=(HistoryEntry(at=1, event="rotated", from_id=A.id, to_id=B.id),))
+    elif shown_by == "revocation":
+        document = revoke_root(rotated(), A.id, NOW, reason="stolen")
+    else:
+        write_log(kit.directory, [introduction(A.session, B), introduction(B.session, c)])
+    kit.settings.document = document
+    for is_left_over in (True, False):
+        await kit.organization.check_place(is_left_over=is_left_over)
     assert await kit.organization.remove_file()
+
+
+async def test_a_log_that_another_root_has_signed_proves_no_earlier_root(kit: Kit) -> None:
+    await kit.organization.write_file()
+    c = owned("c")
+    write_log(kit.directory, [introduction(A.session, owned("z")), introduction(B.session, c)])
+    kit.settings.document = replace(first(), current=c, roots=(c.session,), pruned=1)
+    for is_left_over in (True, False):
+        with pytest.raises(IdentityExistsError, match=A.id) as caught:
+            await kit.organization.check_place(is_left_over=is_left_over)
+    assert "an earlier one of this identity" in caught.value.hint
 
 
 async def test_a_root_that_this_agent_has_used_is_not_an_invented_one_though_it_has_left_the_document(kit: Kit) -> None:
