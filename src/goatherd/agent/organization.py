@@ -121,6 +121,7 @@ class ManagedOrganization:
         self._seen = _Seen()
         self._reported: tuple[str | int, ...] = ()
         self._reported_revoked: tuple[str, ...] = ()
+        self._reported_roots: set[str] = set()
         self._reported_problem = ""
         self._warned_at: float | None = None
         self._warned_of_end = False
@@ -379,11 +380,25 @@ class ManagedOrganization:
         level = logging.WARNING if found.unvouched else logging.INFO
         fields = {"org": self.org, "verified": len(found.sessions), "unvouched": len(found.unvouched)}
         _log.log(level, event_text(Event.AGENT_SESSIONS, **fields))
-        for session_id in found.unvouched_roots:
-            text = f"/sys/sessions holds {session_id}, which claims to be a root, but no trusted root introduced it"
-            _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=f"{text}: the server will trust it"))
+        for root_id, author in found.unvouched_roots:
+            if root_id not in self._reported_roots:
+                self._reported_roots.add(root_id)
+                text = self._describe_unvouched_root(root_id, author)
+                _log.error(event_text(Event.AGENT_KEY_IN_DANGER, org=self.org, message=text))
         if found.damage is not None:
             _log.error(event_text(Event.AGENT_LOG_DAMAGED, org=self.org, message=found.damage))
+
+    def _describe_unvouched_root(self, root_id: str, author: str) -> str:
+        text = (
+            f"/sys/sessions holds root {root_id}, which no trusted root introduced, and the server trusts it after each"
+        )
+        text += " start. A door in front of the server (--door) rejects what it signs. "
+        if author in self.document.revoked_ids:
+            return (
+                f"{text}Its introduction names the revoked root {author}: if `goatherd revoke {author}` failed and was"
+                " run again, this is the root of the first run, whose key was discarded; otherwise the thief made it"
+            )
+        return f"{text}Its introduction names {author}, which is no trusted root or did not sign it"
 
     async def remove_file(self) -> bool:
         """Remove settings.json, unless it holds a root that the store does not know; return whether it is gone."""

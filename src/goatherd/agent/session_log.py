@@ -41,14 +41,15 @@ class SessionLogContents:
         sessions: Sessions that a trusted root has introduced: those of users, and roots that were removed from the
             identity.
         unvouched: Ids in the log that no trusted root has introduced; the server trusts these sessions anyway.
-        unvouched_roots: The ids among `unvouched` that claim to be roots.
+        unvouched_roots: The ids among `unvouched` that claim to be roots, each with the id of the session that its
+            commit names as the author. That is a claim, too.
         revoked_roots: Ids of revoked roots in the log. The server trusts them, too, after a start.
         damage: Description of a damaged line, if any; at its next start the server cuts the log off there.
     """
 
     sessions: tuple[Session, ...] = field(repr=False)
     unvouched: tuple[str, ...] = ()
-    unvouched_roots: tuple[str, ...] = ()
+    unvouched_roots: tuple[tuple[str, str], ...] = ()
     revoked_roots: tuple[str, ...] = ()
     damage: str | None = None
 
@@ -69,7 +70,7 @@ class SessionLogReader:
         self._read_to = 0
         self._inode = 0
         self._tail = b""
-        self._keys: dict[str, bool] = {}
+        self._keys: dict[str, str | None] = {}
         self._reading = asyncio.Lock()
 
     async def read_sessions(self, document: IdentityDocument) -> SessionLogContents:
@@ -86,7 +87,9 @@ class SessionLogReader:
                 self._pool.adopt_document(document)
             self._offered |= {commit.id for commit in fresh}
             for commit in fresh:
-                self._keys[commit.key] = self._keys.get(commit.key, False) or _claims_root(commit)
+                self._keys[commit.key] = self._keys.get(commit.key) or (
+                    commit.session if _claims_root(commit) else None
+                )
             self._pool.offer_session_commits(fresh)
             verification = self._pool.prepare_pending()
             with verification_threads("goatherd-sessions") as executor:
@@ -148,7 +151,7 @@ class SessionLogReader:
         return SessionLogContents(
             sessions=tuple(sessions),
             unvouched=tuple(unvouched),
-            unvouched_roots=tuple(key for key in unvouched if self._keys[key]),
+            unvouched_roots=tuple((key, author) for key in unvouched if (author := self._keys[key]) is not None),
             revoked_roots=tuple(revoked),
             damage=damage,
         )
@@ -160,4 +163,5 @@ def _id_of(record: dict[str, Any]) -> str | None:
 
 
 def _claims_root(commit: Commit) -> bool:
+    # COMPAT: GoatDB loads each item of the log as a session, whatever its schema is.
     return isinstance(commit.data, dict) and commit.data.get("owner") == "root"

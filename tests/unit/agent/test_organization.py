@@ -363,6 +363,19 @@ async def test_a_revoked_root_in_the_servers_log_is_named_once_and_is_no_error(
     assert "agent.key_in_danger" not in told.text
 
 
+async def test_a_root_that_a_failed_revocation_left_is_reported_once_with_what_it_is(
+    kit: Kit, told: pytest.LogCaptureFixture
+) -> None:
+    """The stolen root introduced the successor of a first run, which was then not written."""
+    write_log(kit.directory, [introduction(owned("x").session, A), introduction(B.session, A)])
+    kit.settings.document = revoke_root(rotated(), A.id, NOW, reason="stolen")
+    for user in ("u", "v"):
+        await kit.organization.write_file()
+        write_log(kit.directory, [introduction(owned(user, owner=None).session, B)])
+    assert told.text.count("agent.key_in_danger") == 1
+    assert f"if `goatherd revoke {A.id}` failed and was run again, this is the root of the first run" in told.text
+
+
 async def look_again(kit: Kit) -> None:
     kit.organization._seen.not_before = 0
     await kit.organization.check_file()
@@ -427,7 +440,7 @@ async def test_forged_roots_and_damage_in_the_log_are_told_once(kit: Kit, told: 
     write_log(kit.directory, [introduction(owned("u", owner=None).session, A)])
     for _ in range(2):
         await kit.organization.write_file()
-    assert told.text.count("claims to be a root") == 1
+    assert told.text.count(f"/sys/sessions holds root {owned('z').id}") == 1
     assert told.text.count("agent.log_damaged") == 1
     assert owned("z").id not in {one["id"] for one in kit.tree["trustedSessions"]}
 

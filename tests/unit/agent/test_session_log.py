@@ -61,7 +61,7 @@ async def test_a_forged_root_is_told_apart(tmp_path: Path) -> None:
     forger = owned("forger", owner=None)
     write_log(tmp_path, [introduction(forger.session, A), introduction(STRANGER.session, forger, claimed=A.id)])
     found = await book(tmp_path).read_sessions(first())
-    assert found.unvouched_roots == (STRANGER.id,)
+    assert found.unvouched_roots == ((STRANGER.id, A.id),)
     assert [session.id for session in found.sessions] == [forger.id]
 
 
@@ -70,7 +70,7 @@ async def test_a_revoked_root_is_named_as_such_and_is_no_forged_one(tmp_path: Pa
     write_log(tmp_path, [introduction(B.session, A), introduction(A.session, B), rogue])
     found = await book(tmp_path).read_sessions(revoke_root(rotated(), A.id, NOW, reason="stolen"))
     assert found.revoked_roots == (A.id,)
-    assert found.unvouched_roots == (STRANGER.id,), "what the revoked root alone has introduced is an attack"
+    assert found.unvouched_roots == ((STRANGER.id, A.id),), "what the revoked root alone has introduced is an attack"
     assert A.id not in {session.id for session in found.sessions}
 
 
@@ -132,7 +132,7 @@ async def test_sessions_behind_a_damaged_line_are_known_also_those_that_come_lat
     write_log(tmp_path, [introduction(USERS[1], A), introduction(STRANGER.session, STRANGER)])
     found = await one.read_sessions(first())
     assert {session.id for session in found.sessions} == {USERS[0].id, USERS[1].id}
-    assert found.unvouched_roots == (STRANGER.id,)
+    assert found.unvouched_roots == ((STRANGER.id, STRANGER.id),)
     assert found.damage is not None
     write_log(tmp_path, [introduction(USERS[2], A)])
     assert await ids(one, first()) == {user.id for user in USERS[:3]}
