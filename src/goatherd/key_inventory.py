@@ -266,6 +266,33 @@ async def read_private_root(
     return None
 
 
+async def find_former_root(
+    provider: StoreReader,
+    secret_id: str,
+    document: IdentityDocument,
+    root_id: str,
+    *,
+    known: ReadVersions | None = None,
+) -> Session | None:
+    """Return a root that the current document no longer lists, as an older version lists it; None if none does.
+
+    Args:
+        provider: The store.
+        secret_id: The secret that holds the identity.
+        document: The current identity.
+        root_id: Id of the root.
+        known: As for `find_holdings`.
+
+    Raises:
+        ProviderError: The store failed.
+    """
+    async for holding in _read_each(provider, secret_id, document, known=known):
+        if root_id in holding.root_ids:
+            held = decode_document((await provider.read(secret_id, holding.version.id)).value.reveal())
+            return held.find_root(root_id)
+    return None
+
+
 async def find_cancelled_holdings(
     provider: StoreReader,
     secret_id: str,

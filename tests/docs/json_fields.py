@@ -361,6 +361,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "lastRotation.to": Field("string or null", "Id of the next root."),
         "lastRotation.reason": Field("string or null", "Why the rotation was cancelled or rolled back."),
         "privateKeys": _KEYS,
+        "unlistedRoots": Field(
+            "array of string", "Ids of the roots that servers trust although the identity does not list them."
+        ),
         "notes": Field("array of string", "What the operator should know about the identity."),
         "obstacles": _OBSTACLES,
         "storeClockAheadMs": Field(
@@ -725,10 +728,13 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "findings[].isSettings": Field("boolean", "Whether the file is a settings file of GoatDB."),
         "findings[].inStore": Field(
             "string or null",
-            "`current root`, `next root`, `trusted root`, `revoked root`, `not trusted`, or `not listed` if"
-            " servers may trust the key although the identity does not list it.",
+            "`current root`, `next root`, `trusted root`, `former root` (listed by an older version only), `revoked"
+            " root`, `not trusted`, or `not listed` if servers may trust the key although no version lists it.",
         ),
-        "findings[].live": Field("boolean or null", "Whether servers accept what the key signs."),
+        "findings[].acceptedBy": Field("array of string", "Servers that accepted a request signed with the key."),
+        "findings[].live": Field(
+            "boolean or null", "Whether servers accept what the key signs; null if neither store nor servers tell."
+        ),
         "unsearched": Field("array of string", "What could not be searched, and why."),
         "notes": Field("array of string", "What limits the result, such as a shallow clone."),
         "files": Field("integer", "Number of files that were searched."),

@@ -174,12 +174,12 @@ def listed_nodes(options: Options) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*options.nodes, *options.rotation_bare)))
 
 
-def open_nodes(options: Options, store: Store, *, timeout: timedelta | None = None) -> NodeDirectory:
+def open_nodes(options: Options, store: Store | None, *, timeout: timedelta | None = None) -> NodeDirectory:
     """Return a directory of the cluster's servers, to be entered with ``async with``.
 
     Args:
         options: The organization, the servers and the timeout.
-        store: The store that holds the cluster's identity.
+        store: The store that holds the cluster's identity; None if the command uses none.
         timeout: Timeout of one request with a large answer; the longer of this and `options.timeout` is used.
     """
     from goatherd.cluster.discovery import NodeDirectory
@@ -188,7 +188,7 @@ def open_nodes(options: Options, store: Store, *, timeout: timedelta | None = No
         listed_nodes(options),
         timeout=options.timeout if timeout is None else max(options.timeout, timeout),
         org=options.org,
-        signers=store.signers,
+        signers=None if store is None else store.signers,
     )
 
 

@@ -2,7 +2,7 @@
 
 Pure. A key is found as JSON, as JSON within a string of JSON, and in base64, as in a Kubernetes Secret. A candidate
 counts only if its public key or the name of its curve is near it, so that a random string is not reported. A finding
-describes the public key; the private key is not kept.
+describes the public key, and holds the private key in a form that cannot be shown or copied, to ask servers about it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from goatherd.crypto import PrivateKey
@@ -54,6 +54,7 @@ class LeakedKey:
     """A private key that `find_private_keys` has found; described by its public key.
 
     Attributes:
+        key: The private key.
         offset: Position of the key, in bytes, in what was searched; for a key in base64, of the base64 string.
         fingerprint: Fingerprint of its public key, as ``goatherd show`` prints it.
         session_id: Id of its session; None if there is no id near the key.
@@ -61,6 +62,7 @@ class LeakedKey:
         is_settings: Whether the key is in a settings file of GoatDB or in an identity document.
     """
 
+    key: PrivateKey = field(repr=False, compare=False)
     offset: int
     fingerprint: str
     session_id: str | None
@@ -83,15 +85,17 @@ def _find_in_text(content: bytes) -> Iterator[LeakedKey]:
             before = content[max(0, match.start() - _AROUND) : match.start()]
             after = content[match.end() : match.end() + _AROUND]
             try:
-                public = PrivateKey.from_scalar(match[1].decode()).public_key
+                key = PrivateKey.from_scalar(match[1].decode())
             except DecodeError:
                 continue
+            public = key.public_key
             is_named = public.to_jwk()["x"].encode() in before + after or b"P-384" in before + after
             if not is_named:
                 continue
             ids, owner = _ID.findall(before), _OWNER.search(after)
             is_settings = _SETTINGS in before
             yield LeakedKey(
+                key=key,
                 offset=match.start(),
                 fingerprint=fingerprint(public),
                 session_id=ids[-1].decode(errors="replace") if ids else None,

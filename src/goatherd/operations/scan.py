@@ -1,9 +1,9 @@
-"""Search files, image layers and git histories for private keys, and compare what is found with a store.
+"""Search files, image layers and git histories for private keys.
 
 Every file is searched, whatever its name: an archive (tar, zip) or a compressed file (gzip, bzip2, xz) is unpacked in
-memory, as are the archives in it, so a saved image is searched layer by layer. Nothing is written, and no result holds
+memory, as are the archives in it, so a saved image is searched layer by layer. Nothing is written, and no output holds
 a key. A link or a pipe is read if it is named, but not if it is in a directory. What could not be searched is listed
-and never counts as clean.
+and never counts as clean. `goatherd.operations.live_keys` finds out which of the keys servers accept.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
-from goatherd.crypto.keys import fingerprint
+from goatherd.crypto import PrivateKey
 from goatherd.errors import ConfigurationError
-from goatherd.identity.document import IdentityDocument
 from goatherd.identity.leaked_keys import LONGEST, LeakedKey, find_private_keys
 from goatherd.operations.git_history import GitUnreadableError, is_shallow, locate_objects, read_objects
 
-CURRENT, NEXT, TRUSTED, REVOKED, UNKNOWN = "current root", "next root", "trusted root", "revoked root", "not trusted"
-"""What a store can say of a key that was found. The first three are live: servers accept what is signed with them."""
+CURRENT, NEXT, TRUSTED, FORMER = "current root", "next root", "trusted root", "former root"
+"""How the store lists a key that is live: servers accept what is signed with it. A former root is in older versions."""
+REVOKED, UNKNOWN = "revoked root", "not trusted"
+"""How the store lists a key that servers reject."""
 UNLISTED: Final = "not listed"
 """The identity does not say whether servers trust the key: it lists no user sessions, and not every previous root."""
-LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED})
+LIVE: Final = frozenset({CURRENT, NEXT, TRUSTED, FORMER})
 
 _WINDOW: Final = 1 << 22
 _DEEPEST: Final = 8
@@ -74,6 +75,7 @@ class KeyFinding:
     """A private key, and one place where it is.
 
     Attributes:
+        key: The private key, which no output shows.
         path: The file; for a member of an archive, the archive, ``!`` and the member's name; for a git object, the path
             in the repository, or a description if the object has no path.
         line: Number of the line in the file, from 1.
@@ -86,8 +88,11 @@ class KeyFinding:
         is_settings: Whether the key is in a settings file of GoatDB, or in an identity document.
         in_store: How the identity in the store lists the key, such as `CURRENT`, or `UNLISTED`; None if no store was
             given.
+        accepted_by: URLs of the servers that have accepted a request signed with the key.
+        is_rejected: Whether every listed server has rejected such a request, and accepted one of the current root.
     """
 
+    key: PrivateKey = field(repr=False, compare=False)
     path: str
     line: int
     root: str | None
@@ -98,10 +103,16 @@ class KeyFinding:
     commit: str | None = None
     blob: str | None = None
     in_store: str | None = None
+    accepted_by: tuple[str, ...] = ()
+    is_rejected: bool = False
 
     @property
     def is_live(self) -> bool | None:
-        """Whether servers accept what the key signs; None if no store was given, or the store cannot tell."""
+        """Whether servers accept what the key signs; None if neither the store nor the servers can tell."""
+        if self.accepted_by:
+            return True
+        if self.is_rejected and self.in_store in (FORMER, UNLISTED):
+            return False
         return None if self.in_store in (None, UNLISTED) else self.in_store in LIVE
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +127,7 @@ class KeyFinding:
             "isRoot": self.is_root,
             "isSettings": self.is_settings,
             "inStore": self.in_store,
+            "acceptedBy": list(self.accepted_by),
             "live": self.is_live,
         }
 
@@ -172,37 +184,6 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
         else:
             report.unsearched.append(f"{path}: neither a file nor a pipe")
     return report
-
-
-def compare_with_identity(report: ScanReport, document: IdentityDocument) -> None:
-    """Set in each finding how the identity in the store lists the key, and the root's id.
-
-    The identity lists a key as the current, next, trusted or revoked root, as not trusted, or not at all.
-    """
-    listed = _list_roots(document)
-    report.findings = [_compare_finding(one, listed, document) for one in report.findings]
-
-
-def _compare_finding(
-    finding: KeyFinding, listed: Mapping[str, tuple[str, str]], document: IdentityDocument
-) -> KeyFinding:
-    if finding.fingerprint in listed:
-        state, root_id = listed[finding.fingerprint]
-        return replace(finding, in_store=state, root=root_id, is_root=True)
-    # SECURITY: servers still trust roots that were removed from the identity, and user sessions, which are in
-    # /sys/sessions only (tests/unit/cli/test_scan.py).
-    is_complete = finding.is_root and not document.pruned
-    return replace(finding, in_store=UNKNOWN if is_complete else UNLISTED)
-
-
-def _list_roots(document: IdentityDocument) -> dict[str, tuple[str, str]]:
-    """Return how the identity lists each root, and the root's id, by the fingerprint of its public key."""
-    states = {root.id: REVOKED if root.id in document.revoked_ids else TRUSTED for root in document.roots}
-    sessions = {root.id: root for root in document.roots}
-    if document.next is not None:
-        states[document.next.id], sessions[document.next.id] = NEXT, document.next.session
-    states[document.current.id] = CURRENT
-    return {fingerprint(session.public_key): (states[root_id], root_id) for root_id, session in sessions.items()}
 
 
 def _scan_directory(report: ScanReport, top: Path) -> None:
@@ -284,6 +265,7 @@ def _scan_stream(report: ScanReport, name: str, stream: Readable, depth: int = 0
             report.files += 1
             for key, line in _find_keys(reader):
                 finding = KeyFinding(
+                    key=key.key,
                     path=name,
                     line=line,
                     root=key.session_id,

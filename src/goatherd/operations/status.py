@@ -85,6 +85,12 @@ class ClusterStatus:
         """Whether every server trusts the current root and signs with it."""
         return all(server.is_in_step(self.document.current.id) for server in self.servers)
 
+    @property
+    def unlisted_roots(self) -> tuple[str, ...]:
+        """Ids of the roots that servers trust although the identity document does not list them."""
+        listed = {root.id for root in self.document.roots} | ({self.document.next.id} if self.document.next else set())
+        return tuple(sorted({one for server in self.servers for one in server.roots or ()} - listed))
+
 
 async def status(
     store: StoreName, nodes: str | Iterable[str] = (), policy: Policy | None = None, *, org: str | None = None

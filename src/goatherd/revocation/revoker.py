@@ -51,7 +51,14 @@ from goatherd.identity.session import ROOT_OWNER, OwnedSession, Session
 from goatherd.identity.succession import verify_successor
 from goatherd.identity.transitions import revocations_to_sign
 from goatherd.ids import new_id
-from goatherd.key_inventory import Holding, ReadVersions, find_holdings, is_gone_when_destroyed, read_private_root
+from goatherd.key_inventory import (
+    Holding,
+    ReadVersions,
+    find_former_root,
+    find_holdings,
+    is_gone_when_destroyed,
+    read_private_root,
+)
 from goatherd.named_signers import NamedSigners
 from goatherd.providers.base import SecretProvider
 from goatherd.remote_keys import call_signing, sign_aside
@@ -437,11 +444,14 @@ class Revoker:
 
         Such a root was pruned, or the store was restored from an older backup. With its public key in the document,
         servers can still verify its frozen commits; and servers that trust the root because of an introduction reject
-        it because of the revocation.
+        it because of the revocation. If no listed server has an introduction of it, an older version of the secret may
+        list the root.
         """
         if document.find_root(session_id) is not None:
             return document
-        found = await self._make_reissuer(document).find_pruned(document, session_id)
+        found = await self._make_reissuer(document).find_pruned(document, session_id) or await find_former_root(
+            self._store, self._secret_id, document, session_id, known=self._read_versions
+        )
         if found is None:
             return document
         return replace(document, roots=(*document.roots, found), pruned=max(0, document.pruned - 1))

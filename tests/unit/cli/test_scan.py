@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bz2
 import errno
 import gzip
@@ -26,12 +27,16 @@ import pytest
 
 from goatherd.cli.main import EXIT_FINDINGS, EXIT_KEY_FOUND, EXIT_USAGE
 from goatherd.cli.text.scan import scan_lines
+from goatherd.identity.document import IdentityDocument, encode_document
 from goatherd.identity.session import OwnedSession
 from goatherd.identity.transitions import create_document
 from goatherd.operations import git_history
 from goatherd.operations import scan as scan_operation
+from goatherd.operations.identity_store import Store
+from goatherd.operations.live_keys import compare_with_store
+from goatherd.providers.memory import MemorySecretProvider
 
-from .conftest import Goatherd, Result, secrets_in
+from .conftest import Goatherd, Result, Serving, secrets_in
 
 NOW_MS = 1_790_000_000_000
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
@@ -131,7 +136,20 @@ def test_a_key_of_another_cluster_is_not_live(goatherd: Goatherd, tree: Path, se
     assert (result.code, "not trusted\n" in result.out, "LIVE" in result.out) == (EXIT_KEY_FOUND, True, False)
 
 
-def test_of_a_key_that_servers_may_trust_although_the_identity_does_not_list_it_nothing_is_claimed(tree: Path) -> None:
+def compare_with(document: IdentityDocument, tree: Path) -> scan_operation.ScanReport:
+    """Return what a scan reports if the store holds this identity."""
+    report = scan_operation.scan_paths([tree], with_history=False)
+
+    async def compare() -> None:
+        async with MemorySecretProvider() as provider:
+            await provider.create("root", encode_document(document))
+            await compare_with_store(report, Store(provider=provider, secret_id="root", org="localhost", name="memory"))
+
+    asyncio.run(compare())
+    return report
+
+
+def test_of_a_key_that_no_version_lists_nothing_is_claimed_without_servers(tree: Path) -> None:
     """A root that has left the identity, and a user's session, are trusted because of commits in /sys/sessions."""
     root, other = (OwnedSession.generate(session_id=one, owner="root", now_ms=NOW_MS) for one in ("root-a", "root-b"))
     user = OwnedSession.generate(session_id="session-u", owner="user", now_ms=NOW_MS)
@@ -139,8 +157,7 @@ def test_of_a_key_that_servers_may_trust_although_the_identity_does_not_list_it_
 
     def describe(key: OwnedSession, *, pruned: int) -> tuple[str | None, bool | None, str]:
         (tree / "session.json").write_text(json.dumps(key.to_secret_json()))
-        report = scan_operation.scan_paths([tree], with_history=False)
-        scan_operation.compare_with_identity(report, replace(document, pruned=pruned))
+        report = compare_with(replace(document, pruned=pruned), tree)
         (one,) = report.findings
         return one.in_store, one.is_live, scan_lines(report)[-1]
 
@@ -152,12 +169,55 @@ def test_of_a_key_that_servers_may_trust_although_the_identity_does_not_list_it_
         assert "is not known: servers can trust user sessions, and roots that were removed from the identity" in line
 
 
+@pytest.mark.slow
+def test_a_root_that_has_left_the_identity_is_known_to_be_live_and_is_revoked(
+    goatherd: Goatherd,
+    tree: Path,
+    settings: bytes,
+    store: str,
+    tmp_path: Path,
+    serve: Callable[..., Serving],
+    apart: None,
+) -> None:
+    url = serve("--data", str(tmp_path / "data"), "--provider", store).url
+    cluster, leaked = ("--provider", store, "--node", url), json.loads(settings)["currentSession"]
+    while not goatherd("status", *cluster, "--json").json["identity"]["prunedRoots"]:
+        assert goatherd("rotate", *cluster).code == 0
+    (tree / "settings.json").write_bytes(settings)
+    (tree / "bare.json").write_text(json.dumps(leaked["privateKey"]))
+    stranger = OwnedSession.generate(session_id="root-b", owner="root", now_ms=NOW_MS)
+    (tree / "stranger.json").write_text(json.dumps(stranger.to_secret_json()))
+
+    def judge(*more: str) -> dict[str, tuple[str | None, bool | None, bool]]:
+        found = scan(goatherd, tree, *more, "--json").json["findings"]
+        assert {one["root"] for one in found} <= {leaked["id"], stranger.id, None}
+        return {Path(one["path"]).stem: (one["inStore"], one["live"], bool(one["acceptedBy"])) for one in found}
+
+    former = ("former root", True, True)
+    assert judge(*cluster) == {"settings": former, "bare": former, "stranger": ("not listed", False, False)}
+    advice = f"LIVE: {leaked['id']}. Others may have read the key: goatherd revoke {leaked['id']}"
+    assert advice in scan(goatherd, tree, *cluster).out
+    # Either source is enough: the older versions of the secret, or the server alone.
+    assert judge("--provider", store)["bare"] == ("former root", True, False)
+    assert judge("--node", url) == {
+        "settings": (None, True, True),
+        "bare": (None, True, True),
+        "stranger": (None, None, False),
+    }
+    # A server that does not answer may trust the stranger.
+    assert judge(*cluster, "--node", "http://127.0.0.1:1")["stranger"] == ("not listed", None, False)
+    status = goatherd("status", *cluster)
+    assert f"{leaked['id']}  trusted, not listed" in status.out
+    assert goatherd("status", *cluster, "--json").json["unlistedRoots"] == [leaked["id"]]
+
+    assert goatherd("revoke", leaked["id"], "--reason", "leaked", "--yes", *cluster).code == 0
+    assert judge(*cluster)["settings"] == ("revoked root", False, False)
+
+
 def test_a_live_key_with_no_id_beside_it_is_named_by_the_id_in_the_store(tree: Path) -> None:
     root = OwnedSession.generate(session_id="root-a", owner="root", now_ms=NOW_MS)
     (tree / "key.json").write_text(json.dumps(root.to_secret_json()["privateKey"]))
-    report = scan_operation.scan_paths([tree], with_history=False)
-    scan_operation.compare_with_identity(report, create_document(root, NOW_MS))
-    assert scan_lines(report)[-1].endswith(f"goatherd revoke {root.id}")
+    assert scan_lines(compare_with(create_document(root, NOW_MS), tree))[-1].endswith(f"goatherd revoke {root.id}")
 
 
 @pytest.mark.parametrize("compressed", [False, True])

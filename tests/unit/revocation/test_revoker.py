@@ -666,6 +666,21 @@ async def test_a_root_that_has_left_the_document_can_still_be_revoked(tmp_path: 
             await cluster.revoker().revoke("stranger", reason="never heard of")
 
 
+async def test_a_root_that_only_older_versions_of_the_secret_list_can_be_revoked_without_servers(
+    tmp_path: Path,
+) -> None:
+    a = root("root-a")
+    async with cluster_of(tmp_path, document_of(a), 1) as cluster:
+        await aged_cluster(cluster)
+        node, document = cluster.nodes[0], await cluster.document()
+        assert document.find_root(a.id) is None
+        assert await node.answers(a)
+        report = await Revoker(cluster.provider, SECRET, (), policy=POLICY).revoke(a.id, reason="stolen")
+        assert report.revoked_id == a.id
+        await node.refresh(document.current)
+        assert not await node.answers(a)
+
+
 async def test_revoking_the_current_root_takes_no_root_that_has_left_the_document_with_it(tmp_path: Path) -> None:
     a = root("root-a")
     async with cluster_of(tmp_path, document_of(a), 1) as cluster:

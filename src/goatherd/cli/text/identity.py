@@ -24,8 +24,13 @@ def _describe_signature(document: IdentityDocument) -> str:
     return "invalid: `goatherd restore --signature` shows what changed since the last valid one"
 
 
-def identity_lines(out: Output, store: str, version: str, document: IdentityDocument) -> list[str]:
-    """Return an identity document as human-readable lines."""
+def identity_lines(
+    out: Output, store: str, version: str, document: IdentityDocument, unlisted: Sequence[str] = ()
+) -> list[str]:
+    """Return an identity document as human-readable lines.
+
+    `unlisted` are the ids of the roots that servers trust although the document does not list them.
+    """
     shown = redact_document(document)
     lines = [
         f"store       {store}, version {version}",
@@ -53,6 +58,7 @@ def identity_lines(out: Output, store: str, version: str, document: IdentityDocu
         if root["revoked"]:
             state = "REVOKED"
         rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
+    rows += [(root_id, "trusted, not listed", "", "") for root_id in unlisted]
     lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
     if document.pruned:
         roots = describe_count(document.pruned, "previous root", "is", "are")

@@ -27,19 +27,25 @@ def scan_lines(report: ScanReport) -> list[str]:
     lines.append(
         f"{searched}: {describe_count(len(keys), 'private key')} in {describe_count(len(report.findings), 'place')}"
     )
-    live = sorted({one.root or one.fingerprint for one in report.findings if one.is_live})
+    live = sorted({one.root or one.fingerprint for one in report.findings if one.is_live and one.is_root})
     if len(live) == 1:
         lines.append(f"LIVE: {live[0]}. Others may have read the key: goatherd revoke {live[0]}")
     elif live:
         named = " ".join(live)
         lines.append(f"LIVE: {named}. Others may have read the keys; revoke each of these roots: goatherd revoke ID")
+    sessions = sorted({one.root for one in report.findings if one.is_live and not one.is_root and one.root})
+    if sessions:
+        lines.append(
+            f"LIVE user sessions: {' '.join(sessions)}. Servers accept them until they expire, or until the root that"
+            " introduced them is revoked: goatherd revoke ROOT --except ID"
+        )
     unknown = [one for one in report.findings if one.is_live is None]
     if any(one.in_store is None for one in unknown):
         lines.append("Whether a key is live is not known: --provider URI compares with the store.")
     elif unknown:
         lines.append(
             f"Whether a key that is {UNLISTED} is live is not known: servers can trust user sessions, and roots that"
-            " were removed from the identity."
+            " were removed from the identity. Name every server with --node URL; all must answer."
         )
     return lines
 
@@ -55,7 +61,10 @@ def _describe_finding(one: KeyFinding) -> str:
     owner = f"root {one.root}" if one.is_root else f"session {one.root}"
     named = f"private key of {owner}" if one.root is not None else "private key"
     within = ", in a GoatDB settings file" if one.is_settings else ""
-    state = "" if one.in_store is None else f", {one.in_store}{' (LIVE)' if one.is_live else ''}"
+    state = "" if one.in_store is None else f", {one.in_store}"
+    state += f", accepted by {', '.join(one.accepted_by)}" if one.accepted_by else ""
+    state += ", rejected by every server" if one.is_rejected else ""
+    state += " (LIVE)" if one.is_live else ""
     return f"{named}, fingerprint {one.fingerprint}{within}{state}"
 
 

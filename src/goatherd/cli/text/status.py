@@ -41,6 +41,7 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
         "rotation": progress_data(status.progress),
         "lastRotation": ending_data(status.last_rotation),
         "privateKeys": inventory_data(status.keys, status.at_ms),
+        "unlistedRoots": list(status.unlisted_roots),
         "notes": list(status.notes),
         "obstacles": [one.text for one in status.obstacles],
         "storeClockAheadMs": status.store_ahead_ms,
@@ -51,7 +52,7 @@ def status_data(status: ClusterStatus) -> dict[str, Any]:
 
 def status_lines(status: ClusterStatus, out: Output) -> list[str]:
     """Return the status of a cluster as lines."""
-    lines = identity_lines(out, status.store, status.version, status.document)
+    lines = identity_lines(out, status.store, status.version, status.document, status.unlisted_roots)
     labels = ", ".join(f"{format_label(label)} -> {status.labels[label]}" for label in sorted(status.labels))
     rest = "" if status.versions else "; others are unknown, since the credentials may not list the versions"
     lines.insert(1, f"labels      {labels}{rest}")
