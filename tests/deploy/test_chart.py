@@ -652,8 +652,6 @@ def test_the_command_of_the_notes_that_explains_the_schedule_sees_all_of_it(rend
         "cron": "0 3 1 * *",
         "maxAge": "60d",
         "timezone": "Europe/Berlin",
-        "windows": ["Mon-Fri 02:00-05:00", "Sat,Sun 22:00-04:00"],
-        "missed": "skip",
     }
     (container,) = [
         each
@@ -665,10 +663,8 @@ def test_the_command_of_the_notes_that_explains_the_schedule_sees_all_of_it(rend
     assert options.controller_cron == schedule["cron"]
     assert options.controller_max_age == timedelta(days=60)
     assert options.controller_timezone == schedule["timezone"]
-    assert list(options.controller_windows) == schedule["windows"]
-    assert options.controller_missed == schedule["missed"]
     assert container["args"] == ["controller", "--metrics=0.0.0.0:9464"]
-    unscheduled = yaml.safe_dump({"controller": {"schedule": {"cron": "", "timezone": "", "windows": []}}})
+    unscheduled = yaml.safe_dump({"controller": {"schedule": {"cron": "", "timezone": "", "maxAge": ""}}})
     assert "GOATHERD_CONTROLLER_" not in render("kubernetes", unscheduled).read_text()
 
 
@@ -789,8 +785,7 @@ def test_a_server_and_the_controller_work_with_the_rights_and_the_command_lines_
             roles = [*of_kind(path, "Role", "-controller-root"), *of_kind(path, "Role", "-find-nodes")]
             token = cluster.account("controller", *roles)
             explained = commands.run(controller, token, "controller", "--explain")
-            assert "cron `0 3 1 * *`" in explained
-            assert "Mon,Tue,Wed,Thu,Fri 02:00-05:00; in Europe/Berlin" in explained
+            assert "keys older than 30d, in the minutes of `* 2-4 * * MON-FRI` in Europe/Berlin" in explained
             commands.run(controller, token, "rotate", "--unlisted", "0s")
             assert current() != first
             assert signer_of(port) == current()
@@ -845,7 +840,6 @@ REFUSED = {
     "store: {uri: 'k8s-volume:///x'}": "does not match",
     "store: {env: [{nam: X}]}": "'nam' was unexpected",
     "controller: {nodes: ['10.0.0.1:8080']}": "does not match",
-    "controller: {schedule: {missed: never}}": "'never' is not one of",
     "controller: {schedule: {maxAge: 60 days}}": "does not match",
     "server: {persistence: {size: big}}": "'big' does not match",
     "server: {podDisruptionBudget: {maxUnavailable: 0}}": "is not valid under any of the given schemas",

@@ -220,8 +220,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "act": Field("string", "What the controller does next, such as `rotate` or `retire`."),
         "at": Field("string or null", "Timestamp from which the action is due."),
         "why": Field("string", "Why the action is due then."),
-        "slot": Field("string or null", "Timestamp of the cron slot to which the action belongs."),
-        "skipped": Field("string or null", "Timestamp of a slot that was missed and is skipped."),
+        "due": Field("string or null", "Timestamp from which the action is due by the age of the key."),
         "urgent": Field("boolean", "Whether the root expires soon or has expired."),
     },
 }
@@ -634,9 +633,6 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "schedule.cron": Field("string or null", "Cron expression."),
         "schedule.maxAge": Field("string or null", "Age at which a key is replaced."),
         "schedule.timezone": Field("string", "Time zone of the schedule."),
-        "schedule.windows": Field("array of string", "Maintenance windows."),
-        "schedule.missed": Field("string", "What the controller does after a missed slot."),
-        "schedule.jitter": Field("string", "Longest random delay."),
         "obstacles": _OBSTACLES,
     },
     "controller --once": {

@@ -36,7 +36,6 @@ from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
 from goatherd.rotation.machine import PhaseProgress
 from goatherd.rotation.obstacles import Obstacle, ObstacleKind
 from goatherd.schedule.due import Schedule
-from goatherd.schedule.windows import Window
 from goatherd.stores.comparison import Standing
 from goatherd.stores.members import Replication
 from goatherd.web.collector import decide_next_rotation
@@ -48,9 +47,8 @@ NOW: Final = 1_795_651_200_000
 GUARANTEES: Final = Guarantees(cas=True, read_consistency=ReadConsistency.STRONG)
 SCHEDULE: Final = Schedule(
     controller="controller-1",
-    windows=(Window.from_text("Sat-Sun 01:00-05:00"),),
+    cron="* 1-4 * * SAT,SUN",
     zone=ZoneInfo("Europe/Berlin"),
-    jitter=timedelta(0),
 )
 A, B, C = "ak96ho8j3vlpxnmo174j60wg", "x7uubah0djw3zvbf3h05t6me", "pvg4u9eo5kjm3hx9l4orzb0r"
 ANCHOR: Final = "awskms://eu-west-1/alias/goatdb-anchor"

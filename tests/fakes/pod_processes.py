@@ -311,8 +311,7 @@ class PodProcesses:
         config = self._home / f"{pod.name}.kubeconfig"
         config.write_text(json.dumps(self._api.kubeconfig(token)))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GOATHERD_", "KUBE"))}
-        # Otherwise the host's name, which is a pod's own.
-        named = {"KUBECONFIG": str(config), "GOATHERD_CONTROLLER_NAME": pod.name}
+        named = {"KUBECONFIG": str(config)}
         words = [await self._translate(pod, word) for word in container["args"]]
         return [sys.executable, "-m", "goatherd", *words], {**kept, **environment, **named}
 

@@ -25,14 +25,13 @@ from goatherd.config.build import build_health_signals, build_schedule, open_nod
 from goatherd.metrics import serve_metrics
 from goatherd.operations.controller import explain_schedule, run_controller
 from goatherd.operations.runs import write_metrics_file
-from goatherd.schedule.due import Missed
 from goatherd.server_url import parse_listen_address
 from goatherd.serving.signals import watch_stop_signals
 from goatherd.serving.sockets import cannot_listen
 
 
 @command(
-    example="goatherd controller --explain --cron '0 3 * * SUN' --timezone Europe/Berlin\n"
+    example="goatherd controller --explain --max-age 30d --cron '* 2-4 * * SUN' --timezone Europe/Berlin\n"
     "goatherd controller --provider file:///srv/keys/root --node http://10.0.0.1:8080 --audit-log audit.jsonl\n"
     "goatherd controller --once",
     nodes=True,
@@ -40,30 +39,18 @@ from goatherd.serving.sockets import cannot_listen
 @click.option("--explain", is_flag=True, help="Show what the controller would do, when and why; write nothing.")
 @click.option("--once", is_flag=True, help="Do what is due now, then exit; for a systemd timer or a CronJob.")
 @config_flag(
-    "--cron",
-    "controller_cron",
-    "When to rotate, in crontab format, such as '0 3 1 * *' (default: when the key has the age in --max-age).",
-    metavar="EXPRESSION",
-)
-@config_flag(
     "--max-age",
     "controller_max_age",
-    "Age at which a key is replaced, such as 60d (default: when half of its lifetime is left, at most 60 days;"
-    " for a working root: a third).",
-)
-@config_flag("--timezone", "controller_timezone", "Time zone of --cron and --window.", metavar="NAME")
-@config_flag(
-    "--window",
-    "controller_windows",
-    "Start rotations only in this window, such as 'Mon-Fri 02:00-04:00'.",
-    metavar="WINDOW",
+    "Age at which a key is due to be replaced, such as 60d (default: when half of its lifetime is left, at most 60"
+    " days; for a working root: a third).",
 )
 @config_flag(
-    "--missed",
-    "controller_missed",
-    "What to do after a missed time of --cron: rotate soon (catch-up, the default), or wait for the next (skip).",
-    kind=click.Choice([one.value for one in Missed]),
+    "--cron",
+    "controller_cron",
+    "Minutes in which a rotation may begin, in crontab format, such as '* 2-4 * * SUN' (default: any).",
+    metavar="EXPRESSION",
 )
+@config_flag("--timezone", "controller_timezone", "Time zone of --cron.", metavar="NAME")
 @config_flag(
     "--alert-command",
     "controller_alert_command",
@@ -105,9 +92,9 @@ async def controller(
 ) -> int:
     """Rotate on a schedule, resume rotations, destroy old keys.
 
-    A cron expression or the age of the key determines the time of a rotation, within maintenance windows. A root that
-    expires soon is replaced regardless of the schedule. The controller keeps no state but the identity document, so
-    several controllers can run at once: one of them rotates.
+    A root is replaced once it has reached an age (--max-age), in the next minute that a cron expression allows
+    (--cron). A root that expires soon is replaced in any minute. The controller keeps no state but the identity
+    document, so several controllers can run at once: one of them rotates.
 
     After SIGTERM or Ctrl-C the controller stops at a safe point; a second signal makes it stop sooner. It logs to
     standard error.
@@ -150,7 +137,6 @@ async def controller(
             hurry=signals.hurry,
             once=once,
             interval=options.controller_interval,
-            stop_timeout=options.controller_stop_timeout,
             unsafe_without_nodes=unsafe_without_nodes,
             health=build_health_signals(options),
             alert_command=options.controller_alert_command,

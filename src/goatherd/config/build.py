@@ -308,29 +308,15 @@ def build_schedule(options: Options) -> Schedule:
     import socket
 
     from goatherd.operations.runs import current_actor
-    from goatherd.schedule.due import Missed, Schedule, make_schedule, read_zone
-    from goatherd.schedule.windows import Window
+    from goatherd.schedule.due import Schedule, make_schedule, read_zone
 
-    name = options.controller_name or socket.gethostname()
-    zone = read_zone(options.controller_timezone)
-    if options.controller_stale <= options.rotation_adoption + options.rotation_health_soak:
-        raise ConfigurationError(
-            "controller.stale must be longer than rotation.adoption and rotation.health_soak together",
-            hint="With a shorter time, a controller would take over rotations that are only waiting for servers.",
-        )
+    name = socket.gethostname()
     schedule = Schedule(
         controller=name,
         started_by=f"controller {name}, {current_actor()}",
-        cron=options.controller_cron,
         max_age=options.controller_max_age,
-        zone=zone,
-        windows=tuple(Window.from_text(text) for text in options.controller_windows),
-        missed=Missed(options.controller_missed),
-        tolerance=options.controller_tolerance,
-        jitter=options.controller_jitter,
-        backoff=options.controller_backoff,
-        backoff_max=options.controller_backoff_max,
-        stale=options.controller_stale,
+        cron=options.controller_cron,
+        zone=read_zone(options.controller_timezone),
         retires=options.controller_retire,
         policy=build_policy(options),
     )

@@ -295,58 +295,24 @@ class Options:
     )
 
     controller_cron: str | None = _option(
-        "When `goatherd controller` rotates, in crontab format: minute, hour, day of month, month, day of week. "
-        "Default: by the age of the key.",
+        "Minutes in which `goatherd controller` may begin a rotation, in crontab format: minute, hour, day of month, "
+        "month, day of week; such as `* 2-4 * * MON-FRI`. Default: any minute.",
         parse=values.parse_cron,
     )
     controller_max_age: timedelta | None = _option(
-        "Age at which a key is replaced. Default: when half of its lifetime is left, at most 60 days, so a key of 180 "
-        "days at the age of 120 days; a working root when a third of its lifetime is left."
+        "Age at which a key is due to be replaced. Default: when half of its lifetime is left, at most 60 days, so a "
+        "key of 180 days at the age of 120 days; a working root when a third of its lifetime is left."
     )
     controller_timezone: str = _option(
-        "Time zone of `cron` and `windows`, such as Europe/Berlin.", "UTC", parse=values.parse_timezone
-    )
-    controller_windows: tuple[str, ...] = _option(
-        "Maintenance windows, such as `Mon-Fri 02:00-04:00`, in which a rotation may start. In an environment "
-        "variable, semicolons separate them.",
-        (),
-        parse=values.parse_windows,
-    )
-    controller_missed: str = _option(
-        "What to do after a missed time of `cron`: `catch-up` (rotate as soon as possible) or `skip` (wait for the "
-        "next time).",
-        "catch-up",
-        parse=values.parse_missed,
-    )
-    controller_tolerance: timedelta = _option(
-        "How late a rotation may start before its time of `cron` counts as missed.", timedelta(hours=1)
-    )
-    controller_jitter: timedelta = _option(
-        "Longest delay after a time of `cron` or the start of a window. Each controller has a fixed delay of its own.",
-        timedelta(minutes=10),
+        "Time zone of `cron`, such as Europe/Berlin.", "UTC", parse=values.parse_timezone
     )
     controller_interval: timedelta = _option(
         "How often a controller reads the store.", timedelta(minutes=1), parse=values.parse_positive_duration
     )
-    controller_backoff: timedelta = _option(
-        "Pause after a failed rotation; it doubles with each further failure.", timedelta(minutes=5)
-    )
-    controller_backoff_max: timedelta = _option("Longest pause after failed rotations.", timedelta(hours=6))
-    controller_stale: timedelta = _option(
-        "How long a rotation may stay in one phase before a controller resumes it. Must exceed "
-        "`rotation.adoption` and `rotation.health_soak` together.",
-        timedelta(minutes=15),
-    )
     controller_retire: bool = _option("Whether a controller destroys old private keys as `retire` does.", True)
-    controller_name: str | None = _option(
-        "Name of the controller, shown to operators and used for its jitter (default: the host name)."
-    )
     controller_alert_command: str | None = _option(
         "Command that `/bin/sh -c` runs when an operator is needed; it reads the reason as JSON from standard input.",
         form="command",
-    )
-    controller_stop_timeout: timedelta = _option(
-        "How long a stopping controller may take to finish a rotation in progress.", timedelta(seconds=20)
     )
 
     audit_log: Path | None = _option(

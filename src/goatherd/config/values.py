@@ -266,17 +266,6 @@ def parse_bind_address(value: object) -> str:
     return parse_listen_host(value)
 
 
-def parse_windows(value: object) -> tuple[str, ...]:
-    from goatherd.schedule.windows import Window
-
-    texts = [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise ConfigurationError("must be a list of strings", hint='Write a list, such as ["Mon-Fri 02:00-04:00"].')
-    for text in texts:
-        Window.from_text(text)
-    return tuple(texts)
-
-
 def parse_cron(value: object) -> str:
     from goatherd.schedule.due import check_cron
 
@@ -323,9 +312,6 @@ def _one_of(*known: str, hint: str) -> Callable[[object], str]:
     return parse
 
 
-parse_missed = _one_of(
-    "catch-up", "skip", hint="catch-up: rotate as soon as possible after a missed slot; skip: wait for the next slot."
-)
 parse_store_type = _one_of("cloud", "file", hint="`cloud` needs cloudConfig; `file` needs serve.settings.")
 parse_on_change = _one_of("restart", "signal", "command", "ignore", hint="Such as restart.")
 

@@ -128,7 +128,6 @@ async def run_controller(
     hurry: asyncio.Event | None = None,
     once: bool = False,
     interval: timedelta = timedelta(minutes=1),
-    stop_timeout: timedelta = timedelta(seconds=20),
     unsafe_without_nodes: bool = False,
     health: Sequence[HealthSignal] = (),
     alert_command: str | None = None,
@@ -146,7 +145,6 @@ async def run_controller(
         hurry: Event that asks a controller that is stopping not to wait for the end of a rotation.
         once: Do what is due now, without the checks at the start, and return.
         interval: How often the identity is read.
-        stop_timeout: How long a rotation in progress may take to complete after `stop`.
         unsafe_without_nodes: Rotate although no server is listed.
         health: Health checks that must pass before a rotation begins and while the new root signs.
         alert_command: Command to run when an operator is needed.
@@ -217,7 +215,6 @@ async def run_controller(
         journal=journal,
         anchor_watch=watch,
         on_look=keep,
-        stop_patience=stop_timeout,
     )
     turn = await controller.run(stop, hurry, once=once)
     if once and turn is not None and turn.error is not None and not turn.has_yielded:

@@ -29,7 +29,6 @@ class AlertKind(StrEnum):
     """A rotation was cancelled or rolled back, or could not be started or resumed."""
     RETIREMENT_FAILED = "retirement-failed"
     """Old private keys could not be destroyed."""
-    SLOT_SKIPPED = "slot-skipped"
     """A scheduled time passed without a rotation, and is not made up for."""
     KEY_NEAR_END = "key-near-end"
     """The current root is near its expiration, or past it."""

@@ -40,6 +40,8 @@ from goatherd.rotation.machine import Kept, Wait
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.due import (
+    BACKOFF,
+    BACKOFF_MAX,
     Act,
     DueDecision,
     Schedule,
@@ -283,7 +285,7 @@ class Controller:
         If the first record cannot be written, the action is not performed.
         """
         work = {Act.ROTATE: self._worker.rotate, Act.RESUME: self._worker.resume, Act.RETIRE: self._worker.retire}
-        self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "slotMs": verdict.slot_ms})
+        self._journal.begin("controller-acts", {"act": verdict.act, "why": verdict.why, "dueMs": verdict.due_ms})
         try:
             report = await work[verdict.act]()
         except GoatherdError as error:
@@ -370,7 +372,7 @@ class Controller:
         pause = self._choose_interval()
         if self._missed:
             # An unreachable store is retried at increasing intervals.
-            pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, self.schedule.backoff))
+            pause = min(pause * 2 ** min(self._missed - 1, 20), max(pause, BACKOFF))
         verdict = None if turn is None or turn.has_acted else turn.verdict
         if verdict is not None and verdict.at_ms is not None:
             rest = self._not_before.get(_failure_of(verdict.act), 0) - self._clock.monotonic()
@@ -407,9 +409,8 @@ class Controller:
         This is for failures that the identity document does not record. The pause doubles with each further failure.
         """
         failures = self._failures[kind] = self._failures.get(kind, 0) + 1
-        schedule = self.schedule
-        pause = min(schedule.backoff * 2 ** min(failures - 1, 20), schedule.backoff_max)
-        pause *= 1 + 0.25 * jitter_fraction(schedule, f"rest {self._turns}")
+        pause = min(BACKOFF * 2 ** min(failures - 1, 20), BACKOFF_MAX)
+        pause *= 1 + 0.25 * jitter_fraction(self.schedule, f"rest {self._turns}")
         root = document.current
         if kind is AlertKind.ROTATION_FAILED:
             limited_ms = limit_pause_ms(milliseconds(pause), root.session.expiration_ms, self._clock.now_ms())
@@ -430,11 +431,6 @@ class Controller:
 
     async def _warn_of_end(self, document: IdentityDocument, verdict: DueDecision, now_ms: int) -> None:
         root_id = document.current.id
-        if verdict.skipped_ms is not None:
-            reason = f"no rotation started for the slot {iso(verdict.skipped_ms)}; {verdict.why}"
-            await self._ring_once(
-                Alert(kind=AlertKind.SLOT_SKIPPED, reason=reason, root_id=root_id), verdict.skipped_ms
-            )
         if verdict.urgent:
             # The alert is sent once before the root expires, and once a day after that.
             past_end_ms = now_ms - document.current.session.expiration_ms
@@ -465,7 +461,7 @@ class Controller:
         await self._alarm.raise_alert(alert)
 
     def _tell_plan(self, verdicts: tuple[DueDecision, ...]) -> None:
-        planned = {verdict.act: f"{verdict.slot_ms} {verdict.skipped_ms}" for verdict in verdicts}
+        planned = {verdict.act: f"{verdict.due_ms}" for verdict in verdicts}
         for verdict in verdicts:
             if planned[verdict.act] != self._planned.get(verdict.act):
                 at = "never" if verdict.at_ms is None else iso(verdict.at_ms)

@@ -1,22 +1,19 @@
 """Decide which action a controller performs next, and when: `next_due`, from the identity document and the schedule.
 
-The function considers the cron expression or the maximum age of a key, maintenance windows, jitter, missed scheduled
-times, and the pause after failures. It reads no store, does not wait and keeps no state (`controller` has the loop).
+A root is due when it has reached an age; a rotation begins in the next minute that a cron expression allows, unless
+rotations have just failed. The function reads no store, does not wait and keeps no state (`controller` has the loop).
 
 Rules:
 1. Apart from the schedule and the time, a decision depends only on the identity document: when the root began to sign,
    which rotations have failed since (its history), and which process is rotating. So all controllers, including one
    that has just started, decide alike.
-2. Two controllers differ only in their jitter, which is derived from a hash of the controller's name and of the event
-   that the controller waits for.
-3. Shortly before the root expires, it is replaced even outside maintenance windows and scheduled times.
+2. Shortly before the root expires, it is replaced in any minute.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -32,24 +29,19 @@ from goatherd.identity.recorded_times import limit_times
 from goatherd.identity.transitions import BEGINNINGS, FAILURES, RESTORED, SUCCESSES
 from goatherd.rotation.machine import Policy, rotation_due_ms
 from goatherd.rotation.policy import check_lifetime
-from goatherd.schedule.windows import Window, first_span
 from goatherd.times import milliseconds
 
 SHORTEST: Final = timedelta(hours=1)
-"""The shortest time between two rotations, because each leaves a public key in the document permanently."""
+"""The lowest maximum age of a key, because each rotation leaves a public key on the servers permanently."""
 URGENT_FRACTION: Final = 0.25
 URGENT_CAP: Final = timedelta(days=20)
 """A root with less than this fraction of its lifetime left, and at most this time, is replaced even outside of the
 schedule. COMPAT: a GoatDB server extends a root with less than 15 days left, and then exposes its private key."""
-_LOOK_BACK: Final = tuple(timedelta(days=days) for days in (0.1, 3, 70, 400, 3000))
-_GAPS: Final = 50
-
-
-class Missed(StrEnum):
-    """What the controller does if a scheduled time has passed without a rotation: rotate late, or skip that time."""
-
-    CATCH_UP = "catch-up"
-    SKIP = "skip"
+BACKOFF: Final = timedelta(minutes=5)
+"""Pause after a failed rotation; it doubles with each further failure, up to `BACKOFF_MAX` (`limit_pause_ms`)."""
+BACKOFF_MAX: Final = timedelta(hours=6)
+_STALE: Final = timedelta(minutes=15)
+_MINUTE_MS: Final = 60_000
 
 
 class Act(StrEnum):
@@ -129,42 +121,33 @@ def read_facts(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When to rotate: a cron expression or a maximum key age, with maintenance windows. A slot is one scheduled time.
+    """When to rotate: the age at which a root is due, and the minutes in which a rotation may begin.
 
     Create it with `make_schedule`, which checks it.
 
     Attributes:
-        controller: The name of the controller; its hash determines the jitter, so that several controllers do not
-            rotate at the same time.
+        controller: The name of the controller; its hash makes the pauses of several controllers differ.
         started_by: The name that this controller records in the rotations that it begins; it resumes a rotation with
             this name at once. The name must differ for each process, or two controllers on one machine would resume
             each other's rotations. So a restarted controller resumes its earlier rotation only once that is stale.
-        cron: Cron expression of five fields, in time zone `zone`; None to rotate by the age of the key.
-        max_age: The maximum age of a key, without `cron`; None to rotate when the rotation policy makes the root due.
-        windows: Maintenance windows in which a rotation may begin; empty means always.
-        missed: What the controller does if a slot has passed without a rotation.
-        tolerance: How long after its slot a rotation may begin before the slot counts as missed.
-        jitter: Longest deliberate delay after a slot or the opening of a window; it differs for each controller.
-        backoff, backoff_max: Pause after one failure, doubled with each further failure up to `backoff_max`
-            (`limit_pause_ms` may shorten it).
-        stale: A rotation that has not changed for this long is assumed to be driven by no process, and is resumed.
+        max_age: The age at which a root is due; None for the time at which the rotation policy makes it due.
+        cron: Cron expression of five fields, in time zone `zone`: the minutes in which a rotation may begin; None for
+            any minute.
         retires: Whether old private keys are destroyed after `policy.grace`.
     """
 
     controller: str
     started_by: str = ""
-    cron: str | None = None
     max_age: timedelta | None = None
+    cron: str | None = None
     zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
-    windows: tuple[Window, ...] = ()
-    missed: Missed = Missed.CATCH_UP
-    tolerance: timedelta = timedelta(hours=1)
-    jitter: timedelta = timedelta(minutes=10)
-    backoff: timedelta = timedelta(minutes=5)
-    backoff_max: timedelta = timedelta(hours=6)
-    stale: timedelta = timedelta(minutes=15)
     retires: bool = True
     policy: Policy = field(default_factory=Policy)
+
+    @property
+    def stale(self) -> timedelta:
+        """How long a rotation may stay in one phase until it counts as driven by no process, and is resumed."""
+        return max(_STALE, 2 * (self.policy.adoption + self.policy.health_soak))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,18 +159,16 @@ class DueDecision:
         at_ms: The time from which the action is due; it is due now if that time has passed. None if nothing will be due
             automatically.
         why: The reason for the action, human-readable.
-        slot_ms: The scheduled time, or the time by the key's age, because of which the action is due; jitter and
-            maintenance windows may delay the action to `at_ms`. None if there is no such time.
+        due_ms: The time by the key's age because of which the action is due; the cron expression or a pause after
+            failures may delay the action to `at_ms`. None if there is no such time.
         urgent: Whether the root expires soon or has expired, so that the operator must be alerted.
-        skipped_ms: A scheduled time that passed without a rotation and will not be made up for.
     """
 
     act: Act
     at_ms: int | None
     why: str
-    slot_ms: int | None = None
+    due_ms: int | None = None
     urgent: bool = False
-    skipped_ms: int | None = None
 
     def is_due(self, now_ms: int) -> bool:
         """Return whether there is an action to perform, and its time has come at `now_ms`."""
@@ -198,25 +179,20 @@ def make_schedule(schedule: Schedule, now_ms: int) -> Schedule:
     """Check a rotation schedule and return it unchanged.
 
     Raises:
-        ConfigurationError: The cron expression is invalid, matches no time in the future, or would rotate more often
-            than once an hour; or the maximum key age is below an hour or beyond the lifetime; or both a cron expression
-            and a maximum age are given.
+        ConfigurationError: The cron expression is invalid or matches no time in the future, or the maximum key age is
+            below an hour or beyond the lifetime.
         LifetimeError: The lifetime of new roots would be too short.
     """
     check_lifetime(schedule.policy)
     if schedule.cron is not None:
-        _check_cron(schedule, now_ms)
-        if schedule.max_age is not None:
+        check_cron(schedule.cron)
+        if _next_minute(schedule, now_ms) is None:
             raise ConfigurationError(
-                "controller.cron and controller.max_age cannot be combined", hint="Configure only one of the two."
+                f"controller.cron: {schedule.cron!r} matches no time in the future", hint=_CRON_HINT
             )
     if schedule.max_age is not None and not SHORTEST <= schedule.max_age < schedule.policy.lifetime:
         raise ConfigurationError(
             "controller.max_age must be at least 1h and less than rotation.lifetime", hint="Change one of the two."
-        )
-    if schedule.windows and first_span(schedule.windows, schedule.zone, now_ms) is None:
-        raise ConfigurationError(
-            "no window in controller.windows ever opens", hint="Check the days, the times and controller.timezone."
         )
     return schedule
 
@@ -323,15 +299,14 @@ def _decide_resumption(underway: RotationRecord, schedule: Schedule, now_ms: int
     state = f"rotation {underway.id} by {who} is {underway.phase} since {since}"
     if schedule.started_by and underway.started_by == schedule.started_by:
         return DueDecision(act=Act.RESUME, at_ms=now_ms, why=f"{state}: this controller started it and resumes it")
-    # Windows do not apply here: a rotation in progress must not wait for days.
-    stale_ms = underway.phase_at + milliseconds(schedule.stale)
-    at_ms = stale_ms + int(jitter_fraction(schedule, underway.id) * milliseconds(min(schedule.jitter, schedule.stale)))
+    # The cron expression does not apply here: a rotation in progress must not wait for days.
+    at_ms = underway.phase_at + milliseconds(schedule.stale)
     left = (
         "no process drives it, so it is resumed"
         if at_ms <= now_ms
         else "another process drives it until it counts as stale"
     )
-    return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{state}: {left}", slot_ms=stale_ms)
+    return DueDecision(act=Act.RESUME, at_ms=at_ms, why=f"{state}: {left}", due_ms=at_ms)
 
 
 def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision:
@@ -347,11 +322,15 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
         return _decide_in_direct_mode(facts, schedule, now_ms)
     issued_ms = _issued_ms(facts, schedule.policy)
     rested_ms, rest = _find_rest(facts, schedule)
-    not_before_ms = max(rested_ms, now_ms)
-    if schedule.cron is None:
-        planned = _by_age(facts, schedule, issued_ms, not_before_ms)
-    else:
-        planned = _by_cron(facts, schedule, issued_ms, not_before_ms, now_ms)
+    due_ms = rotation_due_ms(issued_ms=issued_ms, expires_ms=facts.expires_ms, policy=schedule.policy)
+    if schedule.max_age is not None:
+        due_ms = min(due_ms, issued_ms + milliseconds(schedule.max_age))
+    why = f"root {facts.current_id}, of {_format_time(issued_ms, schedule)}, is to be replaced from "
+    why += _format_time(due_ms, schedule)
+    if schedule.cron is not None:
+        why += f", in a minute of `{schedule.cron}`"
+    at_ms = _find_allowed(schedule, max(due_ms, rested_ms, now_ms))
+    planned = DueDecision(act=Act.ROTATE, at_ms=at_ms, why=why, due_ms=due_ms)
     reserve = min(int((facts.expires_ms - issued_ms) * URGENT_FRACTION), milliseconds(URGENT_CAP))
     urgent_ms = max(facts.expires_ms - reserve, rested_ms)
     if planned.at_ms is None or urgent_ms < planned.at_ms:
@@ -360,8 +339,10 @@ def _decide_rotation(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecisi
             planned,
             act=Act.ROTATE,
             at_ms=urgent_ms,
-            why=f"root {facts.current_id} expires at {end}, too soon to wait for a window or a slot",
-            slot_ms=facts.expires_ms - reserve,
+            why=f"root {facts.current_id} expires at {end}, too soon to wait for a minute of `{schedule.cron}`"
+            if schedule.cron
+            else f"root {facts.current_id} expires at {end}",
+            due_ms=facts.expires_ms - reserve,
             urgent=facts.expires_ms - reserve <= now_ms,
         )
     return replace(planned, why=f"{planned.why}; {rest}") if rested_ms > now_ms else planned
@@ -379,86 +360,45 @@ def _decide_in_direct_mode(facts: Facts, schedule: Schedule, now_ms: int) -> Due
     return DueDecision(act=Act.NOTHING, at_ms=None, why=why, urgent=is_urgent)
 
 
-def _by_age(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int) -> DueDecision:
-    due_ms = rotation_due_ms(issued_ms=issued_ms, expires_ms=facts.expires_ms, policy=schedule.policy)
-    if schedule.max_age is not None:
-        due_ms = min(due_ms, issued_ms + milliseconds(schedule.max_age))
-    why = f"root {facts.current_id}, of {_format_time(issued_ms, schedule)}, is to be replaced from "
-    why += _format_time(due_ms, schedule)
-    return DueDecision(act=Act.ROTATE, at_ms=_find_possible(schedule, due_ms, not_before_ms), why=why, slot_ms=due_ms)
-
-
-def _by_cron(facts: Facts, schedule: Schedule, issued_ms: int, not_before_ms: int, now_ms: int) -> DueDecision:
-    latest_ms = _latest_slot(schedule, now_ms)
-    skipped_ms = None
-    if latest_ms is not None and latest_ms > _served_ms(facts, issued_ms):
-        at_ms, begin_ms = _find_possible(schedule, latest_ms, not_before_ms), _find_begin(schedule, latest_ms)
-        is_late = at_ms is None or begin_ms is None or at_ms > begin_ms + milliseconds(schedule.tolerance)
-        if not is_late or schedule.missed is Missed.CATCH_UP:
-            why = _slot_text(schedule, latest_ms) + (", missed, is caught up" if is_late else "")
-            return DueDecision(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=latest_ms)
-        skipped_ms = latest_ms
-    next_ms = next(_list_slots(schedule, now_ms), None)
-    if next_ms is None:
-        why = f"`{schedule.cron}` has no future slot"
-        return DueDecision(act=Act.NOTHING, at_ms=None, why=why, skipped_ms=skipped_ms)
-    why = _slot_text(schedule, next_ms)
-    if skipped_ms is not None:
-        why += f"; the one of {_format_time(skipped_ms, schedule)} was missed and is skipped"
-    at_ms = _find_possible(schedule, next_ms, not_before_ms)
-    return DueDecision(act=Act.ROTATE, at_ms=at_ms, why=why, slot_ms=next_ms, skipped_ms=skipped_ms)
-
-
 def _decide_retirement(facts: Facts, schedule: Schedule, now_ms: int) -> DueDecision | None:
     if not schedule.retires:
         return None
     if facts.is_ahead:
         why = "the identity records times in the future, which are corrected, so that grace periods end"
-        return DueDecision(act=Act.RETIRE, at_ms=now_ms, why=why, slot_ms=None)
+        return DueDecision(act=Act.RETIRE, at_ms=now_ms, why=why)
     if not facts.unretired:
         return None
     root_id, since_ms = min(facts.unretired, key=lambda one: one[1])
     at_ms = since_ms + milliseconds(schedule.policy.grace)
-    at_ms += int(jitter_fraction(schedule, root_id) * milliseconds(schedule.jitter))
     since = _format_time(since_ms, schedule)
     why = f"root {root_id} has not signed since {since}: its private key is destroyed in the store"
-    return DueDecision(act=Act.RETIRE, at_ms=at_ms, why=why, slot_ms=at_ms)
+    return DueDecision(act=Act.RETIRE, at_ms=at_ms, why=why, due_ms=at_ms)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def _find_begin(schedule: Schedule, slot_ms: int) -> int | None:
-    """Return when the rotation for a scheduled time (slot) would begin: after the jitter, in a maintenance window.
-
-    The result is None if no window opens after the slot.
-    """
-    place = jitter_fraction(schedule, str(slot_ms))
-    if not schedule.windows:
-        return slot_ms + int(place * milliseconds(schedule.jitter))
-    span = first_span(schedule.windows, schedule.zone, slot_ms)
-    if span is None:
-        return None
-    # The jitter is limited to the rest of the window.
-    from_ms = max(slot_ms, span.open_ms)
-    return from_ms + int(place * min(milliseconds(schedule.jitter), span.close_ms - from_ms))
-
-
-def _find_possible(schedule: Schedule, slot_ms: int, not_before_ms: int) -> int | None:
-    """Return the earliest time, not before `not_before_ms`, at which the rotation for a scheduled time may begin.
-
-    Jitter and maintenance windows are considered; None if no window opens any more.
-    """
-    begin_ms = _find_begin(schedule, slot_ms)
-    return None if begin_ms is None else _find_open(schedule, max(begin_ms, not_before_ms))
-
-
-def _find_open(schedule: Schedule, from_ms: int) -> int | None:
-    """Return the first time from `from_ms` on that is in a maintenance window; None if no window opens any more."""
-    if not schedule.windows:
+def _find_allowed(schedule: Schedule, from_ms: int) -> int | None:
+    """Return the earliest time from `from_ms` on at which a rotation may begin; None if there is none."""
+    if schedule.cron is None:
         return from_ms
-    span = first_span(schedule.windows, schedule.zone, from_ms)
-    return None if span is None else max(span.open_ms, from_ms)
+    minute_ms = _next_minute(schedule, from_ms - from_ms % _MINUTE_MS - 1)
+    return None if minute_ms is None else max(minute_ms, from_ms)
+
+
+def _next_minute(schedule: Schedule, after_ms: int) -> int | None:
+    """Return the beginning of the first minute after `after_ms` that the cron expression allows; None without one.
+
+    When clocks change, Debian's cron is the model: a time in an hour that the clocks skip comes right after that hour,
+    and a time in an hour that occurs twice comes once.
+    """
+    assert schedule.cron is not None
+    for minute in CronSim(schedule.cron, datetime.fromtimestamp(after_ms / 1000, schedule.zone)):
+        minute_ms = round(minute.astimezone(UTC).timestamp() * 1000)
+        # CronSim uses local time, so within a repeated hour it may first return a time that has passed.
+        if minute_ms > after_ms:
+            return minute_ms
+    return None
 
 
 def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
@@ -474,7 +414,7 @@ def _find_rest(facts: Facts, schedule: Schedule) -> tuple[int, str]:
             failures.append(entry)
     if not failures:
         return 0, ""
-    doubled = min(milliseconds(schedule.backoff) << (len(failures) - 1), milliseconds(schedule.backoff_max))
+    doubled = min(milliseconds(BACKOFF) << (len(failures) - 1), milliseconds(BACKOFF_MAX))
     pause = int(doubled * (1 + 0.25 * jitter_fraction(schedule, str(failures[0].at))))
     pause = limit_pause_ms(pause, facts.expires_ms, failures[0].at)
     count = f"{len(failures)} failures in a row" if len(failures) > 1 else "a failure"
@@ -523,42 +463,8 @@ def _issued_ms(facts: Facts, policy: Policy) -> int:
     return facts.updated_ms or reckoned
 
 
-def _served_ms(facts: Facts, issued_ms: int) -> int:
-    """Return the time up to which each scheduled time (slot) counts as served, so that no rotation is due for it.
-
-    It is the time of the last successful rotation; or, without one in the history, `issued_ms`, the time at which the
-    current root began to sign.
-    """
-    return max((entry.at for entry in facts.history if _is_success(entry)), default=issued_ms)
-
-
-def _latest_slot(schedule: Schedule, now_ms: int) -> int | None:
-    for back in _LOOK_BACK:
-        slots = _list_slots(schedule, now_ms - milliseconds(back))
-        latest = max(itertools.takewhile(lambda slot_ms: slot_ms <= now_ms, slots), default=None)
-        if latest is not None:
-            return latest
-    return None
-
-
-def _list_slots(schedule: Schedule, after_ms: int) -> Iterator[int]:
-    """Yield the scheduled times (slots) after `after_ms`, without end unless the cron expression has an end.
-
-    When clocks change, Debian's cron is the model: a slot in an hour that the clocks skip comes right after that hour,
-    and a slot in an hour that occurs twice comes once.
-    """
-    assert schedule.cron is not None
-    last_ms = after_ms
-    for slot in CronSim(schedule.cron, datetime.fromtimestamp(after_ms / 1000, schedule.zone)):
-        slot_ms = round(slot.astimezone(UTC).timestamp() * 1000)
-        # CronSim uses local time, so within a repeated hour it may first return a time that has passed.
-        if slot_ms > last_ms:
-            last_ms = slot_ms
-            yield slot_ms
-
-
 _CRON_HINT: Final = (
-    "Five fields as in a crontab: minute, hour, day of month, month, day of week, such as `0 3 * * SUN`."
+    "Five fields as in a crontab: minute, hour, day of month, month, day of week, such as `* 2-4 * * SUN`."
 )
 
 
@@ -576,27 +482,10 @@ def check_cron(text: str) -> None:
         raise ConfigurationError(f"{text!r} is not a cron expression: {error}", hint=_CRON_HINT) from None
 
 
-def _check_cron(schedule: Schedule, now_ms: int) -> None:
-    assert schedule.cron is not None
-    check_cron(schedule.cron)
-    slots = list(itertools.islice(_list_slots(schedule, now_ms), _GAPS))
-    if not slots:
-        raise ConfigurationError(f"controller.cron: {schedule.cron!r} matches no time in the future", hint=_CRON_HINT)
-    if any(later - earlier < milliseconds(SHORTEST) for earlier, later in itertools.pairwise(slots)):
-        raise ConfigurationError(
-            f"controller.cron: {schedule.cron!r} would rotate more often than once an hour",
-            hint="Choose rarer times: each rotation leaves a public key on the servers permanently.",
-        )
-
-
 def jitter_fraction(schedule: Schedule, what: str) -> float:
     """Return this controller's jitter for the purpose `what`: a fraction from 0 to 1, the same at every call."""
     digest = hashlib.sha256(f"{schedule.controller}\n{what}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48
-
-
-def _slot_text(schedule: Schedule, slot_ms: int) -> str:
-    return f"slot {_format_time(slot_ms, schedule)} of `{schedule.cron}`"
 
 
 def _format_time(moment_ms: int, schedule: Schedule) -> str:

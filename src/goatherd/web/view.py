@@ -74,12 +74,12 @@ class NextStep:
     Attributes:
         at_ms: When the rotation may begin, in milliseconds since 1970; None if it never begins.
         why: The reason.
-        windows: The maintenance windows, human-readable; empty if the rotation may begin at any time.
+        cron: The cron expression of the minutes in which a rotation may begin, with its time zone; empty for any.
     """
 
     at_ms: int | None
     why: str
-    windows: str
+    cron: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -447,10 +447,9 @@ def _join_urls(urls: Sequence[str]) -> str:
 def _next_step(schedule: Schedule | None, decision: DueDecision | None) -> NextStep | None:
     if schedule is None or decision is None:
         return None
-    windows = "; ".join(str(window) for window in schedule.windows)
-    zone = f" {schedule.zone.key}" if windows else ""
+    cron = f"{schedule.cron} ({schedule.zone.key})" if schedule.cron else ""
     at_ms = decision.at_ms if decision.act is Act.ROTATE else None
-    return NextStep(at_ms=at_ms, why=clean_text(decision.why), windows=f"{windows}{zone}")
+    return NextStep(at_ms=at_ms, why=clean_text(decision.why), cron=cron)
 
 
 # --- the sections -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,6 @@ import pytest
 
 from goatherd.cli.main import EXIT_CODES
 from goatherd.clock import SystemClock
-from goatherd.schedule.due import Missed
 from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 
@@ -70,66 +70,49 @@ def test_explain_says_what_it_would_do_when_and_why_and_writes_nothing(goatherd:
     assert generation(goatherd, old_store) == 1
 
 
-def test_explain_shows_a_cron_expression_with_windows_in_their_time_zone(goatherd: Goatherd, store: str) -> None:
+def test_explain_shows_in_which_minutes_a_rotation_may_begin(goatherd: Goatherd, store: str) -> None:
     goatherd("init", "--provider", store)
-    options = ("--cron", "0 3 * * SUN", "--timezone", "Europe/Berlin", "--window", "Sun 02:00-04:00")
+    options = ("--cron", "* 2-3 * * SUN", "--timezone", "Europe/Berlin", "--max-age", "6d")
     shown = goatherd("controller", "--explain", "--provider", store, *options)
-    assert "cron `0 3 * * SUN`; a missed slot: catch-up; windows: Sun 02:00-04:00; in Europe/Berlin" in shown.out
+    assert "keys older than 6d, in the minutes of `* 2-3 * * SUN` in Europe/Berlin" in shown.out
     data = goatherd("controller", "--explain", "--provider", store, *options, "--json").json
     assert data["isDue"] is False
     assert len(set(data["rotations"])) == 5
-    assert all(begin[11:13] in ("00", "01", "02") for begin in data["rotations"]), "02:00 to 04:00 in Berlin"
+    assert all(begin[11:13] in ("00", "01") for begin in data["rotations"]), "02:00 in Berlin"
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
         (("--cron", "0 3 * *"), "five fields"),
-        (("--cron", "0 3 * * *", "--max-age", "30d"), "cannot be combined"),
         (("--timezone", "Europe/Atlantis"), "is not a time zone"),
-        (("--window", "Sunday"), "no maintenance window"),
-        (("--max-age", "30"), "no duration with a unit"),
+        (("--max-age", "30"), "not a duration with a unit"),
     ],
-    ids=["cron", "two kinds", "zone", "window", "age"],
+    ids=["cron", "zone", "age"],
 )
 def test_a_schedule_that_cannot_be_meant_is_refused_before_anything_is_done(
     goatherd: Goatherd, store: str, options: tuple[str, ...], told: str
 ) -> None:
     refused = goatherd("controller", "--once", "--provider", store, "--unsafe-without-nodes", *options)
     assert refused.code == EXIT_CODES["configuration"]
-    assert (
-        told.replace("no maintenance", "not a maintenance").replace("no duration with", "not a duration with")
-        in refused.err
-    )
-
-
-def test_stale_must_be_longer_than_patience_with_nodes(goatherd: Goatherd, store: str, tmp_path: Path) -> None:
-    (tmp_path / "goatherd.toml").write_text('[controller]\nstale = "5m"\n[rotation]\nadoption = "5m"\n')
-    refused = goatherd("controller", "--explain", "--provider", store)
-    assert refused.code == EXIT_CODES["configuration"]
-    assert "controller.stale" in refused.err
+    assert told in refused.err
 
 
 def test_the_schedule_can_stand_in_the_file_and_in_the_environment(
     goatherd: Goatherd, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     goatherd("init", "--provider", store)
-    (tmp_path / "goatherd.toml").write_text(
-        '[controller]\ncron = "0 3 1 * *"\nwindows = ["Mon-Fri 02:00-04:00"]\nmissed = "skip"\nname = "east"\n'
-    )
+    (tmp_path / "goatherd.toml").write_text('[controller]\nmax_age = "60d"\ncron = "0 3 1 * *"\n')
     data = goatherd("controller", "--explain", "--provider", store, "--json").json["schedule"]
     assert data == {
-        "controller": "east",
+        "controller": socket.gethostname(),
+        "maxAge": "60d",
         "cron": "0 3 1 * *",
-        "maxAge": None,
         "timezone": "UTC",
-        "windows": ["Mon,Tue,Wed,Thu,Fri 02:00-04:00"],
-        "missed": "skip",
-        "jitter": "10m",
     }
-    monkeypatch.setenv("GOATHERD_CONTROLLER_WINDOWS", "Sat 22:00-06:00; Sun 00:00-24:00")
+    monkeypatch.setenv("GOATHERD_CONTROLLER_CRON", "* 22-23 * * SAT")
     data = goatherd("controller", "--explain", "--provider", store, "--json").json["schedule"]
-    assert data["windows"] == ["Sat 22:00-06:00", "Sun 00:00-24:00"]
+    assert data["cron"] == "* 22-23 * * SAT"
 
 
 # --- once -------------------------------------------------------------------------------------------------------------
@@ -156,7 +139,7 @@ def test_once_does_what_is_due_and_then_nothing(goatherd: Goatherd, old_store: s
 def test_once_ends_with_the_code_of_what_went_wrong_and_rings(
     goatherd: Goatherd, old_store: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "goatherd.toml").write_text('[rotation]\nadoption = "50ms"\n[controller]\nstale = "1m"\n')
+    (tmp_path / "goatherd.toml").write_text('[rotation]\nadoption = "50ms"\n')
     failed = goatherd(
         "controller", "--once", "--provider", old_store, "--node", "http://127.0.0.1:1", *DUE,
         "--alert-command", f"cat > {tmp_path}/alert",
@@ -289,16 +272,6 @@ def test_a_controller_that_cannot_work_says_so_at_its_start_and_one_that_may_wor
     assert "is to be replaced from" in told.read_text(), "when the next rotation is due, and why"
     process.send_signal(signal.SIGTERM)
     assert process.wait(HANG) == 0
-
-
-@pytest.mark.parametrize("value", [one.value for one in Missed])
-def test_what_becomes_of_a_missed_slot_is_said_by_the_words_of_the_help(
-    goatherd: Goatherd, old_store: str, value: str
-) -> None:
-    shown = goatherd(
-        "controller", "--explain", "--missed", value, "--cron", "0 3 * * SUN", "--provider", old_store, "--json"
-    )
-    assert (shown.code, shown.json["schedule"]["missed"]) == (0, value)
 
 
 @pytest.mark.slow

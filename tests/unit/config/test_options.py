@@ -377,7 +377,6 @@ def test_a_wrong_value_in_the_file_is_told_with_its_line(tmp_path: Path) -> None
     [
         "[controller]\ncron = 'daily'",
         "[controller]\ncron = '99 3 * * *'",
-        "[controller]\nwindows = ['Mon-Fri 02:00']",
         "[controller]\ntimezone = 'Europe/Atlantis'",
         "[settings]\nlast_known_good_key = 'hunter2'",
         "[rotation]\nhealth_url = 'http://127.0.0.1:99999/'",

@@ -221,7 +221,7 @@ async def test_the_events_of_a_rotation_are_recorded_by_the_root_that_signs_then
     async with MemorySecretProvider() as provider:
         store, path = Store(provider=provider, secret_id="root", org="localhost", name="memory"), tmp_path / "audit"
         await init_identity(store, Policy())
-        always = Schedule(controller="one", started_by="one", jitter=timedelta(0), max_age=timedelta(0))
+        always = Schedule(controller="one", started_by="one", max_age=timedelta(0))
         stop = asyncio.Event()
         await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, audit_log=path)
         phases = [one for one in map(read_record, read_lines(path)) if one.event == "phase-entered"]
@@ -271,7 +271,7 @@ async def test_the_metrics_state_when_the_next_rotation_begins_also_while_a_key_
     seen, clock = RotationMetrics(), SystemClock()
 
     async def look(**options: Any) -> float | None:
-        schedule = Schedule(controller="one", started_by="one", jitter=timedelta(0), **options)
+        schedule = Schedule(controller="one", started_by="one", **options)
         await run_controller(
             store, [], schedule, stop=asyncio.Event(), once=True, unsafe_without_nodes=True, metrics=seen
         )
@@ -306,7 +306,7 @@ async def test_the_metrics_follow_a_rotation_of_the_controller() -> None:
     async with MemorySecretProvider() as provider:
         store = Store(provider=provider, secret_id="root", org="localhost", name="memory")
         await init_identity(store, Policy())
-        seen, always = Seen(), Schedule(controller="one", started_by="one", jitter=timedelta(0), max_age=timedelta(0))
+        seen, always = Seen(), Schedule(controller="one", started_by="one", max_age=timedelta(0))
         stop = asyncio.Event()
         await run_controller(store, [], always, stop=stop, once=True, unsafe_without_nodes=True, metrics=seen)
         assert phases == [("steady",), ("prepared",), ("published",), ("activated",), ("verified",), ("steady",)]

@@ -122,7 +122,7 @@ async def test_a_retirement_that_fails_keeps_no_rotation_waiting(make_herd: Make
 
     herd.provider.destroy = refused  # type: ignore[method-assign,assignment]
     policy = replace(POLICY, grace=timedelta(days=39))
-    controller = make(herd, max_age=timedelta(days=40), backoff=timedelta(days=5), policy=policy)
+    controller = make(herd, max_age=timedelta(days=40), policy=policy)
     herd.clock.turn(timedelta(days=39, hours=20))
     failed = await controller.act_once()
     assert failed.verdict is not None

@@ -366,7 +366,7 @@ async def test_a_cancelled_restore_does_not_prolong_the_grace_period_of_the_earl
 async def test_the_schedule_does_not_replace_a_restored_root_at_once(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0)
     policy = replace(POLICY, lifetime=90 * DAY)
-    schedule = Schedule(controller="c", policy=policy, jitter=timedelta(0))
+    schedule = Schedule(controller="c", policy=policy)
     herd.clock.turn(45 * DAY)
     document = await rotated(herd)
     herd.clock.turn(DAY)

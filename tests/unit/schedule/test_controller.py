@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from goatherd.rotation.rotator import Rotator
 from goatherd.schedule.alerts import Alarm, Alert, AlertKind
 from goatherd.schedule.anchor_watch import AnchorWatch
 from goatherd.schedule.controller import RETIRE_PAUSE, Controller, Turn
-from goatherd.schedule.due import Act, DueDecision, Missed, Schedule
+from goatherd.schedule.due import BACKOFF_MAX, Act, DueDecision, Schedule
 from goatherd.times import milliseconds
 from tests.deadlines import HANG
 from tests.fakes.anchors import MemorySigners, make_own_identity, record_signer_calls
@@ -81,7 +81,6 @@ def make(
     plan = Schedule(
         controller=name,
         started_by=f"controller {name}",
-        jitter=options.pop("jitter", timedelta(0)),
         policy=options.pop("policy", POLICY),
         **{key: options.pop(key) for key in list(options) if key in Schedule.__dataclass_fields__},
     )
@@ -265,43 +264,28 @@ async def test_of_controllers_that_act_at_the_same_moment_one_rotates_and_the_ot
 
 
 @pytest.mark.slow
-async def test_in_weeks_of_several_controllers_that_die_every_slot_is_served_once(make_herd: MakeHerd) -> None:
+async def test_in_weeks_of_several_controllers_that_die_each_week_has_one_rotation(make_herd: MakeHerd) -> None:
     herd = await make_herd(nodes=1, clients=0, lifetime=LIFETIME)
-    # Mondays at noon, UTC.
+    # Mondays from noon to one, UTC.
     plan = {
-        "cron": "0 12 * * MON",
-        "jitter": timedelta(minutes=30),
+        "max_age": timedelta(days=6),
+        "cron": "* 12 * * MON",
         "policy": replace(POLICY, grace=timedelta(days=60)),
     }
     controllers = [make(herd, name, **plan) for name in "abc"]
-    served: list[int] = []
-    for step in range(4 * 7 * 4):
-        herd.clock.turn(timedelta(hours=6))
-        if step % 20 == 0:
+    begun: list[datetime] = []
+    for step in range(5 * 7 * 24):
+        herd.clock.turn(timedelta(hours=1))
+        if step % 80 == 0:
             # One of them is started anew: it knows nothing but the document.
-            controllers[step % 3] = make(herd, "abc"[step % 3], **plan)
+            controllers[step // 80 % 3] = make(herd, "abc"[step // 80 % 3], **plan)
         for controller in controllers:
             done = await controller.act_once()
             assert done.error is None
             if done.report is not None and done.verdict is not None and done.verdict.act is Act.ROTATE:
-                assert done.verdict.slot_ms is not None
-                served.append(done.verdict.slot_ms)
-    assert len(served) == 4
-    assert len(set(served)) == 4
-
-
-@pytest.mark.parametrize("missed", list(Missed))
-async def test_a_slot_that_passed_while_no_controller_ran_is_caught_up_or_skipped_and_told(
-    make_herd: MakeHerd, missed: Missed
-) -> None:
-    herd = await make_herd(clients=0, lifetime=LIFETIME)
-    herd.clock.turn(DAY * 8)
-    alarm = Rung()
-    controller = make(herd, alarm=alarm, cron="0 12 * * MON", missed=missed)
-    done = await controller.act_once()
-    assert done.has_acted is (missed is Missed.CATCH_UP)
-    await controller.act_once()
-    assert alarm.kinds == ([] if missed is Missed.CATCH_UP else [AlertKind.SLOT_SKIPPED])
+                begun.append(datetime.fromtimestamp(herd.clock.now_ms() / 1000, UTC))
+    assert {(one.weekday(), one.hour) for one in begun} == {(0, 12)}
+    assert len({one.date() for one in begun}) == len(begun) >= 4
 
 
 @pytest.mark.slow
@@ -311,7 +295,7 @@ async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_sel
     herd.nodes[1].faults.forgets_pushes = True
     alarm = Rung()
     attempts: list[int] = []
-    controller = make(herd, alarm=alarm, backoff=timedelta(minutes=10))
+    controller = make(herd, alarm=alarm)
     for _ in range(60):
         done = await controller.act_once()
         if done.has_acted:
@@ -321,8 +305,8 @@ async def test_a_failed_rotation_is_told_and_tried_again_later_and_ever_more_sel
     assert len(alarm.alerts) == len(attempts) >= 3
     assert "holds the introduction" in alarm.alerts[0].reason
     pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
-    assert pauses[0] >= 600_000
-    assert pauses[1] >= 1_200_000
+    assert pauses[0] >= 300_000
+    assert pauses[1] >= 600_000
     herd.nodes[1].faults.forgets_pushes = False
     herd.clock.turn(timedelta(hours=7))
     assert (await controller.act_once()).report is not None
@@ -343,7 +327,7 @@ async def test_the_pauses_after_failures_grow_to_the_longest_one_though_the_hist
         if (await controller.act_once()).has_acted:
             attempts.append(herd.clock.now_ms())
         herd.clock.turn(timedelta(minutes=5))
-    longest = milliseconds(controller.schedule.backoff_max)
+    longest = milliseconds(BACKOFF_MAX)
     assert all(later - earlier >= longest for earlier, later in itertools.pairwise(attempts[-4:]))
 
 
@@ -456,7 +440,7 @@ async def test_a_store_that_is_away_is_told_after_a_few_looks_and_asked_ever_mor
 async def test_a_rotation_that_a_dead_controller_left_is_carried_on_when_it_is_stale(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     await rotator_for(herd, started_by="controller dead").rotate(to_phase=Phase.PUBLISHED)
-    controller = make(herd, stale=timedelta(minutes=15))
+    controller = make(herd)
     herd.clock.turn(timedelta(minutes=14))
     assert not (await controller.act_once()).has_acted
     herd.clock.turn(timedelta(minutes=1))
@@ -579,7 +563,7 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
         rotate = resume = retire
 
     keeping = Keeping()
-    plan = Schedule(controller="a", jitter=timedelta(0), policy=POLICY)
+    plan = Schedule(controller="a", policy=POLICY)
     clock = SkewedClock(herd.clock, ahead)
     controller = Controller(herd.provider, herd.secret_id, plan, worker=lambda told: keeping, clock=clock)
     herd.clock.turn(timedelta(days=31))
@@ -593,7 +577,7 @@ async def test_a_store_that_does_not_destroy_at_once_is_asked_once_a_day(make_he
 async def test_a_key_near_its_end_is_told_once_and_an_expired_one_is_not_rotated(make_herd: MakeHerd) -> None:
     herd = await make_herd(clients=0, lifetime=LIFETIME)
     alarm = Rung()
-    controller = make(herd, alarm=alarm, cron="0 12 1 1 *", missed=Missed.SKIP)
+    controller = make(herd, alarm=alarm, cron="0 12 1 1 *")
     document = await document_of(herd)
     left = document.current.session.expiration_ms - herd.clock.now_ms()
     herd.clock.turn(timedelta(milliseconds=left + 1000))
@@ -694,7 +678,7 @@ async def run_until(
     stop, hurrying = asyncio.Event(), asyncio.Event()
     events: list[Event] = []
     listener = stop_when(events, stop, sought)
-    plan = Schedule(controller="a", started_by="controller a", jitter=timedelta(0), policy=POLICY)
+    plan = Schedule(controller="a", started_by="controller a", policy=POLICY)
     if hurry:
         hurrying.set()
 

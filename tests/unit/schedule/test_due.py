@@ -22,7 +22,6 @@ from goatherd.schedule.due import (
     Act,
     DueDecision,
     Facts,
-    Missed,
     Schedule,
     make_schedule,
     next_due,
@@ -31,7 +30,6 @@ from goatherd.schedule.due import (
     read_facts,
     read_zone,
 )
-from goatherd.schedule.windows import Window
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY_MS = 86_400_000
@@ -49,9 +47,7 @@ def utc(moment_ms: int | None) -> str:
 
 
 def schedule(**options: Any) -> Schedule:
-    options = {"controller": "a", "zone": BERLIN, "jitter": timedelta(0), **options}
-    windows = tuple(Window.from_text(text) for text in options.pop("windows", ()))
-    return make_schedule(Schedule(windows=windows, **options), ms("2026-11-24T12:00"))
+    return make_schedule(Schedule(**{"controller": "a", "zone": BERLIN, **options}), ms("2026-11-24T12:00"))
 
 
 def facts(issued: str = "2026-11-01T00:00", **changes: Any) -> Facts:
@@ -132,8 +128,6 @@ def test_the_age_of_a_first_root_is_no_less_where_new_roots_live_shorter_than_it
     shorter = Policy(lifetime=timedelta(days=60))
     by_age = next_due(born, schedule(max_age=timedelta(days=30), policy=shorter), ms("2026-11-24T12:00"))
     assert by_age.at_ms == ms("2026-11-19T00:00") + 30 * DAY_MS
-    slot = next_due(born, schedule(cron="0 3 1 * *", policy=shorter), ms("2026-12-01T03:05"))
-    assert slot.at_ms == ms("2026-12-01T03:05"), "it is not put off until the root is as old as new ones become"
 
 
 def test_a_root_that_signs_again_after_a_roll_back_is_as_old_as_it_was() -> None:
@@ -142,41 +136,37 @@ def test_a_root_that_signs_again_after_a_roll_back_is_as_old_as_it_was() -> None
     assert verdict.at_ms == ms("2026-11-01T00:00") + 30 * DAY_MS
 
 
-# --- windows and jitter -----------------------------------------------------------------------------------------------
+# --- the minutes of a cron expression ---------------------------------------------------------------------------------
 
 
-def test_what_is_due_outside_of_a_window_waits_for_the_next_one() -> None:
-    plan = schedule(max_age=timedelta(days=30), windows=["Sun 02:00-04:00"])
+def test_what_is_due_waits_for_a_minute_that_the_cron_expression_allows() -> None:
+    plan = schedule(max_age=timedelta(days=30), cron="* 2-3 * * SUN")
     now = ms("2026-12-01T12:00")
     verdict = next_due(facts(), plan, now)
-    assert verdict.at_ms == ms("2026-12-06T02:00")
+    assert (verdict.at_ms, verdict.due_ms) == (ms("2026-12-06T02:00"), ms("2026-12-01T00:00"))
     assert not verdict.is_due(now)
-    assert next_due(facts(), plan, ms("2026-12-06T02:00")).is_due(ms("2026-12-06T02:00"))
-    assert not next_due(facts(), plan, ms("2026-12-06T04:00")).is_due(ms("2026-12-06T04:00"))
+    for time, is_due in (("2026-12-06T02:00", True), ("2026-12-06T03:59:59", True), ("2026-12-06T04:00", False)):
+        assert next_due(facts(), plan, ms(time)).is_due(ms(time)) is is_due
 
 
-def test_the_jitter_of_a_controller_is_its_own_and_always_the_same_and_stays_in_the_window() -> None:
-    begins = set()
-    for name in "abcdefgh":
-        plan = schedule(controller=name, cron="50 3 * * SUN", windows=["Sun 02:00-04:00"], jitter=timedelta(hours=3))
-        known = facts("2026-11-23T00:00")
-        first = next_due(known, plan, ms("2026-11-24T12:00")).at_ms
-        assert first == next_due(known, plan, ms("2026-11-28T12:00")).at_ms
-        assert first is not None
-        assert ms("2026-11-29T03:50") <= first < ms("2026-11-29T04:00")
-        begins.add(first)
-    assert len(begins) == 8
+def test_a_minute_before_the_root_is_due_begins_nothing() -> None:
+    plan = schedule(max_age=timedelta(days=30), cron="* 2-3 * * *")
+    assert next_due(facts(), plan, ms("2026-11-24T02:30")).at_ms == ms("2026-12-01T02:00")
 
 
-def test_the_end_of_a_key_overrides_windows_and_slots_and_raises_an_alert() -> None:
+def test_a_root_that_was_missed_in_all_its_minutes_is_still_due_in_the_next_one() -> None:
+    plan = schedule(max_age=timedelta(days=6), cron="0 3 * * SUN")
+    assert next_due(facts(), plan, ms("2026-11-24T12:00")).at_ms == ms("2026-11-29T03:00")
+
+
+def test_the_end_of_a_key_overrides_the_cron_expression_and_raises_an_alert() -> None:
     near = ms("2026-11-01T00:00") + LIFETIME - 20 * DAY_MS
-    plan = schedule(cron="0 3 1 11 *", windows=["Sun 02:00-04:00"])
-    served = replace(facts(), history=(replace(facts().history[0], at=ms("2026-11-01T04:00")),))
-    early = next_due(served, plan, near - HOUR_MS)
+    plan = schedule(cron="0 3 1 11 *")
+    early = next_due(facts(), plan, near - HOUR_MS)
     assert (early.urgent, early.is_due(near - HOUR_MS)) == (False, False)
-    verdict = next_due(served, plan, near + 4 * HOUR_MS)
+    verdict = next_due(facts(), plan, near + 4 * HOUR_MS)
     assert (verdict.act, verdict.urgent, verdict.is_due(near + 4 * HOUR_MS)) == (Act.ROTATE, True, True)
-    assert "too soon to wait for a window or a slot" in verdict.why
+    assert "too soon to wait for a minute of `0 3 1 11 *`" in verdict.why
 
 
 def test_an_expired_root_is_told_and_not_rotated() -> None:
@@ -184,44 +174,6 @@ def test_an_expired_root_is_told_and_not_rotated() -> None:
     verdict = next_due(facts(), schedule(), after)
     assert (verdict.act, verdict.at_ms, verdict.urgent) == (Act.NOTHING, None, True)
     assert not verdict.is_due(after)
-
-
-# --- by cron ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_slot_is_served_by_a_rotation_that_ended_after_it() -> None:
-    plan = schedule(cron="0 3 * * SUN")
-    slot = ms("2026-11-29T03:00")
-    assert next_due(facts("2026-11-22T03:10"), plan, ms("2026-11-28T12:00")).at_ms == slot
-    assert next_due(facts("2026-11-22T03:10"), plan, slot).is_due(slot)
-    assert next_due(facts("2026-11-29T03:01"), plan, slot + 120_000).at_ms == ms("2026-12-06T03:00")
-
-
-def test_a_new_identity_does_not_owe_the_slots_before_its_birth() -> None:
-    born = facts(history=(), updated_ms=ms("2026-11-24T11:00"), expires_ms=ms("2026-11-24T11:00") + LIFETIME)
-    verdict = next_due(born, schedule(cron="0 3 * * *"), ms("2026-11-24T12:00"))
-    assert verdict.at_ms == ms("2026-11-25T03:00")
-
-
-@pytest.mark.parametrize(("missed", "due"), [(Missed.CATCH_UP, "2026-11-24T12:00"), (Missed.SKIP, "2026-11-29T03:00")])
-def test_a_missed_slot_is_caught_up_or_skipped_as_declared(missed: Missed, due: str) -> None:
-    now = ms("2026-11-24T12:00")
-    verdict = next_due(facts(), schedule(cron="0 3 * * SUN", missed=missed), now)
-    assert verdict.at_ms == ms(due)
-    assert "missed" in verdict.why
-    assert verdict.skipped_ms == (None if missed is Missed.CATCH_UP else ms("2026-11-22T03:00"))
-
-
-def test_a_slot_is_missed_only_after_the_tolerance() -> None:
-    plan = schedule(cron="0 3 * * SUN", missed=Missed.SKIP, tolerance=timedelta(hours=2))
-    for time, is_due in (("2026-11-22T05:00", True), ("2026-11-22T05:01", False)):
-        assert next_due(facts(), plan, ms(time)).is_due(ms(time)) is is_due
-
-
-def test_a_missed_slot_that_is_caught_up_still_waits_for_a_window() -> None:
-    plan = schedule(cron="0 3 * * SUN", windows=["Sun 02:00-04:00", "Wed 02:00-04:00"])
-    verdict = next_due(facts(), plan, ms("2026-11-24T12:00"))
-    assert verdict.at_ms == ms("2026-11-25T02:00")
 
 
 @pytest.mark.parametrize(
@@ -238,22 +190,22 @@ def test_a_missed_slot_that_is_caught_up_still_waits_for_a_window() -> None:
     ],
     ids=lambda value: value if " " in str(value) and "*" not in str(value) else "",
 )  # fmt: skip
-def test_slots_fall(what: str, cron: str, after: str, slots: list[str]) -> None:
-    plan = schedule(cron=cron)
+def test_the_minutes_of_a_cron_expression(what: str, cron: str, after: str, slots: list[str]) -> None:
+    plan = schedule(cron=cron, max_age=timedelta(hours=1))
     begins, now = [], ms(after)
     for _ in slots:
-        known = facts(after, expires_ms=now + 3000 * DAY_MS, history=())
-        verdict = next_due(replace(known, updated_ms=now), plan, now)
+        known = facts(expires_ms=now + 3000 * DAY_MS, history=(), updated_ms=now - HOUR_MS)
+        verdict = next_due(known, plan, now)
         begins.append(utc(verdict.at_ms))
         assert verdict.at_ms is not None
-        now = verdict.at_ms + 1
+        now = verdict.at_ms + 60_000
     assert begins == slots
 
 
-def test_from_within_the_hour_that_comes_again_no_slot_of_its_first_coming_is_named() -> None:
+def test_from_within_the_hour_that_comes_again_no_minute_of_its_first_coming_is_named() -> None:
     now = ms("2026-10-25T02:10", fold=1)
-    known = facts(history=(HistoryEntry(at=now, event="rotated", to_id="root-b"),), expires_ms=now + LIFETIME)
-    verdict = next_due(known, schedule(cron="45 2 * * *"), now)
+    known = facts(expires_ms=now + LIFETIME, history=(), updated_ms=now - HOUR_MS)
+    verdict = next_due(known, schedule(cron="45 2 * * *", max_age=timedelta(hours=1)), now)
     assert utc(verdict.at_ms) == "2026-10-26T01:45"
 
 
@@ -264,9 +216,6 @@ def test_from_within_the_hour_that_comes_again_no_slot_of_its_first_coming_is_na
         ({"cron": "0 0 3 * * *"}, "five fields"),
         ({"cron": "61 3 * * *"}, "Bad minute"),
         ({"cron": "0 3 30 2 *"}, "Bad day-of-month"),
-        ({"cron": "*/10 * * * *"}, "controller.cron: .* more often than once an hour"),
-        ({"cron": "0,30 3 1 * *"}, "controller.cron: .* more often than once an hour"),
-        ({"cron": "0 3 * * *", "max_age": timedelta(days=30)}, "controller.max_age cannot be combined"),
         ({"max_age": timedelta(minutes=59)}, "controller.max_age must be at least 1h"),
         ({"max_age": timedelta(days=180)}, "less than rotation.lifetime"),
     ],
@@ -286,18 +235,15 @@ def test_a_time_zone_that_is_none_is_refused(name: str) -> None:
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_failures_make_the_next_attempt_wait_twice_as_long_each_time_up_to_the_longest() -> None:
-    plan = schedule(cron="0 3 * * *", backoff=timedelta(minutes=10), backoff_max=timedelta(hours=2))
-    known = facts("2026-11-23T12:00")
-    pauses = []
-    for time in ("2026-11-24T03:05", "2026-11-24T03:20", "2026-11-24T04:00", "2026-11-24T05:00", "2026-11-24T07:00"):
+def test_failures_make_the_next_attempt_wait_twice_as_long_each_time_up_to_six_hours() -> None:
+    plan, known = schedule(max_age=timedelta(hours=1)), facts("2026-11-23T12:00")
+    for day, least in zip(range(20, 30), (5, 10, 20, 40, 80, 160, 320, 360, 360, 360), strict=True):
+        time = f"2026-12-{day} 03:05"
         known = failed(known, time)
         verdict = next_due(known, plan, ms(time))
         assert verdict.at_ms is not None
         assert "cancelled: not adopted in time" in verdict.why
-        pauses.append((verdict.at_ms - ms(time)) / 60_000)
-    for pause, least in zip(pauses, (10, 20, 40, 80, 120), strict=True):
-        assert least <= pause <= least * 1.25
+        assert least <= (verdict.at_ms - ms(time)) / 60_000 <= least * 1.25
 
 
 def test_the_pause_after_failures_ends_well_before_the_root_does() -> None:
@@ -310,17 +256,9 @@ def test_failures_before_the_last_success_are_forgotten() -> None:
     known = failed(facts("2026-11-22T00:00"), "2026-11-23T00:00", "2026-11-23T01:00")
     done = HistoryEntry(at=ms("2026-11-24T03:00"), event="rotated", from_id="root-b", to_id="root-d")
     known = replace(known, history=(*known.history, done))
-    assert next_due(known, schedule(cron="0 4 * * *"), ms("2026-11-24T03:30")).at_ms == ms("2026-11-24T04:00")
-
-
-def test_a_slot_to_be_skipped_is_given_up_when_its_retries_would_come_too_late() -> None:
-    plan = schedule(cron="0 3 * * *", missed=Missed.SKIP, backoff=timedelta(minutes=30))
-    once = failed(facts("2026-11-23T12:00"), "2026-11-24T03:05")
-    verdict = next_due(once, plan, ms("2026-11-24T03:06"))
-    assert ms("2026-11-24T03:35") <= (verdict.at_ms or 0) <= ms("2026-11-24T03:45")
-    twice = failed(once, "2026-11-24T03:40")
-    verdict = next_due(twice, plan, ms("2026-11-24T03:41"))
-    assert (verdict.at_ms, verdict.skipped_ms) == (ms("2026-11-25T03:00"), ms("2026-11-24T03:00"))
+    known = replace(known, current_id="root-d")
+    plan = schedule(max_age=timedelta(hours=1))
+    assert next_due(known, plan, ms("2026-11-24T03:30")).at_ms == ms("2026-11-24T04:00")
 
 
 # --- a rotation under way ---------------------------------------------------------------------------------------------
@@ -341,12 +279,12 @@ def underway(since: str, started_by: str = "bob") -> Facts:
 
 
 def test_the_rotation_of_another_process_is_left_alone_until_it_is_stale() -> None:
-    plan = schedule(stale=timedelta(minutes=15), windows=["Sun 02:00-04:00"])
+    plan = schedule(cron="* 2-3 * * SUN")
     verdict = next_due(underway("2026-11-24T12:00"), plan, ms("2026-11-24T12:05"))
     assert (verdict.act, verdict.at_ms) == (Act.RESUME, ms("2026-11-24T12:15"))
     assert "by bob" in verdict.why
     late = ms("2026-11-24T12:15")
-    assert next_due(underway("2026-11-24T12:00"), plan, late).is_due(late), "outside of every window, too"
+    assert next_due(underway("2026-11-24T12:00"), plan, late).is_due(late), "in any minute"
 
 
 def test_a_rotation_of_our_own_is_carried_on_at_once() -> None:
@@ -355,12 +293,10 @@ def test_a_rotation_of_our_own_is_carried_on_at_once() -> None:
     assert (verdict.act, verdict.is_due(now)) == (Act.RESUME, True)
 
 
-def test_controllers_do_not_all_take_over_at_the_same_moment() -> None:
-    moments = {
-        next_due(underway("2026-11-24T12:00"), schedule(controller=name, jitter=timedelta(minutes=5)), 0).at_ms
-        for name in "abcdef"
-    }
-    assert len(moments) == 6
+def test_a_rotation_that_waits_for_its_servers_is_not_stale() -> None:
+    assert schedule().stale == timedelta(minutes=15)
+    patient = Policy(adoption=timedelta(hours=1), lifetime=timedelta(days=60))
+    assert schedule(policy=patient).stale > timedelta(hours=2)
 
 
 # --- retiring ---------------------------------------------------------------------------------------------------------
@@ -464,9 +400,9 @@ def live(plan: Schedule, days: int, *, fails: frozenset[int] = frozenset()) -> t
 
 
 def test_a_year_of_weekly_rotations_has_one_on_every_sunday_at_three() -> None:
-    successes, _ = live(schedule(cron="0 3 * * SUN"), 366)
+    successes, _ = live(schedule(max_age=timedelta(days=6), cron="0 3 * * SUN"), 366)
     local = [datetime.fromtimestamp(moment / 1000, BERLIN) for moment in successes]
-    assert len(local) == 52
+    assert len(local) == 51
     assert {(moment.weekday(), moment.hour, moment.minute) for moment in local} == {(6, 3, 0)}
     assert all(later.date() - earlier.date() == timedelta(days=7) for earlier, later in itertools.pairwise(local))
 
@@ -474,16 +410,15 @@ def test_a_year_of_weekly_rotations_has_one_on_every_sunday_at_three() -> None:
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(
-    windows=st.sampled_from([(), ("02:00-04:00",), ("Sat,Sun 22:00-02:00",)]),
-    when=st.sampled_from([{"cron": "0 3 * * *"}, {"cron": "0 0 1 * *"}, {"max_age": timedelta(days=40)}, {}]),
-    missed=st.sampled_from(list(Missed)),
+    cron=st.sampled_from([None, "* 2-3 * * *", "* 22-23,0-1 * * SAT,SUN", "0 0 1 * *"]),
+    max_age=st.sampled_from([None, timedelta(days=1), timedelta(days=40)]),
     fails=st.frozensets(st.integers(0, 12), max_size=9),
     name=st.sampled_from("abc"),
 )
 def test_whatever_the_schedule_no_key_comes_near_its_end_while_rotations_succeed(
-    windows: tuple[str, ...], when: dict[str, Any], missed: Missed, fails: frozenset[int], name: str
+    cron: str | None, max_age: timedelta | None, fails: frozenset[int], name: str
 ) -> None:
-    plan = schedule(windows=windows, missed=missed, controller=name, jitter=timedelta(minutes=30), **when)
+    plan = schedule(cron=cron, max_age=max_age, controller=name)
     successes, failures = live(plan, 370, fails=fails)
     births = [ms("2026-01-01T00:00"), *successes]
     # 20 days are the reserve; nine failures in a row take two days and a half at most.
@@ -498,7 +433,7 @@ def test_whatever_the_schedule_no_key_comes_near_its_end_while_rotations_succeed
 def test_what_is_announced_is_what_is_done_when_the_time_has_come(minutes: int, cron: str) -> None:
     now = ms("2026-01-01T00:00") + minutes * 60_000
     known = facts(history=(HistoryEntry(at=now, event="rotated", to_id="root-b"),), expires_ms=now + LIFETIME)
-    plan = schedule(cron=cron, windows=["00:00-06:00"])
+    plan = schedule(cron=cron, max_age=timedelta(hours=1))
     announced = next_due(known, plan, now)
     assert announced.at_ms is not None
     assert announced.at_ms > now
@@ -507,8 +442,8 @@ def test_what_is_announced_is_what_is_done_when_the_time_has_come(minutes: int, 
 
 
 def test_a_preview_names_the_next_rotations() -> None:
-    begins = preview(facts(), schedule(cron="0 3 * * SUN"), ms("2026-11-22T04:00"), count=3)
-    assert [utc(begin) for begin in begins] == ["2026-11-22T03:00", "2026-11-29T02:00", "2026-12-06T02:00"]
+    begins = preview(facts(), schedule(cron="0 3 * * SUN", max_age=timedelta(days=6)), ms("2026-11-22T02:30"), count=3)
+    assert [utc(begin) for begin in begins] == ["2026-11-22T02:00", "2026-11-29T02:00", "2026-12-06T02:00"]
     assert preview(underway("2026-11-24T12:00"), schedule(), ms("2026-11-24T12:00")) == []
 
 

@@ -84,7 +84,7 @@ def test_the_sentence_counts_servers_and_names_the_next_rotation() -> None:
     view = view_of(SCENES["steady"])
     assert (view.state, view.sentence) == (State.FINE, "Root x7uubah0 signs on 5 of 5 servers.")
     assert view.next_step is not None
-    assert view.next_step.windows == "Sat,Sun 01:00-05:00 Europe/Berlin"
+    assert view.next_step.cron == "* 1-4 * * SAT,SUN (Europe/Berlin)"
     assert view.next_step.at_ms is not None
     assert view.next_step.at_ms > NOW
 

@@ -35,8 +35,6 @@ def explanation_lines(store: str, schedule: Schedule, found: ScheduleExplanation
         next_line(verdict, found.at_ms),
         f"            {verdict.why}",
     ]
-    if verdict.skipped_ms is not None:
-        lines.append(f"skipped     the slot {iso(verdict.skipped_ms)}")
     if found.begins:
         lines.append("rotations   if each succeeds at once: " + ", ".join(iso(begin) for begin in found.begins))
     if verdict.urgent:
@@ -74,8 +72,7 @@ def verdict_data(verdict: DueDecision) -> dict[str, Any]:
         "act": verdict.act.value,
         "at": None if verdict.at_ms is None else iso(verdict.at_ms),
         "why": verdict.why,
-        "slot": None if verdict.slot_ms is None else iso(verdict.slot_ms),
-        "skipped": None if verdict.skipped_ms is None else iso(verdict.skipped_ms),
+        "due": None if verdict.due_ms is None else iso(verdict.due_ms),
         "urgent": verdict.urgent,
     }
 
@@ -92,22 +89,15 @@ def schedule_data(schedule: Schedule) -> dict[str, Any]:
     """Return a schedule, as data for ``--json``."""
     return {
         "controller": schedule.controller,
-        "cron": schedule.cron,
         "maxAge": None if schedule.max_age is None else format_duration(schedule.max_age),
+        "cron": schedule.cron,
         "timezone": schedule.zone.key,
-        "windows": [str(window) for window in schedule.windows],
-        "missed": schedule.missed.value,
-        "jitter": format_duration(schedule.jitter),
     }
 
 
 def schedule_line(schedule: Schedule) -> str:
     """Return the schedule of a controller as a line."""
-    if schedule.cron is not None:
-        when = f"cron `{schedule.cron}`; a missed slot: {schedule.missed.value}"
-    elif schedule.max_age is not None:
-        when = f"keys older than {format_duration(schedule.max_age)}"
-    else:
-        when = "by the age of the key"
-    windows = "; ".join(str(window) for window in schedule.windows) or "at all times"
-    return f"{when}; windows: {windows}; in {schedule.zone.key}; jitter up to {format_duration(schedule.jitter)}"
+    age = (
+        "by the age of the key" if schedule.max_age is None else f"keys older than {format_duration(schedule.max_age)}"
+    )
+    return age if schedule.cron is None else f"{age}, in the minutes of `{schedule.cron}` in {schedule.zone.key}"
