@@ -31,7 +31,7 @@ import goatherd
 from goatherd.errors import MissingExtraError
 from goatherd.identity.document import IdentityDocument, Phase
 from goatherd.identity.key_age import working_life
-from goatherd.identity.transitions import BEGINNINGS, SUCCESSES
+from goatherd.identity.transitions import SUCCESSES, signing_since_ms
 from goatherd.providers.call_metrics import BUCKETS, CallCounts, Durations
 from goatherd.settings.base import Origin, SettingsStatus
 from goatherd.signers.verified import SignerCounts
@@ -297,25 +297,6 @@ def identity_samples(document: IdentityDocument) -> Iterator[MetricSample]:
     yield MetricSample(Metric.ROTATION_LAST_SUCCESS, _last_event(document, SUCCESSES))
     for event in FAILURES:
         yield MetricSample(Metric.ROTATION_LAST_FAILURE, _last_event(document, (event,)), (event,))
-
-
-def signing_since_ms(document: IdentityDocument) -> int | None:
-    """Return when the current root began to sign, in milliseconds since 1970.
-
-    If that is unknown, return the earliest time that the document records; None if it records none.
-
-    If a root signs again after a roll-back or a restore, its first time counts.
-    """
-    current = document.current.id
-    came = [entry.at for entry in document.history if entry.event in BEGINNINGS and entry.to_id == current]
-    if came:
-        return min(came)
-    record = document.rotation
-    if record is not None and record.to_id == current:
-        return document.rotated_at
-    known = [*(entry.at for entry in document.history), *([] if record is None else [record.started_at])]
-    known += [moment for moment in (document.last_updated,) if moment is not None]
-    return min(known, default=None)
 
 
 def _last_event(document: IdentityDocument, events: Collection[str]) -> float:

@@ -46,6 +46,24 @@ def iso(ms: int) -> str:
     return f"{shown}-{moment:%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
+def format_utc(ms: int) -> str:
+    """Return a time in milliseconds since 1970 in the form ``2027-01-12 02:00:00 UTC``."""
+    text = iso(ms)
+    return f"{text[:10]} {text[11:19]} UTC" if len(text) == 24 else text
+
+
+def format_age(ms: int) -> str:
+    """Return an age in milliseconds (negative: in the future) in one unit, rounded down: ``3 s ago``, ``in 5 days``."""
+    seconds = abs(ms) / 1000
+    if seconds < 1:
+        return "now"
+    for size, unit, least in ((86_400, "days", 2 * 86_400), (3600, "h", 3600), (60, "min", 60), (1, "s", 1)):
+        if seconds >= least:
+            text = f"{int(seconds // size)} {unit}"
+            return f"in {text}" if ms < 0 else f"{text} ago"
+    raise AssertionError
+
+
 def read_iso(text: str) -> int:
     """Parse an ISO 8601 timestamp with a time zone, as `iso` writes it, into milliseconds since 1970.
 

@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from goatherd.cli.main import EXIT_FINDINGS
+
 from .data import Data
 from .rows import Row
 from .scale import Scale
@@ -49,6 +51,8 @@ def cpu_seconds(command: Sequence[str]) -> float:
     # Without compiled modules each run would measure the compiler.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, env=environ, check=False, stdout=subprocess.DEVNULL)
+    if done.returncode not in (0, EXIT_FINDINGS):  # a status without servers is a finding
+        raise subprocess.CalledProcessError(done.returncode, command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

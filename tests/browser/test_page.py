@@ -75,7 +75,7 @@ def test_a_rotation_is_followed_live_without_losing_the_reader_s_place(server: P
     expect(page.locator("#rotation")).to_be_hidden()
     server.show(None, {"text": "The identity cannot be read: the store did not answer.", "advice": "Check it."})
     expect(page.get_by_role("alert")).to_contain_text("the store did not answer")
-    expect(page.get_by_text("Unknown; before: Attention")).to_be_visible()
+    expect(page.get_by_text("Unknown; before: degraded")).to_be_visible()
     expect(page).to_have_title("? localhost · Goatherd")
     assert find_violations(page) == []
     server.show(view_of(SCENES["revoked"]))

@@ -41,6 +41,65 @@ _CHECKS: Final = Field("array of object", "The checks.", "check")
 _KEYS: Final = Field("object", "The stored versions, and the roots whose private keys they hold.", "key inventory")
 
 OBJECTS: Final[dict[str, Fields]] = {
+    "server": {
+        "region": Field("string or null", "Region of the server."),
+        "storeRegion": Field("string or null", "Region of the store that the server read last."),
+        "storeVersion": Field("string or null", "The store's id of the version that the server read last."),
+        "storesNotFollowed": Field(
+            "array of string",
+            "Regions whose store does not answer the server, or holds an earlier identity than the one in use.",
+        ),
+        "url": Field("string", "URL of the server."),
+        "unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
+        "trustsCurrent": Field("boolean or null", "Whether the server accepts a request signed by the current root."),
+        "trustsNext": Field("boolean or null", "Whether the server accepts a request signed by the next root."),
+        "holdsIntroduction": Field(
+            "boolean or null", "Whether the server holds the introduction of the next root, before that root signs."
+        ),
+        "holdsCrossSignature": Field(
+            "boolean or null",
+            "Whether the server holds the cross-signature: the previous root's introduction, signed by the new root.",
+        ),
+        "signsWith": Field("string or null", "Id of the root that the server signs with."),
+        "generation": Field(
+            "integer or null", "Generation of the identity document that the server has read from the store."
+        ),
+        "phase": Field("string or null", "Phase in the identity document that the server has read from the store."),
+        "clockAheadMs": Field(
+            "integer or null",
+            "Milliseconds by which the server's clock is ahead of this machine's.",
+        ),
+        "version": Field(
+            "string or null",
+            "Version of Goatherd, of the server or of its agent.",
+        ),
+        "viewAge": Field("string or null", "Time since the server last read the store."),
+        "degraded": Field("boolean or null", "Whether the server's last read of the store failed or was rejected."),
+        "source": Field("string or null", "Source of the server's identity: `store`, `file` or `last known good`."),
+        "roots": Field("array of string", "Ids of the roots that the server trusts."),
+        "viewInterval": Field("string or null", "How often the server reads the store."),
+        "watching": Field("boolean", "Whether the store notifies the server of changes."),
+        "data": Field("object or null", "Result of the server's check of its own logs."),
+        "data.complete": Field("boolean", "Whether the server has read all of its logs."),
+        "data.records": Field("integer", "Number of commits that the server has read."),
+        "data.damaged": Field("integer", "Number of damaged records."),
+        "data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
+        "data.unwritable": Field("integer", "Number of repositories whose log cannot be written now."),
+        "agent": Field("object or null", "What the server's agent reports."),
+        "agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
+        "agent.started": Field("string or null", "Id of the root that the agent started the server with."),
+        "agent.restarts": Field("integer or null", "Number of restarts of the server by this agent."),
+        "agent.leakCheck": Field(
+            "string or null",
+            "Timestamp at which the agent last checked that the server does not expose its private key.",
+        ),
+        "agent.pending": Field("array of string", "Why the agent is about to restart the server."),
+        "agent.door": Field("object or null", "What the door in front of the server reports."),
+        "agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
+        "agent.door.exposed": Field("boolean", "Whether the server can be reached without the door."),
+        "agent.door.stopped": Field("integer or null", "Number of requests and commits that the door has stopped."),
+        "problem": Field("string or null", "What is wrong with the server."),
+    },
     "session": {
         "id": Field("string", "Id of the root session."),
         "fingerprint": Field("string", "First 16 hexadecimal digits of the SHA-256 of the public key."),
@@ -246,6 +305,9 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "error.code": Field("string", "Error code."),
         "error.message": Field("string", "What happened."),
         "error.hint": Field("string", "What to do, or empty."),
+        "nodes": Field(
+            "array of object", "`status` only: what each server reports while the store cannot be read.", "server"
+        ),
     },
     "init": {
         "store": _STORE,
@@ -338,6 +400,15 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "policy": Field("string", "The policy, in the platform's own format."),
     },
     "status": {
+        "state": Field("string", "The verdict: `well`, `rotating`, `degraded`, `failed` or `unknown`."),
+        "summary": Field("string", "The state of the cluster, as a sentence."),
+        "next": Field("string", "What to do next, as a sentence."),
+        "findings": Field("array of object", "What needs attention."),
+        "findings[].text": Field("string", "What was found."),
+        "findings[].advice": Field("string or null", "What to do about it."),
+        "nextRotation": Field("object or null", "When the next rotation is due by the configured schedule."),
+        "nextRotation.at": Field("string or null", "Timestamp; null if no rotation is due at any time."),
+        "nextRotation.why": Field("string or null", "The reason."),
         "store": _STORE,
         "storeVersion": Field("string", "Id of the stored version that `current` points at."),
         "labels": Field(
@@ -370,74 +441,7 @@ DOCUMENTS: Final[dict[str, Fields]] = {
             "Milliseconds by which the store's clock is ahead of this machine's; null if the store shows no time.",
         ),
         "stores": Field("array of object", "The store of each region; empty with a single store.", "region"),
-        "nodes": Field("array of object", "One object for each server."),
-        "nodes[].region": Field("string or null", "Region of the server."),
-        "nodes[].storeRegion": Field("string or null", "Region of the store that the server read last."),
-        "nodes[].storeVersion": Field("string or null", "The store's id of the version that the server read last."),
-        "nodes[].storesNotFollowed": Field(
-            "array of string",
-            "Regions whose store does not answer the server, or holds an earlier identity than the one in use.",
-        ),
-        "nodes[].url": Field("string", "URL of the server."),
-        "nodes[].unmodified": Field("boolean", "Whether the server runs unmodified GoatDB."),
-        "nodes[].trustsCurrent": Field(
-            "boolean or null", "Whether the server accepts a request signed by the current root."
-        ),
-        "nodes[].trustsNext": Field("boolean or null", "Whether the server accepts a request signed by the next root."),
-        "nodes[].holdsIntroduction": Field(
-            "boolean or null", "Whether the server holds the introduction of the next root, before that root signs."
-        ),
-        "nodes[].holdsCrossSignature": Field(
-            "boolean or null",
-            "Whether the server holds the cross-signature: the previous root's introduction, signed by the new root.",
-        ),
-        "nodes[].signsWith": Field("string or null", "Id of the root that the server signs with."),
-        "nodes[].generation": Field(
-            "integer or null", "Generation of the identity document that the server has read from the store."
-        ),
-        "nodes[].phase": Field(
-            "string or null", "Phase in the identity document that the server has read from the store."
-        ),
-        "nodes[].clockAheadMs": Field(
-            "integer or null",
-            "Milliseconds by which the server's clock is ahead of this machine's.",
-        ),
-        "nodes[].version": Field(
-            "string or null",
-            "Version of Goatherd, of the server or of its agent.",
-        ),
-        "nodes[].viewAge": Field("string or null", "Time since the server last read the store."),
-        "nodes[].degraded": Field(
-            "boolean or null", "Whether the server's last read of the store failed or was rejected."
-        ),
-        "nodes[].source": Field(
-            "string or null", "Source of the server's identity: `store`, `file` or `last known good`."
-        ),
-        "nodes[].roots": Field("array of string", "Ids of the roots that the server trusts."),
-        "nodes[].viewInterval": Field("string or null", "How often the server reads the store."),
-        "nodes[].watching": Field("boolean", "Whether the store notifies the server of changes."),
-        "nodes[].data": Field("object or null", "Result of the server's check of its own logs."),
-        "nodes[].data.complete": Field("boolean", "Whether the server has read all of its logs."),
-        "nodes[].data.records": Field("integer", "Number of commits that the server has read."),
-        "nodes[].data.damaged": Field("integer", "Number of damaged records."),
-        "nodes[].data.unverifiable": Field("integer", "Number of records whose signature cannot be verified."),
-        "nodes[].data.unwritable": Field("integer", "Number of repositories whose log cannot be written now."),
-        "nodes[].agent": Field("object or null", "What the server's agent reports."),
-        "nodes[].agent.state": Field("string", "`starting`, `serving`, `restarting` or `stopped`."),
-        "nodes[].agent.started": Field("string or null", "Id of the root that the agent started the server with."),
-        "nodes[].agent.restarts": Field("integer or null", "Number of restarts of the server by this agent."),
-        "nodes[].agent.leakCheck": Field(
-            "string or null",
-            "Timestamp at which the agent last checked that the server does not expose its private key.",
-        ),
-        "nodes[].agent.pending": Field("array of string", "Why the agent is about to restart the server."),
-        "nodes[].agent.door": Field("object or null", "What the door in front of the server reports."),
-        "nodes[].agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
-        "nodes[].agent.door.exposed": Field("boolean", "Whether the server can be reached without the door."),
-        "nodes[].agent.door.stopped": Field(
-            "integer or null", "Number of requests and commits that the door has stopped."
-        ),
-        "nodes[].problem": Field("string or null", "What is wrong with the server."),
+        "nodes": Field("array of object", "One object for each server.", "server"),
     },
     "history": {
         "store": _STORE,

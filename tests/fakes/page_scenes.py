@@ -29,7 +29,7 @@ from goatherd.identity.transitions import (
     with_phase,
 )
 from goatherd.key_inventory import Holding, KeyInventory
-from goatherd.operations.status import ClusterStatus, find_last_rotation
+from goatherd.operations.status import ClusterStatus, decide_next_rotation, find_last_rotation
 from goatherd.operations.stores import RegionState
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.values import CURRENT, STABLE, SecretVersion, VersionId
@@ -38,7 +38,6 @@ from goatherd.rotation.obstacles import Obstacle, ObstacleKind
 from goatherd.schedule.due import Schedule
 from goatherd.stores.comparison import Standing
 from goatherd.stores.members import Replication
-from goatherd.web.collector import decide_next_rotation
 from goatherd.web.view import CallsView, RecordRow, TrailView, View, make_view
 from tests.unit.goats import root
 

@@ -45,6 +45,7 @@ from goatherd.identity.transitions import (
     prepare_rotation,
     revoke_root,
     roll_back_rotation,
+    signing_since_ms,
     with_phase,
 )
 from goatherd.metrics import (
@@ -61,7 +62,6 @@ from goatherd.metrics import (
     serve_metrics,
     settings_samples,
     signer_samples,
-    signing_since_ms,
     write_file,
 )
 from goatherd.node.management import caller_samples, data_samples, root_signer_samples

@@ -28,7 +28,7 @@ COMMANDS = {
     "retire": "Destroy old private keys whose grace period has ended.",
     "restore": "Make a previous root the current root again.",
     "controller": "Rotate on a schedule, resume rotations, destroy old keys.",
-    "status": "Show the store, the identity, and the state of every server.",
+    "status": "Show the state of the cluster, every server, and what to do next.",
     "web": "Serve a read-only page with the status of a cluster, live.",
     "history": "Show past rotations with their outcome, as a list or a timeline.",
     "doctor": "Check the store, the identity and every server.",

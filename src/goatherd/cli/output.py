@@ -19,10 +19,21 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from goatherd.errors import GoatherdError
 from goatherd.telemetry import hide_key_material, make_visible
+
+
+class Marked(NamedTuple):
+    """A line of a result whose beginning, `mark`, has a colour on a terminal (`RED` and the others)."""
+
+    mark: str
+    colour: str
+    rest: str
+
+
+RED, GREEN, YELLOW, BLUE = "31", "32", "33", "34"
 
 
 class Output:
@@ -49,13 +60,25 @@ class Output:
         """Whether the command can ask a question: input and standard error are terminals; the output is not JSON."""
         return self.is_live and sys.stdin.isatty()
 
-    def result(self, data: Mapping[str, object], lines: Iterable[str]) -> None:
+    @property
+    def is_terminal(self) -> bool:
+        """Whether results go to a terminal, where signs and colours tell more than words alone."""
+        return self.stdout.isatty()
+
+    def clear_screen(self) -> None:
+        """Clear the terminal before a result that replaces the last one; elsewhere, write an empty line."""
+        self.stdout.write("\x1b[H\x1b[2J" if self.is_terminal else "\n")
+
+    def result(self, data: Mapping[str, object], lines: Iterable[str | Marked]) -> None:
         """Write the result: `data` as JSON, or else `lines`."""
         if self.as_json:
             self._write_block(self.stdout, _format_json(self.stdout, data, indent=2))
             return
         for line in lines:
-            self._write_line(self.stdout, line)
+            if isinstance(line, Marked):
+                self._write_line(self.stdout, line.rest, style=line.colour, mark=line.mark)
+            else:
+                self._write_line(self.stdout, line)
 
     def document(self, text: str) -> None:
         """Write a result that is a document of several lines, in which every text is escaped already."""
@@ -111,23 +134,30 @@ class Output:
             with contextlib.suppress(OSError):  # then the error is written as text to standard error
                 self._write_block(self.stdout, _format_json(self.stdout, shape, indent=2))
                 return
-        self._write_line(self.stderr, f"error: {message} [{code}]", style="31")
+        self._write_line(self.stderr, f"error: {message} [{code}]", style=RED)
         if hint:
             self._write_line(self.stderr, f"hint: {hint}", style="2")
 
-    def _write_line(self, stream: TextIO, text: str, *, style: str = "") -> None:
+    def _write_line(self, stream: TextIO, text: str, *, style: str = "", mark: str = "") -> None:
         """Write one line and flush it; a line feed in `text` is escaped. See `_write_block`."""
-        self._write_block(stream, text.replace("\n", "\\u000a"), style=style)
+        self._write_block(stream, text.replace("\n", "\\u000a"), style=style, mark=mark)
 
-    def _write_block(self, stream: TextIO, text: str, *, style: str = "") -> None:
+    def _write_block(self, stream: TextIO, text: str, *, style: str = "", mark: str = "") -> None:
         """Write lines and flush them.
+
+        Args:
+            stream: Standard output or standard error.
+            text: The lines.
+            style: Code of a colour for `mark`, or for all of `text` without one; used on a terminal only.
+            mark: Text in front of `text`.
 
         Raises:
             OSError: A result cannot be written, for example because the disk under standard output is full.
         """
-        text = make_visible(text)
+        begin, rest = (make_visible(mark), make_visible(text)) if mark else (make_visible(text), "")
         if style and stream.isatty() and not os.environ.get("NO_COLOR"):
-            text = f"\x1b[{style}m{text}\x1b[0m"
+            begin = f"\x1b[{style}m{begin}\x1b[0m"
+        text = begin + rest
         try:
             try:
                 stream.write(text + "\n")

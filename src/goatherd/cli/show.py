@@ -6,6 +6,7 @@ import click
 
 from goatherd.cli.main import App, audit_log, audit_option, command
 from goatherd.cli.text.identity import identity_lines, label_line, versions_json, versions_lines
+from goatherd.clock import SystemClock
 from goatherd.config.build import open_store
 from goatherd.event_loop import run_reader
 from goatherd.identity.redaction import redact_document
@@ -28,7 +29,7 @@ async def _show_identity(app: App, at: str | None) -> None:
         "labels": sorted(version.labels),
         **redact_document(document),
     }
-    app.out.result(data, identity_lines(app.out, store.name, version.id, document))
+    app.out.result(data, identity_lines(app.out, store.name, version.id, document, SystemClock().now_ms()))
 
 
 @command(

@@ -90,7 +90,7 @@ class Question:
             creates one session after each start of the server.
         process: Whether to identify the process of an unmodified server, so that a later restart is noticed. At a
             server that accepts no mark (`goatherd.cluster.process_mark`) this creates up to three sessions in a run.
-        answers: Whether to check that the server accepts a request signed by `asker`, if there is no `next_root`.
+        answers: Whether to check that the server accepts a request signed by `asker`.
         sharing: Whether to check that only one server process answers at each URL, which costs four requests.
         earlier: The commits that introduce previous roots which are to be removed from the identity document. They are
             read only while no rotation is in progress.
@@ -367,7 +367,7 @@ class Observer:
                     group.create_task(self._observe_identity(url, question, draft))
                     if question.next_root is not None:
                         group.create_task(self._observe_trust(url, question, question.next_root, draft))
-                    elif question.answers:
+                    if question.answers:
                         group.create_task(self._observe_answer(url, question.asker, draft))
                     if question.next_root is None and question.earlier:
                         group.create_task(self._observe_earlier(url, question, draft))

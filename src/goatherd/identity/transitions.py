@@ -1072,3 +1072,22 @@ def _cancelled_roots(document: IdentityDocument) -> frozenset[str]:
     for entry in document.history:
         used |= {entry.from_id} if entry.event == "cancelled" else {entry.from_id, entry.to_id}
     return frozenset(cancelled - used)
+
+
+def signing_since_ms(document: IdentityDocument) -> int | None:
+    """Return when the current root began to sign, in milliseconds since 1970.
+
+    If that is unknown, return the earliest time that the document records; None if it records none.
+
+    If a root signs again after a roll-back or a restore, its first time counts.
+    """
+    current = document.current.id
+    came = [entry.at for entry in document.history if entry.event in BEGINNINGS and entry.to_id == current]
+    if came:
+        return min(came)
+    record = document.rotation
+    if record is not None and record.to_id == current:
+        return document.rotated_at
+    known = [*(entry.at for entry in document.history), *([] if record is None else [record.started_at])]
+    known += [moment for moment in (document.last_updated,) if moment is not None]
+    return min(known, default=None)

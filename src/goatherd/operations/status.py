@@ -8,12 +8,12 @@ store alone starts quickly (tests/unit/cli/test_start_up.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, cast
 
 from goatherd.clock import SystemClock
-from goatherd.errors import DiscoveryError, ProviderAccessDeniedError
+from goatherd.errors import DiscoveryError, NodeError, NodeRefusedError, ProviderAccessDeniedError
 from goatherd.identity.document import HistoryEntry, IdentityDocument
 from goatherd.identity.recorded_times import recorded_ahead_ms
 from goatherd.identity.redaction import find_warnings
@@ -23,6 +23,7 @@ from goatherd.providers.values import Label, SecretVersion, VersionId
 from goatherd.times import milliseconds
 
 if TYPE_CHECKING:
+    from goatherd.cluster.client import NodeClient
     from goatherd.cluster.discovery import NodeDirectory
     from goatherd.cluster.node import NodeView
     from goatherd.operations.opening import StoreName
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from goatherd.rotation.machine import PhaseProgress
     from goatherd.rotation.obstacles import Obstacle, Survey
     from goatherd.rotation.policy import Policy
+    from goatherd.schedule.due import DueDecision, Schedule
 
 _ENDINGS: Final = ("rotated", "restored", "cancelled", "rolled-back", "revoked")
 
@@ -167,11 +169,11 @@ async def read_status(
     obstacles: tuple[Obstacle, ...] = ()
     progress: PhaseProgress | None = None
     if nodes is not None:
-        servers = await _observe_servers(nodes, document, store.org, hidden)
-        if servers:
-            survey = await _survey_without_probing(store, nodes, policy)
-            obstacles, progress = survey.obstacles, survey.progress
-            servers = _add_evidence(servers, survey.nodes) if document.rotation is not None else servers
+        survey = await _survey_without_probing(store, nodes, policy)
+        obstacles, progress = survey.obstacles, survey.progress
+        servers = [one for one in survey.nodes if one.url not in hidden]
+        if nodes.addresses and not survey.nodes:  # discovery has failed
+            servers = (_describe_unknown(nodes, "; ".join(one.text for one in obstacles)),)
     regions: tuple[RegionState, ...] = ()
     if store.provider.scheme == "stores":
         from goatherd.operations.stores import read_regions
@@ -198,23 +200,43 @@ async def read_status(
     )
 
 
-def _add_evidence(servers: Sequence[NodeView], observed: Sequence[NodeView]) -> Sequence[NodeView]:
-    """Return `servers`, with what `observed` reports about the next root added to each.
+def _describe_unknown(nodes: NodeDirectory, problem: str) -> NodeView:
+    from goatherd.cluster.node import NodeView
 
-    Only the questions of a rotation find out whether a server trusts and holds the next root.
+    return NodeView(url=", ".join(nodes.addresses), reachable=False, problem=problem)
+
+
+async def read_reports(nodes: NodeDirectory) -> tuple[NodeView, ...]:
+    """Return what each server reports about itself, for a caller without a root to sign requests.
+
+    Args:
+        nodes: The servers.
     """
-    by_url = {one.url: one for one in observed}
-    return [
-        one
-        if (seen := by_url.get(one.url)) is None
-        else replace(
-            one,
-            trusts_next=seen.trusts_next,
-            holds_introduction=seen.holds_introduction,
-            holds_cross_signature=seen.holds_cross_signature,
+    import asyncio
+
+    from goatherd.cluster.node import NodeView
+    from goatherd.cluster.server_answers import ServerIdentity
+
+    async def read_report(client: NodeClient) -> NodeView:
+        try:
+            report = await client.identity()
+        except NodeError as error:
+            return NodeView(url=client.base_url, reachable=isinstance(error, NodeRefusedError), problem=str(error))
+        found = report or ServerIdentity()
+        return NodeView(
+            url=client.base_url,
+            reachable=True,
+            is_unmodified=report is None or found.agent is not None,
+            report=found,
+            signs_with=found.signer if found.agent is None else None,
+            generation=found.generation,
+            activity=None if found.agent is None else found.agent.activity,
         )
-        for one in servers
-    ]
+
+    try:
+        return tuple(await asyncio.gather(*(read_report(client) for client in await nodes())))
+    except DiscoveryError as error:
+        return (_describe_unknown(nodes, str(error)),)
 
 
 def _is_lasting(keys: KeyInventory) -> bool:
@@ -237,35 +259,31 @@ async def find_obstacles_now(store: Store, nodes: NodeDirectory, policy: Policy 
     return (await _survey_without_probing(store, nodes, policy)).obstacles
 
 
-async def _observe_servers(
-    nodes: NodeDirectory, document: IdentityDocument, org: str, hidden: Collection[str]
-) -> Sequence[NodeView]:
-    """Observe every server that is not hidden. If discovery fails, return one view that has the problem."""
-    from goatherd.cluster.node import NodeView
-    from goatherd.cluster.observer import observe_servers
-
-    try:
-        shown = [client for client in await nodes() if client.base_url not in hidden]
-    except DiscoveryError as error:
-        return (NodeView(url=", ".join(nodes.addresses), reachable=False, problem=str(error)),)
-    return await observe_servers(shown, document.current, org=org, timeout=nodes.timeout)
-
-
 async def _survey_without_probing(store: Store, nodes: NodeDirectory, policy: Policy | None) -> Survey:
     from goatherd.operations.rotate import make_rotator, resolve_nodes
-    from goatherd.rotation.obstacles import Obstacle, ObstacleKind, Survey
 
-    try:
-        rotator = make_rotator(store, await resolve_nodes(nodes), policy)
-        return await rotator.survey(is_probing=False, has_remarks=False, is_reader=True)
-    except DiscoveryError as error:
-        unknown = Obstacle(kind=ObstacleKind.NODES_UNKNOWN, text=str(error), hint=error.hint)
-        return Survey(obstacles=(unknown,), remarks=())
+    rotator = make_rotator(store, await resolve_nodes(nodes), policy)
+    return await rotator.survey(is_probing=False, has_remarks=False, is_reader=True)
 
 
 def find_last_rotation(document: IdentityDocument) -> HistoryEntry | None:
     """Return the history entry that records how the last rotation ended; None if there is no such entry."""
     return next((entry for entry in reversed(document.history) if entry.event in _ENDINGS), None)
+
+
+def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecision:
+    """Return when a schedule starts the next rotation, and why.
+
+    Args:
+        status: The state of the store and the identity.
+        schedule: When to rotate.
+    """
+    from goatherd.schedule.due import next_rotation, order_actions, read_facts
+
+    tolerance = schedule.policy.clock_tolerance
+    written_ms = status.at_ms if status.written_ms is None else status.written_ms
+    facts = read_facts(status.document, status.at_ms, written_ms=written_ms, tolerance=tolerance)
+    return next_rotation(order_actions(facts, schedule, status.at_ms))
 
 
 def clock_notes(

@@ -266,7 +266,7 @@ class PageApp:
             **dict.fromkeys(("remarks", "servers", "roots", "stores", "history"), ()),
             **dict.fromkeys(("next_step", "rotation", "trail")),
             "sentence": "Nothing has been read yet.",
-            "state": "warning",
+            "state": "unknown",
             "pruned_roots": 0,
             "at_ms": self._clock.now_ms(),
             "interval_ms": self._interval_ms,

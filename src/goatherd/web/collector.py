@@ -22,12 +22,12 @@ from goatherd.errors import AuditBrokenError, AuditError, GoatherdError
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.audit import read_trail, verify_trail
 from goatherd.operations.identity_store import Store
-from goatherd.operations.status import ClusterStatus, read_status
+from goatherd.operations.status import ClusterStatus, decide_next_rotation, read_status
 from goatherd.providers.call_metrics import CANCELLED, OK
 from goatherd.providers.capabilities import DiagnosableSecretProvider
 from goatherd.rotation.events import RevocationStep
 from goatherd.rotation.policy import Policy
-from goatherd.schedule.due import DueDecision, Schedule, next_rotation, order_actions, read_facts
+from goatherd.schedule.due import Schedule
 from goatherd.schedule.seen_identity import SeenIdentity
 from goatherd.stores import DocumentMark, RegionalReader
 from goatherd.stores.members import StoreGroup
@@ -41,19 +41,6 @@ _RIGHTS_SECONDS: Final = 3600.0
 """Pause between two checks of the rights of the page's credentials, which an operator may change."""
 _LONGEST_TEXT: Final = 300
 _NO_FAILURE: Final = frozenset({OK, CANCELLED, "provider.conflict", "provider.not_found"})
-
-
-def decide_next_rotation(status: ClusterStatus, schedule: Schedule) -> DueDecision:
-    """Return when a schedule starts the next rotation, and why.
-
-    Args:
-        status: The state of the store and the identity.
-        schedule: When to rotate.
-    """
-    tolerance = schedule.policy.clock_tolerance
-    written_ms = status.at_ms if status.written_ms is None else status.written_ms
-    facts = read_facts(status.document, status.at_ms, written_ms=written_ms, tolerance=tolerance)
-    return next_rotation(order_actions(facts, schedule, status.at_ms))
 
 
 def read_trail_view(file: Path, anchors: Anchors, now_ms: int) -> TrailView:

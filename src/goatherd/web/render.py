@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from goatherd.errors import MissingExtraError
 from goatherd.identity.root_names import shorten_id
-from goatherd.times import iso
+from goatherd.times import format_age, format_utc, iso
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SECTIONS: Final = ("problem", "state", "rotation", "servers", "roots", "stores", "history")
 FIRST_EVENTS: Final = 50
 """How many events of the history the page shows unless all are asked for."""
+SIGNS: Final = {"well": "✓", "rotating": "↻", "degraded": "!", "failed": "✕", "unknown": "?"}
+"""The sign of each `goatherd.web.view.State`."""
 ASSETS: Final = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
 
 Data = Mapping[str, Any]
@@ -187,7 +189,7 @@ def _group_by_due(places: Sequence[Data]) -> list[tuple[int | None, list[Data]]]
 
 def page_title(view: Data, *, is_stale: bool = False) -> str:
     """Return the page's title: a sign for the cluster's state (unknown if `is_stale`), and the organization."""
-    sign = "?" if is_stale else {"fine": "✓", "busy": "↻", "warning": "!", "bad": "✕"}[view["state"]]
+    sign = "?" if is_stale else SIGNS[view["state"]]
     return f"{sign} {view['org']} · Goatherd"
 
 
@@ -196,24 +198,6 @@ def read_asset(path: str) -> bytes:
     from importlib.resources import files
 
     return (files("goatherd.web") / "static" / path.removeprefix("/")).read_bytes()
-
-
-def format_utc(ms: int) -> str:
-    """Return a time in milliseconds since 1970 in the form ``2027-01-12 02:00:00 UTC``."""
-    text = iso(ms)
-    return f"{text[:10]} {text[11:19]} UTC" if len(text) == 24 else text
-
-
-def format_age(ms: int) -> str:
-    """Return an age in milliseconds (negative: in the future) in one unit, rounded down: ``3 s ago``, ``in 5 d``."""
-    seconds = abs(ms) / 1000
-    if seconds < 1:
-        return "now"
-    for size, unit, least in ((86_400, "d", 2 * 86_400), (3600, "h", 3600), (60, "min", 60), (1, "s", 1)):
-        if seconds >= least:
-            text = f"{int(seconds // size)} {unit}"
-            return f"in {text}" if ms < 0 else f"{text} ago"
-    raise AssertionError
 
 
 def _format_span(ms: int) -> str:

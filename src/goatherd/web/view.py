@@ -24,9 +24,8 @@ from goatherd.crypto import fingerprint
 from goatherd.identity.document import HistoryEntry, IdentityDocument, Phase
 from goatherd.identity.key_age import REPLACE_EXPIRED, Urgency, assess_urgency
 from goatherd.identity.root_names import shorten_id
-from goatherd.identity.transitions import BEGINNINGS, REVOKED
+from goatherd.identity.transitions import BEGINNINGS, REVOKED, signing_since_ms
 from goatherd.key_inventory import KeyInventory
-from goatherd.metrics import signing_since_ms
 from goatherd.operations.status import ClusterStatus
 from goatherd.providers.base import Guarantees, ReadConsistency
 from goatherd.providers.values import format_label
@@ -49,13 +48,16 @@ class Fact(StrEnum):
 
 
 class State(StrEnum):
-    """The health of the cluster, from best to worst."""
+    """The verdict on the cluster, in one word that `goatherd status` and the page show."""
 
-    FINE = "fine"
-    BUSY = "busy"
+    WELL = "well"
+    ROTATING = "rotating"
     """A rotation is in progress, without a problem."""
-    WARNING = "warning"
-    BAD = "bad"
+    DEGRADED = "degraded"
+    """The cluster serves, and something needs the operator's attention."""
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    """No server is listed, so nothing is known of the servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +158,8 @@ class RootRow:
     """One root of the identity. Times are milliseconds since 1970.
 
     Attributes:
-        state: ``signs``, ``next``, ``anchor``, ``trusted`` or ``revoked``.
+        state: ``signs``, ``expired`` (the current root, past its expiration), ``next``, ``anchor``, ``trusted`` or
+            ``revoked``.
         since_ms: When the root began to sign; None if unknown or if it has not signed.
         introduced_by: Ids of the roots that have endorsed this root, or that name it in the proof of their revocation.
         places: The stored versions that hold the root's private key.
@@ -343,7 +346,8 @@ def make_view(
     if trail is not None and trail.verdict != "whole":
         text = f"The audit trail {clean_text(trail.file)} is {trail.verdict}: {trail.text}"
         found.append(Remark(text=text, advice=f"Run `goatherd audit verify {clean_text(trail.file)}`."))
-    found += [Remark(text=clean_text(text)) for text in status.notes]
+    stated = [one.text for one in status.obstacles]
+    found += [Remark(text=clean_text(note)) for note in status.notes if not any(note in text for text in stated)]
     found += [
         Remark(
             text=f"The store of region {clean_text(one.region)} is not in step: {clean_text(one.problem)}",
@@ -352,8 +356,11 @@ def make_view(
         for one in status.regions
         if one.problem is not None
     ]
-    if state is State.FINE and (found or assess_urgency(document, now_ms) in (Urgency.SOON, Urgency.URGENT)):
-        state = State.WARNING
+    is_overdue = assess_urgency(document, now_ms) in (Urgency.SOON, Urgency.URGENT)
+    if is_overdue and state is State.WELL:
+        advice = "Run `goatherd rotate`."
+    if state is State.WELL and (found or is_overdue):
+        state = State.DEGRADED
     return View(
         org=clean_text(org),
         store=clean_text(status.store),
@@ -387,48 +394,52 @@ def _summarize_state(status: ClusterStatus, servers: Sequence[ServerRow], signin
     went_back = [one for one in status.obstacles if one.kind in WENT_BACK]
     if went_back:
         sentence = f"The store holds an older or a different identity than before: {clean_text(went_back[0].text)}."
-        return State.BAD, sentence, clean_text(went_back[0].hint)
+        return State.FAILED, sentence, clean_text(went_back[0].hint)
     if assess_urgency(document, status.at_ms) is Urgency.EXPIRED:
-        return State.BAD, f"{root} has expired, and no new client is accepted.", f"Run `{REPLACE_EXPIRED}`."
-    if document.rotation is not None:
-        return _summarize_rotation(status)
-    if not servers:
-        return State.FINE, f"{root} is the current root. No server is listed.", "Give --node URL for each server."
+        return State.FAILED, f"{root} has expired, and no new client is accepted.", f"Run `{REPLACE_EXPIRED}`."
     away = [one.url for one in servers if one.reachable is Fact.NO]
+    if document.rotation is not None:
+        return _summarize_rotation(status, away)
+    if not servers:
+        sentence = f"{root} is the current root. No server is listed, so it is not known which root signs."
+        return State.UNKNOWN, sentence, "Give --node URL for each server."
     if away:
         sentence = f"{root} signs on {signing} of {len(servers)} servers; {_join_urls(away)} did not answer."
-        return State.BAD, sentence, "Start the server, or remove it from the list of servers."
+        return State.FAILED, sentence, "Start the server, or remove it from the list of servers."
     others = [one.url for one in servers if one.signs in ("other", "next") or one.trusts_current is Fact.NO]
     if others:
         verb = "does not follow" if len(others) == 1 else "do not follow"
         return (
-            State.BAD,
+            State.FAILED,
             f"{root} signs on {signing} of {len(servers)} servers; {_join_urls(others)} {verb} the current root.",
             "Run `goatherd doctor`, which names the cause.",
         )
     silent = [one for one in servers if one.signs == "unknown"]
     if silent:
         rest = "1 does not report its root" if len(silent) == 1 else f"{len(silent)} do not report their root"
-        return State.FINE, f"{root} signs on {signing} of {len(servers)} servers; {rest}.", ""
-    return State.FINE, f"{root} signs on {signing} of {len(servers)} servers.", ""
+        return State.WELL, f"{root} signs on {signing} of {len(servers)} servers; {rest}.", ""
+    return State.WELL, f"{root} signs on {signing} of {len(servers)} servers.", ""
 
 
-def _summarize_rotation(status: ClusterStatus) -> tuple[State, str, str]:
+def _summarize_rotation(status: ClusterStatus, away: Sequence[str]) -> tuple[State, str, str]:
     record, progress = status.document.rotation, status.progress
     assert record is not None
     what = "Restore" if record.is_restore else "Rotation"
-    named = f"{what} from {shorten_id(record.from_id)} to {shorten_id(record.to_id)}"
+    sentence = f"{what} from {shorten_id(record.from_id)} to {shorten_id(record.to_id)}: {record.phase.value}"
+    end = "cancel" if record.phase in (Phase.PREPARED, Phase.PUBLISHED) else "rollback"
+    advice = (
+        f"If {clean_text(record.started_by) or 'the process that drives it'} has ended, run `goatherd rotate --resume`,"
+        f" or `goatherd rotate --{end}` to end the rotation."
+    )
+    if away:
+        return State.DEGRADED, f"{sentence}; {_join_urls(away)} did not answer.", advice
     if progress is None:
-        return State.BUSY, f"{named}: {record.phase.value}.", ""
+        return State.ROTATING, f"{sentence}.", advice
     if status.at_ms > progress.until_ms:
-        return (
-            State.WARNING,
-            f"{named}: {record.phase.value}, and its deadline has passed.",
-            "If no process drives it, run `goatherd rotate --resume`, or `--rollback` to end it.",
-        )
+        return State.DEGRADED, f"{sentence}, and its deadline has passed.", advice
     count = len(progress.waiting_for)
     waits = "ready for the next step" if not count else f"waits for {count} condition{'s' if count > 1 else ''}"
-    return State.BUSY, f"{named}: {record.phase.value}, {waits}.", ""
+    return State.ROTATING, f"{sentence}, {waits}.", advice
 
 
 def _describe_failure(entry: HistoryEntry) -> str:
@@ -545,7 +556,8 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory, now_ms: int) -> t
         is_next = document.next is not None and root.id == document.next.id
         is_anchor = document.anchor is not None and root.id == document.anchor.id
         other = "revoked" if root.id in revoked else "anchor" if is_anchor else "trusted"
-        state = "signs" if is_current else "next" if is_next else other
+        signs = "expired" if root.is_expired(now_ms) else "signs"
+        state = signs if is_current else "next" if is_next else other
         began = [entry.at for entry in document.history if entry.to_id == root.id and entry.event in BEGINNINGS]
         since_ms = signing_since_ms(document) if is_current else min(began, default=None)
         entry = revoked.get(root.id)
@@ -565,7 +577,7 @@ def _root_rows(document: IdentityDocument, keys: KeyInventory, now_ms: int) -> t
                 reason="" if entry is None else clean_text(entry.reason or ""),
             )
         )
-    order = {"next": 0, "signs": 1, "anchor": 2, "trusted": 3, "revoked": 4}
+    order = {"next": 0, "signs": 1, "expired": 1, "anchor": 2, "trusted": 3, "revoked": 4}
     return tuple(sorted(rows, key=lambda row: (order[row.state], -row.expires_ms)))
 
 

@@ -20,7 +20,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def find_document_name(arguments: Sequence[str], value: Mapping[str, Any]) -> str:
     """Return the name in `DOCUMENTS` of what a command line has printed."""
-    if set(value) == {"error"}:
+    if "error" in value:
         return "error"
     words = [str(word) for word in arguments if not str(word).startswith("-")]
     if "--version" in arguments:

@@ -419,7 +419,7 @@ def test_status_does_not_repeat_in_a_note_what_an_obstacle_states(
     goatherd("init", "--provider", store)
     shown = goatherd("status", "--provider", store, "--node", url).out
     assert shown.count("ahead of this machine's") == 1
-    assert "obstacle to a rotation: the clock of" in shown
+    assert "finding: the clock of" in shown
 
 
 @pytest.mark.usefixtures("apart")
@@ -508,7 +508,7 @@ def test_a_server_with_a_settings_json_does_not_mean_that_the_store_went_back(
         assert (node["source"], node["generation"], node["signsWith"]) == ("file", None, first)
         assert status.json["obstacles"] == []
         shown = goatherd("status", *here).out
-        assert "its identity is from a settings.json" in shown
+        assert "Goatherd server with a settings.json" in shown
         assert "WENT BACK" not in shown
         rotated = goatherd("rotate", *here, "--bare", server.url, "--json")
         assert rotated.code == 0, rotated.out

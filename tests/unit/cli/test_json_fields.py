@@ -68,6 +68,7 @@ def without_store(stage: Stage) -> None:
     stage.goatherd("config", "--json")
     stage.goatherd("policy", "aws", "--role", "server", "aws://eu-west-1/goatdb/root", "--json")
     stage.goatherd("show", "--provider", stage.store, "--json")
+    stage.goatherd("status", "--provider", stage.store, "--node", "http://127.0.0.1:1", "--json")
     stage.goatherd("doctor", "--signer", "local:/no/such/key.json", "--json")
 
 
@@ -268,7 +269,7 @@ FAST: dict[Scenario, list[str]] = {
     damaged_data: ["data check", "data repair", "finding", "conflict"],
 }
 SLOW: dict[Scenario, list[str]] = {
-    revocation_with_a_server: ["serve", "status", "revoke", "identity", "rotation report"],
+    revocation_with_a_server: ["serve", "status", "server", "revoke", "identity", "rotation report"],
     door: ["door"],
     page: ["web"],
 }

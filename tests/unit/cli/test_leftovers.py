@@ -27,7 +27,7 @@ def test_versions_and_status_show_it_and_whose_key_it_holds(goatherd: Goatherd, 
     listed = goatherd("versions", "--provider", secret, "--json").json["versions"]
     assert [version["id"] for version in listed if version["leftover"]] == ["9"]
     assert "left by an interrupted change: 9;" in goatherd("versions", "--provider", secret).out
-    shown = goatherd("status", "--provider", secret)
+    shown = goatherd("status", "--versions", "--provider", secret)
     assert "9        (left over)" in shown.out
     keys = goatherd("status", "--provider", secret, "--json").json["privateKeys"]["versions"]
     first, left = (next(one for one in keys if one["id"] == version) for version in ("1", "9"))

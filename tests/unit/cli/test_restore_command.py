@@ -22,7 +22,7 @@ def test_the_previous_root_signs_again(goatherd: Goatherd, store: str) -> None:
     assert f"restored: {first} signs again in place of {second}" in done.out
     assert f"the private key of {second} stays in the store for 30d" in done.out
     status = goatherd("status", "--provider", store)
-    assert "last        restored at" in status.out
+    assert f"last change  restored {second[:8]} -> {first[:8]} " in status.out
     shown = goatherd("show", "--provider", store, "--json").json
     assert shown["current"]["id"] == first
     assert {root["id"] for root in shown["roots"]} == {first, second}

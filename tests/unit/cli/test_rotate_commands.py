@@ -165,7 +165,9 @@ def test_a_health_check_that_fails_once_b_signs_brings_the_earlier_root_back_and
         "rolled-back",
         f"not healthy, 3 times in a row: GET {page.url}: status 503",
     )
-    assert "rolled-back at " in goatherd("status").out
+    text = goatherd("status").out
+    assert f"last change  rolled-back {first[:8]} -> " in text
+    assert f": not healthy, 3 times in a row: GET {page.url}: status 503" in text
 
 
 # --- what is left -----------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_the_operator_is_told_when_the_old_key_is_due_and_status_proves_where_it
     assert held[first] == ["3", "2", "1"]
     assert keys["retireDue"] == []
     assert keys["retireNext"] is not None
-    text = goatherd("status").out
+    text = goatherd("status", "--versions").out
     assert f"`goatherd retire` has nothing to destroy before {due}\n" in text
 
 
@@ -196,14 +198,14 @@ def test_when_the_grace_period_is_over_status_says_so_and_after_retire_that_the_
     goatherd("rotate", ALONE)
     (tmp_path / "goatherd.toml").write_text((tmp_path / "goatherd.toml").read_text() + '[rotation]\ngrace = "0s"\n')
     assert goatherd("status", "--json").json["privateKeys"]["retireDue"] == ["3", "2", "1"]
-    assert "due: `goatherd retire` destroys 3 versions: 3 2 1" in goatherd("status").out
+    assert "due: `goatherd retire` destroys 3 versions: 3 2 1" in goatherd("status", "--versions").out
     assert goatherd("retire", "--yes").code == 0
     keys = goatherd("status", "--json").json["privateKeys"]
     (old,) = [root for root in keys["roots"] if root["id"] == first]
     assert old == {"id": first, "versions": [], "recordedDestroyed": True}
     assert (
         f"the private key of {first} is in no version of this secret, and the identity records"
-        in goatherd("status").out
+        in goatherd("status", "--versions").out
     )
 
 
@@ -223,7 +225,7 @@ def test_the_next_retire_records_that_a_key_is_stored_nowhere(
     keys = goatherd("status", "--json").json["privateKeys"]
     assert (keys["retireDue"], keys["recordDue"]) == ([], [first])
     told = f"due: `goatherd retire` records that no version holds the private key of {first}"
-    assert told in goatherd("status").out
+    assert told in goatherd("status", "--versions").out
     assert goatherd("retire", "--yes").code == 0
     keys = goatherd("status", "--json").json["privateKeys"]
     assert keys["recordDue"] == []
@@ -248,7 +250,7 @@ def test_what_cannot_be_looked_into_is_not_said_to_be_without_keys(
     monkeypatch.setattr(FileSecretProvider, "read", read)
     keys = goatherd("status", "--json").json["privateKeys"]
     assert (keys["complete"], keys["problem"]) == (False, "provider.access_denied")
-    assert "private keys: unknown" in goatherd("status").out
+    assert "private keys: unknown" in goatherd("status", "--versions").out
 
 
 def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
@@ -262,8 +264,9 @@ def test_the_status_leaves_out_the_versions_that_the_credentials_may_not_list(
         raise call.error(ProviderAccessDeniedError, "no")
 
     monkeypatch.setattr(FileSecretProvider, "_versions", refuse)
-    shown = goatherd("status", "--html", "status.html")
-    assert shown.code == 0, shown.err
+    shown = goatherd("status", "--versions", "--html", "status.html")
+    assert shown.code == 11, shown.err
+    assert shown.out.startswith("unknown: "), "no server is listed"
     assert "others are unknown, since the credentials may not list the versions" in shown.out
     assert "private keys: unknown" in shown.out
     page = (tmp_path / "status.html").read_text()

@@ -38,8 +38,15 @@ def test_status_says_since_when_the_phase_lasts_until_when_it_may_and_for_whom_i
     assert goatherd("rotate", "--to", "published", *options).code == 0
 
     ready = goatherd("status", *options)
-    assert re.search(r"rotation    published since \S+Z, expected until \S+Z by this configuration", ready.out)
-    assert "waiting for nothing; `goatherd rotate --resume` takes the next step" in ready.out
+    assert ready.code == 0
+    assert ready.out.startswith("rotating: Rotation from ")
+    assert ": published, ready for the next step.\n" in ready.out
+    assert re.search(r"^phase        published since .*UTC\), deadline in \d+ min$", ready.out, re.MULTILINE)
+    assert re.search(
+        r"^next: If \S+@\S+:\d+ has ended, run `goatherd rotate --resume`, or `goatherd rotate --cancel` to end",
+        ready.out,
+        re.MULTILINE,
+    )
 
     server.process.kill()
     server.process.wait(60)

@@ -206,7 +206,7 @@ def test_a_root_that_has_left_the_identity_is_known_to_be_live_and_is_revoked(
     }
     # A server that does not answer may trust the stranger.
     assert judge(*cluster, "--node", "http://127.0.0.1:1")["stranger"] == ("not listed", None, False)
-    status = goatherd("status", *cluster)
+    status = goatherd("status", "--roots", *cluster)
     assert f"{leaked['id']}  trusted, not listed" in status.out
     assert goatherd("status", *cluster, "--json").json["unlistedRoots"] == [leaked["id"]]
 

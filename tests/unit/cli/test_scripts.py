@@ -1,9 +1,10 @@
 """Sessions at a prompt, as text: scripts/*.txt hold what was typed and what was answered, to the letter.
 
 A line ``$ …`` is typed; ``$ ls DIR`` lists a directory. What follows is standard output; lines that begin with ``! ``
-are standard error; ``? N`` is an exit code other than 0. Ids are shown as ID (ID1, ID2, … in the order of their first
-appearance), times as TIME, fingerprints as FINGERPRINT, milliseconds and megabytes as N, the list of known schemes as
-SCHEMES, the directory of the test as $DIR, who began a rotation as ACTOR; several blanks are two, empty lines none.
+are standard error; ``? N`` is an exit code other than 0. Ids and their beginnings are shown as ID (ID1, ID2, … in the
+order of their first appearance), times as TIME, durations until then as DAYS, fingerprints as FINGERPRINT, milliseconds
+and megabytes as N, the list of known schemes as SCHEMES, the directory of the test as $DIR, who began a rotation as
+ACTOR; several blanks are two, empty lines none.
 
 To write the answers anew, for review: WRITE_SCRIPTS=1 pytest tests/unit/cli/test_scripts.py.
 """
@@ -29,6 +30,10 @@ def normalized(text: str, directory: Path, ids: dict[str, str]) -> str:
     text = text.replace(str(directory), "$DIR")
     text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "TIME", text)
     text = re.sub(r"\b[a-z0-9]{24}\b", name, text)  # one in some thousands has no digit
+    for whole, shown in ids.items():
+        text = text.replace(whole[:8], shown)
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "TIME", text)
+    text = re.sub(r"in \d+ days \(TIME", "in DAYS (TIME", text)
     text = re.sub(r"\b[0-9a-f]{16}\b", "FINGERPRINT", text)
     text = re.sub(r"(nown schemes: )[a-z0-9+-]+(?:, [a-z0-9+-]+)*", r"\1SCHEMES", text)
     text = re.sub(r"after \d+\.\d s", "after SECONDS", text)

@@ -43,7 +43,7 @@ def test_help_imports_nothing_but_the_table_of_commands() -> None:
     }  # fmt: skip
 
 
-NOT_FOR_THE_STATUS_OF_A_STORE = (
+NOT_FOR_THE_IDENTITY_IN_A_STORE = (
     "httpx2", "starlette", "uvicorn", "uvloop", "h11", "cronsim", "ssl",
     "cryptography.hazmat.primitives.ciphers.aead", "cryptography.hazmat.primitives.serialization", "mmh3",
     "goatherd.crypto.sealed", "goatherd.rotation", "goatherd.wire.commit",
@@ -51,18 +51,16 @@ NOT_FOR_THE_STATUS_OF_A_STORE = (
     "goatherd.schedule", "goatherd.serving",
     "goatherd.settings",
 )  # fmt: skip
-"""What ``goatherd status`` must not import where no server is listed and the store is a directory of files."""
+"""What ``goatherd show`` must not import where the store is a directory of files."""
 
 
 @pytest.mark.slow
-def test_the_status_of_a_file_store_imports_nothing_that_only_servers_need(tmp_path: Path) -> None:
+def test_the_identity_in_a_file_store_is_shown_without_what_only_servers_need(tmp_path: Path) -> None:
     store = ("--provider", f"file://{tmp_path}/keys/root")
     imported_by("init", *store)
-    for command in ("status", "show"):
-        found = imported_by(command, *store)
-        assert "goatherd.operations.identity_store" in found
-        packages = {name for name in NOT_FOR_THE_STATUS_OF_A_STORE if name in found}
-        assert not packages, command
+    found = imported_by("show", *store)
+    assert "goatherd.operations.identity_store" in found
+    assert not {name for name in NOT_FOR_THE_IDENTITY_IN_A_STORE if name in found}
 
 
 @pytest.mark.slow

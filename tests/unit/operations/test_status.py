@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from goatherd.cli.text.server_state import server_row
 from goatherd.clock import SystemClock
 from goatherd.cluster.client import NodeClient
 from goatherd.cluster.discovery import NodeDirectory
@@ -33,7 +32,6 @@ from goatherd.times import milliseconds
 from goatherd.web.collector import Collector
 from tests.fakes.anchors import make_own_identity, record_signer_calls
 from tests.fakes.herd import FakeClock
-from tests.unit.identity.make import first
 from tests.unit.rotation.test_signed_store import put
 from tests.unit.stores.regions import SECRET, Regions
 
@@ -177,18 +175,6 @@ def test_the_interval_at_which_a_server_reads_the_store_says_when_its_view_is_st
     assert node(says_interval=True, view_interval=timedelta(seconds=36)).is_stale(usual)
     assert not node(says_interval=True, view_interval=timedelta(minutes=6)).is_stale(usual), "watched or slow"
     assert not node(says_interval=True, view_interval=None).is_stale(usual), "nothing to read at intervals"
-
-
-@pytest.mark.parametrize(
-    ("age", "shown"),
-    [
-        (timedelta(seconds=119), "119.0 s ago"),
-        (timedelta(minutes=4, seconds=4.3), "4 min 4 s ago"),
-        (timedelta(days=2), "2.0 days ago"),
-    ],
-)
-def test_a_long_time_since_the_last_store_read_is_not_shown_in_seconds(age: timedelta, shown: str) -> None:
-    assert shown in server_row(NodeView(url="http://a", reachable=True, report=ServerIdentity(view_age=age)), first())
 
 
 async def test_a_store_that_did_not_answer_while_versions_were_read_is_asked_again() -> None:

@@ -238,12 +238,12 @@ async def test_open_pages_get_what_has_changed_and_one_rendering_serves_all(monk
         app.broadcast.publish(view_data(view_of(SCENES["server-away"])), None)
         seconds = [await next_view(page) for page in pages]
         assert {tuple(sorted(one["parts"])) for one in seconds} == {("servers", "state")}
-        assert seconds[0]["state"] == "bad"
+        assert seconds[0]["state"] == "failed"
         app.broadcast.publish(None, {"text": "The store did not answer.", "advice": ""})
         third = await next_view(pages[0])
         assert set(third["parts"]) == {"problem", "state"}
         assert "The store did not answer." in third["parts"]["problem"]
-        assert "Unknown; before: Trouble" in third["parts"]["state"]
+        assert "Unknown; before: failed" in third["parts"]["state"]
         assert third["title"].startswith("? ")
         assert len(rendered) == 3
     assert app.broadcast.pages == 0

@@ -27,13 +27,15 @@ FACTS = {None: Fact.UNKNOWN, True: Fact.YES, False: Fact.NO}
 @pytest.mark.parametrize("name", SCENES)
 def test_page_status_and_metrics_state_the_same(name: str) -> None:
     found = SCENES[name]
-    view, data = view_of(found), status_data(found)
+    view = view_of(found)
+    data = status_data(found, view)
     samples = {(one.metric, one.labels): one.value for one in identity_samples(found.document)}
     identity = data["identity"]
 
     assert view.signer == identity["current"]["id"]
     assert samples[Metric.IDENTITY_INFO, (view.signer,)] == 1
     assert view.generation == identity["generation"] == samples[Metric.IDENTITY_GENERATION, ()]
+    assert (data["state"], data["summary"]) == (view.state, view.sentence)
     phase = "steady" if view.rotation is None else view.rotation.phase
     assert phase == identity["phase"]
     assert [one for one in Phase if samples[Metric.ROTATION_PHASE, (one.value,)]] == [phase]
@@ -82,7 +84,7 @@ def test_page_status_and_metrics_state_the_same(name: str) -> None:
 
 def test_the_sentence_counts_servers_and_names_the_next_rotation() -> None:
     view = view_of(SCENES["steady"])
-    assert (view.state, view.sentence) == (State.FINE, "Root x7uubah0 signs on 5 of 5 servers.")
+    assert (view.state, view.sentence) == (State.WELL, "Root x7uubah0 signs on 5 of 5 servers.")
     assert view.next_step is not None
     assert view.next_step.cron == "* 1-4 * * SAT,SUN (Europe/Berlin)"
     assert view.next_step.at_ms is not None
@@ -91,7 +93,7 @@ def test_the_sentence_counts_servers_and_names_the_next_rotation() -> None:
 
 def test_a_server_that_is_away_is_named_and_the_unknown_is_never_no() -> None:
     view = view_of(SCENES["server-away"])
-    assert view.state is State.BAD
+    assert view.state is State.FAILED
     assert "4 of 5 servers; http://10.0.0.5:8080 did not answer" in view.sentence
     row = view.servers[4]
     assert (row.reachable, row.trusts_current, row.signs) == (Fact.NO, Fact.UNKNOWN, "unknown")
@@ -109,7 +111,7 @@ def test_a_store_that_went_back_comes_before_everything_else() -> None:
     now = steady()
     back = Obstacle(kind=ObstacleKind.STORE_BEHIND, text="a server has used generation 9", hint="Put it back.")
     view = view_of(status(now, [away(now, 0)], obstacles=[back]))
-    assert (view.state, view.advice) == (State.BAD, "Put it back.")
+    assert (view.state, view.advice) == (State.FAILED, "Put it back.")
     assert view.sentence == (
         "The store holds an older or a different identity than before: a server has used generation 9."
     )
@@ -118,7 +120,7 @@ def test_a_store_that_went_back_comes_before_everything_else() -> None:
 def test_each_phase_says_what_happens_at_its_deadline() -> None:
     for phase, ends in (("prepared", "cancels it"), ("published", "cancels it"), ("activated", "rolls it back")):
         view = view_of(SCENES[phase])
-        assert view.state is State.BUSY
+        assert view.state is State.ROTATING
         assert view.next_step is None
         assert view.rotation is not None
         assert f"The process that drives the rotation {ends}: {A[:8]} " in view.rotation.at_deadline
@@ -126,7 +128,7 @@ def test_each_phase_says_what_happens_at_its_deadline() -> None:
         assert (view.rotation.from_id, view.rotation.to_id) == (A, B)
     assert [row.signs for row in view_of(SCENES["activated"]).servers] == [*["current"] * 4, "previous"]
     late = replace(SCENES["activated"], at_ms=NOW + 900_000)
-    assert view_of(late).state is State.WARNING
+    assert view_of(late).state is State.DEGRADED
 
 
 def test_versions_that_may_not_be_listed_are_unknown() -> None:
@@ -136,7 +138,7 @@ def test_versions_that_may_not_be_listed_are_unknown() -> None:
     (row,) = view.stores
     assert (row.versions, row.written_ms) == (None, None)
     assert row.problem == "its versions cannot be read (provider.access_denied)"
-    assert view.state is State.FINE
+    assert view.state is State.WELL
     assert view.next_step is not None
     sections = Renderer().render_sections(view_data(view), Choice(), is_live=False, problem=None)
     assert sections["stores"].count(">unknown<") == 2
@@ -144,7 +146,7 @@ def test_versions_that_may_not_be_listed_are_unknown() -> None:
 
 def test_a_roll_back_is_told_with_its_reason() -> None:
     view = view_of(SCENES["rolled-back"])
-    assert view.state is State.WARNING
+    assert view.state is State.DEGRADED
     assert "does not sign with the next root" in view.remarks[0].text
     assert view.remarks[0].at_ms == view.history[0].at_ms
     assert view.history[0].reason == "http://10.0.0.3:8080 does not sign with the next root"
@@ -161,7 +163,7 @@ def test_an_anchor_is_named_with_the_place_of_its_key() -> None:
 def test_an_audit_trail_that_is_not_whole_is_named_at_the_top() -> None:
     trail = TrailView(file="audit.jsonl", verdict="broken", text="line 3 is not a record", checked_ms=NOW)
     view = make_view(SCENES["steady"], org="localhost", guarantees=GUARANTEES, trail=trail)
-    assert view.state is State.WARNING
+    assert view.state is State.DEGRADED
     assert view.remarks[0].text == "The audit trail audit.jsonl is broken: line 3 is not a record"
     assert view.remarks[0].advice == "Run `goatherd audit verify audit.jsonl`."
 
@@ -169,7 +171,7 @@ def test_an_audit_trail_that_is_not_whole_is_named_at_the_top() -> None:
 def test_a_server_that_signs_with_another_root_is_trouble() -> None:
     now = steady()
     view = view_of(status(now, [*herd(now, 2), server(now, 2, signs_with=A)]))
-    assert view.state is State.BAD
+    assert view.state is State.FAILED
     assert "2 of 3 servers; http://10.0.0.3:8080 does not follow the current root" in view.sentence
 
 

@@ -24,13 +24,8 @@ def _describe_signature(document: IdentityDocument) -> str:
     return "invalid: `goatherd restore --signature` shows what changed since the last valid one"
 
 
-def identity_lines(
-    out: Output, store: str, version: str, document: IdentityDocument, unlisted: Sequence[str] = ()
-) -> list[str]:
-    """Return an identity document as human-readable lines.
-
-    `unlisted` are the ids of the roots that servers trust although the document does not list them.
-    """
+def identity_lines(out: Output, store: str, version: str, document: IdentityDocument, now_ms: int) -> list[str]:
+    """Return an identity document as human-readable lines."""
     shown = redact_document(document)
     lines = [
         f"store       {store}, version {version}",
@@ -48,9 +43,19 @@ def identity_lines(
         lines.append("mode        direct mode: the signer of the anchor makes each signature of the root")
     if document.rotated_from is not None:
         lines.append(f"replaced    {document.rotated_from} at {shown['rotatedAt']}")
+    return [*lines, "", *roots_lines(out, document, now_ms)]
+
+
+def roots_lines(out: Output, document: IdentityDocument, now_ms: int, unlisted: Sequence[str] = ()) -> list[str]:
+    """Return the roots of an identity as a table, and how many roots it no longer lists.
+
+    `unlisted` are the ids of the roots that servers trust although the document does not list them.
+    """
     rows = []
-    for root in shown["roots"]:
-        state = "signs" if root["id"] == document.current.id else "trusted"
+    for root in redact_document(document)["roots"]:
+        state = "trusted"
+        if root["id"] == document.current.id:
+            state = "EXPIRED" if document.current.session.is_expired(now_ms) else "signs"
         if document.next is not None and root["id"] == document.next.id:
             state = "next"
         if document.anchor is not None and root["id"] == document.anchor.id and not document.is_direct:
@@ -59,7 +64,7 @@ def identity_lines(
             state = "REVOKED"
         rows.append((root["id"], state, root["fingerprint"], root["expiration"]))
     rows += [(root_id, "trusted, not listed", "", "") for root_id in unlisted]
-    lines += ["", *out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)]
+    lines = out.table(("ROOT", "STATE", "FINGERPRINT", "EXPIRES"), rows)
     if document.pruned:
         roots = describe_count(document.pruned, "previous root", "is", "are")
         lines.append(f"{roots} introduced in /sys/sessions only, and still trusted")

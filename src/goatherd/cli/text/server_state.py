@@ -2,45 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from goatherd.cluster.node import NodeView
 from goatherd.cluster.server_answers import AgentReport
-from goatherd.cluster.server_problems import describe_problems
-from goatherd.identity.document import IdentityDocument
-from goatherd.rotation.clocks import describe_span
-from goatherd.times import format_duration, iso, milliseconds
-
-
-def server_row(node: NodeView, document: IdentityDocument) -> tuple[str, ...]:
-    """Return the row of one server in the table of `goatherd status`: a cell for each column."""
-    report = node.report
-    trusts = {True: "yes", False: "NO", None: "?"}[node.trusts_current]
-    generation = "?" if node.generation is None else str(node.generation)
-    age = "?" if report.view_age is None else _format_age(report.view_age)
-    if (node.is_unmodified and report.agent is None) or report.is_from_file:
-        generation, age = "-", "-"
-    kind = "an unmodified GoatDB server" if node.is_unmodified else ""
-    if report.is_from_file:
-        kind = "its identity is from a settings.json"
-    if report.agent is not None:
-        kind = f"{kind} under an agent{f', restarts: {report.agent.restarts}' if report.agent.restarts else ''}"
-    problems = describe_problems(node, {root.id for root in document.roots})
-    problem = "; ".join(filter(None, ["" if node.find_problem() else kind, problems]))
-    version = "-" if node.version == "" else node.version or "?"
-    return (node.url, node.signs_with or "?", trusts, generation, report.phase or "?", age, version, problem)
-
-
-def _format_age(age: timedelta) -> str:
-    if age < timedelta(minutes=2):
-        return f"{age.total_seconds():.1f} s ago"
-    return f"{describe_span(milliseconds(age))} ago"
-
-
-def region_cells(node: NodeView) -> tuple[str, str]:
-    """Return the cells of one server for its region, and for the store that it read last."""
-    report = node.report
-    return report.region or "?", "?" if report.store_region is None else report.store_region
+from goatherd.times import format_duration, iso
 
 
 def server_data(node: NodeView) -> dict[str, object]:
