@@ -32,7 +32,6 @@ _ROTATES: Final = _READS | {
     "secretmanager.secrets.update",
     "secretmanager.versions.add",
     "secretmanager.versions.destroy",
-    "secretmanager.versions.disable",
     "secretmanager.versions.get",
     "secretmanager.versions.list",
 }
