@@ -57,7 +57,8 @@ class Told(System):
 
 
 @pytest.mark.parametrize(
-    ("writes", "room", "text", "verdict"), [(True, 10**9, ALL, "fine"), (False, 10, READS, "caution")]
+    ("writes", "room", "text", "verdict"),
+    [(True, 10**9, ALL, "fine"), (False, 10**6, READS, "caution"), (False, 10, READS, "wrong")],
 )
 async def test_a_directory_says_whether_it_can_be_written_and_how_much_room_there_is(
     tmp_path: Path, writes: bool, room: int, text: str, verdict: str

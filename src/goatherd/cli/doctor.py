@@ -24,12 +24,16 @@ from goatherd.operations.store_checks import FAILED
     nodes=True,
 )
 @click.option("--signer", metavar="URI", help="URI of a signer to check, instead of the store and the servers.")
-def doctor(app: App, signer: str | None) -> int:
+@click.option(
+    "--as-server", is_flag=True, help="Check with the credentials of a server, which may read the store but not write."
+)
+def doctor(app: App, signer: str | None, as_server: bool) -> int:
     """Check the store, the identity and every server.
 
     The command checks the store (access, latency, labels, clock, permissions where the platform reports them), the
     identity (format, remaining lifetime, whether a process drives the rotation in progress), and every obstacle to a
-    rotation. It also runs the command of the health check, if one is configured. Each finding states what to do.
+    rotation. Failures come first, and each finding states what to do. Whatever would make the next `goatherd rotate`
+    fail is a failure, such as credentials that may only read; with --as-server, such credentials are enough.
 
     To check whether a server exposes its private key, the command creates one anonymous session on it by an
     unauthenticated POST /auth/session; for a server under an agent, it uses the result of the agent's check. It lists
@@ -51,6 +55,7 @@ def doctor(app: App, signer: str | None) -> int:
         policy=build_policy(options),
         refresh_interval=options.settings_refresh_interval,
         health=build_health_signals(options),
+        as_server=as_server,
     )
     checks = asyncio.run(run_checks(open_store(options, is_reader=True), scope))
     is_healthy = not any(check.level == FAILED for check in checks)

@@ -32,7 +32,17 @@ from goatherd.operations.concurrent_creations import Conflict, find_conflicts
 from goatherd.operations.identity_store import Store
 from goatherd.operations.rotate import make_rotator, resolve_nodes
 from goatherd.operations.status import SKEW_WARNING
-from goatherd.operations.store_checks import FAILED, KEY_EXPOSURE, OK, SERVERS, SKIPPED, WARNING, Check, check_store
+from goatherd.operations.store_checks import (
+    FAILED,
+    KEY_EXPOSURE,
+    OK,
+    RIGHTS,
+    SERVERS,
+    SKIPPED,
+    WARNING,
+    Check,
+    check_store,
+)
 from goatherd.operations.stores import RegionState, read_regions
 from goatherd.rotation.clocks import describe_difference, describe_span
 from goatherd.rotation.health_checks import HealthSignal
@@ -81,6 +91,8 @@ class CheckScope:
         refresh_interval: How often a server is assumed to read the store, if the server does not report its own
             interval.
         health: The health checks of a rotation.
+        as_server: Whether the credentials are those of a server, which may only read; otherwise, what would make the
+            next rotation fail is a failed check.
     """
 
     addresses: tuple[str, ...] = ()
@@ -89,6 +101,7 @@ class CheckScope:
     policy: Policy
     refresh_interval: timedelta
     health: Sequence[HealthSignal] = ()
+    as_server: bool = False
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -121,7 +134,7 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             checks.append(Check(name, FAILED, str(error), error.hint))
         else:
             checks.append(Check("store", OK, f"{store.name} is readable, version {version.id}"))
-            checks += await check_store(store, version, document, scope.policy)
+            checks += await check_store(store, version, document, scope.policy, as_server=scope.as_server)
             checks += _check_identity(document, scope)
         if store is not None and isinstance(store.provider, RegionalReader | ReplicatedStore):
             checks += await _check_regions(store)
@@ -130,20 +143,23 @@ async def run_checks(opening: AbstractAsyncContextManager[Store], scope: CheckSc
             checks.append(Check(SERVERS, WARNING, "no server is listed", "Give --node URL."))
         is_identity_known = not any(check.level == FAILED and check.name in ("store", "identity") for check in checks)
         if store is not None and is_identity_known:
-            checks += await _check_rotation(store, scope)
+            is_writable = not any(check.level == FAILED and check.name in (RIGHTS, "room") for check in checks)
+            checks += await _check_rotation(store, scope, is_writable=is_writable)
     return checks
 
 
-async def _check_rotation(store: Store, scope: CheckScope) -> list[Check]:
+async def _check_rotation(store: Store, scope: CheckScope, *, is_writable: bool) -> list[Check]:
     """Return the checks of whether a rotation can start or continue; an empty list if no server is listed."""
     if not scope.servers:
         return []
     try:
         async with NodeDirectory(scope.servers, timeout=scope.timeout, org=scope.org, signers=store.signers) as nodes:
             rotator = make_rotator(store, await resolve_nodes(nodes), scope.policy, health=scope.health)
-            return check_obstacles(await rotator.survey())
+            survey = await rotator.survey(is_reader=scope.as_server)
+            return check_obstacles(survey, is_writable=is_writable and not scope.as_server)
     except GoatherdError as error:
-        return [Check("rotation", SKIPPED, str(error), error.hint)]
+        # `rotate` makes the same checks, and would end with this error.
+        return [Check("rotation", SKIPPED if scope.as_server else FAILED, str(error), error.hint)]
 
 
 async def _check_regions(store: Store) -> list[Check]:
@@ -242,11 +258,12 @@ def _check_identity(document: IdentityDocument, scope: CheckScope) -> list[Check
     return checks
 
 
-def check_obstacles(survey: Survey) -> list[Check]:
+def check_obstacles(survey: Survey, *, is_writable: bool = True) -> list[Check]:
     """Turn a survey into checks: one for each obstacle to a rotation, and one for each remark.
 
     Obstacles that another check of `goatherd doctor` reports, such as an unreachable server, are left out. If the
-    survey has no obstacle at all, one check states that a rotation can start or continue.
+    survey has no obstacle at all, one check states that a rotation can start or continue, if the credentials may write
+    to the store (`is_writable`).
     """
     checks = [
         Check(
@@ -260,7 +277,8 @@ def check_obstacles(survey: Survey) -> list[Check]:
     ]
     if not survey.obstacles:
         what = "the rotation in progress can continue" if survey.is_in_progress else "a rotation can start now"
-        checks.append(Check("rotation", OK, f"no obstacle: {what}"))
+        text = f"no obstacle: {what}" if is_writable else "the servers are no obstacle to a rotation"
+        checks.append(Check("rotation", OK, text))
     return [*checks, *(Check("rotation", WARNING, remark) for remark in survey.remarks)]
 
 

@@ -19,6 +19,7 @@ from goatherd.key_inventory import take_key_inventory
 from goatherd.operations.identity_store import Store
 from goatherd.providers.capabilities import (
     DiagnosableSecretProvider,
+    Finding,
     Verdict,
     find_guarantees,
     list_guarantees,
@@ -49,6 +50,7 @@ _LEVELS: Final = {
 }
 
 
+RIGHTS: Final = "rights"
 KEY_EXPOSURE: Final = "key exposure"
 """Name of the check for a private key in a server's answer to an unauthenticated request."""
 SERVERS: Final = "servers"
@@ -76,7 +78,9 @@ class Check:
         return asdict(self) | {"name": former, "check": self.name, "level": self.level.lower()}
 
 
-async def check_store(store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy) -> list[Check]:
+async def check_store(
+    store: Store, version: SecretVersion, document: IdentityDocument, policy: Policy, *, as_server: bool = False
+) -> list[Check]:
     """Check a secret store that can be read, and the identity in it; return the results.
 
     Args:
@@ -84,8 +88,10 @@ async def check_store(store: Store, version: SecretVersion, document: IdentityDo
         version: The version with the label `current`.
         document: The identity in it.
         policy: The policy of rotations.
+        as_server: Whether the credentials are those of a server, which need not write. Otherwise, rights that are too
+            few for a rotation are a failure.
     """
-    checks = [await _check_latency(store), *await _check_rights(store)]
+    checks = [await _check_latency(store), *await _check_rights(store, as_server=as_server)]
     guarantees = store.provider.guarantees
     if guarantees.cas:
         checks.append(Check("store writes", OK, "if two writers write at the same time, exactly one succeeds"))
@@ -156,7 +162,7 @@ async def _check_latency(store: Store) -> Check:
     return Check("latency", OK, text)
 
 
-async def _check_rights(store: Store) -> list[Check]:
+async def _check_rights(store: Store, *, as_server: bool = False) -> list[Check]:
     provider = store.provider
     findings = [unreported_finding(provider.scheme)]
     if isinstance(provider, DiagnosableSecretProvider):
@@ -165,7 +171,15 @@ async def _check_rights(store: Store) -> list[Check]:
         except GoatherdError as error:
             text = f"the store did not report its rights: {error}"
             return [Check("rights", SKIPPED, text, error.hint)]
-    return [Check(each.name, _LEVELS[each.verdict], each.text, each.hint) for each in findings]
+    return [_check_finding(each, as_server=as_server) for each in findings]
+
+
+def _check_finding(finding: Finding, *, as_server: bool) -> Check:
+    if finding.name == RIGHTS and not as_server and (finding.may_write is False or finding.verdict is Verdict.CAUTION):
+        # The next rotation would fail.
+        hint = f"{finding.hint} To check a server's credentials: --as-server."
+        return Check(RIGHTS, FAILED, finding.text, hint)
+    return Check(finding.name, _LEVELS[finding.verdict], finding.text, finding.hint)
 
 
 def _check_current(labels: Mapping[Label, SecretVersion], version: SecretVersion) -> Check:

@@ -464,8 +464,8 @@ def _of_a_node(node: NodeView, store: StoreView, *, is_silent: bool, is_distrust
         yield Obstacle(
             kind=ObstacleKind.WITHOUT_STORE,
             text=f"{url} cannot read the store, so it would not learn of a new root",
-            hint="The log of the server states the reason; `goatherd doctor` on that machine checks its access to"
-            " the store.",
+            hint="The log of the server states the reason; `goatherd doctor --as-server` on that machine checks its"
+            " access to the store.",
             nodes=urls,
         )
     ahead_ms = node.clock_ahead_ms or 0

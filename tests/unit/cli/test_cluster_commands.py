@@ -599,6 +599,41 @@ def test_doctor_says_what_the_credentials_may_do_how_fast_the_store_is_and_where
     assert "the longest of 5" in found["latency"][0][1]
 
 
+@pytest.mark.parametrize(
+    ("method", "answer", "name", "text"),
+    [
+        ("may_write", False, "rights", "the credentials may read, but not write"),
+        ("free_bytes", 4096, "room", "4 KB free, which is too little for a rotation"),
+    ],
+    ids=["read only", "full disk"],
+)
+def test_what_would_make_the_next_rotation_fail_is_a_failure_and_comes_first(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, method: str, answer: object, name: str, text: str
+) -> None:
+    goatherd("init", "--provider", store)
+    monkeypatch.setattr(f"goatherd.files.System.{method}", lambda *_: answer)
+    result = goatherd("doctor", "--provider", store)
+    assert result.code == EXIT_FINDINGS
+    assert result.out.startswith(f"FAIL  {name:<22}  {text}")
+    assert "a rotation can start now" not in result.out
+
+
+def test_credentials_that_may_only_read_are_enough_for_a_server(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, serve: Serve, tmp_path: Path
+) -> None:
+    goatherd("init", "--provider", store)
+    server = serve("--provider", store, "--data", str(tmp_path / "data"))
+    monkeypatch.setattr("goatherd.files.System.may_write", lambda *_: False)
+    here = ("--provider", store, "--node", server.url)
+    operator = goatherd("doctor", *here)
+    assert operator.code == EXIT_FINDINGS
+    assert "To check a server's credentials: --as-server." in operator.out
+    assert "rotation                the servers are no obstacle to a rotation" in operator.out
+    result = goatherd("doctor", "--as-server", *here)
+    assert result.code == 0, result.out
+    assert "ok    rights                  the credentials may read, but not write: enough for a server" in result.out
+
+
 def test_doctor_does_not_pass_what_it_cannot_check(goatherd: Goatherd) -> None:
     uri = "memory:///doctor-cannot-check/root"
     goatherd("init", "--provider", uri)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from goatherd.cli.output import BLUE, GREEN, RED, YELLOW, Marked
 from goatherd.errors import UnknownSignerError
-from goatherd.operations.store_checks import FAILED, SKIPPED, WARNING, Check
+from goatherd.operations.store_checks import FAILED, OK, SKIPPED, WARNING, Check
 from goatherd.telemetry import describe_count
 
 if TYPE_CHECKING:
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from goatherd.operations.repair_data import Repair
 
 
-def check_lines(checks: Sequence[Check]) -> list[str]:
-    """Return the results of all checks as lines, with a total at the end."""
-    lines = []
-    for check in checks:
-        lines.append(f"{check.level:<4}  {check.name:<22}  {check.text}")
+_COLOURS: Final = {FAILED: RED, WARNING: YELLOW, SKIPPED: BLUE, OK: GREEN}
+"""The colour of each level, in the order in which the checks are listed."""
+
+
+def check_lines(checks: Sequence[Check]) -> list[str | Marked]:
+    """Return the results of all checks as lines, failures first, with a total at the end."""
+    lines: list[str | Marked] = []
+    for check in sorted(checks, key=lambda one: list(_COLOURS).index(one.level)):
+        lines.append(Marked(f"{check.level:<4}", _COLOURS[check.level], f"  {check.name:<22}  {check.text}"))
         if check.hint:
             lines.append(f"      {'':<22}  -> {check.hint}")
     failed, warnings, skipped = (sum(check.level == level for check in checks) for level in (FAILED, WARNING, SKIPPED))
@@ -29,7 +34,7 @@ def check_lines(checks: Sequence[Check]) -> list[str]:
     return [*lines, "", f"{total}, {skipped} not possible" if skipped else total]
 
 
-def signer_lines(report: SignerReport) -> list[str]:
+def signer_lines(report: SignerReport) -> list[str | Marked]:
     """Return the facts of a signer and the results of its checks as lines."""
     facts = report.facts
     lines = [

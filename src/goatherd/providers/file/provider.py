@@ -49,6 +49,8 @@ _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NOT_POSIX: Final = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF})
 _RESERVED: Final = frozenset({LOCK, MANIFEST, NEW_MANIFEST, RESERVE})
 _LEAST_ROOM: Final = 16_000_000
+_ROOM_TO_ROTATE: Final = 500_000
+"""What a rotation may write: some versions of the largest identity document, and their ledger."""
 
 
 class FileSecretProvider(SecretProvider):
@@ -146,6 +148,9 @@ class FileSecretProvider(SecretProvider):
         may_write = self._system.may_write(place)
         first = rights_finding(self.scheme, may_write=may_write, may_destroy=True if may_write else None)
         room = self._system.free_bytes(place)
+        if room < _ROOM_TO_ROTATE:
+            text = f"{room // 1000} KB free, which is too little for a rotation"
+            return [first, Finding(name="room", verdict=Verdict.WRONG, text=text, hint=f"Make room under {place}.")]
         text = f"{room // 1_000_000} MB free"
         if room < _LEAST_ROOM:
             return [first, Finding(name="room", verdict=Verdict.CAUTION, text=text, hint=f"Make room under {place}.")]
