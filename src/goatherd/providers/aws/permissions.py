@@ -10,44 +10,18 @@ Set operators: docs.aws.amazon.com/IAM/latest/UserGuide/, "Single-valued vs. mul
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.aws.address import AWSAddress, parse_address, partition_of
+from goatherd.providers.policies import fill_policy
 from goatherd.providers.values import ORG_FIELD, Role, check_role
-
-Statement = dict[str, object]
 
 _NAME = re.compile(r"[A-Za-z0-9/._-]{1,512}")
 # ARNs end in a hyphen and six characters of AWS's; `?` for each, so that `…/root` does not cover `…/root-of-others`.
 _SUFFIX: Final = "-??????"
-_STAGE_KEY: Final = "secretsmanager:VersionStage"
-# The only two labels that servers read. The condition is `ForAnyValue`, because the key is multi-valued ("the list of
-# version stages in the request"; GetSecretValue sends one). Without the key the condition is false, so a read by
-# version id is denied.
-_SERVER_STAGES: Final = ["AWSCURRENT", "stable"]
-# The label of AWS's own rotation, which moves it; Goatherd never does.
-_ROTATION_STAGE: Final = "AWSPENDING"
-_ROTATOR_ACTIONS: Final = [
-    "secretsmanager:DescribeSecret",
-    "secretsmanager:GetSecretValue",
-    "secretsmanager:ListSecretVersionIds",
-    "secretsmanager:PutSecretValue",
-    "secretsmanager:UpdateSecretVersionStage",
-]
-# An admin creates the secret, with its replicas in other regions, and promotes a replica there.
-_ADMIN_ONLY: Final = ["CreateSecret", "DeleteSecret", "ReplicateSecretToRegions", "StopReplicationToReplica"]
-_ADMIN_ACTIONS: Final = sorted([*_ROTATOR_ACTIONS, *(f"secretsmanager:{one}" for one in _ADMIN_ONLY)])
-# What would break the labels, or widen who may read, though another policy should allow it.
-_NEVER: Final = [
-    "secretsmanager:DeleteSecret",
-    "secretsmanager:PutResourcePolicy",
-    "secretsmanager:RotateSecret",
-    "secretsmanager:UpdateSecret",
-]
 
 
 def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*") -> str:
@@ -81,53 +55,29 @@ def policy(role: Role, secret: str | Mapping[str, object], *, account: str = "*"
     partition = partition_of(region)
     name = secret_id.replace(ORG_FIELD, "*")
     resource = f"arn:{partition}:secretsmanager:{region}:{account}:secret:{name}{_SUFFIX}"
-    statements: list[Statement]
-    if role == "server":
-        statements = [
-            {
-                "Sid": "GoatherdReads",
-                "Effect": "Allow",
-                "Action": ["secretsmanager:GetSecretValue"],
-                "Resource": [resource],
-                "Condition": {"ForAnyValue:StringEquals": {_STAGE_KEY: _SERVER_STAGES}},
-            }
-        ]
-    elif role == "rotator":
-        statements = [
-            {"Sid": "GoatherdRotates", "Effect": "Allow", "Action": _ROTATOR_ACTIONS, "Resource": [resource]},
-            {"Sid": "GoatherdNever", "Effect": "Deny", "Action": _NEVER, "Resource": [resource]},
-            {
-                "Sid": "GoatherdLeavesRotation",
-                "Effect": "Deny",
-                "Action": ["secretsmanager:UpdateSecretVersionStage"],
-                "Resource": [resource],
-                "Condition": {"ForAnyValue:StringEquals": {_STAGE_KEY: [_ROTATION_STAGE]}},
-            },
-        ]
-    else:
-        statements = [{"Sid": "GoatherdAdmin", "Effect": "Allow", "Action": _ADMIN_ACTIONS, "Resource": [resource]}]
-    if address.kms_key_id is not None:
-        statements.append(_key_statement(address, address.kms_key_id, role, partition, account))
-    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+    key = "" if address.kms_key_id is None else _key_statement(address, address.kms_key_id, role, partition, account)
+    return fill_policy(__file__, f"{role}.json", resource=resource, key=key)
 
 
-def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, account: str) -> Statement:
+def _key_statement(address: AWSAddress, key: str, role: Role, partition: str, account: str) -> str:
+    """Return the statement about the secret's key, with the comma that separates it from the one before."""
     region = address.region or "*"
-    # In every partition it ends in amazonaws.com: docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html
-    condition: dict[str, object] = {
-        "StringLike" if region == "*" else "StringEquals": {"kms:ViaService": f"secretsmanager.{region}.amazonaws.com"}
-    }
+    file, alias = "key.json", ""
     scope, _, name = key.rpartition(":")
     if not scope:  # no ARN: a key of the region and the account of the secret
         scope, name = f"arn:{partition}:kms:{region}:{account}", key if key.startswith("alias/") else f"key/{key}"
     if name.startswith("alias/"):
         # An alias is no resource of these actions; the key behind it is found by this condition.
-        condition["ForAnyValue:StringEquals"] = {"kms:ResourceAliases": [name]}
+        file, alias = "key-alias.json", name
         name = "key/*"
-    return {
-        "Sid": "GoatherdKey",
-        "Effect": "Allow",
-        "Action": ["kms:Decrypt"] if role == "server" else ["kms:Decrypt", "kms:GenerateDataKey"],
-        "Resource": [f"{scope}:{name}"],
-        "Condition": condition,
-    }
+    actions = ["kms:Decrypt"] if role == "server" else ["kms:Decrypt", "kms:GenerateDataKey"]
+    # In every partition it ends in amazonaws.com: docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html
+    return ",\n    " + fill_policy(
+        __file__,
+        file,
+        actions=",\n        ".join(f'"{action}"' for action in actions),
+        resource=f"{scope}:{name}",
+        operator="StringLike" if region == "*" else "StringEquals",
+        region=region,
+        alias=alias,
+    )

@@ -11,23 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from goatherd.errors import ConfigurationError
 from goatherd.providers.addresses import uri_of_config
 from goatherd.providers.kubernetes.address import parse_address, split_secret_id
+from goatherd.providers.policies import fill_policy
 from goatherd.providers.values import ORG_FIELD, check_role
-
-_PURPOSE: Final = {
-    "server": "reads the identity and watches it for changes; can change nothing",
-    "rotator": "rotates the identity and destroys old versions; neither creates nor deletes the Secret",
-    "admin": "does what the rotator does, and creates and deletes the Secret",
-}
-_VERBS: Final = {
-    "server": ("get", "watch"),
-    "rotator": ("get", "watch", "update"),
-    "admin": ("get", "watch", "update", "delete"),
-}
 
 _PATH = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
 
@@ -55,25 +44,7 @@ def policy(role: str, uri: str | Mapping[str, object]) -> str:
             hint="Print one Role for each organization, with its id in the address.",
         )
     namespace, name = split_secret_id(secret_id)
-    title = f"goatherd-{role}-{name}"
-    rules = [_rule_yaml(_VERBS[role], name)]
-    warning = ""
-    if role == "admin":
-        rules.append(_rule_yaml(("create",), None))
-        warning = (
-            "# Kubernetes cannot restrict `create` to a name. An account that may create any Secret in a namespace\n"
-            "# can obtain the token of each of its service accounts: give this to a person for the time of\n"
-            "# `goatherd init`, not to a workload.\n"
-        )
-    return (
-        f"# Goatherd {role}: {_PURPOSE[role]}.\n{warning}"
-        f"apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata:\n"
-        f'  namespace: "{namespace}"\n  name: "{title}"\nrules:\n' + "".join(rules) + "---\n"
-        f"apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata:\n"
-        f'  namespace: "{namespace}"\n  name: "{title}"\nroleRef:\n'
-        f'  apiGroup: rbac.authorization.k8s.io\n  kind: Role\n  name: "{title}"\nsubjects:\n'
-        f'  - kind: ServiceAccount\n    namespace: "{namespace}"\n    name: goatherd-{role}\n'
-    )
+    return fill_policy(__file__, f"{role}.yaml", namespace=namespace, name=name)
 
 
 def volume_policy(role: str, uri: str | Mapping[str, object]) -> str:
@@ -101,19 +72,4 @@ def volume_policy(role: str, uri: str | Mapping[str, object]) -> str:
             f"{uri!r} is not the address of a mounted Secret",
             hint="Write, for example, k8s-volume:///var/run/secrets/goatherd.",
         )
-    return (
-        f"# Goatherd server: reads the identity from a volume. The pod's service account needs no Role for it.\n"
-        f"# Replace NAME with the name of the Secret. Add no items, and no subPath, which is never updated.\n"
-        f"spec:\n  automountServiceAccountToken: false\n  securityContext:\n    fsGroup: 10001\n"
-        f"  containers:\n    - name: goatherd\n      env:\n        - name: GOATHERD_PROVIDER\n"
-        f'          value: "k8s-volume://{path}"\n'
-        f"      volumeMounts:\n        - name: identity\n"
-        f'          mountPath: "{path}"\n          readOnly: true\n'
-        f"  volumes:\n    - name: identity\n      secret:\n        secretName: NAME\n        defaultMode: 0440\n"
-    )
-
-
-def _rule_yaml(verbs: tuple[str, ...], name: str | None) -> str:
-    names = "" if name is None else f'    resourceNames: ["{name}"]\n'
-    quoted = ", ".join(f'"{verb}"' for verb in verbs)
-    return f'  - apiGroups: [""]\n    resources: ["secrets"]\n{names}    verbs: [{quoted}]\n'
+    return fill_policy(__file__, "volume.yaml", path=path)

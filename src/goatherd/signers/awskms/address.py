@@ -5,7 +5,6 @@ Actions and condition keys: docs.aws.amazon.com/service-authorization/latest/ref
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +12,7 @@ from typing import Final
 from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm, Option
 from goatherd.providers.aws.address import AWSAddress, partition_of
+from goatherd.providers.policies import fill_policy
 from goatherd.signers.base import check_role
 
 ALGORITHM: Final = "ECDSA_SHA_384"
@@ -81,23 +81,9 @@ def policy(role: str, uri: str) -> str:
     address = parse_uri(uri)
     region = address.service.region or "*"
     partition = partition_of(region)
-    condition: dict[str, object] = {}
     if address.alias is not None:
         account = address.key.split(":")[4] if ":" in address.key else "*"
         resource = f"arn:{partition}:kms:{region}:{account}:key/*"
-        condition = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": [address.alias]}}
-    else:
-        resource = address.key if ":" in address.key else f"arn:{partition}:kms:{region}:*:key/{address.key}"
-    statements: list[dict[str, object]] = [
-        {
-            "Sid": "GoatherdSigns",
-            "Effect": "Allow",
-            "Action": ["kms:Sign"],
-            "Resource": [resource],
-            "Condition": {**condition, "StringEquals": {"kms:SigningAlgorithm": ALGORITHM}},
-        },
-        {"Sid": "GoatherdReadsPublicKey", "Effect": "Allow", "Action": ["kms:GetPublicKey"], "Resource": [resource]},
-    ]
-    if condition:
-        statements[1]["Condition"] = condition
-    return json.dumps({"Version": "2012-10-17", "Statement": statements}, indent=2)
+        return fill_policy(__file__, "alias.json", resource=resource, alias=address.alias)
+    resource = address.key if ":" in address.key else f"arn:{partition}:kms:{region}:*:key/{address.key}"
+    return fill_policy(__file__, "key.json", resource=resource)

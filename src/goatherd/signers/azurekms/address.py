@@ -8,7 +8,6 @@ Those of Managed HSM: learn.microsoft.com/azure/key-vault/managed-hsm/built-in-r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm
 from goatherd.providers.azure.address import FORM as STORE_FORM
 from goatherd.providers.azure.address import AzureAddress, address
+from goatherd.providers.policies import fill_policy
 from goatherd.signers.base import check_role
 
 FORM: Final = AddressForm(
@@ -26,11 +26,6 @@ FORM: Final = AddressForm(
     options=STORE_FORM.options,
     missing="it names no key",
     subject="a key",
-)
-DATA_ACTIONS: Final = ("Microsoft.KeyVault/vaults/keys/read", "Microsoft.KeyVault/vaults/keys/sign/action")
-HSM_DATA_ACTIONS: Final = (
-    "Microsoft.KeyVault/managedHsm/keys/read/action",
-    "Microsoft.KeyVault/managedHsm/keys/sign/action",
 )
 _HSM: Final = "managedhsm."
 """What the domain of Managed HSM begins with, in every cloud."""
@@ -86,37 +81,4 @@ def policy(role: str, uri: str) -> str:
     """Return the ``az`` commands that grant signing with one key; a vault must use Azure RBAC."""
     check_role(role)
     it = parse_uri(uri)
-    name, description = f"Goatherd signer of {it.vault.vault}", "Goatherd: signs with a key, and reads its public half."
-    about = (
-        "# Goatherd signer: signs with this key, and reads its public half; cannot change or delete it.\n"
-        "# PRINCIPAL is the object id of the managed identity, service principal or user.\n"
-    )
-    if it.is_in_managed_hsm:
-        hsm = f"--hsm-name {it.vault.vault}"
-        hsm_role = {
-            "roleName": name,
-            "description": description,
-            "actions": [],
-            "notActions": [],
-            "dataActions": list(HSM_DATA_ACTIONS),
-            "notDataActions": [],
-        }
-        return about + (
-            f"az keyvault role definition create {hsm} --role-definition '{json.dumps(hsm_role, indent=2)}'\n"
-            f"az keyvault role assignment create {hsm} --assignee \"$PRINCIPAL\" --role '{name}'"
-            f" --scope /keys/{it.key}\n"
-        )
-    definition = {
-        "Name": name,
-        "Description": description,
-        "Actions": [],
-        "DataActions": list(DATA_ACTIONS),
-        "AssignableScopes": ["GROUP"],
-    }
-    text = json.dumps(definition, indent=2).replace('"GROUP"', """"'"$GROUP"'\"""")
-    return about + (
-        f'VAULT="$(az keyvault show --name {it.vault.vault} --query id --output tsv)"\n'
-        'GROUP="${VAULT%/providers/*}"\n'
-        f"az role definition create --role-definition '{text}'\n"
-        f'az role assignment create --assignee "$PRINCIPAL" --role \'{name}\' --scope "$VAULT/keys/{it.key}"\n'
-    )
+    return fill_policy(__file__, "hsm.sh" if it.is_in_managed_hsm else "vault.sh", vault=it.vault.vault, key=it.key)

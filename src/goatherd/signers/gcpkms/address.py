@@ -8,6 +8,7 @@ from typing import Final
 
 from goatherd.providers import addresses
 from goatherd.providers.addresses import AddressForm, Option
+from goatherd.providers.policies import fill_policy
 from goatherd.signers.base import check_role
 
 PUBLIC_HOST: Final = "cloudkms.googleapis.com"
@@ -96,10 +97,5 @@ def policy(role: str, uri: str) -> str:
     """Return the ``gcloud`` commands that grant signing with one key and reading its public half."""
     check_role(role)
     it = parse_uri(uri)
-    binding = f"gcloud kms keys add-iam-policy-binding {it.key} --keyring={it.ring} --location={it.location}"
-    return (
-        "# Goatherd signer: signs with this key, and reads its public half; cannot change or destroy it.\n"
-        f"MEMBER=serviceAccount:goatherd-signer@{it.project}.iam.gserviceaccount.com\n"
-        f'{binding} --project={it.project} --member="$MEMBER" --role=roles/cloudkms.signer\n'
-        f'{binding} --project={it.project} --member="$MEMBER" --role=roles/cloudkms.publicKeyViewer\n'
-    )
+    values = {"project": it.project, "location": it.location, "ring": it.ring, "key": it.key}
+    return fill_policy(__file__, "signer.sh", **values)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from goatherd.providers.addresses import AddressForm, Option
+from goatherd.providers.policies import fill_policy
 from goatherd.providers.vault.address import OPTIONS, VaultAddress, parse_with_form
 from goatherd.signers.base import check_role
 
@@ -74,9 +75,4 @@ def policy(role: str, uri: str) -> str:
     check_role(role)
     # Which server it is makes no difference here, so none has to be known.
     address = parse_uri(uri, environment={"VAULT_ADDR": "https://anywhere"})
-    mount, key = address.server.mount, address.key
-    return (
-        "# Goatherd signer: signs with this key, and reads its public half; cannot change, export or delete it.\n"
-        f'path "{mount}/sign/{key}" {{\n  capabilities = ["update"]\n}}\n\n'
-        f'path "{mount}/keys/{key}" {{\n  capabilities = ["read"]\n}}\n'
-    )
+    return fill_policy(__file__, "signer.hcl", mount=address.server.mount, key=address.key)
