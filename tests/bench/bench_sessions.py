@@ -11,7 +11,7 @@ from tests.ports import free_ports
 
 from . import bare
 from .clients import SESSIONS, Line, batch, post, signature, wait_until_verified
-from .data import Data, write_index, write_log
+from .data import Data, write_log
 from .rows import Row
 from .scale import FULL, Scale
 from .servers import serve
@@ -26,10 +26,7 @@ async def run(scale: Scale, data: Data) -> list[Row]:
 
 
 async def _measure(size: int, rounds: int, data: Data) -> list[Row]:
-    """Start a server several times; the last time, wait until it has verified every session.
-
-    The first start is without an index of the log, as after a migration from GoatDB; the others are with one.
-    """
+    """Start a server several times; the last time, wait until it has verified every session."""
     ready: list[float] = []
     answered: list[float] = []
     limits: list[float] = []
@@ -54,16 +51,13 @@ async def _measure(size: int, rounds: int, data: Data) -> list[Row]:
                     if turn == rounds:
                         await wait_until_verified(line)
                         peak = server.peak_bytes()
-            if not turn:
-                await asyncio.to_thread(write_index, top / "data", [SESSIONS])
 
     def row(name: str, samples: list[float], bare: list[float]) -> Row:
         return Row(name=name, unit="s", size=size, samples=samples, bare=bare, limit="parsing", power=1)
 
     return [
-        row("sessions/first", ready[:1], limits[:1]),
-        row("sessions/ready", ready[1:], limits[1:]),
-        row("sessions/answered", answered[1:], limits[1:]),
+        row("sessions/ready", ready, limits),
+        row("sessions/answered", answered, limits),
         Row(
             name="sessions/peak",
             unit="MiB",

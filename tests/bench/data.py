@@ -11,9 +11,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -35,8 +34,6 @@ from goatherd.identity.session import (
 )
 from goatherd.identity.session_commits import SESSIONS_SCHEMA
 from goatherd.identity.transitions import create_document
-from goatherd.node.log_storage import LogDirectory
-from goatherd.node.repository import Repository
 from goatherd.plugins import open_provider
 from goatherd.times import milliseconds
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
@@ -210,18 +207,6 @@ def write_log(data: Path, repository: str, lines: Iterable[bytes]) -> int:
     file.write_bytes(b"".join(frame_records([line]) for line in lines))
     file.chmod(0o600)
     return file.stat().st_size
-
-
-def write_index(data: Path, repositories: Sequence[str]) -> None:
-    """Write the index of repositories with equal logs, as a server does in the background."""
-    with LogDirectory(data / "localhost") as logs:
-        first, *others = [logs.open_log(repository) for repository in repositories]
-        found = Repository(repositories[0], first, org="localhost", connection="benchmark", own_session=str)
-        found.load_log()
-        while found.unindexed_count:
-            found.note_indexed(found.indexed, found.write_index_block())
-        for log in others:
-            shutil.copy(first.index.file, log.index.file)
 
 
 def ids_of(lines: Iterable[bytes]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Final
 
 MIB: Final = 1 << 20
 UNLIMITED: Final = {
-    "GOATHERD_LIMITS_REQUESTS_PER_SECOND": "10000000",
+    "GOATHERD_LIMITS_REQUESTS_PER_SECOND": "1000000",
     "GOATHERD_LIMITS_CONNECTIONS": "16000",
 }
 """Settings of a server whose limits are not what is measured: all callers of a benchmark have one address."""

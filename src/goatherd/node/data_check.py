@@ -255,7 +255,6 @@ class DataCheck:
         first: int | None = None
         damaged, wrong = 0, dict[str, list[Commit]]()
         good: dict[str, Commit] = {}
-        absent: list[Commit] = []
         while True:
             began = self._clock.monotonic()
             batch = await self._in_thread(lambda: list(islice(lines, BATCH)))
@@ -272,8 +271,6 @@ class DataCheck:
             starts = iter(start for start, outcome in batch if isinstance(outcome, Commit))
             for start, commit, verdict in zip(starts, commits, await self._verify_commits(commits), strict=True):
                 self._records += 1
-                if self._engine.is_absent(path, commit.id):
-                    absent.append(commit)
                 if verdict is None:
                     if commit.id in wrong:
                         good[commit.id] = commit
@@ -292,10 +289,6 @@ class DataCheck:
                 await pause_after(self._clock, self._clock.monotonic() - began)
         if wrong and self._engine.withhold_damaged(path, wrong, good):
             self._withheld(path)
-        restored = self._engine.restore_commits(path, [commit for commit in absent if commit.id not in wrong])
-        if restored:
-            _log.warning("%s", event_text(Event.DATA_WRONG_INDEX, file=log.index.file, restored=restored))
-            await self._in_thread(log.index.remove)
         if first is not None:
             self._first.pop(path, None)
             self._report_damage(path, damaged=damaged, wrong=sum(map(len, wrong.values())), first=first)

@@ -67,7 +67,6 @@ from goatherd.node.engine import (
 )
 from goatherd.node.expiry_warning import ExpiryWatch
 from goatherd.node.frozen_commits import FOLDER, FrozenCommitStore
-from goatherd.node.index_writer import IndexWriter
 from goatherd.node.log_storage import GroupCommit, LogDirectory, TrackedLog, TrackedUnusedLog
 from goatherd.node.management import refuse_unless_root
 from goatherd.node.peer import FIRST_PATHS, Peer, PeerStatus
@@ -503,8 +502,6 @@ class Database:
                 withheld=self._fetch_again,
             )
             self._spawn_task(self._data_check.run(), "check the data")
-            writer = IndexWriter(engine=engine, workers=self._workers, clock=self._clock)
-            self._spawn_task(writer.run(), "write the indexes of the logs")
         self._stack.callback(self._settings.subscribe(self._adopt_settings))
         self._spawn_task(self._frozen_commits.run(), "fetch frozen lists")
         self._spawn_task(self._retry_writes(), "write again")

@@ -432,22 +432,6 @@ class Engine:
         self._views.drop_views(path)
         return True
 
-    def is_absent(self, path: str, commit_id: str) -> bool:
-        """Return whether a repository is open, and lacks a commit."""
-        repository = self._repositories.get(path)
-        return repository is not None and commit_id not in repository
-
-    def restore_commits(self, path: str, commits: Sequence[Commit]) -> int:
-        """Add commits that a repository's log holds, and that the open repository lacks; return how many there were.
-
-        A wrong index of the log could have hidden them.
-        """
-        repository = self._repositories.get(path)
-        count = 0 if repository is None else repository.restore_commits(commits)
-        if count and path == SESSIONS_PATH:
-            self.pool.offer_session_commits(commits)
-        return count
-
     def note_writable(self, path: str, can_be_written: bool) -> None:
         """Record whether a repository's log can be written at present.
 

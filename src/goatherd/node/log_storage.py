@@ -39,10 +39,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from goatherd.data_directory import DAMAGED_SUFFIX, LOG_SUFFIX, check_understood, read_records
-from goatherd.errors import DecodeError, GoatherdError, PathError, StorageError
+from goatherd.errors import GoatherdError, PathError, StorageError
 from goatherd.files import OWNER_HINT, flag_for_link, make_directory, open_directory, open_or_create
 from goatherd.garbage_collection import pause_collection
-from goatherd.node.log_index import IndexedPart, LogIndex, decode_line, split_part
 from goatherd.node.repository import Log
 from goatherd.node.unused_sessions import UnusedLog
 from goatherd.telemetry import Event, event_text
@@ -51,7 +50,6 @@ from goatherd.wire.paths import NAME_LENGTH, check_repository_path
 
 LOCK_NAME = ".goatherd.lock"
 UNUSED_NAME = ".goatherd.unused-sessions"
-INDEX_SUFFIX = ".index"
 QUERY_CACHE_SUFFIX = ".cache.json"
 
 _log = logging.getLogger("goatherd.node")
@@ -89,17 +87,12 @@ class FileLog:
         """
         return [record for line in self.read_lines() if (record := parse_record(line)) is not None]
 
-    @property
-    def index(self) -> FileLogIndex:
-        return FileLogIndex(self)
-
-    def read_lines(self, start: int = 0) -> Iterator[bytes]:
+    def read_lines(self) -> Iterator[bytes]:
         with self._write_lock, pause_collection():
-            end = start
+            end = 0
             rest = b""
             try:
                 with self.file.open("rb") as file:
-                    file.seek(start)
                     for line in file:
                         if not line.endswith(b"\n"):
                             rest = line
@@ -318,62 +311,6 @@ class FileLog:
         except OSError as error:
             raise StorageError(f"cannot remove the unfinished last line of {self.file}: {error.strerror}") from error
         _log.info("%s", event_text(Event.DATA_TORN, file=self.file, bytes=size))
-
-
-class FileLogIndex:
-    """The index of a log in a hidden file beside it, ``.NAME.jsonl.index``.
-
-    The file can be deleted at any time. It is written without an fsync, since a damaged index is not used.
-
-    Attributes:
-        file: Path of the index.
-    """
-
-    def __init__(self, log: FileLog) -> None:
-        self._log = log
-        self.file = log.file.with_name(f".{log.file.name}{INDEX_SUFFIX}")
-
-    def read_parts(self, header: bytes) -> Iterator[IndexedPart]:
-        index_end = log_end = 0
-        try:
-            with self.file.open("rb") as index, self._log.file.open("rb") as log, pause_collection():
-                for line in index:
-                    if not index_end:
-                        if line != header:
-                            return
-                        index_end = len(line)
-                        continue
-                    block = decode_line(line)
-                    lines = split_part(block, log.read(block["size"]))
-                    log_end, index_end = log_end + block["size"], index_end + len(line)
-                    yield IndexedPart(block=block, lines=lines, log_end=log_end, index_end=index_end)
-        except (OSError, DecodeError, KeyError, TypeError, ValueError):
-            return  # the rest of the log is parsed
-
-    def read_part(self, start: int, size: int) -> bytes:
-        return self._log.read_part(start, size)
-
-    def write_block(self, header: bytes, block: bytes, offset: int) -> int:
-        try:
-            flags = os.O_WRONLY | os.O_CLOEXEC
-            with os.fdopen(open_or_create(self.file, flags, may_be_below_link=False), "wb") as file:
-                file.truncate(offset)
-                file.seek(offset)
-                file.write(block if offset else header + block)
-                return file.tell()
-        except OSError as error:
-            raise StorageError(f"cannot write {self.file}: {error.strerror}") from error
-
-    def remove(self) -> None:
-        """Delete the index, so that the next start parses the whole log.
-
-        Raises:
-            StorageError: The index cannot be deleted.
-        """
-        try:
-            self.file.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot delete {self.file}: {error.strerror}") from error
 
 
 class LogDirectory:
@@ -620,12 +557,8 @@ class TrackedLog:
     def unflushed(self) -> int:
         return self._log.unflushed
 
-    @property
-    def index(self) -> LogIndex | None:
-        return self._log.index
-
-    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
-        return self._log.read_lines(start)
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
+        return self._log.read_lines()
 
     def append_record(self, record: Mapping[str, Any] | bytes) -> None:
         self._log.append_record(record)

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, Unpack
 
 from goatherd.errors import DecodeError, EncodeError, ItemExistsError, ItemNotFoundError
-from goatherd.node.log_index import LogIndex, decode_part, encode_block, encode_header
 from goatherd.wire.bloom import DEFAULT_FPR, BloomFilter, seed_count
 from goatherd.wire.commit import Commit, apply_edit, new_commit
 from goatherd.wire.items import decode_data, encode_data, normalize_data
@@ -39,9 +38,6 @@ MAX_CHAIN = 256
 """Maximum length of a chain of deltas that is read; GoatDB itself writes at most one delta on a full commit."""
 
 MAX_WEIGHT = 64 * 1024
-
-INDEXED_BYTES = 1024 * 1024
-"""How much of a log is read for one block of its index."""
 
 Seeds = Callable[[int], Sequence[int]]
 """Returns this many new Bloom filter seeds (`goatherd.ids.new_seeds`)."""
@@ -55,18 +51,10 @@ class Log(Protocol):
         """Number of appended records that are not written durably yet."""
         ...
 
-    @property
-    def index(self) -> LogIndex | None:
-        """The index beside the log; None if this kind of log has none."""
-        ...
-
-    def read_lines(self, start: int = 0) -> Iterator[Mapping[str, Any] | bytes]:
+    def read_lines(self) -> Iterator[Mapping[str, Any] | bytes]:
         """Yield every record of the log in order, as an object or as JSON in bytes, which may be damaged.
 
         `append_record` accepts both forms.
-
-        Args:
-            start: Offset of the first record; other than 0 only for a log with an index.
 
         Raises:
             StorageError: The log cannot be read.
@@ -100,21 +88,6 @@ class Authorship(TypedDict):
     session_id: str
     ts: int
     seeds: Seeds
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexPosition:
-    """How far a log's index goes.
-
-    Attributes:
-        commit_count: Number of commits in the index.
-        log_end: Offset in the log after these commits.
-        index_end: Offset in the index after these commits.
-    """
-
-    commit_count: int
-    log_end: int
-    index_end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +136,6 @@ class Repository:
             version only.
         undecodable: Number of the log's records that are not commits; they stay in the log.
         weight: Approximate size of the commits in bytes, with at most `MAX_WEIGHT` for each.
-        indexed: How far the log's index goes; None if the log can have no index.
     """
 
     def __init__(
@@ -202,8 +174,6 @@ class Repository:
         self._namespaces: dict[str, str | None] = {}  # of keys whose first commit is a delta
         self._with_child: set[str] = set()
         self._bases: set[str] = set()
-        self.indexed: IndexPosition | None = None
-        self._index_header = b""
 
     def load_log(self, wrong: Mapping[str, Sequence[Commit]] | None = None) -> None:
         """Read the repository's commits from its log.
@@ -216,14 +186,11 @@ class Repository:
         Raises:
             StorageError: The log cannot be read.
         """
-        index = None if wrong else self.log.index
-        if index is not None:
-            self._load_indexed(index)
-        self._index_commits(self._read_commits(0 if self.indexed is None else self.indexed.log_end, wrong or {}))
+        self._index_commits(self._read_commits(wrong or {}))
 
-    def _read_commits(self, start: int, wrong: Mapping[str, Sequence[Commit]]) -> Iterator[Commit]:
-        """Yield the commits of the log from an offset on, except those in `wrong`."""
-        for record in self.log.read_lines(start):
+    def _read_commits(self, wrong: Mapping[str, Sequence[Commit]]) -> Iterator[Commit]:
+        """Yield the commits of the log, except those in `wrong`."""
+        for record in self.log.read_lines():
             try:
                 commit = self._decode_record(record)
             except DecodeError:
@@ -231,64 +198,6 @@ class Repository:
                 continue
             if commit not in wrong.get(commit.id, ()):
                 yield commit
-
-    def _load_indexed(self, index: LogIndex) -> None:
-        """Read the part of the log that its index describes."""
-        self._index_header = encode_header(self.org, self.registry)
-        self.indexed = IndexPosition(commit_count=0, log_end=0, index_end=0)
-        for part in index.read_parts(self._index_header):
-            try:
-                commits, undecodable = decode_part(part, org=self.org, registry=self.registry)
-            except DecodeError:
-                break
-            self._index_commits(commits)
-            self.undecodable += undecodable
-            self.indexed = IndexPosition(commit_count=len(self.ids), log_end=part.log_end, index_end=part.index_end)
-
-    @property
-    def unindexed_count(self) -> int:
-        """Number of commits that the log's index lacks; 0 if the log can have no index."""
-        return 0 if self.indexed is None else len(self.ids) - self.indexed.commit_count
-
-    def write_index_block(self) -> IndexPosition | None:
-        """Write one block to the log's index, for the first commits that the index lacks.
-
-        Blocks; runs in any thread. Pass the result to `note_indexed` on the thread that changes the repository.
-
-        Returns:
-            How far the index goes now; None if it cannot be continued.
-
-        Raises:
-            StorageError: The log cannot be read, or the index cannot be written.
-        """
-        before, index, header = self.indexed, self.log.index, encode_header(self.org, self.registry)
-        if before is None or index is None or header != self._index_header:
-            return None
-        ids, commits = self.ids, self._commits
-        upcoming: set[str] = set()
-
-        def is_duplicate(commit_id: str) -> bool:
-            if not upcoming:
-                upcoming.update(ids[before.commit_count :])
-            return commit_id in commits and commit_id not in upcoming
-
-        lacking = (commits[ids[at]] for at in range(before.commit_count, len(ids)))
-        part = index.read_part(before.log_end, INDEXED_BYTES)
-        block = encode_block(part, lacking, self.registry, is_duplicate)
-        if block.is_blocked:
-            return None
-        if not block.size:
-            return before
-        return IndexPosition(
-            commit_count=before.commit_count + block.commit_count,
-            log_end=before.log_end + block.size,
-            index_end=index.write_block(header, block.text, before.index_end),
-        )
-
-    def note_indexed(self, before: IndexPosition | None, after: IndexPosition | None) -> None:
-        """Note how far the log's index goes, unless `indexed` is not `before` any more."""
-        if self.indexed is before:
-            self.indexed = after
 
     def _decode_record(self, record: Mapping[str, Any] | bytes) -> Commit:
         if isinstance(record, bytes):
@@ -443,17 +352,6 @@ class Repository:
             left._written = [commit_id for commit_id in self._written if commit_id in left._commits]
         self.__dict__.update(left.__dict__)
         return True
-
-    def restore_commits(self, commits: Sequence[Commit]) -> int:
-        """Add commits that the log holds already, and return how many of them the repository had not."""
-        before = len(self.ids)
-        for commit in commits:
-            commit.compact()
-        self._index_commits(commits)
-        count = len(self.ids) - before
-        if count:
-            self.indexed = None  # the commits are not in the order of the log any more
-        return count
 
     def hold_back_unwritten(self) -> None:
         """Hide commits that are not in the log file yet, and all later ones, from clients and peers.

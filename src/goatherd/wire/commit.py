@@ -5,17 +5,15 @@ canonical form, because GoatDB verifies signatures over that form: members have 
 explicit default values are dropped. Contents whose schema is not in the registry are kept as sent.
 
 A repository holds many commits and reads few of them. A *compact* commit (`Commit.compact`, `Commit.from_stored`) keeps
-its encoded bytes and the members by which commits are found and ordered. All other members are decoded at each access,
-so code that needs several of them calls `Commit.to_decoded` first.
+its encoded bytes, such as its line of a log, and the members by which commits are found and ordered. All other members
+are decoded at each access, so code that needs several of them calls `Commit.to_decoded` first.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from operator import attrgetter
 from sys import intern
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -26,7 +24,7 @@ from goatherd.errors import DecodeError, EncodeError
 from goatherd.wire.bloom import BloomFilter
 from goatherd.wire.encoders import check_members
 from goatherd.wire.items import apply_edit, canonical_edit, canonical_record, encoded_checksum
-from goatherd.wire.javascript_values import is_truthy
+from goatherd.wire.javascript_values import MAX_SAFE_INTEGER, is_truthy
 from goatherd.wire.json import (
     json_number,
     json_string,
@@ -255,29 +253,27 @@ class Commit:
     def from_stored(cls, line: bytes, *, org: str, registry: Registry = BUILTIN) -> Commit:
         """Decode one record of a repository's log, and return the commit in compact form if possible.
 
-        The record is decoded as in `from_json`.
+        The value is that of `from_json`. The commit keeps the record's bytes, in whatever order its members are. A
+        record that names another organization, or has members that no commit has, is encoded again.
 
         Raises:
             DecodeError: The record is not a JSON object, or not a commit that GoatDB could read.
         """
-        found = _stored_pattern(org).fullmatch(line)
-        if found is not None:
-            raw_id, raw_key, raw_session, raw_ts, raw_parents, raw_contents = found.groups()[:6]
-            canonical = _read_canonical(raw_contents, registry)
-            if canonical is not None:
-                text, schema, base = canonical
-                return compact_commit(
-                    line if text == raw_contents else line[: found.start(6)] + text + line[found.end(6) :],
-                    raw_id.decode(),
-                    raw_key.decode(),
-                    intern(raw_session.decode()),
-                    int(raw_ts),
-                    org,
-                    () if raw_parents is None else tuple(raw_parents[1:-1].decode().split('","')),
-                    None if schema is None else intern(schema),
-                    base,
-                )
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            record = None
+        # The bytes are decoded with the built-in schemas whenever a member is read.
+        is_kept = type(record) is dict and record.keys() <= _MEMBERS and record.get("org") == org
+        is_kept = is_kept and registry is BUILTIN
+        if is_kept and (plain := _read_plain(line, record)) is not None:
+            return plain
         commit = cls.from_json(parse_json(line), org=org, registry=registry)
+        if is_kept:
+            schema, base = commit._schema, commit._base
+            schema = None if schema is None else intern(schema)
+            session = intern(commit.session)
+            return compact_commit(line, commit.id, commit.key, session, commit.ts, org, commit.parents, schema, base)
         commit.compact()
         return commit
 
@@ -336,12 +332,13 @@ class Commit:
                 _set_schema(self, intern(self._schema))
             _set_decoded(self, None)
 
-    def mentions(self, text: bytes) -> bool:
-        """Return whether the commit's JSON may contain some ASCII text, without decoding the commit.
+    def may_contain(self, text: str) -> bool:
+        """Return whether some string in the commit's JSON may be `text`, without decoding the commit.
 
-        False means that the text certainly is not in it.
+        `text` must consist of letters and digits. False means that certainly no string is `text`.
         """
-        return self._encoded is None or text in self._encoded
+        encoded = self._encoded
+        return encoded is None or f'"{text}"'.encode() in encoded or b"\\u" in encoded
 
     def share_strings(self, key: str, parents: Sequence[Commit | None], base: Commit | None) -> None:
         """Let a compact commit use the id and key strings of other commits instead of its own copies, to save memory.
@@ -363,27 +360,7 @@ class Commit:
         """Return a copy of this commit with all members decoded."""
         if not self.is_compact:
             return self
-        encoded = parse_json(self.encoded)
-        get = encoded.get
-        version, raw_filter = get("ver"), get("af")
-        return Commit(
-            id=self.id,
-            key=self.key,
-            session=self.session,
-            ts=self.ts,
-            # Integers of 16 digits, which may be parsed as doubles.
-            version=None if version is None else int(version),
-            org=self.org,
-            connection=get("cid"),
-            contents=get("c"),
-            parents=self.parents,
-            ancestors_filter=None if raw_filter is None else BloomFilter.from_json(raw_filter),
-            ancestors_count=int(get("ac", 0)),
-            merge_base=get("mb"),
-            merge_leader=get("ml"),
-            revert="revert" in encoded,
-            signature=get("sig"),
-        )
+        return Commit.from_json(parse_json(self.encoded), org=self.org)
 
     # --- JSON ---
 
@@ -576,7 +553,7 @@ def compact_commit(
     """Return a compact commit of these members, which must be those in `encoded`; nothing is checked.
 
     Args:
-        encoded: The commit's JSON in canonical form, as `Commit.encoded` returns it.
+        encoded: The commit's JSON, as `Commit.encoded` returns it.
         commit_id: The commit's id.
         key: The item's key.
         session: Id of the commit's session.
@@ -602,104 +579,57 @@ def compact_commit(
 
 _new_object: Final = object.__new__
 
-# --- stored commits ---------------------------------------------------------------------------------------------------
-# Almost every record of a log has exactly the members that Goatherd and GoatDB write. A pattern checks all but the
-# contents, which `_read_canonical` reads. A record that differs in any way, even by one escaped character, is decoded
-# like a commit from a client.
-
-_PLAIN: Final = r"[ !#-\[\]-~]+"
-_INTEGER: Final = "[1-9][0-9]{0,14}"
-_SEED: Final = "(?:[1-8][0-9]{15}|[1-9][0-9]{0,14}|0)"
-_BASE64: Final = "(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?"
-
-
-@lru_cache(maxsize=16)
-def _stored_pattern(org: str) -> re.Pattern[bytes]:
-    """Return a regular expression that matches the JSON of a commit with canonical members.
-
-    Its groups are id, k, s, ts, p and c.
-    """
-    text = (
-        f'{{"ver":{_INTEGER},"id":"({_PLAIN})","k":"({_PLAIN})","s":"({_PLAIN})","ts":({_INTEGER})'
-        f',"org":{re.escape(json_string(org))}(?:,"p":\\[("{_PLAIN}"(?:,"{_PLAIN}")*)\\])?'
-        f'(?:,"af":{{"d":"{_BASE64}","s":\\[(?:{_SEED}(?:,{_SEED}){{0,63}})?\\]}})?(?:,"ac":{_INTEGER})?,"c":({{.*}})'
-        f',"sig":"{_PLAIN}"(?:,"mb":"{_PLAIN}")?(?:,"ml":"(?P<leader>{_PLAIN})"(?:,"revert":"(?P=leader)")?)?'
-        f',"cid":"{_PLAIN}"}}'
-    )
-    return re.compile(text.encode())
-
-
-_DIGITS: Final = bytes.maketrans(b"123456789E", b"000000000e")
-_EXPONENT: Final = re.compile(rb"[:,\[]-?[0-9.]+[Ee]")
-"""A number with an exponent in compact JSON, or what looks like one in a string."""
+_MEMBERS: Final = frozenset(
+    {"ver", "id", "k", "s", "ts", "org", "p", "af", "ac", "c", "sig", "mb", "ml", "revert", "cid"}
+)
 _SURE_DEPTH: Final = 100
 
 
-_FLAT_VALUES: Final = {
-    "string": r'"[ !#-\[\]-~]*+(?:\\["\\bfnrt][ !#-\[\]-~]*+)*+"',
-    "number": "(?:-?[1-9][0-9]{0,14}|0)",
-    "boolean": "(?:true|false)",
-    "date": r"([1-9][0-9]{8,9}\.[0-9]{0,2}[1-9])",
-}
-"""By the type of a field, values that are written as they are read; of dates only if `_is_exact`."""
-_FLAT_NAME: Final = re.compile("(?!hasOwnProperty$)[A-Za-z][A-Za-z0-9_]*")
-_FLAT_MARKER: Final = re.compile("[A-Za-z][A-Za-z0-9_-]*/[0-9]+")
-_BEFORE_MARKER: Final = '{"r":{"s":"'
+def _read_plain(line: bytes, record: dict[str, Any]) -> Commit | None:
+    """Return the compact commit of a log's record, if it is certain that `Commit.from_json` can decode the record.
 
+    This saves decoding almost every full commit of an application's items. The result is None for all other records.
 
-@lru_cache(maxsize=16)
-def _flat_pattern(registry: Registry) -> re.Pattern[bytes]:
-    """Return a regular expression that matches the JSON of the contents of items without nested values.
-
-    Contents that it matches are in canonical form (known fields in the schema's order, with plain values), and need not
-    be decoded. Its groups are the dates.
+    Args:
+        line: The record's bytes.
+        record: The same, parsed by the library orjson; with no other members than those of a commit.
     """
-    forms = []
-    for schema in registry.schemas:
-        if _FLAT_MARKER.fullmatch(schema.marker) is not None:
-            fields = "".join(
-                f'(?:"{field.name}":{_FLAT_VALUES[field.type]}(?:,(?=")|(?=}})))?'
-                for field in schema.by_name.values()
-                if field.type in _FLAT_VALUES and _FLAT_NAME.fullmatch(field.name) is not None
-            )
-            forms.append(f'{schema.marker}","d":{{{fields}}}')
-    return re.compile(f'{_BEFORE_MARKER}(?:{"|".join(forms)}),"n":true,"cs":"[0-9]+"}}}}'.encode())
-
-
-def _is_exact(date: bytes) -> bool:
-    """Return whether a date in seconds stays the same when it is read as milliseconds and written."""
-    seconds = float(date)
-    return int(seconds * 1000) / 1000 == seconds
-
-
-def _read_canonical(text: bytes, registry: Registry) -> tuple[bytes, str | None, str | None] | None:
-    """Decode a commit's contents; return their canonical form as JavaScript writes it, their schema marker, their base.
-
-    The result is None if the fast ways (a pattern, orjson) may give another result than the complete decoding.
-    """
-    flat = _flat_pattern(registry).fullmatch(text)
-    if flat is not None and all(map(_is_exact, filter(None, flat.groups()))):
-        return text, text[len(_BEFORE_MARKER) : text.index(b'"', len(_BEFORE_MARKER))].decode(), None
-    if text.count(b"{") + text.count(b"[") > _SURE_DEPTH:
+    if b"\\u" in line or b"hasOwnProperty" in line or b'"__' in line:
+        return None  # an escaped name, or a member that GoatDB's encoding uses
+    if line.count(b"{") + line.count(b"[") > _SURE_DEPTH:
         return None
-    try:
-        contents = _read_contents(orjson.loads(text), registry, False)
-        written = orjson.dumps(contents)
-    except (orjson.JSONDecodeError, orjson.JSONEncodeError, DecodeError):
+    get = record.get
+    contents, parents = get("c"), get("p")
+    item = contents.get("r") if type(contents) is dict else None
+    if type(item) is not dict or type(marker := item.get("s")) is not str or BUILTIN.from_marker(marker) is not None:
         return None
-    found = written, contents["r"]["s"] if "r" in contents else None, contents.get("b")
-    if orjson_agrees(contents):
-        return found
-    # JavaScript may write these otherwise: large or small numbers, whole floats, and in another order names of digits.
-    zeros = text.translate(_DIGITS)
-    is_sure = (
-        written == text
-        and (b"0e" not in zeros or _EXPONENT.search(text) is None)
-        and b".0" not in text
-        and b'0":' not in zeros
-        and b"0000000000000000" not in zeros
-    )
-    return found if is_sure else None
+    if not (
+        type(item.get("d")) is dict
+        and type(commit_id := get("id")) is str
+        and type(key := get("k")) is str
+        and type(session := get("s")) is str
+        and type(get("cid")) is str
+        and type(get("sig")) is str
+        and type(get("mb", "")) is str
+        and type(get("ml", "")) is str
+        and type(get("revert", "")) is str
+        and type(ts := get("ts")) is int
+        and 0 < ts <= MAX_SAFE_INTEGER
+        and type(version := get("ver")) is int
+        and 0 < version <= MAX_SAFE_INTEGER
+        and type(count := get("ac", 0)) is int
+        and 0 <= count <= MAX_SAFE_INTEGER
+    ):
+        return None
+    if parents is not None and not (type(parents) is list and {str}.issuperset(map(type, parents))):
+        return None
+    if "af" in record:
+        try:
+            BloomFilter.from_json(record["af"])
+        except DecodeError:
+            return None
+    org: str = record["org"]
+    return compact_commit(line, commit_id, key, intern(session), ts, org, tuple(parents or ()), intern(marker), None)
 
 
 def decode_commits(records: Iterable[Any], org: str) -> list[Commit]:

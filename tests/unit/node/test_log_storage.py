@@ -293,9 +293,8 @@ def test_what_root_writes_belongs_to_the_owner_of_the_data(tmp_path: Path) -> No
         log = directory.open_log("/sys/sessions")
         log.append_record({"id": "c"})
         log.flush()
-        log.index.write_block(b"header\n", b"block\n", 0)
     found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in tmp_path.rglob("*")}
-    names = [LOCK_NAME, "sys", "sessions.jsonl", ".sessions.jsonl.index"]
+    names = [LOCK_NAME, "sys", "sessions.jsonl"]
     assert found == dict.fromkeys(names, (12345, 12346))
 
 
@@ -312,7 +311,7 @@ def test_what_is_written_is_json_that_others_can_read(tmp_path: Path) -> None:
     assert [json.loads(line)["id"] for line in file.read_text().splitlines() if line] == ["c0", "c1", "c2"]
 
 
-@pytest.mark.parametrize("linked", ["data", "data/x.jsonl", "data/x.jsonl.damaged", "data/.x.jsonl.index", LOCK_NAME])
+@pytest.mark.parametrize("linked", ["data", "data/x.jsonl", "data/x.jsonl.damaged", LOCK_NAME])
 def test_no_link_of_another_user_is_followed_by_a_repair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str
 ) -> None:
@@ -343,8 +342,7 @@ def test_no_link_of_another_user_is_followed_by_a_repair(
         with suppress(StorageError):
             log.set_aside(read_lines(log.read_bytes()))
         with suppress(StorageError):
-            log.index.write_block(b"header\n", b"block\n", 0)
-        log.append_record({"id": "c"})
+            log.append_record({"id": "c"})
         log.flush()
     assert statuses() == before, "nothing was written, and the owner and the mode are the same"
 
