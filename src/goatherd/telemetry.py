@@ -159,6 +159,8 @@ class Event(StrEnum):
     """A peer did not answer, or gave an unexpected answer; the server retries. Reported once until it answers again."""
     NODE_PEER_FOUND = "node.peer_found"
     """A peer answers again."""
+    NODE_KEY_ON_DISK = "node.key_on_disk"
+    """A server takes its identity from a store, and its data directory holds a settings.json with a private key."""
     NODE_STOPPED = "node.stopped"
     """A server has finished the requests in progress, has flushed its data and has stopped."""
     NODE_REQUEST_STOPPED = "node.request_stopped"

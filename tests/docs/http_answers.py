@@ -66,11 +66,14 @@ IDENTITY: Final[Fields] = {
     "rootSigners[].fingerprint": Field("string or null", "Fingerprint of the signer's public key."),
     "rootSigners[].problem": Field("string or null", "Code of the signer's last error."),
     "signingProblem": Field("string or null", "Code of the error for which it cannot sign as the current root."),
+    "keyOnDisk": Field(
+        "boolean", "Whether its identity is from a store, and its data directory holds a `settings.json` with a key."
+    ),
     "version": Field("string", "Goatherd's version, of the server or of its agent."),
     **REGIONS,
 }
 
-LEFT_OUT_BY_AGENTS: Final = ("known", "pending", "peers", "rootSigners", "signingProblem")
+LEFT_OUT_BY_AGENTS: Final = ("known", "pending", "peers", "rootSigners", "signingProblem", "keyOnDisk")
 """What an agent cannot know of its server."""
 
 AGENT: Final[Fields] = {

@@ -98,6 +98,9 @@ OBJECTS: Final[dict[str, Fields]] = {
         "agent.door.passedOn": Field("integer or null", "Number of requests that the server has answered."),
         "agent.door.exposed": Field("boolean", "Whether the server can be reached without the door."),
         "agent.door.stopped": Field("integer or null", "Number of requests and commits that the door has stopped."),
+        "keyOnDisk": Field(
+            "boolean", "Whether the server's data directory holds a `settings.json` with a private key."
+        ),
         "problem": Field("string or null", "What is wrong with the server."),
     },
     "session": {

@@ -24,7 +24,8 @@ from goatherd.telemetry import describe_count
 async def export(app: App, file: Path, data: Path | None, replace: bool, unsafe_short_life: bool) -> None:
     """Write the identity as a GoatDB settings.json.
 
-    The command writes FILE atomically, readable by its owner only, without the key of the next root. It does not export
+    The command writes FILE atomically, readable by its owner only, without the key of the next root. It refuses the
+    data directory of a running server that takes its identity from a store. It does not export
     a root with less than 15 days left: a GoatDB server would extend that root, and then expose its private key to
     unauthenticated requests.
     """

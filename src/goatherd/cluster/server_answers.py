@@ -208,6 +208,8 @@ class ServerIdentity:
         root_signers: The signers with which it can sign as a root; None if it cannot use a root whose key is in an HSM
             or a KMS, or does not report it.
         signing_problem: Code of the error because of which it cannot sign as the current root; None if it can.
+        has_key_on_disk: Whether its data directory holds a settings.json, and so a private key, although its identity
+            is from a store.
         agent: The report of its agent; None if a Goatherd server answers.
     """
 
@@ -237,6 +239,7 @@ class ServerIdentity:
     stores_not_followed: tuple[str, ...] = ()
     root_signers: tuple[RootSignerReport, ...] | None = None
     signing_problem: str | None = None
+    has_key_on_disk: bool = False
     agent: AgentReport | None = None
 
     @property
@@ -292,6 +295,7 @@ class ServerIdentity:
             stores_not_followed=read.of("storesNotFollowed", _read_ids) or (),
             root_signers=read.of("rootSigners", _root_signers),
             signing_problem=read.of("signingProblem", _read_id),
+            has_key_on_disk=read.of("keyOnDisk", _read_bool) is True,
             agent=agent,
         )
 

@@ -30,6 +30,8 @@ def describe_problems(node: NodeView, root_ids: Set[str]) -> str:
         found.append("cannot use the identity in the store")
     if report.stores_not_followed:
         found.append(f"does not follow the store of region {', '.join(report.stores_not_followed)}")
+    if report.has_key_on_disk:
+        found.append("holds a private key in settings.json: stop it, and run goatherd migrate DIR --remove-key")
     if report.data is not None:
         found += [text for text in (report.data.unusable, report.data.cannot_write) if text is not None]
     if report.agent is not None and report.agent.door is not None and report.agent.door.is_exposed:

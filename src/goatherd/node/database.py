@@ -52,6 +52,7 @@ from goatherd.errors import (
 )
 from goatherd.identity.document import IdentityDocument
 from goatherd.identity.session import OwnedSession, Session, SignatureEnvelope
+from goatherd.identity.settings_json import SETTINGS_NAME
 from goatherd.ids import new_id as random_id
 from goatherd.ids import new_seeds
 from goatherd.node.data_check import DataCheck
@@ -78,7 +79,7 @@ from goatherd.serving.caller_limiter import LONGEST_PAUSE
 from goatherd.serving.caller_limits import Rate, TokenBuckets
 from goatherd.serving.signals import cancel_tasks
 from goatherd.settings import DBSettings, SettingsProvider, SettingsStatus
-from goatherd.settings.base import SettingsSource, describe_identity
+from goatherd.settings.base import Origin, SettingsSource, describe_identity
 from goatherd.telemetry import Event, event_text
 from goatherd.times import milliseconds
 from goatherd.trust import TrustPool, Verification
@@ -464,6 +465,9 @@ class Database:
         self._stack.push_async_callback(asyncio.to_thread, self._directory.close)
         # A thread goes on when its caller is cancelled: `aclose` waits for it before it releases the lock.
         await self._run_to_end(asyncio.to_thread(self._directory.acquire))
+        if (path := self.key_on_disk) is not None:
+            advice = f"stop the server, and remove the key: goatherd migrate {path.parent} --remove-key"
+            _log.warning("%s", event_text(Event.NODE_KEY_ON_DISK, org=self.org, file=path, hint=advice))
         document = self._connect_root(settings.document)
         pool = TrustPool.from_identity(document, org=self.org, trusted=settings.trusted)
         engine = Engine(
@@ -843,6 +847,17 @@ class Database:
             return None
         return replace(self._data_check.status, unwritable=len(self._disk.failing))
 
+    @property
+    def key_on_disk(self) -> Path | None:
+        """The settings.json in the data directory, which holds a private key; None if it is the server's source.
+
+        Also None if there is no such file.
+        """
+        if self._settings.status.origin is Origin.FILE or not isinstance(self._directory, LogDirectory):
+            return None
+        path = self._directory.path / SETTINGS_NAME
+        return path if path.is_file() else None
+
     def describe_identity(self) -> dict[str, Any]:
         """Return the answer to ``GET /goatherd/v1/identity``: ids and numbers that describe the identity in use.
 
@@ -869,6 +884,7 @@ class Database:
             # Before a rotation into direct mode, each server must report that it can sign with the next root.
             "rootSigners": self._root_signers.states,
             "signingProblem": self.signing_problem,
+            "keyOnDisk": self.key_on_disk is not None,
         }
 
     async def _finish_response(self, response: Response, failures: int) -> Response:

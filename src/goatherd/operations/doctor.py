@@ -370,6 +370,13 @@ async def _check_server(client: NodeClient, document: IdentityDocument | None, s
             )
             hint = "The door's log names them (door.server_exposed). Close that port with a firewall."
             checks.append(Check("door", WARNING, text, hint))
+        if node.report.has_key_on_disk:
+            text = f"{node.url} holds a private key in the settings.json of its data directory"
+            hint = (
+                "Stop the server, run `goatherd migrate DIR --remove-key` on its machine, and start it again. If others"
+                " could read the file, also run `goatherd rotate` and revoke the root in it."
+            )
+            checks.append(Check("key on disk", WARNING, text, hint))
         if data is not None:
             checks.append(_check_data(node.url, data))
     return checks

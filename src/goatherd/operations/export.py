@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from goatherd.clock import SystemClock
+from goatherd.data_directory import SEEN_NAME, refuse_running
 from goatherd.errors import IdentityExistsError, SettingsError
 from goatherd.files import create_file, read_if_there, replace_file
 from goatherd.identity.session import Session
@@ -53,6 +54,7 @@ async def export_settings(
 
     Raises:
         SettingsError: The file cannot be written, or its directory does not exist.
+        StorageError: A running server takes its identity from a store and has the file's directory open.
         IdentityExistsError: The file exists with other contents, and `replace` is False.
         UnsignedIdentityError: The identity was changed since a root signed it.
         ConfigurationError: `data` has no ``/sys/sessions`` log.
@@ -64,6 +66,10 @@ async def export_settings(
         raise SettingsError(
             f"cannot write {file}: there is no directory {file.parent}", hint="Create it, or correct the path."
         )
+    if (file.parent / SEEN_NAME).is_file():
+        # SECURITY: a server that takes its identity from a store neither reads nor removes this file, so the key would
+        # stay on its disk (tests/unit/cli/test_serve.py).
+        refuse_running(file.parent)
     version, document = await store.read()
     # SECURITY: an unmodified server trusts every root in the file, also one that an attacker has added to the identity
     # (tests/unit/cli/test_sign.py).

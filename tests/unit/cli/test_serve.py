@@ -26,6 +26,7 @@ from goatherd.cluster.client import NodeClient
 from goatherd.errors import NodeError
 from goatherd.operations.serve import NODE_LIBRARIES
 from goatherd.serving.sockets import bind
+from goatherd.telemetry import Event
 from tests.deadlines import ANSWER, HANG
 from tests.ports import free_ports
 
@@ -228,6 +229,38 @@ def last_known_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_private_key_on_the_disk_of_a_server_with_a_store_is_reported_until_it_is_removed(
+    goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path, apart: None
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    arguments = ("--data", str(tmp_path / "data"), "--provider", store)
+    running, settings = serve(*arguments), tmp_path / "data/localhost/settings.json"
+    export = ("export", str(settings), "--provider", store)
+    refused = goatherd(*export)
+    assert "open; nothing was changed" in refused.err, "a directory in use"
+    assert not settings.exists()
+    running.stop()
+    assert goatherd(*export).code == 0
+
+    running = serve(*arguments)
+    (line,) = [line for line in running.stderr.read_text().splitlines() if Event.NODE_KEY_ON_DISK.value in line]
+    assert f"goatherd migrate {settings.parent} --remove-key" in line
+    cluster = ("--provider", store, "--node", running.url)
+    assert goatherd("status", *cluster, "--json").json["nodes"][0]["keyOnDisk"] is True
+    assert "holds a private key in settings.json" in goatherd("status", *cluster).out
+    checks = goatherd("doctor", *cluster, "--json").json["checks"]
+    (check,) = [one for one in checks if one["name"] == "key on disk"]
+    assert (check["level"], "--remove-key" in check["hint"]) == ("warn", True)
+
+    running.stop()
+    assert goatherd("migrate", str(settings.parent), "--provider", store, "--remove-key").code == 0
+    running = serve(*arguments)
+    assert Event.NODE_KEY_ON_DISK.value not in running.stderr.read_text()
+    cluster = ("--provider", store, "--node", running.url)
+    assert goatherd("status", *cluster, "--json").json["nodes"][0]["keyOnDisk"] is False
+
+
 def test_a_server_starts_from_its_last_known_good_identity_while_the_store_cannot_be_read(
     goatherd: Goatherd, store: str, serve: Serve, tmp_path: Path
 ) -> None:

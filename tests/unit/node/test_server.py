@@ -467,6 +467,7 @@ async def test_the_identity_says_who_signs_in_ids_only(http: httpx2.AsyncClient,
         "refusal": None,
         "rootSigners": [],
         "signingProblem": None,
+        "keyOnDisk": False,
         "data": {"records": 0, "damaged": 0, "unverifiable": 0, "unwritable": 0},
     }
 

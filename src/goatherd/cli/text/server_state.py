@@ -34,6 +34,7 @@ def server_data(node: NodeView) -> dict[str, object]:
         "storeRegion": report.store_region,
         "storeVersion": report.store_version,
         "storesNotFollowed": list(report.stores_not_followed),
+        "keyOnDisk": report.has_key_on_disk,
         "problem": node.find_problem(),
     }
 
