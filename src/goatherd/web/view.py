@@ -342,7 +342,8 @@ def make_view(
     ]
     last = status.last_rotation
     if document.rotation is None and last is not None and last.event in ("rolled-back", "cancelled"):
-        found.append(Remark(text=_describe_failure(last), at_ms=last.at))
+        advice = "Remove the cause, then run `goatherd rotate`."
+        found.append(Remark(text=_describe_failure(last), advice=advice, at_ms=last.at))
     if trail is not None and trail.verdict != "whole":
         text = f"The audit trail {clean_text(trail.file)} is {trail.verdict}: {trail.text}"
         found.append(Remark(text=text, advice=f"Run `goatherd audit verify {clean_text(trail.file)}`."))

@@ -84,8 +84,8 @@ async def test_a_staging_label_that_is_no_label_of_ours_keeps_its_version_and_is
     code, out = await asyncio.to_thread(goatherd, "retire", "--grace", "0s", "--yes")
     assert code == EXIT_FINDINGS
     assert kept in out
-    code, out = await asyncio.to_thread(goatherd, "status")
-    assert f"labels      'Q4 2024 (audit)' -> {first}, current -> " in out
+    code, out = await asyncio.to_thread(goatherd, "status", "--versions")
+    assert f"labels: 'Q4 2024 (audit)' -> {first}, current -> " in out
     listed = json.loads((await asyncio.to_thread(goatherd, "versions", "--json"))[1])["versions"]
     assert [one["labels"] for one in listed if one["id"] == first] == [[stage]]
     shown = json.loads((await asyncio.to_thread(goatherd, "show", "--at", stage, "--json"))[1])

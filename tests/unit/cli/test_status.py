@@ -63,7 +63,7 @@ def test_the_first_screen_has_20_lines_after_a_dozen_rotations(width: int) -> No
         ("prepared", "rotating: ", "`goatherd rotate --resume`, or `goatherd rotate --cancel` to end the rotation."),
         ("verified", "rotating: ", "`goatherd rotate --resume`, or `goatherd rotate --rollback` to end the rotation."),
         ("server-away", "failed: ", "Start the server, or remove it from the list of servers."),
-        ("rolled-back", "degraded: ", "Run `goatherd doctor`, which checks each part and states what to do."),
+        ("rolled-back", "degraded: ", "Remove the cause, then run `goatherd rotate`."),
         ("no-servers", "unknown: ", "Give --node URL for each server."),
     ],
 )

@@ -354,7 +354,7 @@ async def test_a_controller_resumes_what_a_laptop_70_days_ahead_has_left(make_he
     assert ahead.is_due(now_ms)
     assert "since a time in the future" in ahead.why
     stamped = next_due(read_facts(document, now_ms, written_ms=now_ms - 1000, tolerance=TOLERANCE), schedule, now_ms)
-    assert stamped.slot_ms == now_ms - 1000 + schedule.stale // timedelta(milliseconds=1), "by the store's clock"
+    assert stamped.at_ms == now_ms - 1000 + schedule.stale // timedelta(milliseconds=1), "by the store's clock"
 
 
 async def test_a_controller_has_times_in_the_future_corrected(make_herd: MakeHerd) -> None:
