@@ -36,8 +36,6 @@ FORM: Final = AddressForm(
     host="vault",
 )
 POINTER_SUFFIX: Final = "-pointer"
-EARLIER_VIEW_SUFFIX: Final = "-current"
-"""Of the secret that was the view in earlier builds. Today the view has the secret's own name."""
 
 # learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates#vault-name-and-object-name
 _VAULT = re.compile(r"[a-z](?:-?[a-z0-9]){2,23}")
@@ -152,6 +150,5 @@ def check_name(name: str) -> None:
             hint=f"Use at most {127 - len(POINTER_SUFFIX)} of a-z 0-9 and -. Capital letters are not accepted, because"
             " Key Vault ignores case.",
         )
-    for suffix in (POINTER_SUFFIX, EARLIER_VIEW_SUFFIX):
-        if name.endswith(suffix):
-            raise ConfigurationError(f"the azure store reserves names that end in {suffix!r} for its own use")
+    if name.endswith(POINTER_SUFFIX):
+        raise ConfigurationError(f"the azure store reserves names that end in {POINTER_SUFFIX!r} for its own use")

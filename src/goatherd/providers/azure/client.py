@@ -40,7 +40,7 @@ from goatherd.errors import (
     UnavailableError,
     VersionDisabledError,
 )
-from goatherd.providers.azure.address import EARLIER_VIEW_SUFFIX, POINTER_SUFFIX, AzureAddress
+from goatherd.providers.azure.address import POINTER_SUFFIX, AzureAddress
 from goatherd.providers.azure.credential import DefaultCredential, TokenServiceError
 from goatherd.providers.azure.records import is_version_id
 from goatherd.providers.cancellation import finish_request
@@ -254,9 +254,7 @@ class KeyVault:
                 "--enabled true` enables it (with --version, if it is not the newest).",
             )
         if code == DELETED_CODE:
-            return _deleted_error(
-                name.removesuffix(POINTER_SUFFIX).removesuffix(EARLIER_VIEW_SUFFIX), self._address.vault
-            )
+            return _deleted_error(name.removesuffix(POINTER_SUFFIX), self._address.vault)
         return translate_error(error, self._address.url, name)
 
 

@@ -20,8 +20,6 @@ decides which of two writers wins.
   known (docs/adr, "What a change in Azure costs").
 - Tags are for humans, with three exceptions: the tags of a disabled pointer say what it added; one tag names the
   request, so that a retry does not write a value twice; one tag of the view names the version that was copied.
-- Earlier builds stored values in ``name`` and the view in ``name-current``. The provider reads that format, too; the
-  next change writes the new one.
 """
 
 from __future__ import annotations
@@ -47,7 +45,6 @@ from goatherd.errors import (
     VersionDisabledError,
 )
 from goatherd.providers.azure.address import (
-    EARLIER_VIEW_SUFFIX,
     POINTER_SUFFIX,
     AzureAddress,
     check_name,
@@ -278,22 +275,14 @@ class AzureSecretProvider(SecretProvider):
 
     async def _read_leftover(self, call: Call, pointer: Pointer, version: VersionId) -> SecretValue:
         """Read a value that the record of versions does not list, because a write or destruction was interrupted."""
-        names = (call.secret_id + POINTER_SUFFIX, call.secret_id)[: 2 if pointer.after_earlier else 1]
         off: VersionDisabledError | None = None
         found: StoredSecret | None = None
-        for name in names if is_version_id(version) else ():
+        if is_version_id(version):
             try:
-                stored = await self._vault.get_secret(name, version)
+                found = await self._vault.get_secret(call.secret_id + POINTER_SUFFIX, version)
             except VersionDisabledError as error:
-                off = error
-                continue
-            if stored is not None and _holds_value(stored.content_type) and _VERSION_TAG not in stored.tags:
-                found = stored
-                break
-        else:
-            if off is not None:
-                found = await self._read_copy(call, version)
-        if found is None:
+                off, found = error, await self._read_copy(call, version)
+        if found is None or not _holds_value(found.content_type):
             pointer.find_version(call, version)
             raise off or SecretNotFoundError(f"there is no version {version[:40]!r}")
         try:
@@ -344,7 +333,7 @@ class AzureSecretProvider(SecretProvider):
     async def _versions(self, call: Call) -> Sequence[SecretVersion]:
         _, last = await self._read_decided(call)
         pointer = last.pointer
-        items = await self._list_values(call, pointer)
+        items = await self._list_values(call)
         if not set(pointer.labels.values()) <= items.keys():
             raise await self._missing_value_error(call)
         numbered = [(pointer.versions[known.id].number, known) for known in pointer.newest_first()]
@@ -357,10 +346,8 @@ class AzureSecretProvider(SecretProvider):
         numbered.sort(key=lambda each: (each[0], each[1].created_ms), reverse=True)
         # What can be read is decided by the vault's list, not by the pointer: a value whose destruction was interrupted
         # can still be read, and so can one that a writer copied into the view after it was destroyed.
-        copied = set[str]()
-        with contextlib.suppress(ProviderAccessDeniedError):  # of earlier builds, a server may not list the view
-            view = (await self._vault.list_versions(call.secret_id)).items.values()
-            copied = {item.tags.get(_VERSION_TAG, "") for item in view if item.enabled}
+        view = (await self._vault.list_versions(call.secret_id)).items.values()
+        copied = {item.tags.get(_VERSION_TAG, "") for item in view if item.enabled}
         seen = []
         for _, known in numbered:
             is_on = known.id in items and items[known.id].enabled
@@ -372,12 +359,9 @@ class AzureSecretProvider(SecretProvider):
             seen.append(known)
         return seen
 
-    async def _list_values(self, call: Call, pointer: Pointer) -> dict[str, StoredSecret]:
+    async def _list_values(self, call: Call) -> dict[str, StoredSecret]:
         """List the values that the vault stores, without the copies for readers without Goatherd (the view)."""
-        items = dict((await self._vault.list_versions(call.secret_id + POINTER_SUFFIX)).items)
-        if pointer.after_earlier:
-            earlier = (await self._vault.list_versions(call.secret_id)).items
-            items |= {version: item for version, item in earlier.items() if _VERSION_TAG not in item.tags}
+        items = (await self._vault.list_versions(call.secret_id + POINTER_SUFFIX)).items
         return {version: item for version, item in items.items() if _holds_value(item.content_type)}
 
     async def _destroy(self, call: Call, version: VersionId) -> None:
@@ -396,11 +380,11 @@ class AzureSecretProvider(SecretProvider):
                 # An update without effect checks the permission for the last step before the pointer changes.
                 entry = known.versions[version]
                 kind = entry.home.content_type(text=entry.text)
-                await self._vault.update_version(_secret_name(call, entry.home), version, content_type=kind)
+                await self._vault.update_version(call.secret_id + POINTER_SUFFIX, version, content_type=kind)
             return off
 
-        pointer = await self._change_pointer(call, change)
-        name = _secret_name(call, pointer.versions[version].home)
+        await self._change_pointer(call, change)
+        name = call.secret_id + POINTER_SUFFIX
         await self._vault.update_version(name, version, enabled=False)
         await self._confirm_disabled(name, version, version)
 
@@ -415,20 +399,14 @@ class AzureSecretProvider(SecretProvider):
     async def _with_leftover(self, call: Call, pointer: Pointer, version: VersionId) -> Pointer:
         if version in pointer.versions or not is_version_id(version):
             return pointer
-        item = (await self._list_values(call, pointer)).get(version)
+        item = (await self._list_values(call)).get(version)
         if item is None:
             return pointer
         home = Home.POINTER if item.content_type in WITH_VALUE_TYPES else Home.ALONE
-        if home is Home.ALONE and pointer.after_earlier:
-            is_earlier = version in (await self._vault.list_versions(call.secret_id)).items
-            home = Home.EARLIER if is_earlier else Home.ALONE
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
     async def _disable_copies(self, call: Call, pointer: Pointer, version: VersionId) -> bool:
-        """Disable a destroyed version's copies in the secret for other readers (the view); return whether it had any.
-
-        A view that earlier builds wrote is disabled completely, because Goatherd no longer writes to it.
-        """
+        """Disable a destroyed version's copies in the secret for other readers (the view); return whether it had any."""
         done = False
         for item in (await self._vault.list_versions(call.secret_id)).items.values():
             owner = item.tags.get(_VERSION_TAG, "")
@@ -437,12 +415,6 @@ class AzureSecretProvider(SecretProvider):
                 await self._vault.update_version(call.secret_id, item.version, enabled=False)
                 await self._confirm_disabled(call.secret_id, item.version, version)
                 done = True
-        if pointer.after_earlier:
-            name = call.secret_id + EARLIER_VIEW_SUFFIX
-            with contextlib.suppress(ProviderAccessDeniedError):  # the role of an earlier build does not permit it
-                for item in (await self._vault.list_versions(name)).items.values():
-                    if item.enabled:
-                        await self._vault.update_version(name, item.version, enabled=False)
         return done
 
     async def _delete(self, call: Call) -> None:
@@ -455,9 +427,6 @@ class AzureSecretProvider(SecretProvider):
             raise self._vault.deleted_error(call.secret_id)
         # The pointer last: until it is gone, no other writer can create the secret again, and it can be deleted again.
         await self._vault.delete_secret(call.secret_id)
-        with contextlib.suppress(ForeignRecordError, ProviderAccessDeniedError):
-            if newest.enabled and self._decode_proposal(call, newest).pointer.after_earlier:
-                await self._vault.delete_secret(call.secret_id + EARLIER_VIEW_SUFFIX)
         await self._vault.delete_secret(call.secret_id + POINTER_SUFFIX)
         self._known.pop(call.secret_id, None)
         self._shown.pop(call.secret_id, None)
@@ -542,10 +511,10 @@ class AzureSecretProvider(SecretProvider):
     ) -> SecretBytes:
         """Return the value of a version; no request is needed if it was stored together with the pointer `newest`."""
         entry = pointer.versions[version]
-        if newest is not None and newest.enabled and newest.version == version and entry.home is not Home.EARLIER:
+        if newest is not None and newest.enabled and newest.version == version:
             found: StoredSecret | None = newest
         else:
-            found = await self._vault.get_secret(_secret_name(call, entry.home), version)
+            found = await self._vault.get_secret(call.secret_id + POINTER_SUFFIX, version)
         if found is None:
             raise await self._missing_value_error(call)
         try:
@@ -885,7 +854,7 @@ def _is_whole(stored: StoredSecret, entry: Entry) -> bool:
 
 
 def _shows_version(view: StoredSecret, pointer: Pointer, version: VersionId) -> bool:
-    return view.tags.get(_VERSION_TAG, view.version) == version and _is_whole(view, pointer.versions[version])
+    return view.tags.get(_VERSION_TAG) == version and _is_whole(view, pointer.versions[version])
 
 
 def _stored_value(stored: StoredSecret) -> str:
@@ -898,10 +867,6 @@ def _holds_value(content_type: str) -> bool:
 
 def _is_text(content_type: str) -> bool:
     return content_type in (TEXT_TYPE, WITH_TEXT_TYPE)
-
-
-def _secret_name(call: Call, home: Home) -> str:
-    return call.secret_id if home is Home.EARLIER else call.secret_id + POINTER_SUFFIX
 
 
 def _describe_written(call: Call, pointer: Pointer) -> SecretVersion:

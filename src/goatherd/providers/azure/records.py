@@ -39,9 +39,7 @@ from goatherd.providers.versioned_record import (
     with_digest,
 )
 
-POINTER_FORMAT: Final = "goatherd-azure-pointer/2"
-EARLIER_FORMAT: Final = "goatherd-azure-pointer/1"
-"""A pointer of earlier builds. Its values are in the secret that is the view today, and no proposal has one with it."""
+POINTER_FORMAT: Final = "goatherd-azure-pointer/1"
 TEXT_TYPE: Final = "text/plain; charset=utf-8; by=goatherd"
 BASE64_TYPE: Final = "application/octet-stream; encoding=base64; by=goatherd"
 POINTER_TYPE: Final = "application/json; by=goatherd"
@@ -90,8 +88,6 @@ class Home(StrEnum):
     """In the secret of the pointers, after the pointer that brought it."""
     ALONE = "alone"
     """In the secret of the pointers, as a version of its own: it is too long to go with one."""
-    EARLIER = "earlier"
-    """In the secret that is the view today, where earlier builds stored values."""
 
     def content_type(self, *, text: bool) -> str:
         """Return the content type with which Goatherd stores a value in this place, as text or as base64."""
@@ -135,14 +131,11 @@ class Pointer(LabelledVersions[VersionId, Entry]):
         request: The `Call.request` of the call that proposes the pointer.
         versions: The versions of the value.
         labels: The version that each label points at.
-        after_earlier: Whether the pointer follows pointers in the format of earlier builds (`EARLIER_FORMAT`), so that
-            values may be stored in the secret that is now the copy for other readers (the view).
     """
 
     epoch: int
     parent: str
     request: str
-    after_earlier: bool = False
 
     def describe_version(self, version: VersionId) -> SecretVersion:
         """Return a version of the secret as the `SecretVersion` that callers of the provider get."""
@@ -351,7 +344,26 @@ def decode_leftover(stored: str, *, text: bool) -> SecretBytes:
 
 def encode_pointer(pointer: Pointer) -> str:
     """Encode a pointer (the record of versions and labels) as one line of text, as it is stored."""
-    return _encode_content(POINTER_FORMAT, _pointer_content(pointer))
+    content = {
+        "epoch": pointer.epoch,
+        "parent": pointer.parent,
+        "request": pointer.request,
+        "labels": {str(label): str(version) for label, version in pointer.labels.items()},
+        # A list each, so that a document of usual length has room after the pointer.
+        "versions": {
+            str(version): [
+                entry.number,
+                entry.created,
+                entry.request,
+                entry.digest,
+                "text" if entry.text else "base64",
+                str(entry.home),
+                "disabled" if entry.disabled else "enabled",
+            ]
+            for version, entry in pointer.versions.items()
+        },
+    }
+    return json.dumps(with_digest(POINTER_FORMAT, content), sort_keys=True, separators=(",", ":"))
 
 
 def value_after_pointer(stored: str) -> str:
@@ -368,22 +380,18 @@ def decode_pointer(stored: str) -> Pointer:
     """
     stored = stored.partition("\n")[0]
     try:
-        data = parse_record(stored, POINTER_FORMAT, EARLIER_FORMAT)
+        data = parse_record(stored, POINTER_FORMAT)
     except DamagedRecordError as error:
         raise ForeignRecordError(str(error)) from None  # any program may write text
-    is_earlier = data["format"] == EARLIER_FORMAT
-    entry_of = _earlier_entry if is_earlier else _decode_entry
     with reading_members():
         pointer = Pointer(
             epoch=int(data["epoch"]),
             parent=str(data["parent"]),
             request=str(data["request"]),
-            versions=MappingProxyType({VersionId(v): entry_of(entry) for v, entry in data["versions"].items()}),
+            versions=MappingProxyType({VersionId(v): _decode_entry(entry) for v, entry in data["versions"].items()}),
             labels=MappingProxyType({Label(name): VersionId(v) for name, v in data["labels"].items()}),
-            after_earlier=is_earlier or data["after_earlier"] is True,
         )
-    content = (_earlier_content if is_earlier else _pointer_content)(pointer)
-    must_be_equal(_encode_content(data["format"], content), stored)
+    must_be_equal(encode_pointer(pointer), stored)
     return pointer
 
 
@@ -441,26 +449,6 @@ def rebuild_pointer(links: Proposal, parent: Pointer, tags: Mapping[str, str], *
     return replace(links, pointer=pointer, is_read=True)
 
 
-def _pointer_content(pointer: Pointer) -> dict[str, Any]:
-    return {
-        **_labels_content(pointer),
-        "after_earlier": pointer.after_earlier,
-        # A list each, so that a document of usual length has room after the pointer.
-        "versions": {
-            str(version): [
-                entry.number,
-                entry.created,
-                entry.request,
-                entry.digest,
-                "text" if entry.text else "base64",
-                str(entry.home),
-                _describe_state(entry),
-            ]
-            for version, entry in pointer.versions.items()
-        },
-    }
-
-
 def _decode_entry(encoded: Sequence[Any]) -> Entry:
     number, created, request, digest, encoding, home, state = encoded
     return Entry(
@@ -472,49 +460,3 @@ def _decode_entry(encoded: Sequence[Any]) -> Entry:
         home=Home(home),
         disabled=state == "disabled",
     )
-
-
-def _earlier_content(pointer: Pointer) -> dict[str, Any]:
-    return {
-        **_labels_content(pointer),
-        "versions": {
-            str(version): {
-                "number": entry.number,
-                "created": entry.created,
-                "request": entry.request,
-                "sha256": entry.digest,
-                "text": entry.text,
-                "state": _describe_state(entry),
-            }
-            for version, entry in pointer.versions.items()
-        },
-    }
-
-
-def _earlier_entry(encoded: Mapping[str, Any]) -> Entry:
-    return Entry(
-        number=int(encoded["number"]),
-        created=int(encoded["created"]),
-        request=str(encoded["request"]),
-        digest=str(encoded["sha256"]),
-        text=encoded["text"] is True,
-        home=Home.EARLIER,
-        disabled=encoded["state"] == "disabled",
-    )
-
-
-def _labels_content(pointer: Pointer) -> dict[str, Any]:
-    return {
-        "epoch": pointer.epoch,
-        "parent": pointer.parent,
-        "request": pointer.request,
-        "labels": {str(label): str(version) for label, version in pointer.labels.items()},
-    }
-
-
-def _describe_state(entry: Entry) -> str:
-    return "disabled" if entry.disabled else "enabled"
-
-
-def _encode_content(form: str, content: Mapping[str, Any]) -> str:
-    return json.dumps(with_digest(form, content), sort_keys=True, separators=(",", ":"))

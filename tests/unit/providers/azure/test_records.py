@@ -161,27 +161,15 @@ def test_a_pointer_comes_back_as_it_was():
     pointer = replace(filled(5), epoch=7, parent="f" * 32, request="r" * 32)
     pointer = pointer.with_label(CALL, STABLE, VersionId(f"{3:032x}"), None)
     pointer = pointer.without_value(CALL, VersionId(f"{1:032x}"))
-    versions = {f"{n:032x}": Home.EARLIER if n < 3 else Home.ALONE for n in (1, 2, 4)}
+    versions = {f"{n:032x}": Home.ALONE for n in (1, 2, 4)}
     for version, home in versions.items():
         changed = {VersionId(version): replace(pointer.versions[VersionId(version)], home=home)}
-        pointer = replace(pointer, versions=MappingProxyType({**pointer.versions, **changed}), after_earlier=True)
+        pointer = replace(pointer, versions=MappingProxyType({**pointer.versions, **changed}))
     stored = encode_pointer(pointer)
     assert decode_pointer(stored) == pointer
     assert "\n" not in stored
     assert decode_pointer(f"{stored}\na value\nof two lines") == pointer
     assert value_after_pointer(f"{stored}\na value\nof two lines") == "a value\nof two lines"
-
-
-def test_a_pointer_of_an_earlier_build_is_read_and_says_so():
-    kept = json.loads((CONTRACT / "azure/earlier_build.json").read_text())["goatdb-root-pointer"]
-    for each in kept.values():
-        pointer = decode_pointer(each["value"])
-        assert pointer.after_earlier
-        assert {entry.home for entry in pointer.versions.values()} == {Home.EARLIER}
-        later = pointer.with_version(Label("candidate"), VersionId("f" * 32), entry())
-        assert decode_pointer(encode_pointer(later)) == later
-        with pytest.raises(DamagedRecordError):
-            decode_pointer(each["value"].replace('"current"', '"stable2"'))
 
 
 def test_the_version_that_brings_a_value_is_named_once_its_id_is_known():
@@ -220,7 +208,7 @@ def test_the_first_pointer_is_rebuilt_too():
     assert links_of("e" * 32, 1, tags).pointer.parent == ""
 
 
-@pytest.mark.parametrize("stored", ["", "x", "null", "[]", "{}", '{"format":"goatherd-azure-pointer/3"}'])
+@pytest.mark.parametrize("stored", ["", "x", "null", "[]", "{}", '{"format":"goatherd-azure-pointer/2"}'])
 def test_what_is_not_a_pointer_is_foreign(stored: str):
     with pytest.raises(ForeignRecordError):
         decode_pointer(stored)
@@ -243,7 +231,7 @@ def test_a_version_that_is_not_one_is_damage(junk: str):
         decode_pointer(stored)
 
 
-@pytest.mark.parametrize("member", ["epoch", "parent", "labels", "versions", "request", "sha256", "after_earlier"])
+@pytest.mark.parametrize("member", ["epoch", "parent", "labels", "versions", "request", "sha256"])
 def test_a_pointer_that_lacks_a_member_is_damaged(member: str):
     whole = json.loads(encode_pointer(filled(1)))
     del whole[member]
