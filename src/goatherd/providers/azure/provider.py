@@ -406,7 +406,7 @@ class AzureSecretProvider(SecretProvider):
         return pointer.with_leftover(version, created=item.created, text=_is_text(item.content_type), home=home)
 
     async def _disable_copies(self, call: Call, pointer: Pointer, version: VersionId) -> bool:
-        """Disable a destroyed version's copies in the secret for other readers (the view); return whether it had any."""
+        """Disable a destroyed version's copies in the secret for other readers (the view); return if it had any."""
         done = False
         for item in (await self._vault.list_versions(call.secret_id)).items.values():
             owner = item.tags.get(_VERSION_TAG, "")
