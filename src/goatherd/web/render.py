@@ -74,7 +74,7 @@ class Renderer:
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 f"the page needs a library that is not installed: {error.name}",
-                hint="Install it: pip install 'goatherd[web]'",
+                hint="Install it: pip install 'goatherd[node]'",
             ) from error
         self._environment: Environment = jinja2.Environment(
             loader=jinja2.PackageLoader("goatherd.web"),
