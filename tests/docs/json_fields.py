@@ -170,6 +170,7 @@ OBJECTS: Final[dict[str, Fields]] = {
         "to": Field("string or null", "Id of the next root."),
         "reason": Field("string or null", "Why the event happened."),
         "rotation": Field("string or null", "Id of the rotation."),
+        "startedBy": Field("string or null", "User and machine that started the rotation."),
     },
     "stored version": {
         "id": Field(
@@ -453,8 +454,8 @@ DOCUMENTS: Final[dict[str, Fields]] = {
         "events[].startedAt": Field("string or null", "Timestamp at which the rotation started."),
         "events[].startedBy": Field(
             "string or null",
-            "User or controller that started the rotation or revoked the root. This field and `startedAt` are from"
-            " the audit trail.",
+            "User or controller that started the rotation, or, from the audit trail, that revoked the root. Only the"
+            " audit trail has `startedAt`.",
         ),
     },
     "doctor": {

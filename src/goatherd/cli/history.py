@@ -24,14 +24,14 @@ from goatherd.web.view import history_rows
 @config_flag(
     "--audit-log",
     "audit_log",
-    "File of the audit trail, which states when each rotation started, and who started it or revoked a root.",
+    "File of the audit trail, which states when each rotation started, and who revoked a root.",
     kind=FILE,
 )
 async def history(app: App, timeline: bool) -> None:
     """Show past rotations with their outcome, as a list or a timeline.
 
     The events come from the identity in the store, which keeps 2 KB of them: about the eleven newest. With --audit-log,
-    the list also shows when each rotation started, and who started it or revoked a root. `goatherd audit show` shows
+    the list also shows when each rotation started, and who revoked a root. `goatherd audit show` shows
     the rotations that have left the identity.
     """
     async with open_store(app.options, is_reader=True) as store:

@@ -117,7 +117,7 @@ class RotationRecord(JSONObject):
 class HistoryEntry(JSONObject):
     """One past event in the history of an identity document, such as ``rotated``. `at` is in milliseconds since 1970.
 
-    `rotation_id` names the rotation that the event ended; entries of older versions of Goatherd have none.
+    `rotation_id` names the rotation that the event ended, and `started_by` the user and machine that had started it.
     """
 
     at: int = json_member("at", read_time, iso)
@@ -126,6 +126,7 @@ class HistoryEntry(JSONObject):
     to_id: str | None = json_member("to", read_id, default=None, is_nullable=True)
     reason: str | None = json_member("reason", read_text, default=None, is_nullable=True)
     rotation_id: str | None = json_member("rotation", read_id, default=None, is_nullable=True)
+    started_by: str | None = json_member("startedBy", read_text, default=None, is_nullable=True)
 
 
 class _DecodedFrom:

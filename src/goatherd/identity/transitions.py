@@ -919,6 +919,7 @@ def _end_rotation(
         to_id=record.to_id,
         reason=None if reason is None else _shorten_reason(reason),
         rotation_id=record.id,
+        started_by=record.started_by or None,
     )
     return _next_document(document, now_ms, entry=entry, rotation=None, **changes)
 

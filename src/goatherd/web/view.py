@@ -222,7 +222,8 @@ class HistoryRow:
     Attributes:
         anchor: The fragment of a link to this event.
         outcome: ``good``, ``bad`` or ``neutral``.
-        started_ms, started_by: Start of the rotation, and who started it; known only from an audit trail.
+        started_ms: Start of the rotation; known only from an audit trail.
+        started_by: Who started the rotation or, if there is an audit trail, who revoked the root.
     """
 
     anchor: str
@@ -668,7 +669,7 @@ def history_rows(document: IdentityDocument, trail: TrailView | None) -> tuple[H
 
     Args:
         document: The identity.
-        trail: The audit trail, which says when each rotation started and who started it; None if there is none.
+        trail: The audit trail, which says when each rotation started, and who revoked a root; None if there is none.
     """
     starts = {} if trail is None else trail.starts
     rows = []
@@ -677,7 +678,7 @@ def history_rows(document: IdentityDocument, trail: TrailView | None) -> tuple[H
         # Not by the place in the list, which loses its oldest entries: a link must lead to the same event later.
         seen[entry.at] += 1
         began_as = entry.from_id if entry.event == REVOKED else entry.rotation_id
-        started_ms, started_by = starts.get(began_as or "", (None, ""))
+        started_ms, started_by = starts.get(began_as or "", (None, entry.started_by or ""))
         rows.append(
             HistoryRow(
                 anchor=f"event-{entry.at}" + (f"-{seen[entry.at]}" if seen[entry.at] > 1 else ""),
