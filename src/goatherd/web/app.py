@@ -4,8 +4,8 @@ Rules:
 1. A request changes nothing but the sessions of readers, by signing in and out.
 2. SECURITY: every page has the same strict headers; nothing is loaded from elsewhere, no script or style is inline,
    and no other site may show the page in a frame (tests/unit/web/test_app.py).
-3. SECURITY: on a loopback address the ``Host`` header must name loopback, or another site could read the page through a
-   name that it lets point here (tests/unit/web/test_app.py).
+3. SECURITY: on a loopback address the ``Host`` header must name loopback, also behind a proxy, or another site could
+   read the page through a name that it lets point here (tests/unit/web/test_app.py).
 4. A view is rendered once, however many pages are open, and each page is sent only the sections that have changed.
 """
 
@@ -225,7 +225,7 @@ class PageApp:
         direct = client[0] if client else ""
         if self._proxies and not is_in_networks(direct, self._proxies):
             return 403, "this page is reached through its reverse proxy only"
-        if self._address.is_loopback and not self._proxies and not _is_loopback_host(headers.get(b"host", b"")):
+        if self._address.is_loopback and not _is_loopback_host(headers.get(b"host", b"")):
             return 421, "this page is served to this machine only, at http://localhost or http://127.0.0.1"
         return None
 
@@ -397,7 +397,8 @@ def _make_cookie(value: str, seconds: int, *, is_secure: bool) -> tuple[bytes, b
 
 def _is_loopback_host(raw: bytes) -> bool:
     host = raw.decode("latin-1").lower()
-    return is_loopback(host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0])
+    name, _, port = host[1:].partition("]") if host.startswith("[") else host.partition(":")
+    return is_loopback(name) and (not port or port.removeprefix(":").isdecimal())
 
 
 async def _send_redirect(send: Send, *more: tuple[bytes, bytes]) -> None:

@@ -29,6 +29,8 @@ from goatherd.web.view import View, clean_text
 START_TIMEOUT: Final = timedelta(seconds=60)
 STOP_TIMEOUT: Final = timedelta(seconds=5)
 RETRY_PAUSE: Final = timedelta(seconds=5)
+ROTATION_INTERVAL: Final = timedelta(seconds=1)
+"""Longest time between two views while a rotation is in progress, which can be over in seconds."""
 
 _log = logging.getLogger("goatherd.web")
 
@@ -187,10 +189,10 @@ async def publish_views(
         page = await run_unless_set(stop, stack.enter_async_context(start_page_process(address, interval)))
         if page is None:
             return
-        await run_unless_set(stop, _show_first_view(source, page))
+        view = await run_unless_set(stop, _show_first_view(source, page))
         if not stop.is_set():
             on_ready(page.url)
-            await _show_views(source, page, interval=interval, stop=stop, is_shown=True)
+            await _show_views(source, page, interval=interval, stop=stop, view=view, is_shown=True)
 
 
 @asynccontextmanager
@@ -230,26 +232,35 @@ async def publish_beside(source: ViewSource, address: PageAddress, *, interval: 
         await asyncio.wait({serving})
 
 
-async def _show_first_view(source: ViewSource, page: PageProcess) -> None:
-    """Show the first view on the page, or why the store cannot be read now.
+async def _show_first_view(source: ViewSource, page: PageProcess) -> View | None:
+    """Show the first view on the page, and return it; or show why the store cannot be read now, and return None.
 
     Raises:
         GoatherdError: The store cannot be read, and a retry would not help.
     """
     try:
-        await page.show(await source.collect())
+        view = await source.collect()
     except GoatherdError as error:
         if not error.retryable:
             raise
         await page.show(None, error)
+        return None
+    await page.show(view)
+    return view
 
 
 async def _show_views(
-    source: ViewSource, page: PageProcess, *, interval: timedelta, stop: asyncio.Event, is_shown: bool = False
+    source: ViewSource,
+    page: PageProcess,
+    *,
+    interval: timedelta,
+    stop: asyncio.Event,
+    view: View | None = None,
+    is_shown: bool = False,
 ) -> None:
-    """Show a new view in each interval until `stop` is set.
+    """Show a new view in each interval, or in each `ROTATION_INTERVAL` during a rotation, until `stop` is set.
 
-    If `is_shown`, the page shows a view already, so the first new one follows after an interval.
+    If `is_shown`, the page shows `view` already, so the first new one follows after an interval.
 
     Raises:
         NodeError: The process that serves the page has ended.
@@ -267,7 +278,9 @@ async def _show_views(
                 if not stop.is_set():
                     await page.show(view, problem)
             is_shown = False
-            pause = asyncio.create_task(asyncio.sleep(interval.total_seconds()))
+            is_rotating = view is not None and view.rotation is not None
+            seconds = min(interval, ROTATION_INTERVAL) if is_rotating else interval
+            pause = asyncio.create_task(asyncio.sleep(seconds.total_seconds()))
             await asyncio.wait({pause, ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
             pause.cancel()
             if ended.done():

@@ -130,14 +130,23 @@ async def test_the_script_is_small() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example:8090", "", "10.0.0.1", "localhost.evil.example"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example:8090",
+        "",
+        "10.0.0.1",
+        "localhost.evil.example",
+        "localhost:80@evil.example",
+    ],
 )
 async def test_another_name_of_loopback_is_refused(host: str) -> None:
-    answer = await request(make_app(), "GET", "/", host=host)
-    assert answer.status == 421
-    assert b"Root" not in answer.body
-    for own in ("localhost", "127.0.0.1:8090", "[::1]:8090"):
-        assert (await request(make_app(), "GET", "/", host=own)).status == 200
+    for app in (make_app(), make_app(proxies=("127.0.0.0/8",))):
+        answer = await request(app, "GET", "/", host=host)
+        assert answer.status == 421
+        assert b"Root" not in answer.body
+        for own in ("localhost", "127.0.0.1:8090", "[::1]:8090"):
+            assert (await request(app, "GET", "/", host=own)).status == 200
 
 
 async def test_behind_a_proxy_only_the_proxy_may_connect() -> None:

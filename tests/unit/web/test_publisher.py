@@ -253,6 +253,23 @@ async def test_a_store_that_is_away_leaves_the_last_view_with_the_reason() -> No
         await publishing
 
 
+async def test_while_a_rotation_runs_the_page_is_renewed_every_second() -> None:
+    class Rotating(Source):
+        async def collect(self) -> View:
+            self.count += 1
+            return view_of(scenes()["activated" if self.count < 3 else "steady"])
+
+    source, stop = Rotating(), asyncio.Event()
+    publishing = asyncio.create_task(
+        publish_views(source, ADDRESS, interval=timedelta(hours=1), stop=stop, on_ready=lambda _: None)
+    )
+    async with asyncio.timeout(HANG):
+        while source.count < 3:
+            await asyncio.sleep(0.05)
+    stop.set()
+    await publishing
+
+
 class Silent(Source):
     """A store that does not answer from view number `since` on."""
 
