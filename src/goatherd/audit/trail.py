@@ -474,6 +474,8 @@ def read_lines(path: Path) -> Iterator[bytes]:
 def _settled_size(path: Path) -> int:
     """Return a file's size while no process is writing a record, or after waiting 5 seconds for that."""
     system = System()
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "it is no regular file")  # to open a pipe would not end
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
         until = time.monotonic() + _LOCK_PATIENCE

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from goatherd.audit.records import Anchors, Head
-from goatherd.cli.main import FILE, App, command
+from goatherd.cli.main import App, command
 from goatherd.cli.text.audit import checked_json, checked_lines, record_json, record_line
 from goatherd.config.build import is_store_named, open_store
 from goatherd.errors import ConfigurationError, DecodeError
@@ -20,8 +20,7 @@ from goatherd.telemetry import describe_count
     example="goatherd audit verify /var/log/goatherd/audit.jsonl --provider file:///srv/keys/root\n"
     "goatherd audit show /var/log/goatherd/audit.jsonl --last 20",
 )
-@click.argument("action", type=click.Choice(["verify", "show"]), metavar="verify|show")
-@click.argument("file", type=FILE)
+@click.argument("words", nargs=-1, required=True, metavar="[verify|show] FILE")
 @click.option(
     "--offline",
     is_flag=True,
@@ -35,21 +34,21 @@ from goatherd.telemetry import describe_count
 @click.option("--last", metavar="N", type=click.IntRange(min=1), help="With show: show only the last N records.")
 def audit(
     app: App,
-    action: str,
-    file: Path,
+    words: tuple[str, ...],
     offline: bool,
     checkpoint: str | None,
     last: int | None,
 ) -> int:
     """Check an audit trail, or show it.
 
-    `verify` reports the first record that was changed, removed, moved, repeated or cut short (unless the next record
-    states that a crash cut it short), or that is not signed by a root of the identity in the store. It prints the head
-    of the trail: the number and digest of the last record. Keep the head in another place, and give it as --checkpoint
-    later: nothing else detects records that are missing at the end.
+    `verify`, the default, reports the first record that was changed, removed, moved, repeated or cut short (unless the
+    next record states that a crash cut it short), or that is not signed by a root of the identity in the store. It
+    prints the head of the trail: the number and digest of the last record. Keep the head in another place, and give it
+    as --checkpoint later: nothing else detects records that are missing at the end.
 
     `show` prints the records without verifying them.
     """
+    action, file = _read_words(words)
     if action == "show":
         if offline or checkpoint is not None:
             raise click.UsageError("--offline and --checkpoint are options of `audit verify`")
@@ -57,6 +56,15 @@ def audit(
     if last is not None:
         raise click.UsageError("--last is an option of `audit show`")
     return _verify_trail(app, file, offline=offline, checkpoint=checkpoint)
+
+
+def _read_words(words: tuple[str, ...]) -> tuple[str, Path]:
+    """Return what to do and with which file; without a verb, the file is verified."""
+    if len(words) == 2 and words[0] in ("verify", "show"):
+        return words[0], Path(words[1])
+    if len(words) == 1 and words[0] not in ("verify", "show"):
+        return "verify", Path(words[0])
+    raise click.UsageError("give a file: goatherd audit [verify|show] FILE")
 
 
 def _verify_trail(app: App, file: Path, *, offline: bool, checkpoint: str | None) -> int:

@@ -157,6 +157,12 @@ class Menu(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, rest = args[0], args[1:]
+        if name == "help" and not ctx.resilient_parsing:
+            args = [*(word for word in rest if not word.startswith("-")), "--help"]
+            if len(args) == 1:
+                click.echo(self.get_help(ctx))
+                ctx.exit()
+            name, rest = args[0], args[1:]
         if name in FORMS:
             chosen = next((word for word in self._find_flags(ctx, name, rest) if word in FORMS[name]), None)
             if chosen is not None:

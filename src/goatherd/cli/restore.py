@@ -13,7 +13,7 @@ import click
 
 from goatherd.cli.main import EXIT_FINDINGS, App, audit_log, audit_option, command, distrust_option
 from goatherd.cli.process import lower_priority, run_interruptible
-from goatherd.cli.rotate import HOW_TO_RESUME, run_rotation, to_option, waiting_options
+from goatherd.cli.rotate import run_rotation, to_option, waiting_options
 from goatherd.config.build import build_policy, open_nodes, open_store
 from goatherd.identity.document import IdentityDocument
 from goatherd.operations.restore import restore as operation
@@ -45,7 +45,7 @@ def restore(
     lower_priority(app)
     stop_at = Phase(to_phase) if to_phase else None
     work = partial(operation, root_id=root, to_phase=stop_at, unsafe_without_nodes=unsafe_without_nodes)
-    return run_interruptible(app, run_rotation(app, work, metrics_file), note=HOW_TO_RESUME)
+    return run_interruptible(app, run_rotation(app, work, metrics_file), note="")
 
 
 @command(

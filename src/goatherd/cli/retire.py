@@ -68,13 +68,15 @@ def retire(app: App, yes: bool, dry_run: bool) -> int:
 
 
 def _confirm_destruction(app: App) -> None:
-    if not app.out.may_ask:
-        raise click.UsageError("nothing can be confirmed without a terminal; give --yes to destroy the private keys")
     keys = asyncio.run(_read_keys(app))
     due = [f"  {line}" for line in due_lines(keys, SystemClock().now_ms())]
     # A store that answers again a moment later may hold versions that are due.
     unread = keys.problem or " ".join(one.problem or "" for one in keys.unsearched)
     if due or unread:
+        if not app.out.may_ask:
+            raise click.UsageError(
+                "nothing can be confirmed without a terminal; give --yes to destroy the private keys"
+            )
         kinds = [describe_count(len(due), "version")] if due else []
         kinds += [f"all versions that are due and could not be listed ({unread})"] if unread else []
         click.echo("\n".join(due), err=True)

@@ -247,7 +247,7 @@ def rotate(
     }
     if what in ("", "resume"):
         lower_priority(app)
-    return run_interruptible(app, run_rotation(app, work[what], metrics_file), note=HOW_TO_RESUME)
+    return run_interruptible(app, run_rotation(app, work[what], metrics_file), note="")
 
 
 async def _show_plan(app: App, to_phase: Phase | None, change: Mapping[str, Any]) -> int:
@@ -291,14 +291,13 @@ async def _replace_expired(app: App, *, unsafe_without_nodes: bool) -> int:
     return 0 if report.is_complete else EXIT_FINDINGS
 
 
-HOW_TO_RESUME: Final = (
-    "a rotation that has started is not lost: `goatherd rotate --resume` continues it, `--cancel` or `--rollback` "
-    "ends it"
+_HOW_TO_RESUME: Final = (
+    "the rotation is in progress: `goatherd rotate --resume` finishes it, `--cancel` or `--rollback` ends it"
 )
 
 
 async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None) -> int:
-    """Run a rotation or a restore, show its progress, and print its report.
+    """Run a rotation or a restore, show its progress, and print its report; if it is interrupted, print how to resume.
 
     Args:
         app: The context of the command.
@@ -308,6 +307,19 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
     options = app.options
     # No log lines: `RotationProgress` shows the same events.
     logging.getLogger("goatherd.rotation").addHandler(logging.NullHandler())
+    progress = RotationProgress(app.out, bare=options.rotation_bare)
+    try:
+        return await _run_shown(app, work, metrics_file, progress)
+    except asyncio.CancelledError:
+        if progress.has_begun:
+            app.out.write_note(f"note: {_HOW_TO_RESUME}")
+        raise
+
+
+async def _run_shown(
+    app: App, work: Callable[..., Awaitable[Report]], metrics_file: Path | None, progress: RotationProgress
+) -> int:
+    options = app.options
     async with AsyncExitStack() as stack:
         seen = stack.enter_context(
             write_metrics_file(metrics_file, store_name(options), lambda text: app.out.write_note(f"note: {text}"))
@@ -316,7 +328,7 @@ async def run_rotation(app: App, work: Callable[..., Awaitable[Report]], metrics
         if metrics_file is not None:
             await stack.enter_async_context(read_identity_at_end(store, seen))
         nodes = await stack.enter_async_context(open_nodes(options, store))
-        progress = stack.enter_context(RotationProgress(app.out, bare=options.rotation_bare))
+        stack.enter_context(progress)
 
         def describe(report: Report) -> list[str]:
             copies = retained_copies(store.provider)

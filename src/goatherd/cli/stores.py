@@ -24,7 +24,12 @@ from goatherd.operations.stores import promote_store, read_regions, sync_stores
     example="goatherd stores status\ngoatherd stores sync\ngoatherd stores promote us --node http://10.0.0.1:8080",
     nodes=True,
 )
-@click.argument("action", type=click.Choice(["status", "sync", "promote"]), metavar="status|sync|promote")
+@click.argument(
+    "action",
+    type=click.Choice(["status", "sync", "promote"]),
+    default="status",
+    metavar="[status|sync|promote]",
+)
 @click.argument("region", required=False)
 @click.option(
     "--force-generation",
@@ -37,8 +42,8 @@ def stores(app: App, action: str, region: str | None, force_generation: bool) ->
 
     The section [stores] of goatherd.toml names the stores (how-to page: More than one region).
 
-    `status` shows each region's store: whether it answers, its generation and labels, and since when it lags. `sync`
-    updates every follower to what the primary store holds; it never overwrites a later identity.
+    `status`, the default, shows each region's store: whether it answers, its generation and labels, and since when it
+    lags. `sync` updates every follower to what the primary store holds; it never overwrites a later identity.
 
     `promote REGION` makes a follower the primary store. The follower must hold the highest generation that any store or
     listed server has shown. The command writes a new version to this store, and prints the [stores] section for

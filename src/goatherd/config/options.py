@@ -596,7 +596,12 @@ def _read_file(path: Path, *, is_named: bool) -> _File | None:
     try:
         if not is_named:
             _check_owner(path, path.lstat())
-            _check_owner(path, path.stat())  # to open a pipe would not end
+            _check_owner(path, path.stat())
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would not end
+            raise ConfigurationError(
+                f"{str(path)!r} cannot be read: it is no regular file",
+                hint=f"--config and GOATHERD_CONFIG must name a file, such as {FILE_NAME}.",
+            )
         with path.open(encoding="utf-8-sig") as file:  # editors of Windows write a byte order mark
             if not is_named:
                 _check_owner(path, os.fstat(file.fileno()))  # another file may have been put there meanwhile

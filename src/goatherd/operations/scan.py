@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from goatherd.crypto import PrivateKey
-from goatherd.errors import ConfigurationError
 from goatherd.identity.leaked_keys import LONGEST, LeakedKey, find_private_keys
 from goatherd.operations.git_history import GitUnreadableError, is_shallow, locate_objects, read_objects
 
@@ -166,23 +165,18 @@ def scan_paths(paths: Sequence[Path], *, with_history: bool) -> ScanReport:
     """Search files and directories, and the history of each git repository among the directories.
 
     Args:
-        paths: Files, pipes, directories, bare git repositories, or links to one of these.
+        paths: Files, pipes, directories, bare git repositories, or links to one of these. One that does not exist is
+            listed among what could not be searched.
         with_history: Whether to search the histories of git repositories, too.
-
-    Raises:
-        ConfigurationError: A path does not exist.
     """
     report = ScanReport(with_history=with_history)
-    for path in paths:
-        if not path.exists():
-            raise ConfigurationError(f"{path} does not exist", hint="Name a file, a directory or a git repository.")
     for path in paths:
         if path.is_dir():
             _scan_directory(report, path)
         elif path.is_file() or path.is_fifo():
             _scan_file(report, path)
         else:
-            report.unsearched.append(f"{path}: neither a file nor a pipe")
+            report.unsearched.append(f"{path}: {'neither a file nor a pipe' if path.exists() else 'does not exist'}")
     return report
 
 

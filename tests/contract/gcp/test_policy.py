@@ -148,7 +148,8 @@ async def test_no_right_is_printed_that_its_role_does_not_use(become: Become, fa
             except GoatherdError:
                 needed.add(missing)
         assert fake.calls != denied_before
-    assert rights == needed
+    # Used only to disable what a writer left who is gone (tests/contract/gcp/test_newest_version.py).
+    assert rights - needed == {"secretmanager.versions.disable"}
 
 
 async def everything(rotator: SecretProvider) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,8 +108,19 @@ def test_without_a_store_it_must_be_said_and_the_answer_says_what_it_rests_on(go
     assert "no store has confirmed it" in goatherd("audit", "verify", str(trail), "--offline").out
 
 
+def test_without_a_verb_a_trail_is_verified_and_a_pipe_is_no_trail(
+    goatherd: Goatherd, trail: Path, store: str, tmp_path: Path
+) -> None:
+    by_name = goatherd("audit", "verify", str(trail), "--provider", store)
+    assert goatherd("audit", str(trail), "--provider", store).out == by_name.out
+    os.mkfifo(tmp_path / "pipe")
+    piped = goatherd("audit", "verify", str(tmp_path / "pipe"), "--provider", store)
+    assert (piped.code, "no regular file" in piped.err) == (EXIT_CODES["audit"], True)
+
+
 def test_show_prints_a_line_for_each_record_and_can_print_the_last(goatherd: Goatherd, trail: Path) -> None:
     shown = goatherd("audit", "show", str(trail)).out.splitlines()
+    assert not any("{'" in line or "['" in line or "=True" in line for line in shown), "values are JSON, not Python"
     assert len(shown) == len(records(goatherd, trail))
     assert goatherd("audit", "show", str(trail), "--last", "2").out.splitlines() == shown[-2:]
 

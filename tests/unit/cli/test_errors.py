@@ -19,8 +19,11 @@ import goatherd.errors
 from goatherd.cli import main
 from goatherd.cli.main import EXIT_CODES, EXIT_INTERRUPTED, run
 from goatherd.cli.output import hide_key_material
+from goatherd.cli.text.progress import RotationProgress
 from goatherd.errors import GoatherdError, NodeError, ProviderError
 from goatherd.identity.session import OwnedSession
+from goatherd.rotation.events import Event, PhaseEntered
+from goatherd.rotation.machine import Phase
 
 from .conftest import Goatherd
 
@@ -151,18 +154,6 @@ def test_of_several_errors_at_once_ours_is_told(goatherd: Goatherd, monkeypatch:
     assert "that one" in result.err
 
 
-def test_an_interrupted_rotation_prints_how_to_resume(
-    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("goatherd.cli.rotate.open_store", interrupt)
-    result = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
-    assert result.code == 130
-    assert "goatherd rotate --resume" in result.err
-
-
 def test_an_interruption_ends_with_130(goatherd: Goatherd, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -223,7 +214,7 @@ def test_no_other_module_ends_the_process_or_maps_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("command", "module", "told"),
     [
-        (["rotate", "--unsafe-without-nodes"], "rotate", "`goatherd rotate --resume` continues it"),
+        (["rotate", "--unsafe-without-nodes"], "rotate", ""),
         (["retire", "--yes"], "retire", "run `goatherd retire` again to destroy the rest"),
         (
             ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes", "--yes"],
@@ -260,8 +251,29 @@ def test_sigterm_ends_what_changes_a_cluster_as_ctrl_c_does(
         signal.signal(signal.SIGTERM, before)
     assert result.code == 143
     assert told in result.err
+    assert "--resume" not in result.err, "nothing was written"
     assert "ended by SIGTERM" in result.err
     assert cleaned
+
+
+def test_a_rotation_that_is_interrupted_after_it_began_can_be_resumed(
+    goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    show = RotationProgress.show
+
+    def interrupt(self: RotationProgress, event: Event) -> None:
+        show(self, event)
+        if isinstance(event, PhaseEntered) and event.phase is Phase.PREPARED:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RotationProgress, "show", interrupt)
+    interrupted = goatherd("rotate", "--unsafe-without-nodes", "--provider", store)
+    assert (interrupted.code, "`goatherd rotate --resume` finishes it" in interrupted.err) == (143, True)
+    monkeypatch.undo()
+    # One command brings the cluster to rest, whether a rotation is in progress or not.
+    for _ in range(2):
+        assert goatherd("rotate", "--resume", "--unsafe-without-nodes", "--provider", store).code == 0
 
 
 def test_ctrl_c_while_the_command_is_imported_prints_no_traceback() -> None:
@@ -280,11 +292,16 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (EXIT_INTERRUPTED, "", "")
 
 
-@pytest.mark.parametrize("command", [["retire"], ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes"]])
+@pytest.mark.parametrize(
+    "command", [["retire", "--grace", "0s"], ["revoke", "root-a", "--reason", "stolen", "--unsafe-without-nodes"]]
+)
 @pytest.mark.parametrize(("sees", "answers"), [(True, False), (False, True)])
 def test_no_question_is_asked_that_cannot_be_seen_or_answered(
     goatherd: Goatherd, store: str, monkeypatch: pytest.MonkeyPatch, command: list[str], sees: bool, answers: bool
 ) -> None:
+    assert goatherd("init", "--provider", store).code == 0
+    assert goatherd("retire", "--provider", store).code == 0, "there is nothing to destroy, so nothing to confirm"
+    assert goatherd("rotate", "--unsafe-without-nodes", "--provider", store).code == 0
     monkeypatch.setattr(sys.stderr, "isatty", lambda: sees)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: answers)
     result = goatherd(*command, "--provider", store)

@@ -129,6 +129,11 @@ def test_a_hidden_alias_says_on_a_terminal_what_to_type(goatherd: Goatherd, monk
     assert "`goatherd config` is now `goatherd doctor --options`" in goatherd("config").err
 
 
+def test_help_is_a_word_too(goatherd: Goatherd) -> None:
+    assert goatherd("help").out == goatherd("--help").out
+    assert goatherd("help", "rotate").out == goatherd("rotate", "--help").out
+
+
 def test_without_arguments_a_new_user_is_told_the_first_three_commands(goatherd: Goatherd) -> None:
     result = goatherd()
     assert result.code == EXIT_USAGE

@@ -645,6 +645,9 @@ def test_links_and_pipes_in_a_directory_are_not_followed(
     assert scan(goatherd, tree).code == 0
 
 
-def test_a_path_that_does_not_exist_is_an_error(goatherd: Goatherd, tmp_path: Path) -> None:
-    result = goatherd("scan", str(tmp_path / "nowhere"))
-    assert (result.code, "does not exist" in result.err) == (EXIT_USAGE, True)
+def test_a_path_that_does_not_exist_is_named_and_the_others_are_searched(
+    goatherd: Goatherd, tree: Path, tmp_path: Path
+) -> None:
+    result = goatherd("scan", str(tmp_path / "nowhere"), str(tree))
+    assert (result.code, f"not searched: {tmp_path}/nowhere: does not exist" in result.out) == (EXIT_FINDINGS, True)
+    assert goatherd("scan", str(tmp_path / "nowhere"), str(tree), "--json").json["files"] > 0

@@ -80,7 +80,6 @@ CALLS: list[tuple[str, int, str]] = [
     ("rotate --provider {P}", USAGE, "no server is listed"),
     ("controller --provider {P}", USAGE, "no server is listed"),
     ("revoke x --reason r --yes --provider {P}", USAGE, "no server is listed"),
-    ("retire --provider {P}", USAGE, "nothing can be confirmed without a terminal"),
     ("controller --cron daily --node http://h --provider {P}", USAGE, "--cron: 'daily' is not a cron expression"),
     ("controller --timezone Mars --node http://h --provider {P}", USAGE, "--timezone: 'Mars'"),
     # wrong files, wrong places

@@ -292,6 +292,8 @@ def test_a_pipe_that_lies_here_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "goatherd.toml")
     with pytest.raises(ConfigurationError, match="not a regular file"):
         load(tmp_path)
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        load_options({}, {}, directory=tmp_path, file=tmp_path / "goatherd.toml")
 
 
 def test_a_group_of_its_own_is_as_good_as_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

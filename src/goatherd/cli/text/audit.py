@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,7 +84,10 @@ def record_json(record: Record) -> dict[str, Any]:
 
 def record_line(record: Record) -> str:
     """Return a record of an audit trail as one line, shortened if it is long."""
-    text = ", ".join(f"{name}={value}" for name, value in record.data.items() if value not in (None, [], "", {}))
+    found = {name: value for name, value in record.data.items() if value not in (None, [], "", {})}
+    text = ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()
+    )
     text = text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"
     printable = "".join(char if char.isprintable() else "?" for char in f"{record.actor}  {record.event}  {text}")
     return f"{record.seq:>6}  {iso(record.at_ms)}  {printable}"

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from goatherd.cli.output import Output
+from goatherd.identity.root_names import shorten_id
 from goatherd.rotation.events import (
     ConflictMet,
     Decided,
@@ -23,7 +24,7 @@ from goatherd.rotation.events import (
     RunEnded,
     StoreTroubled,
 )
-from goatherd.rotation.machine import NodeView, Phase, Wait
+from goatherd.rotation.machine import Done, NodeView, Phase, Wait
 from goatherd.telemetry import make_visible, omit_request_ids
 from goatherd.times import iso
 
@@ -67,6 +68,9 @@ class RotationProgress:
     Args:
         out: Where to show them.
         bare: URLs of manual-restart servers, which do not read the store.
+
+    Attributes:
+        has_begun: Whether there is a rotation that can be resumed: the run met one, or has decided to write.
     """
 
     def __init__(self, out: Output, *, bare: Iterable[str] = ()) -> None:
@@ -78,6 +82,7 @@ class RotationProgress:
         self._wait = ""
         self._trouble = ""
         self._is_taken_over = False
+        self.has_begun = False
         self._shown: set[tuple[str, str | None]] = set()
         self._polling: set[str] = set()
 
@@ -116,6 +121,7 @@ class RotationProgress:
             text = f"not healthy, {health.failures} in a row: {health.problem}" if health.failures else "healthy"
             self._show_line("health", {"failures": health.failures, "problem": health.problem}, text)
         elif isinstance(event, Decided):
+            self.has_begun |= not isinstance(event.action, Wait | Done)
             if isinstance(event.action, Wait):
                 data, text = describe_wait(event.action, self._list_activities(event.action.nodes))
                 if omit_request_ids(text) != omit_request_ids(self._wait):
@@ -145,6 +151,7 @@ class RotationProgress:
 
     def _show_phase(self, event: PhaseEntered) -> None:
         self._phase, self._wait, self._trouble = event, "", ""
+        self.has_begun |= event.rotation_id is not None
         data: dict[str, object] = {
             "phase": event.phase.value,
             "generation": event.generation,
@@ -183,6 +190,9 @@ class RotationProgress:
         elif name == "phase":
             self._live.console.print(make_visible(text), markup=False, highlight=False, soft_wrap=True)
 
+    def _live_width(self) -> int:
+        return 80 if self._live is None else self._live.console.width
+
     def _build_view(self) -> RenderableType:
         from rich.console import Group
         from rich.table import Table
@@ -191,13 +201,15 @@ class RotationProgress:
         table = Table(box=None, pad_edge=False)
         for head in ("server", "introduction", "trusts new root", "signs with", "cross-signature", ""):
             # On a narrow terminal, an address or a reason takes more lines instead of being cut off.
-            table.add_column(head, overflow="fold")
+            # The address of a server is broken only if it is wider than half of the terminal.
+            whole = max((len(node.url) for node in self._nodes), default=0) if head == "server" else 0
+            table.add_column(head, overflow="fold", min_width=min(whole, self._live_width() // 2) or None)
         for node in self._nodes:
             table.add_row(
                 node.url,
                 _MARKS[node.holds_introduction],
                 _MARKS[node.trusts_next],
-                make_visible(node.signs_with or "-"),
+                make_visible(shorten_id(node.signs_with or "-")),
                 _MARKS[node.holds_cross_signature],
                 make_visible(node.problem or node.rejects or node.activity or ""),
             )
